@@ -1,0 +1,1 @@
+"""The command line: `mcframe ...`, and what `mcframe/run.py` does on each rank."""

@@ -1,0 +1,44 @@
+"""How a command ends when something is wrong: one message, the place, the remedy, exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from mcframe.errors import EXIT_USER_ERROR, UserError
+
+_RANK_0_SPEAKS_FIRST_S = 5.0
+
+
+def show(error: UserError) -> None:
+    """Print the error in a frame, which launcher lines before and behind do not bury."""
+    text = Text(error.message)
+    if error.place:
+        text = Text(f"{error.place}\n", style="bold") + text
+    if error.remedy:
+        text = text + Text(f"\n→ {error.remedy}", style="green")
+    console = Console(stderr=True, soft_wrap=False)
+    console.print(Panel(text, title="mcframe cannot go on", title_align="left", border_style="red"), highlight=False)
+
+
+def guarded(action: Callable[[], int], *, traceback: bool) -> int:
+    """Run `action`; turn a UserError into a message and exit code 2. With `traceback`, let it through."""
+    try:
+        return action()
+    except UserError as error:
+        if traceback:
+            raise
+        if int(os.environ.get("RANK", "0")) == 0:
+            show(error)
+        else:
+            # The launcher ends all ranks as soon as one has failed: leave rank 0 the time to say why.
+            time.sleep(_RANK_0_SPEAKS_FIRST_S)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return EXIT_USER_ERROR

@@ -1,0 +1,106 @@
+"""What each rank does: read the gin files, build the parts, start the engine, train."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+
+from mcframe.cli.failure import guarded
+from mcframe.recipe import Loaded, load_recipe
+from mcframe.telemetry.sinks import Sinks, open_sinks
+from mcframe.training.assembly import assemble
+from mcframe.training.engine import Engine, prepare_environment, start_distributed
+from mcframe.training.loop import Trainer
+from mcframe.training.report import describe, optimizer_groups
+from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, write_provenance
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The options of `mcframe/run.py`, which `mcframe run` passes on."""
+    parser = argparse.ArgumentParser(
+        prog="deepspeed mcframe/run.py", description="Train a MegaContext language model from gin files."
+    )
+    parser.add_argument("--gin", action="append", required=True, metavar="FILE", help="a gin file; may be repeated")
+    parser.add_argument("--set", action="append", default=[], metavar="BINDING", help="such as 'run.seed = 1'")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="where to write; default: runs/NAME of the gin file"
+    )
+    parser.add_argument(
+        "--resume", default="auto", metavar="auto|never|DIR",
+        help="auto: go on where the run directory has a checkpoint; never: start anew; DIR: go on from there",
+    )  # fmt: skip
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of every rank. Returns the exit code."""
+    options = arguments().parse_args(argv)
+    return guarded(lambda: train(options), traceback=options.traceback)
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train as the options say. Returns the exit code."""
+    prepare_environment()
+    console = Console(quiet=os.environ["RANK"] != "0")
+    loaded = load_recipe(options.gin, options.set)
+    for warning in loaded.registry.warnings():
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    run_plan = plan(Path(options.gin[-1]).stem, options.run_dir, options.resume)
+    recipe, checkpoint = loaded.recipe, run_plan.checkpoint
+    if checkpoint is not None and checkpoint.tokens >= recipe.steps * recipe.batch_tokens:
+        console.print(
+            f"{run_plan.directory} is complete: {checkpoint.tokens:,} tokens. Train on with a larger "
+            "run.total_tokens, or anew with --resume never.",
+            highlight=False,
+        )
+        return 0
+    return run(loaded, run_plan, console)
+
+
+def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
+    """From a recipe to a trained model: the order in which the parts of a run come to life."""
+    recipe = loaded.recipe
+    assembly = assemble(recipe)
+    device = start_distributed()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    engine = Engine(assembly.model, recipe, world_size)
+    extra = {
+        "parameter groups": optimizer_groups(engine.optimizer),
+        "ranks": f"{world_size} on {device}; micro-batches of {engine.micro_batch} sequences, "
+        f"{engine.accumulation} a step",
+        "run directory": str(run_plan.directory),
+    }
+    if run_plan.checkpoint is not None:
+        extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
+    console.print(describe(assembly, extra), highlight=False)
+    if rank == 0:
+        write_provenance(run_plan.directory, loaded.config.bound(), {"plugins": loaded.registry.versions()})
+        (run_plan.directory / OPERATIVE).write_text(loaded.config.operative(), "utf-8")
+    for binding in loaded.config.unused():
+        console.print(f"note: nothing reads {binding.key} ({binding.place})", style="yellow", highlight=False)
+    with console.status("Reading and tokenising text"):
+        trainer = Trainer(assembly, engine, run_plan, _sinks(loaded, run_plan, rank), loaded.registry.hooks, device)
+    summary = trainer.run()
+    if summary["status"] == "interrupted":
+        console.print(f"To go on: the same command again. All is saved in {run_plan.directory}", style="bold")
+    dist.destroy_process_group()
+    return 0
+
+
+def _sinks(loaded: Loaded, run_plan: RunPlan, rank: int) -> Sinks:
+    telemetry, checkpoint = loaded.recipe.telemetry, run_plan.checkpoint
+    return open_sinks(
+        run_plan.directory,
+        rank=rank,
+        tensorboard=telemetry.tensorboard,
+        wandb=telemetry.wandb,
+        config=loaded.config.as_dict(),
+        resume_tokens=checkpoint.tokens if checkpoint else None,
+    )

@@ -1,0 +1,11 @@
+"""gin files, read so that every mistake has a file, a line and a remedy. The only package that imports gin.
+
+The path of a value: `source` finds and parses files into `Binding`s, `diagnosis` explains what does not parse,
+`checks` compares bindings with the configurables they name, `loader` hands them to gin and calls constructors.
+"""
+
+from mcframe.config.loader import Config, clear, load
+from mcframe.config.published import register
+from mcframe.config.values import Binding
+
+__all__ = ["Binding", "Config", "clear", "load", "register"]

@@ -1,0 +1,115 @@
+"""Paired ΔNLL: every predicting entry of a variant against the baseline at the very same target.
+
+`delta(e) = NLL_variant(e) - NLL_baseline(end(e) - 1)` in nats. Differences are never aligned by index from the tail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mcframe.context.statistics import Statistics, masked_mean, masked_sum
+from mcframe.context.working_context import WorkingContext
+
+DISTANCES = (16, 32, 128, 512)
+"""Upper bounds, in tokens behind a span, of the buckets of `mc/delta_after`."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Variants against their baseline.
+
+    nll      [R, L] NLL of the variants' entries, in nats
+    partner  [R, L] the baseline's NLL at the same target, detached
+    scored   [R, L] bool: the entry predicts and so has a partner
+    nearest  [R, L] index of the nearest gist entry on the left (last slot; itself for a gist), -1 where there is none
+    """
+
+    context: WorkingContext
+    nll: Tensor
+    partner: Tensor
+    scored: Tensor
+    nearest: Tensor
+
+    @property
+    def delta(self) -> Tensor:
+        """[R, L] ΔNLL in nats; meaningless where not `scored`."""
+        return self.nll - self.partner
+
+    @property
+    def judged(self) -> Tensor:
+        """[R, L] bool: entries whose target lies at or behind the cursor; only these judge a focus."""
+        return self.scored & (self.context.end >= self.context.geometry.cursor)
+
+    def of_nearest(self, values: Tensor) -> Tensor:
+        """[R, L] what `values` [R, L] holds for the nearest gist on the left; meaningless where there is none."""
+        return values.gather(1, self.nearest.clamp(min=0))
+
+    @property
+    def behind_gist(self) -> Tensor:
+        """[R, L] bool: a scored token with a gist somewhere on its left."""
+        return self.scored & (self.context.lod == 0) & (self.nearest >= 0)
+
+    @property
+    def distance(self) -> Tensor:
+        """[R, L] tokens between the end of the nearest span on the left and the entry (`t - end`)."""
+        return self.context.token - self.of_nearest(self.context.end)
+
+
+def pair(context: WorkingContext, nll: Tensor, baseline_nll: Tensor) -> Pairing:
+    """Pair the variants' NLL [R, L] with the baseline's [B, T] (position t scores token t + 1)."""
+    rows = context.focus.shape[0]
+    baseline = baseline_nll.detach().repeat_interleave(rows // baseline_nll.shape[0], dim=0)
+    partner = baseline.gather(1, context.end - 1)
+    scored = context.predicts
+    index = torch.arange(context.length, device=nll.device).expand(rows, -1)
+    marked = torch.where(scored & (context.lod > 0), index, -1)
+    nearest = marked.cummax(dim=1).values
+    return Pairing(context, nll, partner, scored, nearest)
+
+
+def span_delta(pairing: Pairing, reach: int) -> tuple[Tensor, Tensor]:
+    """Mean ΔNLL of the tokens less than `reach` behind each span, each counted for its nearest span on the left.
+
+    -> ([R, L] mean at the span's last entry, [R, L] number of tokens), 0 elsewhere.
+    """
+    near = pairing.behind_gist & (pairing.distance < reach)
+    size = pairing.nll.shape[1]
+    place = torch.where(near, pairing.nearest, size)
+    zeros = pairing.nll.new_zeros(pairing.nll.shape[0], size + 1)
+    total = zeros.scatter_add(1, place, pairing.delta.detach())[:, :size]
+    count = zeros.scatter_add(1, place, torch.ones_like(pairing.nll))[:, :size]
+    return total / count.clamp(min=1), count
+
+
+def tail_delta(pairing: Pairing) -> Tensor:
+    """[R] mean ΔNLL behind the cursor, in nats. Differentiable."""
+    return masked_mean(pairing.delta, pairing.judged, dim=1)
+
+
+def pairing_statistics(pairing: Pairing) -> Statistics:
+    """The metrics of docs/concepts.md that compare variants with their baseline."""
+    context, delta, scored = pairing.context, pairing.delta.detach(), pairing.scored
+    geometry, lod = context.geometry, context.lod
+    means = {"mc/tail_delta": masked_sum(delta, pairing.judged)}
+    behind, distance = pairing.behind_gist, pairing.distance
+    nearest_lod = pairing.of_nearest(lod)
+    for level in range(geometry.levels + 1):
+        at = scored & (lod == level)
+        rows = lod.new_full((), lod.shape[0]).float()
+        means[f"mc/lod_loss/{level}"] = masked_sum(pairing.nll, at)
+        means[f"mc/lod_count/{level}"] = torch.stack(((context.valid & (lod == level)).sum().float(), rows))
+        if level:
+            near = behind & (nearest_lod == level) & (distance < geometry.block_size)
+            means[f"mc/gist_entry_delta/{level}"] = masked_sum(delta, at)
+            means[f"mc/lod_delta/{level}"] = masked_sum(delta, near)
+    means["mc/wc_length"] = torch.stack((context.valid.sum().float(), lod.new_full((), lod.shape[0]).float()))
+    for low, high in zip((0, *DISTANCES), DISTANCES, strict=False):
+        means[f"mc/delta_after/{high}"] = masked_sum(delta, behind & (distance >= low) & (distance < high))
+    # Entries before the first gist are the baseline's own: they cannot differ and would dilute the mean.
+    differ = scored & (pairing.nearest >= 0)
+    advantage = masked_mean(delta, differ, dim=1)
+    samples = {"mc/adv_delta": torch.where(differ.any(dim=1), advantage, torch.nan)}
+    return Statistics(means=means, samples=samples)

@@ -1,0 +1,165 @@
+"""A focus unrolled into entries: which node each entry reads, where it stands, what it predicts.
+
+Entry `t` of a row exists where `t % K**lod(t) < slots(lod(t))` and is slot `t % K**lod(t)` of its node. The node's
+last slot predicts token `end`, the first one after its span; with `y[t] = x[t + 1]` that target is `y[end - 1]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mcframe.context.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class WorkingContext:
+    """Entries of R rows, L entries each; rows that are shorter are filled at the right (`valid` False).
+
+    geometry  the tree
+    focus     [R, blocks] int64, LOD of every block
+    token     [R, L] int64, the token position t that makes the entry (0 where not valid)
+    lod       [R, L] int64, level of detail (0 where not valid)
+    valid     [R, L] bool
+    padded    False where it is known that every entry is valid, so that masks can be left out
+    age       [R, blocks] int64, allocation rounds since each block's LOD changed; None where nothing ever did
+    """
+
+    geometry: Geometry
+    focus: Tensor
+    token: Tensor
+    lod: Tensor
+    valid: Tensor
+    padded: bool
+    age: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """L, entries a row."""
+        return self.token.shape[1]
+
+    @property
+    def span(self) -> Tensor:
+        """[R, L] tokens that the entry's node covers."""
+        return torch.pow(self.geometry.block_size, self.lod)
+
+    @property
+    def slots(self) -> Tensor:
+        """[R, L] slots of the entry's node."""
+        return torch.where(self.lod > 0, self.geometry.slots, 1)
+
+    @property
+    def slot(self) -> Tensor:
+        """[R, L] which slot of its node the entry is."""
+        return self.token % self.span
+
+    @property
+    def start(self) -> Tensor:
+        """[R, L] first token of the entry's node."""
+        return self.token - self.slot
+
+    @property
+    def end(self) -> Tensor:
+        """[R, L] first token after the entry's node: what its last slot predicts."""
+        return self.start + self.span
+
+    @property
+    def predicts(self) -> Tensor:
+        """[R, L] bool: the entry is the last slot of its node (and valid), so it has a target."""
+        return self.valid & (self.slot == self.slots - 1)
+
+    @property
+    def row(self) -> Tensor:
+        """[R, L] row of the node table (of the entry's own sequence) that holds its embedding."""
+        offset = torch.zeros_like(self.lod)
+        for lod in range(1, self.geometry.levels + 1):
+            below = self.geometry.nodes(lod - 1) * self.geometry.slots_at(lod - 1)
+            offset = offset + (self.lod >= lod) * below
+        return offset + self.slots * (self.token // self.span) + self.slot
+
+    def targets(self, following: Tensor) -> Tensor:
+        """[R, L] target ids from `following` [R, T], `following[t]` = token t + 1; meaningless where not `predicts`."""
+        return following.gather(1, self.end - 1)
+
+    def positions(self, placement: str = "centre") -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [R, L] float32, in tokens, of the sub-interval that the entry stands for.
+
+        `placement` puts the mean at the sub-interval's centre, start or end.
+        """
+        width = self.span.float() / self.slots
+        first = self.start + self.slot * width
+        shift = {"centre": (width - 1) / 2, "start": torch.zeros_like(width), "end": width - 1}[placement]
+        return first + shift, ((width**2 - 1).clamp(min=0) / 12).sqrt()
+
+    def before_cursor(self) -> WorkingContext:
+        """The entries before the cursor: all that LensNet may see.
+
+        Every row ends with the same `T - cursor` raw tokens, so the cut has one length for all rows.
+        """
+        keep = self.length - (self.geometry.window - self.geometry.cursor)
+        valid = self.valid[:, :keep] & (self.token[:, :keep] < self.geometry.cursor)
+        return replace(self, token=self.token[:, :keep], lod=self.lod[:, :keep], valid=valid)
+
+
+def block_lods_to_tokens(focus: Tensor, geometry: Geometry) -> Tensor:
+    """[R, blocks] -> [R, T]: the LOD of every token; those beyond the last whole block are raw."""
+    lod = focus.repeat_interleave(geometry.block_size, dim=1)
+    return F.pad(lod, (0, geometry.window - lod.shape[1]))
+
+
+def unroll(focus: Tensor, geometry: Geometry, length: int | None = None) -> WorkingContext:
+    """The working contexts of valid focuses [R, blocks], with no Python loop and no host synchronisation.
+
+    `length` promises that every row has exactly that many entries (a row that has not stops the program through an
+    assertion on the device); without it rows are filled up to T.
+    """
+    rows, window = focus.shape[0], geometry.window
+    lod = block_lods_to_tokens(focus, geometry)
+    token = torch.arange(window, device=focus.device)
+    is_entry = token % torch.pow(geometry.block_size, lod) < torch.where(lod > 0, geometry.slots, 1)
+    rank = is_entry.cumsum(dim=1)
+    size = window if length is None else length
+    if length is not None:
+        torch._assert_async((rank[:, -1] == length).all(), "a focus does not unroll to the length that was asked")
+    # Entries are written to their place; the last column takes everything that is no entry.
+    place = torch.where(is_entry, rank - 1, size).clamp(max=size)
+    tokens = token.new_zeros(rows, size + 1).scatter_(1, place, token.expand(rows, -1))[:, :size]
+    valid = torch.arange(size, device=focus.device) < rank[:, -1:]
+    tokens = torch.where(valid, tokens, 0)
+    return WorkingContext(
+        geometry=geometry,
+        focus=focus,
+        token=tokens,
+        lod=torch.where(valid, lod.gather(1, tokens), 0),
+        valid=valid,
+        padded=length is None,
+    )
+
+
+def raw_context(geometry: Geometry, rows: int, device: torch.device, length: int | None = None) -> WorkingContext:
+    """The uncompressed baseline: every entry a token; of the first `length` tokens where that is given."""
+    size = geometry.window if length is None else length
+    token = torch.arange(size, device=device).expand(rows, -1)
+    return WorkingContext(
+        geometry=geometry,
+        focus=torch.zeros(rows, size // geometry.block_size, dtype=torch.long, device=device),
+        token=token,
+        lod=torch.zeros_like(token),
+        valid=torch.ones_like(token, dtype=torch.bool),
+        padded=False,
+    )
+
+
+def gather_embeddings(table: Tensor, context: WorkingContext) -> Tensor:
+    """Embeddings of every entry, one differentiable gather.
+
+    table [B, table_rows, D] -> [R, L, D]; row r reads sequence r // (R // B).
+    """
+    sequences, nodes, width = table.shape
+    rows = context.focus.shape[0]
+    sequence = torch.arange(rows, device=table.device) // (rows // sequences)
+    index = context.row + (sequence * nodes)[:, None]
+    return table.reshape(sequences * nodes, width).index_select(0, index.flatten()).view(rows, -1, width)

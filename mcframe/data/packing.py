@@ -1,0 +1,60 @@
+"""Documents to one token stream, the stream to windows of T + 1 tokens that advance by T.
+
+A separator follows every document. Window i is `stream[i * T : i * T + T + 1]`: neighbours share one token, the last
+target of one and the first input of the next, so that every token but the first is predicted once. What is left at
+the end, too short for a window, is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mcframe.hookspecs import Tokenizer
+
+Tokens = NDArray[np.unsignedinteger[Any]]
+
+
+def token_type(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """The narrowest type that holds every id: uint16 up to 65,536 entries, uint32 above."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def separated(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
+    """The ids of each text with the separator behind them."""
+    kind = token_type(tokenizer.vocab_size)
+    return [np.array([*ids, tokenizer.separator], dtype=kind) for ids in tokenizer.encode_batch(texts)]
+
+
+def batched(texts: Iterable[str], documents: int = 256, characters: int = 4_000_000) -> Iterator[list[str]]:
+    """Texts in batches, each closed once it holds so many documents or characters."""
+    batch: list[str] = []
+    held = 0
+    for text in texts:
+        batch.append(text)
+        held += len(text)
+        if len(batch) >= documents or held >= characters:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def window_count(tokens: int, window: int) -> int:
+    """How many windows of `window` + 1 tokens a stream of `tokens` gives."""
+    return max(0, tokens - 1) // window
+
+
+def gather_windows(stream: Tokens, indices: Sequence[int] | NDArray[np.int64], window: int) -> Tensor:
+    """Windows `indices` of `stream` [tokens] -> int64 [n, window + 1]. Raises IndexError beyond the last one."""
+    rows = np.asarray(indices, dtype=np.int64)
+    available = window_count(len(stream), window)
+    if rows.size and not (rows.min() >= 0 and rows.max() < available):
+        raise IndexError(f"windows {rows.min()} to {rows.max()} of a stream that has {available}")
+    positions = rows[:, None] * window + np.arange(window + 1)
+    return torch.from_numpy(stream[positions].astype(np.int64))

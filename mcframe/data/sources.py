@@ -1,0 +1,234 @@
+"""Where documents come from: the standard library, local files, Hugging Face data sets.
+
+The last two go through the `datasets` library, which is imported when the first document is asked for.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mcframe.data.cache import fingerprint
+from mcframe.errors import UserError
+from mcframe.hookspecs import TextSource
+
+_NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
+_OFFLINE_REMEDY = (
+    "check the name and the network. Without one, train on local files (run.text = @text.local_files) or on the "
+    "standard library (run.text = @text.standard_library)"
+)
+
+
+class StandardLibrary(TextSource):
+    """The running interpreter's own library: real text that needs no download.
+
+    include  which files, as a pattern for `Path.match`: "json/*.py" for one folder
+
+    One file is one document; installed packages and test folders are left out. Files are sorted by name.
+    """
+
+    def __init__(self, include: str = "*.py") -> None:
+        self._include = include
+        self._root = Path(sysconfig.get_path("stdlib"))
+
+    @property
+    def identity(self) -> str:
+        """From the Python version and every file's name and size."""
+        files = [(file.relative_to(self._root).as_posix(), file.stat().st_size) for file in self._files()]
+        return f"standard-library:{fingerprint([sys.version, files])}"
+
+    def documents(self, epoch: int = 0) -> Iterator[str]:
+        """One document a file, the same in every epoch. Raises UserError where there are no files."""
+        for file in self._files():
+            text = file.read_bytes().decode("utf-8", errors="replace")
+            if text:
+                yield text
+
+    def _files(self) -> list[Path]:
+        found = []
+        for folder, folders, names in os.walk(self._root):
+            folders[:] = set(folders) - _NOT_THE_LIBRARY  # os.walk does not enter what is taken out
+            found += [file for name in names if (file := Path(folder, name)).match(self._include)]
+        if not found:
+            raise UserError(
+                f"there is no {self._include} in the standard library's folder {self._root}",
+                remedy="train on files of your own: run.text = @text.local_files",
+            )
+        return sorted(found, key=lambda file: file.relative_to(self._root).as_posix())
+
+
+class LocalFiles(TextSource):
+    """Files, and folders with all that lies in them, read where they are without a copy.
+
+    paths       one path or several; ~ is the home folder
+    text_field  the field of .jsonl and .parquet files that holds the text
+    streaming   read while training instead of tokenising once
+
+    A .txt, .md or .py file is one document; a .jsonl or .parquet file has one a row; empty ones are left out. The
+    order: text files, then .jsonl, then .parquet, each in the order of `paths` and, within a folder, by name. In
+    folders, hidden files and other kinds of file are passed over.
+    """
+
+    def __init__(self, paths: str | Sequence[str], text_field: str = "text", streaming: bool = False) -> None:
+        self.streaming = streaming
+        self._paths = [Path(path).expanduser().absolute() for path in ([paths] if isinstance(paths, str) else paths)]
+        self._text_field = text_field
+
+    @property
+    def identity(self) -> str:
+        """From the text field and every file's path, size and time of change."""
+        files = [file for group in self._files().values() for file in group]
+        facts = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+        return f"local-files:{fingerprint([self._text_field, facts])}"
+
+    def documents(self, epoch: int = 0) -> Iterator[str]:
+        """The documents, in every epoch the same. Raises UserError where something is missing or unreadable."""
+        import datasets
+
+        for kind, files in self._files().items():
+            field = "text" if kind == "text" else self._text_field
+            try:
+                # Paths are patterns to `datasets`: an unescaped [ or * would match other files.
+                rows = datasets.load_dataset(
+                    kind,
+                    data_files=[glob.escape(str(file)) for file in files],
+                    split="train",
+                    streaming=True,
+                    **_reader_options(kind, field),
+                )
+                yield from _texts(rows, field)
+            except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+                raise UserError(
+                    f"cannot read the {kind} files of {_listed(files)}: {error}",
+                    remedy="repair or remove the file, or leave it out of text.local_files.paths",
+                ) from error
+
+    def _files(self) -> dict[str, list[Path]]:
+        """The files of each kind, every file once."""
+        found = dict.fromkeys(file for path in self._paths for file in _files_below(path))
+        groups: dict[str, list[Path]] = {kind: [] for kind in dict.fromkeys(_KINDS.values())}
+        for file in found:
+            groups[_KINDS[file.suffix.lower()]].append(file)
+        if not found:
+            raise UserError(
+                f"there is no {_extensions()} file in {_listed(self._paths) or 'an empty list of paths'}",
+                remedy="name files or folders that hold some in text.local_files.paths",
+            )
+        return {kind: files for kind, files in groups.items() if files}
+
+
+_KINDS = {".txt": "text", ".md": "text", ".py": "text", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def _extensions() -> str:
+    return ", ".join(_KINDS)
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    shown = ", ".join(map(str, paths[:3]))
+    return f"{shown} and {len(paths) - 3} more" if len(paths) > 3 else shown
+
+
+def _files_below(path: Path) -> list[Path]:
+    """`path` itself, or what lies below it, sorted by name."""
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if file.suffix.lower() in _KINDS and file.is_file()]
+        visible = [file for file in found if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+        return sorted(visible, key=lambda file: file.relative_to(path).as_posix())
+    if not path.exists():
+        raise UserError(f"there is no {path}", remedy="correct text.local_files.paths")
+    if path.suffix.lower() not in _KINDS:
+        raise UserError(
+            f"{path} is of no kind that can be read", remedy=f"give files that end in one of {_extensions()}"
+        )
+    return [path]
+
+
+def _reader_options(kind: str, field: str) -> dict[str, Any]:
+    if kind == "text":
+        return {"sample_by": "document", "encoding_errors": "replace"}
+    return {"columns": [field]} if kind == "parquet" else {}
+
+
+class HuggingFace(TextSource):
+    """A data set of the Hugging Face hub, or a local folder laid out like one.
+
+    name            the data set's name on the hub, or a folder
+    subset          its configuration, where it has several
+    split           the split to read; training and validation are both taken from it, by document
+    text_field      the field that holds the text
+    streaming       read while training instead of downloading and tokenising once
+    shuffle_buffer  while streaming, how many documents are shuffled among each other, anew in every epoch; 0 = none
+    seed            of that shuffle
+    revision        a commit of the data set. Only with one does `identity` change whenever the documents do
+    """
+
+    def __init__(
+        self,
+        name: str,
+        subset: str | None = None,
+        split: str = "train",
+        text_field: str = "text",
+        streaming: bool = True,
+        shuffle_buffer: int = 0,
+        seed: int = 0,
+        revision: str | None = None,
+    ) -> None:
+        self.streaming = streaming
+        self._name, self._subset, self._split = name, subset, split
+        self._text_field = text_field
+        self._shuffle_buffer, self._seed = shuffle_buffer, seed
+        self._revision = revision
+
+    @property
+    def identity(self) -> str:
+        """From the parameters: nothing is asked of the network."""
+        shuffle = [self._shuffle_buffer, self._seed] if self.streaming else None
+        chosen = [self._name, self._subset, self._split, self._text_field, self._revision, shuffle]
+        return f"hugging-face:{fingerprint(chosen)}"
+
+    def documents(self, epoch: int = 0) -> Iterator[str]:
+        """The documents. Raises UserError where the data set cannot be found, reached or read."""
+        import datasets
+
+        try:
+            rows = datasets.load_dataset(
+                self._name, self._subset, split=self._split, revision=self._revision, streaming=self.streaming
+            )
+            if self.streaming and self._shuffle_buffer:
+                rows = rows.shuffle(seed=self._seed, buffer_size=self._shuffle_buffer)
+                rows.set_epoch(epoch)
+            yield from _texts(rows, self._text_field)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise UserError(f"cannot read the data set {self._name}: {error}", remedy=_OFFLINE_REMEDY) from error
+
+
+def _texts(rows: Iterable[dict[str, Any]], field: str) -> Iterator[str]:
+    """The texts of a data set's rows, without the empty ones. Raises UserError where they are not there."""
+    columns = getattr(rows, "column_names", None)
+    if columns is not None and field not in columns:
+        raise _no_field(field, columns)
+    for row in rows:
+        if field not in row:
+            raise _no_field(field, row)
+        text = row[field]
+        if not isinstance(text, str | None):
+            raise UserError(
+                f"the field {field!r} holds {type(text).__name__}, not text",
+                remedy="set text_field to the field that holds the text",
+            )
+        if text:
+            yield text
+
+
+def _no_field(field: str, columns: Iterable[str]) -> UserError:
+    listed = ", ".join(columns)
+    return UserError(
+        f"the rows have no field {field!r}" + (f", only {listed}" if listed else ""),
+        remedy="set text_field to the field that holds the text",
+    )

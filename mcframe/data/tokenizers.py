@@ -1,0 +1,200 @@
+"""Text to ids and back: plain bytes, and byte-level byte-pair encoding (BPE, Sennrich et al. 2016)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcframe.data.cache import cache_dir, make_folder
+from mcframe.data.packing import batched
+from mcframe.data.split import check_share, documents_of, empty_split
+from mcframe.errors import UserError
+from mcframe.hookspecs import TextSource, Tokenizer
+
+SEPARATOR = "<|separator|>"
+"""The separator's entry in a BPE vocabulary. The same characters in a document are ordinary text."""
+
+_BYTES = 256
+
+
+class Bytes(Tokenizer):
+    """UTF-8 bytes as ids 0 to 255; the separator is 256 and decodes to nothing."""
+
+    vocab_size = _BYTES + 1
+    separator = _BYTES
+
+    @property
+    def identity(self) -> str:
+        """A constant: there is nothing to choose."""
+        return "bytes"
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text's bytes; half a surrogate pair, which has no UTF-8, becomes a question mark."""
+        return [list(text.encode("utf-8", errors="replace")) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids without separators; bytes that are no UTF-8 become U+FFFD."""
+        return bytes(i for i in ids if i < _BYTES).decode("utf-8", errors="replace")
+
+    def byte_lengths(self) -> Tensor:
+        """1 for every byte, 0 for the separator; int64 [257]."""
+        lengths = torch.ones(self.vocab_size, dtype=torch.int64)
+        lengths[self.separator] = 0
+        return lengths
+
+
+class BPE(Tokenizer):
+    """Byte-level BPE from a file that `mcframe tokenizer` has trained; the separator is 0 and decodes to nothing.
+
+    vocab_size  entries, the separator included
+    name        which of several trained ones of this size
+    file        a tokenizer file instead of the cached one of that name and size
+
+    Raises UserError where the file is missing, of another kind, or has another number of entries.
+    """
+
+    def __init__(self, vocab_size: int = 65536, name: str = "default", file: str | None = None) -> None:
+        path = Path(file).expanduser() if file else bpe_file(vocab_size, name)
+        content = _content(path)
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        self._tokenizer.encode_special_tokens = True  # a document that spells the separator must not end there
+        self._identity = f"bpe:{blake2b(content, digest_size=16).hexdigest()}"
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.separator = self._tokenizer.get_vocab()[SEPARATOR]
+        if self.vocab_size != vocab_size:
+            raise UserError(
+                f"the tokenizer {path} has {self.vocab_size:,} entries, not {vocab_size:,}",
+                remedy=f"set tokenizer.bpe.vocab_size = {self.vocab_size}, or train one: mcframe tokenizer --gin FILE",
+            )
+
+    @property
+    def identity(self) -> str:
+        """From the file's content."""
+        return self._identity
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text; half a surrogate pair, which has no UTF-8, becomes a question mark."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast([_valid(text) for text in texts])]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids without separators; bytes that are no UTF-8 become U+FFFD."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def byte_lengths(self) -> Tensor:
+        """Bytes of each entry, 0 for the separator; int64 [vocab_size]."""
+        lengths = torch.zeros(self.vocab_size, dtype=torch.int64)
+        for entry, index in self._tokenizer.get_vocab().items():
+            lengths[index] = len(entry)  # the byte-level alphabet writes each byte as one character
+        lengths[self.separator] = 0
+        return lengths
+
+
+def bpe_file(vocab_size: int, name: str = "default") -> Path:
+    """Where the trained tokenizer of this name and size is cached. Raises UserError for a name that is no file name."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(
+            f"{name!r} cannot name a tokenizer",
+            remedy="use letters, digits, dots, hyphens and underscores in tokenizer.bpe.name",
+        )
+    return cache_dir() / "tokenizers" / f"{name}-{vocab_size}.json"
+
+
+def train_bpe(
+    source: TextSource,
+    vocab_size: int,
+    file: Path,
+    *,
+    share: float,
+    max_documents: int | None = None,
+    max_characters: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Train on the source's training documents and write `file`, in one piece or not at all.
+
+    share           of the documents held out for validation; these are not read
+    max_documents   stop reading after so many
+    max_characters  stop reading at the batch of documents that reaches so many
+    progress        gets the characters read so far
+
+    Raises UserError where there are no training documents, or too few for that many entries.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    check_share(share)
+    if vocab_size <= _BYTES:
+        raise UserError(
+            f"a byte-level vocabulary cannot have {vocab_size} entries",
+            remedy=f"set tokenizer.bpe.vocab_size to {_BYTES + 1} or more",
+        )
+    documents = documents_of(source.documents(), "train", share)
+    batches = _counted(islice(documents, max_documents), max_characters, progress)
+    first = next(batches, None)
+    if first is None:
+        raise empty_split("train", share)
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((batch for part in ([first], batches) for batch in part), trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise UserError(
+            f"this text gives no more than {tokenizer.get_vocab_size():,} entries, not {vocab_size:,}",
+            remedy="train on more text, or lower tokenizer.bpe.vocab_size",
+        )
+    partial = make_folder(file.parent) / f"{file.name}.partial"
+    tokenizer.save(str(partial))
+    partial.replace(file)
+
+
+def _counted(
+    documents: Iterator[str], limit: int | None, progress: Callable[[int], None] | None
+) -> Iterator[list[str]]:
+    """Batches of documents until `limit` characters are read."""
+    read = 0
+    for batch in batched(documents):
+        read += sum(map(len, batch))
+        yield [_valid(text) for text in batch]
+        if progress:
+            progress(read)
+        if limit is not None and read >= limit:
+            return
+
+
+def _valid(text: str) -> str:
+    return text.encode("utf-8", errors="replace").decode()
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a byte-level BPE file. Raises UserError where it is missing or something else."""
+    remedy = "train it, once: mcframe tokenizer --gin FILE"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"there is no trained tokenizer {path}", remedy=remedy) from error
+    except OSError as error:
+        raise UserError(f"cannot read the tokenizer {path}: {error.strerror}", remedy=remedy) from error
+    try:
+        fields: Any = json.loads(content)
+        kinds = (fields["model"]["type"], fields["pre_tokenizer"]["type"], SEPARATOR in fields["model"]["vocab"])
+    except (ValueError, KeyError, TypeError):
+        kinds = None
+    if kinds != ("BPE", "ByteLevel", True):
+        raise UserError(f"{path} is no byte-level BPE tokenizer with the entry {SEPARATOR}", remedy=remedy)
+    return content

@@ -1,0 +1,42 @@
+"""Errors that are for the person at the keyboard: one message, the place, the remedy, exit code 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+EXIT_USER_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a mistake was made: a file and, where known, its line (from 1)."""
+
+    file: Path | str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.file) if self.line is None else f"{self.file}:{self.line}"
+
+
+class UserError(Exception):
+    """Something that a user can put right.
+
+    `message` says what is wrong, `remedy` what to do about it, `place` where (a gin file and line).
+    The command line prints these three and exits with code 2; a traceback only under `--traceback`.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "", place: Place | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.place = place
+
+    def at(self, place: Place | None) -> UserError:
+        """The same error, placed, unless it already has a place."""
+        return self if self.place or place is None else UserError(self.message, remedy=self.remedy, place=place)
+
+    def __str__(self) -> str:
+        where = f"{self.place}: " if self.place else ""
+        remedy = f"\n  remedy: {self.remedy}" if self.remedy else ""
+        return f"{where}{self.message}{remedy}"

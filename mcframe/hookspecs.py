@@ -1,0 +1,230 @@
+"""The plug-in API: every hook and every interface that a plug-in implements.
+
+A plug-in is a module or an object with functions marked `@mcframe.hookspecs.hookimpl`, published under the
+entry-point group `mcframe.plugins`. A `register_*` hook receives `register(name, factory)`; what is registered
+becomes a gin configurable in a module named after the kind, so that
+
+    run.gistnet = @gistnet.NAME
+    gistnet.NAME.layers = 4
+
+selects and parameterises it. A factory is called with the positional arguments listed at its interface below and
+with whatever gin binds to its keyword parameters.
+
+Shapes: B sequences, V variants of each, R = B * V rows (row r belongs to sequence r // V), T tokens, K block size,
+G slots, D width, L entries of a working context.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pluggy
+from torch import Tensor, nn
+
+from mcframe.context.geometry import Geometry
+from mcframe.context.working_context import WorkingContext
+
+API_VERSION = "0.1"
+PROJECT = "mcframe"
+ENTRY_POINT_GROUP = "mcframe.plugins"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a network plug-in must fit: the base model's width D and the tree's geometry."""
+
+    width: int
+    geometry: Geometry
+
+
+# ---- the four kinds ------------------------------------------------------------------------------
+class GistNet(nn.Module, ABC):
+    """Compresses the K children of each node into one gist of G slots. Factory: `factory(shape)`."""
+
+    context_blocks: int = 0
+    """How many blocks to its left a gist may read besides its own; 0 = isolated."""
+
+    @abstractmethod
+    def forward(self, children: Tensor, lod: int) -> Tensor:
+        """Gists of every node at `lod`.
+
+        children [B, nodes, K * slots(lod - 1), D] -> gists [B, nodes, G, D], same dtype and device.
+        Differentiable; deterministic in eval mode; node i depends on nodes i - context_blocks .. i only.
+        Called once a level in every step, level 1 first.
+        """
+
+
+class LensNet(nn.Module, ABC):
+    """Scores every working-context entry: > 0 "expand me", < 0 "collapse me". Factory: `factory(shape)`."""
+
+    @abstractmethod
+    def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
+        """Scores in [-1, 1].
+
+        context has the entries before the cursor only; embeddings [R, L, D] are detached -> scores [R, L].
+        Must ignore entries where `context.valid` is False. Deterministic in eval mode.
+        """
+
+
+class Allocator(ABC):
+    """Turns scores and a budget into the next working context. Factory: `factory(geometry)`."""
+
+    iterations: int = 1
+    """How often the framework scores and allocates again before it takes the focus."""
+
+    @abstractmethod
+    def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
+        """The next focus.
+
+        scores [R, L] belong to the entries of `context` (those before the cursor); budget is the most entries that the
+        whole window may have; seeds [R] int64 -> focus [R, blocks] int64.
+        The focus is valid, of the largest reachable length within the budget unless the allocator's thresholds say
+        less; protected blocks stay at LOD0; zero scores change nothing that fits; equal seeds give equal results.
+        """
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What a variant strategy may look at: the tokens [B, T] and the geometry."""
+
+    tokens: Tensor
+    geometry: Geometry
+
+
+class VariantStrategy(ABC):
+    """Proposes the alternative working contexts that training compares. Factory: `factory(geometry)`."""
+
+    count: int
+    """V, variants a sequence; 0 = none, plain training."""
+
+    needs_scores: bool = False
+    """True where `propose` wants LensNet's scores of the uncompressed context."""
+
+    @abstractmethod
+    def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
+        """Focuses of the asked length.
+
+        scores [B, T up to the cursor] or None; length is reachable (`Geometry.reachable`); seeds [B, V] int64
+        -> focus [B, V, blocks] int64, valid, each unrolling to exactly `length` entries, a function of its own
+        sequence's seeds, distinct among a sequence's variants where possible.
+        """
+
+
+# ---- data ----------------------------------------------------------------------------------------
+class TextSource(ABC):
+    """Documents to train on. Factory: `factory()`."""
+
+    streaming: bool = False
+    """True where documents are read while training instead of being tokenised once and cached."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """A string that changes whenever the documents do; names the token cache."""
+
+    @abstractmethod
+    def documents(self, epoch: int = 0) -> Iterator[str]:
+        """The documents, in an order that depends on nothing but the source and the epoch.
+
+        Raises UserError where there is nothing to read.
+        """
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back. Factory: `factory()`."""
+
+    vocab_size: int
+    separator: int
+    """The id that stands between documents."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """A string that changes whenever the ids do; names the token cache."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without separators."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids; bytes that are no UTF-8 become U+FFFD."""
+
+    @abstractmethod
+    def byte_lengths(self) -> Tensor:
+        """Bytes of text that each id stands for, int64 [vocab_size]; 0 for special tokens. For bits per byte."""
+
+
+# ---- the run, as lifecycle hooks see it ----------------------------------------------------------
+@dataclass(frozen=True)
+class RunInfo:
+    """A run: its directory, rank, world size and the token clock's reading."""
+
+    directory: Path
+    rank: int
+    world_size: int
+    tokens: int
+    step: int
+    total_tokens: int
+
+
+class Register(Protocol):
+    """What a `register_*` hook calls, once for each thing it has to offer."""
+
+    def __call__(self, name: str, factory: Callable[..., Any], /) -> None:
+        """Offer `factory` under `name` (letters, digits and underscores)."""
+
+
+class Hooks:
+    """Hook specifications. Implement any of them with `@hookimpl`; parameters may be left out, not renamed."""
+
+    @hookspec
+    def register_gistnets(self, register: Register) -> None:
+        """Offer GistNets: `register("name", GistNetSubclass)`."""
+
+    @hookspec
+    def register_lensnets(self, register: Register) -> None:
+        """Offer LensNets."""
+
+    @hookspec
+    def register_allocators(self, register: Register) -> None:
+        """Offer allocators."""
+
+    @hookspec
+    def register_variants(self, register: Register) -> None:
+        """Offer variant strategies."""
+
+    @hookspec
+    def register_text_sources(self, register: Register) -> None:
+        """Offer text sources."""
+
+    @hookspec
+    def register_tokenizers(self, register: Register) -> None:
+        """Offer tokenizers."""
+
+    @hookspec
+    def run_started(self, run: RunInfo) -> None:
+        """The engine is built and, on resumption, loaded; the first step comes next. Called on every rank."""
+
+    @hookspec
+    def step_finished(self, run: RunInfo) -> None:
+        """An optimizer step is done. Called on every rank, in the hot path: read no tensor here."""
+
+    @hookspec
+    def metrics_logged(self, run: RunInfo, metrics: Mapping[str, float]) -> None:
+        """A logging interval or a validation has been read back; `metrics` is reduced over ranks. Rank 0 only."""
+
+    @hookspec
+    def checkpoint_saved(self, run: RunInfo, checkpoint: Path) -> None:
+        """A checkpoint is complete on disk. Called on every rank."""
+
+    @hookspec
+    def run_finished(self, run: RunInfo, summary: Mapping[str, Any]) -> None:
+        """The run has ended, finished or interrupted. Rank 0 only."""

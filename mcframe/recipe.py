@@ -1,0 +1,80 @@
+"""gin files to a `Recipe`: where configuration, plug-ins and settings meet. Nothing below this module knows gin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcframe import config
+from mcframe.config import Config
+from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
+from mcframe.data.tokenizers import BPE, Bytes
+from mcframe.hookspecs import Register, hookimpl
+from mcframe.modeling.gpt import GPT
+from mcframe.modeling.objectives import Objectives
+from mcframe.registry import Registry, discover
+from mcframe.training.settings import (
+    Cadence,
+    ContextSettings,
+    DataSettings,
+    DeepSpeedSettings,
+    OptimizerSettings,
+    Recipe,
+    Sampling,
+    Schedule,
+    TelemetrySettings,
+)
+
+SETTINGS = {
+    "context": ContextSettings,
+    "objectives": Objectives,
+    "optimizer": OptimizerSettings,
+    "schedule": Schedule,
+    "deepspeed": DeepSpeedSettings,
+    "cadence": Cadence,
+    "data": DataSettings,
+    "sampling": Sampling,
+    "telemetry": TelemetrySettings,
+}
+"""Groups of settings that gin files bind by name: `context.window = 512`."""
+
+
+class BuiltInData:
+    """The text sources and tokenizers that come with the framework, registered as a plug-in's would be."""
+
+    @hookimpl
+    def register_text_sources(self, register: Register) -> None:
+        """`@text.standard_library`, `@text.local_files`, `@text.huggingface`."""
+        register("standard_library", StandardLibrary)
+        register("local_files", LocalFiles)
+        register("huggingface", HuggingFace)
+
+    @hookimpl
+    def register_tokenizers(self, register: Register) -> None:
+        """`@tokenizer.bytes`, `@tokenizer.bpe`."""
+        register("bytes", Bytes)
+        register("bpe", BPE)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe, the configuration it came from, and the plug-ins that are installed."""
+
+    recipe: Recipe
+    config: Config
+    registry: Registry
+
+
+def load_recipe(files: Sequence[Path | str], overrides: Sequence[str]) -> Loaded:
+    """Read gin files and `--set` overrides. Raises UserError, with file and line, for whatever is wrong."""
+    registry = discover()
+    registry.register_plugin(BuiltInData(), "mcframe.data")
+    for name, settings in SETTINGS.items():
+        config.register("", name, settings)
+    config.register("", "gpt", GPT)
+    config.register("", "run", Recipe)
+    loaded = config.load(files, overrides, registry)
+    groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
+    return Loaded(loaded.build("run", gpt=lambda *fit: loaded.build("gpt", *fit), **groups), loaded, registry)

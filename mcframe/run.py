@@ -1,0 +1,19 @@
+"""Train: `deepspeed mcframe/run.py --gin gin/run10.gin`.
+
+Every rank runs this. `mcframe run` starts the launcher with it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Python puts this script's folder first on the path, where `data`, `testing` and the like would shadow other people's
+# modules. Nothing may be imported before it is gone.
+if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.pop(0)
+
+from mcframe.cli.train import main
+
+if __name__ == "__main__":
+    sys.exit(main())

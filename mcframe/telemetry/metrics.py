@@ -1,0 +1,122 @@
+"""The catalogue of metrics: every name that the framework logs, its unit, its direction and what it means.
+
+A name with a parameter is a pattern: `mc/lod_delta/{lod}` stands for `mc/lod_delta/1`, `mc/lod_delta/2` and so on.
+The definitions are those of docs/concepts.md.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+Better = Literal["lower", "higher", "neither"]
+
+SAMPLE_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "mc/adv_delta": ("mean", "p95", "std"),
+    "mc/preference_corr": ("mean", "max", "min"),
+}
+"""How the samples of a name are read back: `mc/adv_delta` becomes `mc/adv_delta_mean`, `_p95` and `_std`."""
+
+DEFAULT_SUFFIXES = ("mean",)
+"""How samples are read back whose name is not in `SAMPLE_SUFFIXES`."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its name or pattern, its unit, which way is better, and its meaning in one sentence."""
+
+    name: str
+    unit: str
+    better: Better
+    meaning: str
+
+
+CATALOGUE: tuple[Metric, ...] = (
+    # ---- what compression costs: delta = NLL(variant) - NLL(baseline at the same target) ---------
+    Metric("mc/adv_delta_mean", "nats", "lower", "mean delta of a variant from its first gist entry on"),
+    Metric("mc/adv_delta_p95", "nats", "lower", "95th percentile over variants of that mean delta"),
+    Metric("mc/adv_delta_std", "nats", "neither", "standard deviation over variants of that mean delta"),
+    Metric("mc/adv_delta_undefined", "variants", "neither", "variants without a gist entry, left out of adv_delta"),
+    Metric("mc/gist_entry_delta/{lod}", "nats", "lower", "mean delta of the gist entries at this LOD"),
+    Metric(
+        "mc/lod_delta/{lod}",
+        "nats",
+        "lower",
+        "mean delta of LOD0 entries shortly behind a span of this LOD, each counted for its nearest span",
+    ),
+    Metric(
+        "mc/delta_after/{distance}",
+        "nats",
+        "lower",
+        "mean delta of LOD0 entries by distance to the nearest span on the left; the bucket ends at this distance",
+    ),
+    Metric("mc/tail_delta", "nats", "lower", "mean delta behind the cursor: what a user feels"),
+    Metric("mc/gist_kl", "nats", "lower", "KL divergence from the baseline's prediction to the variant's"),
+    # ---- working contexts ------------------------------------------------------------------------
+    Metric("mc/lod_loss/{lod}", "nats", "lower", "mean NLL of the entries at this LOD"),
+    Metric("mc/lod_count/{lod}", "entries", "neither", "entries at this LOD"),
+    Metric("mc/wc_length", "entries", "neither", "entries of a working context"),
+    Metric("mc/focus_iterations", "iterations", "neither", "iterations that the allocator used"),
+    # ---- LensNet ---------------------------------------------------------------------------------
+    Metric("mc/lens_loss", "1", "lower", "LensNet's objective"),
+    Metric("mc/policy_score_abs_mean", "1", "neither", "mean absolute score"),
+    Metric("mc/policy_score_std_mean", "1", "neither", "standard deviation of the scores in a context, averaged"),
+    Metric(
+        "mc/preference_corr_mean",
+        "1",
+        "higher",
+        "correlation of scores with signed targets over the blocks on which a pair differs, mean over pairs",
+    ),
+    Metric("mc/preference_corr_max", "1", "higher", "the highest such correlation of a pair"),
+    Metric("mc/preference_corr_min", "1", "higher", "the lowest such correlation of a pair"),
+    Metric("mc/preference_corr_undefined", "pairs", "neither", "pairs whose correlation is undefined"),
+    Metric("mc/preference_agreement", "fraction", "higher", "share of pairs that the scores rank rightly; ties half"),
+    Metric("mc/preference_pair_count", "pairs", "neither", "preference pairs"),
+    Metric("mc/pref_span_corr", "1", "higher", "correlation of scores with signed targets, all differing blocks"),
+    Metric("mc/pref_score_corr", "1", "higher", "correlation of a collapsed span's score with its lod_delta"),
+    # ---- time, per optimizer step ----------------------------------------------------------------
+    Metric("mc/build_ms", "ms", "lower", "building the node table"),
+    Metric("mc/variant_ms", "ms", "lower", "sampling variants and their forward pass"),
+    Metric("mc/variant_pack_ms", "ms", "lower", "gathering the variants' embeddings"),
+    Metric("mc/lens_ms", "ms", "lower", "LensNet's forward pass and loss"),
+    Metric("mc/other_ms", "ms", "lower", "the remainder: base forward, backward, optimizer"),
+    Metric("mc/controller_ms", "ms", "lower", "build, variant, variant_pack and lens together"),
+    Metric("mc/overhead_ms", "ms", "lower", "what no arithmetic of a network explains"),
+    # ---- training --------------------------------------------------------------------------------
+    Metric("train/loss", "nats", "lower", "the objective that is minimised"),
+    Metric("train/loss_lod0", "nats", "lower", "next-token NLL of the uncompressed baseline"),
+    Metric("train/lr", "1", "neither", "learning rate"),
+    Metric("train/grad_norm", "1", "neither", "norm of the gradient before clipping"),
+    Metric("train/tok_per_sec", "tokens/s", "higher", "dataset tokens a second, all ranks"),
+    Metric("train/mfu", "fraction", "higher", "share of the device's peak FLOP/s: 0.41 is 41 %; every context counts"),
+    Metric("train/tokens", "tokens", "neither", "dataset tokens so far"),
+    Metric("train/tokens_per_step", "tokens", "neither", "dataset tokens of an optimizer step, all ranks"),
+    Metric("train/grad_accum_steps", "micro-batches", "neither", "micro-batches of an optimizer step, per rank"),
+    Metric("mc/grad_accum_steps", "micro-batches", "neither", "the same as train/grad_accum_steps"),
+    # ---- validation ------------------------------------------------------------------------------
+    Metric("val/loss", "nats", "lower", "next-token NLL on held-out documents, uncompressed"),
+    Metric("val/bpb", "bits/byte", "lower", "the same in bits per byte of text"),
+)
+
+_EXACT = {metric.name: metric for metric in CATALOGUE if "{" not in metric.name}
+_PATTERNS = [
+    (re.compile(re.sub(r"\{\w+\}", r"(0|[1-9][0-9]*)", metric.name)), metric)
+    for metric in CATALOGUE
+    if "{" in metric.name
+]
+
+
+@lru_cache(maxsize=1024)
+def describe(name: str) -> Metric:
+    """The catalogue's entry for a logged name, such as `mc/lod_delta/{lod}` for `mc/lod_delta/2`.
+
+    Raises KeyError where the catalogue has none.
+    """
+    if name in _EXACT:
+        return _EXACT[name]
+    for pattern, metric in _PATTERNS:
+        if pattern.fullmatch(name):
+            return metric
+    raise KeyError(name)

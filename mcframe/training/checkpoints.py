@@ -1,0 +1,136 @@
+"""Checkpoints: complete or not there at all, the newest few kept, resumed bit by bit.
+
+A checkpoint is a folder `checkpoints/tokens-N` of DeepSpeed's files, one `rank-R.pt` a rank (random states and the
+unread logging interval) and `complete.json`, which is written last. The folder gets its name when all is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mcframe.errors import UserError
+from mcframe.training.engine import Engine, barrier
+
+COMPLETE = "complete.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk and what `complete.json` says of it."""
+
+    path: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """Where the token clock stood."""
+        return int(self.facts["tokens"])
+
+
+def checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """The complete checkpoints of a run, oldest first."""
+    found = [read(path.parent) for path in (run_dir / "checkpoints").glob(f"tokens-*/{COMPLETE}")]
+    return sorted(found, key=lambda checkpoint: checkpoint.tokens)
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in this folder. Raises UserError where `complete.json` cannot be read."""
+    try:
+        return Checkpoint(path, json.loads((path / COMPLETE).read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a complete checkpoint: {error}",
+            remedy="name another with --resume DIR, or remove this folder to go on from the one before",
+        ) from error
+
+
+def find(place: Path) -> Checkpoint:
+    """The checkpoint that a path means: itself, or the newest of a run directory. Raises UserError if none."""
+    if (place / COMPLETE).exists():
+        return read(place)
+    found = checkpoints(place)
+    if not found:
+        raise UserError(
+            f"{place} holds no complete checkpoint",
+            remedy="name a run directory or a folder checkpoints/tokens-N in it",
+        )
+    return found[-1]
+
+
+def save(
+    engine: Engine, run_dir: Path, tokens: int, shared: Mapping[str, Any], own: Mapping[str, Any], keep: int
+) -> Path:
+    """Write a checkpoint; collective. `shared` is the same on all ranks, `own` this rank's. Returns its folder."""
+    rank = dist.get_rank()
+    folder = run_dir / "checkpoints"
+    name = f"tokens-{tokens:015d}"
+    partial, final = folder / f".writing-{name}", folder / name
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    barrier()
+    engine.wrapped.save_checkpoint(str(folder), tag=partial.name, client_state=dict(shared), save_latest=False)
+    torch.save({**own, "random": _random_states()}, partial / f"rank-{rank}.pt")
+    barrier()
+    if rank == 0:
+        facts = {"tokens": tokens, "world_size": dist.get_world_size(), "zero_stage": engine.stage}
+        (partial / COMPLETE).write_text(json.dumps(facts) + "\n", "utf-8")
+        if final.exists():  # the same place reached again, after resuming from an older one
+            shutil.rmtree(final)
+        os.rename(partial, final)
+        for old in checkpoints(run_dir)[: -max(1, keep)]:
+            shutil.rmtree(old.path)
+    barrier()
+    return final
+
+
+def load(engine: Engine, checkpoint: Checkpoint, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Load weights, optimizer and schedule; returns what `save` was given as (shared, own). Collective.
+
+    Raises UserError where ranks or ZeRO stage differ, or where the files do not fit the model or are damaged.
+    """
+    facts, world = checkpoint.facts, dist.get_world_size()
+    if (facts["world_size"], facts["zero_stage"]) != (world, engine.stage):
+        raise UserError(
+            f"{checkpoint.path} was written by {facts['world_size']} rank(s) at ZeRO {facts['zero_stage']}; this run "
+            f"has {world} at ZeRO {engine.stage}",
+            remedy=f"start {facts['world_size']} rank(s) with deepspeed.zero_stage = {facts['zero_stage']}",
+        )
+    try:
+        _, shared = engine.wrapped.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+        own = torch.load(checkpoint.path / f"rank-{dist.get_rank()}.pt", map_location="cpu", weights_only=False)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{checkpoint.path} cannot be loaded: {first}",
+            remedy="if the model was changed, start anew with --resume never; if the files are damaged, remove the "
+            "folder to go on from the checkpoint before",
+        ) from error
+    _restore_random_states(own.pop("random"))
+    return shared, own
+
+
+def _random_states() -> dict[str, Any]:
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_random_states(states: Mapping[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,187 @@
+"""The DeepSpeed engine: how it is started, and the guards that keep its traps out of reach."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
+
+from mcframe.data.loader import micro_batch_for
+from mcframe.errors import UserError
+from mcframe.modeling.step import MegaContextStep
+from mcframe.training.engine_config import engine_config
+from mcframe.training.settings import Recipe
+
+_SINGLE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+
+def prepare_environment() -> None:
+    """What has to be set before DeepSpeed is imported.
+
+    Started by plain `python`, DeepSpeed would look for MPI; without a GPU it would print what it finds; and the
+    `ninja` that came with this Python must be found although nobody activated its environment.
+    """
+    if "RANK" not in os.environ:
+        for name, value in _SINGLE_PROCESS.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def shared_memory_op_cached() -> bool:
+    """Whether DeepSpeed's CPU communication op has been built on this machine before."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    return any(root.glob("**/deepspeed_shm_comm*/*.so"))
+
+
+def check_compiler() -> str | None:
+    """What the CPU communication op lacks on this machine, or None."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"a C++ compiler ({compiler} was not found)"
+    if shutil.which("ninja") is None:
+        return "ninja"
+    return None
+
+
+def start_distributed() -> torch.device:
+    """Join the process group; build DeepSpeed's CPU op at the first start. Returns this rank's device."""
+    cpu = not torch.cuda.is_available()
+    rank = int(os.environ["RANK"])
+    if cpu and not shared_memory_op_cached():
+        if missing := check_compiler():
+            raise UserError(
+                f"DeepSpeed needs {missing} to build its CPU communication op",
+                remedy="Debian, Ubuntu: apt-get install g++; ninja: pip install ninja; then run `mcframe doctor`",
+            )
+        if rank == 0:
+            print("First start on this machine: building DeepSpeed's CPU communication op, about a minute.", flush=True)  # noqa: T201
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # Deprecation notes of every collective, on every run, about code that is not ours.
+    logging.getLogger("torch.distributed").addFilter(lambda record: "all_gather_into_tensor" not in record.getMessage())
+    deepspeed.init_distributed(verbose=False)
+    if cpu:
+        # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it.
+        torch.compiler.set_stance("force_eager")
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+class Engine:
+    """A DeepSpeed engine around the step module, with one backward a micro-batch and a watch on gradients."""
+
+    def __init__(self, model: MegaContextStep, recipe: Recipe, world_size: int) -> None:
+        import deepspeed
+
+        _check_ranks(recipe, world_size)
+        self.micro_batch = micro_batch_for(recipe.sequences // world_size, recipe.micro_batch)
+        self.accumulation = recipe.sequences // (self.micro_batch * world_size)
+        self.config = engine_config(recipe, self.micro_batch, self.accumulation)
+        self.stage = recipe.deepspeed.zero_stage
+        self._reports_norm = recipe.optimizer.name != "muon"  # Muon's is the norm of its update
+        self._watch = GradientWatch(model) if self.stage == 3 else None
+        self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            config=self.config,
+            lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: recipe.schedule.factor(step, recipe.steps)),
+        )
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Run a task of the step module; see `MegaContextStep.forward`."""
+        return self.wrapped(*arguments, **options)
+
+    @property
+    def model(self) -> MegaContextStep:
+        """The step module."""
+        module: MegaContextStep = self.wrapped.module
+        return module
+
+    def backward_and_step(self, loss: torch.Tensor) -> None:
+        """One backward of one micro-batch, and the optimizer's step where the batch is complete.
+
+        Never twice before a step: at ZeRO 2 that silently gives another result.
+        """
+        self.wrapped.backward(loss)
+        if self._watch is not None and self.wrapped.is_gradient_accumulation_boundary():
+            self._watch.check()
+        self.wrapped.step()
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step (of AdamW's parameters; Muon's follows the same schedule)."""
+        return float(self.optimizer.param_groups[-1]["lr"])
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """Norm of the last step's gradient before clipping; None where DeepSpeed does not know it."""
+        norm = self.wrapped.get_global_grad_norm() if self._reports_norm else None
+        return None if norm is None else float(norm)
+
+
+class GradientWatch:
+    """Sees to it that no parameter is left out of a step at ZeRO 3.
+
+    There a parameter that got no gradient in a step is updated with its last one again, silently. A plug-in that runs
+    one of its branches only now and then would go on training on stale gradients; it is stopped instead.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._ever: set[str] = set()
+        self._now: set[str] = set()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda _, name=name: self._now.add(name))
+
+    def check(self) -> None:
+        """The accumulated gradient is about to be used. Raises UserError where a parameter had one before only."""
+        missing = sorted(self._ever - self._now)
+        self._ever |= self._now
+        self._now.clear()
+        if missing:
+            raise UserError(
+                f"no gradient reached {missing[0]}"
+                + (f" and {len(missing) - 1} more parameters" if len(missing) > 1 else "")
+                + " in this step, though one did before: at ZeRO 3 DeepSpeed would apply the old one again",
+                remedy="run every part of the plug-in in every step and weigh its loss 0.0 when it should not learn, "
+                "or set deepspeed.zero_stage to 0, 1 or 2",
+            )
+
+
+def _check_ranks(recipe: Recipe, world_size: int) -> None:
+    if recipe.sequences % world_size:
+        window = recipe.context.window
+        near = max(1, round(recipe.sequences / world_size)) * world_size * window
+        raise UserError(
+            f"run.batch_tokens = {recipe.batch_tokens} makes {recipe.sequences} sequences a step, which {world_size} "
+            "ranks cannot share equally",
+            remedy=f"set run.batch_tokens = {near}, or start another number of ranks",
+        )
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()

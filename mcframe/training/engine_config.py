@@ -1,0 +1,85 @@
+"""The JSON that DeepSpeed is given, and the keys of it that would reach a measured trap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mcframe.errors import UserError
+from mcframe.training.settings import DeepSpeedSettings, OptimizerSettings, Recipe
+
+OWNED = {
+    "train_batch_size": "run.batch_tokens",
+    "train_micro_batch_size_per_gpu": "run.micro_batch",
+    "gradient_accumulation_steps": "run.batch_tokens and run.micro_batch",
+    "gradient_clipping": "optimizer.gradient_clipping",
+    "optimizer.type": "optimizer.name",
+    "scheduler": "schedule.warm_up and schedule.warm_down",
+    "zero_optimization.stage": "deepspeed.zero_stage",
+    "bf16.enabled": "deepspeed.precision",
+    "fp16": "deepspeed.precision: bf16 needs no loss scaling, which fp16 would",
+    "activation_checkpointing": "gpt.activation_checkpointing, which is non-reentrant",
+    "compile.deepcompile": "nothing: it does not build everywhere and has open bugs",
+}
+"""Keys that have one place of their own in gin, so that the two cannot disagree."""
+
+
+def engine_config(recipe: Recipe, micro_batch: int, accumulation: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for a run. Raises UserError for keys that mcframe sets itself."""
+    settings = recipe.deepspeed
+    _refuse_owned(settings.settings)
+    config: dict[str, Any] = {
+        "train_batch_size": recipe.sequences,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": recipe.optimizer.clipping,
+        "optimizer": _optimizer(recipe.optimizer),
+        "zero_optimization": _zero(settings, recipe.optimizer),
+        "bf16": {"enabled": settings.precision == "bf16"},
+        # An op that compiles for minutes is no default; gin can ask for it.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**62,
+        "wall_clock_breakdown": False,
+    }
+    merged = _merge(config, settings.settings)
+    if recipe.optimizer.name == "muon" and settings.zero_stage == 3:
+        merged["zero_optimization"]["reduce_scatter"] = False
+    return merged
+
+
+def _optimizer(optimizer: OptimizerSettings) -> dict[str, Any]:
+    adam = {"betas": list(optimizer.betas), "eps": optimizer.eps, "weight_decay": optimizer.weight_decay}
+    # torch's AdamW everywhere: DeepSpeed's own is compiled at the first start, for minutes on a CPU.
+    if optimizer.name == "adamw":
+        return {"type": "AdamW", "params": {"lr": optimizer.lr, **adam, "torch_adam": True}}
+    muon = {"muon_lr": optimizer.muon_lr, "adam_lr": optimizer.lr, "momentum": optimizer.muon_momentum}
+    return {"type": "Muon", "params": {"lr": optimizer.lr, **adam, **muon, "torch_adam": True}}
+
+
+def _zero(settings: DeepSpeedSettings, optimizer: OptimizerSettings) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    if settings.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if settings.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
+    return zero
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _refuse_owned(settings: Mapping[str, Any]) -> None:
+    for path, binding in OWNED.items():
+        value: Any = settings
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            raise UserError(
+                f"deepspeed.settings holds {path!r}, which mcframe sets from {binding}",
+                remedy=f"take {path!r} out of deepspeed.settings and use {binding}",
+            )

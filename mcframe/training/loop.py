@@ -1,0 +1,272 @@
+"""The training loop. One step reads top to bottom in `Trainer.step`; everything else fires on the token clock."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Group
+from rich.text import Text
+
+from mcframe.context.seeding import variant_seeds
+from mcframe.data.loader import Loader, open_training_stream, open_validation
+from mcframe.errors import UserError
+from mcframe.hookspecs import RunInfo
+from mcframe.registry import Lifecycle
+from mcframe.telemetry.accumulate import Accumulator
+from mcframe.telemetry.flops import device_peak, mfu
+from mcframe.telemetry.picture import colored, key, strip
+from mcframe.telemetry.progress import Progress
+from mcframe.telemetry.sinks import Sinks
+from mcframe.telemetry.summary import summarise, summary_table, write_summary
+from mcframe.training import checkpoints, watching
+from mcframe.training.assembly import Assembly
+from mcframe.training.clock import TokenClock
+from mcframe.training.engine import Engine
+from mcframe.training.interruption import Interruption
+from mcframe.training.report import cost
+from mcframe.training.run_directory import OPERATIVE, RunPlan
+from mcframe.training.validation import Validation
+
+PICTURES = 3
+
+
+class Trainer:
+    """One run on one rank: loader, engine, clock, and what watches them."""
+
+    def __init__(
+        self, assembly: Assembly, engine: Engine, plan: RunPlan, sinks: Sinks, hooks: Lifecycle, device: torch.device
+    ) -> None:
+        recipe = assembly.recipe
+        self.assembly, self.recipe, self.engine, self.plan = assembly, recipe, engine, plan
+        self.sinks, self.hooks, self.device = sinks, hooks, device
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.clock = TokenClock(recipe.batch_tokens, recipe.steps)
+        self.accumulator = Accumulator(device)
+        self.loader = Loader(
+            open_training_stream(
+                assembly.text, assembly.tokenizer, recipe.context.window, recipe.seed, recipe.data.validation_share,
+                rank=self.rank, world_size=self.world_size,
+            ),
+            batch_sequences=recipe.sequences, micro_batch=engine.micro_batch,
+            rank=self.rank, world_size=self.world_size, pin=device.type == "cuda",
+        )  # fmt: skip
+        self._held_out = open_validation(
+            assembly.text, assembly.tokenizer, recipe.context.window,
+            recipe.data.validation_share, recipe.data.validation_windows,
+        )  # fmt: skip
+        self.validation = Validation(
+            self._held_out, _padded(assembly.tokenizer.byte_lengths(), assembly.model.gpt.vocab_size),
+            engine.micro_batch, device,
+        )  # fmt: skip
+        self._interval = _Stopwatch()
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, or until somebody asks to stop. Returns the summary."""
+        if self.plan.checkpoint is not None:
+            self._restore(self.plan.checkpoint)
+        self.progress = Progress(self.clock.total_tokens, self.clock.tokens, self.rank == 0)
+        started, began_at = time.monotonic(), self.clock.tokens
+        interruption = Interruption()
+        self.hooks.run_started(self._info())
+        saved: Path | None = self.plan.checkpoint.path if self.plan.checkpoint else None
+        try:
+            if self.clock.step == 0:
+                self._validate()
+            status = "finished"
+            self._interval.restart(self.clock.tokens)
+            while not self.clock.finished:
+                self.step()
+                saved = self._periodic() or saved
+                if interruption.agreed() and not self.clock.finished:
+                    status = "interrupted"
+                    break
+            if self.clock.tokens > began_at:
+                saved = self._save()
+        finally:
+            interruption.restore()
+            self.loader.close()
+            self.progress.close()
+        return self._finish(status, saved, self.clock.tokens - began_at, time.monotonic() - started)
+
+    def step(self) -> None:
+        """One optimizer step: micro-batches forward and backward, then the update. Nothing is read back."""
+        length = self.recipe.variant_length(self.clock.step) if self.assembly.model.strategy.count else 0
+        variants = self.assembly.model.strategy.count
+        for _ in range(self.engine.accumulation):
+            batch = next(self.loader)
+            tokens = batch.tokens.to(self.device, non_blocking=True)
+            indices = batch.indices.to(self.device, non_blocking=True)
+            loss, statistics = self.engine(tokens, variant_seeds(self.recipe.seed, indices, variants), length)
+            self.accumulator.add(statistics)
+            self.engine.backward_and_step(loss)
+        self.clock.tick()
+        self.progress.update(self.clock.tokens)
+        self.hooks.step_finished(self._info())
+
+    # ---- what the token clock fires --------------------------------------------------------------
+    def _periodic(self) -> Path | None:
+        """Log, validate, sample and save where due; the end of the run is due for all but sampling."""
+        cadence, end = self.recipe.cadence, self.clock.finished
+        if self.clock.due(cadence.log_tokens) or end:
+            self._log()
+        self._interval.pause()
+        if self.clock.due(cadence.eval_tokens) or end:
+            self._validate()
+        if self.clock.due(cadence.sample_tokens):
+            self._sample()
+        saved = self._save() if self.clock.due(cadence.checkpoint_tokens) and not end else None
+        self._interval.go_on()
+        return saved
+
+    def _log(self) -> None:
+        learning_rate = self.recipe.optimizer.lr * self.recipe.schedule.factor(self.clock.step - 1, self.recipe.steps)
+        metrics = self.accumulator.read()  # waits for the device, so the stopwatch below measures finished work
+        rate = self._interval.rate(self.clock.tokens)
+        metrics |= {
+            "train/lr": learning_rate,
+            "train/tok_per_sec": rate,
+            "train/tokens": float(self.clock.tokens),
+            "train/tokens_per_step": float(self.recipe.batch_tokens),
+            "train/grad_accum_steps": float(self.engine.accumulation),
+            "mc/grad_accum_steps": float(self.engine.accumulation),
+        }
+        if (norm := self.engine.gradient_norm) is not None:
+            metrics["train/grad_norm"] = norm
+        metrics |= self._utilisation(rate)
+        if not math.isfinite(metrics["train/loss"]):
+            # The loss is reduced over ranks, so all of them stop here together.
+            raise UserError(
+                f"the loss is {metrics['train/loss']} after {self.clock.tokens:,} tokens",
+                remedy="lower optimizer.lr (and optimizer.muon_lr) or raise schedule.warm_up; the checkpoints that are "
+                f"there are kept in {self.plan.directory / 'checkpoints'}",
+            )
+        self._publish(metrics)
+        self._interval.restart(self.clock.tokens)
+
+    def _utilisation(self, rate: float) -> dict[str, float]:
+        if self.device.type != "cuda":
+            return {}
+        precision = torch.bfloat16 if self.recipe.deepspeed.precision == "bf16" else torch.float32
+        peak = device_peak(torch.cuda.get_device_name(self.device), precision)
+        if peak is None:
+            return {}
+        length = self.recipe.variant_length(self.clock.step - 1) if self.assembly.model.strategy.count else 0
+        return {"train/mfu": mfu(cost(self.assembly.model, self.recipe, length).total * rate, peak, self.world_size)}
+
+    def _validate(self) -> None:
+        metrics = self.validation.run(self.engine)
+        if self.assembly.model.strategy.count:
+            metrics |= self._show_contexts()
+        self._publish(metrics)
+
+    def _show_contexts(self) -> dict[str, float]:
+        """Print the working contexts that LensNet and the allocator choose on held-out text, and a random one."""
+        windows = self._held_out[:PICTURES].to(self.device)
+        model, geometry = self.engine.model, self.assembly.geometry
+        budget = self.recipe.context.target(min(1.0, self.clock.step / max(1, self.clock.total_steps - 1)))
+        self.engine.wrapped.eval()
+        chosen, random, rounds = watching.focuses(
+            model, self.assembly.allocator, windows, budget, self.recipe.seed
+        )  # every rank does this: at ZeRO 3 weights are gathered from all of them
+        self.engine.wrapped.train()
+        lines = [("focused ", row) for row in chosen] + [("random  ", random[0])]
+        pictures = [Text(name).append_text(colored(row, geometry)) for name, row in lines]
+        self.progress.message(Group(key(geometry), *pictures))
+        plain = "\n".join(name + strip(row, geometry) for name, row in lines)
+        self.sinks.text(self.clock.tokens, "working_contexts", plain)
+        return {"mc/focus_iterations": rounds}
+
+    def _sample(self) -> None:
+        self.engine.wrapped.eval()
+        made = watching.continuations(
+            self.engine.model, self.assembly.tokenizer, self.recipe.sampling, self.device, self.clock.tokens
+        )
+        self.engine.wrapped.train()
+        for prompt, continuation in made:
+            self.progress.message(Text(prompt, style="bold") + Text(continuation, style="not bold"))
+        self.sinks.text(self.clock.tokens, "samples", "\n\n".join(prompt + text for prompt, text in made))
+
+    def _publish(self, metrics: Mapping[str, float]) -> None:
+        self.first = {**metrics, **self.first}
+        self.last |= metrics
+        self.sinks.write(self.clock.tokens, self.clock.step, metrics)
+        self.progress.line(metrics, self.clock.tokens)
+        if self.rank == 0:
+            self.hooks.metrics_logged(self._info(), metrics)
+
+    # ---- checkpoints -----------------------------------------------------------------------------
+    def _save(self) -> Path:
+        states: list[Any] = [None] * self.world_size
+        dist.all_gather_object(states, self.loader.state())
+        shared = {
+            "step": self.clock.step, "loader": self.loader.merge(states), "first": self.first, "last": self.last,
+        }  # fmt: skip
+        own = {"accumulator": self.accumulator.state()}
+        path = checkpoints.save(
+            self.engine, self.plan.directory, self.clock.tokens, shared, own, self.recipe.cadence.keep
+        )
+        self.hooks.checkpoint_saved(self._info(), path)
+        return path
+
+    def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        shared, own = checkpoints.load(self.engine, checkpoint, self.device)
+        self.clock.step = shared["step"]
+        self.first, self.last = shared["first"], shared["last"]
+        self.loader.restore(shared["loader"])
+        self.accumulator.restore(own["accumulator"])
+
+    # ---- the end ---------------------------------------------------------------------------------
+    def _finish(self, status: str, saved: Path | None, tokens: int, seconds: float) -> dict[str, Any]:
+        self.sinks.close()
+        places: dict[str, str | Path] = {}
+        if saved is not None:
+            places["checkpoint"] = saved
+        places |= self.sinks.places
+        places["operative config"] = self.plan.directory / OPERATIVE
+        summary = summarise(
+            status=status, tokens=self.clock.tokens, steps=self.clock.step, session_tokens=tokens,
+            session_seconds=seconds, first=self.first, last=self.last, places=places,
+        )  # fmt: skip
+        if self.rank == 0:
+            write_summary(self.plan.directory, summary)
+            self.progress.message(summary_table(summary))
+            self.hooks.run_finished(self._info(), summary)
+        return summary
+
+    def _info(self) -> RunInfo:
+        return RunInfo(
+            directory=self.plan.directory, rank=self.rank, world_size=self.world_size,
+            tokens=self.clock.tokens, step=self.clock.step, total_tokens=self.clock.total_tokens,
+        )  # fmt: skip
+
+
+class _Stopwatch:
+    """Tokens a second of training proper: validation, samples and checkpoints do not count."""
+
+    def __init__(self) -> None:
+        self.restart(0)
+
+    def restart(self, tokens: int) -> None:
+        self._tokens, self._start, self._paused, self._pause = tokens, time.monotonic(), 0.0, time.monotonic()
+
+    def pause(self) -> None:
+        self._pause = time.monotonic()
+
+    def go_on(self) -> None:
+        self._paused += time.monotonic() - self._pause
+
+    def rate(self, tokens: int) -> float:
+        return (tokens - self._tokens) / max(1e-9, time.monotonic() - self._start - self._paused)
+
+
+def _padded(byte_lengths: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Byte lengths for a model whose vocabulary is larger than the tokenizer's."""
+    return torch.nn.functional.pad(byte_lengths, (0, vocab_size - byte_lengths.shape[0]))

@@ -1,0 +1,113 @@
+"""The start-up report: what was chosen and why, before the first step; and what a step costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mcframe.modeling.step import MegaContextStep
+from mcframe.telemetry.flops import gpt_flops_per_token, network_flops
+from mcframe.training.assembly import Assembly, parameter_counts
+from mcframe.training.settings import Recipe
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs a dataset token: of the plain model, and of everything that a step runs."""
+
+    plain: float
+    total: float
+
+
+def cost(model: MegaContextStep, recipe: Recipe, length: int) -> Cost:
+    """FLOPs a dataset token at variants of `length` entries (forward and backward; attention in full)."""
+    gpt, geometry = model.gpt, model.geometry
+    window, count = geometry.window, model.strategy.count
+    plain = gpt_flops_per_token(gpt.non_embedding_parameters, gpt.depth, gpt.width, window)
+    total = plain * window
+    if count and model.gistnet is not None and model.lensnet is not None:
+        total += count * network_flops(gpt.non_embedding_parameters, length, gpt.depth, gpt.width, length)
+        gist = sum(p.numel() for p in model.gistnet.parameters())
+        lens = sum(p.numel() for p in model.lensnet.parameters())
+        # A network plug-in's depth is its own affair: attention inside it is left out, its matrices are not.
+        total += network_flops(gist, geometry.offset(geometry.levels), 0, 0, 0)
+        total += count * network_flops(lens, length - geometry.tail, 0, 0, 0)
+    return Cost(plain, total / window)
+
+
+def memory_estimate(parameters: int, recipe: Recipe, world_size: int) -> dict[str, float]:
+    """Bytes a rank needs for weights, gradients and optimizer states. Activations come on top."""
+    stage, half = recipe.deepspeed.zero_stage, recipe.deepspeed.precision == "bf16"
+    states = 8 if recipe.optimizer.name == "adamw" else 4
+    weight = 2 if half else 4
+    master = 4 if half else 0
+    share = {
+        name: world_size if stage >= least else 1 for name, least in (("optimizer", 1), ("grad", 2), ("weight", 3))
+    }
+    return {
+        "weights": parameters * weight / share["weight"],
+        "gradients": parameters * weight / share["grad"],
+        "optimizer": parameters * (states + master) / share["optimizer"],
+    }
+
+
+def describe(assembly: Assembly, extra: dict[str, str]) -> RenderableType:
+    """The report as a table, with `extra` rows at its end."""
+    recipe, model = assembly.recipe, assembly.model
+    table = Table(show_header=False, title="mcframe", title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in {**_parts(recipe, model, assembly.tokenizer.vocab_size), **_clock(recipe), **extra}.items():
+        table.add_row(name, value)
+    return Group(table, Text(""))
+
+
+def _parts(recipe: Recipe, model: MegaContextStep, tokenizer_size: int) -> dict[str, str]:
+    counts = parameter_counts(model)
+    rows = {name: f"{count / 1e6:,.1f} M parameters" for name, count in counts.items()}
+    if model.gpt.vocab_size > tokenizer_size:
+        unused = model.gpt.vocab_size - tokenizer_size
+        rows["base model"] += f"; {unused:,} of {model.gpt.vocab_size:,} embeddings have no token"
+    geometry, count = model.geometry, model.strategy.count
+    rows["context"] = (
+        f"{geometry.window:,} tokens in blocks of {geometry.block_size}, LOD0-{geometry.levels}, {geometry.slots} slot(s), "
+        f"tail {geometry.tail}"
+    )
+    if count:
+        first, last = recipe.variant_length(0), recipe.variant_length(recipe.steps - 1)
+        rows["variants"] = f"{count} a sequence, {first:,} entries at the start, {last:,} at the end"
+    else:
+        rows["variants"] = "none: the plain twin; GistNet and LensNet are not built"
+    flops = cost(model, recipe, recipe.variant_length(0) if count else 0)
+    rows["FLOPs a token"] = f"{flops.plain / 1e9:.3g} G plain, {flops.total / 1e9:.3g} G with all that a step runs"
+    return rows
+
+
+def _clock(recipe: Recipe) -> dict[str, str]:
+    return {
+        "steps": f"{recipe.steps:,} of {recipe.batch_tokens:,} tokens ({recipe.sequences} sequences), "
+        f"{recipe.steps * recipe.batch_tokens:,} in all",
+        "optimizer": _optimizer(recipe),
+    }
+
+
+def _optimizer(recipe: Recipe) -> str:
+    optimizer, stage = recipe.optimizer, recipe.deepspeed.zero_stage
+    clipping = f"gradients clipped at {optimizer.clipping}" if optimizer.clipping else "no clipping"
+    if optimizer.name == "muon":
+        clipping += " (it would act on Muon's orthogonalised update)"
+    return f"{optimizer.name}, {clipping}; ZeRO {stage}, {recipe.deepspeed.precision}"
+
+
+def optimizer_groups(optimizer: Any) -> str:
+    """What the optimizer's groups hold, in words: DeepSpeed sorts parameters for Muon by itself."""
+    groups = getattr(optimizer, "optimizer", optimizer).param_groups
+    parts = []
+    for group in groups:
+        name = "Muon" if group.get("use_muon") else "AdamW"
+        parts.append(f"{name} at learning rate {group.get('initial_lr', group['lr']):g}")
+    return ", ".join(parts)

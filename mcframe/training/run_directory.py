@@ -1,0 +1,104 @@
+"""A run's folder: which one it is, whether to go on in it, and what of its origin is written down."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mcframe.errors import UserError
+from mcframe.training.checkpoints import Checkpoint, checkpoints, find
+
+METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operative.gin", "provenance.json"
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Where a run writes, and the checkpoint it goes on from, if any."""
+
+    directory: Path
+    checkpoint: Checkpoint | None
+
+
+def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
+    """Decide on the folder and on resumption. Depends on the file system only, so every rank decides alike.
+
+    name     of the run, for `runs/NAME` where no folder is given
+    resume   auto: go on where the folder has a checkpoint; never: a folder of its own; else a run directory or a
+             checkpoint to start from
+    Raises UserError where nothing can be resumed or where something would be overwritten.
+    """
+    directory = run_dir or Path("runs") / name
+    if resume == "never":
+        if run_dir is not None and (directory / METRICS).exists():
+            raise UserError(
+                f"{directory} already holds a run, and --resume never would write over it",
+                remedy="name another --run-dir, or leave --resume never out to go on with it",
+            )
+        return RunPlan(directory if run_dir is not None else _unused(directory), None)
+    if resume != "auto":
+        return RunPlan(directory, find(Path(resume)))
+    found = checkpoints(directory)
+    return RunPlan(directory, found[-1] if found else None)
+
+
+def _unused(directory: Path) -> Path:
+    candidate, number = directory, 1
+    while (candidate / METRICS).exists():
+        number += 1
+        candidate = directory.with_name(f"{directory.name}-{number}")
+    return candidate
+
+
+def write_provenance(directory: Path, bound: str, facts: dict[str, Any]) -> None:
+    """Save all bindings (`config.gin`, from which the run can be started again) and where it came from."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / BOUND).write_text(bound, "utf-8")
+    (directory / PROVENANCE).write_text(json.dumps({**_origin(), **facts}, indent=2) + "\n", "utf-8")
+
+
+def _origin() -> dict[str, Any]:
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": {"system": platform.platform(), "processor": _processor()},
+        "versions": {name: _version(name) for name in ("mcframe", "torch", "deepspeed", "gin-config", "pluggy")},
+        "revision": _revision(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """The git revision of the source, `+` where files differ from it; None outside a checkout."""
+    source = Path(__file__).resolve().parents[2]
+    if not (source / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=source, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip()

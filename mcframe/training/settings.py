@@ -1,0 +1,267 @@
+"""Everything that a gin file sets, as frozen dataclasses. The gin name of each is in its docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mcframe.context.geometry import Geometry
+from mcframe.errors import UserError
+from mcframe.hookspecs import Allocator, GistNet, LensNet, ModelShape, TextSource, Tokenizer, VariantStrategy
+from mcframe.modeling.gpt import GPT
+from mcframe.modeling.objectives import Objectives
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextSettings:
+    """The tree and the length of its working contexts (gin: `context`).
+
+    window, block_size, levels, slots, tail, sink   see `mcframe.context.geometry.Geometry`
+    start_length      target length of the first variants, as a fraction of the window
+    train_wc_length   target length of the last ones, likewise; also the budget of the allocator
+    anneal            fraction of training over which the target moves from one to the other
+    allow_unused_levels   accept levels that no target length can ever use
+    """
+
+    window: int
+    block_size: int = 32
+    levels: int = 1
+    slots: int = 1
+    tail: int = 128
+    sink: int = 0
+    start_length: float = 0.9
+    train_wc_length: float = 0.75
+    anneal: float = 1.0
+    allow_unused_levels: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("start_length", "train_wc_length", "anneal"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(
+                    f"context.{name} is {getattr(self, name)}; it is a fraction above 0 and up to 1",
+                    remedy=f"set context.{name} to a fraction, for example 0.75",
+                )
+        if self.window % self.block_size:
+            fits = self.window // self.block_size * self.block_size or self.block_size
+            raise UserError(
+                f"context.window = {self.window} is not a whole number of blocks of context.block_size = "
+                f"{self.block_size} tokens",
+                remedy=f"set context.window to a multiple of {self.block_size}, for example {fits}",
+            )
+
+    @property
+    def geometry(self) -> Geometry:
+        """The tree."""
+        return Geometry(self.window, self.block_size, self.levels, self.slots, self.tail, self.sink)
+
+    def target(self, share: float) -> int:
+        """Target length, in entries, after this share of training (0 to 1)."""
+        progress = min(1.0, share / self.anneal)
+        fraction = self.start_length + (self.train_wc_length - self.start_length) * progress
+        # 0.9 * 2048 is 1843.1999...: a hair of rounding must not cost an entry.
+        return int(fraction * self.window + 1e-9)
+
+    @property
+    def targets(self) -> list[int]:
+        """The extreme target lengths: lengths are monotonic between them."""
+        return sorted({self.target(0.0), self.target(1.0)})
+
+    def check_levels(self) -> dict[int, int]:
+        """The most nodes of each LOD that any target length can hold; refuses levels that never occur."""
+        low, high = self.targets[0], self.targets[-1]
+        usable = self.geometry.usable_levels(list(range(low, high + 1)))
+        unused = [lod for lod, most in usable.items() if most == 0]
+        if unused and not self.allow_unused_levels:
+            best = max((lod for lod, most in usable.items() if most), default=1)
+            raise UserError(
+                f"LOD {', '.join(map(str, unused))} can never be used: no working context of {low} to {high} entries "
+                f"holds a node of {self.geometry.span(unused[0])} tokens",
+                remedy=f"set context.levels = {best}, lower context.train_wc_length or context.block_size, or accept it "
+                "with context.allow_unused_levels = True",
+            )
+        return usable
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """The optimizer (gin: `optimizer`).
+
+    name               adamw, or muon: Muon for matrices and AdamW for embeddings, heads and thin maps
+    lr, betas, eps, weight_decay   of AdamW; weight_decay also of Muon
+    muon_lr, muon_momentum         of Muon
+    gradient_clipping  largest gradient norm; None = 1.0 for adamw and none for muon, whose update is orthogonalised
+                       (clipping would act on that update, at some ZeRO stages and not at others)
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 3e-3
+    betas: Sequence[float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
+    gradient_clipping: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name == "muon" and self.gradient_clipping:
+            raise UserError(
+                "gradient clipping cannot be combined with Muon: it would clip the orthogonalised update, at ZeRO 1 "
+                "to 3 and not at 0, and shrink every step without a word",
+                remedy="remove optimizer.gradient_clipping; Muon's update has a fixed size whatever the gradient's",
+            )
+
+    @property
+    def clipping(self) -> float:
+        """The gradient norm to clip at; 0 for none."""
+        if self.gradient_clipping is None:
+            return 1.0 if self.name == "adamw" else 0.0
+        return self.gradient_clipping
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate over training, as a share of its peak (gin: `schedule`).
+
+    warm_up, warm_down   fractions of training over which it rises from 0 and falls to `final`, linearly
+    """
+
+    warm_up: float = 0.02
+    warm_down: float = 0.2
+    final: float = 0.0
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """The factor on the peak learning rate in optimizer step `step` (from 0)."""
+        up, down = self.warm_up * total_steps, self.warm_down * total_steps
+        rise = min(1.0, (step + 1) / up) if up > 0 else 1.0
+        fall = min(1.0, (total_steps - step) / down) if down > 0 else 1.0
+        return min(rise, self.final + (1 - self.final) * fall)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedSettings:
+    """DeepSpeed (gin: `deepspeed`). `settings` may hold any key of its JSON and wins over what mcframe would set.
+
+    zero_stage          0 to 3
+    precision           fp32 or bf16 (fp32 master weights)
+    offload_optimizer, offload_parameters   keep them in the CPU's memory (ZeRO 1-3; parameters: ZeRO 3)
+    """
+
+    zero_stage: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise UserError(
+                f"deepspeed.zero_stage is {self.zero_stage}", remedy="set deepspeed.zero_stage to 0, 1, 2 or 3"
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise UserError(
+                "deepspeed.offload_optimizer needs ZeRO 1, 2 or 3", remedy="set deepspeed.zero_stage = 1 or higher"
+            )
+        if self.offload_parameters and self.zero_stage != 3:
+            raise UserError("deepspeed.offload_parameters needs ZeRO 3", remedy="set deepspeed.zero_stage = 3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cadence:
+    """When things happen, in dataset tokens; 0 = never (gin: `cadence`). `keep` newest checkpoints stay."""
+
+    log_tokens: int = 1_000_000
+    eval_tokens: int = 10_000_000
+    sample_tokens: int = 10_000_000
+    checkpoint_tokens: int = 50_000_000
+    keep: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The split (gin: `data`): share of documents held out, and windows of it that a validation reads."""
+
+    validation_share: float = 0.02
+    validation_windows: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Continuations that are printed while training (gin: `sampling`); lengths in tokens."""
+
+    prompts: Sequence[str] = ("def ", "The ")
+    length: int = 64
+    temperature: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetrySettings:
+    """Where metrics go besides metrics.jsonl (gin: `telemetry`); wandb: auto, online, offline or disabled."""
+
+    tensorboard: bool = True
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run (gin: `run`).
+
+    gistnet, lensnet, allocator, variants   plug-ins: `run.gistnet = @gistnet.transformer`
+    text, tokenizer                         likewise: `run.text = @text.standard_library`
+    total_tokens    dataset tokens to train on, rounded down to whole steps
+    batch_tokens    dataset tokens of one optimizer step over all ranks; a multiple of context.window
+    micro_batch     the most sequences that a rank takes at once; the largest divisor up to it is used
+    seed            data order, variants and initialisation
+    """
+
+    gistnet: Callable[[ModelShape], GistNet]
+    lensnet: Callable[[ModelShape], LensNet]
+    allocator: Callable[[Geometry], Allocator]
+    variants: Callable[[Geometry], VariantStrategy]
+    text: Callable[[], TextSource]
+    tokenizer: Callable[[], Tokenizer]
+    total_tokens: int
+    batch_tokens: int
+    micro_batch: int = 8
+    seed: int = 0
+    gpt: Callable[[Geometry, int], GPT] = GPT
+    context: ContextSettings
+    objectives: Objectives
+    optimizer: OptimizerSettings
+    schedule: Schedule
+    deepspeed: DeepSpeedSettings
+    cadence: Cadence
+    data: DataSettings
+    sampling: Sampling
+    telemetry: TelemetrySettings
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 1 or self.batch_tokens % self.context.window:
+            near = max(1, round(self.batch_tokens / self.context.window)) * self.context.window
+            raise UserError(
+                f"run.batch_tokens = {self.batch_tokens} is not a whole number of windows of context.window = "
+                f"{self.context.window} tokens",
+                remedy=f"set run.batch_tokens = {near}",
+            )
+        if self.total_tokens < self.batch_tokens:
+            raise UserError(
+                f"run.total_tokens = {self.total_tokens} is less than one step of run.batch_tokens = "
+                f"{self.batch_tokens}",
+                remedy="raise run.total_tokens or lower run.batch_tokens",
+            )
+        if self.micro_batch < 1:
+            raise UserError(f"run.micro_batch is {self.micro_batch}", remedy="set run.micro_batch to 1 or more")
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one optimizer step over all ranks."""
+        return self.batch_tokens // self.context.window
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.total_tokens // self.batch_tokens
+
+    def variant_length(self, step: int) -> int:
+        """Entries of each variant in optimizer step `step`: the largest reachable under the step's target."""
+        return self.context.geometry.reachable(self.context.target(step / max(1, self.steps - 1)))[0]

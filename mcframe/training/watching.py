@@ -1,0 +1,59 @@
+"""What a person looks at while a run is under way: working contexts as a line of characters, and continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mcframe.context.seeding import variant_seeds
+from mcframe.hookspecs import Allocator, Sequences, Tokenizer
+from mcframe.modeling.step import MegaContextStep
+from mcframe.training.settings import Sampling
+
+
+@torch.no_grad()
+def focuses(
+    model: MegaContextStep, allocator: Allocator, windows: Tensor, budget: int, seed: int
+) -> tuple[list[list[int]], list[list[int]], float]:
+    """For each window [n, T + 1]: the focus of LensNet and allocator, a random variant, and mean rounds used."""
+    inputs = windows[:, :-1]
+    seeds = variant_seeds(seed, torch.arange(windows.shape[0], device=windows.device), model.strategy.count)
+    chosen, rounds = model(inputs, allocator, budget, seeds[:, 0], task="refocus")
+    length = model.geometry.reachable(budget)[0]
+    random = model.strategy.propose(Sequences(inputs, model.geometry), None, length, seeds)
+    return chosen.tolist(), random[:, 0].tolist(), float(rounds.double().mean())
+
+
+@torch.no_grad()
+def continuation(
+    model: MegaContextStep, tokenizer: Tokenizer, prompt: str, sampling: Sampling, device: torch.device, seed: int
+) -> str:
+    """What the model makes of a prompt, `sampling.length` tokens of it. A longer prompt loses its beginning.
+
+    Temperature 0 takes the likeliest token each time.
+    """
+    ids: list[int] = [tokenizer.separator, *tokenizer.encode_batch([prompt])[0]]
+    generator = torch.Generator().manual_seed(seed)
+    window = model.geometry.window
+    made: list[int] = []
+    for _ in range(sampling.length):
+        tokens = torch.tensor([(ids + made)[-window:]], device=device)
+        logits = model(tokens, task="next_logits")[0, : tokenizer.vocab_size].cpu()
+        if sampling.temperature == 0:
+            made.append(int(logits.argmax()))
+        else:
+            share = torch.softmax(logits / sampling.temperature, dim=-1)
+            made.append(int(torch.multinomial(share, 1, generator=generator)))
+    return tokenizer.decode(made)
+
+
+def continuations(
+    model: MegaContextStep, tokenizer: Tokenizer, sampling: Sampling, device: torch.device, seed: int
+) -> Sequence[tuple[str, str]]:
+    """Each prompt of `sampling` with its continuation."""
+    return [
+        (prompt, continuation(model, tokenizer, prompt, sampling, device, seed + index))
+        for index, prompt in enumerate(sampling.prompts)
+    ]

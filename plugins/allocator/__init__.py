@@ -1,0 +1,13 @@
+"""Allocators: scores and a budget become the next focus."""
+
+from mcframe_plugins.allocator.greedy import GreedyAllocator
+from mcframe_plugins.allocator.topk import TopKAllocator
+
+from mcframe.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_allocators(register: Register) -> None:
+    """Offer what this folder holds."""
+    register("greedy", GreedyAllocator)
+    register("topk", TopKAllocator)

@@ -1,0 +1,91 @@
+"""Expand what asks for it most, then collapse what asks least until the budget holds; over any number of levels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mcframe.context.focus import (
+    block_means,
+    compressible_nodes,
+    first_block,
+    lengths,
+    lowest,
+    over_blocks,
+    over_nodes,
+)
+from mcframe.context.geometry import Geometry
+from mcframe.context.working_context import WorkingContext
+from mcframe.hookspecs import Allocator
+
+_BEYOND_EVERY_SCORE = 3.0
+
+
+class GreedyAllocator(Allocator):
+    """One round of greedy refocusing; the framework scores and allocates `iterations` times.
+
+    expand_threshold    a gist is expanded by one level where its score is above
+    collapse_threshold  a node is collapsed by one level where its score is below minus this, budget or not (1 = never)
+    replacements        most nodes a round may expand; None = no limit
+    iterations          rounds of scoring and allocating
+    cooldown            rounds for which a changed block is not expanded again and is collapsed last
+    protected_tail      recent tokens that stay raw, where more than `context.tail`
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        expand_threshold: float = 0.0,
+        collapse_threshold: float = 1.0,
+        replacements: int | None = None,
+        iterations: int = 2,
+        cooldown: int = 0,
+        protected_tail: int = 0,
+    ) -> None:
+        self.geometry = geometry
+        self.expand_threshold, self.collapse_threshold = expand_threshold, collapse_threshold
+        self.replacements, self.iterations, self.cooldown = replacements, iterations, cooldown
+        self.protected_tail = protected_tail
+
+    def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
+        """Focus [R, blocks]; see the interface. Raises UserError where no context fits the budget."""
+        tail = max(context.geometry.tail, self.protected_tail)
+        geometry = replace(context.geometry, tail=tail)
+        geometry.reachable(budget)  # says so where nothing fits
+        value = block_means(scores.float(), context)
+        cooling = torch.zeros_like(value, dtype=torch.bool)
+        if context.age is not None:
+            cooling = context.age < self.cooldown
+        focus = self._expand(context.focus, value, cooling, geometry)
+        # What has just changed is collapsed last, but a budget is a budget.
+        order = value + _BEYOND_EVERY_SCORE * cooling
+        for lod in range(1, geometry.levels + 1):
+            excess = lengths(focus, geometry) - budget
+            focus = self._collapse(focus, order, excess, geometry, lod)
+        return focus
+
+    def _expand(self, focus: Tensor, value: Tensor, cooling: Tensor, geometry: Geometry) -> Tensor:
+        """Lower by one LOD the nodes that wish it most; whole nodes, found by their first block."""
+        first = first_block(focus, geometry)
+        block = torch.arange(focus.shape[1], device=focus.device)
+        wish = (focus > 0) & (value > self.expand_threshold) & ~cooling & (first == block)
+        if self.replacements is not None:
+            limit = torch.full_like(focus[:, 0], self.replacements)
+            wish = lowest(-value, wish, limit)
+        return torch.where(wish.gather(1, first), focus - 1, focus)
+
+    def _collapse(self, focus: Tensor, value: Tensor, excess: Tensor, geometry: Geometry, lod: int) -> Tensor:
+        """Raise to `lod` the lowest-scored groups one level below, as many as `excess` [R] entries call for."""
+        if geometry.nodes(lod) == 0:
+            return focus
+        together = (over_nodes(focus, geometry, lod) == lod - 1).all(dim=-1)
+        allowed = together & compressible_nodes(geometry, lod, focus.device)
+        worth = over_nodes(value, geometry, lod).mean(dim=-1)
+        gain = geometry.block_size * geometry.slots_at(lod - 1) - geometry.slots
+        needed = (excess.clamp(min=0) + gain - 1) // gain
+        unwanted = (allowed & (worth < -self.collapse_threshold)).sum(dim=-1)
+        chosen = lowest(worth, allowed, torch.maximum(needed, unwanted))
+        return torch.where(over_blocks(chosen, geometry, lod), lod, focus)

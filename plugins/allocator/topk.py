@@ -1,0 +1,44 @@
+"""The exact best set: among contexts of raw blocks and LOD1 gists, the one whose raw blocks have the highest scores.
+
+All nodes at LOD1 cost the same, so keeping the highest-scored blocks is optimal, and one sort finds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mcframe.context.focus import block_means, compressible_nodes
+from mcframe.context.geometry import Geometry
+from mcframe.context.working_context import WorkingContext
+from mcframe.hookspecs import Allocator
+
+
+class TopKAllocator(Allocator):
+    """Raw blocks with the highest scores under the budget; every other block becomes an LOD1 gist.
+
+    A collapsed block is a candidate only with a score above 0; between equal scores the one that is raw stays raw.
+    Levels above LOD1 are not used. Raises UserError where the budget is below what LOD1 can reach.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = replace(geometry, levels=1)
+
+    def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
+        """Focus [R, blocks]; see the interface."""
+        geometry = self.geometry.with_window(context.geometry.window)
+        _, mixes = geometry.reachable(budget)
+        collapsed = mixes[0][0]  # at one level a length has one mix
+        value = block_means(scores.float(), context)
+        free = compressible_nodes(geometry, 1, scores.device)
+        raw = context.focus == 0
+        candidate = free & (raw | (value > 0))
+        # Lexicographic: by score, among equals the raw ones first. Two stable sorts.
+        by_state = raw.int().argsort(dim=1, descending=True, stable=True)
+        ordered = torch.where(candidate, value, -torch.inf).gather(1, by_state)
+        order = by_state.gather(1, ordered.argsort(dim=1, descending=True, stable=True))
+        rank = order.argsort(dim=1)
+        keep = candidate & (rank < geometry.compressible_nodes(1) - collapsed)
+        return torch.where(free & ~keep, 1, 0)

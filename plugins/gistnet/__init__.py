@@ -1,0 +1,13 @@
+"""GistNets: K children become one gist of G slots."""
+
+from mcframe_plugins.gistnet.mean import MeanGistNet
+from mcframe_plugins.gistnet.transformer import TransformerGistNet
+
+from mcframe.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_gistnets(register: Register) -> None:
+    """Offer what this folder holds."""
+    register("mean", MeanGistNet)
+    register("transformer", TransformerGistNet)

@@ -1,0 +1,111 @@
+"""A small transformer that looks both ways inside one block, then pools.
+
+Isolated: a gist depends on its own block only. Mean pooling of its states is what LCLM (arXiv 2606.09659) found
+better than a CLS token; query pooling is Perceiver's (Jaegle et al., 2021) cross-attention.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from mcframe_plugins.gistnet.mean import slot_means
+from torch import Tensor, nn
+
+from mcframe.errors import UserError
+from mcframe.hookspecs import GistNet, ModelShape
+
+
+def _norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+class _Layer(nn.Module):
+    """Bidirectional attention of `x` to `memory` (itself by default) and a feed-forward network, both residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        """x [N, C, D], memory [N, M, D] -> [N, C, D]."""
+        normed = _norm(x)
+        memory = normed if memory is None else _norm(memory)
+        query, key, value = (
+            projection(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection, source in ((self.query, normed), (self.key, memory), (self.value, memory))
+        )
+        mixed = F.scaled_dot_product_attention(_norm(query), _norm(key), value)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = x + self.down(F.relu(self.up(_norm(x))).square())
+        return out
+
+
+class TransformerGistNet(GistNet):
+    """Transformer over a block's children, pooled to G slots.
+
+    layers   transformer layers
+    heads    attention heads; must divide the model's width
+    pooling  mean: over each slot's stretch of children; query: a learned query a slot attends to all children;
+             cls: a learned token a slot is read along with the children
+    head     linear or mlp, from the pooled state to the gist
+    residual add the mean of the children's embeddings, so that training starts at the `mean` GistNet
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        layers: int = 2,
+        heads: int = 4,
+        pooling: Literal["mean", "query", "cls"] = "mean",
+        head: Literal["linear", "mlp"] = "mlp",
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        width, geometry = shape.width, shape.geometry
+        if width % heads:
+            raise UserError(
+                f"gistnet.transformer.heads = {heads} does not divide the model's width of {width}",
+                remedy="choose a number of heads that divides gpt.width",
+            )
+        self.slots, self.pooling, self.residual = geometry.slots, pooling, residual
+        # "embed" in a name keeps a parameter out of Muon: these are tables, not maps.
+        self.child_embed = nn.Parameter(torch.randn(geometry.block_size * geometry.slots, width) * 0.02)
+        self.lod_embed = nn.Parameter(torch.randn(geometry.levels, width) * 0.02)
+        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(layers))
+        if pooling != "mean":
+            self.slot_embed = nn.Parameter(torch.randn(geometry.slots, width) * 0.02)
+        if pooling == "query":
+            self.pool = _Layer(width, heads)
+        if head == "mlp":
+            self.head: nn.Module = nn.Sequential(
+                nn.Linear(width, width, bias=False), nn.GELU(), nn.Linear(width, width, bias=False)
+            )
+        else:
+            self.head = nn.Linear(width, width, bias=False)
+
+    def forward(self, children: Tensor, lod: int) -> Tensor:
+        """children [B, nodes, C, D] -> [B, nodes, G, D]."""
+        sequences, nodes, count, width = children.shape
+        x = _norm(children).flatten(0, 1) + self.child_embed[:count] + self.lod_embed[lod - 1]
+        if self.pooling == "cls":
+            x = torch.cat((self.slot_embed.expand(x.shape[0], -1, -1), x), dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        if self.pooling == "mean":
+            pooled = slot_means(x, self.slots)
+        elif self.pooling == "cls":
+            pooled = x[:, : self.slots]
+        else:
+            pooled = self.pool(self.slot_embed.expand(x.shape[0], -1, -1), x)
+        gists = self.head(_norm(pooled)).view(sequences, nodes, self.slots, width)
+        # Token embeddings are small; the residual is scaled like the head's output, to unit mean square.
+        return gists + _norm(slot_means(children, self.slots)) if self.residual else gists

@@ -1,0 +1,13 @@
+"""LensNets: a score in [-1, 1] for every entry before the cursor."""
+
+from mcframe_plugins.lensnet.recency import RecencyLensNet
+from mcframe_plugins.lensnet.transformer import TransformerLensNet
+
+from mcframe.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_lensnets(register: Register) -> None:
+    """Offer what this folder holds."""
+    register("recency", RecencyLensNet)
+    register("transformer", TransformerLensNet)

@@ -1,0 +1,21 @@
+"""What is near is worth keeping: a score that falls with the distance to the cursor. No parameters; a control."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mcframe.context.working_context import WorkingContext
+from mcframe.hookspecs import LensNet, ModelShape
+
+
+class RecencyLensNet(LensNet):
+    """+1 at the cursor, -1 at the start of the window, linear between."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+
+    def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
+        """Scores [R, L] from the entries' places alone."""
+        cursor = max(context.geometry.cursor, 1)
+        middle = (context.start + context.end - 1).to(embeddings.dtype) / 2
+        return (2 * middle / cursor - 1).clamp(-1, 1)

@@ -1,0 +1,21 @@
+"""No variants: the plain twin, which reads the same tokens in the same order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mcframe.context.geometry import Geometry
+from mcframe.hookspecs import Sequences, VariantStrategy
+
+
+class NoVariants(VariantStrategy):
+    """Plain language modelling; GistNet and LensNet are not built."""
+
+    count = 0
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+
+    def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
+        """An empty focus [B, 0, blocks]."""
+        return seeds.new_zeros(sequences.tokens.shape[0], 0, sequences.geometry.blocks)

@@ -1,0 +1,32 @@
+"""A text source that holds its documents: the others are tested with real files in test_sources.py."""
+
+import random
+
+from mcframe.data.cache import fingerprint
+from mcframe.hookspecs import TextSource
+
+
+class MemorySource(TextSource):
+    def __init__(self, texts, streaming=False, shuffled=False):
+        self.texts = list(texts)
+        self.streaming = streaming
+        self.shuffled = shuffled
+        self.read = 0
+
+    @property
+    def identity(self):
+        return fingerprint(self.texts)
+
+    def documents(self, epoch=0):
+        texts = list(self.texts)
+        if self.shuffled:
+            random.Random(epoch).shuffle(texts)
+        for text in texts:
+            self.read += 1
+            yield text
+
+
+def some_texts(count, seed=0, longest=60):
+    """Documents of one character to `longest`, most of them distinct."""
+    rng = random.Random(seed)
+    return ["".join(rng.choices("abcdefgh é\n", k=rng.randint(1, longest))) for _ in range(count)]

@@ -1,0 +1,176 @@
+import json
+import os
+import sysconfig
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
+from mcframe.errors import UserError
+
+
+def write_parquet(file, texts, field="text"):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(texts)), field: texts}), file)
+
+
+def write_jsonl(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """All kinds of file, folders in folders, names that look like patterns."""
+    root = tmp_path / "corpus [1]"
+    (root / "deep").mkdir(parents=True)
+    (root / "b.txt").write_text("second\nfile")
+    (root / "a*.txt").write_bytes(b"first \xff")
+    (root / "deep" / "c.MD").write_text("third")
+    (root / "empty.txt").write_text("")
+    (root / "picture.png").write_bytes(b"no text")
+    (root / ".hidden").mkdir()
+    (root / ".hidden" / "h.txt").write_text("hidden")
+    write_jsonl(root / "rows.jsonl", [{"text": "row 1", "n": 1}, {"text": None, "n": 2}, {"text": "row 2", "n": 3}])
+    write_parquet(root / "deep" / "table.parquet", ["cell 1", "", "cell 2"])
+    return root
+
+
+ALL = ["first \ufffd", "second\nfile", "third", "row 1", "row 2", "cell 1", "cell 2"]
+
+
+def fails(call, *words):
+    with pytest.raises(UserError) as caught:
+        call()
+    assert caught.value.remedy
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_standard_library_is_read_whole_without_packages_and_tests():
+    source = StandardLibrary()
+    root = Path(sysconfig.get_path("stdlib"))
+    names = [file.relative_to(root).as_posix() for file in source._files()]
+    assert names == sorted(names)
+    assert {"argparse.py", "json/decoder.py", "asyncio/events.py"} <= set(names)
+    assert not [name for name in names if {"site-packages", "dist-packages", "test", "tests"} & set(name.split("/"))]
+    documents = list(source.documents())
+    assert documents == list(source.documents(epoch=1))
+    assert (root / "json" / "decoder.py").read_text() in documents
+    assert sum(map(len, documents)) > 5_000_000
+
+
+def test_the_standard_library_can_be_narrowed_and_its_identity_follows():
+    assert StandardLibrary("json/*.py").identity == StandardLibrary("json/*.py").identity
+    assert StandardLibrary("json/*.py").identity != StandardLibrary("email/*.py").identity
+    fails(StandardLibrary("*.nothing").documents().__next__, "*.nothing", "text.local_files")
+
+
+def test_local_files_of_every_kind_in_order(folder):
+    assert list(LocalFiles(str(folder)).documents()) == ALL
+    assert list(LocalFiles([str(folder)], streaming=True).documents(epoch=3)) == ALL
+
+
+def test_paths_keep_their_order_and_files_their_singularity(folder):
+    paths = [str(folder / "b.txt"), str(folder), str(folder / "b.txt")]
+    assert list(LocalFiles(paths).documents()) == [ALL[1], ALL[0], *ALL[2:]]
+
+
+def test_home_and_relative_paths(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(folder / "deep")
+    assert list(LocalFiles(["~/b.txt", "c.MD"]).documents()) == ["second\nfile", "third"]
+
+
+def test_identity_follows_files_and_field(folder):
+    before = LocalFiles(str(folder)).identity
+    assert LocalFiles(str(folder)).identity == before
+    assert LocalFiles(str(folder), text_field="id").identity != before
+    (folder / "picture.png").write_bytes(b"still no text")
+    assert LocalFiles(str(folder)).identity == before
+    os.utime(folder / "b.txt", ns=(1, 1))
+    touched = LocalFiles(str(folder)).identity
+    assert touched != before
+    (folder / "new.txt").write_text("new")
+    assert LocalFiles(str(folder)).identity not in (before, touched)
+
+
+def test_no_copy_is_made(folder, tmp_path):
+    import datasets
+
+    before = set(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
+    list(LocalFiles(str(folder)).documents())
+    assert set(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow")) == before
+
+
+def test_local_mistakes_are_explained(tmp_path):
+    def read(*paths, **options):
+        return lambda: list(LocalFiles([str(path) for path in paths], **options).documents())
+
+    fails(read(tmp_path / "missing.txt"), "missing.txt", "text.local_files.paths")
+    fails(read(tmp_path), "there is no .txt")
+    fails(read(), "empty list")
+    (tmp_path / "page.html").write_text("<p>")
+    fails(read(tmp_path / "page.html"), "page.html", ".jsonl")
+    write_jsonl(tmp_path / "rows.jsonl", [{"body": "x", "n": 1}])
+    fails(read(tmp_path / "rows.jsonl"), "'text'", "body, n", "text_field")
+    fails(read(tmp_path / "rows.jsonl", text_field="n"), "int")
+    assert read(tmp_path / "rows.jsonl", text_field="body")() == ["x"]
+    write_parquet(tmp_path / "table.parquet", ["x"], "body")
+    fails(read(tmp_path / "table.parquet"), "'text'", "text_field")
+    assert read(tmp_path / "table.parquet", text_field="body")() == ["x"]
+    for name in ("broken.jsonl", "broken.parquet"):
+        (tmp_path / name).write_text('{"text": "a"}\n{"te')
+        fails(read(tmp_path / name), name, "repair")
+
+
+def test_a_field_that_only_some_files_have_is_missed(tmp_path):
+    write_jsonl(tmp_path / "1.jsonl", [{"text": "x"}])
+    write_jsonl(tmp_path / "2.jsonl", [{"body": "y"}])
+    fails(lambda: list(LocalFiles(str(tmp_path)).documents()), "'text'", "body")
+
+
+@pytest.fixture
+def hub_folder(tmp_path):
+    texts = [f"document {i}" for i in range(50)]
+    write_parquet(tmp_path / "set" / "train-00000-of-00001.parquet", texts)
+    write_parquet(tmp_path / "set" / "test-00000-of-00001.parquet", ["held out"])
+    return tmp_path / "set", texts
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_data_set_folder_is_read(hub_folder, streaming):
+    folder, texts = hub_folder
+    assert list(HuggingFace(str(folder), streaming=streaming).documents()) == texts
+    assert list(HuggingFace(str(folder), split="test", streaming=streaming).documents(epoch=2)) == ["held out"]
+
+
+def test_a_shuffled_stream_differs_by_epoch_and_seed_and_repeats(hub_folder, monkeypatch):
+    import datasets
+
+    # A shuffled parquet stream that ends waits 5 s for its threads.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
+    folder, texts = hub_folder
+
+    def order(epoch, seed=0):
+        return list(HuggingFace(str(folder), shuffle_buffer=20, seed=seed).documents(epoch))
+
+    assert order(0) == order(0)
+    assert sorted(order(0)) == sorted(texts)
+    assert len({tuple(o) for o in (texts, order(0), order(1), order(0, seed=1))}) == 4
+
+
+def test_identity_follows_the_parameters():
+    assert HuggingFace("a/b").identity == HuggingFace("a/b").identity
+    kinds = [{}, {"subset": "x"}, {"split": "test"}, {"text_field": "y"}, {"revision": "z"}, {"shuffle_buffer": 9}]
+    assert len({HuggingFace("a/b", **kind).identity for kind in kinds}) == len(kinds)
+
+
+def test_hub_mistakes_are_explained(hub_folder):
+    folder, _ = hub_folder
+    fails(lambda: next(HuggingFace("nobody/nothing").documents()), "nobody/nothing", "@text.local_files")
+    fails(lambda: next(HuggingFace(str(folder), split="dev").documents()), "dev")
+    fails(lambda: next(HuggingFace(str(folder), subset="en").documents()), "en")
+    fails(lambda: next(HuggingFace(str(folder), text_field="body").documents()), "'body'", "id, text")
+    fails(lambda: next(HuggingFace(str(folder / "none")).documents()), "none")
