@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mcframe.data.tokenizers import BPE, Bytes
 from mcframe.hookspecs import Register, hookimpl
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
-from mcframe.registry import Registry, discover
+from mcframe.registry import KINDS, Registry, discover
 from mcframe.training.settings import (
     Cadence,
     ContextSettings,
@@ -77,4 +78,7 @@ def load_recipe(files: Sequence[Path | str], overrides: Sequence[str]) -> Loaded
     config.register("", "run", Recipe)
     loaded = config.load(files, overrides, registry)
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
-    return Loaded(loaded.build("run", gpt=lambda *fit: loaded.build("gpt", *fit), **groups), loaded, registry)
+    recipe: Recipe = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
+    # Called through the configuration, a factory's errors come with the gin file and line.
+    factories: dict[str, Any] = {kind: partial(loaded.build, getattr(recipe, kind)) for kind in KINDS}
+    return Loaded(replace(recipe, **factories), loaded, registry)

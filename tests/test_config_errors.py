@@ -109,7 +109,7 @@ MISTAKES = {
     "short name": ("run.gistnet = @transformer", ["did you mean gistnet.transformer?", "written in full"]),
     "unknown kind": ("run.gistnet = @gistnets.transformer", ["did you mean gistnet.transformer?"]),
     "unknown configurable": ("rum.steps = 3", ["nothing is called rum", "did you mean run?"]),
-    "choice as a parameter": ("gistnet.transformer = 3", ["something to choose", "run.gistnet = @gistnet.transformer"]),
+    "choice as a parameter": ("gistnet.transformer = 3", ["something to choose", "as @gistnet.transformer"]),
     "unknown parameter": (
         "gistnet.transformer.layer = 3",
         ["no parameter 'layer'", "did you mean layers?", "its parameters are: layers, heads, pooling"],

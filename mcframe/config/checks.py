@@ -63,8 +63,7 @@ class Checker:
             if full in self._names:
                 raise UserError(
                     f"{full} is something to choose, not a parameter",
-                    remedy=f"choose it with run.{binding.name} = @{full}, or bind a parameter of it: "
-                    f"{full}.PARAMETER = ...",
+                    remedy=f"refer to it as @{full}, or bind a parameter of it: {full}.PARAMETER = ...",
                     place=binding.place,
                 )
             raise self._unknown(binding.name, "").at(binding.place)

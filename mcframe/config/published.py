@@ -37,10 +37,11 @@ class Published:
 
     @cached_property
     def supplied(self) -> tuple[str, ...]:
-        """The parameter that the framework passes by position, which no gin file may bind."""
+        """The parameters that the framework passes by position, which no gin file may bind."""
+        only = tuple(name for name, parameter in self._all.items() if parameter.kind is parameter.POSITIONAL_ONLY)
         first = next(iter(self._all.values()), None)
-        if first is None or first.kind not in _POSITIONAL or first.default is not first.empty:
-            return ()
+        if only or first is None or first.kind not in _POSITIONAL or first.default is not first.empty:
+            return only
         by_contract = self.kind in _SUPPLIED_KINDS or first.name in _SUPPLIED_NAMES
         return (first.name,) if by_contract else ()
 

@@ -91,7 +91,7 @@ def collapsible(context: WorkingContext) -> Tensor:
 def over_nodes(per_block: Tensor, geometry: Geometry, lod: int) -> Tensor:
     """Blocks grouped into the whole nodes at `lod`: [..., blocks] -> [..., nodes, blocks per node]."""
     nodes, width = geometry.nodes(lod), int(geometry.block_size ** (lod - 1))
-    return per_block[..., : nodes * width].unflatten(-1, (nodes, width))
+    return per_block[..., : nodes * width].reshape(*per_block.shape[:-1], nodes, width)
 
 
 def over_blocks(per_node: Tensor, geometry: Geometry, lod: int) -> Tensor:

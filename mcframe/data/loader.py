@@ -211,6 +211,6 @@ def open_validation(
         raise UserError(
             f"{file.length:,} validation tokens were found, fewer than the {window + 1:,} of one sequence "
             f"(T = {window:,})",
-            remedy="raise run.validation_share, or give the run more text",
+            remedy="raise data.validation_share, or give the run more text",
         )
     return file.gather(range(available), window)

@@ -173,16 +173,16 @@ class StreamedWindows:
 
     def _read(self, first_epoch: int) -> Iterator[tuple[_Lane, int, int, str]]:
         """This rank's training documents from that epoch on without end, less those that their lane has passed."""
-        barren = 0
         for epoch in count(first_epoch):
-            barren += 1
+            found = False
             for index, text in enumerate(self._source.documents(epoch)):
                 lane = self._lanes.get((index + epoch) % self._lane_count)
                 if lane is None or lane.has_passed(epoch, index) or is_validation(text, self._share):
                     continue
-                barren = 0
+                found = True
                 yield lane, epoch, index, text
-            if barren > self._lane_count:  # by now every document has been in every lane
+            # A small corpus may have nothing for these lanes in this epoch; it must have something for some lane.
+            if not found and next(documents_of(self._source.documents(epoch), "train", self._share), None) is None:
                 raise empty_split("train", self._share)
 
 
@@ -209,6 +209,6 @@ def first_validation_windows(
         raise UserError(
             f"the first {scan:,} documents hold {length:,} validation tokens, fewer than the {window + 1:,} of one "
             f"sequence (T = {window:,})",
-            remedy="raise run.validation_share",
+            remedy="raise data.validation_share",
         )
     return gather_windows(np.concatenate(parts), range(available), window)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,6 @@ def train_bpe(
 
     Raises UserError where there are no training documents, or too few for that many entries.
     """
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
     check_share(share)
     if vocab_size <= _BYTES:
         raise UserError(
@@ -143,16 +140,7 @@ def train_bpe(
     first = next(batches, None)
     if first is None:
         raise empty_split("train", share)
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[SEPARATOR],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((batch for part in ([first], batches) for batch in part), trainer)
+    tokenizer = _fit(chain([first], batches), vocab_size)
     if tokenizer.get_vocab_size() < vocab_size:
         raise UserError(
             f"this text gives no more than {tokenizer.get_vocab_size():,} entries, not {vocab_size:,}",
@@ -161,6 +149,23 @@ def train_bpe(
     partial = make_folder(file.parent) / f"{file.name}.partial"
     tokenizer.save(str(partial))
     partial.replace(file)
+
+
+def _fit(batches: Iterable[list[str]], vocab_size: int) -> Any:
+    """A byte-level tokenizer of up to `vocab_size` entries; every byte is one of them, whatever the text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(batches, trainer)
+    return tokenizer
 
 
 def _counted(

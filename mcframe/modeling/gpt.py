@@ -82,6 +82,7 @@ class GPT(nn.Module):
         self,
         geometry: Geometry,
         tokenizer_vocab_size: int,
+        /,
         *,
         depth: int,
         width: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import os
 import secrets
 import shlex
@@ -25,13 +26,14 @@ _MODES: dict[str, Mode] = {
 _AUTO = "auto"
 RUN_ID = "wandb_run_id.txt"
 _AXIS = "train/tokens"
+_log = logging.getLogger(__name__)
 
 
 class Wandb:
     """A wandb run whose x axis is `train/tokens`.
 
     mode is `online` or `offline`. The run's id lies in the run directory, so that a resumed run continues the same
-    curves: rows carry the optimizer step, and wandb keeps the first of two rows for a step that was run twice.
+    curves; rows carry the optimizer step, which tells wandb when a step is run a second time.
     Raises whatever wandb raises where it cannot start.
     """
 
@@ -49,7 +51,8 @@ class Wandb:
             resume="allow",
             config=config,
             allow_val_change=True,  # a run may be resumed with other settings
-            settings=wandb.Settings(silent=True, console="off"),
+            # A dead network holds up neither the start nor the end for long; what is not uploaded stays on disk.
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30.0, finish_timeout=120.0),
         )
         self._run.define_metric(_AXIS)
         self._run.define_metric("*", step_metric=_AXIS)
@@ -95,7 +98,11 @@ def _logged_in() -> bool:
 
     # Silent also keeps login from asking the server for the user's name.
     wandb.setup(wandb.Settings(silent=True))
-    return bool(wandb.login(prompt=False, verify=False))
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except wandb.Error as error:
+        _log.warning("wandb's credentials cannot be used, the run is kept offline: %s", error)
+        return False
 
 
 def _run_id(path: Path, resume_tokens: int | None) -> str:

@@ -153,7 +153,7 @@ class GradientWatch:
         self._now: set[str] = set()
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.register_hook(lambda _, name=name: self._now.add(name))
+                parameter.register_hook(lambda _, name=name: self._now.add(name))  # type: ignore[no-untyped-call]
 
     def check(self) -> None:
         """The accumulated gradient is about to be used. Raises UserError where a parameter had one before only."""

@@ -224,7 +224,7 @@ class Recipe:
     batch_tokens: int
     micro_batch: int = 8
     seed: int = 0
-    gpt: Callable[[Geometry, int], GPT] = GPT
+    gpt: Callable[[Geometry, int], GPT]
     context: ContextSettings
     objectives: Objectives
     optimizer: OptimizerSettings

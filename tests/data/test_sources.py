@@ -132,7 +132,10 @@ def test_a_field_that_only_some_files_have_is_missed(tmp_path):
 
 
 @pytest.fixture
-def hub_folder(tmp_path):
+def hub_folder(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")  # what is not streamed is copied
     texts = [f"document {i}" for i in range(50)]
     write_parquet(tmp_path / "set" / "train-00000-of-00001.parquet", texts)
     write_parquet(tmp_path / "set" / "test-00000-of-00001.parquet", ["held out"])

@@ -51,6 +51,8 @@ RUNS = st.lists(st.tuples(st.integers(1, 7), st.integers(0, 9)), min_size=1, max
 @given(runs=RUNS, lanes=st.sampled_from([1, 4, 6]), texts=st.integers(1, 60), shuffled=st.booleans())
 @example(runs=[(1, 9), (3, 9), (2, 9)], lanes=6, texts=60, shuffled=True)
 @example(runs=[(4, 9), (5, 0), (1, 9)], lanes=4, texts=1, shuffled=False)
+@example(runs=[(4, 9)], lanes=4, texts=1, shuffled=True)
+@example(runs=[(6, 9)], lanes=6, texts=2, shuffled=True)
 def test_ranks_may_change_at_every_interruption(runs, lanes, texts, shuffled):
     """Each run has another number of ranks, takes some steps, and goes on from the merged state of the last."""
     source = MemorySource([f"start {lanes}", *TEXTS[:texts]], streaming=True, shuffled=shuffled)

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from wandb.proto import wandb_internal_pb2
@@ -15,15 +16,28 @@ RECORD_HEADER = 7
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
-def records(path):
+def finished_records(path):
+    """All records of a run that has finished: wandb's own process writes them, a moment after `finish` returns."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found = list(records(path.read_bytes()))
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.05)
+    return pytest.fail(f"{path} was never completed")
+
+
+def records(data):
     """The records of a `.wandb` file: LevelDB's log format behind a header of seven bytes, protobuf inside."""
-    data, at, part = path.read_bytes(), FILE_HEADER, b""
+    at, part = FILE_HEADER, b""
     assert data[:4] == b":W&B"
     while at < len(data):
         if BLOCK - at % BLOCK < RECORD_HEADER:
             at += BLOCK - at % BLOCK
             continue
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if at + RECORD_HEADER + length > len(data):
+            return  # being written
         body = data[at + RECORD_HEADER : at + RECORD_HEADER + length]
         at += RECORD_HEADER + length
         part = body if kind in (FULL, FIRST) else part + body
@@ -37,10 +51,10 @@ def offline_files(run_dir):
     return sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"))
 
 
-def history(path):
+def history(found):
     return [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-        for record in records(path)
+        for record in found
         if record.WhichOneof("record_type") == "history"
     ]
 
@@ -70,18 +84,19 @@ def test_an_offline_run_holds_metrics_config_and_pictures(run_dir, capfd):
     assert capfd.readouterr() == ("", "")
 
     (path,) = offline_files(run_dir)
-    first, second = history(path)
+    found = finished_records(path)
+    first, second = history(found)
     picture = {name: first.pop(name) for name in list(first) if name.startswith("contexts/")}
     shown = {name: value for name, value in first.items() if not name.startswith("_")}
     assert shown == {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625, "val/bpb": 7.9, "train/tokens": 2048}
     assert (first["_step"], second["_step"], second["train/tokens"]) == (1, 2, 4096)
     assert "<pre>··1·&lt;|··</pre>" in (path.parent / "files" / picture["contexts/path"]).read_text()
 
-    run = next(record.run for record in records(path) if record.WhichOneof("record_type") == "run")
+    run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
     config = {item.key or "/".join(item.nested_key): item.value_json for item in run.config.update}
     assert json.loads(config["gpt.depth"]) == 12
     assert json.loads(config["run.gistnet"]) == "@gistnet.mean"
-    axes = [record.metric for record in records(path) if record.WhichOneof("record_type") == "metric"]
+    axes = [record.metric for record in found if record.WhichOneof("record_type") == "metric"]
     assert any(metric.step_metric == "train/tokens" for metric in axes)
     assert sink.place == ("wandb (offline)", f"wandb sync '{run_dir}/wandb'/offline-run-*-{run.run_id}")
 
@@ -122,16 +137,22 @@ def test_an_unknown_mode_is_the_users_to_put_right(monkeypatch, mode, environmen
     assert ("WANDB_MODE" in caught.value.message) == bool(environment)
 
 
-@pytest.mark.parametrize("how", ["key", "netrc", "nothing"])
+@pytest.mark.parametrize("how", ["key", "netrc", "nothing", "malformed key"])
 def test_auto_is_online_for_who_is_logged_in_and_asks_nobody(tmp_path, how):
     """In a process of its own, since wandb remembers a login; every connection fails, so none may be needed."""
     environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HOME": str(tmp_path)}
     if how == "key":
         environment["WANDB_API_KEY"] = "0" * 40
+    if how == "malformed key":
+        environment["WANDB_API_KEY"] = "no key"
     if how == "netrc":
         (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {'0' * 40}\n")
     code = "from mcframe.telemetry.wandb_sink import resolve_mode; print(resolve_mode('auto'))"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
-    assert (done.stdout, done.stderr) == ("offline\n" if how == "nothing" else "online\n", "")
+    assert done.stdout == ("online\n" if how in ("key", "netrc") else "offline\n")
+    if how == "malformed key":
+        assert "the run is kept offline" in done.stderr
+    else:
+        assert done.stderr == ""

@@ -1,0 +1,98 @@
+"""`mcframe doctor`: what this machine has, what it lacks, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mcframe.data.cache import cache_dir
+from mcframe.errors import UserError
+from mcframe.registry import discover
+from mcframe.telemetry.wandb_sink import resolve_mode
+from mcframe.training.engine import prepare_environment, shared_memory_op_cached
+
+_PACKAGES = ("torch", "deepspeed", "gin-config", "pluggy", "datasets", "tokenizers", "tensorboard", "wandb")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: `good` None means that it is only told."""
+
+    what: str
+    state: str
+    good: bool | None = None
+    remedy: str = ""
+
+
+def doctor() -> None:
+    """Say what this machine lacks for training and what to do. Exit code 1 where something needed is missing."""
+    prepare_environment()
+    findings = [*_machine(), *_packages(), *_compiler(), *_services()]
+    table = Table(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        mark = {True: "[green]ok[/]", False: "[red]missing[/]", None: ""}[finding.good]
+        table.add_row(mark, finding.what, finding.state + (f"\n→ {finding.remedy}" if finding.remedy else ""))
+    Console().print(table, highlight=False)
+    raise typer.Exit(int(any(finding.good is False for finding in findings)))
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("python", platform.python_version(), True)
+    yield Finding("processor", f"{os.cpu_count()} cores, {platform.machine()}")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        yield Finding("GPU", ", ".join(names), True)
+    else:
+        yield Finding("GPU", "none that torch can see: training runs on the CPU")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in _PACKAGES:
+        try:
+            yield Finding(name, version(name), True)
+        except PackageNotFoundError:
+            yield Finding(name, "not installed", False, f"pip install {name}")
+
+
+def _compiler() -> Iterator[Finding]:
+    needed = not torch.cuda.is_available() and not shared_memory_op_cached()
+    for what, program, remedy in (
+        ("C++ compiler", os.environ.get("CXX", "g++"), "Debian, Ubuntu: apt-get install g++"),
+        ("ninja", "ninja", "pip install ninja"),
+    ):
+        found = shutil.which(program)
+        if found:
+            yield Finding(what, found, True)
+        else:
+            yield Finding(what, f"{program} was not found", False if needed else None, remedy)
+    if not torch.cuda.is_available():
+        state = "built" if shared_memory_op_cached() else "will be built at the first start, about a minute"
+        yield Finding("DeepSpeed CPU op", state)
+
+
+def _services() -> Iterator[Finding]:
+    mode = resolve_mode("auto")
+    told = {"offline": "not logged in: runs are kept offline; log in with `wandb login`, or leave it so"}
+    yield Finding("wandb", told.get(mode, mode))
+    yield Finding("cache", f"{cache_dir()} (set MCFRAME_CACHE to move it)")
+    try:
+        registry = discover()
+    except UserError as error:
+        yield Finding("plug-ins", error.message, False, error.remedy)
+        return
+    packages = ", ".join(f"{name} {number}" for name, number in registry.versions().items())
+    yield Finding("plug-ins", packages, True)
+    for broken in registry.broken:
+        yield Finding("plug-in", str(broken), None, broken.remedy)

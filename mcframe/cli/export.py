@@ -1,0 +1,43 @@
+"""`mcframe export`: plain weights that load without DeepSpeed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from safetensors.torch import save_file
+
+from mcframe import __version__
+from mcframe.cli.failure import guarded
+from mcframe.cli.options import Run, Traceback
+from mcframe.errors import UserError
+from mcframe.training.checkpoints import find
+from mcframe.training.run_directory import BOUND
+from mcframe.training.weights import load_weights
+
+
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path("model.safetensors"),
+    traceback: Traceback = False,
+) -> None:
+    """Write a checkpoint's weights, float32, as safetensors; the run's configuration goes into its metadata."""
+    raise typer.Exit(guarded(lambda: _export(run, out), traceback=traceback))
+
+
+def _export(run: Path, out: Path) -> int:
+    checkpoint = find(run)
+    weights = load_weights(checkpoint)
+    config = checkpoint.path.parents[1] / BOUND
+    facts = {"mcframe": __version__, "tokens": str(checkpoint.tokens)}
+    if config.exists():
+        facts["config.gin"] = config.read_text("utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file(weights, out, metadata=facts)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}", remedy="name another file with --out") from error
+    count = sum(tensor.numel() for tensor in weights.values())
+    typer.echo(f"{out}: {len(weights)} tensors, {count:,} parameters, after {checkpoint.tokens:,} tokens")
+    return 0

@@ -1,0 +1,38 @@
+"""`mcframe sample`: continue a prompt with a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+import typer
+
+from mcframe.cli.failure import guarded
+from mcframe.cli.options import Run, Traceback
+from mcframe.cli.trained import open_trained
+from mcframe.training.watching import continuation
+
+
+def sample(
+    run: Run,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    length: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="Another seed, another continuation.")] = 0,
+    traceback: Traceback = False,
+) -> None:
+    """Continue a prompt. A prompt longer than the model's window loses its beginning."""
+
+    def act() -> int:
+        trained = open_trained(run)
+        window = trained.model.geometry.window
+        size = len(trained.tokenizer.encode_batch([prompt])[0])
+        if size > window:
+            typer.echo(f"note: of {size} tokens of the prompt the model reads the last {window}", err=True)
+        sampling = replace(trained.recipe.sampling, length=length, temperature=temperature)
+        device = torch.device("cpu")
+        typer.echo(prompt + continuation(trained.model, trained.tokenizer, prompt, sampling, device, seed))
+        return 0
+
+    raise typer.Exit(guarded(act, traceback=traceback))

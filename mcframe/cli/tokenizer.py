@@ -1,0 +1,50 @@
+"""`mcframe tokenizer`: train the BPE tokenizer that a gin file names, and cache it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mcframe.cli.failure import guarded
+from mcframe.cli.options import Gin, Set, Traceback
+from mcframe.data.tokenizers import bpe_file, train_bpe
+from mcframe.errors import UserError
+from mcframe.recipe import load_recipe
+
+
+def tokenizer(
+    gin: Gin,
+    set_: Set = [],  # noqa: B006 - typer copies it
+    characters: Annotated[int, typer.Option(min=1, help="Characters of training text to read.")] = 500_000_000,
+    traceback: Traceback = False,
+) -> None:
+    """Train the tokenizer of a gin file on its training documents and cache it where runs look for it."""
+    raise typer.Exit(guarded(lambda: _train(gin, set_, characters), traceback=traceback))
+
+
+def _train(files: list[str], overrides: list[str], characters: int) -> int:
+    loaded = load_recipe(files, overrides)
+    bound = loaded.config.as_dict()
+    if str(bound.get("run.tokenizer", "")).lstrip("@") != "tokenizer.bpe":
+        raise UserError(
+            f"{files[-1]} uses {bound.get('run.tokenizer')}, which is not trained",
+            remedy="set run.tokenizer = @tokenizer.bpe, or start training at once",
+        )
+    size, name = int(bound.get("tokenizer.bpe.vocab_size", 65536)), str(bound.get("tokenizer.bpe.name", "default"))
+    stated = bound.get("tokenizer.bpe.file")
+    file = Path(stated).expanduser() if stated else bpe_file(size, name)
+    console = Console()
+    with console.status(f"Reading up to {characters:,} characters") as status:
+        train_bpe(
+            loaded.recipe.text(),
+            size,
+            file,
+            share=loaded.recipe.data.validation_share,
+            max_characters=characters,
+            progress=lambda read: status.update(f"Read {read:,} of up to {characters:,} characters"),
+        )
+    console.print(f"{size:,} entries in {file}", highlight=False)
+    return 0

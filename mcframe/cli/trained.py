@@ -1,0 +1,42 @@
+"""A trained run opened for reading: its recipe, model and tokenizer, without an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcframe.errors import UserError
+from mcframe.hookspecs import Tokenizer
+from mcframe.modeling.step import MegaContextStep
+from mcframe.recipe import load_recipe
+from mcframe.training.assembly import build_model
+from mcframe.training.checkpoints import Checkpoint, find
+from mcframe.training.run_directory import BOUND
+from mcframe.training.settings import Recipe
+from mcframe.training.weights import load_weights
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a checkpoint holds, in float32 on the CPU, in eval mode."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    model: MegaContextStep
+    checkpoint: Checkpoint
+
+
+def open_trained(place: Path) -> TrainedRun:
+    """Open a run directory (its newest checkpoint) or one checkpoint of it. Raises UserError where that fails."""
+    checkpoint = find(place)
+    config = checkpoint.path.parents[1] / BOUND
+    if not config.exists():
+        raise UserError(
+            f"{config} is missing, so nobody knows what the checkpoint's model was",
+            remedy="put the run's config.gin back, beside its folder checkpoints",
+        )
+    recipe = load_recipe([config], []).recipe
+    tokenizer = recipe.tokenizer()
+    model = build_model(recipe, tokenizer.vocab_size)
+    model.load_state_dict(load_weights(checkpoint))
+    return TrainedRun(recipe, tokenizer, model.eval(), checkpoint)
