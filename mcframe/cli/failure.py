@@ -34,11 +34,11 @@ def guarded(action: Callable[[], int], *, traceback: bool) -> int:
     except UserError as error:
         if traceback:
             raise
-        if int(os.environ.get("RANK", "0")) == 0:
-            show(error)
-        else:
-            # The launcher ends all ranks as soon as one has failed: leave rank 0 the time to say why.
+        if int(os.environ.get("RANK", "0")) != 0:
+            # Most errors meet every rank, and rank 0 says so; the launcher then ends the others while they wait here.
+            # What only this rank met is said behind the wait.
             time.sleep(_RANK_0_SPEAKS_FIRST_S)
+        show(error)
         sys.stdout.flush()
         sys.stderr.flush()
         return EXIT_USER_ERROR

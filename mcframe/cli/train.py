@@ -11,6 +11,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from mcframe.cli.failure import guarded
+from mcframe.errors import UserError
 from mcframe.recipe import Loaded, load_recipe
 from mcframe.telemetry.sinks import Sinks, open_sinks
 from mcframe.training.assembly import assemble
@@ -70,6 +71,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     assembly = assemble(recipe)
     device = start_distributed()
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    _check_shared(run_plan, world_size)
     engine = Engine(assembly.model, recipe, world_size)
     extra = {
         "parameter groups": optimizer_groups(engine.optimizer),
@@ -92,6 +94,17 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         console.print(f"To go on: the same command again. All is saved in {run_plan.directory}", style="bold")
     dist.destroy_process_group()
     return 0
+
+
+def _check_shared(run_plan: RunPlan, world_size: int) -> None:
+    """Raises UserError where ranks, each by itself, found different checkpoints to go on from."""
+    seen: list[int | None] = [None] * world_size
+    dist.all_gather_object(seen, run_plan.checkpoint.tokens if run_plan.checkpoint else None)
+    if len(set(seen)) > 1:
+        raise UserError(
+            f"the ranks do not see the same run in {run_plan.directory}",
+            remedy="put the run directory on storage that all nodes share: --run-dir DIR",
+        )
 
 
 def _sinks(loaded: Loaded, run_plan: RunPlan, rank: int) -> Sinks:

@@ -26,7 +26,7 @@ def is_valid(focus: Tensor, geometry: Geometry) -> Tensor:
     valid = ((focus >= 0) & (focus <= geometry.levels)).all(dim=1)
     for lod in range(1, geometry.levels + 1):
         width, nodes = geometry.block_size ** (lod - 1), geometry.nodes(lod)
-        inside = (focus[:, : nodes * width] == lod).view(-1, nodes, width)
+        inside = over_nodes(focus == lod, geometry, lod)
         allowed = compressible_nodes(geometry, lod, focus.device)
         whole = inside.all(dim=2) & allowed
         valid &= (whole | ~inside.any(dim=2)).all(dim=1)

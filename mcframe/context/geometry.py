@@ -123,7 +123,7 @@ class Geometry:
     @cached_property
     def minimum_length(self) -> int:
         """Entries of the shortest valid context."""
-        return min(self.length(counts) for counts in self._mixes())
+        return min(self.length((free, *above)) for above, free in self._above_level_1())
 
     def reachable(self, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
         """The largest reachable length that does not exceed `target`, and every mix of nodes that has it.
@@ -133,17 +133,18 @@ class Geometry:
         """
         return _reachable(self, target)
 
-    def _mixes(self) -> Iterator[tuple[int, ...]]:
-        """Every number of nodes per LOD that fits beside each other, higher levels first to be placed."""
+    def _above_level_1(self) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Every number of nodes at LOD 2 and up that fits, with the LOD1 nodes that are left beside them."""
 
-        def place(lod: int, taken: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-            if lod == 0:
-                yield taken
+        def place(lod: int, above: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
+            # A compressed node above takes K**(its LOD - lod) nodes away from this level.
+            taken = sum(n * self.block_size**distance for distance, n in enumerate(above, start=1))
+            free = self.compressible_nodes(lod) - taken
+            if lod == 1:
+                yield above, free
                 return
-            # A compressed node above takes K**(above - lod) nodes away from this level.
-            above = sum(n * self.block_size ** (i + 1) for i, n in enumerate(taken))
-            for n in range(self.compressible_nodes(lod) - above + 1):
-                yield from place(lod - 1, (n, *taken))
+            for n in range(free + 1):
+                yield from place(lod - 1, (n, *above))
 
         yield from place(self.levels, ())
 
@@ -160,12 +161,15 @@ class Geometry:
 @lru_cache(maxsize=4096)
 def _reachable(geometry: Geometry, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
     best, mixes = -1, list[tuple[int, ...]]()
-    for mix in geometry._mixes():
-        length = geometry.length(mix)
-        if best < length <= target:
-            best, mixes = length, [mix]
-        elif length == best:
-            mixes.append(mix)
+    for above, free in geometry._above_level_1():
+        rest = geometry.length((0, *above))
+        n = max(0, -((target - rest) // geometry.saving(1)))  # LOD1 nodes needed: the excess, rounded up
+        length = rest - n * geometry.saving(1)
+        if n > free or length < best:
+            continue
+        if length > best:
+            best, mixes = length, []
+        mixes.append((n, *above))
     if best < 0:
         raise UserError(
             f"no working context of {target} entries or fewer: with a window of {geometry.window}, blocks of "

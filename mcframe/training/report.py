@@ -74,8 +74,8 @@ def _parts(recipe: Recipe, model: MegaContextStep, tokenizer_size: int) -> dict[
         rows["base model"] += f"; {unused:,} of {model.gpt.vocab_size:,} embeddings have no token"
     geometry, count = model.geometry, model.strategy.count
     rows["context"] = (
-        f"{geometry.window:,} tokens in blocks of {geometry.block_size}, LOD0-{geometry.levels}, {geometry.slots} slot(s), "
-        f"tail {geometry.tail}"
+        f"{geometry.window:,} tokens in blocks of {geometry.block_size}, LOD0-{geometry.levels}, "
+        f"{geometry.slots} slot(s) a gist, tail {geometry.tail}"
     )
     if count:
         first, last = recipe.variant_length(0), recipe.variant_length(recipe.steps - 1)

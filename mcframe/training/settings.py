@@ -77,8 +77,8 @@ class ContextSettings:
             raise UserError(
                 f"LOD {', '.join(map(str, unused))} can never be used: no working context of {low} to {high} entries "
                 f"holds a node of {self.geometry.span(unused[0])} tokens",
-                remedy=f"set context.levels = {best}, lower context.train_wc_length or context.block_size, or accept it "
-                "with context.allow_unused_levels = True",
+                remedy=f"set context.levels = {best}, lower context.train_wc_length or context.block_size, or accept "
+                "it with context.allow_unused_levels = True",
             )
         return usable
 

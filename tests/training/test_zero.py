@@ -1,0 +1,85 @@
+"""The same curve at every ZeRO stage, for one rank and two: real runs of gin/smoke.gin, compared step by step."""
+
+import itertools
+
+import pytest
+
+pytestmark = pytest.mark.launcher
+
+STEPS = 8
+SHORT = (f"run.total_tokens = {STEPS * 1024}", "cadence.log_tokens = 1024")
+CURVES = ("train/loss", "train/loss_lod0", "mc/tail_delta")
+
+ADAMW_TOLERANCE = 1e-3
+
+# Named by ZeRO stage and ranks. Every stage once, both numbers of ranks, the extremes for Muon.
+FEW = [("adamw", 1, 2), ("adamw", 2, 2), ("adamw", 3, 2), ("muon", 3, 2)]
+ALL = [*itertools.product(("adamw", "muon"), (0, 1, 2, 3), (1, 2))]
+
+
+def run(launches, optimizer, stage, ranks):
+    settings = (*SHORT, f"optimizer.name = '{optimizer}'", f"deepspeed.zero_stage = {stage}")
+    result = launches.shared(*settings, ranks=ranks, launcher=True).succeeded()
+    for name in CURVES:
+        assert len(result.curve(name)) == STEPS
+    return result
+
+
+def difference(result, reference, name):
+    pairs = zip(result.curve(name), reference.curve(name), strict=True)
+    return max(abs(one - other) for one, other in pairs)
+
+
+def assert_equal_curves(launches, optimizer, stage, ranks):
+    result, reference = run(launches, optimizer, stage, ranks), run(launches, optimizer, 0, 1)
+    tolerance = {"adamw": ADAMW_TOLERANCE, "muon": MUON_TOLERANCE}[optimizer]
+    differences = {name: difference(result, reference, name) for name in CURVES}
+    assert all(value <= tolerance for value in differences.values()), differences
+    # It is the loss of a model that learns, not a constant.
+    losses = result.curve("train/loss_lod0")
+    assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize(("optimizer", "stage", "ranks"), FEW)
+def test_a_covering_few_agree(launches, optimizer, stage, ranks):
+    assert_equal_curves(launches, optimizer, stage, ranks)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("optimizer", "stage", "ranks"), ALL)
+def test_all_agree(launches, optimizer, stage, ranks):
+    assert_equal_curves(launches, optimizer, stage, ranks)
+
+
+def test_the_report_says_what_was_chosen(launches):
+    words = run(launches, "muon", 3, 2).words
+    assert "ZeRO 3, fp32" in words
+    assert "no clipping (it would act on Muon's orthogonalised update)" in words
+    assert "Muon at learning rate 0.02" in words
+    assert "AdamW at learning rate 0.003" in words
+    assert "2 on cpu; micro-batches of 4 sequences, 1 a step" in words
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        # Summed in another order, which float32 shows in its last digits.
+        pytest.param(("run.micro_batch = 1",), 1e-3, id="accumulation"),
+        pytest.param(("gpt.activation_checkpointing = True",), 1e-6, id="checkpointing"),
+        pytest.param(
+            ("gpt.activation_checkpointing = True", "deepspeed.zero_stage = 3"), 1e-3, id="checkpointing at ZeRO 3"
+        ),
+        pytest.param(("deepspeed.zero_stage = 2", "deepspeed.offload_optimizer = True"), 1e-3, id="offload"),
+        # Eight bits of mantissa; measured: 0.02.
+        pytest.param(("deepspeed.zero_stage = 1", "deepspeed.precision = 'bf16'"), 0.1, id="bf16"),
+    ],
+)
+def test_what_should_not_matter_does_not(launches, settings, tolerance):
+    reference, result = run(launches, "adamw", 0, 1), launches.run(*SHORT, *settings).succeeded()
+    differences = {name: difference(result, reference, name) for name in CURVES}
+    assert all(value <= tolerance for value in differences.values()), differences
+    if "run.micro_batch = 1" in settings:
+        assert result.curve("train/grad_accum_steps") == [8.0] * STEPS
+        assert reference.curve("train/grad_accum_steps") == [2.0] * STEPS
+    if "deepspeed.precision = 'bf16'" in settings:
+        assert max(differences.values()) > 1e-5  # or it was float32 after all
