@@ -62,10 +62,22 @@ def check_compiler() -> str | None:
     return None
 
 
+def share_cores() -> None:
+    """Divide this machine's cores among its ranks, unless OMP_NUM_THREADS says otherwise.
+
+    The launcher leaves every rank all cores; threads that wait for each other's cores make training ten times slower.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", "1"))))
+
+
 def start_distributed() -> torch.device:
     """Join the process group; build DeepSpeed's CPU op at the first start. Returns this rank's device."""
     cpu = not torch.cuda.is_available()
     rank = int(os.environ["RANK"])
+    if cpu:
+        share_cores()
     if cpu and not shared_memory_op_cached():
         if missing := check_compiler():
             raise UserError(
@@ -80,14 +92,14 @@ def start_distributed() -> torch.device:
     logger.setLevel(logging.WARNING)
     # Deprecation notes of every collective, on every run, about code that is not ours.
     logging.getLogger("torch.distributed").addFilter(lambda record: "all_gather_into_tensor" not in record.getMessage())
+    if not cpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     deepspeed.init_distributed(verbose=False)
     if cpu:
         # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it.
         torch.compiler.set_stance("force_eager")
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 class Engine:

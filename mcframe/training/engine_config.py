@@ -14,6 +14,7 @@ OWNED = {
     "gradient_accumulation_steps": "run.batch_tokens and run.micro_batch",
     "gradient_clipping": "optimizer.gradient_clipping",
     "optimizer.type": "optimizer.name",
+    "optimizer.params.max_grad_norm": "optimizer.gradient_clipping",
     "scheduler": "schedule.warm_up and schedule.warm_down",
     "zero_optimization.stage": "deepspeed.zero_stage",
     "bf16.enabled": "deepspeed.precision",

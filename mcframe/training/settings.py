@@ -49,6 +49,7 @@ class ContextSettings:
                 f"{self.block_size} tokens",
                 remedy=f"set context.window to a multiple of {self.block_size}, for example {fits}",
             )
+        _ = self.geometry  # what is wrong with the tree is told here, where gin's file and line are known
 
     @property
     def geometry(self) -> Geometry:
