@@ -9,43 +9,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from mcframe_plugins.gistnet.mean import slot_means
+from mcframe_plugins.layers import Layer, rms_norm
 from torch import Tensor, nn
 
 from mcframe.errors import UserError
 from mcframe.hookspecs import GistNet, ModelShape
-
-
-def _norm(x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],))
-
-
-class _Layer(nn.Module):
-    """Bidirectional attention of `x` to `memory` (itself by default) and a feed-forward network, both residual."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.up = nn.Linear(width, 4 * width, bias=False)
-        self.down = nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        """x [N, C, D], memory [N, M, D] -> [N, C, D]."""
-        normed = _norm(x)
-        memory = normed if memory is None else _norm(memory)
-        query, key, value = (
-            projection(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection, source in ((self.query, normed), (self.key, memory), (self.value, memory))
-        )
-        mixed = F.scaled_dot_product_attention(_norm(query), _norm(key), value)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        out: Tensor = x + self.down(F.relu(self.up(_norm(x))).square())
-        return out
 
 
 class TransformerGistNet(GistNet):
@@ -80,11 +49,11 @@ class TransformerGistNet(GistNet):
         # "embed" in a name keeps a parameter out of Muon: these are tables, not maps.
         self.child_embed = nn.Parameter(torch.randn(geometry.block_size * geometry.slots, width) * 0.02)
         self.lod_embed = nn.Parameter(torch.randn(geometry.levels, width) * 0.02)
-        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
         if pooling != "mean":
             self.slot_embed = nn.Parameter(torch.randn(geometry.slots, width) * 0.02)
         if pooling == "query":
-            self.pool = _Layer(width, heads)
+            self.pool = Layer(width, heads)
         if head == "mlp":
             self.head: nn.Module = nn.Sequential(
                 nn.Linear(width, width, bias=False), nn.GELU(), nn.Linear(width, width, bias=False)
@@ -95,7 +64,7 @@ class TransformerGistNet(GistNet):
     def forward(self, children: Tensor, lod: int) -> Tensor:
         """children [B, nodes, C, D] -> [B, nodes, G, D]."""
         sequences, nodes, count, width = children.shape
-        x = _norm(children).flatten(0, 1) + self.child_embed[:count] + self.lod_embed[lod - 1]
+        x = rms_norm(children).flatten(0, 1) + self.child_embed[:count] + self.lod_embed[lod - 1]
         if self.pooling == "cls":
             x = torch.cat((self.slot_embed.expand(x.shape[0], -1, -1), x), dim=1)
         for layer in self.layers:
@@ -105,7 +74,7 @@ class TransformerGistNet(GistNet):
         elif self.pooling == "cls":
             pooled = x[:, : self.slots]
         else:
-            pooled = self.pool(self.slot_embed.expand(x.shape[0], -1, -1), x)
-        gists = self.head(_norm(pooled)).view(sequences, nodes, self.slots, width)
+            pooled = self.pool(self.slot_embed.expand(x.shape[0], -1, -1), memory=x)
+        gists = self.head(rms_norm(pooled)).view(sequences, nodes, self.slots, width)
         # Token embeddings are small; the residual is scaled like the head's output, to unit mean square.
-        return gists + _norm(slot_means(children, self.slots)) if self.residual else gists
+        return gists + rms_norm(slot_means(children, self.slots)) if self.residual else gists

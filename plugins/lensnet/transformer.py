@@ -9,18 +9,14 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
 from mcframe.hookspecs import LensNet, ModelShape
+from mcframe_plugins.layers import Layer, rms_norm
 
 _WAVES = 8
-
-
-def _norm(x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],))
 
 
 def entry_features(context: WorkingContext) -> Tensor:
@@ -33,32 +29,6 @@ def entry_features(context: WorkingContext) -> Tensor:
     angle = (distance / max(cursor, 1))[..., None] * octave * math.pi
     plain = torch.stack((span.log2() / 8, span / context.slots / context.geometry.block_size, near), dim=-1)
     return torch.cat((plain, angle.sin(), angle.cos()), dim=-1)
-
-
-class _Layer(nn.Module):
-    """Bidirectional self-attention and a feed-forward network, both residual."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.up = nn.Linear(width, 4 * width, bias=False)
-        self.down = nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x [R, L, W], mask [R, 1, 1, L] bool or None -> [R, L, W]."""
-        normed = _norm(x)
-        query, key, value = (
-            projection(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
-        mixed = F.scaled_dot_product_attention(_norm(query), _norm(key), value, attn_mask=mask)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        out: Tensor = x + self.down(F.relu(self.up(_norm(x))).square())
-        return out
 
 
 class TransformerLensNet(LensNet):
@@ -80,15 +50,15 @@ class TransformerLensNet(LensNet):
         self.lod_embed = nn.Parameter(torch.randn(shape.geometry.levels + 1, own) * 0.02)
         self.read = nn.Linear(shape.width, own, bias=False)
         self.feature_embed = nn.Linear(3 + 2 * _WAVES, own)
-        self.layers = nn.ModuleList(_Layer(own, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(Layer(own, heads) for _ in range(layers))
         self.score_embed = nn.Linear(own, 1)
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
         """embeddings [R, L, D] -> scores [R, L] in [-1, 1]."""
         features = entry_features(context).to(embeddings.dtype)
-        x = self.read(_norm(embeddings)) + self.feature_embed(features) + self.lod_embed[context.lod]
+        x = self.read(rms_norm(embeddings)) + self.feature_embed(features) + self.lod_embed[context.lod]
         mask = context.valid[:, None, None, :] if context.padded else None
         for layer in self.layers:
-            x = layer(x, mask)
-        scores: Tensor = self.score_embed(_norm(x)).squeeze(-1).tanh()
+            x = layer(x, mask=mask)
+        scores: Tensor = self.score_embed(rms_norm(x)).squeeze(-1).tanh()
         return scores
