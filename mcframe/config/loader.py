@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+
 from mcframe.config.checks import Checker, missing_error, within
 from mcframe.config.published import Published, published_names
 from mcframe.config.source import Reader

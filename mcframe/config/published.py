@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import gin
+
 from mcframe.registry import Registry
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

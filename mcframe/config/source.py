@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gin import config_parser
+
 from mcframe.config.diagnosis import diagnose
 from mcframe.config.values import Binding, Macro, Reference
 from mcframe.errors import Place, UserError

@@ -1,9 +1,8 @@
 """Allocators: scores and a budget become the next focus."""
 
+from mcframe.hookspecs import Register, hookimpl
 from mcframe_plugins.allocator.greedy import GreedyAllocator
 from mcframe_plugins.allocator.topk import TopKAllocator
-
-from mcframe.hookspecs import Register, hookimpl
 
 
 @hookimpl

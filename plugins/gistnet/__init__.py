@@ -1,9 +1,8 @@
 """GistNets: K children become one gist of G slots."""
 
+from mcframe.hookspecs import Register, hookimpl
 from mcframe_plugins.gistnet.mean import MeanGistNet
 from mcframe_plugins.gistnet.transformer import TransformerGistNet
-
-from mcframe.hookspecs import Register, hookimpl
 
 
 @hookimpl

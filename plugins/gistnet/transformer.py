@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from mcframe_plugins.gistnet.mean import slot_means
-from mcframe_plugins.layers import Layer, rms_norm
 from torch import Tensor, nn
 
 from mcframe.errors import UserError
 from mcframe.hookspecs import GistNet, ModelShape
+from mcframe_plugins.gistnet.mean import slot_means
+from mcframe_plugins.layers import Layer, rms_norm
 
 
 class TransformerGistNet(GistNet):

@@ -1,9 +1,8 @@
 """LensNets: a score in [-1, 1] for every entry before the cursor."""
 
+from mcframe.hookspecs import Register, hookimpl
 from mcframe_plugins.lensnet.recency import RecencyLensNet
 from mcframe_plugins.lensnet.transformer import TransformerLensNet
-
-from mcframe.hookspecs import Register, hookimpl
 
 
 @hookimpl

@@ -1,9 +1,8 @@
 """Variant strategies: the alternative working contexts that training compares."""
 
+from mcframe.hookspecs import Register, hookimpl
 from mcframe_plugins.variants.none import NoVariants
 from mcframe_plugins.variants.random_collapse import RandomCollapse
-
-from mcframe.hookspecs import Register, hookimpl
 
 
 @hookimpl
