@@ -1,4 +1,4 @@
-"""Real runs for tests: the launcher, the script, and what they left behind. One at a time, each on a port of its own."""
+"""Real runs for tests: the launcher, the script, and what they left behind. One at a time, on ports of their own."""
 
 from __future__ import annotations
 
@@ -74,6 +74,13 @@ class Launches:
     folder: Path
     environment: dict[str, str]
     kept: dict[object, Result] = field(default_factory=dict)
+    script: str = str(SCRIPT)
+
+    def port(self) -> str:
+        """A port that nobody listens on, for the launcher."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return str(probe.getsockname()[1])
 
     def shared(self, *settings: str, **options: object) -> Result:
         """The same run for every test that asks for it; nobody may change its folder."""
@@ -105,7 +112,7 @@ class Launches:
         command = [sys.executable]
         if launcher or ranks > 1:
             command += ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
-            command += ["--master_port", str(_free_port())]
+            command += ["--master_port", self.port()]
         return self.execute([*command, *arguments], run_dir=run_dir, environment=environment, watch=watch)
 
     def mcframe(self, *arguments: str | Path, **options: object) -> Result:
@@ -188,12 +195,6 @@ class Site:
         return {"PYTHONPATH": str(self.folder)}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def launches(tmp_path_factory: pytest.TempPathFactory) -> Launches:
     """Real runs, with a token cache that all of them share and nothing of the user's around them."""
@@ -218,3 +219,15 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> Launches:
 def site(tmp_path: Path) -> Site:
     """An empty folder for plug-in packages."""
     return Site(tmp_path / "site")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def smoke() -> Path:
+    """The preset that takes seconds."""
+    return SMOKE

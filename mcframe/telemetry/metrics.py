@@ -53,6 +53,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "mean delta of LOD0 entries by distance to the nearest span on the left; the bucket ends at this distance",
     ),
     Metric("mc/tail_delta", "nats", "lower", "mean delta behind the cursor: what a user feels"),
+    Metric("mc/gist_delta_penalty", "nats", "lower", "the ΔNLL penalty: relu of a variant's mean delta, averaged"),
     Metric("mc/gist_kl", "nats", "lower", "KL divergence from the baseline's prediction to the variant's"),
     # ---- working contexts ------------------------------------------------------------------------
     Metric("mc/lod_loss/{lod}", "nats", "lower", "mean NLL of the entries at this LOD"),

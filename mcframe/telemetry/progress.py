@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
+from rich.text import Text
 
 _MEMORY_S = 30.0
 """Time constant of the smoothed speed."""
@@ -72,7 +73,8 @@ class Progress:
     def message(self, renderable: RenderableType) -> None:
         """Print something above the bar: a picture of working contexts, a sample, a warning."""
         if self._enabled:
-            self._console.print(renderable)
+            # A file has no width: a picture of many blocks stays on its line there.
+            self._console.print(renderable, soft_wrap=isinstance(renderable, Text) and not self._console.is_terminal)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

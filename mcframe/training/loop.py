@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Group
 from rich.text import Text
 
 from mcframe.context.seeding import variant_seeds
@@ -179,7 +178,8 @@ class Trainer:
         self.engine.wrapped.train()
         lines = [("focused ", row) for row in chosen] + [("random  ", random[0])]
         pictures = [Text(name).append_text(colored(row, geometry)) for name, row in lines]
-        self.progress.message(Group(key(geometry), *pictures))
+        for line in (key(geometry), *pictures):
+            self.progress.message(line)
         plain = "\n".join(name + strip(row, geometry) for name, row in lines)
         self.sinks.text(self.clock.tokens, "working_contexts", plain)
         return {"mc/focus_iterations": rounds}

@@ -144,7 +144,7 @@ class DeepSpeedSettings:
     """DeepSpeed (gin: `deepspeed`). `settings` may hold any key of its JSON and wins over what mcframe would set.
 
     zero_stage          0 to 3
-    precision           fp32 or bf16 (fp32 master weights)
+    precision           fp32 or bf16 (with fp32 master weights; ZeRO 1-3)
     offload_optimizer, offload_parameters   keep them in the CPU's memory (ZeRO 1-3; parameters: ZeRO 3)
     """
 
@@ -158,6 +158,12 @@ class DeepSpeedSettings:
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(
                 f"deepspeed.zero_stage is {self.zero_stage}", remedy="set deepspeed.zero_stage to 0, 1, 2 or 3"
+            )
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise UserError(
+                "deepspeed.precision = 'bf16' needs ZeRO 1, 2 or 3: at ZeRO 0 DeepSpeed keeps no float32 master weights, "
+                "and small updates are lost to rounding",
+                remedy="set deepspeed.zero_stage = 1, on a single rank too",
             )
         if self.offload_optimizer and self.zero_stage == 0:
             raise UserError(

@@ -12,8 +12,8 @@ from oracle import Focus, Tree, random_focus
 
 from mcframe.context.geometry import Geometry
 
-MANY = settings(max_examples=40, deadline=None, derandomize=True)
-SOME = settings(max_examples=25, deadline=None, derandomize=True)
+MANY = settings(max_examples=30, deadline=None, derandomize=True)
+SOME = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 def geometry_of(tree: Tree) -> Geometry:

@@ -195,7 +195,7 @@ def tail_delta(tree: Tree, judged: Sequence[Judged]) -> float:
 
 
 def span_deltas(judged: Sequence[Judged], reach: int) -> dict[int, list[float]]:
-    """First token of each span -> ΔNLL of the tokens for which it is the nearest on the left, less than `reach` away."""
+    """First token of each span -> ΔNLL of the tokens less than `reach` behind it for which it is the nearest."""
     result: dict[int, list[float]] = {}
     for j in judged:
         if j.nearest is not None and j.entry.start - j.nearest.end < reach:

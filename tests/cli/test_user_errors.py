@@ -1,0 +1,162 @@
+"""What goes wrong at the keyboard: one message, its place, the remedy, exit code 2, and no traceback."""
+
+import re
+
+import pytest
+
+from mcframe.cli import train
+
+GOOD = "include '{smoke}'\n"
+
+# name: (what the gin file holds below the include, what stands in the message, in the remedy, line or None)
+MISTAKES = {
+    "unknown plug-in": (
+        "run.lensnet = @lensnet.transfomer",
+        "no plug-in offers @lensnet.transfomer (did you mean @lensnet.transformer?)",
+        "write one of these names",
+        2,
+    ),
+    "unknown binding": ("gpt.dept = 3", "did you mean depth", "", 2),
+    "unknown group": ("contxt.window = 128", "contxt", "", 2),
+    "wrong type": ("gpt.depth = 'two'", "gpt.depth", "", 2),
+    "not one of the choices": ("optimizer.name = 'sgd'", "optimizer.name", "", 2),
+    "window and block": (
+        "# a comment\ncontext.window = 130",
+        "context.window = 130 is not a whole number of blocks of context.block_size = 4 tokens",
+        "set context.window to a multiple of 4, for example 128",
+        3,
+    ),
+    "window and tail": ("context.tail = 256", "tail", "", 2),
+    "window and batch": (
+        "run.batch_tokens = 1000",
+        "run.batch_tokens = 1000 is not a whole number of windows of context.window = 128",
+        "set run.batch_tokens = 1024",
+        2,
+    ),
+    "less than a step": ("run.total_tokens = 100", "run.total_tokens = 100 is less than one step", "raise", 2),
+    "tokenizer and model": (
+        "gpt.vocab_size = 100",
+        "the tokenizer has 257 entries but gpt.vocab_size is 100",
+        "set gpt.vocab_size = 257",
+        2,
+    ),
+    "no such include": (
+        "include 'megacontxt.gin'",
+        "no gin file 'megacontxt.gin' (did you mean megacontext.gin?)",
+        "",
+        2,
+    ),
+    "not gin": ("gpt.depth = ", "", "", 2),
+    "Muon and clipping": (
+        "optimizer.name = 'muon'\noptimizer.gradient_clipping = 1.0",
+        "gradient clipping cannot be combined with Muon",
+        "remove optimizer.gradient_clipping",
+        None,
+    ),
+    "levels that never occur": (
+        "context.levels = 3",
+        "LOD 3 can never be used",
+        "set context.levels = 2, lower context.train_wc_length",
+        None,
+    ),
+    "bf16 without master weights": (
+        "deepspeed.precision = 'bf16'",
+        "needs ZeRO 1, 2 or 3: at ZeRO 0 DeepSpeed keeps no float32 master weights",
+        "set deepspeed.zero_stage = 1",
+        2,
+    ),
+    "offload": ("deepspeed.offload_optimizer = True", "deepspeed.offload_optimizer needs ZeRO 1, 2 or 3", "set", 2),
+    "heads": ("gpt.heads = 5", "gpt.width = 64 does not divide into gpt.heads = 5", "choose gpt.heads", None),
+    "untrained tokenizer": (
+        "run.tokenizer = @tokenizer.bpe",
+        "there is no trained tokenizer",
+        "train it, once: mcframe tokenizer --gin",
+        None,
+    ),
+}
+
+
+def plain(text):
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    """What the command sets before DeepSpeed is imported must not stay behind in this process."""
+    for name, value in {
+        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+        "DS_ACCELERATOR": "cpu", "PATH": "", "COLUMNS": "400", "MCFRAME_CACHE": str(tmp_path / "cache"),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_gin_file(mistake, smoke, tmp_path, capsys):
+    lines, message, remedy, line = MISTAKES[mistake]
+    file = tmp_path / "mine.gin"
+    file.write_text(GOOD.format(smoke=smoke) + lines + "\n")
+    code = train.main(["--gin", str(file), "--run-dir", str(tmp_path / "run")])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.count("mcframe cannot go on") == 1
+    assert message in plain(err)
+    assert "→ " + remedy in plain(err)
+    assert line is None or f"{file}:{line} " in plain(err)
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()  # nothing was begun
+
+
+def test_a_required_value_that_is_missing(tmp_path, capsys, root):
+    file = tmp_path / "mine.gin"
+    file.write_text("include 'megacontext.gin'\ninclude 'data/stdlib_bytes.gin'\ncontext.window = 128\n")
+    assert train.main(["--gin", str(file)]) == 2
+    err = plain(capsys.readouterr().err)
+    assert "run.total_tokens" in err
+    assert "run.batch_tokens" in err
+
+
+def test_a_place_is_that_of_the_binding_that_counts(smoke, tmp_path, capsys):
+    first, second = tmp_path / "first.gin", tmp_path / "second.gin"
+    first.write_text(f"include '{smoke}'\ncontext.window = 130\n")
+    second.write_text("\n\ncontext.window = 131\n")
+    assert train.main(["--gin", str(first), "--gin", str(second)]) == 2
+    assert f"{second}:3 " in plain(capsys.readouterr().err)
+    assert train.main(["--gin", str(first), "--set", "context.window = 132", "--set", "context.window = 133"]) == 2
+    assert "--set 'context.window = 133'" in plain(capsys.readouterr().err)
+
+
+# ---- through the script itself -------------------------------------------------------------------
+@pytest.mark.launcher
+def test_the_script_says_what_is_wrong_and_nothing_else(launches, tmp_path):
+    result = launches.run(gin=tmp_path / "smoke.gin")
+    assert result.code == 2
+    assert result.output.splitlines()[0].startswith("╭─ mcframe cannot go on")
+    assert "no gin file" in result.words
+    assert "looked in" in result.words
+    assert not result.run_dir.exists()
+
+
+@pytest.mark.launcher
+def test_the_traceback_is_there_for_who_asks(launches):
+    result = launches.run("gpt.depth = 'two'", options=["--traceback"])
+    assert result.code != 0
+    assert "Traceback (most recent call last)" in result.output
+    assert "gpt.depth" in result.output
+
+
+@pytest.mark.launcher
+def test_an_empty_corpus(launches, tmp_path):
+    """Found when the text is read, which is after the engine has started."""
+    result = launches.run("run.text = @text.local_files", f"text.local_files.paths = {str(tmp_path)!r}")
+    assert result.code == 2, result.output[-6000:]
+    assert f"there is no .txt, .md, .py, .jsonl, .parquet file in {tmp_path}" in result.words
+    assert "text.local_files.paths" in result.words
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.launcher
+def test_two_ranks_say_it_once(launches):
+    result = launches.shared("run.batch_tokens = 1152", ranks=2)
+    assert result.code == 2, result.output[-6000:]
+    assert result.output.count("mcframe cannot go on") == 1
+    assert "--set 'run.batch_tokens = 1152'" in result.words

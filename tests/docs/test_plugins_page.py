@@ -1,0 +1,105 @@
+"""docs/plugins.md: its package works as written, and it describes every hook and interface as they are."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mcframe import hookspecs
+from mcframe.context.seeding import variant_seeds
+from mcframe.hookspecs import RunInfo
+from mcframe.recipe import load_recipe
+from mcframe.training.assembly import build_model
+
+PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
+MODULE = "mcframe_last_child"
+INTERFACES = ("GistNet", "LensNet", "Allocator", "VariantStrategy", "TextSource", "Tokenizer")
+
+
+def block(language: str) -> str:
+    """The page's first code block in this language."""
+    found = re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S)
+    assert found, f"no {language} block"
+    return found[1]
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The page's package on `sys.path`, with the metadata that an installer makes of its pyproject.toml."""
+    project = tomllib.loads(block("toml"))["project"]
+    (tmp_path / f"{MODULE}.py").write_text(block("python"), "utf-8")
+    metadata = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    metadata.mkdir()
+    facts = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (metadata / "METADATA").write_text(facts, "utf-8")
+    groups = project["entry-points"].items()
+    lines = [line for group, points in groups for line in (f"[{group}]", *(f"{k} = {v}" for k, v in points.items()))]
+    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield
+    sys.modules.pop(MODULE, None)
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_package_trains_a_step_and_its_hook_is_called(tmp_path: Path) -> None:
+    gin = tmp_path / "mine.gin"
+    gin.write_text(block("gin"), "utf-8")
+    loaded = load_recipe([gin], [])
+    recipe, geometry = loaded.recipe, loaded.recipe.context.geometry
+    assert loaded.registry.broken == []
+    model = build_model(recipe, recipe.tokenizer().vocab_size)
+    assert type(model.gistnet).__name__ == "LastChild"
+    assert model.gistnet.head.bias is not None
+
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 257, (2, geometry.window + 1))
+    seeds = variant_seeds(0, torch.arange(2), model.strategy.count)
+    loss, statistics = model(tokens, seeds, recipe.variant_length(0))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert "mc/gist_entry_delta/2" in statistics.means
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.gistnet.parameters())
+
+    run = RunInfo(directory=tmp_path, rank=0, world_size=1, tokens=1024, step=1, total_tokens=1024)
+    loaded.registry.hooks.run_finished(run, {"status": "finished"})
+    assert (tmp_path / "last_child.txt").read_text() == "finished after 1024 tokens\n"
+
+
+def test_every_hook_has_a_heading_with_its_exact_signature() -> None:
+    hooks = {name: function for name, function in vars(hookspecs.Hooks).items() if not name.startswith("_")}
+    signatures = [
+        f"{name}({', '.join(p for p in inspect.signature(function).parameters if p != 'self')})"
+        for name, function in hooks.items()
+    ]
+    assert re.findall(r"^### `(.+)`$", PAGE, re.M) == signatures
+
+
+@pytest.mark.parametrize("name", INTERFACES)
+def test_every_interface_has_a_section_with_the_signatures_of_its_methods(name: str) -> None:
+    interface = getattr(hookspecs, name)
+    section = re.search(rf"^### {name}\n(.*?)(?=^##)", PAGE, re.M | re.S)
+    assert section, f"docs/plugins.md has no section {name}"
+    for method in interface.__abstractmethods__:
+        function = inspect.getattr_static(interface, method)
+        function = function.fget if isinstance(function, property) else function
+        signature = str(inspect.signature(function)).replace("'", "")
+        assert f"def {method}{signature}: ..." in section[1]
+    for attribute in interface.__annotations__:
+        assert f"`{attribute}`" in section[1]
+
+
+def test_the_interfaces_are_all_that_the_api_has() -> None:
+    own = {
+        name: item for name, item in vars(hookspecs).items() if getattr(item, "__module__", "") == hookspecs.__name__
+    }
+    assert set(INTERFACES) == {name for name, item in own.items() if getattr(item, "__abstractmethods__", ())}
+    assert f"version {hookspecs.API_VERSION}" in PAGE

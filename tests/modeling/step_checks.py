@@ -1,0 +1,103 @@
+"""The checks themselves, as functions: tests call them on the code, and planted bugs must make them fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import oracle
+import pytest
+import torch
+from modeling_builders import Given, build_step, equal_lengths, random_tokens, seeds_for
+from step_oracle import Outcome, SlowStep, correlation, number
+from torch import Tensor, nn
+
+from mcframe.context.statistics import Statistics
+from mcframe.modeling.objectives import Objectives
+
+
+def pearson_of_sums(sums: Tensor) -> float:
+    n, x, y, xx, yy, xy = sums.tolist()
+    below = (n * xx - x * x) * (n * yy - y * y)
+    return (n * xy - x * y) / math.sqrt(below) if n > 1 and below > 1e-16 else math.nan
+
+
+def check_against_the_slow_step(
+    tree: oracle.Tree,
+    *,
+    variants: int,
+    seed: int,
+    sequences: int = 2,
+    objectives: Objectives | None = None,
+    gradients: bool = False,
+    **options: object,
+) -> None:
+    """Loss, its parts, the metrics and on request every gradient of `losses` equal the slow step's."""
+    focuses, length = equal_lengths(tree, sequences, variants, seed)
+    model = build_step(tree, Given(focuses), objectives=objectives, seed=seed, **options)
+    tokens = random_tokens(tree, sequences, seed)
+    slow = SlowStep(model, tree)
+    loss, statistics = model.losses(tokens, seeds_for(sequences, variants), length)
+    wanted = slow.losses(tokens.tolist(), focuses)
+    assert loss.item() == pytest.approx(wanted.loss.item(), abs=1e-5, rel=1e-5)
+    check_statistics(statistics, wanted, tree)
+    if gradients:
+        loss.backward()
+        wanted.loss.backward()
+        for name, parameter in model.named_parameters():
+            expected = slow.p[name].grad
+            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            expected = torch.zeros_like(slow.p[name]) if expected is None else expected
+            torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-3, msg=f"gradient of {name}")
+
+
+def check_statistics(found: Statistics, wanted: Outcome, tree: oracle.Tree) -> None:
+    means = oracle.metrics(
+        tree, [(e, [j._replace(nll=number(j.nll), delta=number(j.delta)) for j in js]) for e, js in wanted.rows]
+    )
+    advantages = means.pop("mc/adv_delta")
+    means |= {
+        "mc/policy_score_abs_mean": wanted.absolute,
+        "mc/policy_score_std_mean": wanted.spreads,
+        "mc/lens_loss": [wanted.parts["lens"].item()],
+        "mc/gist_delta_penalty": [wanted.parts["penalty"].item()],
+        "train/loss": [wanted.loss.item()],
+    }
+    if wanted.correlations:
+        means["mc/preference_agreement"] = wanted.agreements
+        assert found.sums["mc/preference_pair_count"] == len(wanted.agreements)
+        assert found.samples["mc/preference_corr"].tolist() == pytest.approx(wanted.correlations, abs=1e-4, nan_ok=True)
+        assert pearson_of_sums(found.moments["mc/pref_span_corr"]) == pytest.approx(
+            correlation(wanted.span_pairs), abs=1e-4, nan_ok=True
+        )
+    assert found.means.keys() == means.keys() | {"train/loss_lod0"}
+    for name, values in means.items():
+        total, count = found.means[name].tolist()
+        assert count == len(values), name
+        assert total == pytest.approx(sum(values), abs=1e-4, rel=1e-5), name
+    total, count = found.means["train/loss_lod0"].tolist()
+    assert total / count == pytest.approx(wanted.parts["baseline"].item(), abs=1e-5)
+    assert found.samples["mc/adv_delta"].tolist() == pytest.approx(advantages, abs=1e-5, nan_ok=True)
+    moments = found.moments["mc/pref_score_corr"]
+    assert moments[0] == len(wanted.score_pairs)
+    assert pearson_of_sums(moments) == pytest.approx(correlation(wanted.score_pairs), abs=1e-4, nan_ok=True)
+
+
+def check_everything_learns(
+    model: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    trained: Iterable[nn.Parameter],
+    steps: int = 4,
+) -> None:
+    """Within a few steps of AdamW on `trained`, every parameter of the model has a gradient and has moved."""
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    reached: set[str] = set()
+    optimizer = torch.optim.AdamW(list(trained), lr=1e-2, weight_decay=0.0)
+    for step in range(steps):
+        model.zero_grad()
+        loss_of(step).backward()
+        reached |= {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.count_nonzero())}
+        optimizer.step()
+    assert sorted(before.keys() - reached) == [], "parameters without a gradient"
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert still == [], "parameters that did not move"

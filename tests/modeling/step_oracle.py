@@ -1,0 +1,240 @@
+"""A slow training step: one sequence, one variant, one entry at a time, in float64, written from docs/concepts.md.
+
+Networks that have an oracle of their own elsewhere (GistNet) are called on one node at a time; the base model, the
+contexts, the comparison and all losses are done again here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import oracle
+import torch
+from torch import Tensor
+
+from mcframe.modeling.objectives import Objectives
+from mcframe.modeling.step import MegaContextStep
+
+Vector = Tensor
+
+
+def norm(x: Vector) -> Vector:
+    return x / (x.square().mean() + torch.finfo(torch.float32).eps).sqrt()
+
+
+def number(x: Tensor | float) -> float:
+    return x.detach().item() if isinstance(x, Tensor) else x
+
+
+def correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Pearson's, from the textbook; NaN where a side is constant."""
+    n = len(pairs)
+    if n < 2:
+        return math.nan
+    mx, my = sum(x for x, _ in pairs) / n, sum(y for _, y in pairs) / n
+    xx, yy = sum((x - mx) ** 2 for x, _ in pairs), sum((y - my) ** 2 for _, y in pairs)
+    if xx * yy < 1e-20:
+        return math.nan
+    return sum((x - mx) * (y - my) for x, y in pairs) / math.sqrt(xx * yy)
+
+
+@dataclass
+class Variant:
+    """One context that was run and judged."""
+
+    focus: oracle.Focus
+    entries: list[oracle.Entry]
+    judged: list[oracle.Judged]
+    seen: list[oracle.Entry]
+    scores: list[Tensor]
+
+
+@dataclass
+class Outcome:
+    """The loss, its parts, and the values behind each metric."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    correlations: list[float] = field(default_factory=list)
+    agreements: list[float] = field(default_factory=list)
+    span_pairs: list[tuple[float, float]] = field(default_factory=list)
+    score_pairs: list[tuple[float, float]] = field(default_factory=list)
+    absolute: list[float] = field(default_factory=list)
+    spreads: list[float] = field(default_factory=list)
+    rows: list[tuple[list[oracle.Entry], list[oracle.Judged]]] = field(default_factory=list)
+
+
+class SlowStep:
+    """The oracle of `MegaContextStep.losses`, with copies of its parameters in float64."""
+
+    def __init__(self, model: MegaContextStep, tree: oracle.Tree) -> None:
+        self.tree, self.gpt, self.gistnet = tree, model.gpt, model.gistnet
+        self.objectives: Objectives = model.objectives
+        self.p = {name: p.detach().double().requires_grad_() for name, p in model.named_parameters()}
+
+    # ---- networks ---------------------------------------------------------------------------------
+    def table(self, embeddings: list[Vector]) -> dict[tuple[int, int, int], Vector]:
+        """(LOD, first token, slot) -> embedding; GistNet sees one node at a time."""
+        own = {n.removeprefix("gistnet."): p for n, p in self.p.items() if n.startswith("gistnet.")}
+        found = {(0, t, 0): e for t, e in enumerate(embeddings)}
+        for lod in range(1, self.tree.levels + 1):
+            below, span = self.tree.block_size ** (lod - 1), self.tree.block_size**lod
+            for node in range(self.tree.window // span):
+                starts = range(node * span, (node + 1) * span, below)
+                slots = self.tree.slots if lod > 1 else 1
+                children = torch.stack([found[lod - 1, start, slot] for start in starts for slot in range(slots)])
+                gists = torch.func.functional_call(self.gistnet, own, (children[None, None], lod))
+                for slot in range(self.tree.slots):
+                    found[lod, node * span, slot] = gists[0, 0, slot]
+        return found
+
+    def rotated(self, x: Vector, entry: oracle.Entry) -> Vector:
+        mu, sigma = oracle.position(entry, self.gpt.placement)
+        half = len(x) // 2
+        frequencies = [self.gpt.rope_base ** (-2 * i / len(x)) for i in range(half)]
+        damping = [math.exp(-((sigma * f) ** 2) / 2) if self.gpt.smoothing else 1.0 for f in frequencies]
+        c = x.new_tensor([math.cos(f * mu) * d for f, d in zip(frequencies, damping, strict=True)])
+        s = x.new_tensor([math.sin(f * mu) * d for f, d in zip(frequencies, damping, strict=True)])
+        return torch.cat((x[:half] * c - x[half:] * s, x[:half] * s + x[half:] * c))
+
+    def hidden(self, embeddings: list[Vector], entries: list[oracle.Entry]) -> list[Vector]:
+        lod_embed = self.p["gpt.lod_embed.weight"]
+        xs = [norm(x) + lod_embed[e.lod] for x, e in zip(embeddings, entries, strict=True)]
+        for layer in range(self.gpt.depth):
+            w = {n.split(".", 3)[3]: p for n, p in self.p.items() if n.startswith(f"gpt.blocks.{layer}.")}
+            size = self.gpt.width // self.gpt.heads
+            queries, keys, values = [], [], []
+            for x, entry in zip(xs, entries, strict=True):
+                n = norm(x)
+                q, k, v = (w[f"attention.{part}.weight"] @ n for part in ("query", "key", "value"))
+                queries.append([self.rotated(norm(part), entry) for part in q.split(size)])
+                keys.append([self.rotated(norm(part), entry) for part in k.split(size)])
+                values.append(v.split(size))
+            attended = []
+            all_keys = [torch.stack([k[h] for k in keys]) for h in range(self.gpt.heads)]
+            all_values = [torch.stack([v[h] for v in values]) for h in range(self.gpt.heads)]
+            for i in range(len(xs)):
+                heads = []
+                for h in range(self.gpt.heads):
+                    weight = (all_keys[h][: i + 1] @ queries[i][h] / math.sqrt(size)).softmax(0)
+                    heads.append(weight @ all_values[h][: i + 1])
+                attended.append(w["attention.out.weight"] @ torch.cat(heads))
+            xs = [x + a for x, a in zip(xs, attended, strict=True)]
+            xs = [x + w["down.weight"] @ (w["up.weight"] @ norm(x)).relu().square() for x in xs]
+        return [norm(x) for x in xs]
+
+    def nll(self, embeddings: list[Vector], entries: list[oracle.Entry], tokens: list[int]) -> list[Tensor]:
+        """Of every entry; one that predicts nothing gets a value that nothing may use."""
+        head = self.p["gpt.lm_head.weight"]
+        hidden = self.hidden(embeddings, entries)
+        return [
+            -(head @ h).log_softmax(0)[tokens[e.end]] if e.predicts else h.new_tensor(math.nan)
+            for h, e in zip(hidden, entries, strict=True)
+        ]
+
+    def score(self, embedding: Vector, entry: oracle.Entry) -> Tensor:
+        return (embedding.detach() @ self.p["lensnet.direction"] + self.p["lensnet.by_lod"][entry.lod]).tanh()
+
+    # ---- the step ---------------------------------------------------------------------------------
+    def losses(self, batch: list[list[int]], focuses: list[list[oracle.Focus]]) -> Outcome:
+        tree, o = self.tree, self.objectives
+        baselines, sequences = [], []
+        raw = oracle.unroll(tree, [0] * tree.blocks)
+        for tokens, proposed in zip(batch, focuses, strict=True):
+            embeddings = [self.p["gpt.token_embed.weight"][t] for t in tokens[: tree.window]]
+            baseline = self.nll(embeddings, raw, tokens)
+            baselines.append(oracle.mean(baseline))
+            table = self.table(embeddings)
+            variants = []
+            for focus in proposed:
+                entries = oracle.unroll(tree, focus)
+                read = [table[e.lod, e.start, e.slot] for e in entries]
+                nll = self.nll(read, entries, tokens)
+                judged = oracle.judge(entries, nll, [b.detach() for b in baseline])
+                seen = [e for e in entries if e.end <= tree.cursor]
+                scores = [self.score(table[e.lod, e.start, e.slot], e) for e in seen]
+                variants.append(Variant(focus, entries, judged, seen, scores))
+            sequences.append(variants)
+        every = [v for variants in sequences for v in variants]
+        outcome = Outcome(loss=torch.zeros(()), parts={})
+        parts = {
+            "baseline": oracle.mean(baselines),
+            "variant": oracle.mean([oracle.mean([j.nll for j in v.judged]) for v in every]),
+            "penalty": oracle.mean([oracle.mean([j.delta for j in v.judged]).relu() for v in every]),
+            "lens": o.budget_weight * oracle.mean([self.budget(v) for v in every]),
+        }
+        paired = [pair for variants in sequences for pair in combinations(variants, 2)]
+        terms = [self.preference(one, other, outcome) for one, other in paired]
+        if paired and o.lens_objective != "span_utility":
+            parts["lens"] = parts["lens"] + oracle.mean(terms)
+        else:
+            parts["lens"] = parts["lens"] + oracle.mean([self.utility(v) for v in every])
+        outcome.parts = parts
+        outcome.loss = (
+            o.baseline_weight * parts["baseline"]
+            + o.variant_weight * parts["variant"]
+            + o.gist_delta_weight * parts["penalty"]
+            + o.lens_weight * parts["lens"]
+        )
+        for v in every:
+            self.describe(v, outcome)
+        return outcome
+
+    def judgement(self, variant: Variant) -> float:
+        return oracle.tail_delta(self.tree, [j._replace(delta=number(j.delta)) for j in variant.judged])
+
+    def budget(self, variant: Variant) -> Tensor:
+        expand = collapse = torch.zeros((), dtype=torch.float64)
+        for entry, score in zip(variant.seen, variant.scores, strict=True):
+            mass = score.abs() * entry.span / entry.slots
+            if score > 0 and entry.lod > 0:
+                expand = expand + mass
+            if score < 0 and oracle.can_collapse(self.tree, entry):
+                collapse = collapse + mass
+        total = expand + collapse
+        return ((expand - collapse) / total).square() if total > 0 else total
+
+    def preference(self, one: Variant, other: Variant, outcome: Outcome) -> Tensor:
+        o, tree = self.objectives, self.tree
+        worse, better = (one, other) if self.judgement(one) > self.judgement(other) else (other, one)
+        strength = abs(self.judgement(one) - self.judgement(other))
+        means = oracle.block_means(tree, worse.seen, worse.scores)
+        terms, up, down, votes, signs = [], [], [], [], []
+        for block in range(tree.blocks):
+            if worse.focus[block] == better.focus[block]:
+                continue
+            sign = 1.0 if better.focus[block] < worse.focus[block] else -1.0
+            score = means[block]
+            logit = sign * score * max(1.0, strength) / o.temperature
+            terms.append(torch.log1p(torch.exp(-logit)) * math.tanh(strength))
+            (up if sign > 0 else down).append(score)
+            votes.append(sign * number(score))
+            signs.append((number(score), sign))
+            outcome.span_pairs.append((number(score), sign * math.tanh(strength)))
+        outcome.correlations.append(correlation(signs))
+        if terms:
+            vote = sum(votes)
+            outcome.agreements.append(1.0 if vote > 0 else 0.5 if vote == 0 else 0.0)
+        loss = oracle.mean(terms) + torch.zeros(())
+        if up and down:
+            loss = loss + o.rank_weight * (o.margin - (oracle.mean(up) - oracle.mean(down))).relu()
+        return loss
+
+    def utility(self, variant: Variant) -> Tensor:
+        wanted = math.tanh(self.judgement(variant) / self.objectives.utility_scale)
+        errors = [(score - wanted) ** 2 for entry, score in zip(variant.seen, variant.scores, strict=True) if entry.lod]
+        return oracle.mean(errors) + torch.zeros(())
+
+    def describe(self, variant: Variant, outcome: Outcome) -> None:
+        outcome.rows.append((variant.entries, variant.judged))
+        values = [number(s) for s in variant.scores]
+        outcome.absolute += [abs(v) for v in values]
+        middle = oracle.mean(values)
+        outcome.spreads.append(math.sqrt(oracle.mean([(v - middle) ** 2 for v in values])))
+        spans = oracle.span_deltas(variant.judged, self.tree.block_size)
+        for entry, value in zip(variant.seen, values, strict=True):
+            if entry.lod and entry.predicts and entry.start in spans:
+                outcome.score_pairs.append((value, number(oracle.mean(spans[entry.start]))))

@@ -1,0 +1,279 @@
+"""Interrupted and resumed equals uninterrupted, metric for metric: real runs across an epoch."""
+
+import os
+import random
+import shutil
+import signal
+import textwrap
+
+import pytest
+
+from mcframe.errors import UserError
+from mcframe.training.checkpoints import COMPLETE
+from mcframe.training.run_directory import plan
+
+pytestmark = pytest.mark.launcher
+
+STEP = 1024
+STEPS = 12
+# Logging, validation and checkpoints fall on different steps, so that interruptions can lie between any two.
+CADENCE = (
+    f"run.total_tokens = {STEPS * STEP}",
+    f"cadence.log_tokens = {2 * STEP}",
+    f"cadence.eval_tokens = {6 * STEP}",
+    f"cadence.checkpoint_tokens = {5 * STEP}",
+    f"cadence.sample_tokens = {4 * STEP}",
+    "sampling.length = 4",
+    "run.text = @text.local_files",
+    "data.validation_share = 0.2",
+)
+
+# Ends or interrupts its own process: STOP is SIGNAL:RANK:STEP.
+STOPPER = """
+    import os
+    import signal
+
+    from mcframe.hookspecs import hookimpl
+
+    @hookimpl
+    def step_finished(run):
+        name, rank, step = os.environ.get("STOP", "SIGINT:0:0").split(":")
+        if (run.rank, run.step) == (int(rank), int(step)):
+            os.kill(os.getpid(), getattr(signal, name))
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(launches):
+    """On a corpus whose epoch is a few steps: 12 documents of some 500 bytes, sequences of 128."""
+    folder = launches.folder / "short corpus"
+    folder.mkdir()
+    words = random.Random(7)
+    for number in range(12):
+        text = " ".join(words.choice(("focus", "gist", "lens", "tree", "window", "budget")) for _ in range(90))
+        (folder / f"{number:02}.txt").write_text(text)
+    return (*CADENCE, f"text.local_files.paths = {str(folder)!r}")
+
+
+@pytest.fixture(scope="module")
+def stopper(tmp_path_factory):
+    from conftest import Site
+
+    site = Site(tmp_path_factory.mktemp("stopper"))
+    site.install("stopper", STOPPER)
+    return lambda stop: {**site.environment, "STOP": stop}
+
+
+@pytest.fixture(scope="module")
+def one(launches, settings):
+    """One rank, uninterrupted."""
+    return launches.run(*settings, run_dir=launches.folder / "one").succeeded()
+
+
+@pytest.fixture(scope="module")
+def interrupted(launches, settings, stopper):
+    """One rank, interrupted behind step 3, inside a logging interval."""
+    return launches.run(
+        *settings, run_dir=launches.folder / "interrupted", environment=stopper("SIGINT:0:3")
+    ).succeeded()
+
+
+@pytest.fixture
+def copy(interrupted, tmp_path):
+    """Its folder, to do with what one likes."""
+    return shutil.copytree(interrupted.run_dir, tmp_path / "run")
+
+
+def assert_interrupted(result, at=None):
+    result.succeeded()
+    assert result.summary["status"] == "interrupted"
+    assert at is None or result.summary["tokens"] == at * STEP
+    assert result.checkpoints[-1] == result.summary["tokens"]
+    assert "To go on: the same command again" in result.words
+    assert "Traceback" not in result.output.split("mcframe")[0]
+
+
+def assert_equal(result, reference):
+    assert result.summary["status"] == "finished"
+    assert set(result.metrics) == set(reference.metrics)
+    for tokens, expected in reference.metrics.items():
+        assert result.metrics[tokens] == expected, tokens
+    # First and last values of the closing summary span all the sessions.
+    for end in ("first", "last"):
+        figures, wanted = result.summary[end], reference.summary[end]
+        assert {**figures, "train/tok_per_sec": 0} == {**wanted, "train/tok_per_sec": 0}
+    assert not (result.run_dir / "metrics.superseded.jsonl").exists()
+
+
+def test_the_run_crosses_epochs_and_keeps_the_newest_checkpoints(one):
+    assert sorted(one.metrics) == [tokens * STEP for tokens in (0, 2, 4, 6, 8, 10, 12)]
+    assert {"val/bpb", "mc/focus_iterations"} <= set(one.metrics[6 * STEP])
+    assert one.checkpoints == [10 * STEP, 12 * STEP]
+    assert list(one.run_dir.glob("checkpoints/.writing-*")) == []
+
+
+def test_one_rank_interrupted_twice_equals_uninterrupted(launches, settings, stopper, one, interrupted, copy):
+    assert_interrupted(interrupted, at=3)
+    assert sorted(interrupted.metrics) == [0, 2 * STEP]
+    again = launches.run(*settings, run_dir=copy, environment=stopper("SIGTERM:0:9"))
+    assert_interrupted(again, at=9)
+    assert f"({3 * STEP:,} tokens)" in again.words
+    assert_equal(launches.run(*settings, run_dir=copy).succeeded(), one)
+
+
+def test_two_ranks_interrupted_twice_equal_uninterrupted(launches, settings, stopper, tmp_path):
+    settings = (*settings, "deepspeed.zero_stage = 2")
+    reference = launches.run(*settings, ranks=2).succeeded()
+
+    def press_ctrl_c(line, process):
+        # As a terminal does: to the launcher, its helper and every rank at once.
+        if f"{2 * STEP / 1000:.3g}k/" in line:
+            os.killpg(process.pid, signal.SIGINT)
+
+    result = launches.run(*settings, ranks=2, run_dir=tmp_path / "run", watch=press_ctrl_c)
+    assert result.summary["status"] == "interrupted"
+    assert 2 * STEP <= result.summary["tokens"] < STEPS * STEP
+    assert result.checkpoints[-1] == result.summary["tokens"]
+    assert "To go on: the same command again" in result.words
+    # On one rank alone, and not the one that writes.
+    result = launches.run(*settings, ranks=2, run_dir=tmp_path / "run", environment=stopper("SIGINT:1:9"))
+    assert_interrupted(result, at=9)
+    result = launches.run(*settings, ranks=2, run_dir=tmp_path / "run")
+    assert_equal(result.succeeded(), reference)
+
+
+def test_killed_in_the_middle_goes_on_from_the_last_complete_checkpoint(launches, settings, stopper, one, tmp_path):
+    run_dir = tmp_path / "run"
+    result = launches.run(*settings, run_dir=run_dir, environment=stopper("SIGKILL:0:8"))
+    assert result.code == -signal.SIGKILL
+    assert result.checkpoints == [5 * STEP]
+    assert sorted(result.metrics) == [0, 2 * STEP, 4 * STEP, 6 * STEP]
+    # What a crash while saving, or while writing a line, leaves behind.
+    shutil.copytree(run_dir / f"checkpoints/tokens-{5 * STEP:015d}", run_dir / f"checkpoints/tokens-{7 * STEP:015d}")
+    (run_dir / f"checkpoints/tokens-{7 * STEP:015d}" / COMPLETE).unlink()
+    (run_dir / "checkpoints" / f".writing-tokens-{10 * STEP:015d}").mkdir()
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"tokens": 7168, "st')
+
+    result = launches.run(*settings, run_dir=run_dir).succeeded()
+    assert f"tokens-{5 * STEP:015d} ({5 * STEP:,} tokens)" in result.words
+    superseded = (run_dir / "metrics.superseded.jsonl").read_text().splitlines()
+    assert [f'"tokens": {6 * STEP},' in line for line in superseded] == [True, True, False]  # trained, validated, torn
+    (run_dir / "metrics.superseded.jsonl").unlink()
+    assert_equal(result, one)
+    assert list(run_dir.glob("checkpoints/.writing-*")) == []
+
+
+def test_a_finished_run_says_so_and_a_longer_one_goes_on(launches, settings, one):
+    before = (one.run_dir / "metrics.jsonl").read_bytes()
+    result = launches.run(*settings, run_dir=one.run_dir).succeeded()
+    assert f"{one.run_dir} is complete: {STEPS * STEP:,} tokens" in result.words
+    assert "larger run.total_tokens" in result.words
+    assert (one.run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_zero_stage_is_a_clear_message(launches, settings, copy):
+    result = launches.run(*settings, "deepspeed.zero_stage = 1", run_dir=copy)
+    assert result.code == 2, result.output[-6000:]
+    assert "was written by 1 rank(s) at ZeRO 0; this run has 1 at ZeRO 1" in result.words
+    assert "start 1 rank(s) with deepspeed.zero_stage = 0" in result.words
+    assert "Traceback" not in result.output
+
+
+def test_a_changed_model_is_a_clear_message(launches, settings, copy):
+    result = launches.run(*settings, "gpt.depth = 3", run_dir=copy)
+    assert result.code == 2, result.output[-6000:]
+    assert "cannot be loaded" in result.words
+    assert "start anew with --resume never" in result.words
+    assert "Traceback" not in result.output
+
+
+DAMAGED = """
+    import shutil
+    import sys
+    from pathlib import Path
+
+    from mcframe.errors import UserError
+    from mcframe.recipe import load_recipe
+    from mcframe.training import checkpoints
+    from mcframe.training.assembly import assemble
+    from mcframe.training.engine import Engine, prepare_environment, start_distributed
+
+    prepare_environment()
+    assembly = assemble(load_recipe([sys.argv[1]], []).recipe)
+    device = start_distributed()
+    engine = Engine(assembly.model, assembly.recipe, 1)
+    whole = checkpoints.find(Path(sys.argv[2]))
+    damage = {
+        "cut": lambda file: file.write_bytes(file.read_bytes()[:1000]),
+        "empty": lambda file: file.write_bytes(b""),
+        "overwritten": lambda file: file.write_bytes(b"no checkpoint"),
+        "missing": lambda file: file.unlink(),
+    }
+    for name in ("mp_rank_00_model_states.pt", "rank-0.pt"):
+        for how, act in damage.items():
+            path = whole.path.with_name("tokens-000000000000001")
+            shutil.copytree(whole.path, path)
+            act(path / name)
+            try:
+                checkpoints.load(engine, checkpoints.read(path), device)
+                print("LOADED", name, how)
+            except UserError as error:
+                print("TOLD", name, how, error.message)
+            except BaseException as error:
+                print("RAISED", name, how, repr(error))
+            shutil.rmtree(path)
+    checkpoints.load(engine, whole, device)
+    print("AND THE WHOLE ONE LOADS")
+"""
+
+
+def test_a_damaged_checkpoint_is_a_clear_message_however_it_is_damaged(launches, copy):
+    script = launches.folder / "damaged.py"
+    script.write_text(textwrap.dedent(DAMAGED))
+    import sys
+
+    result = launches.execute([sys.executable, str(script), str(copy / "config.gin"), str(copy)]).succeeded()
+    told = [line for line in result.output.splitlines() if line.startswith("TOLD")]
+    assert len(told) == 8, result.output[-6000:]
+    assert all("tokens-000000000000001 cannot be loaded: " in line for line in told)
+    assert "AND THE WHOLE ONE LOADS" in result.output
+
+
+def test_a_damaged_checkpoint_ends_a_run_with_exit_code_2(launches, settings, copy):
+    (model,) = copy.glob("checkpoints/tokens-*/mp_rank_00_model_states.pt")
+    model.write_bytes(model.read_bytes()[:1000])
+    result = launches.run(*settings, run_dir=copy)
+    assert result.code == 2, result.output[-6000:]
+    assert f"{model.parent} cannot be loaded" in result.words
+    assert "if the files are damaged, remove the folder to go on from the checkpoint before" in result.words
+    assert "Traceback" not in result.output
+
+
+# ---- which folder, which checkpoint --------------------------------------------------------------
+def test_resume_auto_goes_on_in_the_folder(interrupted):
+    found = plan("smoke", interrupted.run_dir, "auto")
+    assert found.directory == interrupted.run_dir
+    assert found.checkpoint.tokens == 3 * STEP
+
+
+def test_resume_never_takes_a_new_folder_and_overwrites_none(interrupted, copy, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="already holds a run") as caught:
+        plan("smoke", interrupted.run_dir, "never")
+    assert "name another --run-dir" in caught.value.remedy
+    monkeypatch.chdir(tmp_path)
+    assert str(plan("smoke", None, "never").directory) == "runs/smoke"
+    for expected in ("runs/smoke-2", "runs/smoke-3"):
+        taken = plan("smoke", None, "never").directory
+        taken.mkdir(parents=True)
+        (taken / "metrics.jsonl").touch()
+        found = plan("smoke", None, "never")
+        assert (str(found.directory), found.checkpoint) == (expected, None)
+
+
+def test_resume_from_a_folder_or_a_checkpoint(one, tmp_path):
+    for place in (one.run_dir, one.run_dir / f"checkpoints/tokens-{12 * STEP:015d}"):
+        found = plan("smoke", tmp_path, str(place))
+        assert (found.directory, found.checkpoint.tokens) == (tmp_path, 12 * STEP)
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        plan("smoke", tmp_path, str(tmp_path / "nothing"))
