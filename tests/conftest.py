@@ -26,6 +26,17 @@ NOT_COMPARED = ("time", "train/tok_per_sec")
 """What the clock on the wall says is never twice the same."""
 
 
+START_RANKS = """
+import os, subprocess, sys
+port, ranks, command = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
+own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+processes = [subprocess.Popen(command, env={**os.environ, **group, **each}) for each in own]
+sys.exit(max(abs(process.wait()) for process in processes))
+"""
+"""Does what the launcher does on one machine, where it is not the launcher that is tested."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a process that has ended said, and the run directory it was given."""
@@ -100,7 +111,7 @@ class Launches:
         environment: Mapping[str, str] | None = None,
         watch: Callable[[str, subprocess.Popen[str]], None] | None = None,
     ) -> Result:
-        """Train. Through the `deepspeed` launcher where asked, or where there is more than one rank.
+        """Train. Through the `deepspeed` launcher where asked; without it, ranks are started as the launcher would.
 
         settings  bindings for --set; options: further options of mcframe/run.py
         watch     is shown every line of output as it comes, with the process
@@ -110,9 +121,11 @@ class Launches:
         for setting in settings:
             arguments += ["--set", setting]
         command = [sys.executable]
-        if launcher or ranks > 1:
+        if launcher:
             command += ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
             command += ["--master_port", self.port()]
+        elif ranks > 1:  # saves two processes that import all of DeepSpeed
+            command += ["-c", START_RANKS, self.port(), str(ranks), sys.executable]
         return self.execute([*command, *arguments], run_dir=run_dir, environment=environment, watch=watch)
 
     def mcframe(self, *arguments: str | Path, **options: object) -> Result:

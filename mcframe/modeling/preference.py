@@ -24,7 +24,7 @@ from mcframe.modeling.objectives import Objectives
 class PreferencePairs:
     """Every pair of variants of each sequence, P = V * (V - 1) / 2 of them.
 
-    differ    [B, P, blocks] bool: the two contexts differ there
+    differ    [B, P, blocks] bool: the two contexts differ there, and one of them is better
     sign      [B, P, blocks] +1 where the better context has more detail, else -1
     strength  [B, P] difference of mean ΔNLL behind the cursor, in nats, not negative
     score     [B, P, blocks] LensNet's score on the worse context, averaged over each block
@@ -50,10 +50,12 @@ def preference_pairs(pairing: Pairing, block_scores: Tensor, variants: int) -> P
 
     focus = pairing.context.focus
     lod_worse, lod_better = of(worse, focus), of(better, focus)
+    strength = (loss_first - loss_second).abs()
     return PreferencePairs(
-        differ=lod_worse != lod_better,
+        # Contexts that are equally good express no preference: which of them is called worse would be arbitrary.
+        differ=(lod_worse != lod_better) & (strength > 0)[..., None],
         sign=torch.where(lod_better < lod_worse, 1.0, -1.0),
-        strength=(loss_first - loss_second).abs(),
+        strength=strength,
         score=of(worse, block_scores),
     )
 

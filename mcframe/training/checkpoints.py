@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from mcframe.errors import UserError
 from mcframe.training.engine import Engine, barrier
 
 COMPLETE = "complete.json"
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, AssertionError, pickle.UnpicklingError)
+"""What torch and DeepSpeed raise for files that are damaged, missing or of another model."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def load(engine: Engine, checkpoint: Checkpoint, device: torch.device) -> tuple[
     try:
         _, shared = engine.wrapped.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
         own = torch.load(checkpoint.path / f"rank-{dist.get_rank()}.pt", map_location="cpu", weights_only=False)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+    except UNREADABLE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{checkpoint.path} cannot be loaded: {first}",

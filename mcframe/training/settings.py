@@ -161,8 +161,8 @@ class DeepSpeedSettings:
             )
         if self.precision == "bf16" and self.zero_stage == 0:
             raise UserError(
-                "deepspeed.precision = 'bf16' needs ZeRO 1, 2 or 3: at ZeRO 0 DeepSpeed keeps no float32 master weights, "
-                "and small updates are lost to rounding",
+                "deepspeed.precision = 'bf16' needs ZeRO 1, 2 or 3: at ZeRO 0 DeepSpeed keeps no float32 master "
+                "weights, and small updates are lost to rounding",
                 remedy="set deepspeed.zero_stage = 1, on a single rank too",
             )
         if self.offload_optimizer and self.zero_stage == 0:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mcframe.errors import UserError
-from mcframe.training.checkpoints import Checkpoint
+from mcframe.training.checkpoints import UNREADABLE, Checkpoint
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -19,7 +19,7 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
             weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{checkpoint.path} cannot be read: {error}", remedy="name an older checkpoint, checkpoints/tokens-N"
         ) from error

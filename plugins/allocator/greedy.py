@@ -27,11 +27,15 @@ class GreedyAllocator(Allocator):
     """One round of greedy refocusing; the framework scores and allocates `iterations` times.
 
     expand_threshold    a gist is expanded by one level where its score is above
-    collapse_threshold  a node is collapsed by one level where its score is below minus this, budget or not (1 = never)
+    collapse_threshold  nodes are collapsed, level after level, where their mean score is below minus this, budget or
+                        not (1 = never)
     replacements        most nodes a round may expand; None = no limit
     iterations          rounds of scoring and allocating
     cooldown            rounds for which a changed block is not expanded again and is collapsed last
     protected_tail      recent tokens that stay raw, where more than `context.tail`
+
+    With one slot, or with one level, the budget is met as closely as any context can; with several slots and levels
+    one node's worth of entries may be left unused.
     """
 
     def __init__(

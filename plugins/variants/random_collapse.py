@@ -17,6 +17,9 @@ from mcframe.context.seeding import below, mix, priorities
 from mcframe.errors import UserError
 from mcframe.hookspecs import Sequences, VariantStrategy
 
+_REDRAW = 1 << 32
+"""Salts of repeated draws, beyond the levels and blocks that salt the first."""
+
 
 class RandomCollapse(VariantStrategy):
     """`count` random focuses a sequence; a repeated one is drawn again, up to `attempts` times in all."""
@@ -35,7 +38,7 @@ class RandomCollapse(VariantStrategy):
         mixes = _mixes(geometry, length, seeds.device)
         focus = _draw(seeds, mixes, geometry)
         for attempt in range(1, self.attempts):
-            again = _draw(mix(seeds, attempt), mixes, geometry)
+            again = _draw(mix(seeds, _REDRAW + attempt), mixes, geometry)
             focus = torch.where(_repeated(focus)[..., None], again, focus)
         return focus
 

@@ -156,7 +156,7 @@ def test_an_empty_corpus(launches, tmp_path):
 
 @pytest.mark.launcher
 def test_two_ranks_say_it_once(launches):
-    result = launches.shared("run.batch_tokens = 1152", ranks=2)
+    result = launches.shared("run.batch_tokens = 1152", ranks=2, launcher=True)
     assert result.code == 2, result.output[-6000:]
     assert result.output.count("mcframe cannot go on") == 1
     assert "--set 'run.batch_tokens = 1152'" in result.words

@@ -137,6 +137,14 @@ def test_topk_swaps_a_wanted_gist_for_an_unwanted_block():
     assert allocate(TopKAllocator(geometry_of(tree)), tree, [[0, 1, 0, 0, 0]], scores, 17) == [[0, 0, 1, 0, 0]]
 
 
+def test_topk_keeps_between_equal_scores_what_is_raw():
+    tree = oracle.Tree(window=20, block_size=4, levels=1, slots=1, tail=4, sink=0)
+    scores = torch.full((1, 20), 0.5)
+    for focus in ([1, 0, 0, 0, 0], [0, 1, 0, 1, 0]):
+        budget = len(oracle.unroll(tree, focus))
+        assert allocate(TopKAllocator(geometry_of(tree)), tree, [focus], scores, budget) == [focus]
+
+
 # ---- greedy ----------------------------------------------------------------------------------------
 TREE = oracle.Tree(window=44, block_size=3, levels=2, slots=1, tail=8, sink=0)  # 14 blocks, 12 of them free
 

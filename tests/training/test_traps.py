@@ -128,8 +128,8 @@ def test_backward_runs_once_a_micro_batch_and_modules_called_data_are_the_users(
     for name in ("data", "config", "context", "training", "run"):
         (site.folder / f"{name}.py").write_text("WHOSE = 'user'\n")
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--master_port", launches.port(), launches.script]
-    command += ["--gin", "gin/smoke.gin", "--run-dir", str(run_dir), "--set", "run.micro_batch = 2"]
+    command = [sys.executable, launches.script, "--gin", "gin/smoke.gin", "--run-dir", str(run_dir)]
+    command += ["--set", "run.micro_batch = 2"]
     for setting in SHORT:
         command += ["--set", setting]
     # Started from the folder that holds those modules: presets are found from anywhere.
@@ -251,7 +251,7 @@ def test_a_missing_compiler_is_a_clear_message(launches, tmp_path):
 
 @launcher
 def test_a_batch_that_the_ranks_cannot_share_is_told_once(launches):
-    result = launches.shared("run.batch_tokens = 1152", ranks=2)
+    result = launches.shared("run.batch_tokens = 1152", ranks=2, launcher=True)
     assert result.code == 2, result.output[-6000:]
     assert result.output.count("mcframe cannot go on") == 1
     assert "makes 9 sequences a step, which 2 ranks cannot share equally" in result.words

@@ -6,9 +6,9 @@ import pytest
 
 pytestmark = pytest.mark.launcher
 
-STEPS = 8
+STEPS = 6
 # With samples, which at ZeRO 3 gather weights from all ranks. tests/cli/test_commands.py looks at the same runs.
-SHORT = ("run.total_tokens = 8192", "cadence.log_tokens = 1024", "cadence.sample_tokens = 4096", "sampling.length = 8")
+SHORT = ("run.total_tokens = 6144", "cadence.log_tokens = 1024", "cadence.sample_tokens = 4096", "sampling.length = 8")
 CURVES = ("train/loss", "train/loss_lod0", "mc/tail_delta")
 
 # In float32. Measured over these steps: at most 5e-7, whatever the stage and the number of ranks.
@@ -20,12 +20,13 @@ MUON_TOLERANCE = 1e-4
 
 # Named by ZeRO stage and ranks. Every stage once, both numbers of ranks, the extremes for Muon.
 FEW = [("adamw", 1, 2), ("adamw", 2, 2), ("adamw", 3, 2), ("muon", 3, 2)]
+LAUNCHED = [("adamw", 0, 1), ("adamw", 3, 2), ("muon", 3, 2)]
 ALL = [*itertools.product(("adamw", "muon"), (0, 1, 2, 3), (1, 2))]
 
 
-def run(launches, optimizer, stage, ranks):
+def run(launches, optimizer, stage, ranks, launcher):
     settings = (*SHORT, f"optimizer.name = '{optimizer}'", f"deepspeed.zero_stage = {stage}")
-    result = launches.shared(*settings, ranks=ranks, launcher=True).succeeded()
+    result = launches.shared(*settings, ranks=ranks, launcher=launcher).succeeded()
     for name in CURVES:
         assert len(result.curve(name)) == STEPS
     return result
@@ -36,8 +37,9 @@ def difference(result, reference, name):
     return max(abs(one - other) for one, other in pairs)
 
 
-def assert_equal_curves(launches, optimizer, stage, ranks):
-    result, reference = run(launches, optimizer, stage, ranks), run(launches, optimizer, 0, 1)
+def assert_equal_curves(launches, optimizer, stage, ranks, launched):
+    result = run(launches, optimizer, stage, ranks, launched(optimizer, stage, ranks))
+    reference = run(launches, optimizer, 0, 1, launched(optimizer, 0, 1))
     tolerance = {"adamw": ADAMW_TOLERANCE, "muon": MUON_TOLERANCE}[optimizer]
     differences = {name: difference(result, reference, name) for name in CURVES}
     assert all(value <= tolerance for value in differences.values()), differences
@@ -48,17 +50,18 @@ def assert_equal_curves(launches, optimizer, stage, ranks):
 
 @pytest.mark.parametrize(("optimizer", "stage", "ranks"), FEW)
 def test_a_covering_few_agree(launches, optimizer, stage, ranks):
-    assert_equal_curves(launches, optimizer, stage, ranks)
+    # Every process that the launcher adds costs seconds of imports; test_all_agree uses it throughout.
+    assert_equal_curves(launches, optimizer, stage, ranks, lambda *setting: setting in LAUNCHED)
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize(("optimizer", "stage", "ranks"), ALL)
 def test_all_agree(launches, optimizer, stage, ranks):
-    assert_equal_curves(launches, optimizer, stage, ranks)
+    assert_equal_curves(launches, optimizer, stage, ranks, lambda *setting: True)
 
 
 def test_the_report_says_what_was_chosen(launches):
-    words = run(launches, "muon", 3, 2).words
+    words = run(launches, "muon", 3, 2, True).words
     assert "ZeRO 3, fp32" in words
     assert "no clipping (it would act on Muon's orthogonalised update)" in words
     assert "Muon at learning rate 0.02" in words
@@ -71,17 +74,15 @@ def test_the_report_says_what_was_chosen(launches):
     [
         # Summed in another order, which float32 shows in its last digits.
         pytest.param(("run.micro_batch = 1",), 1e-3, id="accumulation"),
-        pytest.param(("gpt.activation_checkpointing = True",), 1e-6, id="checkpointing"),
-        pytest.param(
-            ("gpt.activation_checkpointing = True", "deepspeed.zero_stage = 3"), 1e-3, id="checkpointing at ZeRO 3"
-        ),
+        # At ZeRO 3, where every module is used more than once: what reentrant checkpointing asserts on.
+        pytest.param(("gpt.activation_checkpointing = True", "deepspeed.zero_stage = 3"), 1e-3, id="checkpointing"),
         pytest.param(("deepspeed.zero_stage = 2", "deepspeed.offload_optimizer = True"), 1e-3, id="offload"),
         # Eight bits of mantissa; measured: 9e-4. Without float32 master weights it would be 0.2, as DeepSpeed's ZeRO 0.
         pytest.param(("deepspeed.zero_stage = 1", "deepspeed.precision = 'bf16'"), 1e-2, id="bf16"),
     ],
 )
 def test_what_should_not_matter_does_not(launches, settings, tolerance):
-    reference, result = run(launches, "adamw", 0, 1), launches.run(*SHORT, *settings).succeeded()
+    reference, result = run(launches, "adamw", 0, 1, True), launches.run(*SHORT, *settings).succeeded()
     differences = {name: difference(result, reference, name) for name in CURVES}
     assert all(value <= tolerance for value in differences.values()), differences
     if "run.micro_batch = 1" in settings:
