@@ -20,7 +20,8 @@ class TopKAllocator(Allocator):
     """Raw blocks with the highest scores under the budget; every other block becomes an LOD1 gist.
 
     A collapsed block is a candidate only with a score above 0; between equal scores the one that is raw stays raw.
-    Levels above LOD1 are not used: what stands there is rebuilt from LOD0 and LOD1. Raises UserError where the budget is below what LOD1 can reach.
+    Levels above LOD1 are not used: what stands there is rebuilt from LOD0 and LOD1.
+    Raises UserError where the budget is below what LOD1 can reach.
     """
 
     def __init__(self, geometry: Geometry) -> None:
