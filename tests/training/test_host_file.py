@@ -1,0 +1,31 @@
+"""A host file of two nodes, unchanged: each node's launcher is started by hand, as `--no_ssh` asks for."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+pytestmark = pytest.mark.launcher
+
+SHORT = ("run.total_tokens = 2048", "cadence.log_tokens = 1024", "cadence.checkpoint_tokens = 0")
+
+
+def test_two_nodes_train_like_one(launches, tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node-a slots=1\nnode-b slots=1\n", "utf-8")
+    port, run_dir = launches.port(), tmp_path / "run"
+    settings = [part for setting in SHORT for part in ("--set", setting)]
+
+    def node(rank):
+        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hosts), "--no_ssh"]
+        launcher += ["--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port", port]
+        script = [launches.script, "--gin", "gin/smoke.gin", "--run-dir", str(run_dir), *settings]
+        return launches.execute([*launcher, *script], run_dir=run_dir)
+
+    with ThreadPoolExecutor(2) as both:
+        first, second = both.map(node, (0, 1))
+    assert "2 on cpu" in first.succeeded().words
+    assert "Run finished" not in second.succeeded().words  # rank 0 speaks
+    alone = launches.run(*SHORT).succeeded()
+    assert first.curve("train/loss") == pytest.approx(alone.curve("train/loss"), abs=1e-3)
+    assert len(alone.curve("train/loss")) == 2
