@@ -34,6 +34,11 @@ def check(
 
 def _check(file: Path, overrides: list[str], ranks: int) -> int:
     loaded = load_recipe([file], overrides)
+    with loaded.config.placing():
+        return _report(loaded, file, ranks)
+
+
+def _report(loaded: Loaded, file: Path, ranks: int) -> int:
     recipe, console = loaded.recipe, Console()
     vocab_size = _vocab_size(loaded, console)
     with torch.device("meta"):

@@ -62,7 +62,8 @@ def train(options: argparse.Namespace) -> int:
             highlight=False,
         )
         return 0
-    return run(loaded, run_plan, console)
+    with loaded.config.placing():
+        return run(loaded, run_plan, console)
 
 
 def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:

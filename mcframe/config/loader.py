@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ class Config:
         except Exception as error:  # noqa: BLE001 - not handled: raised again as it was before gin wrapped it
             failure = error
         raise self._explained(failure)
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Within it, a UserError that names a binding gets that binding's place, as in `build`."""
+        try:
+            yield
+        except UserError as error:
+            self._place(error)
+            raise
 
     def bound(self) -> str:
         """Everything bound, as the text of a gin file: loaded, it gives this configuration."""
@@ -89,10 +99,14 @@ class Config:
 
     def _explained(self, failure: Exception) -> BaseException:
         original = _unwrapped(failure)
-        if isinstance(original, UserError) and original.place is None:
-            keys = re.findall(r"[\w/]+(?:\.\w+)+", original.message)
-            original.place = next((self.bindings[key].place for key in keys if key in self.bindings), None)
+        if isinstance(original, UserError):
+            self._place(original)
         return _lacking(failure) or original
+
+    def _place(self, error: UserError) -> None:
+        if error.place is None:
+            keys = re.findall(r"[\w/]+(?:\.\w+)+", error.message)
+            error.place = next((self.bindings[key].place for key in keys if key in self.bindings), None)
 
     def _winner(self, scope: str, name: str, parameter: str) -> Binding | None:
         """The binding that a call in this scope reads: the one with the longest matching scope."""

@@ -96,8 +96,9 @@ def start_distributed() -> torch.device:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     deepspeed.init_distributed(verbose=False)
     if cpu:
-        # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it.
-        torch.compiler.set_stance("force_eager")
+        # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it. By name, since
+        # torch.compiler.set_stance would import the compiler, for seconds on every rank, where nothing else does.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 

@@ -76,8 +76,8 @@ class ContextSettings:
         if unused and not self.allow_unused_levels:
             best = max((lod for lod, most in usable.items() if most), default=1)
             raise UserError(
-                f"LOD {', '.join(map(str, unused))} can never be used: no working context of {low} to {high} entries "
-                f"holds a node of {self.geometry.span(unused[0])} tokens",
+                f"context.levels = {self.levels}, but LOD {', '.join(map(str, unused))} can never be used: no working "
+                f"context of {low} to {high} entries holds a node of {self.geometry.span(unused[0])} tokens",
                 remedy=f"set context.levels = {best}, lower context.train_wc_length or context.block_size, or accept "
                 "it with context.allow_unused_levels = True",
             )

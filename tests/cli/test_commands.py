@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from mcframe.cli.app import app
+from mcframe.recipe import load_recipe
 from mcframe.training.checkpoints import find
 from mcframe.training.weights import load_weights
 
@@ -227,11 +228,17 @@ def test_bytes_are_not_trained(mcframe, smoke):
 
 # ---- what a run leaves behind, and starting it again ---------------------------------------------
 @launcher
-@pytest.mark.parametrize("name", ["operative.gin", "config.gin"])
-def test_a_run_starts_again_from_what_it_saved(launches, plain_run, name):
-    again = launches.run(gin=plain_run.run_dir / name).succeeded()
+def test_a_run_starts_again_from_its_operative_config(launches, plain_run):
+    again = launches.run(gin=plain_run.run_dir / "operative.gin").succeeded()
     assert again.metrics == plain_run.metrics
-    assert (again.run_dir / name).read_text() == (plain_run.run_dir / name).read_text()
+    assert (again.run_dir / "operative.gin").read_text() == (plain_run.run_dir / "operative.gin").read_text()
+
+
+@launcher
+def test_everything_bound_gives_the_same_recipe_again(plain_run, smoke):
+    settings = [*SHORT, "optimizer.name = 'adamw'", "deepspeed.zero_stage = 0"]
+    wanted = load_recipe([smoke], settings).config.as_dict()
+    assert load_recipe([plain_run.run_dir / "config.gin"], []).config.as_dict() == wanted
 
 
 @launcher

@@ -57,7 +57,7 @@ MISTAKES = {
         "context.levels = 3",
         "LOD 3 can never be used",
         "set context.levels = 2, lower context.train_wc_length",
-        None,
+        2,
     ),
     "bf16 without master weights": (
         "deepspeed.precision = 'bf16'",
