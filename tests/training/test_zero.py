@@ -21,7 +21,7 @@ MUON_TOLERANCE = 1e-4
 # (optimizer, ZeRO stage, ranks), each compared with ZeRO 0 on one rank. ZeRO 2 is below, with offload; on two ranks it
 # is what test_resume.py interrupts.
 FEW = [("adamw", 1, 2), ("adamw", 3, 2), ("muon", 3, 2)]
-LAUNCHED = [("adamw", 0, 1), ("adamw", 3, 2), ("muon", 3, 2)]
+LAUNCHED = [("adamw", 0, 1), ("adamw", 3, 2)]
 ALL = [*itertools.product(("adamw", "muon"), (0, 1, 2, 3), (1, 2))]
 
 
@@ -62,7 +62,7 @@ def test_all_agree(launches, optimizer, stage, ranks):
 
 
 def test_the_report_says_what_was_chosen(launches):
-    words = run(launches, "muon", 3, 2, True).words
+    words = run(launches, "muon", 3, 2, False).words
     assert "ZeRO 3, fp32" in words
     assert "no clipping (it would act on Muon's orthogonalised update)" in words
     assert "Muon at learning rate 0.02" in words
