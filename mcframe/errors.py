@@ -19,6 +19,12 @@ class Place:
         return str(self.file) if self.line is None else f"{self.file}:{self.line}"
 
 
+def require(holds: bool, binding: str, value: object, rule: str) -> None:
+    """Raises UserError naming the binding, its value and the rule, unless the rule holds."""
+    if not holds:
+        raise UserError(f"{binding} is {value!r}; it must be {rule}", remedy=f"set {binding} to a value that is {rule}")
+
+
 class UserError(Exception):
     """Something that a user can put right.
 

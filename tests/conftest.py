@@ -128,11 +128,6 @@ class Launches:
             command += ["-c", START_RANKS, self.port(), str(ranks), sys.executable]
         return self.execute([*command, *arguments], run_dir=run_dir, environment=environment, watch=watch)
 
-    def mcframe(self, *arguments: str | Path, **options: object) -> Result:
-        """The `mcframe` command in a process of its own."""
-        code = "from mcframe.cli.app import main; main()"
-        return self.execute([sys.executable, "-c", code, *map(str, arguments)], **options)  # type: ignore[arg-type]
-
     def execute(
         self,
         command: Sequence[str],

@@ -14,6 +14,7 @@ from mcframe.cli.failure import guarded
 from mcframe.cli.options import Set, Traceback
 from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
+from mcframe.modeling.step import MegaContextStep
 from mcframe.recipe import Loaded, load_recipe
 from mcframe.registry import KINDS
 from mcframe.training.assembly import build_model, parameter_counts
@@ -60,7 +61,7 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
     if variants:
         rows["variants"] = f"{variants} a sequence, of {lengths[0]:,} entries at the start, {lengths[1]:,} at the end"
         rows["usable nodes"] = _usable(recipe)
-    rows["memory a rank"] = _memory(sum(parameter_counts(model).values()), recipe, ranks)
+    rows["memory a rank"] = _memory(model, recipe, ranks)
     if recipe.sequences % ranks == 0:
         micro = micro_batch_for(recipe.sequences // ranks, recipe.micro_batch)
         engine_config(recipe, micro, recipe.sequences // (micro * ranks))
@@ -102,8 +103,8 @@ def _usable(recipe: Recipe) -> str:
     return ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in most.items())
 
 
-def _memory(parameters: int, recipe: Recipe, ranks: int) -> str:
-    parts = memory_estimate(parameters, recipe, ranks)
+def _memory(model: MegaContextStep, recipe: Recipe, ranks: int) -> str:
+    parts = memory_estimate(model, recipe, ranks)
     whole = sum(parts.values())
     listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-    return f"{whole / 2**30:.2f} GiB on each of {ranks} rank(s) before activations ({listed})"
+    return f"{whole / 2**30:.2f} GiB on each of {ranks} rank(s) before activations and logits ({listed})"

@@ -27,18 +27,24 @@ def show(error: UserError) -> None:
     console.print(Panel(text, title="mcframe cannot go on", title_align="left", border_style="red"), highlight=False)
 
 
+def _unwritable(error: OSError) -> UserError:
+    return UserError(
+        f"{error.filename}: {error.strerror}", remedy="name a folder that may be written, with --run-dir DIR"
+    )
+
+
 def guarded(action: Callable[[], int], *, traceback: bool) -> int:
     """Run `action`; turn a UserError into a message and exit code 2. With `traceback`, let it through."""
     try:
         return action()
-    except UserError as error:
+    except (UserError, PermissionError, FileExistsError, NotADirectoryError) as failure:
         if traceback:
             raise
         if int(os.environ.get("RANK", "0")) != 0:
             # Most errors meet every rank, and rank 0 says so; the launcher then ends the others while they wait here.
             # What only this rank met is said behind the wait.
             time.sleep(_RANK_0_SPEAKS_FIRST_S)
-        show(error)
+        show(failure if isinstance(failure, UserError) else _unwritable(failure))
         sys.stdout.flush()
         sys.stderr.flush()
         return EXIT_USER_ERROR

@@ -92,15 +92,22 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         trainer = Trainer(assembly, engine, run_plan, _sinks(loaded, run_plan, rank), loaded.registry.hooks, device)
     summary = trainer.run()
     if summary["status"] == "interrupted":
-        console.print(f"To go on: the same command again. All is saved in {run_plan.directory}", style="bold")
+        console.print(f"To go on: the same gin files with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
     dist.destroy_process_group()
     return 0
 
 
 def _check_shared(run_plan: RunPlan, world_size: int) -> None:
-    """Raises UserError where ranks, each by itself, found different checkpoints to go on from."""
-    seen: list[int | None] = [None] * world_size
-    dist.all_gather_object(seen, run_plan.checkpoint.tokens if run_plan.checkpoint else None)
+    """Raises UserError, on every rank, where the nodes do not share the run directory."""
+    mark = run_plan.directory / f".shared-by-port-{os.environ['MASTER_PORT']}"
+    if dist.get_rank() == 0:
+        run_plan.directory.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    seen: list[tuple[bool, int | None] | None] = [None] * world_size
+    dist.barrier()
+    dist.all_gather_object(seen, (mark.exists(), run_plan.checkpoint.tokens if run_plan.checkpoint else None))
+    if dist.get_rank() == 0:
+        mark.unlink()
     if len(set(seen)) > 1:
         raise UserError(
             f"the ranks do not see the same run in {run_plan.directory}",

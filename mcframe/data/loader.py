@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,8 +137,8 @@ class Loader:
         """This rank's share of the sequences from `position` on, and the state behind them. In the thread."""
         end = position + self._span
         indices = range(position + (self._rank - position) % self._world_size, end, self._world_size)
-        tokens = self._stream.take(indices)
-        batch = Batch(tokens.pin_memory() if self._pin else tokens, torch.tensor(indices, dtype=torch.int64))
+        parts = self._stream.take(indices), torch.tensor(indices, dtype=torch.int64)
+        batch = Batch(*(part.pin_memory() if self._pin else part for part in parts))
         return batch, {"position": end, "stream": self._stream.state()}
 
 
@@ -196,9 +197,10 @@ def open_validation(
     *,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The first `count` validation windows, or as many as there are, in stream order -> int64 [n, T + 1].
+    """`count` validation windows, or as many as there are -> int64 [n, T + 1].
 
-    The same on every rank and in every run. Raises UserError where there is none.
+    Spread evenly over the held-out documents, so that no single one decides the figure; of a streaming source the
+    first ones. The same on every rank and in every run. Raises UserError where there is none.
     """
     check_share(share)
     if share == 0:
@@ -206,11 +208,12 @@ def open_validation(
     if source.streaming:
         return first_validation_windows(source, tokenizer, window, share, count)
     file = token_file(source, tokenizer, split="validation", share=share, progress=progress)
-    available = min(count, file.windows(window))
+    available = file.windows(window)
     if not available:
         raise UserError(
             f"{file.length:,} validation tokens were found, fewer than the {window + 1:,} of one sequence "
             f"(T = {window:,})",
             remedy="raise data.validation_share, or give the run more text",
         )
-    return file.gather(range(available), window)
+    chosen = np.linspace(0, available - 1, min(count, available)).round().astype(np.int64)
+    return file.gather(chosen, window)

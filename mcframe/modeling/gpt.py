@@ -23,6 +23,11 @@ LOGITS_AT_ONCE = 2**28
 """Logits held at a time; more are computed in chunks and again in the backward pass (1 GiB in float32)."""
 
 
+def parameter_count(module: nn.Module) -> int:
+    """Parameters of a module, whole: at ZeRO 3 a rank holds none of them, and DeepSpeed notes how many there are."""
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in module.parameters())
+
+
 def rms_norm(x: Tensor) -> Tensor:
     """Divide by the root mean square over the last dimension (Zhang and Sennrich, 2019), without a gain."""
     return F.rms_norm(x, (x.shape[-1],))
@@ -125,7 +130,7 @@ class GPT(nn.Module):
     @property
     def non_embedding_parameters(self) -> int:
         """Parameters that take part in matrix products for every token: blocks and head."""
-        return sum(p.numel() for p in (*self.blocks.parameters(), *self.lm_head.parameters()))
+        return parameter_count(self.blocks) + parameter_count(self.lm_head)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [B, T] -> embeddings [B, T, D], the LOD0 rows of the node table."""

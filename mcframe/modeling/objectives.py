@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mcframe.context.pairing import Pairing
 from mcframe.context.statistics import masked_mean
+from mcframe.errors import require
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Objectives:
     margin: float = 0.1
     temperature: float = 1.0
     utility_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "utility_scale"):
+            value = getattr(self, name)
+            require(value > 0, f"objectives.{name}", value, "above 0")
 
 
 def variant_loss(pairing: Pairing) -> Tensor:

@@ -44,7 +44,7 @@ class MegaContextStep(nn.Module):
         self.strategy, self.geometry, self.objectives = strategy, geometry, objectives
 
     def forward(self, *arguments: Any, task: str = "losses", **options: Any) -> Any:
-        """Run one of this module's tasks: `losses` (training), `validate`, `refocus` or `next_logits`.
+        """Run one of this module's tasks: `losses` (training), `validate`, `refocus`, `proposals`, `next_logits`.
 
         Everything goes through here, so that DeepSpeed's hooks on `forward` see all that is run.
         """
@@ -137,6 +137,12 @@ class MegaContextStep(nn.Module):
             age = torch.where(changed, 0, age + 1)
             context = replace(unroll(focus, self.geometry), age=age)
         return context.focus, rounds
+
+    def proposals(self, inputs: Tensor, seeds: Tensor, length: int) -> Tensor:
+        """What the variant strategy proposes for inputs [B, T] and seeds [B, V] -> focus [B * V, blocks]."""
+        assert self.gistnet is not None
+        table = build_node_table(self.gpt.embed(inputs), self.gistnet, self.geometry)
+        return self.propose(inputs, table, seeds, length)
 
     def next_logits(self, tokens: Tensor) -> Tensor:
         """Logits [B, vocabulary], float32, of the token that follows tokens [B, L]; L up to the window."""

@@ -88,8 +88,10 @@ class Progress:
     def _figures(self, metrics: Mapping[str, float], tokens: int) -> list[str]:
         """Tokens, and of the rest what is known, most wanted first."""
         figures = [f"{_count(tokens)}/{_count(self._total)} tokens"]
-        if "train/loss" in metrics:
-            figures.append(f"loss {metrics['train/loss']:.4f}")
+        # Of the uncompressed sequence where it is known: what a plain twin's loss can be compared with.
+        loss = metrics.get("train/loss_lod0", metrics.get("train/loss"))
+        if loss is not None:
+            figures.append(f"loss {loss:.4f}")
         rate = self._speed.rate
         if rate:
             figures.append(f"{_count(rate)} tokens/s")

@@ -16,7 +16,7 @@ from mcframe.telemetry.metrics import Metric, describe
 SUMMARY = "summary.json"
 
 _SHOWN = {
-    "loss": "train/loss",
+    "loss": "train/loss_lod0",
     "validation": "val/bpb",
     "ΔNLL behind the cursor": "mc/tail_delta",
 }

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from mcframe.context.geometry import Geometry
+from mcframe.errors import UserError
 from mcframe.hookspecs import Allocator, ModelShape, TextSource, Tokenizer
-from mcframe.modeling.gpt import GPT
+from mcframe.modeling.gpt import GPT, parameter_count
 from mcframe.modeling.step import MegaContextStep
 from mcframe.training.settings import Recipe
 
@@ -51,6 +52,11 @@ def build_model(recipe: Recipe, vocab_size: int) -> MegaContextStep:
     gistnet = lensnet = None
     if strategy.count:
         recipe.context.check_levels()
+        if strategy.count == 1 and recipe.objectives.lens_objective == "preference":
+            raise UserError(
+                "objectives.lens_objective = 'preference' needs two variants or more; one makes no pair",
+                remedy="raise the variant strategy's count, or set objectives.lens_objective = 'auto'",
+            )
         gistnet = seeded(recipe.seed, "gistnet", lambda: recipe.gistnet(shape))
         lensnet = seeded(recipe.seed, "lensnet", lambda: recipe.lensnet(shape))
     return MegaContextStep(gpt, gistnet, lensnet, strategy, geometry, recipe.objectives)
@@ -71,4 +77,4 @@ def parameter_counts(model: MegaContextStep) -> dict[str, int]:
         "GistNet": model.gistnet,
         "LensNet": model.lensnet,
     }
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+    return {name: parameter_count(part) for name, part in parts.items() if part is not None}

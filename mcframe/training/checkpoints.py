@@ -71,11 +71,31 @@ def find(place: Path) -> Checkpoint:
     return found[-1]
 
 
+def set_aside(run_dir: Path, tokens: int) -> None:
+    """Move checkpoints beyond `tokens`, of a branch that is being left, to `checkpoints/superseded`: none is lost."""
+    for later in checkpoints(run_dir):
+        if later.tokens > tokens:
+            place = later.path.parent / "superseded" / later.path.name
+            shutil.rmtree(place, ignore_errors=True)
+            place.parent.mkdir(exist_ok=True)
+            os.rename(later.path, place)
+
+
 def save(
-    engine: Engine, run_dir: Path, tokens: int, shared: Mapping[str, Any], own: Mapping[str, Any], keep: int
+    engine: Engine,
+    run_dir: Path,
+    clock: Mapping[str, int],
+    shared: Mapping[str, Any],
+    own: Mapping[str, Any],
+    keep: int,
 ) -> Path:
-    """Write a checkpoint; collective. `shared` is the same on all ranks, `own` this rank's. Returns its folder."""
-    rank = dist.get_rank()
+    """Write a checkpoint; collective. Returns its folder.
+
+    clock   `tokens`, and the settings that its reading depends on: a run that goes on must have the same
+    shared  is the same on all ranks; own: this rank's
+    Raises UserError where a rank's part did not arrive in the folder.
+    """
+    rank, tokens = dist.get_rank(), clock["tokens"]
     folder = run_dir / "checkpoints"
     name = f"tokens-{tokens:015d}"
     partial, final = folder / f".writing-{name}", folder / name
@@ -86,22 +106,25 @@ def save(
     engine.wrapped.save_checkpoint(str(folder), tag=partial.name, client_state=dict(shared), save_latest=False)
     torch.save({**own, "random": _random_states()}, partial / f"rank-{rank}.pt")
     barrier()
+    _check_whole(partial)
     if rank == 0:
-        facts = {"tokens": tokens, "world_size": dist.get_world_size(), "zero_stage": engine.stage}
+        facts = {**clock, "world_size": dist.get_world_size(), "zero_stage": engine.stage}
         (partial / COMPLETE).write_text(json.dumps(facts) + "\n", "utf-8")
         if final.exists():  # the same place reached again, after resuming from an older one
             shutil.rmtree(final)
         os.rename(partial, final)
-        for old in checkpoints(run_dir)[: -max(1, keep)]:
-            shutil.rmtree(old.path)
+        others = [checkpoint.path for checkpoint in checkpoints(run_dir) if checkpoint.path != final]
+        for old in others[: max(0, len(others) - max(1, keep) + 1)]:
+            shutil.rmtree(old)
     barrier()
     return final
 
 
-def load(engine: Engine, checkpoint: Checkpoint, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(engine: Engine, checkpoint: Checkpoint, clock: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load weights, optimizer and schedule; returns what `save` was given as (shared, own). Collective.
 
-    Raises UserError where ranks or ZeRO stage differ, or where the files do not fit the model or are damaged.
+    Raises UserError where ranks, ZeRO stage or the clock's settings differ, or where the files do not fit the model
+    or are damaged.
     """
     facts, world = checkpoint.facts, dist.get_world_size()
     if (facts["world_size"], facts["zero_stage"]) != (world, engine.stage):
@@ -110,6 +133,13 @@ def load(engine: Engine, checkpoint: Checkpoint, device: torch.device) -> tuple[
             f"has {world} at ZeRO {engine.stage}",
             remedy=f"start {facts['world_size']} rank(s) with deepspeed.zero_stage = {facts['zero_stage']}",
         )
+    for name, value in clock.items():
+        if name != "tokens" and facts[name] != value:
+            raise UserError(
+                f"{checkpoint.path} was written with {name} = {facts[name]}; this run has {value}, so the two would "
+                "not read the same tokens",
+                remedy=f"set {name} = {facts[name]}, or start anew with --resume never",
+            )
     try:
         _, shared = engine.wrapped.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
         own = torch.load(checkpoint.path / f"rank-{dist.get_rank()}.pt", map_location="cpu", weights_only=False)
@@ -122,6 +152,16 @@ def load(engine: Engine, checkpoint: Checkpoint, device: torch.device) -> tuple[
         ) from error
     _restore_random_states(own.pop("random"))
     return shared, own
+
+
+def _check_whole(partial: Path) -> None:
+    """Raises UserError, on every rank, where the folder lacks a rank's part: then the nodes do not share it."""
+    missing = [rank for rank in range(dist.get_world_size()) if not (partial / f"rank-{rank}.pt").exists()]
+    if missing:
+        raise UserError(
+            f"{partial} lacks what rank {missing[0]} wrote: the nodes do not share the run directory",
+            remedy="put the run directory on storage that all nodes share: --run-dir DIR",
+        )
 
 
 def _random_states() -> dict[str, Any]:

@@ -68,7 +68,7 @@ def share_cores() -> None:
     The launcher leaves every rank all cores; threads that wait for each other's cores make training ten times slower.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        cores = os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", "1"))))
 
 
@@ -96,9 +96,8 @@ def start_distributed() -> torch.device:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     deepspeed.init_distributed(verbose=False)
     if cpu:
-        # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it. By name, since
-        # torch.compiler.set_stance would import the compiler, for seconds on every rank, where nothing else does.
-        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+        # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it.
+        torch.compiler.set_stance("force_eager")
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
@@ -116,7 +115,7 @@ class Engine:
         self.stage = recipe.deepspeed.zero_stage
         self._reports_norm = recipe.optimizer.name != "muon"  # Muon's is the norm of its update
         self._watch = GradientWatch(model) if self.stage == 3 else None
-        self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
+        self.wrapped, self.optimizer, _, self._scheduler = deepspeed.initialize(
             model=model,
             config=self.config,
             lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: recipe.schedule.factor(step, recipe.steps)),
@@ -145,7 +144,15 @@ class Engine:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step (of AdamW's parameters; Muon's follows the same schedule)."""
-        return float(self.optimizer.param_groups[-1]["lr"])
+        return float(self._scheduler.get_last_lr()[-1])
+
+    def apply_schedule(self) -> None:
+        """Set the next step's learning rate from this recipe: a checkpoint brings that of the run it was made in."""
+        groups = self._scheduler.optimizer.param_groups
+        factor = self._scheduler.lr_lambdas[0](self._scheduler.last_epoch)
+        self._scheduler._last_lr = [base * factor for base in self._scheduler.base_lrs]
+        for group, rate in zip(groups, self._scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     @property
     def gradient_norm(self) -> float | None:

@@ -99,6 +99,7 @@ class Trainer:
         """One optimizer step: micro-batches forward and backward, then the update. Nothing is read back."""
         length = self.recipe.variant_length(self.clock.step) if self.assembly.model.strategy.count else 0
         variants = self.assembly.model.strategy.count
+        self._learning_rate = self.engine.learning_rate
         for _ in range(self.engine.accumulation):
             batch = next(self.loader)
             tokens = batch.tokens.to(self.device, non_blocking=True)
@@ -106,6 +107,7 @@ class Trainer:
             loss, statistics = self.engine(tokens, variant_seeds(self.recipe.seed, indices, variants), length)
             self.accumulator.add(statistics)
             self.engine.backward_and_step(loss)
+        self._loss = loss.detach()
         self.clock.tick()
         self.progress.update(self.clock.tokens)
         self.hooks.step_finished(self._info())
@@ -114,6 +116,11 @@ class Trainer:
     def _periodic(self) -> Path | None:
         """Log, validate, sample and save where due; the end of the run is due for all but sampling."""
         cadence, end = self.recipe.cadence, self.clock.finished
+        periods = (cadence.log_tokens, cadence.eval_tokens, cadence.sample_tokens, cadence.checkpoint_tokens)
+        if not end and not any(map(self.clock.due, periods)):
+            return None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # queued steps belong to training, not to what follows
         if self.clock.due(cadence.log_tokens) or end:
             self._log()
         self._interval.pause()
@@ -126,11 +133,10 @@ class Trainer:
         return saved
 
     def _log(self) -> None:
-        learning_rate = self.recipe.optimizer.lr * self.recipe.schedule.factor(self.clock.step - 1, self.recipe.steps)
         metrics = self.accumulator.read()  # waits for the device, so the stopwatch below measures finished work
         rate = self._interval.rate(self.clock.tokens)
         metrics |= {
-            "train/lr": learning_rate,
+            "train/lr": self._learning_rate,
             "train/tok_per_sec": rate,
             "train/tokens": float(self.clock.tokens),
             "train/tokens_per_step": float(self.recipe.batch_tokens),
@@ -140,15 +146,17 @@ class Trainer:
         if (norm := self.engine.gradient_norm) is not None:
             metrics["train/grad_norm"] = norm
         metrics |= self._utilisation(rate)
-        if not math.isfinite(metrics["train/loss"]):
-            # The loss is reduced over ranks, so all of them stop here together.
+        self._check_finite(metrics["train/loss"])  # reduced over ranks, so all of them stop here together
+        self._publish(metrics)
+        self._interval.restart(self.clock.tokens)
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
             raise UserError(
-                f"the loss is {metrics['train/loss']} after {self.clock.tokens:,} tokens",
+                f"the loss is {loss} after {self.clock.tokens:,} tokens",
                 remedy="lower optimizer.lr (and optimizer.muon_lr) or raise schedule.warm_up; the checkpoints that are "
                 f"there are kept in {self.plan.directory / 'checkpoints'}",
             )
-        self._publish(metrics)
-        self._interval.restart(self.clock.tokens)
 
     def _utilisation(self, rate: float) -> dict[str, float]:
         if self.device.type != "cuda":
@@ -158,7 +166,12 @@ class Trainer:
         if peak is None:
             return {}
         length = self.recipe.variant_length(self.clock.step - 1) if self.assembly.model.strategy.count else 0
-        return {"train/mfu": mfu(cost(self.assembly.model, self.recipe, length).total * rate, peak, self.world_size)}
+        flops = cost(self.assembly.model, self.recipe, length).total * rate
+        try:
+            return {"train/mfu": mfu(flops, peak, self.world_size)}
+        except ValueError as error:  # a wrong figure must not be logged, nor end the run
+            self.progress.message(Text(f"note: {error}", style="yellow"))
+            return {}
 
     def _validate(self) -> None:
         metrics = self.validation.run(self.engine)
@@ -204,6 +217,9 @@ class Trainer:
 
     # ---- checkpoints -----------------------------------------------------------------------------
     def _save(self) -> Path:
+        loss = self._loss.double()
+        dist.all_reduce(loss)  # not finite on one rank, not finite on all: never over a good checkpoint
+        self._check_finite(float(loss) / self.world_size)
         states: list[Any] = [None] * self.world_size
         dist.all_gather_object(states, self.loader.state())
         shared = {
@@ -211,13 +227,25 @@ class Trainer:
         }  # fmt: skip
         own = {"accumulator": self.accumulator.state()}
         path = checkpoints.save(
-            self.engine, self.plan.directory, self.clock.tokens, shared, own, self.recipe.cadence.keep
+            self.engine, self.plan.directory, self._clock_settings(), shared, own, self.recipe.cadence.keep
         )
         self.hooks.checkpoint_saved(self._info(), path)
         return path
 
+    def _clock_settings(self) -> dict[str, int]:
+        """The clock's reading and what it depends on; names as in gin."""
+        return {
+            "tokens": self.clock.tokens,
+            "run.batch_tokens": self.recipe.batch_tokens,
+            "context.window": self.recipe.context.window,
+            "run.seed": self.recipe.seed,
+        }
+
     def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        shared, own = checkpoints.load(self.engine, checkpoint, self.device)
+        shared, own = checkpoints.load(self.engine, checkpoint, self._clock_settings())
+        self.engine.apply_schedule()
+        if self.rank == 0:
+            checkpoints.set_aside(self.plan.directory, checkpoint.tokens)
         self.clock.step = shared["step"]
         self.first, self.last = shared["first"], shared["last"]
         self.loader.restore(shared["loader"])

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mcframe.modeling.gpt import parameter_count
 from mcframe.modeling.step import MegaContextStep
 from mcframe.telemetry.flops import gpt_flops_per_token, network_flops
 from mcframe.training.assembly import Assembly, parameter_counts
@@ -31,27 +32,29 @@ def cost(model: MegaContextStep, recipe: Recipe, length: int) -> Cost:
     total = plain * window
     if count and model.gistnet is not None and model.lensnet is not None:
         total += count * network_flops(gpt.non_embedding_parameters, length, gpt.depth, gpt.width, length)
-        gist = sum(p.numel() for p in model.gistnet.parameters())
-        lens = sum(p.numel() for p in model.lensnet.parameters())
+        gist, lens = parameter_count(model.gistnet), parameter_count(model.lensnet)
         # A network plug-in's depth is its own affair: attention inside it is left out, its matrices are not.
         total += network_flops(gist, geometry.offset(geometry.levels), 0, 0, 0)
         total += count * network_flops(lens, length - geometry.tail, 0, 0, 0)
     return Cost(plain, total / window)
 
 
-def memory_estimate(parameters: int, recipe: Recipe, world_size: int) -> dict[str, float]:
-    """Bytes a rank needs for weights, gradients and optimizer states. Activations come on top."""
+def memory_estimate(model: MegaContextStep, recipe: Recipe, world_size: int) -> dict[str, float]:
+    """Bytes a rank needs for weights, gradients and optimizer states. Activations and logits come on top."""
+    parameters = parameter_count(model)
     stage, half = recipe.deepspeed.zero_stage, recipe.deepspeed.precision == "bf16"
-    states = 8 if recipe.optimizer.name == "adamw" else 4
+    # AdamW keeps two moments; Muon one, but for embeddings and head, which are AdamW's.
+    tables = parameter_count(model.gpt.token_embed) + parameter_count(model.gpt.lm_head)
+    states = 8 * parameters if recipe.optimizer.name == "adamw" else 4 * parameters + 4 * tables
     weight = 2 if half else 4
-    master = 4 if half else 0
+    master = 4 * parameters if half or stage else 0  # ZeRO holds a flat float32 copy of the weights
     share = {
         name: world_size if stage >= least else 1 for name, least in (("optimizer", 1), ("grad", 2), ("weight", 3))
     }
     return {
         "weights": parameters * weight / share["weight"],
         "gradients": parameters * weight / share["grad"],
-        "optimizer": parameters * (states + master) / share["optimizer"],
+        "optimizer": (states + master) / share["optimizer"],
     }
 
 

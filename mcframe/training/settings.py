@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mcframe.context.geometry import Geometry
-from mcframe.errors import UserError
+from mcframe.errors import UserError, require
 from mcframe.hookspecs import Allocator, GistNet, LensNet, ModelShape, TextSource, Tokenizer, VariantStrategy
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
@@ -105,6 +105,11 @@ class OptimizerSettings:
     gradient_clipping: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("lr", "muon_lr", "eps"):
+            value = getattr(self, name)
+            require(value > 0, f"optimizer.{name}", value, "above 0")
+        clipping = self.gradient_clipping
+        require(clipping is None or clipping >= 0, "optimizer.gradient_clipping", clipping, "0 (none) or above")
         if self.name == "muon" and self.gradient_clipping:
             raise UserError(
                 "gradient clipping cannot be combined with Muon: it would clip the orthogonalised update, at ZeRO 1 "
@@ -130,6 +135,11 @@ class Schedule:
     warm_up: float = 0.02
     warm_down: float = 0.2
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("warm_up", "warm_down", "final"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"schedule.{name}", value, "a fraction from 0 to 1")
 
     def factor(self, step: int, total_steps: int) -> float:
         """The factor on the peak learning rate in optimizer step `step` (from 0)."""
@@ -183,6 +193,12 @@ class Cadence:
     checkpoint_tokens: int = 50_000_000
     keep: int = 2
 
+    def __post_init__(self) -> None:
+        for name in ("log_tokens", "eval_tokens", "sample_tokens", "checkpoint_tokens"):
+            value = getattr(self, name)
+            require(value >= 0, f"cadence.{name}", value, "a number of tokens, or 0 for never")
+        require(self.keep >= 1, "cadence.keep", self.keep, "1 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -190,6 +206,9 @@ class DataSettings:
 
     validation_share: float = 0.02
     validation_windows: int = 64
+
+    def __post_init__(self) -> None:
+        require(self.validation_windows >= 1, "data.validation_windows", self.validation_windows, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +218,10 @@ class Sampling:
     prompts: Sequence[str] = ("def ", "The ")
     length: int = 64
     temperature: float = 0.8
+
+    def __post_init__(self) -> None:
+        require(self.length >= 1, "sampling.length", self.length, "1 or more")
+        require(self.temperature >= 0, "sampling.temperature", self.temperature, "0 (the likeliest token) or above")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,8 +279,8 @@ class Recipe:
                 f"{self.batch_tokens}",
                 remedy="raise run.total_tokens or lower run.batch_tokens",
             )
-        if self.micro_batch < 1:
-            raise UserError(f"run.micro_batch is {self.micro_batch}", remedy="set run.micro_batch to 1 or more")
+        require(self.micro_batch >= 1, "run.micro_batch", self.micro_batch, "1 or more")
+        require(0 <= self.seed < 2**63, "run.seed", self.seed, "from 0 to 2**63 - 1")
 
     @property
     def sequences(self) -> int:

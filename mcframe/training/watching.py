@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mcframe.context.seeding import variant_seeds
-from mcframe.hookspecs import Allocator, Sequences, Tokenizer
+from mcframe.hookspecs import Allocator, Tokenizer
 from mcframe.modeling.step import MegaContextStep
 from mcframe.training.settings import Sampling
 
@@ -17,13 +17,13 @@ from mcframe.training.settings import Sampling
 def focuses(
     model: MegaContextStep, allocator: Allocator, windows: Tensor, budget: int, seed: int
 ) -> tuple[list[list[int]], list[list[int]], float]:
-    """For each window [n, T + 1]: the focus of LensNet and allocator, a random variant, and mean rounds used."""
+    """For each window [n, T + 1]: the focus of LensNet and allocator, a proposed variant, and mean rounds used."""
     inputs = windows[:, :-1]
     seeds = variant_seeds(seed, torch.arange(windows.shape[0], device=windows.device), model.strategy.count)
     chosen, rounds = model(inputs, allocator, budget, seeds[:, 0], task="refocus")
     length = model.geometry.reachable(budget)[0]
-    random = model.strategy.propose(Sequences(inputs, model.geometry), None, length, seeds)
-    return chosen.tolist(), random[:, 0].tolist(), float(rounds.double().mean())
+    proposed = model(inputs, seeds, length, task="proposals")[:: model.strategy.count]
+    return chosen.tolist(), proposed.tolist(), float(rounds.double().mean())
 
 
 @torch.no_grad()

@@ -200,7 +200,7 @@ def test_no_run_and_no_place_to_write(mcframe, tmp_path):
 
 # ---- tokenizer -----------------------------------------------------------------------------------
 @launcher
-def test_a_small_bpe_is_trained_and_a_run_uses_it(launches, smoke, tmp_path):
+def test_a_small_bpe_is_trained_and_a_run_uses_it(mcframe, launches, monkeypatch, smoke, tmp_path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for number in range(12):
@@ -211,8 +211,10 @@ def test_a_small_bpe_is_trained_and_a_run_uses_it(launches, smoke, tmp_path):
         "run.tokenizer = @tokenizer.bpe\ntokenizer.bpe.vocab_size = 280\ntokenizer.bpe.name = 'small'\n"
         "data.validation_share = 0.3\ndata.validation_windows = 2\nrun.total_tokens = 2048\n"
     )
-    trained = launches.mcframe("tokenizer", "--gin", file).succeeded()
-    assert "280 entries in" in trained.words
+    monkeypatch.setenv("MCFRAME_CACHE", launches.environment["MCFRAME_CACHE"])
+    trained = mcframe("tokenizer", "--gin", file)
+    assert trained.exit_code == 0, trained.output
+    assert "280 entries in" in trained.output
     assert (launches.folder / "cache/tokenizers/small-280.json").exists()
     result = launches.run(gin=file).succeeded()
     assert len(result.curve("val/bpb")) == 2
@@ -241,12 +243,20 @@ def test_everything_bound_gives_the_same_recipe_again(plain_run, smoke):
     assert load_recipe([plain_run.run_dir / "config.gin"], []).config.as_dict() == wanted
 
 
+# Nothing learns, so that each step's loss of the plain model tells which tokens it has read.
+STILL = (
+    "run.total_tokens = 6144",
+    "cadence.log_tokens = 1024",
+    "cadence.eval_tokens = 2048",
+    "optimizer.lr = 0.0",
+    "telemetry.wandb = 'offline'",
+)
+
+
 @launcher
 def test_the_twin_reads_the_same_tokens_in_the_same_order(launches, smoke):
-    # Nothing learns, so that each step's loss of the plain model tells which tokens it has read.
-    still = ("run.total_tokens = 6144", "cadence.log_tokens = 1024", "cadence.eval_tokens = 2048", "optimizer.lr = 0.0")
-    full = launches.run(*still).succeeded()
-    twin = launches.run(*still, gin=smoke.with_name("smoke_baseline.gin")).succeeded()
+    full = launches.shared(*STILL).succeeded()
+    twin = launches.run(*STILL, gin=smoke.with_name("smoke_baseline.gin")).succeeded()
     for name in ("train/tokens_per_step", "train/tokens", "train/loss_lod0", "val/loss"):
         assert twin.curve(name) == full.curve(name)
         assert len(full.curve(name)) >= 4
@@ -293,7 +303,7 @@ def wandb_reader(root):
 def test_tensorboard_and_wandb_hold_the_metrics_under_their_names(launches, root):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = launches.run("run.total_tokens = 4096", "telemetry.wandb = 'offline'").succeeded()
+    result = launches.shared(*STILL).succeeded()
     expected = {}
     for line in (result.run_dir / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line)

@@ -90,7 +90,7 @@ def assert_interrupted(result, at=None):
     assert result.summary["status"] == "interrupted"
     assert at is None or result.summary["tokens"] == at * STEP
     assert result.checkpoints[-1] == result.summary["tokens"]
-    assert "To go on: the same command again" in result.words
+    assert "To go on: the same gin files with --run-dir" in result.words
 
 
 def assert_equal(result, reference):
@@ -112,13 +112,36 @@ def test_the_run_crosses_epochs_and_keeps_the_newest_checkpoints(one):
     assert list(one.run_dir.glob("checkpoints/.writing-*")) == []
 
 
-def test_one_rank_interrupted_twice_equals_uninterrupted(launches, settings, stopper, one, interrupted, copy):
+def test_one_rank_interrupted_twice_and_then_killed_equals_uninterrupted(
+    launches, settings, stopper, one, interrupted, copy
+):
     assert_interrupted(interrupted, at=3)
     assert sorted(interrupted.metrics) == [0, 2 * STEP]
-    again = launches.run(*settings, run_dir=copy, environment=stopper("SIGTERM:0:9"))
-    assert_interrupted(again, at=9)
+    again = launches.run(*settings, run_dir=copy, environment=stopper("SIGTERM:0:7"))
+    assert_interrupted(again, at=7)
     assert f"({3 * STEP:,} tokens)" in again.words
-    assert_equal(launches.run(*settings, run_dir=copy).succeeded(), one)
+    assert not (copy / "metrics.superseded.jsonl").exists()
+
+    killed = launches.run(*settings, run_dir=copy, environment=stopper("SIGKILL:0:9"))
+    assert killed.code == -signal.SIGKILL
+    assert killed.checkpoints == [5 * STEP, 7 * STEP]
+    assert max(killed.metrics) == 8 * STEP
+    # What a crash while saving, or while writing a line, leaves behind.
+    complete, torn = (copy / f"checkpoints/tokens-{number * STEP:015d}" for number in (7, 8))
+    shutil.copytree(complete, torn)
+    (torn / COMPLETE).unlink()
+    (copy / "checkpoints" / f".writing-tokens-{10 * STEP:015d}").mkdir()
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"tokens": 8192, "st')
+
+    result = launches.run(*settings, run_dir=copy).succeeded()
+    assert f"{complete} ({7 * STEP:,} tokens)" in result.words
+    superseded = (copy / "metrics.superseded.jsonl").read_text().splitlines()
+    assert [line.endswith("}") for line in superseded] == [True, False]
+    assert all(line.startswith(f'{{"tokens": {8 * STEP}, ') for line in superseded)
+    (copy / "metrics.superseded.jsonl").unlink()
+    assert_equal(result, one)
+    assert list(copy.glob("checkpoints/.writing-*")) == []
 
 
 def test_two_ranks_interrupted_twice_equal_uninterrupted(launches, settings, stopper, tmp_path):
@@ -135,7 +158,7 @@ def test_two_ranks_interrupted_twice_equal_uninterrupted(launches, settings, sto
     assert result.summary["status"] == "interrupted"
     assert 2 * STEP <= result.summary["tokens"] < STEPS * STEP
     assert result.checkpoints[-1] == result.summary["tokens"]
-    assert "To go on: the same command again" in result.words
+    assert "To go on: the same gin files with --run-dir" in result.words
     # On one rank alone, and not the one that writes.
     result = launches.run(*settings, ranks=2, run_dir=run_dir, environment=stopper("SIGINT:1:9"))
     assert_interrupted(result, at=9)
@@ -143,52 +166,12 @@ def test_two_ranks_interrupted_twice_equal_uninterrupted(launches, settings, sto
     assert_equal(result.succeeded(), reference)
 
 
-def test_killed_in_the_middle_goes_on_from_the_last_complete_checkpoint(launches, settings, stopper, one, tmp_path):
-    run_dir = tmp_path / "run"
-    result = launches.run(*settings, run_dir=run_dir, environment=stopper("SIGKILL:0:8"))
-    assert result.code == -signal.SIGKILL
-    assert result.checkpoints == [5 * STEP]
-    assert sorted(result.metrics) == [0, 2 * STEP, 4 * STEP, 6 * STEP]
-    # What a crash while saving, or while writing a line, leaves behind.
-    shutil.copytree(run_dir / f"checkpoints/tokens-{5 * STEP:015d}", run_dir / f"checkpoints/tokens-{7 * STEP:015d}")
-    (run_dir / f"checkpoints/tokens-{7 * STEP:015d}" / COMPLETE).unlink()
-    (run_dir / "checkpoints" / f".writing-tokens-{10 * STEP:015d}").mkdir()
-    with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write('{"tokens": 7168, "st')
-
-    result = launches.run(*settings, run_dir=run_dir).succeeded()
-    assert f"tokens-{5 * STEP:015d} ({5 * STEP:,} tokens)" in result.words
-    superseded = (run_dir / "metrics.superseded.jsonl").read_text().splitlines()
-    assert [f'"tokens": {6 * STEP},' in line for line in superseded] == [True, True, False]  # trained, validated, torn
-    (run_dir / "metrics.superseded.jsonl").unlink()
-    assert_equal(result, one)
-    assert list(run_dir.glob("checkpoints/.writing-*")) == []
-
-
-def test_a_finished_run_says_so_and_a_longer_one_goes_on(launches, settings, one):
+def test_a_finished_run_says_so(launches, settings, one):
     before = (one.run_dir / "metrics.jsonl").read_bytes()
     result = launches.run(*settings, run_dir=one.run_dir).succeeded()
     assert f"{one.run_dir} is complete: {STEPS * STEP:,} tokens" in result.words
     assert "larger run.total_tokens" in result.words
     assert (one.run_dir / "metrics.jsonl").read_bytes() == before
-
-
-def test_other_ranks_or_another_stage_is_a_clear_message(launches, settings, copy):
-    facts = copy / f"checkpoints/tokens-{3 * STEP:015d}" / COMPLETE
-    facts.write_text(facts.read_text().replace('"world_size": 1', '"world_size": 2'))
-    result = launches.run(*settings, "deepspeed.zero_stage = 1", run_dir=copy)
-    assert result.code == 2, result.output[-6000:]
-    assert "was written by 2 rank(s) at ZeRO 0; this run has 1 at ZeRO 1" in result.words
-    assert "start 2 rank(s) with deepspeed.zero_stage = 0" in result.words
-    assert "Traceback" not in result.output
-
-
-def test_a_changed_model_is_a_clear_message(launches, settings, copy):
-    result = launches.run(*settings, "gpt.depth = 3", run_dir=copy)
-    assert result.code == 2, result.output[-6000:]
-    assert "cannot be loaded" in result.words
-    assert "start anew with --resume never" in result.words
-    assert "Traceback" not in result.output
 
 
 DAMAGED = """
@@ -235,19 +218,30 @@ DAMAGED = """
                     attempt((stage, file.name, how, "export"), lambda: load_weights(checkpoints.read(path)))
                 file.write_bytes(whole)
         attempt((stage, "whole"), lambda: checkpoints.load(engine, checkpoints.read(path), device))
+
+    attempt((3, "other ranks"), lambda: checkpoints.load(
+        engine, checkpoints.Checkpoint(path, {"tokens": 3, "world_size": 2, "zero_stage": 1}), device
+    ))
+    deeper = assemble(load_recipe([sys.argv[1]], ["gpt.depth = 3", "deepspeed.zero_stage = 3"]).recipe)
+    other = Engine(deeper.model, deeper.recipe, 1)
+    attempt((3, "other model"), lambda: checkpoints.load(other, checkpoints.read(path), device))
 """
 
 
-def test_a_damaged_checkpoint_is_a_clear_message_however_it_is_damaged(launches, smoke, tmp_path):
+def test_a_checkpoint_that_is_damaged_or_of_another_run_is_a_clear_message(launches, smoke, tmp_path):
     script = tmp_path / "damaged.py"
     script.write_text(textwrap.dedent(DAMAGED))
     result = launches.execute([sys.executable, str(script), str(smoke), str(tmp_path)]).succeeded()
     lines = [line for line in result.output.splitlines() if line.startswith(("TOLD", "RAISED", "LOADED"))]
     assert [line for line in lines if line.endswith(" whole")] == [f"LOADED {stage} whole" for stage in (0, 1, 3)]
-    damaged = [line for line in lines if not line.endswith(" whole")]
+    *damaged, ranks, model = [line for line in lines if not line.endswith(" whole")]
     assert len(damaged) == 4 * (2 + 3 + 3) + 4 * (1 + 2 + 2)
     assert [line for line in damaged if not line.startswith("TOLD")] == []
     assert all("cannot be loaded: " in line or "cannot be read: " in line for line in damaged)
+    assert ranks.startswith("TOLD")
+    assert ranks.endswith("was written by 2 rank(s) at ZeRO 1; this run has 1 at ZeRO 3")
+    assert model.startswith("TOLD")
+    assert "cannot be loaded: " in model
 
 
 # ---- which folder, which checkpoint --------------------------------------------------------------
