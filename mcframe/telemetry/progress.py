@@ -54,11 +54,9 @@ class Progress:
         """Smoothed dataset tokens a second; None before the second update."""
         return self._speed.rate
 
-    def update(self, tokens: int, loss: float | None = None) -> None:
-        """The token clock stands at `tokens`; the latest loss in nats, where the caller has it on the host."""
+    def update(self, tokens: int) -> None:
+        """The token clock stands at `tokens`."""
         self._speed.update(tokens)
-        if loss is not None:
-            self._shown["train/loss"] = loss
         self._show(tokens)
 
     def line(self, metrics: Mapping[str, float], tokens: int) -> None:

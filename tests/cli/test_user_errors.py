@@ -127,7 +127,7 @@ def test_a_place_is_that_of_the_binding_that_counts(smoke, tmp_path, capsys):
 
 
 def test_the_traceback_is_there_for_who_asks(smoke, capsys):
-    with pytest.raises(UserError, match="gpt.depth"):  # out of the process, where Python prints it
+    with pytest.raises(UserError, match=r"gpt\.depth"):  # out of the process, where Python prints it
         train.main(["--gin", str(smoke), "--set", "gpt.depth = 'two'", "--traceback"])
     assert capsys.readouterr().err == ""
 

@@ -186,9 +186,13 @@ def test_validation_is_held_out_and_the_same_every_time(streaming):
     source = MemorySource(TEXTS, streaming=streaming)
     found = open_validation(source, Bytes(), WINDOW, 0.3, 4)
     held_out = [i for t in TEXTS if is_validation(t, 0.3) for i in (*t.encode(), 256)]
-    assert found.tolist() == [held_out[i * WINDOW : i * WINDOW + WINDOW + 1] for i in range(4)]
     everything = open_validation(source, Bytes(), WINDOW, 0.3, 10_000)
-    assert len(everything) == (len(held_out) - 1) // WINDOW
+    count = (len(held_out) - 1) // WINDOW
+    assert everything.tolist() == [held_out[i * WINDOW : i * WINDOW + WINDOW + 1] for i in range(count)]
+    # Spread over all of it, first and last included; a stream has no end, so there they are the first.
+    places = range(4) if streaming else [round(i * (count - 1) / 3) for i in range(4)]
+    assert count > 8
+    assert found.tolist() == [everything[place].tolist() for place in places]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -5,9 +5,9 @@ from rich.console import Console
 
 from mcframe.telemetry.summary import summarise, summary_table, write_summary
 
-FIRST = {"train/loss": 5.6, "val/bpb": 8.0123, "mc/tail_delta": 0.5}
+FIRST = {"train/loss_lod0": 5.6, "val/bpb": 8.0123, "mc/tail_delta": 0.5}
 LAST = {
-    "train/loss": 2.25,
+    "train/loss_lod0": 2.25,
     "val/bpb": 3.1207,
     "mc/tail_delta": 0.0125,
     "mc/gist_entry_delta/1": 0.63,
@@ -69,12 +69,12 @@ def test_a_run_that_measured_nothing_still_ends_with_a_table():
 
 
 def test_the_file_is_strict_json(tmp_path):
-    summary = example(last=LAST | {"train/loss": math.nan}, places={"checkpoint": tmp_path})
+    summary = example(last=LAST | {"train/loss_lod0": math.nan}, places={"checkpoint": tmp_path})
     path = write_summary(tmp_path, summary)
     assert path == tmp_path / "summary.json"
     read = json.loads(path.read_text("utf-8"), parse_constant=lambda name: 1 / 0)
-    assert read["last"].pop("train/loss") is None
-    assert read["last"] == {name: value for name, value in LAST.items() if name != "train/loss"}
+    assert read["last"].pop("train/loss_lod0") is None
+    assert read["last"] == {name: value for name, value in LAST.items() if name != "train/loss_lod0"}
     assert read["places"] == {"checkpoint": str(tmp_path)}
     assert read["tokens_per_second"] == 5000.0
 

@@ -30,7 +30,7 @@ def run(progress, clock, steps, tokens=10_000, seconds=0.5):
 def test_a_plain_line_tells_everything_that_is_known():
     progress, clock, output = start(terminal=False)
     tokens = run(progress, clock, 20)
-    progress.line({"train/loss": 5.54321, "val/bpb": 7.9, "train/mfu": 0.0041}, tokens)
+    progress.line({"train/loss_lod0": 5.54321, "val/bpb": 7.9, "train/mfu": 0.0041}, tokens)
     progress.close()
     assert output.getvalue() == (
         " 20.0 %   200k/1M tokens   loss 5.5432   20k tokens/s   ETA 0:00:40   val 7.9000 bits/byte   "
@@ -40,7 +40,7 @@ def test_a_plain_line_tells_everything_that_is_known():
 
 def test_what_is_unknown_is_left_out():
     progress, _, output = start(terminal=False)
-    progress.line({"train/loss": 5.5}, 0)
+    progress.line({"train/loss_lod0": 5.5}, 0)
     assert output.getvalue() == "  0.0 %   0/1M tokens   loss 5.5000\n"
 
 
@@ -78,7 +78,7 @@ def test_a_resumed_run_counts_only_what_it_trains_itself():
 
 def test_lines_are_not_wrapped_or_marked_up():
     progress, clock, output = start(terminal=False)
-    progress.line({"train/loss": 5.5, "val/bpb": 7.9, "train/mfu": 0.41}, run(progress, clock, 3))
+    progress.line({"train/loss_lod0": 5.5, "val/bpb": 7.9, "train/mfu": 0.41}, run(progress, clock, 3))
     assert output.getvalue().count("\n") == 1
     assert "\x1b" not in output.getvalue()
 
@@ -86,20 +86,20 @@ def test_lines_are_not_wrapped_or_marked_up():
 def test_a_bar_on_a_terminal():
     progress, clock, output = start(terminal=True)
     tokens = run(progress, clock, 50)
-    progress.line({"train/loss": 5.5, "val/bpb": 7.9}, tokens)
-    progress.update(510_000, loss=5.25)
+    progress.line({"train/loss_lod0": 5.5, "val/bpb": 7.9}, tokens)
+    progress.update(510_000)
     progress.message("··1·|··  a picture")
     progress.close()
     shown = output.getvalue()
     last = " ".join(shown.rsplit("\r", 1)[-1].split())
-    for part in ("51.0 %", "━", "510k/1M tokens", "loss 5.2500", "tokens/s", "ETA 0:00:", "val 7.9000 bits/byte"):
+    for part in ("51.0 %", "━", "510k/1M tokens", "loss 5.5000", "tokens/s", "ETA 0:00:", "val 7.9000 bits/byte"):
         assert part in last  # two lines of it: nothing is cut off
     assert "a picture" in shown
 
 
 def test_a_wide_terminal_has_room_for_everything():
     progress, clock, output = start(terminal=True, width=130)
-    progress.line({"train/loss": 5.5, "val/bpb": 7.9, "train/mfu": 0.41}, run(progress, clock, 5))
+    progress.line({"train/loss_lod0": 5.5, "val/bpb": 7.9, "train/mfu": 0.41}, run(progress, clock, 5))
     progress.close()
     assert "val 7.9000 bits/byte  MFU 41.00 % of peak" in output.getvalue()
 
@@ -108,7 +108,7 @@ def test_other_ranks_are_silent():
     for terminal in (True, False):
         progress, clock, output = start(terminal=terminal, enabled=False)
         run(progress, clock, 3)
-        progress.line({"train/loss": 1.0}, 10)
+        progress.line({"train/loss_lod0": 1.0}, 10)
         progress.message("hello")
         progress.close()
         assert output.getvalue() == ""

@@ -86,7 +86,7 @@ def test_every_checkpoint_of_ours_is_non_reentrant(root):
         assert keywords.get("use_reentrant") == "False", f"{file}:{call.lineno}"
 
 
-# ---- a plug-in that looks on: the script's folder, and one backward a micro-batch -----------------------------------------
+# ---- a plug-in that looks on: the script's folder, and one backward a micro-batch ----
 SPY = """
     import json
 
