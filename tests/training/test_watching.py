@@ -1,0 +1,44 @@
+"""What is shown while a run is under way, for strategies that look at scores too."""
+
+import torch
+
+from mcframe.context.geometry import Geometry
+from mcframe.hookspecs import ModelShape, VariantStrategy
+from mcframe.modeling.gpt import GPT
+from mcframe.modeling.objectives import Objectives
+from mcframe.modeling.step import MegaContextStep
+from mcframe.training.watching import focuses
+from mcframe_plugins.allocator.greedy import GreedyAllocator
+from mcframe_plugins.gistnet.mean import MeanGistNet
+from mcframe_plugins.lensnet.recency import RecencyLensNet
+from mcframe_plugins.variants.random_collapse import RandomCollapse
+
+GEOMETRY = Geometry(32, 4, 1, 1, 8)
+
+
+class Guided(VariantStrategy):
+    """Wants LensNet's scores, and says so where it does not get them."""
+
+    count = 2
+    needs_scores = True
+
+    def __init__(self, geometry):
+        self.random = RandomCollapse(geometry)
+        self.seen = []
+
+    def propose(self, sequences, scores, length, seeds):
+        assert scores is not None
+        self.seen.append(tuple(scores.shape))
+        return self.random.propose(sequences, None, length, seeds)
+
+
+def test_a_strategy_that_needs_scores_gets_them():
+    strategy, shape = Guided(GEOMETRY), ModelShape(16, GEOMETRY)
+    gpt = GPT(GEOMETRY, 20, depth=1, width=16, heads=2)
+    model = MegaContextStep(gpt, MeanGistNet(shape), RecencyLensNet(shape), strategy, GEOMETRY, Objectives())
+    windows = torch.randint(20, (3, 33))
+    chosen, proposed, rounds = focuses(model, GreedyAllocator(GEOMETRY), windows, 24, 0)
+    assert strategy.seen == [(3, 24)]
+    assert [len(rows) for rows in (chosen, proposed)] == [3, 3]
+    assert all(sum(row) == 3 for row in (*chosen, *proposed))  # 32 - 3 * 3 = 23 entries
+    assert rounds >= 1
