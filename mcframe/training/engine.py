@@ -98,8 +98,19 @@ def start_distributed() -> torch.device:
     if cpu:
         # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it.
         torch.compiler.set_stance("force_eager")
+        _forget_shared_memory(rank)
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _forget_shared_memory(rank: int) -> None:
+    """Take the name from this rank's buffer in shared memory, 66 MiB that DeepSpeed would leave behind in every run.
+
+    Every rank has mapped the buffers by now, so nobody needs the name; a later run on the same port finds no old one.
+    """
+    barrier()
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
 
 
 class Engine:

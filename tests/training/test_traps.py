@@ -5,6 +5,7 @@ import json
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_every_checkpoint_of_ours_is_non_reentrant(root):
         assert keywords.get("use_reentrant") == "False", f"{file}:{call.lineno}"
 
 
-# ---- a plug-in that looks on: the script's folder, and one backward a micro-batch ----
+# ---- a plug-in that looks on: the script's folder, and one backward a micro-batch ---------------------------------
 SPY = """
     import json
 
@@ -217,7 +218,7 @@ def test_a_plugin_that_skips_a_parameter_is_stopped_at_zero_3(launches, site):
 
 @launcher
 def test_at_zero_1_it_trains_with_one_backward_a_micro_batch_among_modules_called_data(launches, site, tmp_path):
-    """Three things in one run, to save time: skipping is allowed, backward runs once, nobody's name is shadowed."""
+    """Several things in one run, to save time: skipping is allowed, backward runs once, nobody's name is shadowed."""
     site.install("skipping", SKIPPING)
     site.install("spying", SPY)
     for name in ("data", "config", "context", "training", "run"):
@@ -227,8 +228,19 @@ def test_at_zero_1_it_trains_with_one_backward_a_micro_batch_among_modules_calle
     skipping = ("run.lensnet = @lensnet.skipping", "run.micro_batch = 2", "deepspeed.zero_stage = 1")
     for setting in (*SHORT, *skipping):
         command += ["--set", setting]
+    group = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": launches.port(),
+    }
     # Started from the folder that holds those modules: presets are found from anywhere.
-    result = launches.execute(command, run_dir=run_dir, cwd=site.folder, environment=site.environment).succeeded()
+    result = launches.execute(
+        command, run_dir=run_dir, cwd=site.folder, environment={**site.environment, **group}
+    ).succeeded()
+    # DeepSpeed's buffer of 66 MiB, which it names by the port and never removes.
+    assert list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{group['MASTER_PORT']}_*")) == []
     assert len(result.curve("train/loss")) == STEPS
     for step in range(2, STEPS):  # around the first and the last step validation runs, forward only
         found = json.loads((run_dir / f"spy-{step}.json").read_text())
