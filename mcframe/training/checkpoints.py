@@ -107,6 +107,7 @@ def save(
     torch.save({**own, "random": _random_states()}, partial / f"rank-{rank}.pt")
     barrier()
     _check_whole(partial)
+    barrier()  # rank 0 must not rename the folder while another rank still looks into it
     if rank == 0:
         facts = {**clock, "world_size": dist.get_world_size(), "zero_stage": engine.stage}
         (partial / COMPLETE).write_text(json.dumps(facts) + "\n", "utf-8")

@@ -14,7 +14,7 @@ mc/lens_loss mc/policy_score_abs_mean mc/policy_score_std_mean
 mc/preference_corr_mean mc/preference_corr_max mc/preference_corr_min
 mc/preference_agreement mc/preference_pair_count
 mc/pref_span_corr mc/pref_score_corr
-mc/gist_kl
+mc/gist_kl mc/gist_delta_penalty
 mc/build_ms mc/variant_ms mc/variant_pack_ms mc/lens_ms mc/other_ms mc/controller_ms mc/overhead_ms
 mc/focus_iterations
 train/loss train/loss_lod0 train/lr train/grad_norm train/tok_per_sec train/mfu

@@ -204,27 +204,27 @@ DAMAGED = """
             print("LOADED", *what)
 
     prepare_environment()
-    device = start_distributed()
+    start_distributed()
     for stage in (0, 1, 3):
         assembly = assemble(load_recipe([sys.argv[1]], [f"deepspeed.zero_stage = {stage}"]).recipe)
         engine = Engine(assembly.model, assembly.recipe, 1)
-        path = checkpoints.save(engine, Path(sys.argv[2]), stage, {"step": 1}, {}, 1)
+        path = checkpoints.save(engine, Path(sys.argv[2]), {"tokens": stage}, {"step": 1}, {}, 1)
         for file in sorted(path.glob("*.pt")):
             for how, damage in DAMAGE.items():
                 whole = file.read_bytes()
                 damage(file)
-                attempt((stage, file.name, how), lambda: checkpoints.load(engine, checkpoints.read(path), device))
+                attempt((stage, file.name, how), lambda: checkpoints.load(engine, checkpoints.read(path), {}))
                 if "rank-0" != file.stem:
                     attempt((stage, file.name, how, "export"), lambda: load_weights(checkpoints.read(path)))
                 file.write_bytes(whole)
-        attempt((stage, "whole"), lambda: checkpoints.load(engine, checkpoints.read(path), device))
+        attempt((stage, "whole"), lambda: checkpoints.load(engine, checkpoints.read(path), {}))
 
     attempt((3, "other ranks"), lambda: checkpoints.load(
-        engine, checkpoints.Checkpoint(path, {"tokens": 3, "world_size": 2, "zero_stage": 1}), device
+        engine, checkpoints.Checkpoint(path, {"tokens": 3, "world_size": 2, "zero_stage": 1}), {}
     ))
     deeper = assemble(load_recipe([sys.argv[1]], ["gpt.depth = 3", "deepspeed.zero_stage = 3"]).recipe)
     other = Engine(deeper.model, deeper.recipe, 1)
-    attempt((3, "other model"), lambda: checkpoints.load(other, checkpoints.read(path), device))
+    attempt((3, "other model"), lambda: checkpoints.load(other, checkpoints.read(path), {}))
 """
 
 
