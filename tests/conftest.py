@@ -223,6 +223,12 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> Launches:
     return Launches(folder, environment)
 
 
+@pytest.fixture(scope="session")
+def new_site() -> type[Site]:
+    """Makes a folder for plug-in packages that outlives a test."""
+    return Site
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     """An empty folder for plug-in packages."""

@@ -57,10 +57,8 @@ def settings(launches):
 
 
 @pytest.fixture(scope="module")
-def stopper(tmp_path_factory):
-    from conftest import Site
-
-    site = Site(tmp_path_factory.mktemp("stopper"))
+def stopper(tmp_path_factory, new_site):
+    site = new_site(tmp_path_factory.mktemp("stopper"))
     site.install("stopper", STOPPER)
     return lambda stop: {**site.environment, "STOP": stop}
 
