@@ -51,11 +51,19 @@ class GistNet(nn.Module, ABC):
     context_blocks: int = 0
     """How many blocks to its left a gist may read besides its own; 0 = isolated."""
 
+    reads_layer: int = 0
+    """What stands for a token among the children: 0 = its embedding; n = its state in the uncompressed pass after n
+    blocks of the base model. Such states have read everything to their left, so gists are contextual at no cost."""
+
+    reads_tokens: bool = False
+    """True where gists of every level are made from tokens (`K**lod` children) instead of the gists one level below."""
+
     @abstractmethod
     def forward(self, children: Tensor, lod: int) -> Tensor:
         """Gists of every node at `lod`.
 
-        children [B, nodes, K * slots(lod - 1), D] -> gists [B, nodes, G, D], same dtype and device.
+        children [B, nodes, K * slots(lod - 1), D] -> gists [B, nodes, G, D], same dtype and device
+        (children [B, nodes, K**lod, D] with `reads_tokens`).
         Differentiable; deterministic in eval mode; node i depends on nodes i - context_blocks .. i only.
         Called once a level in every step, level 1 first.
         """
@@ -162,6 +170,40 @@ class Tokenizer(ABC):
         """Bytes of text that each id stands for, int64 [vocab_size]; 0 for special tokens. For bits per byte."""
 
 
+@dataclass(frozen=True)
+class TaskBatch:
+    """Generated sequences.
+
+    tokens    [B, T + 1] int64
+    scored    [B, T] bool: position t counts, so token t + 1 is an answer
+    evidence  [B, T] int64: the token position where the answer to the target at t is to be found, -1 where not scored
+    """
+
+    tokens: Tensor
+    scored: Tensor
+    evidence: Tensor
+
+
+class Task(ABC):
+    """Sequences that are generated and whose answers are known. Factory: `factory(geometry)`.
+
+    What is asked stands before the cursor (or is itself an earlier answer's place behind it), what answers it stands in
+    blocks that may be collapsed, and the answers stand behind the cursor.
+    """
+
+    vocab_size: int
+    """Every token id is below this."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """A string that changes whenever the sequences do."""
+
+    @abstractmethod
+    def generate(self, seeds: Tensor) -> TaskBatch:
+        """One sequence for each seed [B] int64, a function of that seed alone; the same on every machine."""
+
+
 # ---- the run, as lifecycle hooks see it ----------------------------------------------------------
 @dataclass(frozen=True)
 class RunInfo:
@@ -208,6 +250,10 @@ class Hooks:
     @hookspec
     def register_tokenizers(self, register: Register) -> None:
         """Offer tokenizers."""
+
+    @hookspec
+    def register_tasks(self, register: Register) -> None:
+        """Offer generated tasks."""
 
     @hookspec
     def run_started(self, run: RunInfo) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from mcframe import config
 from mcframe.config import Config
 from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
+from mcframe.data.tasks.recall import Recall
 from mcframe.data.tokenizers import BPE, Bytes
 from mcframe.hookspecs import Register, hookimpl
 from mcframe.modeling.gpt import GPT
@@ -58,6 +59,11 @@ class BuiltInData:
         register("bytes", Bytes)
         register("bpe", BPE)
 
+    @hookimpl
+    def register_tasks(self, register: Register) -> None:
+        """`@task.recall`."""
+        register("recall", Recall)
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -80,5 +86,6 @@ def load_recipe(files: Sequence[Path | str], overrides: Sequence[str]) -> Loaded
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
     recipe: Recipe = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
     # Called through the configuration, a factory's errors come with the gin file and line.
-    factories: dict[str, Any] = {kind: partial(loaded.build, getattr(recipe, kind)) for kind in KINDS}
+    chosen = {kind: getattr(recipe, kind) for kind in KINDS}
+    factories: dict[str, Any] = {kind: partial(loaded.build, factory) for kind, factory in chosen.items() if factory}
     return Loaded(replace(recipe, **factories), loaded, registry)

@@ -28,6 +28,7 @@ KINDS: Mapping[str, str] = {
     "variants": "register_variants",
     "text": "register_text_sources",
     "tokenizer": "register_tokenizers",
+    "task": "register_tasks",
 }
 """Each kind of plug-in, and the hook that offers plug-ins of that kind."""
 

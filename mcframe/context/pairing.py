@@ -23,7 +23,7 @@ class Pairing:
 
     nll      [R, L] NLL of the variants' entries, in nats
     partner  [R, L] the baseline's NLL at the same target, detached
-    scored   [R, L] bool: the entry predicts and so has a partner
+    scored   [R, L] bool: the entry predicts, so it has a partner, and its target counts
     nearest  [R, L] index of the nearest gist entry on the left (last slot; itself for a gist), -1 where there is none
     """
 
@@ -58,14 +58,21 @@ class Pairing:
         return self.context.token - self.of_nearest(self.context.end)
 
 
-def pair(context: WorkingContext, nll: Tensor, baseline_nll: Tensor) -> Pairing:
-    """Pair the variants' NLL [R, L] with the baseline's [B, T] (position t scores token t + 1)."""
+def pair(context: WorkingContext, nll: Tensor, baseline_nll: Tensor, counts: Tensor | None = None) -> Pairing:
+    """Pair the variants' NLL [R, L] with the baseline's [B, T] (position t scores token t + 1).
+
+    counts [B, T] bool: the targets that count; None for all.
+    """
     rows = context.focus.shape[0]
-    baseline = baseline_nll.detach().repeat_interleave(rows // baseline_nll.shape[0], dim=0)
+    repeat = rows // baseline_nll.shape[0]
+    baseline = baseline_nll.detach().repeat_interleave(repeat, dim=0)
     partner = baseline.gather(1, context.end - 1)
-    scored = context.predicts
+    predicts = context.predicts
+    scored = predicts
+    if counts is not None:
+        scored = predicts & counts.repeat_interleave(repeat, dim=0).gather(1, context.end - 1)
     index = torch.arange(context.length, device=nll.device).expand(rows, -1)
-    marked = torch.where(scored & (context.lod > 0), index, -1)
+    marked = torch.where(predicts & (context.lod > 0), index, -1)
     nearest = marked.cummax(dim=1).values
     return Pairing(context, nll, partner, scored, nearest)
 

@@ -17,7 +17,7 @@ from mcframe.data.materialised import Progress, ShuffledWindows, token_file
 from mcframe.data.split import check_share, empty_split
 from mcframe.data.streaming import StreamedWindows, first_validation_windows
 from mcframe.errors import UserError
-from mcframe.hookspecs import TextSource, Tokenizer
+from mcframe.hookspecs import TaskBatch, TextSource, Tokenizer
 
 
 class WindowStream(Protocol):
@@ -26,8 +26,11 @@ class WindowStream(Protocol):
     window: int
     """T."""
 
-    def take(self, indices: Sequence[int]) -> Tensor:
-        """Sequences with these growing global indices, all of this rank -> int64 [n, T + 1]."""
+    def take(self, indices: Sequence[int]) -> Tensor | TaskBatch:
+        """Sequences with these growing global indices, all of this rank -> int64 [n, T + 1].
+
+        Those of a task say besides which targets count.
+        """
 
     def state(self) -> dict[str, Any]:
         """What this rank needs to go on behind the sequences taken; plain numbers."""
@@ -41,10 +44,14 @@ class WindowStream(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: tokens [B, T + 1] and the global index of each sequence [B], both int64 on the CPU."""
+    """A micro-batch on the CPU: tokens [B, T + 1] and the global index of each sequence [B], both int64.
+
+    scored [B, T] bool says which targets count; None for all of them.
+    """
 
     tokens: Tensor
     indices: Tensor
+    scored: Tensor | None = None
 
 
 class Loader:
@@ -137,8 +144,10 @@ class Loader:
         """This rank's share of the sequences from `position` on, and the state behind them. In the thread."""
         end = position + self._span
         indices = range(position + (self._rank - position) % self._world_size, end, self._world_size)
-        parts = self._stream.take(indices), torch.tensor(indices, dtype=torch.int64)
-        batch = Batch(*(part.pin_memory() if self._pin else part for part in parts))
+        taken = self._stream.take(indices)
+        tokens, scored = (taken.tokens, taken.scored) if isinstance(taken, TaskBatch) else (taken, None)
+        parts = tokens, torch.tensor(indices, dtype=torch.int64), scored
+        batch = Batch(*(part.pin_memory() if self._pin and part is not None else part for part in parts))  # type: ignore[arg-type]
         return batch, {"position": end, "stream": self._stream.state()}
 
 

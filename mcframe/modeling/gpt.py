@@ -7,6 +7,7 @@ head. `12 * depth * width**2 + 2 * vocabulary * width` parameters, and a row of 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -34,41 +35,65 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention. Queries and keys are normalised before they are rotated, or the damping is undone."""
+    """Causal self-attention. Queries and keys are normalised before they are rotated, or the damping is undone.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With `gist_bias` every level of detail above 0 has a learned bias a head, added to the attention logit of its keys.
+    """
+
+    def __init__(self, width: int, heads: int, levels: int, gist_bias: float | None) -> None:
         super().__init__()
         self.heads = heads
+        # "embed" in the name keeps it out of Muon: it is a table, not a map.
+        self.gist_bias_embed = None if gist_bias is None else nn.Parameter(torch.full((levels, heads), gist_bias))
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """x [R, L, D], cosine and sine [R or 1, 1, L, D / heads / 2] -> [R, L, D]."""
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, lod: Tensor) -> Tensor:
+        """x [R, L, D], cosine and sine [R or 1, 1, L, D / heads / 2], lod [R or 1, L] -> [R, L, D]."""
         rows, length, width = x.shape
         shape = (rows, length, self.heads, width // self.heads)
         query = rotate(rms_norm(self.query(x).view(shape).transpose(1, 2)), cosine, sine)
         key = rotate(rms_norm(self.key(x).view(shape).transpose(1, 2)), cosine, sine)
         value = self.value(x).view(shape).transpose(1, 2)
         # Filling stands at the right, so the causal mask alone keeps every real entry from seeing it.
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        if self.gist_bias_embed is None:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
+            mixed = _biased_attention(query, key, value, F.pad(self.gist_bias_embed, (0, 0, 1, 0))[lod])
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, length, width))
         return out
+
+
+def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Causal attention with a bias [R or 1, L, H] on the logit of each key.
+
+    The bias travels as one more dimension of queries (1) and keys, so that every fused kernel serves; widths stay a
+    multiple of eight.
+    """
+    width = query.shape[-1]
+    more = 8 - width % 8
+    bias = (bias * math.sqrt(width)).transpose(1, 2).unsqueeze(-1).to(key.dtype).expand(*key.shape[:-1], 1)
+    query = F.pad(torch.cat((query, torch.ones_like(query[..., :1])), dim=-1), (0, more - 1))
+    key = F.pad(torch.cat((key, bias), dim=-1), (0, more - 1))
+    value = F.pad(value, (0, more))
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1 / math.sqrt(width))
+    return mixed[..., :width]
 
 
 class Block(nn.Module):
     """Attention and a four times wider squared-ReLU network (So et al., Primer, 2021), both residual."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, levels: int, gist_bias: float | None) -> None:
         super().__init__()
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, levels, gist_bias)
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, lod: Tensor) -> Tensor:
         """x [R, L, D] -> [R, L, D]."""
-        x = x + self.attention(rms_norm(x), cosine, sine)
+        x = x + self.attention(rms_norm(x), cosine, sine, lod)
         out: Tensor = x + self.down(F.relu(self.up(rms_norm(x))).square())
         return out
 
@@ -80,6 +105,8 @@ class GPT(nn.Module):
     vocab_size               rows of the embedding and of the head; None takes the tokenizer's
     rope_base                longest wavelength of the rotary positions, in tokens over 2 pi
     placement, smoothing     where a gist stands in its span, and whether its spread damps the rotation
+    gist_bias                where the learned attention bias of gists (a level, layer and head) starts; None = no bias.
+                             A start far below 0, such as -8, leaves gists unseen until training finds a use for them
     activation_checkpointing recompute each block in the backward pass (non-reentrant)
     """
 
@@ -96,6 +123,7 @@ class GPT(nn.Module):
         rope_base: float = 10_000.0,
         placement: Literal["centre", "start", "end"] = "centre",
         smoothing: bool = True,
+        gist_bias: float | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -110,7 +138,7 @@ class GPT(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.token_embed = nn.Embedding(self.vocab_size, width)
         self.lod_embed = nn.Embedding(geometry.levels + 1, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, geometry.levels, gist_bias) for _ in range(depth))
         self.lm_head = nn.Linear(width, self.vocab_size, bias=False)
         self.reset_parameters()
 
@@ -142,18 +170,25 @@ class GPT(nn.Module):
 
         `context` may have a single row that stands for all.
         """
+        return self.states(embeddings, context)[0]
+
+    def states(self, embeddings: Tensor, context: WorkingContext, layer: int = 0) -> tuple[Tensor, Tensor]:
+        """Final hidden states, and the states after `layer` blocks (0: the embeddings as they came). Both [R, L, D]."""
+        kept = embeddings
         # Normalising the input throws a gist's norm away; the LOD embedding is added behind it.
         x = rms_norm(embeddings) + self.lod_embed(context.lod)
         mu, sigma = context.positions(self.placement)
         cosine, sine = gaussian_rotation(
             mu, sigma, self.width // self.heads, base=self.rope_base, smoothing=self.smoothing
         )
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, start=1):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cosine, sine, use_reentrant=False)
+                x = checkpoint(block, x, cosine, sine, context.lod, use_reentrant=False)
             else:
-                x = block(x, cosine, sine)
-        return rms_norm(x)
+                x = block(x, cosine, sine, context.lod)
+            if number == layer:
+                kept = x
+        return rms_norm(x), kept
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., vocabulary], float32."""
@@ -161,20 +196,52 @@ class GPT(nn.Module):
         return logits
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Negative log-likelihood in nats, float32 [R, L], of targets [R, L] given hidden states [R, L, D].
+        """Negative log-likelihood in nats, float32 [R, L], of targets [R, L] given hidden states [R, L, D]."""
+        return self._chunked(self._nll, hidden, targets)
+
+    def nll_and_kl(self, hidden: Tensor, targets: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """NLL, and KL(teacher ‖ student) of the whole vocabulary, in nats, float32 [R, L] each.
+
+        `teacher` [R, L, D] are hidden states that predict the same targets; no gradient flows into them or through
+        their use of the head.
+        """
+        both = self._chunked(self._nll_and_kl, hidden, targets, teacher.detach())
+        return both[..., 0], both[..., 1]
+
+    def judged(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """NLL in nats [R, L], and 1.0 where the likeliest token is the target, else 0.0 [R, L]."""
+        both = self._chunked(self._judged, hidden, targets)
+        return both[..., 0], both[..., 1]
+
+    def _chunked(self, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`compute` on inputs [R, L, ...] flattened to [n, ...] -> [R, L, ...].
 
         Logits of a large vocabulary are never all in memory: chunks of rows are recomputed in the backward pass.
         """
-        rows = max(1, LOGITS_AT_ONCE // self.vocab_size)
-        flat, flat_targets = hidden.flatten(0, -2), targets.flatten()
-        if flat.shape[0] <= rows:
-            return self._nll(flat, flat_targets).view(targets.shape)
-        chunks = zip(torch.split(flat, rows), torch.split(flat_targets, rows), strict=True)
-        parts = [checkpoint(self._nll, part, target, use_reentrant=False) for part, target in chunks]
-        return torch.cat(parts).view(targets.shape)
+        shape, count = inputs[0].shape[:2], max(1, LOGITS_AT_ONCE // self.vocab_size)
+        flat = [part.flatten(0, 1) for part in inputs]
+        if flat[0].shape[0] <= count:
+            result = compute(*flat)
+            return result.view(*shape, *result.shape[1:])
+        chunks = zip(*(torch.split(part, count) for part in flat), strict=True)
+        parts = [checkpoint(compute, *chunk, use_reentrant=False) for chunk in chunks]
+        result = torch.cat(parts)
+        return result.view(*shape, *result.shape[1:])
 
     def _nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.logits(hidden), targets, reduction="none")
+
+    def _judged(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = self.logits(hidden)
+        nll = F.cross_entropy(logits, targets, reduction="none")
+        return torch.stack((nll, (logits.argmax(dim=-1) == targets).float()), dim=-1)
+
+    def _nll_and_kl(self, hidden: Tensor, targets: Tensor, teacher: Tensor) -> Tensor:
+        student = self.logits(hidden).log_softmax(dim=-1)
+        with torch.no_grad():
+            known = self.logits(teacher).log_softmax(dim=-1)
+        nll = -student.gather(1, targets[:, None])[:, 0]
+        return torch.stack((nll, (known.exp() * (known - student)).sum(dim=-1)), dim=-1)
 
 
 def _checked_vocab_size(vocab_size: int | None, tokenizer_vocab_size: int) -> int:

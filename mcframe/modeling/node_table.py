@@ -9,25 +9,30 @@ from mcframe.context.geometry import Geometry
 from mcframe.hookspecs import GistNet
 
 
-def build_node_table(tokens: Tensor, gistnet: GistNet, geometry: Geometry) -> Tensor:
+def build_node_table(tokens: Tensor, gistnet: GistNet, geometry: Geometry, readable: Tensor | None = None) -> Tensor:
     """Token embeddings [B, T, D] -> node table [B, table_rows, D], with one GistNet call a level.
 
-    Raises ValueError where a GistNet returns another shape than the interface asks for.
+    readable [B, T, D]: what the GistNet reads in place of the tokens' embeddings, such as hidden states of the base
+    model. Raises ValueError where a GistNet returns another shape than the interface asks for.
     """
     sequences, _, width = tokens.shape
-    levels = [tokens]
+    source = tokens if readable is None else readable
+    below, levels = source, [tokens]
     for lod in range(1, geometry.levels + 1):
         nodes = geometry.nodes(lod)
         if nodes == 0:  # the window is shorter than one node of this level
             break
-        children = geometry.block_size * geometry.slots_at(lod - 1)
-        below = levels[-1][:, : nodes * children].reshape(sequences, nodes, children, width)
-        gists = gistnet(below, lod)
+        if gistnet.reads_tokens:
+            below, children = source, geometry.span(lod)
+        else:
+            children = geometry.block_size * geometry.slots_at(lod - 1)
+        gists = gistnet(below[:, : nodes * children].reshape(sequences, nodes, children, width), lod)
         expected = (sequences, nodes, geometry.slots, width)
         if gists.shape != expected:
             raise ValueError(
                 f"{type(gistnet).__name__} returned gists of shape {tuple(gists.shape)} at LOD {lod}; "
                 f"the interface asks for {expected}"
             )
-        levels.append(gists.reshape(sequences, nodes * geometry.slots, width))
+        below = gists.reshape(sequences, nodes * geometry.slots, width)
+        levels.append(below)
     return torch.cat(levels, dim=1)

@@ -5,12 +5,14 @@ Every term is a mean over sequences, so that cutting a batch into micro-batches 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mcframe.context.controls import by_target
 from mcframe.context.pairing import Pairing
 from mcframe.context.statistics import masked_mean
 from mcframe.errors import require
@@ -23,17 +25,30 @@ class Objectives:
     baseline_weight    next-token loss of the uncompressed sequence
     variant_weight     next-token loss of the variants, averaged over them
     gist_delta_weight  ΔNLL penalty: what a variant loses against the baseline at the same targets
+    gist_kl_weight     distillation: KL from the baseline's prediction (detached) to the variant's at the same targets
+    kl_contrast        more weight in the distillation for targets that lose without the collapsed spans: a target's
+                       weight is 1 + kl_contrast * tanh(ΔNLL of dropping, where positive)
+    reconstruction_weight   the tokens of blocks, from their gists alone, by the base model itself
+    reconstruction_blocks   how many neighbouring blocks are rebuilt at once, in equal stages of training
+    reconstruction_share    share of a sequence's blocks that are rebuilt in a step
     lens_weight        everything that trains LensNet; within it `rank_weight` and `budget_weight`
     lens_objective     preference: pairs of variants; span_utility: a span's score regresses on measured ΔNLL;
                        auto: preference where there are pairs (two variants or more), else span_utility
+    lens_judge         what stands for a collapsed block when contexts are judged for LensNet: gist, or drop
     margin, temperature, utility_scale   in units of score, of the preference logit, and in nats
     """
 
     baseline_weight: float = 1.0
     variant_weight: float = 1.0
     gist_delta_weight: float = 0.1
+    gist_kl_weight: float = 0.0
+    kl_contrast: float = 0.0
+    reconstruction_weight: float = 0.0
+    reconstruction_blocks: Sequence[int] = (1, 2, 4)
+    reconstruction_share: float = 0.5
     lens_weight: float = 0.1
     lens_objective: Literal["auto", "preference", "span_utility"] = "auto"
+    lens_judge: Literal["gist", "drop"] = "gist"
     rank_weight: float = 0.5
     budget_weight: float = 0.1
     margin: float = 0.1
@@ -44,6 +59,14 @@ class Objectives:
         for name in ("temperature", "utility_scale"):
             value = getattr(self, name)
             require(value > 0, f"objectives.{name}", value, "above 0")
+        share, stages = self.reconstruction_share, self.reconstruction_blocks
+        require(0 < share <= 1, "objectives.reconstruction_share", share, "a fraction above 0 and up to 1")
+        require(bool(stages) and min(stages) >= 1, "objectives.reconstruction_blocks", stages, "numbers of 1 or more")
+
+    def rebuild(self, share: float) -> int:
+        """Neighbouring blocks that reconstruction tells at once after this share of training (0 to 1)."""
+        stages = self.reconstruction_blocks
+        return stages[min(int(share * len(stages)), len(stages) - 1)]
 
 
 def variant_loss(pairing: Pairing) -> Tensor:
@@ -54,3 +77,16 @@ def variant_loss(pairing: Pairing) -> Tensor:
 def gist_delta_penalty(pairing: Pairing) -> Tensor:
     """relu(mean NLL of the variant - mean NLL of the baseline at the same targets), averaged over variants. In nats."""
     return torch.relu(masked_mean(pairing.delta, pairing.scored, dim=1)).mean()
+
+
+def distillation(divergence: Tensor, pairing: Pairing, dropped: Pairing | None, objectives: Objectives) -> Tensor:
+    """Mean KL [R, L] over scored targets, averaged over variants; weighted by what dropping costs where that is known.
+
+    A gist's own target has no counterpart without the gist and weighs 1. Scalar, in nats.
+    """
+    weight = torch.ones_like(divergence)
+    if dropped is not None and objectives.kl_contrast:
+        cost = by_target(dropped.delta, dropped.context, missing=0.0)
+        weight = weight + objectives.kl_contrast * torch.tanh(torch.relu(cost.gather(1, pairing.context.end - 1)))
+    weight = torch.where(pairing.scored, weight, 0.0)
+    return ((divergence * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-6)).mean()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcframe.context.focus import block_means, collapsible, expandable
-from mcframe.context.pairing import Pairing, span_delta, tail_delta
+from mcframe.context.pairing import Pairing, span_delta
 from mcframe.context.statistics import Statistics, masked_mean, masked_sum, moments, pearson
 from mcframe.context.working_context import WorkingContext
 from mcframe.modeling.objectives import Objectives
@@ -36,11 +36,11 @@ class PreferencePairs:
     score: Tensor
 
 
-def preference_pairs(pairing: Pairing, block_scores: Tensor, variants: int) -> PreferencePairs:
-    """Pairs from judged contexts; block_scores [R, blocks]."""
+def preference_pairs(focus: Tensor, verdict: Tensor, block_scores: Tensor, variants: int) -> PreferencePairs:
+    """Pairs from judged contexts: focus and block_scores [R, blocks], verdict [R] (lower is better, in nats)."""
     blocks = block_scores.shape[1]
     first, second = torch.triu_indices(variants, variants, 1, device=block_scores.device).unbind(0)
-    judged = tail_delta(pairing).detach().view(-1, variants)
+    judged = verdict.view(-1, variants)
     loss_first, loss_second = judged[:, first], judged[:, second]
     worse = torch.where(loss_first > loss_second, first, second)
     better = first + second - worse
@@ -48,7 +48,6 @@ def preference_pairs(pairing: Pairing, block_scores: Tensor, variants: int) -> P
     def of(index: Tensor, values: Tensor) -> Tensor:
         return values.view(-1, variants, blocks).gather(1, index[..., None].expand(-1, -1, blocks))
 
-    focus = pairing.context.focus
     lod_worse, lod_better = of(worse, focus), of(better, focus)
     strength = (loss_first - loss_second).abs()
     return PreferencePairs(
@@ -84,33 +83,34 @@ def budget_loss(scores: Tensor, context: WorkingContext) -> Tensor:
     return ((positive - negative) / (positive + negative).clamp(min=1e-6)).square().mean()
 
 
-def span_utility_loss(scores: Tensor, pairing: Pairing, context: WorkingContext, scale: float) -> Tensor:
+def span_utility_loss(scores: Tensor, verdict: Tensor, context: WorkingContext, scale: float) -> Tensor:
     """Squared error between a collapsed span's score and the squashed ΔNLL of the context it is collapsed in. Scalar.
 
     ΔNLL is taken behind the cursor: what stands before it LensNet can see, so it must not judge. One context says
     nothing of one span; over many random contexts the regression finds each span's share.
     """
-    target = torch.tanh(tail_delta(pairing).detach() / scale)[:, None]
+    target = torch.tanh(verdict / scale)[:, None]
     return masked_mean((scores - target).square(), expandable(context), dim=1).mean()
 
 
 def lens_objective(
-    scores: Tensor, context: WorkingContext, pairing: Pairing, variants: int, objectives: Objectives
+    scores: Tensor, context: WorkingContext, pairing: Pairing, verdict: Tensor, variants: int, objectives: Objectives
 ) -> tuple[Tensor, Statistics]:
     """LensNet's loss (scalar, not yet weighted by `lens_weight`) and its metrics.
 
-    scores [R, Lc] belong to `context`, the entries before the cursor.
+    scores [R, Lc] belong to `context`, the entries before the cursor; verdict [R] is the mean ΔNLL behind the cursor
+    by which contexts are compared.
     """
     paired = variants > 1
     statistics = _score_statistics(scores, context, pairing)
     loss = objectives.budget_weight * budget_loss(scores, context)
     if paired:
-        pairs = preference_pairs(pairing, block_means(scores, context), variants)
+        pairs = preference_pairs(context.focus, verdict, block_means(scores, context), variants)
         statistics |= _pair_statistics(pairs)
     if paired and objectives.lens_objective != "span_utility":
         loss = loss + preference_loss(pairs, objectives)
     else:
-        loss = loss + span_utility_loss(scores, pairing, context, objectives.utility_scale)
+        loss = loss + span_utility_loss(scores, verdict, context, objectives.utility_scale)
     return loss, statistics
 
 

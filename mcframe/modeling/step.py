@@ -6,28 +6,51 @@ All of it is batched; nothing loops over rows, blocks or entries and nothing is 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mcframe.context.controls import Condition, by_target, mean_table, swapped_table, without_gists
 from mcframe.context.geometry import Geometry
-from mcframe.context.pairing import Pairing, pair, pairing_statistics
-from mcframe.context.statistics import Statistics, masked_sum
+from mcframe.context.pairing import Pairing, pair, pairing_statistics, tail_delta
+from mcframe.context.statistics import Statistics, masked_mean, masked_sum
 from mcframe.context.working_context import WorkingContext, gather_embeddings, raw_context, unroll
 from mcframe.hookspecs import Allocator, GistNet, LensNet, Sequences, VariantStrategy
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.node_table import build_node_table
-from mcframe.modeling.objectives import Objectives, gist_delta_penalty, variant_loss
+from mcframe.modeling.objectives import Objectives, distillation, gist_delta_penalty, variant_loss
 from mcframe.modeling.preference import lens_objective
+from mcframe.modeling.reconstruction import Reconstruction
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The uncompressed pass over a micro-batch.
+
+    inputs, following   [B, T] tokens and the tokens that follow them
+    embeddings          [B, T, D] of the inputs
+    readable            [B, T, D] what GistNet reads: the embeddings, or the states after `reads_layer` blocks
+    hidden              [B, T, D] final hidden states
+    nll, scored         [B, T] in nats, and which targets count
+    """
+
+    inputs: Tensor
+    following: Tensor
+    embeddings: Tensor
+    readable: Tensor
+    hidden: Tensor
+    nll: Tensor
+    scored: Tensor
 
 
 class MegaContextStep(nn.Module):
     """The whole that DeepSpeed trains.
 
     A plain twin has a strategy of no variants; GistNet and LensNet are then not built, so that what is compared with
-    is a plain language model and nothing else.
+    is a plain language model and nothing else. Variants without a GistNet drop what they collapse: the twin that has
+    learned to live with gaps.
     """
 
     def __init__(
@@ -38,59 +61,123 @@ class MegaContextStep(nn.Module):
         strategy: VariantStrategy,
         geometry: Geometry,
         objectives: Objectives,
+        reconstruction: Reconstruction | None = None,
     ) -> None:
         super().__init__()
         self.gpt, self.gistnet, self.lensnet = gpt, gistnet, lensnet
+        self.reconstruction = reconstruction
         self.strategy, self.geometry, self.objectives = strategy, geometry, objectives
 
     def forward(self, *arguments: Any, task: str = "losses", **options: Any) -> Any:
-        """Run one of this module's tasks: `losses` (training), `validate`, `refocus`, `proposals`, `next_logits`.
+        """Run one of this module's tasks: `losses` (training), `validate`, `judge`, `refocus`, `proposals`, `next_logits`.
 
         Everything goes through here, so that DeepSpeed's hooks on `forward` see all that is run.
         """
         return getattr(self, task)(*arguments, **options)
 
-    def losses(self, tokens: Tensor, seeds: Tensor, length: int) -> tuple[Tensor, Statistics]:
+    def losses(
+        self, tokens: Tensor, seeds: Tensor, length: int, scored: Tensor | None = None, rebuild: int = 1
+    ) -> tuple[Tensor, Statistics]:
         """Loss and statistics of a micro-batch.
 
-        tokens [B, T + 1]; seeds [B, V] int64; length: entries of each variant (reachable; ignored without variants).
+        tokens [B, T + 1]; seeds [B, V] int64; length: entries of each variant (reachable; ignored without variants);
+        scored [B, T] bool: the targets that count, None for all of them; rebuild: neighbouring blocks that
+        reconstruction tells at once.
         """
-        inputs, following = tokens[:, :-1], tokens[:, 1:]
-        embeddings = self.gpt.embed(inputs)
-        raw = raw_context(self.geometry, 1, tokens.device)
-        baseline = self.gpt.nll(self.gpt.hidden(embeddings, raw), following)
-        loss = self.objectives.baseline_weight * baseline.mean()
-        everything = baseline.new_ones(()).bool().expand_as(baseline)
-        statistics = Statistics(means={"train/loss_lod0": masked_sum(baseline, everything)})
-        if self.strategy.count and self.gistnet is not None and self.lensnet is not None:
-            extra, more = self._variants(tokens, embeddings, baseline, seeds, length)
+        baseline = self._baseline(tokens, scored)
+        loss = self.objectives.baseline_weight * masked_mean(baseline.nll, baseline.scored, dim=1).mean()
+        statistics = Statistics(means={"train/loss_lod0": masked_sum(baseline.nll, baseline.scored)})
+        if self.strategy.count:
+            extra, more = self._variants(baseline, seeds, length, rebuild)
             loss, statistics = loss + extra, statistics | more
-        statistics.means["train/loss"] = masked_sum(loss[None], everything[0, :1])
+        statistics.means["train/loss"] = masked_sum(loss[None], baseline.scored.new_ones(1))
         return loss, statistics
 
-    def _variants(
-        self, tokens: Tensor, embeddings: Tensor, baseline: Tensor, seeds: Tensor, length: int
-    ) -> tuple[Tensor, Statistics]:
+    def _baseline(self, tokens: Tensor, scored: Tensor | None) -> Baseline:
+        inputs, following = tokens[:, :-1], tokens[:, 1:]
+        embeddings = self.gpt.embed(inputs)
+        layer = 0 if self.gistnet is None else self.gistnet.reads_layer
+        hidden, readable = self.gpt.states(embeddings, raw_context(self.geometry, 1, tokens.device), layer)
+        nll = self.gpt.nll(hidden, following)
+        if scored is None:
+            scored = nll.new_ones(()).bool().expand_as(nll)
+        return Baseline(inputs, following, embeddings, readable, hidden, nll, scored)
+
+    def _variants(self, baseline: Baseline, seeds: Tensor, length: int, rebuild: int) -> tuple[Tensor, Statistics]:
         """What the variants add to the loss, and their statistics."""
-        assert self.gistnet is not None
-        assert self.lensnet is not None
-        table = build_node_table(embeddings, self.gistnet, self.geometry)
-        context = unroll(self.propose(tokens[:, :-1], table, seeds, length), self.geometry, length)
+        weights = self.objectives
+        table = self.table(baseline.embeddings, baseline.readable)
+        context = unroll(self.propose(baseline.inputs, table, seeds, length), self.geometry, length)
+        if self.gistnet is None:
+            context = without_gists(context)
         entries = gather_embeddings(table, context)
-        pairing = self.compare(entries, context, tokens[:, 1:], baseline)
-        seen = context.before_cursor()
-        # LensNet reads detached embeddings: its loss must not shape what it judges.
-        scores = self.lensnet(seen, entries[:, : seen.length].detach()).float()
-        lens, about_lens = lens_objective(scores, seen, pairing, self.strategy.count, self.objectives)
+        hidden = self.gpt.hidden(entries, context)
+        pairing, divergence = self._compare(hidden, context, baseline)
         penalty = gist_delta_penalty(pairing)
-        loss = (
-            self.objectives.variant_weight * variant_loss(pairing)
-            + self.objectives.gist_delta_weight * penalty
-            + self.objectives.lens_weight * lens
-        )
-        one = pairing.scored.new_ones(1)
-        own = {"mc/lens_loss": masked_sum(lens[None], one), "mc/gist_delta_penalty": masked_sum(penalty[None], one)}
-        return loss, pairing_statistics(pairing) | about_lens | Statistics(means=own)
+        loss = weights.variant_weight * variant_loss(pairing) + weights.gist_delta_weight * penalty
+        statistics = pairing_statistics(pairing)
+        statistics.means["mc/gist_delta_penalty"] = masked_sum(penalty[None], pairing.scored.new_ones(1))
+        dropped = self._dropped(table, context, baseline) if self._needs_dropped else None
+        if divergence is not None:
+            # What a token would lose without the span shows how much of it the gist has to carry.
+            kl = distillation(divergence, pairing, dropped, weights)
+            loss = loss + weights.gist_kl_weight * kl
+            statistics.means["mc/gist_kl"] = masked_sum(divergence, pairing.scored)
+        if self.reconstruction is not None:
+            rebuilt = self.reconstruction(self.gpt, table, baseline.inputs, rebuild, seeds[:, 0])
+            loss = loss + weights.reconstruction_weight * rebuilt.mean()
+            statistics.means["mc/reconstruction_loss"] = masked_sum(rebuilt, torch.ones_like(rebuilt).bool())
+        if self.lensnet is not None:
+            # LensNet reads detached embeddings: its loss must not shape what it judges.
+            seen = context.before_cursor()
+            scores = self.lensnet(seen, entries[:, : seen.length].detach()).float()
+            verdict = tail_delta(pairing if dropped is None or weights.lens_judge == "gist" else dropped).detach()
+            lens, about_lens = lens_objective(scores, seen, pairing, verdict, self.strategy.count, weights)
+            loss, statistics = loss + weights.lens_weight * lens, statistics | about_lens
+            statistics.means["mc/lens_loss"] = masked_sum(lens[None], pairing.scored.new_ones(1))
+        return loss, statistics
+
+    def _compare(self, hidden: Tensor, context: WorkingContext, baseline: Baseline) -> tuple[Pairing, Tensor | None]:
+        """Pair working contexts with the baseline; with their KL [R, L] from it where distillation is on."""
+        repeat = context.focus.shape[0] // baseline.nll.shape[0]
+        targets = context.targets(baseline.following.repeat_interleave(repeat, dim=0))
+        if not self.objectives.gist_kl_weight:
+            return pair(context, self.gpt.nll(hidden, targets), baseline.nll, baseline.scored), None
+        index = (context.end - 1)[..., None].expand(-1, -1, hidden.shape[-1])
+        teacher = baseline.hidden.detach().repeat_interleave(repeat, dim=0).gather(1, index)
+        nll, divergence = self.gpt.nll_and_kl(hidden, targets, teacher)
+        return pair(context, nll, baseline.nll, baseline.scored), divergence
+
+    @property
+    def _needs_dropped(self) -> bool:
+        """Whether an objective wants to know what dropping the collapsed blocks would cost."""
+        weights = self.objectives
+        judge = self.lensnet is not None and weights.lens_judge == "drop"
+        return self.gistnet is not None and (judge or bool(weights.gist_kl_weight and weights.kl_contrast))
+
+    @torch.no_grad()
+    def _dropped(self, table: Tensor, context: WorkingContext, baseline: Baseline) -> Pairing:
+        """The same contexts with their gists dropped, paired with the baseline."""
+        bare = without_gists(context)
+        repeat = context.focus.shape[0] // baseline.nll.shape[0]
+        targets = bare.targets(baseline.following.repeat_interleave(repeat, dim=0))
+        nll = self.gpt.nll(self.gpt.hidden(gather_embeddings(table, bare), bare), targets)
+        return pair(bare, nll, baseline.nll, baseline.scored)
+
+    def table(self, embeddings: Tensor, readable: Tensor) -> Tensor:
+        """The node table [B, rows, D]: of tokens alone where there is no GistNet."""
+        if self.gistnet is None:
+            return embeddings
+        return build_node_table(embeddings, self.gistnet, self.geometry, readable)
+
+    def _table_of(self, inputs: Tensor) -> Tensor:
+        """The node table of inputs [B, T]."""
+        embeddings = self.gpt.embed(inputs)
+        readable = embeddings
+        if self.gistnet is not None and self.gistnet.reads_layer:
+            raw = raw_context(self.geometry, 1, inputs.device)
+            readable = self.gpt.states(embeddings, raw, self.gistnet.reads_layer)[1]
+        return self.table(embeddings, readable)
 
     def propose(self, inputs: Tensor, table: Tensor, seeds: Tensor, length: int) -> Tensor:
         """Focuses of the variants [B * V, blocks]; the strategy sees LensNet's scores where it asks for them."""
@@ -100,12 +187,6 @@ class MegaContextStep(nn.Module):
             scores = self.scores(raw, table).detach()
         focus = self.strategy.propose(Sequences(inputs, self.geometry), scores, length, seeds)
         return focus.flatten(0, 1)
-
-    def compare(self, entries: Tensor, context: WorkingContext, following: Tensor, baseline: Tensor) -> Pairing:
-        """Run working contexts (embeddings [R, L, D]) and pair their NLL with the baseline's [B, T]."""
-        rows = context.focus.shape[0]
-        targets = context.targets(following.repeat_interleave(rows // following.shape[0], dim=0))
-        return pair(context, self.gpt.nll(self.gpt.hidden(entries, context), targets), baseline)
 
     def scores(self, context: WorkingContext, table: Tensor) -> Tensor:
         """LensNet's scores [R, Lc] of the entries before the cursor."""
@@ -124,8 +205,7 @@ class MegaContextStep(nn.Module):
 
         inputs [B, T]; seeds [B] int64 -> (focus [B, blocks], rounds that changed something [B]).
         """
-        assert self.gistnet is not None
-        table = build_node_table(self.gpt.embed(inputs), self.gistnet, self.geometry)
+        table = self._table_of(inputs)
         context = raw_context(self.geometry, inputs.shape[0], inputs.device)
         age = torch.full_like(context.focus, torch.iinfo(torch.int32).max)
         rounds = torch.zeros_like(seeds)
@@ -140,9 +220,34 @@ class MegaContextStep(nn.Module):
 
     def proposals(self, inputs: Tensor, seeds: Tensor, length: int) -> Tensor:
         """What the variant strategy proposes for inputs [B, T] and seeds [B, V] -> focus [B * V, blocks]."""
-        assert self.gistnet is not None
-        table = build_node_table(self.gpt.embed(inputs), self.gistnet, self.geometry)
-        return self.propose(inputs, table, seeds, length)
+        return self.propose(inputs, self._table_of(inputs), seeds, length)
+
+    def judge(
+        self, tokens: Tensor, focus: Tensor, condition: Condition = "gist", partner: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the model makes of every target under a focus, whatever stands for its collapsed blocks.
+
+        tokens [B, T + 1]; focus [R, blocks], row r of sequence r // (R // B); partner [B]: whose gists `swap` takes.
+        -> NLL in nats [R, T] and whether the likeliest token was right [R, T] (1.0 or 0.0), both NaN where no entry
+        predicts the target. Position t holds the target that follows token t.
+        """
+        inputs, following = tokens[:, :-1], tokens[:, 1:]
+        if condition == "full":
+            focus = torch.zeros_like(focus)
+        context = unroll(focus, self.geometry)
+        if condition in ("full", "drop"):
+            table = self.gpt.embed(inputs)
+            context = without_gists(context)
+        elif condition == "mean":
+            table = mean_table(self.gpt.embed(inputs), self.geometry)
+        else:
+            table = self._table_of(inputs)
+        if condition == "swap":
+            assert partner is not None, "swap needs to know whose gists to take"
+            table = swapped_table(table, self.geometry, partner)
+        targets = context.targets(following.repeat_interleave(focus.shape[0] // tokens.shape[0], dim=0))
+        nll, right = self.gpt.judged(self.gpt.hidden(gather_embeddings(table, context), context), targets)
+        return by_target(nll, context), by_target(right, context)
 
     def next_logits(self, tokens: Tensor) -> Tensor:
         """Logits [B, vocabulary], float32, of the token that follows tokens [B, L]; L up to the window."""

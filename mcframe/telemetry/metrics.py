@@ -55,6 +55,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("mc/tail_delta", "nats", "lower", "mean delta behind the cursor: what a user feels"),
     Metric("mc/gist_delta_penalty", "nats", "lower", "the ΔNLL penalty: relu of a variant's mean delta, averaged"),
     Metric("mc/gist_kl", "nats", "lower", "KL divergence from the baseline's prediction to the variant's"),
+    Metric("mc/reconstruction_loss", "nats", "lower", "NLL of a block's tokens told from its gist alone"),
     # ---- working contexts ------------------------------------------------------------------------
     Metric("mc/lod_loss/{lod}", "nats", "lower", "mean NLL of the entries at this LOD"),
     Metric("mc/lod_count/{lod}", "entries", "neither", "entries at this LOD"),

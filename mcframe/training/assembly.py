@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mcframe.context.geometry import Geometry
+from mcframe.data.generated import GeneratedWindows, held_out
+from mcframe.data.loader import WindowStream, open_training_stream, open_validation
 from mcframe.errors import UserError
-from mcframe.hookspecs import Allocator, ModelShape, TextSource, Tokenizer
+from mcframe.hookspecs import Allocator, ModelShape, Task, TextSource, Tokenizer
 from mcframe.modeling.gpt import GPT, parameter_count
+from mcframe.modeling.reconstruction import Reconstruction
 from mcframe.modeling.step import MegaContextStep
 from mcframe.training.settings import Recipe
 
@@ -28,6 +31,7 @@ class Assembly:
     geometry: Geometry
     text: TextSource
     tokenizer: Tokenizer
+    task: Task | None
     model: MegaContextStep
     allocator: Allocator
 
@@ -49,7 +53,7 @@ def build_model(recipe: Recipe, vocab_size: int) -> MegaContextStep:
     strategy = recipe.variants(geometry)
     gpt: GPT = seeded(recipe.seed, "gpt", lambda: recipe.gpt(geometry, vocab_size))
     shape = ModelShape(gpt.width, geometry)
-    gistnet = lensnet = None
+    gistnet = lensnet = reconstruction = None
     if strategy.count:
         recipe.context.check_levels()
         if strategy.count == 1 and recipe.objectives.lens_objective == "preference":
@@ -57,17 +61,58 @@ def build_model(recipe: Recipe, vocab_size: int) -> MegaContextStep:
                 "objectives.lens_objective = 'preference' needs two variants or more; one makes no pair",
                 remedy="raise the variant strategy's count, or set objectives.lens_objective = 'auto'",
             )
-        gistnet = seeded(recipe.seed, "gistnet", lambda: recipe.gistnet(shape))
-        lensnet = seeded(recipe.seed, "lensnet", lambda: recipe.lensnet(shape))
-    return MegaContextStep(gpt, gistnet, lensnet, strategy, geometry, recipe.objectives)
+        if (build_gistnet := recipe.gistnet) is not None:
+            gistnet = seeded(recipe.seed, "gistnet", lambda: build_gistnet(shape))
+            if recipe.objectives.reconstruction_weight:
+                share = recipe.objectives.reconstruction_share
+                reconstruction = seeded(
+                    recipe.seed, "reconstruction", lambda: Reconstruction(gpt.width, geometry, share)
+                )
+        if (build_lensnet := recipe.lensnet) is not None and gistnet is not None:
+            lensnet = seeded(recipe.seed, "lensnet", lambda: build_lensnet(shape))
+    model = MegaContextStep(gpt, gistnet, lensnet, strategy, geometry, recipe.objectives, reconstruction)
+    for part, modules in {"base": (gpt,), "gistnet": (gistnet, reconstruction), "lensnet": (lensnet,)}.items():
+        for module in modules:
+            if module is not None and part not in recipe.trainable:
+                module.requires_grad_(False)
+    return model
 
 
 def assemble(recipe: Recipe) -> Assembly:
     """Build every part of a run. Raises UserError where parts do not fit each other."""
     tokenizer = recipe.tokenizer()
     model = build_model(recipe, tokenizer.vocab_size)
-    allocator = recipe.allocator(recipe.context.geometry)
-    return Assembly(recipe, recipe.context.geometry, recipe.text(), tokenizer, model, allocator)
+    geometry = recipe.context.geometry
+    task = recipe.task(geometry) if recipe.task is not None else None
+    if task is not None and task.vocab_size > model.gpt.vocab_size:
+        raise UserError(
+            f"the task uses {task.vocab_size:,} token ids and the model has {model.gpt.vocab_size:,}",
+            remedy=f"set gpt.vocab_size = {task.vocab_size} or more, or lower the task's vocabulary",
+        )
+    return Assembly(recipe, geometry, recipe.text(), tokenizer, task, model, recipe.allocator(geometry))
+
+
+def training_stream(assembly: Assembly, rank: int, world_size: int) -> WindowStream:
+    """The training sequences: of the task where there is one, else of the text."""
+    recipe = assembly.recipe
+    if assembly.task is not None:
+        return GeneratedWindows(assembly.task, recipe.context.window, recipe.seed)
+    return open_training_stream(
+        assembly.text, assembly.tokenizer, recipe.context.window, recipe.seed, recipe.data.validation_share,
+        rank=rank, world_size=world_size,
+    )  # fmt: skip
+
+
+def validation_windows(assembly: Assembly) -> tuple[Tensor, Tensor | None]:
+    """Held-out windows [n, T + 1] and which of their targets count [n, T] (None: all)."""
+    recipe = assembly.recipe
+    if assembly.task is not None:
+        batch = held_out(assembly.task, recipe.data.validation_windows)
+        return batch.tokens, batch.scored
+    return open_validation(
+        assembly.text, assembly.tokenizer, recipe.context.window, recipe.data.validation_share,
+        recipe.data.validation_windows,
+    ), None  # fmt: skip
 
 
 def parameter_counts(model: MegaContextStep) -> dict[str, int]:

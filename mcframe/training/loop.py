@@ -13,7 +13,7 @@ import torch.distributed as dist
 from rich.text import Text
 
 from mcframe.context.seeding import variant_seeds
-from mcframe.data.loader import Loader, open_training_stream, open_validation
+from mcframe.data.loader import Loader
 from mcframe.errors import UserError
 from mcframe.hookspecs import RunInfo
 from mcframe.registry import Lifecycle
@@ -24,7 +24,7 @@ from mcframe.telemetry.progress import Progress
 from mcframe.telemetry.sinks import Sinks
 from mcframe.telemetry.summary import summarise, summary_table, write_summary
 from mcframe.training import checkpoints, watching
-from mcframe.training.assembly import Assembly
+from mcframe.training.assembly import Assembly, training_stream, validation_windows
 from mcframe.training.clock import TokenClock
 from mcframe.training.engine import Engine
 from mcframe.training.interruption import Interruption
@@ -48,20 +48,14 @@ class Trainer:
         self.clock = TokenClock(recipe.batch_tokens, recipe.steps)
         self.accumulator = Accumulator(device)
         self.loader = Loader(
-            open_training_stream(
-                assembly.text, assembly.tokenizer, recipe.context.window, recipe.seed, recipe.data.validation_share,
-                rank=self.rank, world_size=self.world_size,
-            ),
+            training_stream(assembly, self.rank, self.world_size),
             batch_sequences=recipe.sequences, micro_batch=engine.micro_batch,
             rank=self.rank, world_size=self.world_size, pin=device.type == "cuda",
         )  # fmt: skip
-        self._held_out = open_validation(
-            assembly.text, assembly.tokenizer, recipe.context.window,
-            recipe.data.validation_share, recipe.data.validation_windows,
-        )  # fmt: skip
+        self._held_out, scored = validation_windows(assembly)
         self.validation = Validation(
             self._held_out, _padded(assembly.tokenizer.byte_lengths(), assembly.model.gpt.vocab_size),
-            engine.micro_batch, device,
+            engine.micro_batch, device, scored,
         )  # fmt: skip
         self._interval = _Stopwatch()
         self.first: dict[str, float] = {}
@@ -97,14 +91,17 @@ class Trainer:
 
     def step(self) -> None:
         """One optimizer step: micro-batches forward and backward, then the update. Nothing is read back."""
-        length = self.recipe.variant_length(self.clock.step) if self.assembly.model.strategy.count else 0
         variants = self.assembly.model.strategy.count
+        length = self.recipe.variant_length(self.clock.step) if variants else 0
+        rebuild = self.recipe.rebuild(self.clock.step)
         self._learning_rate = self.engine.learning_rate
         for _ in range(self.engine.accumulation):
             batch = next(self.loader)
             tokens = batch.tokens.to(self.device, non_blocking=True)
             indices = batch.indices.to(self.device, non_blocking=True)
-            loss, statistics = self.engine(tokens, variant_seeds(self.recipe.seed, indices, variants), length)
+            scored = None if batch.scored is None else batch.scored.to(self.device, non_blocking=True)
+            seeds = variant_seeds(self.recipe.seed, indices, variants)
+            loss, statistics = self.engine(tokens, seeds, length, scored, rebuild)
             self.accumulator.add(statistics)
             self.engine.backward_and_step(loss)
         self._loss = loss.detach()
@@ -175,7 +172,7 @@ class Trainer:
 
     def _validate(self) -> None:
         metrics = self.validation.run(self.engine)
-        if self.assembly.model.strategy.count:
+        if self.assembly.model.gistnet is not None:
             metrics |= self._show_contexts()
         self._publish(metrics)
 

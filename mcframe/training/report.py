@@ -30,12 +30,13 @@ def cost(model: MegaContextStep, recipe: Recipe, length: int) -> Cost:
     window, count = geometry.window, model.strategy.count
     plain = gpt_flops_per_token(gpt.non_embedding_parameters, gpt.depth, gpt.width, window)
     total = plain * window
-    if count and model.gistnet is not None and model.lensnet is not None:
+    if count:
         total += count * network_flops(gpt.non_embedding_parameters, length, gpt.depth, gpt.width, length)
-        gist, lens = parameter_count(model.gistnet), parameter_count(model.lensnet)
-        # A network plug-in's depth is its own affair: attention inside it is left out, its matrices are not.
-        total += network_flops(gist, geometry.offset(geometry.levels), 0, 0, 0)
-        total += count * network_flops(lens, length - geometry.tail, 0, 0, 0)
+    # A network plug-in's depth is its own affair: attention inside it is left out, its matrices are not.
+    if model.gistnet is not None:
+        total += network_flops(parameter_count(model.gistnet), geometry.offset(geometry.levels), 0, 0, 0)
+    if model.lensnet is not None:
+        total += count * network_flops(parameter_count(model.lensnet), length - geometry.tail, 0, 0, 0)
     return Cost(plain, total / window)
 
 

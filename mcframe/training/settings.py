@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mcframe.context.geometry import Geometry
 from mcframe.errors import UserError, require
-from mcframe.hookspecs import Allocator, GistNet, LensNet, ModelShape, TextSource, Tokenizer, VariantStrategy
+from mcframe.hookspecs import Allocator, GistNet, LensNet, ModelShape, Task, TextSource, Tokenizer, VariantStrategy
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
 
@@ -236,24 +236,32 @@ class TelemetrySettings:
 class Recipe:
     """A whole run (gin: `run`).
 
-    gistnet, lensnet, allocator, variants   plug-ins: `run.gistnet = @gistnet.transformer`
+    gistnet, lensnet, allocator, variants   plug-ins: `run.gistnet = @gistnet.transformer`. gistnet = None drops what is
+                    collapsed, the twin that has learned to live with gaps; lensnet = None trains no LensNet
     text, tokenizer                         likewise: `run.text = @text.standard_library`
+    task            generated sequences instead of text: `run.task = @task.recall`
+    start_from      a run directory or a checkpoint of another run whose weights this one begins with, part by part
+                    (base model, GistNet, LensNet) where names and shapes fit
+    trainable       the parts that learn: base, gistnet, lensnet; the others stay as they are
     total_tokens    dataset tokens to train on, rounded down to whole steps
     batch_tokens    dataset tokens of one optimizer step over all ranks; a multiple of context.window
     micro_batch     the most sequences that a rank takes at once; the largest divisor up to it is used
     seed            data order, variants and initialisation
     """
 
-    gistnet: Callable[[ModelShape], GistNet]
-    lensnet: Callable[[ModelShape], LensNet]
+    gistnet: Callable[[ModelShape], GistNet] | None
+    lensnet: Callable[[ModelShape], LensNet] | None
     allocator: Callable[[Geometry], Allocator]
     variants: Callable[[Geometry], VariantStrategy]
     text: Callable[[], TextSource]
     tokenizer: Callable[[], Tokenizer]
+    task: Callable[[Geometry], Task] | None = None
     total_tokens: int
     batch_tokens: int
     micro_batch: int = 8
     seed: int = 0
+    start_from: str | None = None
+    trainable: Sequence[Literal["base", "gistnet", "lensnet"]] = ("base", "gistnet", "lensnet")
     gpt: Callable[[Geometry, int], GPT]
     context: ContextSettings
     objectives: Objectives
@@ -281,6 +289,10 @@ class Recipe:
             )
         require(self.micro_batch >= 1, "run.micro_batch", self.micro_batch, "1 or more")
         require(0 <= self.seed < 2**63, "run.seed", self.seed, "from 0 to 2**63 - 1")
+
+    def rebuild(self, step: int) -> int:
+        """Neighbouring blocks that reconstruction tells at once in optimizer step `step`."""
+        return self.objectives.rebuild(step / max(1, self.steps - 1))
 
     @property
     def sequences(self) -> int:

@@ -12,15 +12,28 @@ from mcframe.training.engine import Engine
 
 
 class Validation:
-    """Held-out windows [n, T + 1], shared among the ranks; `byte_lengths` [vocabulary] turns nats into bits a byte."""
+    """Held-out windows [n, T + 1], shared among the ranks; `byte_lengths` [vocabulary] turns nats into bits a byte.
 
-    def __init__(self, windows: Tensor, byte_lengths: Tensor, micro_batch: int, device: torch.device) -> None:
+    scored [n, T] bool: the targets that count, None for all of them.
+    """
+
+    def __init__(
+        self,
+        windows: Tensor,
+        byte_lengths: Tensor,
+        micro_batch: int,
+        device: torch.device,
+        scored: Tensor | None = None,
+    ) -> None:
         rank, world = dist.get_rank(), dist.get_world_size()
         share = -(-windows.shape[0] // world)
         # Every rank runs the same number of forwards (ZeRO 3 gathers weights in each); the surplus weighs nothing.
         mine = torch.arange(rank, share * world, world)
         self._weight = (mine < windows.shape[0]).float().to(device)
-        self._windows = windows[mine.clamp(max=windows.shape[0] - 1)].to(device)
+        mine = mine.clamp(max=windows.shape[0] - 1)
+        self._windows = windows[mine].to(device)
+        counts = torch.ones_like(windows[:, 1:], dtype=torch.bool) if scored is None else scored
+        self._counts = counts[mine].to(device)
         self._bytes = byte_lengths.to(device)
         self._micro_batch = micro_batch
 
@@ -29,12 +42,11 @@ class Validation:
         engine.wrapped.eval()
         totals = torch.zeros(3, dtype=torch.float64, device=self._windows.device)
         with torch.no_grad():
-            for windows, weight in zip(
-                torch.split(self._windows, self._micro_batch), torch.split(self._weight, self._micro_batch), strict=True
-            ):
-                nll = engine(windows, task="validate").double()
-                lengths = self._bytes[windows[:, 1:]].double()
-                per_window = torch.stack((nll.sum(1), torch.full_like(nll[:, 0], nll.shape[1]), lengths.sum(1)))
+            parts = (torch.split(part, self._micro_batch) for part in (self._windows, self._counts, self._weight))
+            for windows, counts, weight in zip(*parts, strict=True):
+                nll = engine(windows, task="validate").double() * counts
+                lengths = self._bytes[windows[:, 1:]].double() * counts
+                per_window = torch.stack((nll.sum(1), counts.sum(1).double(), lengths.sum(1)))
                 totals += (per_window * weight).sum(dim=1)
         engine.wrapped.train()
         dist.all_reduce(totals)

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from mcframe.context.controls import slot_means
 from mcframe.hookspecs import GistNet, ModelShape
-
-
-def slot_means(children: Tensor, slots: int) -> Tensor:
-    """Mean over the stretch of children that each slot stands for: [..., C, D] -> [..., slots, D].
-
-    Child c of C belongs to slot `c * slots // C`, so stretches tile the block as evenly as they can.
-    """
-    count = children.shape[-2]
-    slot = torch.arange(count, device=children.device) * slots // count
-    member = (slot == torch.arange(slots, device=children.device)[:, None]).to(children.dtype)
-    return (member / member.sum(dim=1, keepdim=True)) @ children
 
 
 class MeanGistNet(GistNet):

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mcframe.context.controls import slot_means
 from mcframe.errors import UserError
 from mcframe.hookspecs import GistNet, ModelShape
-from mcframe_plugins.gistnet.mean import slot_means
 from mcframe_plugins.layers import Layer, rms_norm
 
 

@@ -1,0 +1,1 @@
+"""Generated tasks: sequences whose answers are known and lie in blocks that may be collapsed."""

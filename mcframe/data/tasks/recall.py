@@ -1,0 +1,111 @@
+"""Key-value recall (after MQAR: Arora et al., Zoology, arXiv 2312.04927), laid out in blocks.
+
+`pairs` pairs of a key and its value stand somewhere in every block before the questions; the rest is filler. Then keys
+are asked one after the other, each followed by its value. The first question is the last token before the cursor, all
+answers stand behind it:
+
+    ..Aa..Bb|Cc....Dd|..Ee.Ff.|C cBbFfDd
+                                ^ cursor behind the first question
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mcframe.context.geometry import Geometry
+from mcframe.context.seeding import mix, priorities
+from mcframe.errors import UserError
+from mcframe.hookspecs import Task, TaskBatch
+
+FILLER = 46
+FIRST_KEY = 64
+"""Ids that print as characters where the tokenizer is bytes: '.' and from '@' on."""
+
+
+class Recall(Task):
+    """Pairs in blocks, then questions.
+
+    pairs          pairs a block
+    keys, values   sizes of the two vocabularies; the keys of a sequence are distinct
+    asked_blocks   questions of a sequence come from this many of its blocks; None = from any
+    """
+
+    def __init__(
+        self, geometry: Geometry, *, pairs: int = 2, keys: int = 32, values: int = 16, asked_blocks: int | None = None
+    ) -> None:
+        self.geometry, self.pairs, self.keys, self.values = geometry, pairs, keys, values
+        size = geometry.block_size
+        # The block in which the cursor stands is never collapsed: it begins with the first question.
+        self.blocks = geometry.cursor // size
+        self.questions = (geometry.window - self.blocks * size) // 2
+        self.asked_blocks = self.blocks if asked_blocks is None else asked_blocks
+        self.vocab_size = FIRST_KEY + keys + values
+        self._check()
+
+    def _check(self) -> None:
+        size, count = self.geometry.block_size, self.blocks * self.pairs
+        if self.geometry.cursor % size != 1:
+            tail = self.geometry.window - self.geometry.cursor // size * size - 1
+            raise UserError(
+                f"the recall task wants its first question to be the last token before the cursor and to begin a block, "
+                f"but the cursor stands {self.geometry.cursor % size} tokens into one",
+                remedy=f"set context.tail = {tail}",
+            )
+        if not 1 <= self.pairs <= size // 2:
+            raise UserError(
+                f"a block of {size} tokens does not hold {self.pairs} pairs",
+                remedy=f"set task.recall.pairs to a number from 1 to {size // 2}",
+            )
+        if self.keys < count:
+            raise UserError(
+                f"{self.blocks} blocks of {self.pairs} pairs need {count} distinct keys, and there are {self.keys}",
+                remedy=f"set task.recall.keys = {count} or more",
+            )
+        if not 1 <= self.asked_blocks <= self.blocks:
+            raise UserError(
+                f"task.recall.asked_blocks is {self.asked_blocks}, and there are {self.blocks} blocks",
+                remedy=f"set it to a number from 1 to {self.blocks}, or None",
+            )
+        if self.asked_blocks * self.pairs < self.questions:
+            raise UserError(
+                f"{self.questions} questions are asked, but {self.asked_blocks} block(s) hold "
+                f"{self.asked_blocks * self.pairs} pairs",
+                remedy="raise task.recall.pairs or task.recall.asked_blocks, or lower context.tail",
+            )
+
+    @property
+    def identity(self) -> str:
+        """Everything that the sequences depend on."""
+        return f"recall-1 {self.geometry} {self.pairs} {self.keys} {self.values} {self.asked_blocks}"
+
+    def generate(self, seeds: Tensor) -> TaskBatch:
+        """Sequences [B, T + 1] for seeds [B]."""
+        rows, size, count = seeds.shape[0], self.geometry.block_size, self.blocks * self.pairs
+        window = self.geometry.window
+        key = FIRST_KEY + priorities(mix(seeds, 1), self.keys).argsort(dim=1)[:, :count]
+        value = FIRST_KEY + self.keys + _below(mix(seeds, 2), count, self.values)
+        # Where in its block a pair stands: some of the even places, in order.
+        places = priorities(mix(mix(seeds, 3)[:, None], torch.arange(self.blocks)), size // 2)
+        place = 2 * places.argsort(dim=2)[..., : self.pairs].sort(dim=2).values
+        start = (place + size * torch.arange(self.blocks)[:, None]).flatten(1)
+        asked = self._asked(seeds)
+        question = self.blocks * size + 2 * torch.arange(self.questions).expand(rows, -1)
+        tokens = torch.full((rows, window + 1), FILLER)
+        tokens.scatter_(1, start, key).scatter_(1, start + 1, value)
+        tokens.scatter_(1, question, key.gather(1, asked)).scatter_(1, question + 1, value.gather(1, asked))
+        scored = torch.zeros(rows, window, dtype=torch.bool).scatter_(1, question, True)
+        evidence = torch.full((rows, window), -1).scatter_(1, question, start.gather(1, asked) + 1)
+        return TaskBatch(tokens, scored, evidence)
+
+    def _asked(self, seeds: Tensor) -> Tensor:
+        """[B, questions] which pair each question asks for; distinct, from `asked_blocks` blocks."""
+        chosen = priorities(mix(seeds, 4), self.blocks).argsort(dim=1)[:, : self.asked_blocks]
+        pair = (chosen[..., None] * self.pairs + torch.arange(self.pairs)).flatten(1)
+        order = priorities(mix(seeds, 5), pair.shape[1]).argsort(dim=1)[:, : self.questions]
+        return pair.gather(1, order)
+
+
+def _below(seeds: Tensor, count: int, bound: int) -> Tensor:
+    """[B, count] numbers from 0 to bound - 1."""
+    return (priorities(seeds, count) >> 1) % bound
