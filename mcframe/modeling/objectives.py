@@ -33,8 +33,16 @@ class Objectives:
     reconstruction_share    share of a sequence's blocks that are rebuilt in a step
     lens_weight        everything that trains LensNet; within it `rank_weight` and `budget_weight`
     lens_objective     preference: pairs of variants; span_utility: a span's score regresses on measured ΔNLL;
+                       span_difference: differences of scores regress on differences of ΔNLL within pairs;
                        auto: preference where there are pairs (two variants or more), else span_utility
     lens_judge         what stands for a collapsed block when contexts are judged for LensNet: gist, or drop
+    lens_shuffle       deal verdicts out anew among a sequence's variants: the control run, which must learn nothing
+    preference_sides   contexts of a pair on which signs are asked for: both, or the worse one only
+    preference_scale   difference of ΔNLL, in nats, that counts as a strength of 1
+    normalise_strength divide by the running standard deviation of such differences instead of preference_scale
+    strength_decay     what a step's share in that deviation is multiplied with in every later step
+    hard_negative_gamma   more weight for pairs that LensNet ranks wrongly: (2 * sigmoid(-margin)) ** gamma
+    policy_kl_weight   KL of LensNet's policy from that of a slow copy of it, which moves 1 - policy_decay a step
     margin, temperature, utility_scale   in units of score, of the preference logit, and in nats
     """
 
@@ -47,8 +55,16 @@ class Objectives:
     reconstruction_blocks: Sequence[int] = (1, 2, 4)
     reconstruction_share: float = 0.5
     lens_weight: float = 0.1
-    lens_objective: Literal["auto", "preference", "span_utility"] = "auto"
+    lens_objective: Literal["auto", "preference", "span_utility", "span_difference"] = "auto"
     lens_judge: Literal["gist", "drop"] = "gist"
+    lens_shuffle: bool = False
+    preference_sides: Literal["both", "worse"] = "both"
+    preference_scale: float = 1.0
+    normalise_strength: bool = False
+    strength_decay: float = 0.99
+    hard_negative_gamma: float = 0.0
+    policy_kl_weight: float = 0.0
+    policy_decay: float = 0.99
     rank_weight: float = 0.5
     budget_weight: float = 0.1
     margin: float = 0.1
@@ -56,9 +72,15 @@ class Objectives:
     utility_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "utility_scale"):
+        for name in ("temperature", "utility_scale", "preference_scale"):
             value = getattr(self, name)
             require(value > 0, f"objectives.{name}", value, "above 0")
+        for name in ("hard_negative_gamma", "policy_kl_weight"):
+            value = getattr(self, name)
+            require(value >= 0, f"objectives.{name}", value, "0 or above")
+        for name in ("strength_decay", "policy_decay"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"objectives.{name}", value, "a fraction from 0 and below 1")
         share, stages = self.reconstruction_share, self.reconstruction_blocks
         require(0 < share <= 1, "objectives.reconstruction_share", share, "a fraction above 0 and up to 1")
         require(bool(stages) and min(stages) >= 1, "objectives.reconstruction_blocks", stages, "numbers of 1 or more")

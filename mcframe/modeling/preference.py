@@ -1,45 +1,85 @@
-"""How LensNet learns: preference pairs between working contexts, or the utility of spans.
+"""Preference pairs between working contexts, and the loss that teaches LensNet from them.
 
 Pairs join contexts of one sequence and of equal length, so that targets have both signs. Which is better is judged
 only by targets behind the cursor, which LensNet cannot see. The pairwise loss is Bradley-Terry's (1952) on signed
 block scores, weighted by how clear the preference is.
+
+A sign says what is wanted of a block, so it holds in both contexts of the pair: + where the better one has more detail.
+Where a block is a gist, + means expand and - stay; where it is raw, + means keep and - collapse. Asked on the worse
+context alone, signs could be read off the level of detail: there a gist has + and a raw block -, whatever they hold.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mcframe.context.focus import block_means, collapsible, expandable
-from mcframe.context.pairing import Pairing, span_delta
-from mcframe.context.statistics import Statistics, masked_mean, masked_sum, moments, pearson
+from mcframe.context.seeding import mix
+from mcframe.context.statistics import masked_mean
 from mcframe.context.working_context import WorkingContext
 from mcframe.modeling.objectives import Objectives
+
+Sides = Literal["both", "worse"]
+
+_SHUFFLE = 1 << 48
+"""Salt of the control run's permutation, beyond what salts the variants themselves."""
 
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """Every pair of variants of each sequence, P = V * (V - 1) / 2 of them.
+    """Every pair of variants of each sequence, P = V * (V - 1) / 2 of them, and C = sides * blocks scores of each.
 
-    differ    [B, P, blocks] bool: the two contexts differ there, and one of them is better
-    sign      [B, P, blocks] +1 where the better context has more detail, else -1
-    strength  [B, P] difference of mean ΔNLL behind the cursor, in nats, not negative
-    score     [B, P, blocks] LensNet's score on the worse context, averaged over each block
+    The first `blocks` of C belong to the worse context, the others (if there are any) to the better one.
+
+    counts    [B, P, C] bool: the two contexts differ there, something may be done there, and one of them is better
+    sign      [B, P, C] +1 where the better context has more detail, else -1
+    strength  [B, P] difference of mean ΔNLL behind the cursor, divided by the scale, not negative
+    score     [B, P, C] LensNet's score, averaged over each block
     """
 
-    differ: Tensor
+    counts: Tensor
     sign: Tensor
     strength: Tensor
     score: Tensor
 
+    @property
+    def exists(self) -> Tensor:
+        """[B, P] bool: there is something to prefer."""
+        return self.counts.any(dim=-1)
 
-def preference_pairs(focus: Tensor, verdict: Tensor, block_scores: Tensor, variants: int) -> PreferencePairs:
-    """Pairs from judged contexts: focus and block_scores [R, blocks], verdict [R] (lower is better, in nats)."""
+
+def actionable(context: WorkingContext) -> Tensor:
+    """[R, blocks] bool: the block can be expanded or collapsed, so that its score decides something.
+
+    Not so for protected blocks and for what lies behind the cursor. Every block on which two valid focuses differ is
+    actionable in both: it is compressed in one of them.
+    """
+    possible = expandable(context) | collapsible(context)
+    return block_means(possible.float(), context) > 0
+
+
+def pair_indices(variants: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First and second variant of every pair, each [P]."""
+    first, second = torch.triu_indices(variants, variants, 1, device=device).unbind(0)
+    return first, second
+
+
+def preference_pairs(
+    context: WorkingContext,
+    verdict: Tensor,
+    block_scores: Tensor,
+    variants: int,
+    sides: Sides = "both",
+    scale: Tensor | float = 1.0,
+) -> PreferencePairs:
+    """Pairs from judged contexts: block_scores [R, blocks], verdict [R] (lower is better, in nats), scale in nats."""
     blocks = block_scores.shape[1]
-    first, second = torch.triu_indices(variants, variants, 1, device=block_scores.device).unbind(0)
+    first, second = pair_indices(variants, block_scores.device)
     judged = verdict.view(-1, variants)
     loss_first, loss_second = judged[:, first], judged[:, second]
     worse = torch.where(loss_first > loss_second, first, second)
@@ -48,97 +88,48 @@ def preference_pairs(focus: Tensor, verdict: Tensor, block_scores: Tensor, varia
     def of(index: Tensor, values: Tensor) -> Tensor:
         return values.view(-1, variants, blocks).gather(1, index[..., None].expand(-1, -1, blocks))
 
-    lod_worse, lod_better = of(worse, focus), of(better, focus)
+    focus, acts = context.focus, actionable(context)
     strength = (loss_first - loss_second).abs()
+    lod_worse, lod_better = of(worse, focus), of(better, focus)
+    # Contexts that are equally good express no preference: which of them is called worse would be arbitrary.
+    differ = (lod_worse != lod_better) & (strength > 0)[..., None]
+    sign = torch.where(lod_better < lod_worse, 1.0, -1.0)
+    seen = [worse] if sides == "worse" else [worse, better]
     return PreferencePairs(
-        # Contexts that are equally good express no preference: which of them is called worse would be arbitrary.
-        differ=(lod_worse != lod_better) & (strength > 0)[..., None],
-        sign=torch.where(lod_better < lod_worse, 1.0, -1.0),
-        strength=strength,
-        score=of(worse, block_scores),
+        counts=torch.cat([differ & of(side, acts) for side in seen], dim=-1),
+        sign=sign.repeat(1, 1, len(seen)),
+        strength=strength / scale,
+        score=torch.cat([of(side, block_scores) for side in seen], dim=-1),
     )
 
 
 def preference_loss(pairs: PreferencePairs, objectives: Objectives) -> Tensor:
-    """Bradley-Terry and rank loss, averaged over differing blocks, then over pairs. Scalar."""
+    """Bradley-Terry and rank loss, averaged over what counts in a pair, then over all pairs. Scalar."""
     sharpness = pairs.strength.clamp(min=1.0)[..., None] / objectives.temperature
-    per_block = F.softplus(-pairs.sign * pairs.score * sharpness) * torch.tanh(pairs.strength)[..., None]
-    loss = masked_mean(per_block, pairs.differ, dim=-1).mean()
-    up, down = pairs.differ & (pairs.sign > 0), pairs.differ & (pairs.sign < 0)
+    logit = pairs.sign * pairs.score * sharpness
+    loss = masked_mean(F.softplus(-logit), pairs.counts, dim=-1) * torch.tanh(pairs.strength)
+    up, down = pairs.counts & (pairs.sign > 0), pairs.counts & (pairs.sign < 0)
     gap = masked_mean(pairs.score, up, dim=-1) - masked_mean(pairs.score, down, dim=-1)
     both = up.any(dim=-1) & down.any(dim=-1)
-    rank = torch.where(both, torch.relu(objectives.margin - gap), 0.0).mean()
-    return loss + objectives.rank_weight * rank
+    loss = loss + objectives.rank_weight * torch.where(both, torch.relu(objectives.margin - gap), 0.0)
+    if objectives.hard_negative_gamma:
+        loss = loss * hardness(masked_mean(logit, pairs.counts, dim=-1), objectives.hard_negative_gamma)
+    return loss.mean()
 
 
-def budget_loss(scores: Tensor, context: WorkingContext) -> Tensor:
-    """((P - N) / (P + N))**2: wishes to expand and to collapse should balance, weighted by span. Scalar.
+def hardness(margin: Tensor, gamma: float) -> Tensor:
+    """Weight of a pair that LensNet ranks with this margin [...]: 1 where undecided, more where wrong. Detached.
 
-    Actions that are not possible are left out: a token cannot be expanded, the top level, the protected tail and the
-    sink cannot be collapsed.
+    Divided by nothing that depends on the other pairs of a batch, so that cutting it changes no weight.
     """
-    weight = context.span / context.slots
-    positive = torch.where(expandable(context), scores.clamp(min=0) * weight, 0.0).sum(dim=1)
-    negative = torch.where(collapsible(context), (-scores).clamp(min=0) * weight, 0.0).sum(dim=1)
-    return ((positive - negative) / (positive + negative).clamp(min=1e-6)).square().mean()
+    return (2 * torch.sigmoid(-margin.detach())).pow(gamma)
 
 
-def span_utility_loss(scores: Tensor, verdict: Tensor, context: WorkingContext, scale: float) -> Tensor:
-    """Squared error between a collapsed span's score and the squashed ΔNLL of the context it is collapsed in. Scalar.
+def shuffled(verdict: Tensor, seeds: Tensor) -> Tensor:
+    """Verdicts [R] dealt out anew among the variants of each sequence, by their seeds [B, V]: the control run's.
 
-    ΔNLL is taken behind the cursor: what stands before it LensNet can see, so it must not judge. One context says
-    nothing of one span; over many random contexts the regression finds each span's share.
+    What is left of a pair is its strength; which of the two is better has nothing to do with what they hold. Nothing
+    crosses sequences, so that neither ranks nor micro-batches change it.
     """
-    target = torch.tanh(verdict / scale)[:, None]
-    return masked_mean((scores - target).square(), expandable(context), dim=1).mean()
-
-
-def lens_objective(
-    scores: Tensor, context: WorkingContext, pairing: Pairing, verdict: Tensor, variants: int, objectives: Objectives
-) -> tuple[Tensor, Statistics]:
-    """LensNet's loss (scalar, not yet weighted by `lens_weight`) and its metrics.
-
-    scores [R, Lc] belong to `context`, the entries before the cursor; verdict [R] is the mean ΔNLL behind the cursor
-    by which contexts are compared.
-    """
-    paired = variants > 1
-    statistics = _score_statistics(scores, context, pairing)
-    loss = objectives.budget_weight * budget_loss(scores, context)
-    if paired:
-        pairs = preference_pairs(context.focus, verdict, block_means(scores, context), variants)
-        statistics |= _pair_statistics(pairs)
-    if paired and objectives.lens_objective != "span_utility":
-        loss = loss + preference_loss(pairs, objectives)
-    else:
-        loss = loss + span_utility_loss(scores, verdict, context, objectives.utility_scale)
-    return loss, statistics
-
-
-def _score_statistics(scores: Tensor, context: WorkingContext, pairing: Pairing) -> Statistics:
-    scores = scores.detach().float()
-    cut = context.length
-    reach = context.geometry.block_size
-    damage, followers = (part[:, :cut] for part in span_delta(pairing, reach))
-    mean = masked_mean(scores, context.valid, dim=1)[:, None]
-    spread = masked_mean((scores - mean).square(), context.valid, dim=1).sqrt()
-    return Statistics(
-        means={
-            "mc/policy_score_abs_mean": masked_sum(scores.abs(), context.valid),
-            "mc/policy_score_std_mean": masked_sum(spread, torch.ones_like(spread, dtype=torch.bool)),
-        },
-        moments={"mc/pref_score_corr": moments(scores, damage, (followers > 0) & (context.lod > 0))},
-    )
-
-
-def _pair_statistics(pairs: PreferencePairs) -> Statistics:
-    signed = pairs.sign * torch.tanh(pairs.strength)[..., None]
-    exists = pairs.differ.any(dim=-1)
-    vote = torch.where(pairs.differ, pairs.sign * pairs.score.detach(), 0.0).sum(dim=-1)
-    agreement = torch.where(vote > 0, 1.0, torch.where(vote == 0, 0.5, 0.0))
-    correlation = pearson(pairs.score, pairs.sign, pairs.differ)
-    return Statistics(
-        means={"mc/preference_agreement": masked_sum(agreement, exists)},
-        sums={"mc/preference_pair_count": exists.sum().double()},
-        samples={"mc/preference_corr": correlation.flatten().float()},
-        moments={"mc/pref_span_corr": moments(pairs.score, signed, pairs.differ)},
-    )
+    order = mix(seeds, _SHUFFLE).argsort(dim=1)
+    return verdict.view(seeds.shape).gather(1, order).flatten()

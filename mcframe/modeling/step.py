@@ -19,9 +19,11 @@ from mcframe.context.statistics import Statistics, masked_mean, masked_sum
 from mcframe.context.working_context import WorkingContext, gather_embeddings, raw_context, unroll
 from mcframe.hookspecs import Allocator, GistNet, LensNet, Sequences, VariantStrategy
 from mcframe.modeling.gpt import GPT
+from mcframe.modeling.lens_memory import LensMemory, Remembered
+from mcframe.modeling.lens_objective import lens_objective
 from mcframe.modeling.node_table import build_node_table
 from mcframe.modeling.objectives import Objectives, distillation, gist_delta_penalty, variant_loss
-from mcframe.modeling.preference import lens_objective
+from mcframe.modeling.preference import shuffled
 from mcframe.modeling.reconstruction import Reconstruction
 
 
@@ -66,6 +68,9 @@ class MegaContextStep(nn.Module):
         super().__init__()
         self.gpt, self.gistnet, self.lensnet = gpt, gistnet, lensnet
         self.reconstruction = reconstruction
+        self.lens_memory: LensMemory | None = None
+        if lensnet is not None and LensMemory.wanted(objectives):
+            self.lens_memory = LensMemory(lensnet, objectives)
         self.strategy, self.geometry, self.objectives = strategy, geometry, objectives
 
     def forward(self, *arguments: Any, task: str = "losses", **options: Any) -> Any:
@@ -92,6 +97,11 @@ class MegaContextStep(nn.Module):
             loss, statistics = loss + extra, statistics | more
         statistics.means["train/loss"] = masked_sum(loss[None], baseline.scored.new_ones(1))
         return loss, statistics
+
+    def after_step(self) -> None:
+        """An optimizer step is done: what is remembered from step to step takes it in. Called on every rank."""
+        if self.lens_memory is not None and self.lensnet is not None:
+            self.lens_memory.after_step(self.lensnet)
 
     def _baseline(self, tokens: Tensor, scored: Tensor | None) -> Baseline:
         inputs, following = tokens[:, :-1], tokens[:, 1:]
@@ -132,7 +142,12 @@ class MegaContextStep(nn.Module):
             seen = context.before_cursor()
             scores = self.lensnet(seen, entries[:, : seen.length].detach()).float()
             verdict = tail_delta(pairing if dropped is None or weights.lens_judge == "gist" else dropped).detach()
-            lens, about_lens = lens_objective(scores, seen, pairing, verdict, self.strategy.count, weights)
+            if weights.lens_shuffle:
+                verdict = shuffled(verdict, seeds)
+            known = Remembered()
+            if self.lens_memory is not None:
+                known = self.lens_memory(seen, read, verdict, self.strategy.count)
+            lens, about_lens = lens_objective(scores, seen, pairing, verdict, self.strategy.count, weights, known)
             loss, statistics = loss + weights.lens_weight * lens, statistics | about_lens
             statistics.means["mc/lens_loss"] = masked_sum(lens[None], pairing.scored.new_ones(1))
         return loss, statistics

@@ -76,6 +76,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("mc/preference_corr_undefined", "pairs", "neither", "pairs whose correlation is undefined"),
     Metric("mc/preference_agreement", "fraction", "higher", "share of pairs that the scores rank rightly; ties half"),
     Metric("mc/preference_pair_count", "pairs", "neither", "preference pairs"),
+    Metric("mc/preference_strength", "nats", "neither", "difference between the two contexts of a pair, averaged"),
+    Metric("mc/policy_kl", "nats", "neither", "KL divergence of LensNet's policy from that of its slow copy"),
     Metric("mc/pref_span_corr", "1", "higher", "correlation of scores with signed targets, all differing blocks"),
     Metric("mc/pref_score_corr", "1", "higher", "correlation of a collapsed span's score with its lod_delta"),
     # ---- time, per optimizer step ----------------------------------------------------------------

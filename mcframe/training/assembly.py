@@ -56,12 +56,17 @@ def build_model(recipe: Recipe, vocab_size: int) -> MegaContextStep:
     gistnet = lensnet = reconstruction = None
     if strategy.count:
         recipe.context.check_levels()
-        if strategy.count == 1 and recipe.objectives.lens_objective == "preference":
+        if strategy.count == 1 and recipe.objectives.lens_objective in ("preference", "span_difference"):
             raise UserError(
                 "objectives.lens_objective = 'preference' needs two variants or more; one makes no pair",
                 remedy="raise the variant strategy's count, or set objectives.lens_objective = 'auto'",
             )
         if (build_gistnet := recipe.gistnet) is not None:
+        if strategy.count == 1 and recipe.objectives.lens_shuffle:
+            raise UserError(
+                "objectives.lens_shuffle deals verdicts out among the variants of a sequence; there is only one",
+                remedy="raise the variant strategy's count to 2 or more, or set objectives.lens_shuffle = False",
+            )
             gistnet = seeded(recipe.seed, "gistnet", lambda: build_gistnet(shape))
             if recipe.objectives.reconstruction_weight:
                 share = recipe.objectives.reconstruction_share

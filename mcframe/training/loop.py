@@ -104,6 +104,7 @@ class Trainer:
             loss, statistics = self.engine(tokens, seeds, length, scored, rebuild)
             self.accumulator.add(statistics)
             self.engine.backward_and_step(loss)
+        self.engine.model.after_step()
         self._loss = loss.detach()
         self.clock.tick()
         self.progress.update(self.clock.tokens)

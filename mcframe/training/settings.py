@@ -306,4 +306,10 @@ class Recipe:
 
     def variant_length(self, step: int) -> int:
         """Entries of each variant in optimizer step `step`: the largest reachable under the step's target."""
+        if self.objectives.policy_kl_weight and self.deepspeed.zero_stage == 3:
+            raise UserError(
+                "objectives.policy_kl_weight keeps a copy of LensNet, which cannot follow weights that ZeRO 3 divides "
+                "among ranks",
+                remedy="set deepspeed.zero_stage to 0, 1 or 2, or objectives.policy_kl_weight = 0.0",
+            )
         return self.context.geometry.reachable(self.context.target(step / max(1, self.steps - 1)))[0]

@@ -98,6 +98,7 @@ def check_everything_learns(
         loss_of(step).backward()
         reached |= {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.count_nonzero())}
         optimizer.step()
+        means["mc/preference_strength"] = wanted.strengths
     assert sorted(before.keys() - reached) == [], "parameters without a gradient"
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     assert still == [], "parameters that did not move"

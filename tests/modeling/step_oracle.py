@@ -69,6 +69,7 @@ class Outcome:
 
 class SlowStep:
     """The oracle of `MegaContextStep.losses`, with copies of its parameters in float64."""
+    strengths: list[float] = field(default_factory=list)
 
     def __init__(self, model: MegaContextStep, tree: oracle.Tree) -> None:
         self.tree, self.gpt, self.gistnet = tree, model.gpt, model.gistnet
@@ -201,7 +202,9 @@ class SlowStep:
         o, tree = self.objectives, self.tree
         worse, better = (one, other) if self.judgement(one) > self.judgement(other) else (other, one)
         strength = abs(self.judgement(one) - self.judgement(other))
-        means = oracle.block_means(tree, worse.seen, worse.scores)
+        sides = [oracle.block_means(tree, worse.seen, worse.scores)]
+        if o.preference_sides == "both":
+            sides.append(oracle.block_means(tree, better.seen, better.scores))
         terms, up, down, votes, signs = [], [], [], [], []
         for block in range(tree.blocks):
             if worse.focus[block] == better.focus[block]:
@@ -238,3 +241,4 @@ class SlowStep:
         for entry, value in zip(variant.seen, values, strict=True):
             if entry.lod and entry.predicts and entry.start in spans:
                 outcome.score_pairs.append((value, number(oracle.mean(spans[entry.start]))))
+            outcome.strengths.append(strength)
