@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import pluggy
 from torch import Tensor, nn
 
+from mcframe.context.controls import Condition
 from mcframe.context.geometry import Geometry
 from mcframe.context.working_context import WorkingContext
 
@@ -48,8 +49,9 @@ class ModelShape:
 class GistNet(nn.Module, ABC):
     """Compresses the K children of each node into one gist of G slots. Factory: `factory(shape)`."""
 
-    context_blocks: int = 0
-    """How many blocks to its left a gist may read besides its own; 0 = isolated."""
+    context_blocks: int | None = 0
+    """How many blocks to its left a gist may read besides its own; 0 = isolated, None = everything to its left.
+    With `reads_layer` always None, for the states that it reads have read all of it."""
 
     reads_layer: int = 0
     """What stands for a token among the children: 0 = its embedding; n = its state in the uncompressed pass after n
@@ -64,7 +66,8 @@ class GistNet(nn.Module, ABC):
 
         children [B, nodes, K * slots(lod - 1), D] -> gists [B, nodes, G, D], same dtype and device
         (children [B, nodes, K**lod, D] with `reads_tokens`).
-        Differentiable; deterministic in eval mode; node i depends on nodes i - context_blocks .. i only.
+        Differentiable; deterministic in eval mode; node i depends on nodes i - context_blocks .. i only
+        (on nodes up to i where that is None).
         Called once a level in every step, level 1 first.
         """
 
@@ -204,6 +207,123 @@ class Task(ABC):
         """One sequence for each seed [B] int64, a function of that seed alone; the same on every machine."""
 
 
+# ---- evaluations ---------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out sequences that a model is judged on.
+
+    tokens     [n, T + 1] int64
+    documents  [n, T + 1] int64: the document that each token belongs to; what is resampled for an interval
+    scored     [n, T] bool: the target that follows token t counts
+    evidence   [n, T] int64: where the answer to the target at t stands, -1 where nobody knows; None for text
+    """
+
+    tokens: Tensor
+    documents: Tensor
+    scored: Tensor
+    evidence: Tensor | None = None
+
+
+class Subject(Protocol):
+    """The trained model that an evaluation judges. Tensors that go in and come out lie on the CPU.
+
+    geometry      the tree
+    vocab_size    token ids are below this
+    length        target length of the run's working contexts, as a fraction of the window
+    seed          of everything that evaluations draw; the same for every run, so that all are judged alike
+    has_gists     whether the model was trained with a GistNet; else it knows no `gist` and no `swap`
+    has_lens      whether it was trained with a LensNet, so that `refocus` works
+    twins         other models to compare with: `drop`, trained to live with gaps; `mean`, with mean embeddings as gists
+    """
+
+    geometry: Geometry
+    vocab_size: int
+    length: float
+    seed: int
+    has_gists: bool
+    has_lens: bool
+    twins: Mapping[str, Subject]
+
+    def held_out(self, windows: int, task: Callable[[Geometry], Task] | None = None) -> HeldOut:
+        """Up to `windows` sequences: of `task` where one is given, else of what the run trains on."""
+
+    def judge(self, tokens: Tensor, focus: Tensor, condition: Condition = "gist") -> tuple[Tensor, Tensor]:
+        """What the model makes of every target, whatever stands for the collapsed blocks.
+
+        tokens [n, T + 1]; focus [n, blocks] or, V focuses of each sequence, [n, V, blocks] -> NLL in nats and whether
+        the likeliest token was right (1.0 or 0.0), float32 [n, T] or [n, V, T]; NaN where no entry predicts the target
+        (position t holds the target that follows token t). `swap` exchanges the gists of neighbours, sequences 2i
+        and 2i + 1.
+        """
+
+    def refocus(self, tokens: Tensor, budget: int) -> Tensor:
+        """The focus [n, blocks] of at most `budget` entries that LensNet and allocator choose for tokens [n, T + 1]."""
+
+    def announce(self, contexts: int) -> None:
+        """Say how many more working contexts are about to be judged, for the progress bar."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95 % interval; NaN where undefined."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.value != self.value:
+            return "undefined"
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a person reads: a row is a cell a column."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | int | float | Interval | None]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a person looks at: lines of (x, interval) points, by name."""
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    lines: Mapping[str, Sequence[tuple[float, Interval]]]
+    log_x: bool = False
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an evaluation found out.
+
+    metrics   flat figures, `eval/NAME/...`; bounds of an interval end in `_low` and `_high`
+    verdicts  sentences that say what the figures mean; notes: what was left out, and what to be careful about
+    """
+
+    metrics: Mapping[str, float]
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+    verdicts: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+class Evaluation(ABC):
+    """A question to a trained model. Factory: `factory()`."""
+
+    name: str
+    """Names its metrics, `eval/NAME/...`; two evaluations of a run must differ in it."""
+
+    @abstractmethod
+    def run(self, subject: Subject) -> Findings:
+        """Ask. Every rank calls it with the same subject and must ask the same things in the same order."""
+
+
 # ---- the run, as lifecycle hooks see it ----------------------------------------------------------
 @dataclass(frozen=True)
 class RunInfo:
@@ -254,6 +374,10 @@ class Hooks:
     @hookspec
     def register_tasks(self, register: Register) -> None:
         """Offer generated tasks."""
+
+    @hookspec
+    def register_evaluations(self, register: Register) -> None:
+        """Offer evaluations."""
 
     @hookspec
     def run_started(self, run: RunInfo) -> None:

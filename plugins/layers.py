@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of every place's angles, float32 [places, head width // 2] each."""
 
 
 def rms_norm(x: Tensor) -> Tensor:
     """Divide by the root mean square over the last dimension, without a gain."""
     return F.rms_norm(x, (x.shape[-1],))
+
+
+def rotation(count: int, head_width: int, device: torch.device, *, base: float = 1000.0) -> Rotation:
+    """Angles of `count` places. Only differences of places matter, so the length of the sequence is not fixed.
+
+    The longest wavelength is 2 pi * base places: enough for the few hundred that a window holds.
+    """
+    pairs = head_width // 2
+    frequency = torch.pow(base, -torch.arange(pairs, dtype=torch.float32, device=device) / max(pairs, 1))
+    angle = torch.arange(count, dtype=torch.float32, device=device)[:, None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, angles: Rotation) -> Tensor:
+    """Rotate pairs (i, i + half) of x [N, H, places, head width]; the last of an odd width stays as it is."""
+    half = x.shape[-1] // 2
+    cosine, sine = (part.to(x.dtype) for part in angles)
+    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    return torch.cat((first * cosine - second * sine, first * sine + second * cosine, rest), dim=-1)
 
 
 class Layer(nn.Module):
@@ -24,15 +47,28 @@ class Layer(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor, *, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x [N, C, W] attends to memory [N, M, W] (itself by default) where mask [N, 1, 1, M] allows -> [N, C, W]."""
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        angles: Rotation | None = None,
+    ) -> Tensor:
+        """x [N, C, W] attends to memory [N, M, W] (itself by default) where mask allows -> [N, C, W].
+
+        mask is bool and broadcasts to [N, heads, C, M]; angles turn queries and keys of self-attention by their place.
+        """
         normed = rms_norm(x)
         source = normed if memory is None else rms_norm(memory)
         query, key, value = (
             projection(read).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection, read in ((self.query, normed), (self.key, source), (self.value, source))
         )
-        mixed = F.scaled_dot_product_attention(rms_norm(query), rms_norm(key), value, attn_mask=mask)
+        query, key = rms_norm(query), rms_norm(key)
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         out: Tensor = x + self.down(F.relu(self.up(rms_norm(x))).square())
         return out

@@ -1,12 +1,16 @@
 """GistNets: K children become one gist of G slots."""
 
 from mcframe.hookspecs import Register, hookimpl
+from mcframe_plugins.gistnet.contextual import ContextualGistNet
 from mcframe_plugins.gistnet.mean import MeanGistNet
+from mcframe_plugins.gistnet.multihead import MultiheadGistNet
 from mcframe_plugins.gistnet.transformer import TransformerGistNet
 
 
 @hookimpl
 def register_gistnets(register: Register) -> None:
     """Offer what this folder holds."""
+    register("contextual", ContextualGistNet)
     register("mean", MeanGistNet)
+    register("multihead", MultiheadGistNet)
     register("transformer", TransformerGistNet)

@@ -1,7 +1,8 @@
 """A small transformer that looks both ways inside one block, then pools.
 
-Isolated: a gist depends on its own block only. Mean pooling of its states is what LCLM (arXiv 2606.09659) found
-better than a CLS token; query pooling is Perceiver's (Jaegle et al., 2021) cross-attention.
+Isolated: a gist depends on its own block only, unless its children are states of the base model. Mean pooling of its
+states is what LCLM (arXiv 2606.09659) found better than a CLS token; query pooling is Perceiver's (Jaegle et al., 2021)
+cross-attention.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from mcframe.context.controls import slot_means
-from mcframe.errors import UserError
 from mcframe.hookspecs import GistNet, ModelShape
+from mcframe_plugins.gistnet.pooling import Head, check_at_least, check_heads, gist_head
 from mcframe_plugins.layers import Layer, rms_norm
 
 
 class TransformerGistNet(GistNet):
     """Transformer over a block's children, pooled to G slots.
 
-    layers   transformer layers
-    heads    attention heads; must divide the model's width
-    pooling  mean: over each slot's stretch of children; query: a learned query a slot attends to all children;
-             cls: a learned token a slot is read along with the children
-    head     linear or mlp, from the pooled state to the gist
-    residual add the mean of the children's embeddings, so that training starts at the `mean` GistNet
+    layers      transformer layers
+    heads       attention heads; must divide the model's width
+    pooling     mean: over each slot's stretch of children; query: a learned query a slot attends to all children;
+                cls: a learned token a slot is read along with the children
+    head        linear or mlp, from the pooled state to the gist
+    residual    add the mean of the children's embeddings, so that training starts at the `mean` GistNet
+    base_layer  LOD1 is made from the base model's states after that many of its blocks; 0 = from embeddings
     """
 
     def __init__(
@@ -35,16 +37,16 @@ class TransformerGistNet(GistNet):
         layers: int = 2,
         heads: int = 4,
         pooling: Literal["mean", "query", "cls"] = "mean",
-        head: Literal["linear", "mlp"] = "mlp",
+        head: Head = "mlp",
         residual: bool = True,
+        base_layer: int = 0,
     ) -> None:
         super().__init__()
         width, geometry = shape.width, shape.geometry
-        if width % heads:
-            raise UserError(
-                f"gistnet.transformer.heads = {heads} does not divide the model's width of {width}",
-                remedy="choose a number of heads that divides gpt.width",
-            )
+        check_heads("transformer", heads, width)
+        check_at_least("transformer.base_layer", base_layer, 0)
+        if base_layer:
+            self.context_blocks, self.reads_layer = None, base_layer
         self.slots, self.pooling, self.residual = geometry.slots, pooling, residual
         # "embed" in a name keeps a parameter out of Muon: these are tables, not maps.
         self.child_embed = nn.Parameter(torch.randn(geometry.block_size * geometry.slots, width) * 0.02)
@@ -54,12 +56,7 @@ class TransformerGistNet(GistNet):
             self.slot_embed = nn.Parameter(torch.randn(geometry.slots, width) * 0.02)
         if pooling == "query":
             self.pool = Layer(width, heads)
-        if head == "mlp":
-            self.head: nn.Module = nn.Sequential(
-                nn.Linear(width, width, bias=False), nn.GELU(), nn.Linear(width, width, bias=False)
-            )
-        else:
-            self.head = nn.Linear(width, width, bias=False)
+        self.head = gist_head(head, width)
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
         """children [B, nodes, C, D] -> [B, nodes, G, D]."""

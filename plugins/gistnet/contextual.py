@@ -1,0 +1,113 @@
+"""A transformer over a window of earlier blocks, then pooling block by block.
+
+What a block means depends on what stands before it: a name defined earlier, a pronoun, a key whose value follows.
+LCLM (arXiv 2606.09659) found an encoder over several chunks far better than one over isolated chunks, and pooled
+states of a contextual encoder keep much more than pooled embeddings (arXiv 2510.20797).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mcframe.context.controls import slot_means
+from mcframe.errors import UserError
+from mcframe.hookspecs import GistNet, ModelShape
+from mcframe_plugins.gistnet.pooling import Head, HeadPooling, check_at_least, check_heads, gist_head
+from mcframe_plugins.layers import Layer, rms_norm, rotation
+
+
+class ContextualGistNet(GistNet):
+    """Encoder in which a child of block i reads the children of blocks i - window .. i, pooled to G slots.
+
+    layers      encoder layers; a gist thus reads `layers * window` blocks to its left. 0 only with base_layer
+    heads       attention heads; must divide the model's width
+    window      blocks to the left that one layer may read
+    pooling     mean: over each slot's stretch of children; query: a learned query a slot attends to all children;
+                heads: several queries a slot whose reads are mapped side by side, as in `multihead`
+    queries     queries a slot with pooling = 'heads'
+    head        linear or mlp, from the pooled state to the gist
+    residual    add the mean of the children's embeddings, so that training starts near the `mean` GistNet
+    base_layer  children are the base model's states after that many of its blocks; 0 = embeddings
+    from_tokens gists of every level are pooled from the same states of tokens, instead of from gists one level below:
+                nothing is compressed twice and the encoder knows one kind of input, for one more pass of it a level
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        layers: int = 2,
+        heads: int = 4,
+        window: int = 2,
+        pooling: Literal["mean", "query", "heads"] = "mean",
+        queries: int = 4,
+        head: Head = "mlp",
+        residual: bool = True,
+        base_layer: int = 0,
+        from_tokens: bool = True,
+    ) -> None:
+        super().__init__()
+        width, geometry = shape.width, shape.geometry
+        _check(layers, window, queries, base_layer)
+        check_heads("contextual", heads, width)
+        self.context_blocks = None if base_layer else layers * window
+        self.reads_layer, self.reads_tokens = base_layer, from_tokens
+        self.slots, self.block_size, self.head_width = geometry.slots, geometry.block_size, width // heads
+        self.window, self.pooling, self.residual = window, pooling, residual
+        children = geometry.block_size * (1 if from_tokens else geometry.slots)
+        self.child_embed = nn.Parameter(torch.randn(children, width) * 0.02)
+        self.lod_embed = nn.Parameter(torch.randn(geometry.levels, width) * 0.02)
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
+        if pooling == "query":
+            self.slot_embed = nn.Parameter(torch.randn(geometry.slots, width) * 0.02)
+            self.pool: nn.Module = Layer(width, heads)
+        elif pooling == "heads":
+            self.pool = HeadPooling(width, heads, geometry.slots, queries)
+        self.head = gist_head(head, width, queries if pooling == "heads" else 1)
+
+    def forward(self, children: Tensor, lod: int) -> Tensor:
+        """children [B, nodes, C, D] -> [B, nodes, G, D]."""
+        sequences, nodes, count, width = children.shape
+        states = self._encode(children.flatten(1, 2), lod, self.block_size if self.reads_tokens else count)
+        states = states.reshape(sequences * nodes, count, width)
+        if self.pooling == "mean":
+            pooled = slot_means(states, self.slots)
+        elif self.pooling == "query":
+            pooled = self.pool(self.slot_embed.expand(states.shape[0], -1, -1), memory=states)
+        else:
+            pooled = self.pool(states)
+        gists: Tensor = self.head(rms_norm(pooled)).view(sequences, nodes, self.slots, width)
+        return gists + rms_norm(slot_means(children, self.slots)) if self.residual else gists
+
+    def _encode(self, children: Tensor, lod: int, block: int) -> Tensor:
+        """States [B, n, D] of all the children [B, n, D] of the sequence, in blocks of `block`, in one pass."""
+        count = children.shape[1]
+        x = rms_norm(children).unflatten(1, (-1, block)) + self.child_embed[:block] + self.lod_embed[lod - 1]
+        x = x.flatten(1, 2)
+        mask = block_mask(count, block, self.window, x.device)
+        angles = rotation(count, self.head_width, x.device)
+        for layer in self.layers:
+            x = layer(x, mask=mask, angles=angles)
+        return x
+
+
+def block_mask(count: int, block: int, window: int, device: torch.device) -> Tensor:
+    """[count, count] bool: child q may read child k, since k stands in q's block or in one of `window` before it."""
+    number = torch.arange(count, device=device) // block
+    back = number[:, None] - number
+    return (back >= 0) & (back <= window)
+
+
+def _check(layers: int, window: int, queries: int, base_layer: int) -> None:
+    check_at_least("contextual.base_layer", base_layer, 0)
+    check_at_least("contextual.layers", layers, 0)
+    check_at_least("contextual.window", window, 0)
+    check_at_least("contextual.queries", queries, 1)
+    if layers == 0 and base_layer == 0:
+        raise UserError(
+            "gistnet.contextual.layers is 0 and base_layer too: a gist would read nothing to its left",
+            remedy="give it layers, or set gistnet.contextual.base_layer to pool the base model's states",
+        )

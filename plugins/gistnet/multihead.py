@@ -1,0 +1,57 @@
+"""Several heads and several queries a slot read a block's children; their reads side by side make the gist.
+
+Isolated: a gist depends on its own block only. Pooling by learned queries is Set Transformer's (Lee et al., 2019);
+more than one read a slot is for gists that have to hold several facts, see `HeadPooling`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mcframe.context.controls import slot_means
+from mcframe.hookspecs import GistNet, ModelShape
+from mcframe_plugins.gistnet.pooling import Head, HeadPooling, check_at_least, check_heads, gist_head
+from mcframe_plugins.layers import Layer, rms_norm
+
+
+class MultiheadGistNet(GistNet):
+    """Attention pooling of a block's children to G slots.
+
+    heads    attention heads, each with a softmax over the children of its own; must divide the model's width
+    queries  learned queries a slot
+    layers   transformer layers before it, so that what is read knows its neighbours: a value its key; 0 = none
+    head     linear or mlp, from the reads side by side to the gist
+    residual add the mean of the children's embeddings, so that training starts near the `mean` GistNet
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        heads: int = 4,
+        queries: int = 4,
+        layers: int = 1,
+        head: Head = "mlp",
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        width, geometry = shape.width, shape.geometry
+        check_heads("multihead", heads, width)
+        check_at_least("multihead.queries", queries, 1)
+        check_at_least("multihead.layers", layers, 0)
+        self.slots, self.residual = geometry.slots, residual
+        self.child_embed = nn.Parameter(torch.randn(geometry.block_size * geometry.slots, width) * 0.02)
+        self.lod_embed = nn.Parameter(torch.randn(geometry.levels, width) * 0.02)
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
+        self.pool = HeadPooling(width, heads, geometry.slots, queries)
+        self.head = gist_head(head, width, queries)
+
+    def forward(self, children: Tensor, lod: int) -> Tensor:
+        """children [B, nodes, C, D] -> [B, nodes, G, D]."""
+        sequences, nodes, count, width = children.shape
+        x = rms_norm(children).flatten(0, 1) + self.child_embed[:count] + self.lod_embed[lod - 1]
+        for layer in self.layers:
+            x = layer(x)
+        gists: Tensor = self.head(rms_norm(self.pool(x))).view(sequences, nodes, self.slots, width)
+        return gists + rms_norm(slot_means(children, self.slots)) if self.residual else gists

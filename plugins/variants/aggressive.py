@@ -1,0 +1,36 @@
+"""As much as possible in gists of the highest levels: few spans, each of them long, and the rest of the window raw.
+
+`random_collapse` draws every mix of levels alike, and of a hundred mixes few are coarse; this one trains what a long
+history looks like, old text in a few gists of a high level.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mcframe.context.geometry import Geometry
+from mcframe.context.seeding import below
+from mcframe.hookspecs import Sequences, VariantStrategy
+from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, place, random_order
+
+
+class Aggressive(VariantStrategy):
+    """Of the mixes that have the asked length, the one with most nodes at the highest LOD, placed at random.
+
+    A repeated focus is drawn again, up to `attempts` times in all, each time from one mix more, the next coarsest:
+    where the coarsest mix fits in few places, variants differ all the same. At one level this is `random_collapse`.
+    """
+
+    def __init__(self, geometry: Geometry, *, count: int = 2, attempts: int = 6) -> None:
+        self.geometry, self.count, self.attempts = geometry, checked_count("aggressive", count), attempts
+
+    def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
+        """Focuses [B, V, blocks] of exactly `length` entries; each a function of its own sequence's seeds."""
+        geometry = sequences.geometry
+        known = mixes(geometry, length, seeds.device, coarsest_first=True)
+
+        def draw(seeds: Tensor, attempt: int) -> Tensor:
+            counts = known[below(seeds, min(attempt + 1, known.shape[0]))]
+            return place(counts, random_order(seeds, geometry), geometry)
+
+        return distinct(draw, seeds, self.attempts)

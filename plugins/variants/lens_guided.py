@@ -1,0 +1,89 @@
+"""LensNet's own choice, with noise: what it scores lowest is collapsed, so that it is judged on contexts it would make.
+
+Random focuses rarely show the mistakes of a scorer that has learned something. Sampling without replacement by Gumbel
+noise on the scores is Kool et al., Stochastic Beams and Where to Find Them (2019). No gradient flows through it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mcframe.context.focus import over_nodes
+from mcframe.context.geometry import Geometry
+from mcframe.context.seeding import below, mix, priorities
+from mcframe.errors import UserError
+from mcframe.hookspecs import Sequences, VariantStrategy
+from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, place, uniform
+
+_RANDOM, _NOISE = 1 << 33, 1 << 34
+"""Salts of the choice of random variants and of the noise."""
+_MORE_NOISE = 0.25
+
+
+class LensGuided(VariantStrategy):
+    """Collapses the nodes with the lowest mean score plus noise; the mix of levels is drawn first.
+
+    temperature   scale of the Gumbel noise against scores in [-1, 1]; 0 = exactly the lowest
+    random_share  share of variants that ignore the scores, so that everything goes on being tried
+    attempts      draws in all until the variants of a sequence differ, each with more noise
+    """
+
+    needs_scores = True
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        count: int = 2,
+        temperature: float = 0.25,
+        random_share: float = 0.25,
+        attempts: int = 6,
+    ) -> None:
+        if temperature < 0:
+            raise UserError(
+                f"variants.lens_guided.temperature is {temperature}; it cannot be negative",
+                remedy="set it to 0 to follow the scores exactly, or above",
+            )
+        if not 0 <= random_share <= 1:
+            raise UserError(
+                f"variants.lens_guided.random_share is {random_share}; it must lie between 0 and 1",
+                remedy="choose a share, for example 0.25",
+            )
+        self.geometry, self.count, self.attempts = geometry, checked_count("lens_guided", count), attempts
+        self.temperature, self.random_share = temperature, random_share
+
+    def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
+        """Focuses [B, V, blocks] of exactly `length` entries; each a function of its sequence's seeds and scores."""
+        if scores is None:
+            raise ValueError("lens_guided needs the scores of the uncompressed context")
+        geometry = sequences.geometry
+        known = mixes(geometry, length, seeds.device)
+        value = block_scores(scores.detach(), geometry)[:, None]
+
+        def draw(seeds: Tensor, attempt: int) -> Tensor:
+            ignored = (uniform(mix(seeds, _RANDOM)) < self.random_share)[..., None]
+            # Noise alone, at any scale above 0, makes every set as likely as any other.
+            scale = torch.where(ignored, 1.0, self.temperature + _MORE_NOISE * attempt)
+
+            def order(lod: int) -> Tensor:
+                noise = gumbel(priorities(mix(seeds, _NOISE + lod), geometry.nodes(lod)))
+                wanted = over_nodes(value, geometry, lod).mean(dim=-1)
+                return torch.where(ignored, 0.0, wanted) - scale * noise
+
+            return place(known[below(seeds, known.shape[0])], order, geometry)
+
+        return distinct(draw, seeds, self.attempts)
+
+
+def block_scores(scores: Tensor, geometry: Geometry) -> Tensor:
+    """Mean score of every raw block before the cursor: scores [B, cursor] -> float64 [B, blocks], 0 behind it."""
+    whole = geometry.cursor // geometry.block_size
+    means = scores[:, : whole * geometry.block_size].double().unflatten(1, (whole, geometry.block_size)).mean(dim=-1)
+    return F.pad(means, (0, geometry.blocks - whole))
+
+
+def gumbel(bits: Tensor) -> Tensor:
+    """Random int64 of any shape -> standard Gumbel noise, float64."""
+    return -(-uniform(bits).log()).log()
