@@ -17,9 +17,9 @@ from mcframe.errors import UserError
 from mcframe.modeling.step import MegaContextStep
 from mcframe.recipe import Loaded, load_recipe
 from mcframe.registry import KINDS
-from mcframe.training.assembly import build_model, parameter_counts
+from mcframe.training.assembly import build_model, build_task, parameter_counts
 from mcframe.training.engine_config import engine_config
-from mcframe.training.report import cost, memory_estimate
+from mcframe.training.report import cost, left_out, memory_estimate
 from mcframe.training.settings import Recipe
 
 
@@ -46,9 +46,11 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
         model = build_model(recipe, vocab_size)
     recipe.allocator(recipe.context.geometry)
     recipe.text()
+    build_task(recipe, model)
     rows = {
         "plug-ins": _plugins(loaded),
         **{name: f"{count:,} parameters ({count / 1e6:.1f} M)" for name, count in parameter_counts(model).items()},
+        **left_out(model),
     }
     variants = model.strategy.count
     lengths = [recipe.variant_length(step) if variants else 0 for step in (0, recipe.steps - 1)]
@@ -93,7 +95,8 @@ def _vocab_size(loaded: Loaded, console: Console) -> int:
 
 def _plugins(loaded: Loaded) -> str:
     bound = loaded.config.as_dict()
-    chosen = ", ".join(str(bound[f"run.{kind}"]).lstrip("@") for kind in KINDS if f"run.{kind}" in bound)
+    parts = [bound.get(f"run.{kind}") for kind in KINDS]
+    chosen = ", ".join(str(part).lstrip("@") for part in parts if part is not None)
     packages = ", ".join(f"{name} {version}" for name, version in loaded.registry.versions().items())
     return f"{chosen} (from {packages})"
 

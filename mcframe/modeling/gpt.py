@@ -44,7 +44,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         # "embed" in the name keeps it out of Muon: it is a table, not a map.
-        self.gist_bias_embed = None if gist_bias is None else nn.Parameter(torch.full((levels, heads), gist_bias))
+        self.gist_bias_embed = (
+            None if gist_bias is None else nn.Parameter(torch.full((levels, heads), float(gist_bias)))
+        )
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)

@@ -74,7 +74,7 @@ class MegaContextStep(nn.Module):
         self.strategy, self.geometry, self.objectives = strategy, geometry, objectives
 
     def forward(self, *arguments: Any, task: str = "losses", **options: Any) -> Any:
-        """Run one of this module's tasks: `losses` (training), `validate`, `judge`, `refocus`, `proposals`, `next_logits`.
+        """Run a task of this module: `losses` (training), `validate`, `judge`, `refocus`, `proposals` or `next_logits`.
 
         Everything goes through here, so that DeepSpeed's hooks on `forward` see all that is run.
         """
@@ -127,7 +127,7 @@ class MegaContextStep(nn.Module):
         loss = weights.variant_weight * variant_loss(pairing) + weights.gist_delta_weight * penalty
         statistics = pairing_statistics(pairing)
         statistics.means["mc/gist_delta_penalty"] = masked_sum(penalty[None], pairing.scored.new_ones(1))
-        dropped = self._dropped(table, context, baseline) if self._needs_dropped else None
+        dropped = self._dropped(table, context, baseline) if self.needs_dropped else None
         if divergence is not None:
             # What a token would lose without the span shows how much of it the gist has to carry.
             kl = distillation(divergence, pairing, dropped, weights)
@@ -140,7 +140,8 @@ class MegaContextStep(nn.Module):
         if self.lensnet is not None:
             # LensNet reads detached embeddings: its loss must not shape what it judges.
             seen = context.before_cursor()
-            scores = self.lensnet(seen, entries[:, : seen.length].detach()).float()
+            read = entries[:, : seen.length].detach()
+            scores = self.lensnet(seen, read).float()
             verdict = tail_delta(pairing if dropped is None or weights.lens_judge == "gist" else dropped).detach()
             if weights.lens_shuffle:
                 verdict = shuffled(verdict, seeds)
@@ -164,7 +165,7 @@ class MegaContextStep(nn.Module):
         return pair(context, nll, baseline.nll, baseline.scored), divergence
 
     @property
-    def _needs_dropped(self) -> bool:
+    def needs_dropped(self) -> bool:
         """Whether an objective wants to know what dropping the collapsed blocks would cost."""
         weights = self.objectives
         judge = self.lensnet is not None and weights.lens_judge == "drop"
@@ -243,12 +244,15 @@ class MegaContextStep(nn.Module):
         """What the model makes of every target under a focus, whatever stands for its collapsed blocks.
 
         tokens [B, T + 1]; focus [R, blocks], row r of sequence r // (R // B); partner [B]: whose gists `swap` takes.
+        Without a GistNet there is nothing to read or to swap, so `gist` and `swap` are `drop`, as in training.
         -> NLL in nats [R, T] and whether the likeliest token was right [R, T] (1.0 or 0.0), both NaN where no entry
         predicts the target. Position t holds the target that follows token t.
         """
         inputs, following = tokens[:, :-1], tokens[:, 1:]
         if condition == "full":
             focus = torch.zeros_like(focus)
+        elif condition != "mean" and self.gistnet is None:
+            condition = "drop"
         context = unroll(focus, self.geometry)
         if condition in ("full", "drop"):
             table = self.gpt.embed(inputs)

@@ -58,15 +58,16 @@ def build_model(recipe: Recipe, vocab_size: int) -> MegaContextStep:
         recipe.context.check_levels()
         if strategy.count == 1 and recipe.objectives.lens_objective in ("preference", "span_difference"):
             raise UserError(
-                "objectives.lens_objective = 'preference' needs two variants or more; one makes no pair",
+                f"objectives.lens_objective = {recipe.objectives.lens_objective!r} needs two variants or more; one "
+                "makes no pair",
                 remedy="raise the variant strategy's count, or set objectives.lens_objective = 'auto'",
             )
-        if (build_gistnet := recipe.gistnet) is not None:
         if strategy.count == 1 and recipe.objectives.lens_shuffle:
             raise UserError(
                 "objectives.lens_shuffle deals verdicts out among the variants of a sequence; there is only one",
                 remedy="raise the variant strategy's count to 2 or more, or set objectives.lens_shuffle = False",
             )
+        if (build_gistnet := recipe.gistnet) is not None:
             gistnet = seeded(recipe.seed, "gistnet", lambda: build_gistnet(shape))
             if recipe.objectives.reconstruction_weight:
                 share = recipe.objectives.reconstruction_share
@@ -76,11 +77,39 @@ def build_model(recipe: Recipe, vocab_size: int) -> MegaContextStep:
         if (build_lensnet := recipe.lensnet) is not None and gistnet is not None:
             lensnet = seeded(recipe.seed, "lensnet", lambda: build_lensnet(shape))
     model = MegaContextStep(gpt, gistnet, lensnet, strategy, geometry, recipe.objectives, reconstruction)
+    _check_parts(model)
     for part, modules in {"base": (gpt,), "gistnet": (gistnet, reconstruction), "lensnet": (lensnet,)}.items():
         for module in modules:
             if module is not None and part not in recipe.trainable:
                 module.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"run.trainable is {recipe.trainable!r}, and this run has no such part: nothing would learn",
+            remedy="name a part that is built: base, gistnet or lensnet",
+        )
     return model
+
+
+def _check_parts(model: MegaContextStep) -> None:
+    """Raises UserError where parts want of each other what is not there."""
+    depth, geometry = model.gpt.depth, model.geometry
+    if model.gistnet is not None and not 0 <= model.gistnet.reads_layer <= depth:
+        raise UserError(
+            f"the GistNet reads states after {model.gistnet.reads_layer} layers, and the base model has {depth}",
+            remedy=f"set its layer to a number from 0 to {depth}, or raise gpt.depth",
+        )
+    most = max(model.objectives.reconstruction_blocks)
+    if model.reconstruction is not None and most > geometry.nodes(1):
+        raise UserError(
+            f"objectives.reconstruction_blocks asks for {most} neighbouring blocks, and a window has "
+            f"{geometry.nodes(1)}",
+            remedy=f"set objectives.reconstruction_blocks to numbers from 1 to {geometry.nodes(1)}",
+        )
+    if model.strategy.needs_scores and model.lensnet is None:
+        raise UserError(
+            f"the variants ({type(model.strategy).__name__}) are chosen by LensNet's scores, and there is no LensNet",
+            remedy="set run.lensnet and run.gistnet, or another run.variants, such as @variants.random_collapse",
+        )
 
 
 def assemble(recipe: Recipe) -> Assembly:
@@ -88,13 +117,21 @@ def assemble(recipe: Recipe) -> Assembly:
     tokenizer = recipe.tokenizer()
     model = build_model(recipe, tokenizer.vocab_size)
     geometry = recipe.context.geometry
-    task = recipe.task(geometry) if recipe.task is not None else None
-    if task is not None and task.vocab_size > model.gpt.vocab_size:
+    task = build_task(recipe, model)
+    return Assembly(recipe, geometry, recipe.text(), tokenizer, task, model, recipe.allocator(geometry))
+
+
+def build_task(recipe: Recipe, model: MegaContextStep) -> Task | None:
+    """The task that is trained on instead of text, if any. Raises UserError where the model has too few token ids."""
+    if recipe.task is None:
+        return None
+    task = recipe.task(recipe.context.geometry)
+    if task.vocab_size > model.gpt.vocab_size:
         raise UserError(
             f"the task uses {task.vocab_size:,} token ids and the model has {model.gpt.vocab_size:,}",
             remedy=f"set gpt.vocab_size = {task.vocab_size} or more, or lower the task's vocabulary",
         )
-    return Assembly(recipe, geometry, recipe.text(), tokenizer, task, model, recipe.allocator(geometry))
+    return task
 
 
 def training_stream(assembly: Assembly, rank: int, world_size: int) -> WindowStream:

@@ -173,7 +173,7 @@ class Trainer:
 
     def _validate(self) -> None:
         metrics = self.validation.run(self.engine)
-        if self.assembly.model.gistnet is not None:
+        if self.assembly.model.lensnet is not None:
             metrics |= self._show_contexts()
         self._publish(metrics)
 

@@ -37,7 +37,24 @@ def cost(model: MegaContextStep, recipe: Recipe, length: int) -> Cost:
         total += network_flops(parameter_count(model.gistnet), geometry.offset(geometry.levels), 0, 0, 0)
     if model.lensnet is not None:
         total += count * network_flops(parameter_count(model.lensnet), length - geometry.tail, 0, 0, 0)
-    return Cost(plain, total / window)
+    return Cost(plain, (total + _objective_flops(model, length)) / window)
+
+
+def _objective_flops(model: MegaContextStep, length: int) -> float:
+    """FLOPs a sequence of what objectives run besides the variants of `length` entries."""
+    gpt, geometry, weights = model.gpt, model.geometry, model.objectives
+    size, count, flops = gpt.non_embedding_parameters, model.strategy.count, 0.0
+    # What nothing is learned from runs forward only: a third.
+    if count and weights.gist_kl_weight:
+        flops += count * network_flops(parameter_count(gpt.lm_head), length, 0, 0, 0) / 3
+    if count and model.needs_dropped:
+        flops += count * network_flops(size, length, gpt.depth, gpt.width, length) / 3
+    if model.reconstruction is not None:
+        told = geometry.block_size + geometry.slots  # entries a block; contexts are longest in the last stage
+        longest = told * weights.reconstruction_blocks[-1]
+        entries = geometry.nodes(1) * weights.reconstruction_share * told
+        flops += network_flops(size, entries, gpt.depth, gpt.width, longest)
+    return flops
 
 
 def memory_estimate(model: MegaContextStep, recipe: Recipe, world_size: int) -> dict[str, float]:
@@ -72,7 +89,7 @@ def describe(assembly: Assembly, extra: dict[str, str]) -> RenderableType:
 
 def _parts(recipe: Recipe, model: MegaContextStep, tokenizer_size: int) -> dict[str, str]:
     counts = parameter_counts(model)
-    rows = {name: f"{count / 1e6:,.1f} M parameters" for name, count in counts.items()}
+    rows = {name: f"{count / 1e6:,.1f} M parameters" for name, count in counts.items()} | left_out(model)
     if model.gpt.vocab_size > tokenizer_size:
         unused = model.gpt.vocab_size - tokenizer_size
         rows["base model"] += f"; {unused:,} of {model.gpt.vocab_size:,} embeddings have no token"
@@ -88,6 +105,17 @@ def _parts(recipe: Recipe, model: MegaContextStep, tokenizer_size: int) -> dict[
         rows["variants"] = "none: the plain twin; GistNet and LensNet are not built"
     flops = cost(model, recipe, recipe.variant_length(0) if count else 0)
     rows["FLOPs a token"] = f"{flops.plain / 1e9:.3g} G plain, {flops.total / 1e9:.3g} G with all that a step runs"
+    return rows
+
+
+def left_out(model: MegaContextStep) -> dict[str, str]:
+    """What a run with variants does without: the rows of its GistNet and LensNet where they are None."""
+    rows = {}
+    if model.strategy.count and model.gistnet is None:
+        rows["GistNet"] = "none; collapsed blocks are dropped"
+    if model.strategy.count and model.lensnet is None:
+        why = ": without gists it has nothing to judge" if model.gistnet is None else ""
+        rows["LensNet"] = f"none; no scores are learned{why}"
     return rows
 
 

@@ -38,7 +38,7 @@ class Validation:
         self._micro_batch = micro_batch
 
     def run(self, engine: Engine) -> dict[str, float]:
-        """`val/loss` in nats a token and `val/bpb`. Collective."""
+        """`val/loss` in nats a token and, where targets stand for text, `val/bpb`. Collective."""
         engine.wrapped.eval()
         totals = torch.zeros(3, dtype=torch.float64, device=self._windows.device)
         with torch.no_grad():
@@ -51,4 +51,5 @@ class Validation:
         engine.wrapped.train()
         dist.all_reduce(totals)
         nats, tokens, size = totals.tolist()
-        return {"val/loss": nats / tokens, "val/bpb": nats / math.log(2) / size}
+        bits = {"val/bpb": nats / math.log(2) / size} if size else {}  # a task's ids may be no tokenizer's
+        return {"val/loss": nats / tokens, **bits}

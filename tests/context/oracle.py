@@ -220,7 +220,7 @@ def metrics(tree: Tree, rows: Sequence[tuple[Sequence[Entry], Sequence[Judged]]]
         seen_gist = False
         advantage = []
         for j in judged:
-            seen_gist |= j.entry.lod > 0
+            seen_gist |= j.entry.lod > 0 or j.nearest is not None  # a gist whose own target does not count is one
             if seen_gist:
                 advantage.append(j.delta)
             pool[f"mc/lod_loss/{j.entry.lod}"].append(j.nll)

@@ -12,9 +12,10 @@ from generators import focus_tensor, geometry_of
 from torch import Tensor, nn
 
 from mcframe.context.working_context import WorkingContext
-from mcframe.hookspecs import LensNet, ModelShape, Sequences, VariantStrategy
+from mcframe.hookspecs import GistNet, LensNet, ModelShape, Sequences, VariantStrategy
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
+from mcframe.modeling.reconstruction import Reconstruction
 from mcframe.modeling.step import MegaContextStep
 from mcframe_plugins.gistnet import MeanGistNet, TransformerGistNet
 from mcframe_plugins.lensnet import RecencyLensNet, TransformerLensNet
@@ -46,8 +47,25 @@ class Given(VariantStrategy):
         return self.focuses
 
 
+class Reader(GistNet):
+    """A learned map of each slot's weighted sum of children: of embeddings or states, of tokens or of gists below."""
+
+    def __init__(self, shape: ModelShape, reads_layer: int = 0, reads_tokens: bool = False) -> None:
+        super().__init__()
+        self.reads_layer, self.reads_tokens, self.slots = reads_layer, reads_tokens, shape.geometry.slots
+        self.maps = nn.Parameter(torch.randn(shape.geometry.levels, shape.width, shape.width))
+
+    def forward(self, children: Tensor, lod: int) -> Tensor:
+        place = torch.arange(1, children.shape[2] + 1, dtype=children.dtype, device=children.device)
+        weights = torch.stack([torch.cos(place * (slot + 1)) for slot in range(self.slots)])
+        return weights @ children @ self.maps[lod - 1]
+
+
 GISTNETS = {
     "mean": MeanGistNet,
+    "states": lambda shape: Reader(shape, reads_layer=1),
+    "last states": lambda shape: Reader(shape, reads_layer=2, reads_tokens=True),
+    "tokens": lambda shape: Reader(shape, reads_tokens=True),
     "transformer": lambda shape: TransformerGistNet(shape, layers=1, heads=2),
 }
 LENSNETS = {
@@ -77,22 +95,27 @@ def build_step(
     tree: oracle.Tree,
     strategy: VariantStrategy,
     *,
-    gistnet: str = "transformer",
-    lensnet: str = "entry",
+    gistnet: str | None = "transformer",
+    lensnet: str | None = "entry",
     objectives: Objectives | None = None,
     seed: int = 0,
     **options: object,
 ) -> MegaContextStep:
-    gpt = build_gpt(tree, seed, **options)
-    shape = ModelShape(gpt.width, geometry_of(tree))
-    gist, lens = GISTNETS[gistnet](shape), LENSNETS[lensnet](shape)
-    randomise(gist, seed + 1)
-    randomise(lens, seed + 2)
-    if lensnet == "entry":  # or every score is at the end of its range
+    gpt, geometry, objectives = build_gpt(tree, seed, **options), geometry_of(tree), objectives or Objectives()
+    shape = ModelShape(gpt.width, geometry)
+    gist = None if gistnet is None else GISTNETS[gistnet](shape)
+    lens = None if lensnet is None or gist is None else LENSNETS[lensnet](shape)
+    told = None
+    if gist is not None and objectives.reconstruction_weight:
+        told = Reconstruction(gpt.width, geometry, objectives.reconstruction_share)
+    for number, module in enumerate((gist, lens, told), start=1):
+        if module is not None:
+            randomise(module, seed + number)
+    if lens is not None and lensnet == "entry":  # or every score is at the end of its range
         with torch.no_grad():
             for parameter in lens.parameters():
                 parameter.mul_(0.2)
-    return MegaContextStep(gpt, gist, lens, strategy, geometry_of(tree), objectives or Objectives())
+    return MegaContextStep(gpt, gist, lens, strategy, geometry, objectives, told)
 
 
 def random_tokens(tree: oracle.Tree, sequences: int, seed: int) -> Tensor:

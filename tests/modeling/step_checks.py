@@ -10,10 +10,12 @@ import pytest
 import torch
 from modeling_builders import Given, build_step, equal_lengths, random_tokens, seeds_for
 from step_oracle import Outcome, SlowStep, correlation, number
+from test_seeding import splitmix
 from torch import Tensor, nn
 
 from mcframe.context.statistics import Statistics
 from mcframe.modeling.objectives import Objectives
+from mcframe.modeling.step import MegaContextStep
 
 
 def pearson_of_sums(sums: Tensor) -> float:
@@ -30,17 +32,21 @@ def check_against_the_slow_step(
     sequences: int = 2,
     objectives: Objectives | None = None,
     gradients: bool = False,
+    masked: bool = False,
+    rebuild: int = 1,
     **options: object,
 ) -> None:
     """Loss, its parts, the metrics and on request every gradient of `losses` equal the slow step's."""
     focuses, length = equal_lengths(tree, sequences, variants, seed)
     model = build_step(tree, Given(focuses), objectives=objectives, seed=seed, **options)
-    tokens = random_tokens(tree, sequences, seed)
+    tokens, seeds = random_tokens(tree, sequences, seed), seeds_for(sequences, variants)
+    scored = random_mask(tree, sequences, seed) if masked else None
     slow = SlowStep(model, tree)
-    loss, statistics = model.losses(tokens, seeds_for(sequences, variants), length)
-    wanted = slow.losses(tokens.tolist(), focuses)
+    loss, statistics = model.losses(tokens, seeds, length, scored, rebuild)
+    groups = rebuilt_groups(model, tree, seeds, rebuild) if model.reconstruction is not None else ()
+    wanted = slow.losses(tokens.tolist(), focuses, None if scored is None else scored.tolist(), groups, rebuild)
     assert loss.item() == pytest.approx(wanted.loss.item(), abs=1e-5, rel=1e-5)
-    check_statistics(statistics, wanted, tree)
+    check_statistics(statistics, wanted, tree, model)
     if gradients:
         loss.backward()
         wanted.loss.backward()
@@ -51,33 +57,62 @@ def check_against_the_slow_step(
             torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-3, msg=f"gradient of {name}")
 
 
-def check_statistics(found: Statistics, wanted: Outcome, tree: oracle.Tree) -> None:
+def random_mask(tree: oracle.Tree, sequences: int, seed: int) -> Tensor:
+    """About half of the targets; the last sequence has one alone, before the cursor."""
+    mask = torch.rand(sequences, tree.window, generator=torch.Generator().manual_seed(seed)) < 0.5
+    mask[-1] = torch.arange(tree.window) == 1
+    return mask
+
+
+def rebuilt_groups(model: MegaContextStep, tree: oracle.Tree, seeds: Tensor, blocks: int) -> list[list[int]]:
+    """Which groups of neighbouring blocks are rebuilt: the first in an order that the first variant's seed draws."""
+    groups = tree.window // tree.block_size // blocks
+    count = max(1, round(groups * model.objectives.reconstruction_share))
+    chosen = []
+    for seed in seeds[:, 0].tolist():
+        draw = splitmix(seed % 2**64, 0x7265636F)
+        order = [(splitmix(draw, group) ^ 2**63, group) for group in range(groups)]  # as signed numbers
+        chosen.append([group for _, group in sorted(order)[:count]])
+    return chosen
+
+
+def check_statistics(found: Statistics, wanted: Outcome, tree: oracle.Tree, model: MegaContextStep) -> None:
     means = oracle.metrics(
         tree, [(e, [j._replace(nll=number(j.nll), delta=number(j.delta)) for j in js]) for e, js in wanted.rows]
     )
     advantages = means.pop("mc/adv_delta")
     means |= {
-        "mc/policy_score_abs_mean": wanted.absolute,
-        "mc/policy_score_std_mean": wanted.spreads,
-        "mc/lens_loss": [wanted.parts["lens"].item()],
         "mc/gist_delta_penalty": [wanted.parts["penalty"].item()],
         "train/loss": [wanted.loss.item()],
+        "train/loss_lod0": wanted.baseline,
     }
+    if model.lensnet is not None:
+        means |= {
+            "mc/policy_score_abs_mean": wanted.absolute,
+            "mc/policy_score_std_mean": wanted.spreads,
+            "mc/lens_loss": [wanted.parts["lens"].item()],
+        }
+    if model.objectives.gist_kl_weight:
+        means["mc/gist_kl"] = wanted.divergences
+    if model.reconstruction is not None:
+        means["mc/reconstruction_loss"] = wanted.told
     if wanted.correlations:
         means["mc/preference_agreement"] = wanted.agreements
+        means["mc/preference_strength"] = wanted.strengths
         assert found.sums["mc/preference_pair_count"] == len(wanted.agreements)
         assert found.samples["mc/preference_corr"].tolist() == pytest.approx(wanted.correlations, abs=1e-4, nan_ok=True)
         assert pearson_of_sums(found.moments["mc/pref_span_corr"]) == pytest.approx(
             correlation(wanted.span_pairs), abs=1e-4, nan_ok=True
         )
-    assert found.means.keys() == means.keys() | {"train/loss_lod0"}
+    assert found.means.keys() == means.keys()
     for name, values in means.items():
         total, count = found.means[name].tolist()
         assert count == len(values), name
         assert total == pytest.approx(sum(values), abs=1e-4, rel=1e-5), name
-    total, count = found.means["train/loss_lod0"].tolist()
-    assert total / count == pytest.approx(wanted.parts["baseline"].item(), abs=1e-5)
     assert found.samples["mc/adv_delta"].tolist() == pytest.approx(advantages, abs=1e-5, nan_ok=True)
+    if model.lensnet is None:
+        assert found.moments == {}
+        return
     moments = found.moments["mc/pref_score_corr"]
     assert moments[0] == len(wanted.score_pairs)
     assert pearson_of_sums(moments) == pytest.approx(correlation(wanted.score_pairs), abs=1e-4, nan_ok=True)
@@ -98,7 +133,6 @@ def check_everything_learns(
         loss_of(step).backward()
         reached |= {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.count_nonzero())}
         optimizer.step()
-        means["mc/preference_strength"] = wanted.strengths
     assert sorted(before.keys() - reached) == [], "parameters without a gradient"
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     assert still == [], "parameters that did not move"

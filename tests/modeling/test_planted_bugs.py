@@ -34,7 +34,9 @@ def test_targets_shifted_by_one(monkeypatch, shift):
 
 def test_partners_shifted_by_one(monkeypatch):
     monkeypatch.setattr(
-        mcframe.modeling.step, "pair", lambda context, nll, baseline: pair(context, nll, baseline.roll(1, dims=1))
+        mcframe.modeling.step,
+        "pair",
+        lambda context, nll, baseline, counts: pair(context, nll, baseline.roll(1, dims=1), counts),
     )
     with pytest.raises(AssertionError):
         check()

@@ -45,12 +45,14 @@ class Recall(Task):
 
     def _check(self) -> None:
         size, count = self.geometry.block_size, self.blocks * self.pairs
-        if self.geometry.cursor % size != 1:
-            tail = self.geometry.window - self.geometry.cursor // size * size - 1
+        if self.geometry.cursor % size != 1 or self.blocks < 1 or self.questions < 1:
+            # The nearest cursor that serves, at or before this one where there is such.
+            block = max(1, min(self.blocks, (self.geometry.window - 2) // size))
+            tail = self.geometry.window - block * size - 1
             raise UserError(
-                f"the recall task wants its first question to be the last token before the cursor and to begin a block, "
-                f"but the cursor stands {self.geometry.cursor % size} tokens into one",
-                remedy=f"set context.tail = {tail}",
+                f"the recall task wants its first question to be the last token before the cursor and to begin a block "
+                f"behind another, but the cursor stands at token {self.geometry.cursor} with blocks of {size}",
+                remedy=f"set context.tail = {tail}" if tail > 0 else "raise context.window",
             )
         if not 1 <= self.pairs <= size // 2:
             raise UserError(
@@ -61,6 +63,11 @@ class Recall(Task):
             raise UserError(
                 f"{self.blocks} blocks of {self.pairs} pairs need {count} distinct keys, and there are {self.keys}",
                 remedy=f"set task.recall.keys = {count} or more",
+            )
+        if self.values < 2:
+            raise UserError(
+                f"task.recall.values is {self.values}: one value answers every question",
+                remedy="set task.recall.values = 2 or more",
             )
         if not 1 <= self.asked_blocks <= self.blocks:
             raise UserError(
