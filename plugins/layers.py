@@ -30,7 +30,7 @@ def rotate(x: Tensor, angles: Rotation) -> Tensor:
     """Rotate pairs (i, i + half) of x [N, H, places, head width]; the last of an odd width stays as it is."""
     half = x.shape[-1] // 2
     cosine, sine = (part.to(x.dtype) for part in angles)
-    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((first * cosine - second * sine, first * sine + second * cosine, rest), dim=-1)
 
 

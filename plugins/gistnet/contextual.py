@@ -85,8 +85,8 @@ class ContextualGistNet(GistNet):
     def _encode(self, children: Tensor, lod: int, block: int) -> Tensor:
         """States [B, n, D] of all the children [B, n, D] of the sequence, in blocks of `block`, in one pass."""
         count = children.shape[1]
-        x = rms_norm(children).unflatten(1, (-1, block)) + self.child_embed[:block] + self.lod_embed[lod - 1]
-        x = x.flatten(1, 2)
+        places = self.child_embed[:block].repeat(count // block, 1)
+        x = rms_norm(children) + places + self.lod_embed[lod - 1]
         mask = block_mask(count, block, self.window, x.device)
         angles = rotation(count, self.head_width, x.device)
         for layer in self.layers:

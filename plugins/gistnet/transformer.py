@@ -72,6 +72,6 @@ class TransformerGistNet(GistNet):
             pooled = x[:, : self.slots]
         else:
             pooled = self.pool(self.slot_embed.expand(x.shape[0], -1, -1), memory=x)
-        gists = self.head(rms_norm(pooled)).view(sequences, nodes, self.slots, width)
+        gists: Tensor = self.head(rms_norm(pooled)).view(sequences, nodes, self.slots, width)
         # Token embeddings are small; the residual is scaled like the head's output, to unit mean square.
         return gists + rms_norm(slot_means(children, self.slots)) if self.residual else gists

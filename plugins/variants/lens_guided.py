@@ -80,7 +80,8 @@ class LensGuided(VariantStrategy):
 def block_scores(scores: Tensor, geometry: Geometry) -> Tensor:
     """Mean score of every raw block before the cursor: scores [B, cursor] -> float64 [B, blocks], 0 behind it."""
     whole = geometry.cursor // geometry.block_size
-    means = scores[:, : whole * geometry.block_size].double().unflatten(1, (whole, geometry.block_size)).mean(dim=-1)
+    values = scores[:, : whole * geometry.block_size].double()
+    means = values.reshape(scores.shape[0], whole, geometry.block_size).mean(dim=-1)
     return F.pad(means, (0, geometry.blocks - whole))
 
 

@@ -1,4 +1,4 @@
-"""What `hookspecs.VariantStrategy` asks, of both strategies."""
+"""What `hookspecs.VariantStrategy` asks, of every strategy that comes with the framework."""
 
 import math
 from collections import Counter
@@ -9,99 +9,110 @@ import torch
 from generators import SOME, geometry_of, trees
 from hypothesis import given
 from hypothesis import strategies as st
+from proposals import KINDS, propose, random_scores
 
 from mcframe.context.seeding import variant_seeds
 from mcframe.errors import UserError
 from mcframe.hookspecs import Sequences
-from mcframe_plugins.variants import NoVariants, RandomCollapse
+from mcframe_plugins.variants import NoVariants
 
 TREE = oracle.Tree(window=48, block_size=4, levels=1, slots=1, tail=5, sink=1)  # 9 free blocks
 DEEP = oracle.Tree(window=64, block_size=4, levels=2, slots=1, tail=8, sink=0)
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def propose(tree, length, seeds, **options):
-    geometry = geometry_of(tree)
-    strategy = RandomCollapse(geometry, count=seeds.shape[1], **options)
-    assert not strategy.needs_scores
-    focus = strategy.propose(Sequences(torch.zeros(len(seeds), tree.window), geometry), None, length, seeds)
-    assert focus.shape == (*seeds.shape, tree.blocks)
-    assert focus.dtype == torch.long
-    return focus
-
-
+@every_kind
 @SOME
 @given(trees(), st.integers(0, 2**32), st.integers(1, 3))
-def test_valid_and_of_exactly_the_asked_length(tree, seed, count):
+def test_valid_and_of_exactly_the_asked_length(kind, tree, seed, count):
     lengths = sorted(oracle.mixes(tree))
     for length in {lengths[0], lengths[len(lengths) // 2], lengths[seed % len(lengths)], lengths[-1]}:
-        for of_sequence in propose(tree, length, variant_seeds(seed, torch.arange(3), count)).tolist():
+        for of_sequence in propose(kind, tree, length, variant_seeds(seed, torch.arange(3), count)).tolist():
             for focus in of_sequence:
                 assert oracle.is_valid(tree, focus)
                 assert len(oracle.unroll(tree, focus)) == length
 
 
-def test_a_length_that_cannot_be_reached_is_refused():
+@every_kind
+def test_a_length_that_cannot_be_reached_is_refused(kind):
     with pytest.raises(ValueError, match="exactly 41"):
-        propose(TREE, 41, torch.zeros(1, 1, dtype=torch.long))
+        propose(kind, TREE, 41, torch.zeros(1, 1, dtype=torch.long))
     with pytest.raises(UserError, match=str(min(oracle.mixes(TREE)))):
-        propose(TREE, 3, torch.zeros(1, 1, dtype=torch.long))
+        propose(kind, TREE, 3, torch.zeros(1, 1, dtype=torch.long))
 
 
+@every_kind
 @pytest.mark.parametrize(("tree", "length"), [(TREE, 36), (DEEP, 40)])
-def test_a_focus_is_a_function_of_its_own_seeds(tree, length):
-    seeds = variant_seeds(9, torch.arange(40), 3)
-    every = propose(tree, length, seeds)
-    torch.manual_seed(5)  # whatever the global state
-    assert torch.equal(propose(tree, length, seeds), every)
+def test_a_focus_is_a_function_of_its_own_sequence(kind, tree, length):
+    """Of its seeds, and where scores are read of its scores; other rows and the global state do not matter."""
+    seeds, scores = variant_seeds(9, torch.arange(40), 3), random_scores(40, tree)
+
+    def ask(seeds, scores):
+        return propose(kind, tree, length, seeds, scores if kind == "lens_guided" else None)
+
+    every = ask(seeds, scores)
+    torch.manual_seed(5)
+    assert torch.equal(ask(seeds, scores), every)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(propose(tree, length, seeds[order]), every[order])
-    assert torch.equal(propose(tree, length, seeds[17:18]), every[17:18])
-    assert torch.equal(propose(tree, length, seeds[:, :1]), every[:, :1])
-    assert not torch.equal(propose(tree, length, variant_seeds(10, torch.arange(40), 3)), every)
+    assert torch.equal(ask(seeds[order], scores[order]), every[order])
+    assert torch.equal(ask(seeds[17:18], scores[17:18]), every[17:18])
+    assert torch.equal(ask(seeds[:, :1], scores), every[:, :1])
+    assert not torch.equal(ask(variant_seeds(10, torch.arange(40), 3), scores), every)
 
 
-def test_the_variants_of_a_sequence_are_distinct():
-    # 36 focuses: without drawing again, 3 variants would coincide in 1 of 12 sequences
+@every_kind
+def test_the_variants_of_a_sequence_are_distinct(kind):
+    # 36 focuses (8 in one run): without drawing again, 3 variants would coincide in many of these sequences
     length = 48 - 2 * 3
-    seeds = variant_seeds(2, torch.arange(500), 3)
-    for of_sequence in propose(TREE, length, seeds).tolist():
+    seeds = variant_seeds(2, torch.arange(300), 3)
+    for of_sequence in propose(kind, TREE, length, seeds).tolist():
         assert len({tuple(focus) for focus in of_sequence}) == 3
-    once = propose(TREE, length, seeds, attempts=1).tolist()
-    assert any(len({tuple(focus) for focus in of_sequence}) < 3 for of_sequence in once)
+    once = propose(kind, TREE, length, seeds, attempts=1).tolist()
+    coincide = any(len({tuple(focus) for focus in of_sequence}) < 3 for of_sequence in once)
+    assert coincide == (kind != "single_span")  # whose variants differ by how they are made
 
 
-def test_where_only_one_focus_exists_all_variants_are_it():
-    shortest = min(oracle.mixes(TREE))
-    found = propose(TREE, shortest, variant_seeds(0, torch.arange(4), 2))
-    assert found.unique(dim=0).shape[0] == 1
+@every_kind
+def test_where_only_one_focus_exists_all_variants_are_it(kind):
+    for length in (min(oracle.mixes(TREE)), TREE.window):
+        found = propose(kind, TREE, length, variant_seeds(0, torch.arange(4), 2))
+        assert found.unique(dim=0).shape[0] == 1
 
 
-def test_every_set_of_blocks_is_as_likely_as_any_other():
-    found = propose(TREE, 48 - 2 * 3, variant_seeds(4, torch.arange(9000), 1))[:, 0].tolist()
-    counts = Counter(tuple(focus) for focus in found)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("random_collapse", {}), ("aggressive", {}), ("single_span", {}), ("lens_guided", {"random_share": 1.0})],
+)
+@pytest.mark.parametrize("variant", [0, 1])
+def test_every_set_of_blocks_is_as_likely_as_any_other(kind, options, variant):
+    found = propose(kind, TREE, 48 - 2 * 3, variant_seeds(4, torch.arange(9000), 2), **options)
+    counts = Counter(tuple(focus) for focus in found[:, variant].tolist())
     assert len(counts) == math.comb(9, 2)
     expected = 9000 / len(counts)
     chi_square = sum((n - expected) ** 2 / expected for n in counts.values())
     assert chi_square < 80  # 35 degrees of freedom: mean 35, standard deviation 8.4
 
 
-def test_every_usable_level_occurs():
+@pytest.mark.parametrize("kind", ["random_collapse", "lens_guided", "contiguous", "single_span"])
+def test_every_usable_level_occurs(kind):
     # 15 entries are saved by one LOD2 node or by five gists of LOD1
-    found = propose(DEEP, 64 - 15, variant_seeds(6, torch.arange(2000), 1))[:, 0]
+    found = propose(kind, DEEP, 64 - 15, variant_seeds(6, torch.arange(2000), 1))[:, 0]
     coarse = (found == 2).any(dim=1)
     assert 0.4 < coarse.double().mean() < 0.6
     assert ((found == 1).sum(dim=1)[~coarse] == 5).all()
     nodes = Counter((row == 2).nonzero()[0].item() // 4 for row in found[coarse])
     assert sorted(nodes) == [0, 1, 2]  # the fourth would reach into the tail
-    assert min(nodes.values()) > 0.8 * max(nodes.values())
+    if kind != "lens_guided":  # whose scores prefer some
+        assert min(nodes.values()) > 0.8 * max(nodes.values())
     # 64 - 30: none, one or two LOD2 nodes
-    mixed = propose(DEEP, 64 - 30, variant_seeds(7, torch.arange(2000), 1))[:, 0]
+    mixed = propose(kind, DEEP, 64 - 30, variant_seeds(7, torch.arange(2000), 1))[:, 0]
     assert Counter(((mixed == 2).sum(dim=1) // 4).tolist()).keys() == {0, 1, 2}
 
 
-def test_an_impossible_count_is_refused():
-    with pytest.raises(UserError, match="count is 0"):
-        RandomCollapse(geometry_of(TREE), count=0)
+@every_kind
+def test_an_impossible_count_is_refused(kind):
+    with pytest.raises(UserError, match=rf"{kind}\.count is 0"):
+        KINDS[kind](geometry_of(TREE), count=0)
 
 
 def test_no_variants():
