@@ -109,6 +109,14 @@ class SlowStep:
                     found[lod, node * span, slot] = gists[0, 0, slot]
         return found
 
+    def table_of(self, tokens: list[int]) -> dict[tuple[int, int, int], Vector]:
+        """Of a sequence, in whatever way its GistNet reads it."""
+        embeddings = [self.p["gpt.token_embed.weight"][t] for t in tokens[: self.tree.window]]
+        if self.gistnet is None or self.gistnet.reads_layer == 0:
+            return self.table(embeddings, embeddings)
+        states = self.states(embeddings, oracle.unroll(self.tree, [0] * self.tree.blocks))
+        return self.table(embeddings, states[self.gistnet.reads_layer])
+
     def rotated(self, x: Vector, entry: oracle.Entry) -> Vector:
         mu, sigma = oracle.position(entry, self.gpt.placement)
         half = len(x) // 2
@@ -119,7 +127,7 @@ class SlowStep:
         return torch.cat((x[:half] * c - x[half:] * s, x[:half] * s + x[half:] * c))
 
     def hidden(self, embeddings: list[Vector], entries: list[oracle.Entry]) -> list[Vector]:
-        return [norm(x) for x in self.states(embeddings, entries)[-1]]
+        return [norm(x) for x in self.states(embeddings, entries)[-1]] if entries else []
 
     def states(self, embeddings: list[Vector], entries: list[oracle.Entry]) -> list[list[Vector]]:
         """After 0, 1, 2 ... blocks."""
@@ -192,8 +200,7 @@ class SlowStep:
             mine = [nll for nll, count in zip(baseline, counts, strict=True) if count]
             baselines.append(average(mine))
             outcome.baseline += [number(nll) for nll in mine]
-            layer = 0 if self.gistnet is None else self.gistnet.reads_layer
-            table = self.table(embeddings, self.states(embeddings, raw)[layer])
+            table = self.table_of(tokens)
             sequences.append([self.variant(focus, table, tokens, known, baseline, counts) for focus in proposed])
             if groups:
                 told.append(average([self.told(table, tokens, group, blocks, outcome) for group in groups[row]]))
