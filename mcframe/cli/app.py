@@ -7,6 +7,7 @@ import sys
 import typer
 
 from mcframe import __version__
+from mcframe.cli.ablate import ablate
 from mcframe.cli.check import check
 from mcframe.cli.doctor import doctor
 from mcframe.cli.export import export
@@ -33,6 +34,7 @@ def version() -> None:
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
 app.command()(check)
 app.command()(sample)
+app.command()(ablate)
 app.command()(export)
 app.command()(tokenizer)
 app.command()(doctor)
