@@ -197,6 +197,9 @@ class Task(ABC):
     vocab_size: int
     """Every token id is below this."""
 
+    chance: float | None = None
+    """The share of answers that the best guess without the evidence gets right, None where nobody knows."""
+
     @property
     @abstractmethod
     def identity(self) -> str:
@@ -225,24 +228,35 @@ class HeldOut:
 
 
 class Subject(Protocol):
-    """The trained model that an evaluation judges. Tensors that go in and come out lie on the CPU.
+    """The trained model that an evaluation judges. Tensors that go in and come out lie on the CPU."""
 
-    geometry      the tree
-    vocab_size    token ids are below this
-    length        target length of the run's working contexts, as a fraction of the window
-    seed          of everything that evaluations draw; the same for every run, so that all are judged alike
-    has_gists     whether the model was trained with a GistNet; else it knows no `gist` and no `swap`
-    has_lens      whether it was trained with a LensNet, so that `refocus` works
-    twins         other models to compare with: `drop`, trained to live with gaps; `mean`, with mean embeddings as gists
-    """
+    @property
+    def geometry(self) -> Geometry:
+        """The tree."""
 
-    geometry: Geometry
-    vocab_size: int
-    length: float
-    seed: int
-    has_gists: bool
-    has_lens: bool
-    twins: Mapping[str, Subject]
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+
+    @property
+    def length(self) -> float:
+        """Target length of the run's working contexts, as a fraction of the window."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything that evaluations draw; the same for every run, so that all are judged alike."""
+
+    @property
+    def has_gists(self) -> bool:
+        """Whether the model was trained with a GistNet; else it knows no `gist` and no `swap`."""
+
+    @property
+    def has_lens(self) -> bool:
+        """Whether it was trained with a LensNet, so that `refocus` works."""
+
+    @property
+    def twins(self) -> Mapping[str, Subject]:
+        """Models to compare with: `drop`, trained to live with gaps; `mean`, trained with mean embeddings as gists."""
 
     def held_out(self, windows: int, task: Callable[[Geometry], Task] | None = None) -> HeldOut:
         """Up to `windows` sequences: of `task` where one is given, else of what the run trains on."""

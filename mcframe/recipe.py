@@ -13,6 +13,8 @@ from mcframe.config import Config
 from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
 from mcframe.data.tasks.recall import Recall
 from mcframe.data.tokenizers import BPE, Bytes
+from mcframe.evaluation.controls import Controls
+from mcframe.evaluation.focus import Focus
 from mcframe.hookspecs import Register, hookimpl
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
@@ -43,8 +45,12 @@ SETTINGS = {
 """Groups of settings that gin files bind by name: `context.window = 512`."""
 
 
+EVALUATIONS = ("evaluation.controls", "evaluation.focus")
+"""What a run is asked where its gin file does not say."""
+
+
 class BuiltInData:
-    """The text sources and tokenizers that come with the framework, registered as a plug-in's would be."""
+    """The data, tasks and evaluations that come with the framework, registered as a plug-in's would be."""
 
     @hookimpl
     def register_text_sources(self, register: Register) -> None:
@@ -63,6 +69,12 @@ class BuiltInData:
     def register_tasks(self, register: Register) -> None:
         """`@task.recall`."""
         register("recall", Recall)
+
+    @hookimpl
+    def register_evaluations(self, register: Register) -> None:
+        """`@evaluation.controls`, `@evaluation.focus`."""
+        register("controls", Controls)
+        register("focus", Focus)
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,8 @@ def load_recipe(files: Sequence[Path | str], overrides: Sequence[str]) -> Loaded
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
     recipe: Recipe = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
     # Called through the configuration, a factory's errors come with the gin file and line.
-    chosen = {kind: getattr(recipe, kind) for kind in KINDS}
+    chosen = {kind: getattr(recipe, kind) for kind in KINDS if kind != "evaluation"}
     factories: dict[str, Any] = {kind: partial(loaded.build, factory) for kind, factory in chosen.items() if factory}
+    evaluations = EVALUATIONS if recipe.evaluations is None else recipe.evaluations
+    factories["evaluations"] = tuple(partial(loaded.build, evaluation) for evaluation in evaluations)
     return Loaded(replace(recipe, **factories), loaded, registry)

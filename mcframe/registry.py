@@ -29,6 +29,7 @@ KINDS: Mapping[str, str] = {
     "text": "register_text_sources",
     "tokenizer": "register_tokenizers",
     "task": "register_tasks",
+    "evaluation": "register_evaluations",
 }
 """Each kind of plug-in, and the hook that offers plug-ins of that kind."""
 

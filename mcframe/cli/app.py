@@ -10,6 +10,7 @@ from mcframe import __version__
 from mcframe.cli.ablate import ablate
 from mcframe.cli.check import check
 from mcframe.cli.doctor import doctor
+from mcframe.cli.evaluate import evaluate
 from mcframe.cli.export import export
 from mcframe.cli.launch import run
 from mcframe.cli.sample import sample
@@ -34,6 +35,7 @@ def version() -> None:
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
 app.command()(check)
 app.command()(sample)
+app.command("eval")(evaluate)
 app.command()(ablate)
 app.command()(export)
 app.command()(tokenizer)

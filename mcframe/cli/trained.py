@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mcframe.errors import UserError
 from mcframe.hookspecs import Tokenizer
 from mcframe.modeling.step import MegaContextStep
-from mcframe.recipe import load_recipe
+from mcframe.recipe import Loaded, load_recipe
 from mcframe.training.assembly import build_model
 from mcframe.training.checkpoints import Checkpoint, find
 from mcframe.training.run_directory import BOUND
@@ -24,10 +25,14 @@ class TrainedRun:
     tokenizer: Tokenizer
     model: MegaContextStep
     checkpoint: Checkpoint
+    loaded: Loaded
 
 
-def open_trained(place: Path) -> TrainedRun:
-    """Open a run directory (its newest checkpoint) or one checkpoint of it. Raises UserError where that fails."""
+def open_trained(place: Path, files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> TrainedRun:
+    """Open a run directory (its newest checkpoint) or one checkpoint of it. Raises UserError where that fails.
+
+    files, overrides   gin files and `--set` bindings that are read on top of the run's own
+    """
     checkpoint = find(place)
     config = checkpoint.path.parents[1] / BOUND
     if not config.exists():
@@ -35,8 +40,9 @@ def open_trained(place: Path) -> TrainedRun:
             f"{config} is missing, so nobody knows what the checkpoint's model was",
             remedy="put the run's config.gin back, beside its folder checkpoints",
         )
-    recipe = load_recipe([config], []).recipe
+    loaded = load_recipe([config, *files], overrides)
+    recipe = loaded.recipe
     tokenizer = recipe.tokenizer()
     model = build_model(recipe, tokenizer.vocab_size)
     model.load_state_dict(load_weights(checkpoint))
-    return TrainedRun(recipe, tokenizer, model.eval(), checkpoint)
+    return TrainedRun(recipe, tokenizer, model.eval(), checkpoint, loaded)

@@ -139,6 +139,19 @@ def unroll(focus: Tensor, geometry: Geometry, length: int | None = None) -> Work
     )
 
 
+def trimmed(context: WorkingContext) -> WorkingContext:
+    """The context without the columns that are filling in every row. Waits for the device: not for a training step."""
+    longest = max(1, int(context.valid.sum(dim=1).max()))
+    valid = context.valid[:, :longest]
+    return replace(
+        context,
+        token=context.token[:, :longest],
+        lod=context.lod[:, :longest],
+        valid=valid,
+        padded=not bool(valid.all()),
+    )
+
+
 def raw_context(geometry: Geometry, rows: int, device: torch.device, length: int | None = None) -> WorkingContext:
     """The uncompressed baseline: every entry a token; of the first `length` tokens where that is given."""
     size = geometry.window if length is None else length

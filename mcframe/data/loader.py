@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mcframe.data.materialised import Progress, ShuffledWindows, token_file
@@ -224,5 +225,9 @@ def open_validation(
             f"(T = {window:,})",
             remedy="raise data.validation_share, or give the run more text",
         )
-    chosen = np.linspace(0, available - 1, min(count, available)).round().astype(np.int64)
-    return file.gather(chosen, window)
+    return file.gather(validation_places(available, count), window)
+
+
+def validation_places(available: int, count: int) -> NDArray[np.int64]:
+    """Which of `available` held-out windows are taken when up to `count` are wanted: spread evenly."""
+    return np.linspace(0, available - 1, min(count, available)).round().astype(np.int64)

@@ -16,7 +16,7 @@ from mcframe.context.controls import Condition, by_target, mean_table, swapped_t
 from mcframe.context.geometry import Geometry
 from mcframe.context.pairing import Pairing, pair, pairing_statistics, tail_delta
 from mcframe.context.statistics import Statistics, masked_mean, masked_sum
-from mcframe.context.working_context import WorkingContext, gather_embeddings, raw_context, unroll
+from mcframe.context.working_context import WorkingContext, gather_embeddings, raw_context, trimmed, unroll
 from mcframe.hookspecs import Allocator, GistNet, LensNet, Sequences, VariantStrategy
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.lens_memory import LensMemory, Remembered
@@ -264,6 +264,7 @@ class MegaContextStep(nn.Module):
         if condition == "swap":
             assert partner is not None, "swap needs to know whose gists to take"
             table = swapped_table(table, self.geometry, partner)
+        context = trimmed(context)
         targets = context.targets(following.repeat_interleave(focus.shape[0] // tokens.shape[0], dim=0))
         nll, right = self.gpt.judged(self.gpt.hidden(gather_embeddings(table, context), context), targets)
         return by_target(nll, context), by_target(right, context)

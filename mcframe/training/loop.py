@@ -27,6 +27,7 @@ from mcframe.training import checkpoints, watching
 from mcframe.training.assembly import Assembly, training_stream, validation_windows
 from mcframe.training.clock import TokenClock
 from mcframe.training.engine import Engine
+from mcframe.training.evaluating import Evaluating
 from mcframe.training.interruption import Interruption
 from mcframe.training.report import cost
 from mcframe.training.run_directory import OPERATIVE, RunPlan
@@ -57,6 +58,7 @@ class Trainer:
             self._held_out, _padded(assembly.tokenizer.byte_lengths(), assembly.model.gpt.vocab_size),
             engine.micro_batch, device, scored,
         )  # fmt: skip
+        self.evaluating = Evaluating(engine, recipe, assembly.tokenizer, device)
         self._interval = _Stopwatch()
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
@@ -112,9 +114,12 @@ class Trainer:
 
     # ---- what the token clock fires --------------------------------------------------------------
     def _periodic(self) -> Path | None:
-        """Log, validate, sample and save where due; the end of the run is due for all but sampling."""
+        """Log, validate, evaluate, sample and save where due; the end of the run is due for all but sampling."""
         cadence, end = self.recipe.cadence, self.clock.finished
-        periods = (cadence.log_tokens, cadence.eval_tokens, cadence.sample_tokens, cadence.checkpoint_tokens)
+        periods = (
+            cadence.log_tokens, cadence.eval_tokens, cadence.evaluate_tokens, cadence.sample_tokens,
+            cadence.checkpoint_tokens,
+        )  # fmt: skip
         if not end and not any(map(self.clock.due, periods)):
             return None
         if self.device.type == "cuda":
@@ -124,6 +129,8 @@ class Trainer:
         self._interval.pause()
         if self.clock.due(cadence.eval_tokens) or end:
             self._validate()
+        if self.clock.due(cadence.evaluate_tokens) or (end and cadence.evaluate_tokens):
+            self._publish(self.evaluating.run())
         if self.clock.due(cadence.sample_tokens):
             self._sample()
         saved = self._save() if self.clock.due(cadence.checkpoint_tokens) and not end else None

@@ -8,7 +8,17 @@ from typing import Any, Literal
 
 from mcframe.context.geometry import Geometry
 from mcframe.errors import UserError, require
-from mcframe.hookspecs import Allocator, GistNet, LensNet, ModelShape, Task, TextSource, Tokenizer, VariantStrategy
+from mcframe.hookspecs import (
+    Allocator,
+    Evaluation,
+    GistNet,
+    LensNet,
+    ModelShape,
+    Task,
+    TextSource,
+    Tokenizer,
+    VariantStrategy,
+)
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
 
@@ -185,16 +195,20 @@ class DeepSpeedSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Cadence:
-    """When things happen, in dataset tokens; 0 = never (gin: `cadence`). `keep` newest checkpoints stay."""
+    """When things happen, in dataset tokens; 0 = never (gin: `cadence`). `keep` newest checkpoints stay.
+
+    eval_tokens is for plain validation, evaluate_tokens for `run.evaluations`, which cost far more.
+    """
 
     log_tokens: int = 1_000_000
     eval_tokens: int = 10_000_000
+    evaluate_tokens: int = 0
     sample_tokens: int = 10_000_000
     checkpoint_tokens: int = 50_000_000
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("log_tokens", "eval_tokens", "sample_tokens", "checkpoint_tokens"):
+        for name in ("log_tokens", "eval_tokens", "evaluate_tokens", "sample_tokens", "checkpoint_tokens"):
             value = getattr(self, name)
             require(value >= 0, f"cadence.{name}", value, "a number of tokens, or 0 for never")
         require(self.keep >= 1, "cadence.keep", self.keep, "1 or more")
@@ -240,6 +254,8 @@ class Recipe:
                     collapsed, the twin that has learned to live with gaps; lensnet = None trains no LensNet
     text, tokenizer                         likewise: `run.text = @text.standard_library`
     task            generated sequences instead of text: `run.task = @task.recall`
+    evaluations     what a trained model is asked: `run.evaluations = [@evaluation.controls, @evaluation.focus]`, these
+                    two where it is None
     start_from      a run directory or a checkpoint of another run whose weights this one begins with, part by part
                     (base model, GistNet, LensNet) where names and shapes fit
     trainable       the parts that learn: base, gistnet, lensnet; the others stay as they are
@@ -256,6 +272,7 @@ class Recipe:
     text: Callable[[], TextSource]
     tokenizer: Callable[[], Tokenizer]
     task: Callable[[Geometry], Task] | None = None
+    evaluations: Sequence[Callable[[], Evaluation]] | None = None
     total_tokens: int
     batch_tokens: int
     micro_batch: int = 8
@@ -289,6 +306,12 @@ class Recipe:
             )
         require(self.micro_batch >= 1, "run.micro_batch", self.micro_batch, "1 or more")
         require(0 <= self.seed < 2**63, "run.seed", self.seed, "from 0 to 2**63 - 1")
+        if self.objectives.policy_kl_weight and self.deepspeed.zero_stage == 3:
+            raise UserError(
+                "objectives.policy_kl_weight keeps a copy of LensNet, which cannot follow weights that ZeRO 3 divides "
+                "among ranks",
+                remedy="set deepspeed.zero_stage to 0, 1 or 2, or objectives.policy_kl_weight = 0.0",
+            )
 
     def rebuild(self, step: int) -> int:
         """Neighbouring blocks that reconstruction tells at once in optimizer step `step`."""
@@ -306,10 +329,4 @@ class Recipe:
 
     def variant_length(self, step: int) -> int:
         """Entries of each variant in optimizer step `step`: the largest reachable under the step's target."""
-        if self.objectives.policy_kl_weight and self.deepspeed.zero_stage == 3:
-            raise UserError(
-                "objectives.policy_kl_weight keeps a copy of LensNet, which cannot follow weights that ZeRO 3 divides "
-                "among ranks",
-                remedy="set deepspeed.zero_stage to 0, 1 or 2, or objectives.policy_kl_weight = 0.0",
-            )
         return self.context.geometry.reachable(self.context.target(step / max(1, self.steps - 1)))[0]

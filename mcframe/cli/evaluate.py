@@ -1,0 +1,143 @@
+"""`mcframe eval`: what a trained model's gists keep, and how well it focuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mcframe.cli.failure import guarded
+from mcframe.cli.options import Run, Traceback
+from mcframe.cli.trained import TrainedRun, open_trained
+from mcframe.errors import UserError
+from mcframe.evaluation.asking import ask
+from mcframe.evaluation.report import show, write
+from mcframe.evaluation.subject import ModelSubject
+from mcframe.hookspecs import Evaluation, Findings, Subject
+from mcframe.training.evaluating import subject_of
+
+FOLDER = "evaluation"
+
+
+def evaluate(
+    run: Run,
+    gin: Annotated[list[str], typer.Option("--gin", metavar="FILE", help="A gin file, read on top of the run's.")] = [],  # noqa: B006 - typer copies it
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="BINDING", help="Such as 'evaluation.focus.draws = 8'.")
+    ] = [],  # noqa: B006
+    evaluation: Annotated[list[str], typer.Option(metavar="NAME", help="Only this one; may be repeated.")] = [],  # noqa: B006
+    drop_twin: Annotated[Path | None, typer.Option(metavar="RUN", help="A run with run.gistnet = None.")] = None,
+    mean_twin: Annotated[Path | None, typer.Option(metavar="RUN", help="A run with @gistnet.mean.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default: RUN/evaluation.")] = None,
+    windows: Annotated[int | None, typer.Option(min=2, help="Held-out sequences, whatever gin says.")] = None,
+    traceback: Traceback = False,
+) -> None:
+    """Evaluate a checkpoint: what its gists keep, how well it focuses, against controls."""
+
+    def act() -> int:
+        # gin holds one configuration at a time: the run that is asked about is opened last.
+        twins = {name: open_trained(place) for name, place in (("drop", drop_twin), ("mean", mean_twin)) if place}
+        asked = _Asked(open_trained(run, gin, set_), twins, windows)
+        return asked.answer(evaluation, out)
+
+    raise typer.Exit(guarded(act, traceback=traceback))
+
+
+class _Asked:
+    """A trained run, its twins, and a console to answer on."""
+
+    def __init__(self, trained: TrainedRun, twins: Mapping[str, TrainedRun], windows: int | None) -> None:
+        self.trained, self.twins, self.windows = trained, twins, windows
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.console = Console()
+        for name, twin in twins.items():
+            _check_twin(name, twin, trained)
+
+    def answer(self, names: list[str], out: Path | None) -> int:
+        """Put the evaluations, print and write what they find. Returns the exit code."""
+        trained = self.trained
+        with trained.loaded.config.placing():
+            findings = self._ask(self._chosen(names))
+        for each in findings.values():
+            show(each, self.console)
+        folder = out or trained.checkpoint.path.parents[1] / FOLDER
+        for path in write(findings, self._facts(), folder):
+            self.console.print(str(path), highlight=False, soft_wrap=True)
+        return 0
+
+    def _chosen(self, names: list[str]) -> list[Evaluation]:
+        """The run's evaluations; where names are given, those of them, and others that are installed."""
+        loaded = self.trained.loaded
+        own = [make() for make in loaded.recipe.evaluations or ()]
+        if not names:
+            return own
+        known = {evaluation.name: evaluation for evaluation in own}
+        chosen: list[Evaluation] = []
+        for name in (name.removeprefix("@").removeprefix("evaluation.") for name in names):
+            if name in known:
+                chosen.append(known[name])
+            elif name in loaded.registry.implementations["evaluation"]:
+                chosen.append(loaded.config.build(f"evaluation.{name}"))
+            else:
+                raise loaded.registry.unknown("evaluation", name)
+        return chosen
+
+    def _ask(self, evaluations: list[Evaluation]) -> dict[str, Findings]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task("judging contexts", total=None)
+            expected = 0
+
+            def announced(contexts: int) -> None:
+                nonlocal expected
+                expected += contexts
+                bar.update(task, total=expected)
+
+            def judged(contexts: int) -> None:
+                bar.advance(task, contexts)
+
+            twins: dict[str, Subject] = {
+                name: replace(self._subject(twin), judged=judged) for name, twin in self.twins.items()
+            }
+            subject = replace(self._subject(self.trained), twins=twins, announced=announced, judged=judged)
+            return dict(ask(evaluations, subject))
+
+    def _subject(self, run: TrainedRun) -> ModelSubject:
+        model = run.model.to(self.device)
+        subject = subject_of(self.trained.recipe, run.tokenizer, model, model, self.device)
+        return replace(subject, windows=self.windows)
+
+    def _facts(self) -> dict[str, Any]:
+        checkpoint = self.trained.checkpoint
+        return {
+            "checkpoint": checkpoint.path,
+            "tokens": checkpoint.tokens,
+            "twins": {name: twin.checkpoint.path for name, twin in self.twins.items()},
+            "windows": self.windows,
+            "device": str(self.device),
+        }
+
+
+def _check_twin(name: str, twin: TrainedRun, run: TrainedRun) -> None:
+    """Raises UserError where a twin cannot read what the run reads, or is no such twin."""
+    if twin.model.geometry != run.model.geometry:
+        raise UserError(
+            f"the {name} twin {twin.checkpoint.path} has {twin.model.geometry}, the run has {run.model.geometry}",
+            remedy="train the twin with the run's gin file and run.gistnet changed, nothing else",
+        )
+    if twin.tokenizer.identity != run.tokenizer.identity:
+        raise UserError(
+            f"the {name} twin {twin.checkpoint.path} has another tokenizer than the run",
+            remedy="train the twin with the run's gin file and run.gistnet changed, nothing else",
+        )
+    if name == "drop" and twin.model.gistnet is not None:
+        raise UserError(
+            f"{twin.checkpoint.path} was trained with a GistNet, so it has not learned to live with gaps",
+            remedy="train the twin with --set 'run.gistnet = None'",
+        )
