@@ -33,6 +33,9 @@ class Metric:
     meaning: str
 
 
+_SPANS = "eval/{evaluation}/lod{lod}_at_{length}"
+_BUDGET = "eval/{evaluation}/at_{length}"
+
 CATALOGUE: tuple[Metric, ...] = (
     # ---- what compression costs: delta = NLL(variant) - NLL(baseline at the same target) ---------
     Metric("mc/adv_delta_mean", "nats", "lower", "mean delta of a variant from its first gist entry on"),
@@ -102,22 +105,66 @@ CATALOGUE: tuple[Metric, ...] = (
     # ---- validation ------------------------------------------------------------------------------
     Metric("val/loss", "nats", "lower", "next-token NLL on held-out documents, uncompressed"),
     Metric("val/bpb", "bits/byte", "lower", "the same in bits per byte of text"),
+    # ---- evaluations: controls -------------------------------------------------------------------
+    Metric(f"{_SPANS}/delta/{{condition}}/{{where}}", "nats", "lower", "mean paired delta of a condition"),
+    Metric(
+        f"{_SPANS}/recovery/{{condition}}/{{where}}",
+        "fraction",
+        "higher",
+        "1 - delta of the condition / delta of drop, the cheaper of drop and its twin; where drop costs something",
+    ),
+    Metric(
+        f"{_SPANS}/gist_minus/{{condition}}/{{where}}", "nats", "lower", "delta of gist minus delta of the condition"
+    ),
+    Metric(f"{_SPANS}/accuracy/{{condition}}/{{where}}", "fraction", "higher", "likeliest token right, by condition"),
+    Metric(f"{_SPANS}/nll/full/{{where}}", "nats", "lower", "uncompressed NLL of the same targets"),
+    Metric(f"{_SPANS}/targets/{{where}}", "targets", "neither", "targets that were judged"),
+    Metric(f"{_SPANS}/documents/{{where}}", "documents", "neither", "documents that they come from"),
+    Metric(f"{_SPANS}/entries", "entries", "neither", "entries of a working context"),
+    # ---- evaluations: focus ----------------------------------------------------------------------
+    Metric(
+        f"{_BUDGET}/gain/{{condition}}", "fraction", "higher", "focus gain: 1 = as good as the oracle, 0 = as random"
+    ),
+    Metric(
+        f"{_BUDGET}/lens_minus/{{condition}}/{{strategy}}", "nats", "lower", "NLL of lens minus NLL of the strategy"
+    ),
+    Metric(f"{_BUDGET}/nll/{{condition}}/{{strategy}}", "nats", "lower", "NLL behind the cursor by strategy"),
+    Metric(f"{_BUDGET}/delta/{{condition}}/{{strategy}}", "nats", "lower", "the same minus the uncompressed NLL"),
+    Metric(
+        f"{_BUDGET}/accuracy/{{condition}}/{{strategy}}", "fraction", "higher", "likeliest token right, by strategy"
+    ),
+    Metric(f"{_BUDGET}/entries/{{strategy}}", "entries", "neither", "entries of the strategy's contexts"),
+    Metric(f"{_BUDGET}/targets", "targets", "neither", "targets behind the cursor that were judged"),
+    Metric(f"{_BUDGET}/documents", "documents", "neither", "documents that they come from"),
 )
 
+_PARAMETERS = {
+    "evaluation": r"\w+",
+    "length": r"\d+(?:\.\d+)?",
+    "condition": "full|drop|mean|swap|gist|drop_twin|mean_twin",
+    "where": r"tail|evidence|gist_entry|\d+",
+    "strategy": "full|random|recency|surprise|lens|oracle",
+}
+"""What a parameter of a pattern may be; any other is a number."""
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{(\w+)\}", lambda p: f"({_PARAMETERS.get(p[1], '0|[1-9][0-9]*')})", name))
+
+
 _EXACT = {metric.name: metric for metric in CATALOGUE if "{" not in metric.name}
-_PATTERNS = [
-    (re.compile(re.sub(r"\{\w+\}", r"(0|[1-9][0-9]*)", metric.name)), metric)
-    for metric in CATALOGUE
-    if "{" in metric.name
-]
+_PATTERNS = [(_pattern(metric.name), metric) for metric in CATALOGUE if "{" in metric.name]
 
 
 @lru_cache(maxsize=1024)
 def describe(name: str) -> Metric:
     """The catalogue's entry for a logged name, such as `mc/lod_delta/{lod}` for `mc/lod_delta/2`.
 
+    The bounds of an evaluation's interval, `_low` and `_high`, are described by what they bound.
     Raises KeyError where the catalogue has none.
     """
+    if name.startswith("eval/"):
+        name = name.removesuffix("_low").removesuffix("_high")
     if name in _EXACT:
         return _EXACT[name]
     for pattern, metric in _PATTERNS:

@@ -16,10 +16,17 @@ mc/preference_agreement mc/preference_pair_count
 mc/pref_span_corr mc/pref_score_corr
 mc/gist_kl mc/gist_delta_penalty
 mc/build_ms mc/variant_ms mc/variant_pack_ms mc/lens_ms mc/other_ms mc/controller_ms mc/overhead_ms
-mc/focus_iterations
+mc/focus_iterations mc/preference_strength mc/policy_kl mc/reconstruction_loss
 train/loss train/loss_lod0 train/lr train/grad_norm train/tok_per_sec train/mfu
 train/tokens train/tokens_per_step train/grad_accum_steps mc/grad_accum_steps
 val/loss val/bpb
+eval/controls/lod1_at_75/delta/gist/tail eval/controls/lod1_at_87.5/recovery/gist/16_low
+eval/controls/lod2_at_90/gist_minus/drop_twin/evidence_high eval/controls/lod1_at_75/accuracy/full/gist_entry
+eval/my_recall/lod1_at_75/nll/full/512 eval/controls/lod1_at_75/targets/tail eval/controls/lod1_at_75/documents/tail
+eval/controls/lod1_at_75/entries
+eval/focus/at_25/gain/drop eval/focus/at_25/lens_minus/gist/surprise_low eval/focus/at_2.5/nll/drop/full
+eval/focus/at_25/delta/drop/oracle eval/focus/at_25/accuracy/gist/lens eval/focus/at_25/entries/random
+eval/focus/at_25/targets eval/focus/at_25/documents
 """.split()  # noqa: SIM905 - the table is easier to read and compare as lines
 
 
@@ -44,7 +51,17 @@ def test_names_are_unique():
 
 @pytest.mark.parametrize(
     "name",
-    ["mc/lod_delta", "mc/lod_delta/", "mc/lod_delta/x", "mc/lod_delta/01", "mc/lod_delta/1/2", "train/los", "mfu", ""],
+    [
+        "mc/lod_delta",
+        "mc/lod_delta/",
+        "mc/lod_delta/x",
+        "mc/lod_delta/01",
+        "mc/lod_delta/1/2",
+        "train/los",
+        "mfu",
+        "",
+        "eval/focus/at_25/gain/other",
+    ],
 )
 def test_an_unknown_name_is_a_key_error(name):
     with pytest.raises(KeyError):
