@@ -1,0 +1,230 @@
+"""`mcframe ablate`: rows of gin overrides over seeds at equal tokens, one table and one picture."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Column, Table
+
+from mcframe.ablation import picture, table
+from mcframe.ablation.grid import Grid, read_grid
+from mcframe.ablation.jobs import Job, Jobs, last_lines
+from mcframe.ablation.plan import PlannedRun, changes, plan, refuse_changed
+from mcframe.ablation.results import Comparison, RunResult, compare, read_run
+from mcframe.ablation.runs import environment, jobs_of
+from mcframe.cli.failure import guarded
+from mcframe.cli.options import Traceback
+from mcframe.errors import UserError
+from mcframe.telemetry.metrics_file import METRICS
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+_LOG_LINES = 12
+_REDRAW_S = 1.0
+_COLORS = {"running": "cyan", "done": "green", "failed": "red", "interrupted": "yellow", "left out": "red"}
+
+
+def ablate(
+    file: Annotated[Path, typer.Argument(metavar="GRID", help="A grid file, TOML: docs/ablations.md.")],
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default: runs/NAME.")] = None,
+    only: Annotated[list[str], typer.Option(metavar="ROW", help="Only this row; may be repeated.")] = [],  # noqa: B006 - typer copies it
+    seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="These seeds in place of the grid's.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Say what there is and what would run; run nothing.")] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Train every row of a grid with every seed at equal tokens; go on where it stopped; compare the rows."""
+
+    def act() -> int:
+        grid = read_grid(file)
+        asked = _Asked(grid, out or Path("runs") / file.stem, only or list(grid.rows), _seeds(seeds, grid))
+        return asked.listed() if list_ else asked.run(jobs)
+
+    raise typer.Exit(guarded(act, traceback=traceback))
+
+
+class _Asked:
+    """A grid, the rows and seeds that were asked for, and all runs of the grid for the report."""
+
+    def __init__(self, grid: Grid, out: Path, rows: Sequence[str], seeds: Sequence[int]) -> None:
+        self.grid, self.out, self.seeds = grid, out, seeds
+        self.console = Console()
+        self.chosen = plan(grid, out, rows, seeds)
+        self.planned = plan(grid, out, list(grid.rows), sorted({*grid.seeds, *seeds}))
+
+    def listed(self) -> int:
+        """Print what `run` would do."""
+        shown = Table(*(Column(name, no_wrap=True) for name in ("run", "state", "tokens")), "set")
+        for run in self.chosen:
+            state = "changed" if changes(run) else run.progress
+            first = run.seed == self.seeds[0]
+            bindings = "\n".join(run.row.set) if first else ""
+            shown.add_row(run.name, state, f"{run.trained:,} of {run.tokens:,}", escape(bindings))
+        self.console.print(shown, highlight=False)
+        return 0
+
+    def run(self, abreast: int) -> int:
+        """Train and evaluate what is missing, then write the report. Returns the exit code."""
+        refuse_changed(self.chosen)
+        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.out / ".lock", timeout=0):
+                jobs = jobs_of(self.grid, self.chosen, self.out)
+                self._say_what_is_there(jobs)
+                stopped = self._train(jobs, abreast)
+                self._report()
+        except Timeout as error:
+            raise UserError(
+                f"another mcframe ablate is at work in {self.out}", remedy="wait for it, or name another --out"
+            ) from error
+        return self._ended(jobs, stopped)
+
+    def _say_what_is_there(self, jobs: Sequence[Job]) -> None:
+        finished = sum(run.progress == "finished" for run in self.chosen)
+        self.console.print(
+            f"{len(self.chosen)} runs of {len({run.row.name for run in self.chosen})} rows in {self.out}; "
+            f"{finished} finished, {len(jobs)} job(s) to do",
+            highlight=False,
+        )
+
+    def _train(self, jobs: Sequence[Job], abreast: int) -> bool:
+        display = _Display(self.console, jobs, {run.name: run for run in self.chosen})
+        queue = Jobs(jobs, abreast=abreast, environment=environment(self.grid), changed=display.changed)
+        with display:
+            queue.run(display.redraw)
+        return queue.stopped
+
+    def _report(self) -> None:
+        results: dict[str, dict[int, RunResult]] = {}
+        for run in self.planned:
+            if run.progress == "finished" and not changes(run):
+                results.setdefault(run.row.name, {})[run.seed] = read_run(run.directory, self.grid.average)
+        if not results:
+            return
+        comparison = compare(self.grid, results, self.seeds)
+        _write(comparison, self.out)
+        self.console.print(_summary(comparison), highlight=False)
+        for note in comparison.notes:
+            self.console.print(f"note: {note}", style="yellow", highlight=False)
+        for name in (table.PAGE, table.DATA, table.PICTURE):
+            if (self.out / name).exists():
+                self.console.print(str(self.out / name), highlight=False, soft_wrap=True)
+
+    def _ended(self, jobs: Sequence[Job], stopped: bool) -> int:
+        for job in jobs:
+            if job.state == "failed":
+                lines = "\n".join(last_lines(job.log, _LOG_LINES)) or "it said nothing"
+                title = f"{job.name} failed; the end of {job.log}"
+                self.console.print(Panel(escape(lines), title=escape(title), title_align="left", border_style="red"))
+        if any(job.state == "failed" for job in jobs):
+            self.console.print("What failed is tried again by the same command.", style="bold")
+            return EXIT_FAILED
+        if stopped and any(job.state == "interrupted" for job in jobs):
+            self.console.print("To go on: the same command.", style="bold")
+            return EXIT_INTERRUPTED
+        return 0
+
+
+class _Display:
+    """A table that follows the jobs on a terminal; elsewhere a line where a job's state changes."""
+
+    def __init__(self, console: Console, jobs: Sequence[Job], runs: dict[str, PlannedRun]) -> None:
+        self._console, self._jobs, self._runs = console, jobs, runs
+        live = console.is_terminal and not console.is_dumb_terminal and bool(jobs)
+        self._live = Live(console=console, auto_refresh=False) if live else None
+        self._drawn = 0.0
+
+    def __enter__(self) -> None:
+        if self._live is not None:
+            self._live.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+            self._live.stop()
+
+    def changed(self, job: Job) -> None:
+        """A job's state has changed."""
+        self._drawn = 0.0
+        if self._live is None:
+            took = f" after {_time(job)}" if job.ended and job.started else ""
+            self._console.print(f"{job.name}: {job.state}{took}", highlight=False, soft_wrap=True)
+
+    def redraw(self) -> None:
+        """Show how far all are, once a second."""
+        if self._live is not None and time.monotonic() - self._drawn >= _REDRAW_S:
+            self._live.update(self._table(), refresh=True)
+            self._drawn = time.monotonic()
+
+    def _table(self) -> Table:
+        shown = Table("job", "state", "tokens", "val/loss", "time")
+        for job in self._jobs:
+            run = self._runs.get(job.name)
+            tokens, loss = _seen(run.directory) if run and job.started else (0, None)
+            shown.add_row(
+                job.name,
+                f"[{_COLORS.get(job.state, 'dim')}]{job.state}",
+                f"{100 * tokens / run.tokens:.0f} %" if run and job.started else "",
+                "" if loss is None else f"{loss:.4f}",
+                _time(job) if job.started else "",
+            )
+        return shown
+
+
+def _seeds(text: str | None, grid: Grid) -> list[int]:
+    if text is None:
+        return list(grid.seeds)
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text} is no list of different seeds", remedy="write numbers from 0 on: --seeds 0,1")
+    return seeds
+
+
+def _seen(directory: Path) -> tuple[int, float | None]:
+    """Where a run's clock stands by its metrics, and its latest validation."""
+    tokens, loss = 0, None
+    file = directory / METRICS
+    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the run is about to write the rest of it
+            continue
+        tokens, loss = entry["tokens"], entry.get("val/loss", loss)
+    return tokens, loss
+
+
+def _time(job: Job) -> str:
+    return str(timedelta(seconds=round(job.seconds)))
+
+
+def _write(comparison: Comparison, out: Path) -> None:
+    (out / table.PAGE).write_text(table.page(comparison), "utf-8")
+    (out / table.DATA).write_text(json.dumps(table.as_data(comparison), indent=2) + "\n", "utf-8")
+    if comparison.metrics:
+        picture.draw(comparison, out / table.PICTURE)
+
+
+def _summary(comparison: Comparison) -> Table:
+    """The comparison for a terminal: differences where there are some, values elsewhere."""
+    shown = Table("row", *comparison.metrics, title=f"less {comparison.grid.baseline}, or itself")
+    for result in comparison.rows:
+        cells = []
+        for name in comparison.metrics:
+            difference = result.differences.get(name)
+            found = difference or result.values.get(name)
+            cells.append("–" if found is None else table.shown(found, sign=difference is not None))
+        shown.add_row(result.row.name, *cells)
+    return shown
