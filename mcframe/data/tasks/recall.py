@@ -28,7 +28,8 @@ class Recall(Task):
 
     pairs          pairs a block
     keys, values   sizes of the two vocabularies; the keys of a sequence are distinct
-    asked_blocks   questions of a sequence come from this many of its blocks; None = from any
+    asked_blocks   questions of a sequence come from this many of its blocks; None = from any. Blocks of the sink, which
+                   are never collapsed, are not asked about
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class Recall(Task):
         # The block in which the cursor stands is never collapsed: it begins with the first question.
         self.blocks = geometry.cursor // size
         self.questions = (geometry.window - self.blocks * size) // 2
-        self.asked_blocks = self.blocks if asked_blocks is None else asked_blocks
+        self.collapsible = max(0, self.blocks - geometry.sink)
+        self.asked_blocks = self.collapsible if asked_blocks is None else asked_blocks
         self.vocab_size = FIRST_KEY + keys + values
         self._check()
+        self.chance = 1 / values
 
     def _check(self) -> None:
         size, count = self.geometry.block_size, self.blocks * self.pairs
@@ -69,10 +72,16 @@ class Recall(Task):
                 f"task.recall.values is {self.values}: one value answers every question",
                 remedy="set task.recall.values = 2 or more",
             )
-        if not 1 <= self.asked_blocks <= self.blocks:
+        if self.collapsible < 1:
             raise UserError(
-                f"task.recall.asked_blocks is {self.asked_blocks}, and there are {self.blocks} blocks",
-                remedy=f"set it to a number from 1 to {self.blocks}, or None",
+                f"all {self.blocks} blocks before the questions belong to the sink of {self.geometry.sink}: none of "
+                "them may be collapsed",
+                remedy="lower context.sink",
+            )
+        if not 1 <= self.asked_blocks <= self.collapsible:
+            raise UserError(
+                f"task.recall.asked_blocks is {self.asked_blocks}, and {self.collapsible} blocks may be collapsed",
+                remedy=f"set it to a number from 1 to {self.collapsible}, or None",
             )
         if self.asked_blocks * self.pairs < self.questions:
             raise UserError(
@@ -107,7 +116,7 @@ class Recall(Task):
 
     def _asked(self, seeds: Tensor) -> Tensor:
         """[B, questions] which pair each question asks for; distinct, from `asked_blocks` blocks."""
-        chosen = priorities(mix(seeds, 4), self.blocks).argsort(dim=1)[:, : self.asked_blocks]
+        chosen = priorities(mix(seeds, 4), self.collapsible).argsort(dim=1)[:, : self.asked_blocks] + self.geometry.sink
         pair = (chosen[..., None] * self.pairs + torch.arange(self.pairs)).flatten(1)
         order = priorities(mix(seeds, 5), pair.shape[1]).argsort(dim=1)[:, : self.questions]
         return pair.gather(1, order)
