@@ -5,6 +5,7 @@ Every rank runs this. `mcframe run` starts the launcher with it.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -13,7 +14,13 @@ from pathlib import Path
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-from mcframe.cli.train import main
+# The launcher may have been told to ignore Ctrl-C; a rank that has nothing to save yet must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from mcframe.cli.train import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

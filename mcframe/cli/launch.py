@@ -23,7 +23,8 @@ def run(
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", *launcher.split()]
     if ranks is not None:
         command += ["--num_accelerators", str(ranks)]
-    process = subprocess.Popen([*command, str(script), *context.args])
-    # A Ctrl-C reaches every process of the terminal; the ranks save and end, and this one waits for them.
+    # A Ctrl-C reaches every process of the terminal: the ranks save and end, while this process and the launcher, which
+    # inherits that it ignores the signal, wait for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = subprocess.Popen([*command, str(script), *context.args])
     raise typer.Exit(process.wait())
