@@ -7,7 +7,6 @@ gathered on the device and taken in by `after_step`, once, by all ranks alike. I
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +51,7 @@ class LensMemory(nn.Module):
         self.objectives = objectives
         self.copy: LensNet | None = None
         if objectives.policy_kl_weight:
-            self.copy = copy.deepcopy(lensnet).requires_grad_(False).eval()
+            self.copy = _frozen(lensnet)
         # Sum of squared differences of verdicts and number of pairs: of this step, and of all before it.
         self.register_buffer("pending", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("running", torch.zeros(2, dtype=torch.float64))
@@ -100,10 +99,11 @@ class LensMemory(nn.Module):
         if self.copy is not None:
             # The first step copies outright: LensNet may have been given other weights after it was built.
             share = torch.where(self.steps == 0, 1.0, 1 - self.objectives.policy_decay)
-            for slow, fast in zip(self.copy.parameters(), lensnet.parameters(), strict=True):
-                slow.lerp_(fast.to(slow.dtype), share.to(slow.dtype))
-            for kept, now in zip(self.copy.buffers(), lensnet.buffers(), strict=True):
-                kept.copy_(now)
+            slow = dict(self.copy.named_buffers())
+            for name, weight in lensnet.named_parameters():
+                slow[name].lerp_(weight.to(slow[name].dtype), share.to(slow[name].dtype))
+            for name, state in lensnet.named_buffers():
+                slow[name].copy_(state)
         self.steps += 1
 
     def train(self, mode: bool = True) -> LensMemory:
@@ -113,10 +113,17 @@ class LensMemory(nn.Module):
             self.copy.eval()
         return self
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LensMemory:
-        # A mean that moves by a hundredth a step stands still in bfloat16: only the device may change, not the type.
-        def keep(tensor: Tensor) -> Tensor:
-            return fn(tensor).to(tensor.dtype)
 
-        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
-        return self
+def _frozen(lensnet: LensNet) -> LensNet:
+    """A copy of LensNet that has buffers for parameters: no optimizer takes them, and with bf16 they stay float32.
+
+    DeepSpeed casts parameters and leaves buffers alone. A mean that moves by a hundredth a step would stand still in
+    bfloat16.
+    """
+    frozen = copy.deepcopy(lensnet).eval()
+    tied: dict[int, Tensor] = {}
+    for module in frozen.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            delattr(module, name)
+            module.register_buffer(name, tied.setdefault(id(parameter), parameter.detach().clone()))
+    return frozen

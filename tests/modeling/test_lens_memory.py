@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lens_oracle import average, slow_kl, slow_objective
-from modeling_builders import TREE, build_step, geometry_of, random_tokens, seeds_for
+from modeling_builders import TREE, EntryLens, build_step, geometry_of, random_tokens, seeds_for
 from step_checks import check_everything_learns
 from test_lens_oracle import FLAT, TALL, case_of
 from test_step_properties import Operations, real_step
@@ -107,8 +107,9 @@ def test_the_copy_follows_slowly():
         memory.after_step(net)
         now = [p.detach().double() for p in net.parameters()]
         expected = now if expected is None else [0.8 * e + 0.2 * n for e, n in zip(expected, now, strict=True)]
-        torch.testing.assert_close([p.double() for p in memory.copy.parameters()], expected)
-    assert not any(p.requires_grad for p in memory.parameters())
+        slow = dict(memory.copy.named_buffers())
+        torch.testing.assert_close([slow[name].double() for name, _ in net.named_parameters()], expected)
+    assert not list(memory.parameters())
 
 
 def test_the_penalty_is_the_distance_from_the_copy():
@@ -124,8 +125,8 @@ def test_the_penalty_is_the_distance_from_the_copy():
     loss, divergence = run()
     assert divergence == pytest.approx(0, abs=1e-7)
     with torch.no_grad():
-        for parameter in model.lens_memory.copy.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        for weight in model.lens_memory.copy.buffers():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
     farther, divergence = run()
     assert divergence > 1e-4
     assert farther == pytest.approx(loss + divergence, abs=1e-5)
@@ -137,9 +138,7 @@ def test_the_copy_is_never_trained():
     model = whole_step(EVERYTHING)
     tokens = random_tokens(TREE, 4, 0)
     assert not model.train().lens_memory.copy.training
-    model(tokens, seeds_for(4, 2), LENGTH)[0].backward()
-    assert all(p.grad is None for p in model.lens_memory.parameters())
-    model.lens_memory = None  # so that only what is to be trained is left
+    assert not any(name.startswith("lens_memory") for name, _ in model.named_parameters())
     check_everything_learns(model, lambda i: model(tokens, seeds_for(4, 2) + i, LENGTH)[0], model.parameters())
 
 
@@ -201,19 +200,42 @@ def test_nothing_is_remembered_by_default():
 
 
 def test_bfloat16_takes_no_precision_from_what_moves_slowly():
-    model = real_step(TREE, EVERYTHING).bfloat16()
-    assert model.lensnet.read.weight.dtype == torch.bfloat16
+    model = real_step(TREE, EVERYTHING)
+    for parameter in model.parameters():  # as DeepSpeed does
+        parameter.data = parameter.data.bfloat16()
     memory = model.lens_memory
-    assert {p.dtype for p in memory.parameters()} == {torch.float32}
-    assert memory.running.dtype == torch.float64
-    loss, _ = model(random_tokens(TREE, 3, 0), seeds_for(3, 2), LENGTH)
-    loss.backward()
+    model(random_tokens(TREE, 3, 0), seeds_for(3, 2), LENGTH)[0].backward()
     model.after_step()
     before = memory.copy.read.weight.clone()
+    assert before.dtype == torch.float32
     with torch.no_grad():
         model.lensnet.read.weight.mul_(1.01)
     model.after_step()
     assert (memory.copy.read.weight != before).float().mean() > 0.9
+
+
+class Tied(EntryLens):
+    """A LensNet with a weight under two names, and a buffer."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__(shape)
+        self.again = self.direction
+        self.register_buffer("seen", torch.zeros(1))
+
+
+def test_tied_weights_and_buffers_are_followed_too():
+    shape = ModelShape(16, geometry_of(TREE))
+    net = Tied(shape)
+    memory = LensMemory(net, COPYING)
+    assert memory.copy.again is memory.copy.direction
+    memory.after_step(net)
+    start = net.direction.detach().clone()
+    with torch.no_grad():
+        net.direction.add_(1.0)
+        net.seen.add_(5.0)
+    memory.after_step(net)
+    torch.testing.assert_close(memory.copy.direction, start + 0.2)
+    assert memory.copy.seen == 5
 
 
 # ---- nothing is read back -------------------------------------------------------------------------
