@@ -11,6 +11,8 @@ from typing import Any
 from mcframe import config
 from mcframe.config import Config
 from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
+from mcframe.data.tasks.induction import Induction
+from mcframe.data.tasks.needle import Needle
 from mcframe.data.tasks.recall import Recall
 from mcframe.data.tokenizers import BPE, Bytes
 from mcframe.evaluation.controls import Controls
@@ -67,8 +69,10 @@ class BuiltInData:
 
     @hookimpl
     def register_tasks(self, register: Register) -> None:
-        """`@task.recall`."""
+        """`@task.recall`, `@task.needle`, `@task.induction`."""
         register("recall", Recall)
+        register("needle", Needle)
+        register("induction", Induction)
 
     @hookimpl
     def register_evaluations(self, register: Register) -> None:
