@@ -19,6 +19,7 @@ from mcframe.training.engine import Engine, prepare_environment, start_distribut
 from mcframe.training.loop import Trainer
 from mcframe.training.report import describe, optimizer_groups
 from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, write_provenance
+from mcframe.training.weights import start_from
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -70,6 +71,10 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     """From a recipe to a trained model: the order in which the parts of a run come to life."""
     recipe = loaded.recipe
     assembly = assemble(recipe)
+    # A checkpoint of this run brings its own weights.
+    begun = None
+    if recipe.start_from is not None and run_plan.checkpoint is None:
+        begun = start_from(assembly.model, recipe.start_from)
     device = start_distributed()
     rank, world_size = dist.get_rank(), dist.get_world_size()
     _check_shared(run_plan, world_size)
@@ -80,6 +85,8 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         f"{engine.accumulation} a step",
         "run directory": str(run_plan.directory),
     }
+    if begun is not None:
+        extra["starts from"] = begun
     if run_plan.checkpoint is not None:
         extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
     console.print(describe(assembly, extra), highlight=False)

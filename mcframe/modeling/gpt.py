@@ -40,22 +40,23 @@ class Attention(nn.Module):
     With `gist_bias` every level of detail above 0 has a learned bias a head, added to the attention logit of its keys.
     """
 
-    def __init__(self, width: int, heads: int, levels: int, gist_bias: float | None) -> None:
+    def __init__(self, width: int, heads: int, head_width: int, levels: int, gist_bias: float | None) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_width = heads, head_width
+        inner = heads * head_width
         # "embed" in the name keeps it out of Muon: it is a table, not a map.
         self.gist_bias_embed = (
             None if gist_bias is None else nn.Parameter(torch.full((levels, heads), float(gist_bias)))
         )
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.query = nn.Linear(width, inner, bias=False)
+        self.key = nn.Linear(width, inner, bias=False)
+        self.value = nn.Linear(width, inner, bias=False)
+        self.out = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, lod: Tensor) -> Tensor:
-        """x [R, L, D], cosine and sine [R or 1, 1, L, D / heads / 2], lod [R or 1, L] -> [R, L, D]."""
-        rows, length, width = x.shape
-        shape = (rows, length, self.heads, width // self.heads)
+        """x [R, L, D], cosine and sine [R or 1, 1, L, head_width / 2], lod [R or 1, L] -> [R, L, D]."""
+        rows, length, _ = x.shape
+        shape = (rows, length, self.heads, self.head_width)
         query = rotate(rms_norm(self.query(x).view(shape).transpose(1, 2)), cosine, sine)
         key = rotate(rms_norm(self.key(x).view(shape).transpose(1, 2)), cosine, sine)
         value = self.value(x).view(shape).transpose(1, 2)
@@ -64,7 +65,7 @@ class Attention(nn.Module):
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
             mixed = _biased_attention(query, key, value, F.pad(self.gist_bias_embed, (0, 0, 1, 0))[lod])
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, length, width))
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, length, -1))
         return out
 
 
@@ -87,9 +88,9 @@ def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -
 class Block(nn.Module):
     """Attention and a four times wider squared-ReLU network (So et al., Primer, 2021), both residual."""
 
-    def __init__(self, width: int, heads: int, levels: int, gist_bias: float | None) -> None:
+    def __init__(self, width: int, heads: int, head_width: int, levels: int, gist_bias: float | None) -> None:
         super().__init__()
-        self.attention = Attention(width, heads, levels, gist_bias)
+        self.attention = Attention(width, heads, head_width, levels, gist_bias)
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
@@ -104,6 +105,8 @@ class GPT(nn.Module):
     """The base model.
 
     depth, width, heads      layers, embedding width D, attention heads
+    head_width               width of a head; None takes width / heads. Content is matched by the slow half of a head's
+                             rotary frequencies: a head narrower than 64 is slow to learn to look things up
     vocab_size               rows of the embedding and of the head; None takes the tokenizer's
     rope_base                longest wavelength of the rotary positions, in tokens over 2 pi
     placement, smoothing     where a gist stands in its span, and whether its spread damps the rotation
@@ -121,6 +124,7 @@ class GPT(nn.Module):
         depth: int,
         width: int,
         heads: int,
+        head_width: int | None = None,
         vocab_size: int | None = None,
         rope_base: float = 10_000.0,
         placement: Literal["centre", "start", "end"] = "centre",
@@ -130,17 +134,25 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.vocab_size = _checked_vocab_size(vocab_size, tokenizer_vocab_size)
-        if width % (2 * heads):
+        if head_width is None and width % (2 * heads):
             raise UserError(
                 f"gpt.width = {width} does not divide into gpt.heads = {heads} heads of even width",
-                remedy=f"choose gpt.heads so that gpt.width is a multiple of {2 * heads}",
+                remedy=f"choose gpt.heads so that gpt.width is a multiple of {2 * heads}, or set gpt.head_width",
+            )
+        self.head_width = width // heads if head_width is None else head_width
+        if self.head_width < 2 or self.head_width % 2:
+            raise UserError(
+                f"gpt.head_width is {self.head_width}; rotary positions turn pairs, so it must be even",
+                remedy="set gpt.head_width to an even number, for example 64",
             )
         self.depth, self.width, self.heads = depth, width, heads
         self.rope_base, self.placement, self.smoothing = rope_base, placement, smoothing
         self.activation_checkpointing = activation_checkpointing
         self.token_embed = nn.Embedding(self.vocab_size, width)
         self.lod_embed = nn.Embedding(geometry.levels + 1, width)
-        self.blocks = nn.ModuleList(Block(width, heads, geometry.levels, gist_bias) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, self.head_width, geometry.levels, gist_bias) for _ in range(depth)
+        )
         self.lm_head = nn.Linear(width, self.vocab_size, bias=False)
         self.reset_parameters()
 
@@ -156,6 +168,11 @@ class GPT(nn.Module):
             assert isinstance(block, Block)
             nn.init.zeros_(block.attention.out.weight)
             nn.init.zeros_(block.down.weight)
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all heads together; what attention costs is proportional to it."""
+        return self.heads * self.head_width
 
     @property
     def non_embedding_parameters(self) -> int:
@@ -181,7 +198,7 @@ class GPT(nn.Module):
         x = rms_norm(embeddings) + self.lod_embed(context.lod)
         mu, sigma = context.positions(self.placement)
         cosine, sine = gaussian_rotation(
-            mu, sigma, self.width // self.heads, base=self.rope_base, smoothing=self.smoothing
+            mu, sigma, self.head_width, base=self.rope_base, smoothing=self.smoothing
         )
         for number, block in enumerate(self.blocks, start=1):
             if self.activation_checkpointing and torch.is_grad_enabled():

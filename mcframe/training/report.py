@@ -28,10 +28,10 @@ def cost(model: MegaContextStep, recipe: Recipe, length: int) -> Cost:
     """FLOPs a dataset token at variants of `length` entries (forward and backward; attention in full)."""
     gpt, geometry = model.gpt, model.geometry
     window, count = geometry.window, model.strategy.count
-    plain = gpt_flops_per_token(gpt.non_embedding_parameters, gpt.depth, gpt.width, window)
+    plain = gpt_flops_per_token(gpt.non_embedding_parameters, gpt.depth, gpt.attention_width, window)
     total = plain * window
     if count:
-        total += count * network_flops(gpt.non_embedding_parameters, length, gpt.depth, gpt.width, length)
+        total += count * network_flops(gpt.non_embedding_parameters, length, gpt.depth, gpt.attention_width, length)
     # A network plug-in's depth is its own affair: attention inside it is left out, its matrices are not.
     if model.gistnet is not None:
         total += network_flops(parameter_count(model.gistnet), geometry.offset(geometry.levels), 0, 0, 0)
@@ -48,12 +48,12 @@ def _objective_flops(model: MegaContextStep, length: int) -> float:
     if count and weights.gist_kl_weight:
         flops += count * network_flops(parameter_count(gpt.lm_head), length, 0, 0, 0) / 3
     if count and model.needs_dropped:
-        flops += count * network_flops(size, length, gpt.depth, gpt.width, length) / 3
+        flops += count * network_flops(size, length, gpt.depth, gpt.attention_width, length) / 3
     if model.reconstruction is not None:
         told = geometry.block_size + geometry.slots  # entries a block; contexts are longest in the last stage
         longest = told * weights.reconstruction_blocks[-1]
         entries = geometry.nodes(1) * weights.reconstruction_share * told
-        flops += network_flops(size, entries, gpt.depth, gpt.width, longest)
+        flops += network_flops(size, entries, gpt.depth, gpt.attention_width, longest)
     return flops
 
 

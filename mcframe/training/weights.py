@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from mcframe.errors import UserError
-from mcframe.training.checkpoints import UNREADABLE, Checkpoint
+from mcframe.modeling.step import MegaContextStep
+from mcframe.training.checkpoints import UNREADABLE, Checkpoint, find
+
+PARTS = {"gpt": "base model", "gistnet": "GistNet", "lensnet": "LensNet", "reconstruction": "reconstruction"}
+"""Submodules of the step, and what they are called."""
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -24,3 +30,41 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
             f"{checkpoint.path} cannot be read: {error}", remedy="name an older checkpoint, checkpoints/tokens-N"
         ) from error
     return {name: tensor.detach().float().contiguous().clone() for name, tensor in weights.items()}
+
+
+def start_from(model: MegaContextStep, place: str) -> str:
+    """Give the model the weights of another run, part by part, where all names and shapes of a part fit.
+
+    Returns what was taken, in words. Raises UserError where not even the base model fits.
+    """
+    checkpoint = find(Path(place))
+    weights = load_weights(checkpoint)
+    taken, fresh = [], []
+    for part, name in PARTS.items():
+        module: torch.nn.Module | None = getattr(model, part)
+        if module is None:
+            continue
+        prefix = f"{part}."
+        saved = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        if misfit := _misfit(module, saved):
+            if part == "gpt":
+                raise UserError(
+                    f"the base model of {checkpoint.path} does not fit this run's: {misfit}",
+                    remedy="give both runs the same gpt.* and context.levels, or remove run.start_from",
+                )
+            fresh.append(name)
+        else:
+            module.load_state_dict(saved)
+            taken.append(name)
+    return f"{', '.join(taken)} of {checkpoint.path}" + (f"; new: {', '.join(fresh)}" if fresh else "")
+
+
+def _misfit(module: torch.nn.Module, saved: dict[str, Tensor]) -> str | None:
+    """The first thing that keeps `saved` from being the module's state, in words."""
+    own = module.state_dict()
+    if different := sorted(own.keys() ^ saved.keys()):
+        return f"{different[0]} is in one of them only"
+    for key, value in own.items():
+        if value.shape != saved[key].shape:
+            return f"{key} has the shape {list(value.shape)} here and {list(saved[key].shape)} there"
+    return None
