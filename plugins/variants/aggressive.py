@@ -9,7 +9,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import below
 from mcframe.hookspecs import Sequences, VariantStrategy
 from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, place, random_order
 
@@ -17,8 +16,8 @@ from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, pla
 class Aggressive(VariantStrategy):
     """Of the mixes that have the asked length, the one with most nodes at the highest LOD, placed at random.
 
-    A repeated focus is drawn again, up to `attempts` times in all, each time from one mix more, the next coarsest:
-    where the coarsest mix fits in few places, variants differ all the same. At one level this is `random_collapse`.
+    A repeated focus is drawn again, up to `attempts` times in all, after every second time from the next coarsest mix:
+    where the coarsest fits in few places, variants differ all the same. At one level this is `random_collapse`.
     """
 
     def __init__(self, geometry: Geometry, *, count: int = 2, attempts: int = 6) -> None:
@@ -30,7 +29,7 @@ class Aggressive(VariantStrategy):
         known = mixes(geometry, length, seeds.device, coarsest_first=True)
 
         def draw(seeds: Tensor, attempt: int) -> Tensor:
-            counts = known[below(seeds, min(attempt + 1, known.shape[0]))]
-            return place(counts, random_order(seeds, geometry), geometry)
+            counts = known[min(attempt // 2, known.shape[0] - 1)]
+            return place(counts.expand(*seeds.shape, -1), random_order(seeds, geometry), geometry)
 
         return distinct(draw, seeds, self.attempts)

@@ -49,8 +49,7 @@ def test_aggressive_goes_on_to_the_next_coarsest_mix_where_the_first_has_one_pla
     found = propose("aggressive", DEEP, 64 - 45, variant_seeds(0, torch.arange(100), 3))
     coarse = (found == 2).sum(dim=2) // 4
     assert (coarse[:, 0] == 3).all()  # all three nodes, in the only way
-    assert (coarse[:, 1:] < 3).all()  # every further mix is one draw later, so most have two
-    assert (coarse[:, 1:] == 2).double().mean() > 0.7
+    assert (coarse[:, 1:] == 2).double().mean() > 0.95
     assert all(len({tuple(focus) for focus in of_sequence}) == 3 for of_sequence in found.tolist())
 
 
