@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from lens_oracle import average, slow_kl, slow_objective
 from modeling_builders import TREE, EntryLens, build_step, geometry_of, random_tokens, seeds_for
 from step_checks import check_everything_learns
@@ -175,6 +177,29 @@ def test_micro_batches_of_any_size_give_the_same_losses_step_after_step(cut):
     assert parts == pytest.approx(whole, abs=1e-5)
     torch.testing.assert_close(other, state, atol=1e-4, rtol=1e-3)
     assert state["lens_memory.running"].all()
+
+
+def _two_steps(rank: int, ranks: int, place: str) -> None:
+    """What one of several ranks does with its share of two steps of four sequences; leaves its state in a file."""
+    if ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=ranks)
+    model = whole_step(RUNNING)
+    for step in range(2):
+        tokens, seeds = random_tokens(TREE, 4, step), seeds_for(4, 2) + 100 * step
+        model(tokens[rank::ranks], seeds[rank::ranks], LENGTH)
+        model.after_step()
+    torch.save(model.lens_memory.state_dict(), f"{place}/{rank}-of-{ranks}.pt")
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+def test_ranks_share_one_scale(tmp_path):
+    mp.spawn(_two_steps, args=(2, str(tmp_path)), nprocs=2)
+    _two_steps(0, 1, str(tmp_path))
+    alone, first, second = (torch.load(tmp_path / name) for name in ("0-of-1.pt", "0-of-2.pt", "1-of-2.pt"))
+    assert torch.equal(first["running"], second["running"])
+    torch.testing.assert_close(first, alone)
+    assert alone["running"].all()
 
 
 def test_a_state_dict_carries_all_of_it_on():
