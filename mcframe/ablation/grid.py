@@ -103,11 +103,13 @@ def _found(file: Path) -> Path:
 
 
 def line_of(text: str, *needles: str) -> int | None:
-    """The first line (from 1) that contains the first needle to be found at all, or None."""
-    for needle in needles:
-        for number, line in enumerate(text.splitlines(), 1):
-            if needle in line:
-                return number
+    """The line (from 1) of the first needle to be found at all: as a string, else as a key, else anywhere."""
+    lines = text.splitlines()
+    for needle in map(re.escape, needles):
+        for pattern in (rf"""["']{needle}["']""", rf"""^\s*\[?(rows\.)?["']?{needle}["']?\s*[=\]]""", needle):
+            for number, line in enumerate(lines, 1):
+                if re.search(pattern, line):
+                    return number
     return None
 
 

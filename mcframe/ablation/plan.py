@@ -138,7 +138,7 @@ def _in_grid(error: UserError, grid: Grid, row: Row) -> UserError:
     place, text = error.place, grid.file.read_text("utf-8")
     for binding in (*row.set, *grid.set):
         if place is not None and place.file == f"--set {binding!r}":
-            place = Place(grid.file, line_of(text, binding, f"{row.name} ="))
+            place = Place(grid.file, line_of(text, binding, row.name))
     return UserError(f"row {row.name}: {error.message}", remedy=error.remedy, place=place or Place(grid.file))
 
 

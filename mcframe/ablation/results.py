@@ -153,7 +153,7 @@ def _notes(
     if everything:
         unknown = [name for name in grid.metrics if name not in everything]
         notes += [f"No run has the metric {name}{did_you_mean(name, everything)}." for name in unknown]
-    revisions = sorted({run.revision for runs in results.values() for run in runs.values()})
+    revisions = sorted({run.revision or "unknown" for runs in results.values() for run in runs.values()})
     if len(revisions) > 1:
         notes.append(f"The runs were trained by different revisions of the code: {', '.join(revisions)}.")
     return notes
