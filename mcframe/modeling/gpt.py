@@ -197,9 +197,7 @@ class GPT(nn.Module):
         # Normalising the input throws a gist's norm away; the LOD embedding is added behind it.
         x = rms_norm(embeddings) + self.lod_embed(context.lod)
         mu, sigma = context.positions(self.placement)
-        cosine, sine = gaussian_rotation(
-            mu, sigma, self.head_width, base=self.rope_base, smoothing=self.smoothing
-        )
+        cosine, sine = gaussian_rotation(mu, sigma, self.head_width, base=self.rope_base, smoothing=self.smoothing)
         for number, block in enumerate(self.blocks, start=1):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, cosine, sine, context.lod, use_reentrant=False)

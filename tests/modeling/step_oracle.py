@@ -136,7 +136,7 @@ class SlowStep:
         xs = [norm(x) + lod_embed[e.lod] for x, e in zip(embeddings, entries, strict=True)]
         for layer in range(self.gpt.depth):
             w = {n.split(".", 3)[3]: p for n, p in self.p.items() if n.startswith(f"gpt.blocks.{layer}.")}
-            size = self.gpt.width // self.gpt.heads
+            size = self.gpt.head_width
             queries, keys, values = [], [], []
             for x, entry in zip(xs, entries, strict=True):
                 n = norm(x)

@@ -77,7 +77,7 @@ def test_the_norm_comes_before_the_rotation_so_that_the_damping_survives(gpt):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mcframe.modeling.gpt.F, "scaled_dot_product_attention", spy)
-        attention(x, cosine, sine)
+        attention(x, cosine, sine, torch.zeros(1, 2, dtype=torch.long))
     norms = seen[0].norm(dim=-1)
     torch.testing.assert_close(norms[..., 1], 0.25 * norms[..., 0])
     torch.testing.assert_close(norms[..., 0], torch.full((1, 2), 8**0.5))

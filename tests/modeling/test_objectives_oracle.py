@@ -73,6 +73,12 @@ def test_without_a_lensnet():
     check_against_the_slow_step(TREE, variants=2, sequences=1, seed=10, objectives=ALL, lensnet=None, gradients=True)
 
 
+@pytest.mark.parametrize("head_width", [6, 10])
+def test_heads_of_another_width(head_width):
+    options = {"head_width": head_width, "gist_bias": 0.5}
+    check_against_the_slow_step(TREE, variants=2, sequences=1, seed=12, objectives=ALL, gradients=True, **options)
+
+
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     st.sampled_from(sorted(TREES)), st.integers(0, 2**20), st.integers(1, 3), st.booleans(), st.sampled_from([0.2, 1.0])
