@@ -123,9 +123,9 @@ class _Asked:
     def _ended(self, jobs: Sequence[Job], stopped: bool) -> int:
         for job in jobs:
             if job.state == "failed":
-                lines = "\n".join(last_lines(job.log, _LOG_LINES)) or "it said nothing"
-                title = f"{job.name} failed; the end of {job.log}"
-                self.console.print(Panel(escape(lines), title=escape(title), title_align="left", border_style="red"))
+                said = escape("\n".join([f"The end of {job.log}:", *last_lines(job.log, _LOG_LINES)]))
+                title = escape(f"{job.name} failed")
+                self.console.print(Panel(said, title=title, title_align="left", border_style="red"), highlight=False)
         if any(job.state == "failed" for job in jobs):
             self.console.print("What failed is tried again by the same command.", style="bold")
             return EXIT_FAILED
@@ -219,12 +219,12 @@ def _write(comparison: Comparison, out: Path) -> None:
 
 def _summary(comparison: Comparison) -> Table:
     """The comparison for a terminal: differences where there are some, values elsewhere."""
-    shown = Table("row", *comparison.metrics, title=f"less {comparison.grid.baseline}, or itself")
+    shown = Table("row", *comparison.metrics, title=f"with a sign: less {comparison.grid.baseline}")
     for result in comparison.rows:
         cells = []
         for name in comparison.metrics:
             difference = result.differences.get(name)
             found = difference or result.values.get(name)
             cells.append("–" if found is None else table.shown(found, sign=difference is not None))
-        shown.add_row(result.row.name, *cells)
+        shown.add_row(result.row.name + ("" if result.comparable else " †"), *cells)
     return shown

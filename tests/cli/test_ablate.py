@@ -76,7 +76,7 @@ def test_a_grid_is_interrupted_gone_on_with_and_compared(ablate):
 
     on = ablate(GRID, "--jobs", "2")
     assert on.code == 1, on.output
-    assert "broken/seed-0 failed; the end of" in on.words
+    assert f"broken/seed-0 failed The end of {out / 'broken' / 'seed-0' / 'log.txt'}:" in on.words
     assert "the loss is" in on.words  # of the failed run's own message
     assert f"resumed from {out}" in " ".join((out / "base" / "seed-0" / "log.txt").read_text().split()).replace(
         "│ ", ""
