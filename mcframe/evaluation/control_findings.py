@@ -122,6 +122,7 @@ def describe(
         share = f"{comparison.entries} of {geometry.window} entries"
         title = f"{evaluation}: spans of LOD{comparison.lod} ({geometry.span(comparison.lod)} tokens), {share}"
         tables.append(Table(title, ("targets are", *COLUMNS), [row(where, v) for where, v in found.items()]))
+        tables.append(shares(title, found, held.chance))
         charts += by_distance(f"{evaluation}_{comparison.name}", title, found)
         for where in (EVIDENCE, TAIL):
             if where in found:
@@ -170,6 +171,17 @@ def row(where: str, verdict: Verdict) -> list[str | int | float | Interval | Non
         verdict.delta.get("swap"), verdict.delta.get("gist"), recovery,
         "" if where == GIST_ENTRY else verdict.worth,
     ]  # fmt: skip
+
+
+def shares(title: str, found: dict[str, Verdict], chance: float | None) -> Table:
+    """How often the likeliest token is right, a row a region and a column a condition."""
+    names = list(dict.fromkeys(name for verdict in found.values() for name in verdict.accuracy))
+    rows = [
+        [WORDS[where], *(f"{100 * v.accuracy[name]:.1f} %" if name in v.accuracy else None for name in names)]
+        for where, v in found.items()
+    ]
+    guess = "" if chance is None else f"; guessing gets {100 * chance:.1f} %"
+    return Table(f"{title}: likeliest token right{guess}", ("targets are", *(n.replace("_", " ") for n in names)), rows)
 
 
 def by_distance(name: str, title: str, found: dict[str, Verdict]) -> list[Chart]:

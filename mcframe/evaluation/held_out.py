@@ -40,7 +40,7 @@ def from_task(task: Task, count: int) -> HeldOut:
     """`count` generated sequences; each is a document of its own."""
     batch = generated.held_out(task, count)
     documents = torch.arange(count)[:, None].expand_as(batch.tokens)
-    return HeldOut(batch.tokens, documents, batch.scored, batch.evidence)
+    return HeldOut(batch.tokens, documents, batch.scored, batch.evidence, task.chance)
 
 
 def _separators(file: TokenFile, window: int, separator: int) -> Iterator[NDArray[np.int64]]:

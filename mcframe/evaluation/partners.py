@@ -25,7 +25,7 @@ def neighboured(held: HeldOut, geometry: Geometry) -> HeldOut | None:
 def taken(held: HeldOut, rows: Tensor) -> HeldOut:
     """The sequences `rows`, in that order."""
     evidence = None if held.evidence is None else held.evidence[rows]
-    return HeldOut(held.tokens[rows], held.documents[rows], held.scored[rows], evidence)
+    return HeldOut(held.tokens[rows], held.documents[rows], held.scored[rows], evidence, held.chance)
 
 
 def block_documents(held: HeldOut, geometry: Geometry) -> tuple[Tensor, Tensor]:

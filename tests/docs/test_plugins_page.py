@@ -21,7 +21,7 @@ from mcframe.training.assembly import build_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
 MODULE = "mcframe_last_child"
-INTERFACES = ("GistNet", "LensNet", "Allocator", "VariantStrategy", "TextSource", "Tokenizer", "Task")
+INTERFACES = ("GistNet", "LensNet", "Allocator", "VariantStrategy", "TextSource", "Tokenizer", "Task", "Evaluation")
 
 
 def block(language: str) -> str:

@@ -1,0 +1,74 @@
+"""Focuses that are imposed, against plain Python; and which blocks hold a model's surprise."""
+
+import random
+
+import oracle
+import torch
+from generators import MANY, geometry_of, trees
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcframe.context.focus import is_valid, lengths
+from mcframe.context.seeding import variant_seeds
+from mcframe.errors import UserError
+from mcframe.evaluation.focuses import collapse_lowest, entries, nodes_to_collapse, random_focus
+from mcframe.evaluation.strategies import surprise_values
+
+
+@MANY
+@given(trees(), st.integers(0, 2**20), st.data())
+def test_the_lowest_are_collapsed(tree, seed, data):
+    rng = random.Random(seed)
+    lod = data.draw(st.integers(1, tree.levels))
+    nodes = tree.window // tree.block_size**lod
+    free = [node for node in range(nodes) if oracle.node_is_free(tree, lod, node)]
+    count = data.draw(st.integers(0, len(free)))
+    values = [[float(rng.randrange(4)) for _ in range(nodes)] for _ in range(2)]
+    found = collapse_lowest(torch.tensor(values).view(2, nodes), geometry_of(tree), lod, count)
+    for row in range(2):
+        chosen = sorted(free, key=lambda node, row=row: (values[row][node], node))[:count]
+        want = [0] * tree.blocks
+        for node in chosen:
+            for block in oracle.node_blocks(tree, lod, node):
+                want[block] = lod
+        assert found[row].tolist() == want
+
+
+@MANY
+@given(trees(max_levels=1), st.floats(0.05, 1.0))
+def test_the_number_of_nodes_is_that_of_the_largest_reachable_length(tree, fraction):
+    geometry = geometry_of(tree)
+    target = entries(geometry, fraction)
+    count = nodes_to_collapse(geometry, 1, target)
+    try:
+        length, mixes = geometry.reachable(target)
+    except UserError:
+        assert count > geometry.compressible_nodes(1)
+        return
+    assert mixes == ((count,),)
+    assert length == tree.window - count * (tree.block_size - tree.slots)
+
+
+def test_random_focuses_are_valid_of_one_length_and_as_likely_each():
+    tree = oracle.Tree(window=24, block_size=4, levels=2, slots=1, tail=4, sink=0)
+    geometry = geometry_of(tree)
+    focus = random_focus(variant_seeds(0, torch.arange(3000), 1)[:, 0], geometry, 1, 2)
+    assert bool(is_valid(focus, geometry).all())
+    assert set(lengths(focus, geometry).tolist()) == {24 - 2 * 3}
+    seen = torch.unique(focus, dim=0, return_counts=True)[1]
+    assert len(seen) == 10  # two of five free blocks
+    assert seen.min() > 230
+    assert seen.max() < 370
+
+
+def test_entries_lose_none_to_rounding():
+    geometry = geometry_of(oracle.Tree(window=100, block_size=4, levels=1, slots=1, tail=4, sink=0))
+    assert entries(geometry, 0.29) == 29  # 0.29 * 100 is 28.999999999999996
+
+
+def test_surprise_is_a_blocks_mean_before_the_cursor():
+    tree = oracle.Tree(window=10, block_size=3, levels=1, slots=1, tail=3, sink=0)
+    nll = torch.arange(1.0, 11.0)[None]  # position t has t + 1, the NLL of token t + 1
+    found = surprise_values(nll, geometry_of(tree))
+    # tokens 1, 2 | 3, 4, 5 | 6 alone stands before the cursor at 7; token p has p
+    assert found.tolist() == [[1.5, 4.0, 6.0]]
