@@ -55,7 +55,7 @@ def random_order(seeds: Tensor, geometry: Geometry) -> Order:
 
 def uniform(bits: Tensor) -> Tensor:
     """Random int64 of any shape -> float64 in (0, 1), never at either end."""
-    return ((bits >> 11) + 2**52 + 0.5) / 2**53
+    return ((bits >> 12).double() + 2**51 + 0.5) / 2**52
 
 
 def place(counts: Tensor, order: Order, geometry: Geometry, within: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """What each variant strategy promises beyond the contract."""
 
 import math
+import random
 from collections import Counter
 from itertools import combinations
 
@@ -8,7 +9,7 @@ import oracle
 import pytest
 import torch
 from generators import SOME, geometry_of, trees
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from proposals import propose, random_scores
 
@@ -17,6 +18,8 @@ from mcframe.errors import UserError
 from mcframe.hookspecs import Sequences
 from mcframe_plugins.variants import LensGuided
 from mcframe_plugins.variants.contiguous import run_starts
+from mcframe_plugins.variants.drawing import uniform
+from mcframe_plugins.variants.lens_guided import gumbel
 
 TREE = oracle.Tree(window=48, block_size=4, levels=1, slots=1, tail=5, sink=1)  # 9 free blocks, 1 to 9
 DEEP = oracle.Tree(window=64, block_size=4, levels=2, slots=1, tail=8, sink=0)
@@ -86,10 +89,15 @@ def fits(tree, counts, run):
     )
 
 
+THREE = oracle.Tree(window=33, block_size=2, levels=3, slots=1, tail=2, sink=1)
+
+
 @SOME
-@given(trees(max_window=40), st.floats(0, 1))
-def test_a_run_may_start_wherever_its_nodes_fit(tree, share):
-    for counts in oracle.mixes(tree)[some_length(tree, share)]:
+@given(trees(max_window=40))
+@example(THREE)  # a run holds a node of LOD3 in many places, one of LOD2 beside it in fewer
+def test_a_run_may_start_wherever_its_nodes_fit(tree):
+    every = sorted(counts for of_length in oracle.mixes(tree).values() for counts in of_length if any(counts))
+    for counts in random.Random(0).sample(every, min(40, len(every))):
         size = sum(n * tree.block_size**level for level, n in enumerate(counts))
         wanted = [
             start + size <= tree.blocks
@@ -224,6 +232,13 @@ def test_even_without_temperature_the_variants_of_a_sequence_differ():
     scores = random_scores(100, TREE)
     found = propose("lens_guided", TREE, 36, variant_seeds(3, torch.arange(100), 2), scores, **EXACT)
     assert (found[:, 0] != found[:, 1]).any(dim=1).double().mean() > 0.95
+
+
+def test_noise_is_finite_at_the_ends_of_what_a_hash_can_be():
+    ends = torch.tensor([-(2**63), -1, 0, 2**63 - 1])
+    assert ((uniform(ends) > 0) & (uniform(ends) < 1)).all()
+    assert gumbel(ends).isfinite().all()
+    assert gumbel(ends).dtype == torch.float64
 
 
 def test_lens_guided_refuses_what_makes_no_sense():
