@@ -18,13 +18,16 @@ PARTS = {"gpt": "base model", "gistnet": "GistNet", "lensnet": "LensNet", "recon
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Name -> float32 tensor of the whole step module. Raises UserError where the files are damaged."""
     try:
-        if checkpoint.facts["zero_stage"] == 0:
+        stage, weights = checkpoint.facts["zero_stage"], {}
+        if stage < 3:
             path = checkpoint.path / "mp_rank_00_model_states.pt"
             weights = torch.load(path, map_location="cpu", weights_only=False)["module"]
-        else:
+        if stage > 0:
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+            # In float32; without the parts that do not learn, at ZeRO 1.
+            learned = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+            weights = {**weights, **learned}
     except UNREADABLE as error:
         raise UserError(
             f"{checkpoint.path} cannot be read: {error}", remedy="name an older checkpoint, checkpoints/tokens-N"
