@@ -16,6 +16,9 @@ from mcframe.training.checkpoints import find
 from mcframe.training.run_directory import BOUND
 from mcframe.training.weights import load_weights
 
+MEMORY = "lens_memory."
+"""What training remembers from step to step: not a weight of the model."""
+
 
 def export(
     run: Run,
@@ -28,7 +31,7 @@ def export(
 
 def _export(run: Path, out: Path) -> int:
     checkpoint = find(run)
-    weights = load_weights(checkpoint)
+    weights = {name: w for name, w in load_weights(checkpoint).items() if not name.startswith(MEMORY)}
     config = checkpoint.path.parents[1] / BOUND
     facts = {"mcframe": __version__, "tokens": str(checkpoint.tokens)}
     if config.exists():

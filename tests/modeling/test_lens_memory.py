@@ -18,6 +18,7 @@ from mcframe.errors import UserError
 from mcframe.hookspecs import ModelShape
 from mcframe.modeling.lens_memory import LensMemory, Remembered
 from mcframe.modeling.objectives import Objectives
+from mcframe.modeling.preference import shuffled
 from mcframe.recipe import load_recipe
 from mcframe_plugins.lensnet import TransformerLensNet
 from mcframe_plugins.variants import RandomCollapse
@@ -261,6 +262,18 @@ def test_tied_weights_and_buffers_are_followed_too():
     memory.after_step(net)
     torch.testing.assert_close(memory.copy.direction, start + 0.2)
     assert memory.copy.seen == 5
+
+
+# ---- the control run ------------------------------------------------------------------------------
+def test_a_shuffled_step_turns_round_the_pairs_whose_verdicts_changed_places():
+    tokens, seeds = random_tokens(TREE, 12, 0), seeds_for(12, 2)
+    true, dealt = (
+        whole_step(Objectives(lens_shuffle=shuffle))(tokens, seeds, LENGTH)[1].samples["mc/preference_corr"]
+        for shuffle in (False, True)
+    )
+    swapped = shuffled(torch.arange(24.0), seeds).view(12, 2)[:, 0] % 2 == 1
+    assert 2 <= swapped.sum() <= 10
+    torch.testing.assert_close(dealt, torch.where(swapped, -true, true), equal_nan=True)
 
 
 # ---- nothing is read back -------------------------------------------------------------------------
