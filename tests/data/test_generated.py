@@ -49,7 +49,7 @@ def laid_out(task: Recall, seed: int) -> tuple[list[int], dict[int, int]]:
     pairs = [block * task.pairs + i for block in chosen for i in range(task.pairs)]
     asked, evidence = [pairs[i] for i in shuffled(mix(seed, 5), len(pairs))], {}
     position = blocks * size
-    for pair in asked[: (geometry.window - position) // 2]:
+    for pair in asked[: task.questions]:
         tokens[position], tokens[position + 1] = keys[pair], values[pair]
         evidence[position] = places[pair] + 1
         position += 2
@@ -67,15 +67,14 @@ def tasks(draw) -> Recall:
     questions = draw(st.integers(1, asked * pairs))
     tail = max(1, 2 * questions - draw(st.integers(0, 1)))  # an odd rest leaves a token of filler
     geometry = Geometry(blocks * size + 1 + tail, size, 1, 1, tail, sink)
-    questions = (tail + 1) // 2
-    if asked * pairs < questions:
-        asked = blocks - sink
+    room = (tail + 1) // 2
     return Recall(
         geometry,
         pairs=pairs,
         keys=blocks * pairs + draw(st.integers(0, 5)),
         values=draw(st.integers(2, 6)),
         asked_blocks=None if asked == blocks - sink and draw(st.booleans()) else asked,
+        questions=draw(st.none() | st.integers(1, room)),
     )
 
 
@@ -155,6 +154,9 @@ def test_values_and_places_are_even():
         ({}, {"pairs": 0}, "0 pairs", "from 1 to 2"),
         ({}, {"keys": 9}, "10 distinct keys", "keys = 10"),
         ({}, {"values": 1}, "values is 1", "values = 2"),
+        ({}, {"questions": 7}, "room for 6", "1 to 6"),
+        ({}, {"questions": 0}, "questions is 0", "1 to 6"),
+        ({}, {"questions": 5, "asked_blocks": 2}, "5 questions", "task.recall.questions"),
         ({}, {"asked_blocks": 6}, "asked_blocks is 6", "1 to 5"),
         ({}, {"asked_blocks": 0}, "asked_blocks is 0", "1 to 5"),
         ({"sink": 2}, {"asked_blocks": 4}, "asked_blocks is 4", "1 to 3"),
@@ -237,6 +239,7 @@ def test_the_identity_says_all_that_a_sequence_depends_on():
         {"keys": 33},
         {"values": 17},
         {"asked_blocks": 4},
+        {"questions": 5},
     ]
     names = {Recall(**{"geometry": GEOMETRY} | kind).identity for kind in kinds}
     assert len(names) == len(kinds)
