@@ -119,6 +119,21 @@ def test_the_level_of_detail_gives_signs_away_on_the_worse_context_alone(sides, 
     assert pooled > 0.5 if sides == "worse" else abs(pooled) < 1e-9
 
 
+@MANY
+@given(case=cases(min_variants=2))
+def test_when_better_and_worse_change_places_every_vote_turns_round(case):
+    """So that over both contexts nothing agrees with more than half of the pairs unless it tells which is better."""
+    _, found = case.objective(Objectives())
+    case.verdicts = [-verdict for verdict in case.verdicts]
+    _, other = case.objective(Objectives())
+    torch.testing.assert_close(
+        other.samples["mc/preference_corr"], -found.samples["mc/preference_corr"], equal_nan=True
+    )
+    (agreed, pairs), (turned, same) = (f.means["mc/preference_agreement"].tolist() for f in (found, other))
+    assert pairs == same
+    assert agreed + turned == pairs
+
+
 def test_knowing_which_blocks_are_wanted_agrees_on_both_sides():
     case = case_of(FLAT, sequences=4)
     case.verdicts = [0.0, 1.0] * 4
