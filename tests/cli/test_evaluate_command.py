@@ -51,6 +51,20 @@ def test_training_logs_headlines_on_the_token_clock(evaluated):
         assert describe(name).unit
 
 
+@pytest.mark.launcher
+def test_two_ranks_that_divide_the_weights_find_the_same(launches, evaluated):
+    """Four sequences of `focus` are fewer than two ranks take at once: the rest is filled, and left out again."""
+    shared = launches.shared(*SHORT, "deepspeed.zero_stage = 3", ranks=2).succeeded()
+    for tokens in (1024, 2048):
+        one = {n: v for n, v in evaluated.metrics[tokens].items() if n.startswith("eval/")}
+        two = {n: v for n, v in shared.metrics[tokens].items() if n.startswith("eval/")}
+        # A recovery and a gain are ratios, told only where something is far enough from 0.
+        assert {n for n in one.keys() ^ two.keys() if "/recovery/" not in n and "/gain/" not in n} == set()
+        for name in one.keys() & two.keys():
+            if "/nll/" in name or "/delta/" in name or "/targets/" in name:
+                assert two[name] == pytest.approx(one[name], abs=1e-3), name
+
+
 def test_the_command_finds_what_training_logged_and_writes_it(ask, evaluated):
     result = ask()
     assert result.exit_code == 0, result.output

@@ -163,3 +163,19 @@ def test_verdicts_in_words(gist, swap, words):
     right = {name: torch.ones(drop.shape) for name in ("full", *delta)}
     comparison = Comparison("lod1_at_75", 1, 20, torch.zeros(4, FLAT.blocks), drop, delta, right)
     assert judged(comparison, "tail", held.scored, held, 0, 500).worth.startswith(words)
+
+
+def test_the_cheaper_of_a_control_and_its_twin_counts():
+    held = some_sequences(FLAT, 4, seed=0)
+    cost = 0.5 + torch.rand(held.scored.shape, generator=torch.Generator().manual_seed(1))
+    costs = {"drop": cost * 2, "drop_twin": cost, "mean": cost * 0.5, "mean_twin": cost, "gist": cost * 0.25}
+    right = {name: torch.ones(cost.shape) for name in ("full", *costs)}
+    comparison = Comparison("lod1_at_75", 1, 20, torch.zeros(4, FLAT.blocks), cost, costs, right)
+    verdict = judged(comparison, "tail", held.scored, held, 0, 200)
+    assert (verdict.drop, verdict.mean) == ("drop_twin", "mean")
+    assert verdict.recovery["gist"].value == pytest.approx(0.75)
+    assert verdict.recovery["mean"].value == pytest.approx(0.5)
+    # What the twin does without any cost was never lost.
+    costs["drop_twin"] = cost - cost[held.scored].mean()
+    verdict = judged(comparison, "tail", held.scored, held, 0, 200)
+    assert verdict.worth == "the spans carried nothing"

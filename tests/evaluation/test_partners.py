@@ -7,37 +7,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcframe.evaluation.controls import Controls
-from mcframe.evaluation.partners import block_documents, matched, neighboured
+from mcframe.evaluation.partners import documents_before_cursor, matched, neighboured
 from mcframe.hookspecs import HeldOut
 
 
 def overlap(first, last, i, j):
-    return any(a <= d and c <= b for a, b, c, d in zip(first[i], last[i], first[j], last[j], strict=True))
+    return first[i] <= last[j] and first[j] <= last[i]
 
 
 @MANY
-@given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), max_size=9), st.integers(0, 3))
-def test_pairs_are_of_different_documents_and_no_two_are_left_over(starts, width):
-    first = torch.tensor([sorted(row) for row in starts], dtype=torch.long).view(-1, 3)
-    last = first + width
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=9))
+def test_pairs_are_of_different_documents_and_no_two_are_left_over(spans):
+    first = torch.tensor([start for start, _ in spans], dtype=torch.long)
+    last = first + torch.tensor([width for _, width in spans], dtype=torch.long)
     pairs = matched(first, last).view(-1, 2).tolist()
     used = [row for pair in pairs for row in pair]
     assert len(used) == len(set(used))
     for i, j in pairs:
-        assert not overlap(first.tolist(), last.tolist(), i, j)
-    rest = sorted(set(range(len(starts))) - set(used))
+        assert not overlap(first, last, i, j)
+    rest = sorted(set(range(len(spans))) - set(used))
     for index, i in enumerate(rest):
         for j in rest[index + 1 :]:
-            assert overlap(first.tolist(), last.tolist(), i, j)
+            assert overlap(first, last, i, j)
 
 
-def test_documents_of_free_blocks():
-    geometry = geometry_of(FLAT)  # 25 tokens, blocks of 3, six of them before the cursor at 18
+def test_documents_of_what_may_be_collapsed():
+    geometry = geometry_of(FLAT)  # 25 tokens, blocks of 3, the cursor at 18
     documents = torch.arange(26)[None] // 4
     held = HeldOut(torch.zeros(1, 26, dtype=torch.long), documents, torch.ones(1, 25, dtype=torch.bool))
-    first, last = block_documents(held, geometry)
-    assert first.tolist() == [[0, 0, 1, 2, 3, 3]]
-    assert last.tolist() == [[0, 1, 2, 2, 3, 4]]
+    assert [part.tolist() for part in documents_before_cursor(held, geometry)] == [[0], [4]]
+
+
+def test_windows_of_one_document_are_never_neighbours():
+    """Document 1 fills all of window 1 and ends in window 2; every other pair is fine."""
+    held = some_sequences(FLAT, 4, seed=0)
+    documents = torch.tensor([[0] * 26, [1] * 26, [1] * 4 + [2] * 22, [3] * 26])
+    found = neighboured(HeldOut(held.tokens, documents, held.scored), geometry_of(FLAT))
+    starts = found.documents[:, [0, -1]].view(-1, 4).tolist()
+    assert sorted(map(tuple, starts)) in ([(0, 0, 1, 2), (1, 1, 3, 3)], [(0, 0, 1, 1), (1, 2, 3, 3)])
 
 
 def test_neighbours_keep_all_that_is_theirs():
