@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 from filelock import FileLock, Timeout
@@ -31,6 +32,7 @@ from mcframe.telemetry.metrics_file import METRICS
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 _LOG_LINES = 12
 _REDRAW_S = 1.0
+_FRAME_LINES = 6
 _COLORS = {"running": "cyan", "done": "green", "failed": "red", "interrupted": "yellow", "left out": "red"}
 
 
@@ -144,9 +146,10 @@ class _Display:
         self._live = Live(console=console, auto_refresh=False) if live else None
         self._drawn = 0.0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
@@ -167,8 +170,12 @@ class _Display:
             self._drawn = time.monotonic()
 
     def _table(self) -> Table:
-        shown = Table("job", "state", "tokens", "val/loss", "time")
-        for job in self._jobs:
+        counts = Counter[str](job.state for job in self._jobs)
+        caption = ", ".join(f"{count} {state}" for state, count in counts.items())
+        shown = Table("job", "state", "tokens", "val/loss", "time", caption=caption, caption_justify="left")
+        # A long grid does not fit on the screen; then it is told by the counts below.
+        fits = len(self._jobs) <= self._console.height - _FRAME_LINES
+        for job in self._jobs if fits else [job for job in self._jobs if job.state not in ("waiting", "done")]:
             run = self._runs.get(job.name)
             tokens, loss = _seen(run.directory) if run and job.started else (0, None)
             shown.add_row(

@@ -96,6 +96,10 @@ def test_final_metrics(steps, average):
         assert found[name] == pytest.approx(sum(late) / len(late) if averaged else seen[-1][1], abs=1e-9)
 
 
+def test_a_line_at_the_edge_tells_of_what_was_before_it():
+    assert final_metrics([{"tokens": 1, "mc/x": 9.0}, {"tokens": 2, "mc/x": 4.0}], 0.5) == {"mc/x": 4.0}
+
+
 def test_a_run_is_read_with_its_evaluation(tmp_path):
     lines = [
         {"tokens": tokens, "step": 1, "time": 0, "mc/tail_delta": tokens, "val/loss": 9 - tokens} for tokens in (1, 2)
