@@ -35,7 +35,7 @@ def moved(result, settings, root):
     return {name.split(".")[0] for name in changed}
 
 
-@pytest.mark.parametrize(("stage", "ranks", "optimizer"), [(0, 1, "adamw"), (1, 2, "muon"), (3, 2, "adamw")])
+@pytest.mark.parametrize(("stage", "ranks", "optimizer"), [(1, 1, "muon"), (3, 2, "adamw")])
 def test_only_what_is_trainable_moves(launches, root, stage, ranks, optimizer):
     settings = (
         *SHORT,
@@ -54,9 +54,11 @@ def test_only_what_is_trainable_moves(launches, root, stage, ranks, optimizer):
 
 
 def test_a_task_is_trained_on_and_its_answers_alone_are_judged(launches, root):
-    settings = (*SHORT, *RECALL, "run.lensnet = None")
+    settings = (*SHORT, *RECALL, "run.lensnet = None", "gpt.gist_bias = -4")
     result = launches.run(*settings, ranks=2).succeeded()
+    assert "LensNet none" in result.words
     assert moved(result, settings, root) == {"gpt", "gistnet"}
+    assert result.curve("mc/lens_loss") == []
     for loss, bits in zip(result.curve("val/loss"), result.curve("val/bpb"), strict=True):
         assert bits == pytest.approx(loss / math.log(2), rel=1e-6)  # an answer is a byte
     last = max(tokens for tokens, metrics in result.metrics.items() if "mc/tail_delta" in metrics)
@@ -75,20 +77,31 @@ def test_a_run_without_gistnet_drops_and_says_so(launches, root):
     assert result.curve("mc/adv_delta_mean") == []
 
 
-def test_a_run_without_lensnet_validates(launches, root):
-    settings = (*SHORT, "run.lensnet = None", "gpt.gist_bias = -4")
-    result = launches.run(*settings).succeeded()
-    assert "LensNet none" in result.words
-    assert moved(result, settings, root) == {"gpt", "gistnet"}
-    assert result.curve("mc/gist_entry_delta/1")
-    assert result.curve("mc/lens_loss") == []
-
-
 def test_a_task_whose_ids_are_no_text_has_no_bits_per_byte(launches):
     settings = (*SHORT, *RECALL, "task.recall.keys = 300", "gpt.vocab_size = 400", "run.variants = @variants.none")
     result = launches.run(*settings).succeeded()
     assert result.curve("val/loss")
     assert result.curve("val/bpb") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["run.gistnet = None"], ["GistNet none; collapsed blocks are dropped", "LensNet none"]),
+        (["run.gistnet = None", "run.lensnet = None"], ["GistNet none; collapsed blocks are dropped", "LensNet none"]),
+        (["run.lensnet = None"], ["GistNet", "LensNet none"]),
+        (["run.lensnet = None", "run.variants = @variants.none"], ["base model"]),
+    ],
+)
+def test_check_says_what_is_left_out(root, tmp_path, monkeypatch, settings, words):
+    monkeypatch.setenv("MCFRAME_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    checked = CliRunner().invoke(app, ["check", str(root / "gin/smoke.gin"), *(f"--set={s}" for s in settings)])
+    assert checked.exit_code == 0, checked.output
+    said = " ".join(checked.output.replace("│", " ").split())
+    assert all(each in said for each in words)
+    assert "None" not in said  # a part that is left out is no plug-in
+    assert ("LensNet none" in said) == ("LensNet none" in words)
 
 
 @pytest.mark.parametrize(
