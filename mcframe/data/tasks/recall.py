@@ -30,16 +30,25 @@ class Recall(Task):
     keys, values   sizes of the two vocabularies; the keys of a sequence are distinct
     asked_blocks   questions of a sequence come from this many of its blocks; None = from any. Blocks of the sink, which
                    are never collapsed, are not asked about
+    questions      how many are asked; None = as many as there is room for
     """
 
     def __init__(
-        self, geometry: Geometry, *, pairs: int = 2, keys: int = 32, values: int = 16, asked_blocks: int | None = None
+        self,
+        geometry: Geometry,
+        *,
+        pairs: int = 2,
+        keys: int = 32,
+        values: int = 16,
+        asked_blocks: int | None = None,
+        questions: int | None = None,
     ) -> None:
         self.geometry, self.pairs, self.keys, self.values = geometry, pairs, keys, values
         size = geometry.block_size
         # The block in which the cursor stands is never collapsed: it begins with the first question.
         self.blocks = geometry.cursor // size
-        self.questions = (geometry.window - self.blocks * size) // 2
+        self.room = (geometry.window - self.blocks * size) // 2
+        self.questions = self.room if questions is None else questions
         self.collapsible = max(0, self.blocks - geometry.sink)
         self.asked_blocks = self.collapsible if asked_blocks is None else asked_blocks
         self.vocab_size = FIRST_KEY + keys + values
@@ -48,7 +57,7 @@ class Recall(Task):
 
     def _check(self) -> None:
         size, count = self.geometry.block_size, self.blocks * self.pairs
-        if self.geometry.cursor % size != 1 or self.blocks < 1 or self.questions < 1:
+        if self.geometry.cursor % size != 1 or self.blocks < 1 or self.room < 1:
             # The nearest cursor that serves, at or before this one where there is such.
             block = max(1, min(self.blocks, (self.geometry.window - 2) // size))
             tail = self.geometry.window - block * size - 1
@@ -56,6 +65,11 @@ class Recall(Task):
                 f"the recall task wants its first question to be the last token before the cursor and to begin a block "
                 f"behind another, but the cursor stands at token {self.geometry.cursor} with blocks of {size}",
                 remedy=f"set context.tail = {tail}" if tail > 0 else "raise context.window",
+            )
+        if not 1 <= self.questions <= self.room:
+            raise UserError(
+                f"task.recall.questions is {self.questions}, and behind the blocks there is room for {self.room}",
+                remedy=f"set it to a number from 1 to {self.room}, or None",
             )
         if not 1 <= self.pairs <= size // 2:
             raise UserError(
@@ -87,13 +101,13 @@ class Recall(Task):
             raise UserError(
                 f"{self.questions} questions are asked, but {self.asked_blocks} block(s) hold "
                 f"{self.asked_blocks * self.pairs} pairs",
-                remedy="raise task.recall.pairs or task.recall.asked_blocks, or lower context.tail",
+                remedy="raise task.recall.pairs or task.recall.asked_blocks, or lower task.recall.questions",
             )
 
     @property
     def identity(self) -> str:
         """Everything that the sequences depend on."""
-        return f"recall-1 {self.geometry} {self.pairs} {self.keys} {self.values} {self.asked_blocks}"
+        return f"recall-1 {self.geometry} {self.pairs} {self.keys} {self.values} {self.asked_blocks} {self.questions}"
 
     def generate(self, seeds: Tensor) -> TaskBatch:
         """Sequences [B, T + 1] for seeds [B]."""
