@@ -290,7 +290,7 @@ class Interval:
     def __str__(self) -> str:
         if self.value != self.value:
             return "undefined"
-        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
 @dataclass(frozen=True)

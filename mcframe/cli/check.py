@@ -17,7 +17,7 @@ from mcframe.errors import UserError
 from mcframe.modeling.step import MegaContextStep
 from mcframe.recipe import Loaded, load_recipe
 from mcframe.registry import KINDS
-from mcframe.training.assembly import build_model, build_task, parameter_counts
+from mcframe.training.assembly import build_evaluations, build_model, build_task, parameter_counts
 from mcframe.training.engine_config import engine_config
 from mcframe.training.report import cost, left_out, memory_estimate
 from mcframe.training.settings import Recipe
@@ -46,6 +46,7 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
         model = build_model(recipe, vocab_size)
     recipe.allocator(recipe.context.geometry)
     recipe.text()
+    build_evaluations(recipe)
     build_task(recipe, model)
     rows = {
         "plug-ins": _plugins(loaded),

@@ -20,6 +20,7 @@ from mcframe.evaluation.asking import ask
 from mcframe.evaluation.report import show, write
 from mcframe.evaluation.subject import ModelSubject
 from mcframe.hookspecs import Evaluation, Findings, Subject
+from mcframe.training.assembly import build_evaluations
 from mcframe.training.evaluating import subject_of
 
 FOLDER = "evaluation"
@@ -74,7 +75,7 @@ class _Asked:
     def _chosen(self, names: list[str]) -> list[Evaluation]:
         """The run's evaluations; where names are given, those of them, and others that are installed."""
         loaded = self.trained.loaded
-        own = [make() for make in loaded.recipe.evaluations or ()]
+        own = build_evaluations(loaded.recipe)
         if not names:
             return own
         known = {evaluation.name: evaluation for evaluation in own}

@@ -17,10 +17,7 @@ WORDS = {
     TAIL: "behind the cursor",
     EVIDENCE: "answer in a collapsed block",
     GIST_ENTRY: "the gist's own target",
-    **{
-        str(high): f"{low} to {high - 1} tokens behind a span"
-        for low, high in zip((0, *DISTANCES), DISTANCES, strict=False)
-    },
+    **{str(high): f"{low} to {high - 1} behind a span" for low, high in zip((0, *DISTANCES), DISTANCES, strict=False)},
 }
 """What each region is, for people."""
 

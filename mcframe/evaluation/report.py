@@ -35,7 +35,7 @@ def as_rich(table: Table) -> RichTable:
     rich = RichTable(title=table.title, title_justify="left")
     for index, column in enumerate(table.columns):
         words = any(isinstance(row[index], str) and not _numeric(row[index]) for row in table.rows)
-        rich.add_column(column, justify="left" if words else "right", no_wrap=not words)
+        rich.add_column(column, justify="left" if words else "right", overflow="fold")
     for row in table.rows:
         rich.add_row(*(cell_text(cell) for cell in row))
     return rich
@@ -46,12 +46,12 @@ def _numeric(cell: Any) -> bool:
 
 
 def cell_text(cell: str | int | float | Interval | None) -> str:
-    """A cell in words; nothing where there is nothing."""
+    """A cell in words, an interval's bounds below its value; nothing where there is nothing."""
     if cell is None:
         return ""
     if isinstance(cell, int):
         return f"{cell:,}"
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell).replace(" [", "\n[")
 
 
 def write(findings: Mapping[str, Findings], facts: Mapping[str, Any], out: Path) -> list[Path]:

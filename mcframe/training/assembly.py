@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,7 +14,8 @@ from mcframe.context.geometry import Geometry
 from mcframe.data.generated import GeneratedWindows, held_out
 from mcframe.data.loader import WindowStream, open_training_stream, open_validation
 from mcframe.errors import UserError
-from mcframe.hookspecs import Allocator, ModelShape, Task, TextSource, Tokenizer
+from mcframe.evaluation.asking import check_names
+from mcframe.hookspecs import Allocator, Evaluation, ModelShape, Task, TextSource, Tokenizer
 from mcframe.modeling.gpt import GPT, parameter_count
 from mcframe.modeling.reconstruction import Reconstruction
 from mcframe.modeling.step import MegaContextStep
@@ -34,6 +35,7 @@ class Assembly:
     task: Task | None
     model: MegaContextStep
     allocator: Allocator
+    evaluations: Sequence[Evaluation]
 
 
 def seeded(seed: int, name: str, build: Callable[[], Built]) -> Built:
@@ -118,7 +120,15 @@ def assemble(recipe: Recipe) -> Assembly:
     model = build_model(recipe, tokenizer.vocab_size)
     geometry = recipe.context.geometry
     task = build_task(recipe, model)
-    return Assembly(recipe, geometry, recipe.text(), tokenizer, task, model, recipe.allocator(geometry))
+    evaluations = build_evaluations(recipe)
+    return Assembly(recipe, geometry, recipe.text(), tokenizer, task, model, recipe.allocator(geometry), evaluations)
+
+
+def build_evaluations(recipe: Recipe) -> list[Evaluation]:
+    """What the model will be asked. Raises UserError where two evaluations have one name."""
+    evaluations = [build() for build in recipe.evaluations or ()]
+    check_names(evaluations)
+    return evaluations
 
 
 def build_task(recipe: Recipe, model: MegaContextStep) -> Task | None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from mcframe.evaluation.asking import ask, check_names, headlines
+from mcframe.evaluation.asking import ask, headlines
 from mcframe.evaluation.subject import ModelSubject
-from mcframe.hookspecs import Evaluation, Tokenizer
+from mcframe.hookspecs import Tokenizer
 from mcframe.modeling.step import MegaContextStep
+from mcframe.training.assembly import Assembly
 from mcframe.training.engine import Engine
 from mcframe.training.settings import Recipe
 
@@ -38,15 +39,11 @@ def subject_of(
 
 
 class Evaluating:
-    """The evaluations of a run in training; built before the first step, so that what is wrong is told then."""
+    """The evaluations of a run in training."""
 
-    def __init__(self, engine: Engine, recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> None:
-        self._engine = engine
-        self._evaluations: list[Evaluation] = []
-        if recipe.cadence.evaluate_tokens:
-            self._evaluations = [make() for make in recipe.evaluations or ()]
-            check_names(self._evaluations)
-        self._subject = subject_of(recipe, tokenizer, engine.model, engine, device)
+    def __init__(self, engine: Engine, assembly: Assembly, device: torch.device) -> None:
+        self._engine, self._evaluations = engine, assembly.evaluations
+        self._subject = subject_of(assembly.recipe, assembly.tokenizer, engine.model, engine, device)
 
     def run(self) -> dict[str, float]:
         """The headline metrics of all evaluations, the same on every rank. Collective."""

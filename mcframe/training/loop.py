@@ -58,7 +58,7 @@ class Trainer:
             self._held_out, _padded(assembly.tokenizer.byte_lengths(), assembly.model.gpt.vocab_size),
             engine.micro_batch, device, scored,
         )  # fmt: skip
-        self.evaluating = Evaluating(engine, recipe, assembly.tokenizer, device)
+        self.evaluating = Evaluating(engine, assembly, device)
         self._interval = _Stopwatch()
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
