@@ -115,43 +115,50 @@ class MegaContextStep(nn.Module):
 
     def _variants(self, baseline: Baseline, seeds: Tensor, length: int, rebuild: int) -> tuple[Tensor, Statistics]:
         """What the variants add to the loss, and their statistics."""
-        weights = self.objectives
+        weights, one = self.objectives, baseline.scored.new_ones(1)
         table = self.table(baseline.embeddings, baseline.readable)
         context = unroll(self.propose(baseline.inputs, table, seeds, length), self.geometry, length)
         if self.gistnet is None:
             context = without_gists(context)
         entries = gather_embeddings(table, context)
-        hidden = self.gpt.hidden(entries, context)
-        pairing, divergence = self._compare(hidden, context, baseline)
+        pairing, divergence = self._compare(self.gpt.hidden(entries, context), context, baseline)
+        dropped = self._dropped(table, context, baseline) if self.needs_dropped else None
         penalty = gist_delta_penalty(pairing)
         loss = weights.variant_weight * variant_loss(pairing) + weights.gist_delta_weight * penalty
         statistics = pairing_statistics(pairing)
-        statistics.means["mc/gist_delta_penalty"] = masked_sum(penalty[None], pairing.scored.new_ones(1))
-        dropped = self._dropped(table, context, baseline) if self.needs_dropped else None
+        statistics.means["mc/gist_delta_penalty"] = masked_sum(penalty[None], one)
         if divergence is not None:
             # What a token would lose without the span shows how much of it the gist has to carry.
-            kl = distillation(divergence, pairing, dropped, weights)
-            loss = loss + weights.gist_kl_weight * kl
+            loss = loss + weights.gist_kl_weight * distillation(divergence, pairing, dropped, weights)
             statistics.means["mc/gist_kl"] = masked_sum(divergence, pairing.scored)
         if self.reconstruction is not None:
             rebuilt = self.reconstruction(self.gpt, table, baseline.inputs, rebuild, seeds[:, 0])
             loss = loss + weights.reconstruction_weight * rebuilt.mean()
             statistics.means["mc/reconstruction_loss"] = masked_sum(rebuilt, torch.ones_like(rebuilt).bool())
         if self.lensnet is not None:
-            # LensNet reads detached embeddings: its loss must not shape what it judges.
-            seen = context.before_cursor()
-            read = entries[:, : seen.length].detach()
-            scores = self.lensnet(seen, read).float()
             verdict = tail_delta(pairing if dropped is None or weights.lens_judge == "gist" else dropped).detach()
-            if weights.lens_shuffle:
-                verdict = shuffled(verdict, seeds)
-            known = Remembered()
-            if self.lens_memory is not None:
-                known = self.lens_memory(seen, read, verdict, self.strategy.count)
-            lens, about_lens = lens_objective(scores, seen, pairing, verdict, self.strategy.count, weights, known)
+            lens, about_lens = self._train_lens(entries.detach(), pairing, verdict, seeds)
             loss, statistics = loss + weights.lens_weight * lens, statistics | about_lens
-            statistics.means["mc/lens_loss"] = masked_sum(lens[None], pairing.scored.new_ones(1))
+            statistics.means["mc/lens_loss"] = masked_sum(lens[None], one)
         return loss, statistics
+
+    def _train_lens(
+        self, entries: Tensor, pairing: Pairing, verdict: Tensor, seeds: Tensor
+    ) -> tuple[Tensor, Statistics]:
+        """LensNet's loss and metrics.
+
+        entries [R, L, D] are detached: LensNet's loss must not shape what it judges. verdict [R], in nats.
+        """
+        assert self.lensnet is not None
+        seen = pairing.context.before_cursor()
+        read = entries[:, : seen.length]
+        scores = self.lensnet(seen, read).float()
+        if self.objectives.lens_shuffle:
+            verdict = shuffled(verdict, seeds)
+        known = Remembered()
+        if self.lens_memory is not None:
+            known = self.lens_memory(seen, read, verdict, self.strategy.count)
+        return lens_objective(scores, seen, pairing, verdict, self.strategy.count, self.objectives, known)
 
     def _compare(self, hidden: Tensor, context: WorkingContext, baseline: Baseline) -> tuple[Pairing, Tensor | None]:
         """Pair working contexts with the baseline; with their KL [R, L] from it where distillation is on."""
