@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mcframe.cli.failure import guarded
-from mcframe.cli.options import Run, Traceback
+from mcframe.cli.options import Gin, Run, Set, Traceback
 from mcframe.cli.trained import TrainedRun, open_trained
 from mcframe.errors import UserError
 from mcframe.evaluation.asking import ask
@@ -28,10 +28,8 @@ FOLDER = "evaluation"
 
 def evaluate(
     run: Run,
-    gin: Annotated[list[str], typer.Option("--gin", metavar="FILE", help="A gin file, read on top of the run's.")] = [],  # noqa: B006 - typer copies it
-    set_: Annotated[
-        list[str], typer.Option("--set", metavar="BINDING", help="Such as 'evaluation.focus.draws = 8'.")
-    ] = [],  # noqa: B006
+    gin: Gin = [],  # noqa: B006 - typer copies it
+    set_: Set = [],  # noqa: B006
     evaluation: Annotated[list[str], typer.Option(metavar="NAME", help="Only this one; may be repeated.")] = [],  # noqa: B006
     drop_twin: Annotated[Path | None, typer.Option(metavar="RUN", help="A run with run.gistnet = None.")] = None,
     mean_twin: Annotated[Path | None, typer.Option(metavar="RUN", help="A run with @gistnet.mean.")] = None,
@@ -39,7 +37,10 @@ def evaluate(
     windows: Annotated[int | None, typer.Option(min=2, help="Held-out sequences, whatever gin says.")] = None,
     traceback: Traceback = False,
 ) -> None:
-    """Evaluate a checkpoint: what its gists keep, how well it focuses, against controls."""
+    """Evaluate a checkpoint: what its gists keep, how well it focuses, against controls.
+
+    --gin and --set are read on top of the run's own configuration.
+    """
 
     def act() -> int:
         # gin holds one configuration at a time: the run that is asked about is opened last.
