@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,15 @@ def require(holds: bool, binding: str, value: object, rule: str) -> None:
     """Raises UserError naming the binding, its value and the rule, unless the rule holds."""
     if not holds:
         raise UserError(f"{binding} is {value!r}; it must be {rule}", remedy=f"set {binding} to a value that is {rule}")
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """' (did you mean A or B?)' with the options that look like `name`, or nothing."""
+    near = difflib.get_close_matches(name, sorted(options), n=3, cutoff=0.6)
+    likeness = [difflib.SequenceMatcher(None, option, name).ratio() for option in near]
+    # A clear best match stands alone: names of one kind resemble each other by their common beginning.
+    near = [option for option, ratio in zip(near, likeness, strict=True) if ratio > likeness[0] - 0.1]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 class UserError(Exception):

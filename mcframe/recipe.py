@@ -8,19 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mcframe import config
+from mcframe import __version__, config
 from mcframe.config import Config
 from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
 from mcframe.data.tasks.induction import Induction
 from mcframe.data.tasks.needle import Needle
 from mcframe.data.tasks.recall import Recall
 from mcframe.data.tokenizers import BPE, Bytes
+from mcframe.discovery import INSTALLED, PluginOptions, discover
 from mcframe.evaluation.controls import Controls
 from mcframe.evaluation.focus import Focus
-from mcframe.hookspecs import Register, hookimpl
+from mcframe.hookspecs import API_VERSION, Register, hookimpl
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
-from mcframe.registry import KINDS, Registry, discover
+from mcframe.registry import KINDS, Registry
 from mcframe.training.settings import (
     Cadence,
     ContextSettings,
@@ -53,6 +54,8 @@ EVALUATIONS = ("evaluation.controls", "evaluation.focus")
 
 class BuiltInData:
     """The data, tasks and evaluations that come with the framework, registered as a plug-in's would be."""
+
+    mcframe_api = API_VERSION
 
     @hookimpl
     def register_text_sources(self, register: Register) -> None:
@@ -90,10 +93,16 @@ class Loaded:
     registry: Registry
 
 
-def load_recipe(files: Sequence[Path | str], overrides: Sequence[str]) -> Loaded:
+def all_plugins(options: PluginOptions = INSTALLED) -> Registry:
+    """What is installed, what comes with the framework itself, and what the options add. Raises as `discover` does."""
+    registry = discover(options)
+    registry.register_plugin(BuiltInData(), "mcframe.data", distribution="mcframe", version=__version__)
+    return registry
+
+
+def load_recipe(files: Sequence[Path | str], overrides: Sequence[str], plugins: PluginOptions = INSTALLED) -> Loaded:
     """Read gin files and `--set` overrides. Raises UserError, with file and line, for whatever is wrong."""
-    registry = discover()
-    registry.register_plugin(BuiltInData(), "mcframe.data")
+    registry = all_plugins(plugins)
     for name, settings in SETTINGS.items():
         config.register("", name, settings)
     config.register("", "gpt", GPT)

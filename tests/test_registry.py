@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mcframe.discovery import discover
 from mcframe.errors import UserError
 from mcframe.hookspecs import RunInfo, hookimpl
-from mcframe.registry import KINDS, Registry, discover
+from mcframe.registry import KINDS, Registry
 
 GOOD = """
     from mcframe.hookspecs import hookimpl
@@ -188,7 +189,7 @@ def test_entry_points_of_two_packages_may_have_one_name(installed):
 def test_a_bare_checkout_says_how_to_install(site, monkeypatch):
     site.install("someone-else", GOOD.replace("{name}", "x"))
     monkeypatch.setattr(
-        "mcframe.registry.entry_points",
+        "mcframe.discovery.entry_points",
         lambda group: [point for point in importlib.metadata.entry_points(group=group) if point.dist.name != "mcframe"],
     )
     with pytest.raises(UserError, match="bare checkout") as caught:

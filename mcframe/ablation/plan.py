@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mcframe.ablation.grid import Grid, Row, line_of
+from mcframe.discovery import INSTALLED, PluginOptions
 from mcframe.errors import Place, UserError
 from mcframe.recipe import load_recipe
 from mcframe.registry import did_you_mean
+from mcframe.training import plugin_record
 from mcframe.training.checkpoints import checkpoints
 from mcframe.training.run_directory import BOUND
 
@@ -24,6 +26,7 @@ class PlannedRun:
     bindings      what is passed on with --set
     config        everything that is bound, as the run will write it to config.gin: its fingerprint
     tokens        whole steps, what the run reads; step_tokens: of one step
+    plugins       what the command line says about plug-ins; given: those that it adds, as they are now
     """
 
     row: Row
@@ -33,6 +36,8 @@ class PlannedRun:
     config: str
     tokens: int
     step_tokens: int
+    plugins: PluginOptions = INSTALLED
+    given: tuple[plugin_record.Given, ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:
@@ -57,14 +62,18 @@ def run_directory(out: Path, row: str, seed: int) -> Path:
     return out / row / f"seed-{seed}"
 
 
-def plan(grid: Grid, out: Path, rows: Sequence[str], seeds: Sequence[int]) -> list[PlannedRun]:
+def plan(
+    grid: Grid, out: Path, rows: Sequence[str], seeds: Sequence[int], plugins: PluginOptions = INSTALLED
+) -> list[PlannedRun]:
     """The runs of these rows and seeds, and of the rows that they start from; in the order of the grid.
 
     Raises UserError where a row's configuration is wrong, at the grid's line where a binding of it is the reason, and
     where two rows are the same.
     """
     wanted = _with_starts(grid, rows)
-    planned = [_planned(grid, grid.rows[name], seed, out) for name in grid.rows if name in wanted for seed in seeds]
+    planned = [
+        _planned(grid, grid.rows[name], seed, out, plugins) for name in grid.rows if name in wanted for seed in seeds
+    ]
     _check_distinct(grid, planned)
     return planned
 
@@ -81,11 +90,11 @@ def refuse_changed(planned: Sequence[PlannedRun]) -> None:
 
 
 def changes(run: PlannedRun) -> list[str]:
-    """What differs between a run's configuration on disk, where it has trained, and the one that is planned now."""
+    """What differs between a run on disk, where it has trained, and the one that is planned now: bindings, plug-ins."""
     file = run.directory / BOUND
     if run.progress == "new" or not file.exists():
         return []
-    return differences(file.read_text("utf-8"), run.config)
+    return [*differences(file.read_text("utf-8"), run.config), *plugin_record.changes(run.directory, run.given)]
 
 
 def differences(before: str, now: str) -> list[str]:
@@ -118,18 +127,18 @@ def _with_starts(grid: Grid, rows: Sequence[str]) -> set[str]:
     return wanted
 
 
-def _planned(grid: Grid, row: Row, seed: int, out: Path) -> PlannedRun:
+def _planned(grid: Grid, row: Row, seed: int, out: Path, plugins: PluginOptions) -> PlannedRun:
     bindings = [*grid.set, *row.set, f"run.total_tokens = {grid.tokens}", f"run.seed = {seed}"]
     if row.start is not None:
         bindings.append(f"run.start_from = {str(run_directory(out, row.start, seed))!r}")
     try:
-        loaded = load_recipe(grid.gin, bindings)
+        loaded = load_recipe(grid.gin, bindings, plugins)
     except UserError as error:
         raise _in_grid(error, grid, row) from error
     recipe = loaded.recipe
     return PlannedRun(
         row, seed, run_directory(out, row.name, seed), tuple(bindings), loaded.config.bound(),
-        recipe.steps * recipe.batch_tokens, recipe.batch_tokens,
+        recipe.steps * recipe.batch_tokens, recipe.batch_tokens, plugins, tuple(plugin_record.given(loaded.registry)),
     )  # fmt: skip
 
 

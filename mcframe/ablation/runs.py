@@ -72,6 +72,10 @@ def _training(grid: Grid, run: PlannedRun, ports: Ports) -> Launch:
     command += ["--run-dir", str(run.directory), "--resume", "auto"]
     for binding in run.bindings:
         command += ["--set", binding]
+    for plugin in run.plugins.named:
+        command += ["--plugin", plugin]
+    for name in run.plugins.without:
+        command += ["--no-plugin", name]
     return command, variables
 
 

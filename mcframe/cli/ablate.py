@@ -25,7 +25,8 @@ from mcframe.ablation.plan import PlannedRun, changes, plan, refuse_changed
 from mcframe.ablation.results import Comparison, RunResult, compare, read_run
 from mcframe.ablation.runs import environment, jobs_of
 from mcframe.cli.failure import guarded
-from mcframe.cli.options import Traceback
+from mcframe.cli.options import NoPlugin, Plugin, StrictPlugins, Traceback, plugin_options
+from mcframe.discovery import PluginOptions
 from mcframe.errors import UserError
 from mcframe.telemetry.metrics_file import METRICS
 
@@ -43,13 +44,16 @@ def ablate(
     only: Annotated[list[str], typer.Option(metavar="ROW", help="Only this row; may be repeated.")] = [],  # noqa: B006 - typer copies it
     seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="These seeds in place of the grid's.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say what there is and what would run; run nothing.")] = False,
+    plugin: Plugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],  # noqa: B006
+    strict_plugins: StrictPlugins = False,
     traceback: Traceback = False,
 ) -> None:
     """Train every row of a grid with every seed at equal tokens; go on where it stopped; compare the rows."""
 
     def act() -> int:
-        grid = read_grid(file)
-        asked = _Asked(grid, out or Path("runs") / file.stem, only or list(grid.rows), _seeds(seeds, grid))
+        grid, plugins = read_grid(file), plugin_options(plugin, no_plugin, strict_plugins)
+        asked = _Asked(grid, out or Path("runs") / file.stem, only or list(grid.rows), _seeds(seeds, grid), plugins)
         return asked.listed() if list_ else asked.run(jobs)
 
     raise typer.Exit(guarded(act, traceback=traceback))
@@ -58,11 +62,13 @@ def ablate(
 class _Asked:
     """A grid, the rows and seeds that were asked for, and all runs of the grid for the report."""
 
-    def __init__(self, grid: Grid, out: Path, rows: Sequence[str], seeds: Sequence[int]) -> None:
+    def __init__(
+        self, grid: Grid, out: Path, rows: Sequence[str], seeds: Sequence[int], plugins: PluginOptions
+    ) -> None:
         self.grid, self.out, self.seeds = grid, out, seeds
         self.console = Console()
-        self.chosen = plan(grid, out, rows, seeds)
-        self.planned = plan(grid, out, list(grid.rows), sorted({*grid.seeds, *seeds}))
+        self.chosen = plan(grid, out, rows, seeds, plugins)
+        self.planned = plan(grid, out, list(grid.rows), sorted({*grid.seeds, *seeds}), plugins)
 
     def listed(self) -> int:
         """Print what `run` would do."""

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mcframe.cli.failure import guarded
-from mcframe.cli.options import Set, Traceback
+from mcframe.cli.options import NoPlugin, Plugin, Set, StrictPlugins, Traceback, plugin_options
 from mcframe.data.loader import micro_batch_for
+from mcframe.discovery import PluginOptions
 from mcframe.errors import UserError
 from mcframe.modeling.step import MegaContextStep
 from mcframe.recipe import Loaded, load_recipe
@@ -27,14 +28,18 @@ def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A gin file.")],
     set_: Set = [],  # noqa: B006 - typer copies it
     ranks: Annotated[int, typer.Option(help="Processes that the memory estimate is for.")] = 1,
+    plugin: Plugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],  # noqa: B006
+    strict_plugins: StrictPlugins = False,
     traceback: Traceback = False,
 ) -> None:
     """Parse a gin file, build its parts on the meta device and print what they are. Trains nothing."""
-    raise typer.Exit(guarded(lambda: _check(file, set_, ranks), traceback=traceback))
+    plugins = plugin_options(plugin, no_plugin, strict_plugins)
+    raise typer.Exit(guarded(lambda: _check(file, set_, ranks, plugins), traceback=traceback))
 
 
-def _check(file: Path, overrides: list[str], ranks: int) -> int:
-    loaded = load_recipe([file], overrides)
+def _check(file: Path, overrides: list[str], ranks: int, plugins: PluginOptions) -> int:
+    loaded = load_recipe([file], overrides, plugins)
     with loaded.config.placing():
         return _report(loaded, file, ranks)
 
@@ -99,6 +104,7 @@ def _plugins(loaded: Loaded) -> str:
     parts = [bound.get(f"run.{kind}") for kind in KINDS]
     chosen = ", ".join(str(part).lstrip("@") for part in parts if part is not None)
     packages = ", ".join(f"{name} {version}" for name, version in loaded.registry.versions().items())
+    packages += "".join(f", --plugin {each.spec}" for each in loaded.registry.plugins.values() if each.spec)
     return f"{chosen} (from {packages})"
 
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mcframe.data.cache import cache_dir
+from mcframe.discovery import discover
 from mcframe.errors import UserError
-from mcframe.registry import discover
 from mcframe.telemetry.wandb_sink import resolve_mode
 from mcframe.training.engine import prepare_environment, shared_memory_op_cached
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mcframe.cli.failure import guarded
-from mcframe.cli.options import Gin, Run, Set, Traceback
+from mcframe.cli.options import Gin, NoPlugin, Plugin, Run, Set, StrictPlugins, Traceback, plugin_options
 from mcframe.cli.trained import TrainedRun, open_trained
 from mcframe.errors import UserError
 from mcframe.evaluation.asking import ask
@@ -35,6 +35,9 @@ def evaluate(
     mean_twin: Annotated[Path | None, typer.Option(metavar="RUN", help="A run with @gistnet.mean.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default: RUN/evaluation.")] = None,
     windows: Annotated[int | None, typer.Option(min=2, help="Held-out sequences, whatever gin says.")] = None,
+    plugin: Plugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],  # noqa: B006
+    strict_plugins: StrictPlugins = False,
     traceback: Traceback = False,
 ) -> None:
     """Evaluate a checkpoint: what its gists keep, how well it focuses, against controls.
@@ -44,8 +47,10 @@ def evaluate(
 
     def act() -> int:
         # gin holds one configuration at a time: the run that is asked about is opened last.
-        twins = {name: open_trained(place) for name, place in (("drop", drop_twin), ("mean", mean_twin)) if place}
-        asked = _Asked(open_trained(run, gin, set_), twins, windows)
+        plugins = plugin_options(plugin, no_plugin, strict_plugins)
+        places = {name: place for name, place in (("drop", drop_twin), ("mean", mean_twin)) if place}
+        twins = {name: open_trained(place, plugins=plugins) for name, place in places.items()}
+        asked = _Asked(open_trained(run, gin, set_, plugins), twins, windows)
         return asked.answer(evaluation, out)
 
     raise typer.Exit(guarded(act, traceback=traceback))

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from mcframe.cli.failure import guarded
-from mcframe.cli.options import Run, Traceback
+from mcframe.cli.options import NoPlugin, Plugin, Run, StrictPlugins, Traceback, plugin_options
 from mcframe.cli.trained import open_trained
 from mcframe.training.watching import continuation
 
@@ -20,12 +20,15 @@ def sample(
     length: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Another seed, another continuation.")] = 0,
+    plugin: Plugin = [],  # noqa: B006 - typer copies it
+    no_plugin: NoPlugin = [],  # noqa: B006
+    strict_plugins: StrictPlugins = False,
     traceback: Traceback = False,
 ) -> None:
     """Continue a prompt. A prompt longer than the model's window loses its beginning."""
 
     def act() -> int:
-        trained = open_trained(run)
+        trained = open_trained(run, plugins=plugin_options(plugin, no_plugin, strict_plugins))
         window = trained.model.geometry.window
         size = len(trained.tokenizer.encode_batch([prompt])[0])
         if size > window:

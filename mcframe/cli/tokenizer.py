@@ -9,28 +9,31 @@ import typer
 from rich.console import Console
 
 from mcframe.cli.failure import guarded
-from mcframe.cli.options import Gin, Set, Traceback
+from mcframe.cli.options import Gin, NoPlugin, Plugin, Set, StrictPlugins, Traceback, plugin_options
 from mcframe.data.tokenizers import bpe_file, train_bpe
 from mcframe.errors import UserError
-from mcframe.recipe import load_recipe
+from mcframe.recipe import Loaded, load_recipe
 
 
 def tokenizer(
     gin: Gin,
     set_: Set = [],  # noqa: B006 - typer copies it
     characters: Annotated[int, typer.Option(min=1, help="Characters of training text to read.")] = 500_000_000,
+    plugin: Plugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],  # noqa: B006
+    strict_plugins: StrictPlugins = False,
     traceback: Traceback = False,
 ) -> None:
     """Train the tokenizer of a gin file on its training documents and cache it where runs look for it."""
-    raise typer.Exit(guarded(lambda: _train(gin, set_, characters), traceback=traceback))
+    plugins = plugin_options(plugin, no_plugin, strict_plugins)
+    raise typer.Exit(guarded(lambda: _train(load_recipe(gin, set_, plugins), gin[-1], characters), traceback=traceback))
 
 
-def _train(files: list[str], overrides: list[str], characters: int) -> int:
-    loaded = load_recipe(files, overrides)
+def _train(loaded: Loaded, gin_file: str, characters: int) -> int:
     bound = loaded.config.as_dict()
     if str(bound.get("run.tokenizer", "")).lstrip("@") != "tokenizer.bpe":
         raise UserError(
-            f"{files[-1]} uses {bound.get('run.tokenizer')}, which is not trained",
+            f"{gin_file} uses {bound.get('run.tokenizer')}, which is not trained",
             remedy="set run.tokenizer = @tokenizer.bpe, or start training at once",
         )
     size, name = int(bound.get("tokenizer.bpe.vocab_size", 65536)), str(bound.get("tokenizer.bpe.name", "default"))

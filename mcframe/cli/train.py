@@ -11,12 +11,14 @@ import torch.distributed as dist
 from rich.console import Console
 
 from mcframe.cli.failure import guarded
+from mcframe.discovery import PluginOptions
 from mcframe.errors import UserError
 from mcframe.recipe import Loaded, load_recipe
 from mcframe.telemetry.sinks import Sinks, open_sinks
 from mcframe.training.assembly import assemble
 from mcframe.training.engine import Engine, prepare_environment, start_distributed
 from mcframe.training.loop import Trainer
+from mcframe.training.plugin_record import changes, check_alike, fingerprint, given, write_record
 from mcframe.training.report import describe, optimizer_groups
 from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, write_provenance
 from mcframe.training.weights import start_from
@@ -36,6 +38,14 @@ def arguments() -> argparse.ArgumentParser:
         "--resume", default="auto", metavar="auto|never|DIR",
         help="auto: go on where the run directory has a checkpoint; never: start anew; DIR: go on from there",
     )  # fmt: skip
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="PLUGIN",
+        help="a plug-in besides those installed: module[:object] or path/to/file.py[:object]; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-plugin", action="append", default=[], metavar="NAME", help="a plug-in, or a package of some, to leave out"
+    )
+    parser.add_argument("--strict-plugins", action="store_true", help="stop where any plug-in is broken")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     return parser
@@ -51,7 +61,8 @@ def train(options: argparse.Namespace) -> int:
     """Train as the options say. Returns the exit code."""
     prepare_environment()
     console = Console(quiet=os.environ["RANK"] != "0")
-    loaded = load_recipe(options.gin, options.set)
+    plugins = PluginOptions(tuple(options.plugin), tuple(options.no_plugin), options.strict_plugins)
+    loaded = load_recipe(options.gin, options.set, plugins)
     for warning in loaded.registry.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     run_plan = plan(Path(options.gin[-1]).stem, options.run_dir, options.resume)
@@ -78,6 +89,9 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     device = start_distributed()
     rank, world_size = dist.get_rank(), dist.get_world_size()
     _check_shared(run_plan, world_size)
+    fingerprints: list[list[str]] = [[]] * world_size
+    dist.all_gather_object(fingerprints, fingerprint(loaded.registry))
+    check_alike(fingerprints)
     engine = Engine(assembly.model, recipe, world_size)
     extra = {
         "parameter groups": optimizer_groups(engine.optimizer),
@@ -85,13 +99,17 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         f"{engine.accumulation} a step",
         "run directory": str(run_plan.directory),
     }
+    if any(given(loaded.registry)):
+        extra["plug-ins given"] = ", ".join(each.spec for each in given(loaded.registry))
     if begun is not None:
         extra["starts from"] = begun
     if run_plan.checkpoint is not None:
         extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
     console.print(describe(assembly, extra), highlight=False)
+    for change in changes(run_plan.directory, given(loaded.registry)) if run_plan.checkpoint is not None else ():
+        console.print(f"note: {change}", style="yellow", highlight=False)
     if rank == 0:
-        write_provenance(run_plan.directory, loaded.config.bound(), {"plugins": loaded.registry.versions()})
+        write_provenance(run_plan.directory, loaded.config.bound(), write_record(run_plan.directory, loaded.registry))
         (run_plan.directory / OPERATIVE).write_text(loaded.config.operative(), "utf-8")
     for binding in loaded.config.unused():
         console.print(f"note: nothing reads {binding.key} ({binding.place})", style="yellow", highlight=False)

@@ -4,6 +4,8 @@ from mcframe.hookspecs import Register, hookimpl
 from mcframe_plugins.allocator.greedy import GreedyAllocator
 from mcframe_plugins.allocator.topk import TopKAllocator
 
+mcframe_api = "0.1"
+
 
 @hookimpl
 def register_allocators(register: Register) -> None:

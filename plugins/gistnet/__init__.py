@@ -6,6 +6,8 @@ from mcframe_plugins.gistnet.mean import MeanGistNet
 from mcframe_plugins.gistnet.multihead import MultiheadGistNet
 from mcframe_plugins.gistnet.transformer import TransformerGistNet
 
+mcframe_api = "0.1"
+
 
 @hookimpl
 def register_gistnets(register: Register) -> None:

@@ -4,6 +4,8 @@ from mcframe.hookspecs import Register, hookimpl
 from mcframe_plugins.lensnet.recency import RecencyLensNet
 from mcframe_plugins.lensnet.transformer import TransformerLensNet
 
+mcframe_api = "0.1"
+
 
 @hookimpl
 def register_lensnets(register: Register) -> None:

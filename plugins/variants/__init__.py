@@ -8,6 +8,8 @@ from mcframe_plugins.variants.none import NoVariants
 from mcframe_plugins.variants.random_collapse import RandomCollapse
 from mcframe_plugins.variants.single_span import SingleSpan
 
+mcframe_api = "0.1"
+
 
 @hookimpl
 def register_variants(register: Register) -> None:

@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from mcframe.config.published import Published
 from mcframe.config.values import render
+from mcframe.discovery import discover
 from mcframe.modeling.gpt import GPT
 from mcframe.recipe import SETTINGS, BuiltInData
-from mcframe.registry import KINDS, discover
+from mcframe.registry import KINDS
 from mcframe.training.settings import Recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"

@@ -1,0 +1,176 @@
+"""`mcframe plugins`: what there is to choose from, where it comes from, and how it is set."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mcframe.cli.failure import guarded
+from mcframe.cli.options import NoPlugin, Plugin, StrictPlugins, Traceback, plugin_options
+from mcframe.config.parameters import gin_lines, parameters_of
+from mcframe.config.published import Published
+from mcframe.discovery import PluginOptions
+from mcframe.errors import UserError, did_you_mean
+from mcframe.hookspecs import API_VERSION
+from mcframe.recipe import all_plugins
+from mcframe.registry import BrokenPlugin, Registered, Registry
+from mcframe.registry import Plugin as Installed
+from mcframe.training.settings import Recipe
+
+plugins = typer.Typer(help="List the plug-ins that there are, with their packages; show what one of them takes.")
+
+Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+@plugins.callback(invoke_without_command=True)
+def list_(
+    context: typer.Context,
+    plugin: Plugin = [],  # noqa: B006 - typer copies it
+    no_plugin: NoPlugin = [],  # noqa: B006
+    strict_plugins: StrictPlugins = False,
+    json_: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """List the plug-ins that there are, with their packages; show what one of them takes."""
+    context.obj = plugin_options(plugin, no_plugin, strict_plugins)
+    if context.invoked_subcommand is None:
+        raise typer.Exit(guarded(lambda: _list(all_plugins(context.obj), as_json=json_), traceback=traceback))
+
+
+@plugins.command()
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="KIND.NAME", help="Such as gistnet.transformer.")],
+    plugin: Plugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],  # noqa: B006
+    strict_plugins: StrictPlugins = False,
+    json_: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Show what one plug-in is, and its parameters as gin lines to paste."""
+    outer: PluginOptions = context.obj
+    options = PluginOptions((*outer.named, *plugin), (*outer.without, *no_plugin), outer.strict or strict_plugins)
+    raise typer.Exit(guarded(lambda: _show(all_plugins(options), name, as_json=json_), traceback=traceback))
+
+
+def _list(registry: Registry, *, as_json: bool) -> int:
+    facts = _facts(registry)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return 0
+    console = Console()
+    console.print(_table(("kind", "name", "package", "version", "api", "plugin", "file"), facts["implementations"]))
+    if facts["lifecycle"]:
+        columns = ("hooks", "package", "version", "api", "plugin", "file")
+        console.print(_table(columns, facts["lifecycle"], title="take part in a run"))
+    for broken in registry.broken:
+        console.print(f"broken: {broken}\n  → {broken.remedy}", style="yellow", highlight=False, markup=False)
+    if registry.left_out:
+        console.print(f"left out: {', '.join(registry.left_out)}", style="yellow", highlight=False, markup=False)
+    return 0
+
+
+def _facts(registry: Registry) -> dict[str, Any]:
+    """What `--json` prints."""
+    return {
+        "api": API_VERSION,
+        "implementations": [_origin(registry, each) for each in _every(registry)],
+        "lifecycle": [_lifecycle(each) for each in registry.plugins.values() if each.lifecycle],
+        "broken": [_broken(each) for each in registry.broken],
+        "left_out": registry.left_out,
+    }
+
+
+def _every(registry: Registry) -> list[Registered]:
+    return [entry for offered in registry.implementations.values() for entry in offered.values()]
+
+
+def _origin(registry: Registry, entry: Registered) -> dict[str, Any]:
+    plugin = registry.plugins[entry.plugin]
+    return {
+        "kind": entry.kind, "name": entry.name, "plugin": plugin.short, "package": entry.distribution,
+        "version": entry.version, "api": entry.api, "file": entry.file or plugin.file,
+    }  # fmt: skip
+
+
+def _lifecycle(plugin: Installed) -> dict[str, Any]:
+    return {
+        "hooks": list(plugin.lifecycle), "plugin": plugin.short, "package": plugin.distribution,
+        "version": plugin.version, "api": plugin.api, "file": plugin.file,
+    }  # fmt: skip
+
+
+def _broken(broken: BrokenPlugin) -> dict[str, Any]:
+    return {
+        "plugin": broken.entry_point, "package": broken.distribution, "version": broken.version,
+        "error": broken.error, "remedy": broken.remedy,
+    }  # fmt: skip
+
+
+def _table(columns: tuple[str, ...], rows: list[dict[str, Any]], title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        heading = {"api": "API", "plugin": "plug-in"}.get(column, column)
+        table.add_column(heading, no_wrap=column in ("kind", "name"), overflow="fold")
+    for row in rows:
+        cells = (", ".join(row[column]) if column == "hooks" else row[column] for column in columns)
+        table.add_row(*(escape(cell) or "–" for cell in cells))
+    return table
+
+
+def _show(registry: Registry, name: str, *, as_json: bool) -> int:
+    entry = _find(registry, name.removeprefix("@"))
+    published = Published(f"{entry.kind}.{entry.name}", entry.factory, entry.kind)
+    parameters, doc = parameters_of(published), inspect.getdoc(entry.factory) or ""
+    facts = _origin(registry, entry)
+    chosen = _chosen_by(entry)
+    if as_json:
+        described = [{**dataclasses.asdict(each), "line": each.line} for each in parameters]
+        typer.echo(json.dumps({**facts, "doc": doc, "select": chosen, "parameters": described}, indent=2))
+        return 0
+    api = f"made for plug-in API {entry.api}" if entry.api else "says nothing of the plug-in API it was made for"
+    typer.echo(f"# {published.name}, {entry.origin}, {api}\n# {facts['file']}")
+    typer.echo("".join(f"\n# {line}".rstrip() for line in doc.splitlines()) + "\n")
+    lines = [chosen, *gin_lines(parameters)]
+    if published.accepts_any:
+        lines.append("# it takes parameters of any other name, too")
+    typer.echo("\n".join(filter(None, lines)))
+    return 0
+
+
+def _chosen_by(entry: Registered) -> str:
+    """The binding that selects it, empty where no binding of `run` is named after its kind."""
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    reference = f"@{entry.kind}.{entry.name}"
+    if entry.kind in fields:
+        return f"run.{entry.kind} = {reference}"
+    return f"run.{entry.kind}s = [{reference}]" if f"{entry.kind}s" in fields else ""
+
+
+def _find(registry: Registry, name: str) -> Registered:
+    """What is called so, with or without its kind. Raises UserError where nothing is, or more than one thing."""
+    kind, _, item = name.rpartition(".")
+    if kind in registry.implementations:
+        if item not in registry.implementations[kind]:
+            raise registry.unknown(kind, item)
+        return registry.implementations[kind][item]
+    broken = next((each for each in registry.broken if name in (each.entry_point, each.distribution)), None)
+    if broken:
+        raise UserError(str(broken), remedy=broken.remedy)
+    every = {f"{entry.kind}.{entry.name}": entry for entry in _every(registry)}
+    found = [full for full, each in every.items() if each.name == name]
+    if len(found) == 1:
+        return every[found[0]]
+    if found:
+        raise UserError(f"{name} is the name of {', '.join(found)}", remedy="write the kind in front of it")
+    raise UserError(
+        f"no plug-in is called {name}{did_you_mean(name, every)}",
+        remedy="write it in full, kind.name; `mcframe plugins` lists them all",
+    )
