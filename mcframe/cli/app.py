@@ -9,11 +9,13 @@ import typer
 from mcframe import __version__
 from mcframe.cli.ablate import ablate
 from mcframe.cli.check import check
+from mcframe.cli.compare import compare
 from mcframe.cli.doctor import doctor
 from mcframe.cli.evaluate import evaluate
 from mcframe.cli.export import export
 from mcframe.cli.launch import run
 from mcframe.cli.plugins import plugins
+from mcframe.cli.review import review
 from mcframe.cli.sample import sample
 from mcframe.cli.tokenizer import tokenizer
 
@@ -38,6 +40,8 @@ app.command()(check)
 app.command()(sample)
 app.command("eval")(evaluate)
 app.command()(ablate)
+app.command()(review)
+app.command()(compare)
 app.command()(export)
 app.command()(tokenizer)
 app.command()(doctor)

@@ -1,0 +1,49 @@
+"""`mcframe compare`: several runs by tokens, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mcframe.cli.failure import guarded
+from mcframe.cli.options import Traceback
+from mcframe.errors import UserError
+from mcframe.review.comparing import compare as comparison_of
+from mcframe.review.comparing import named, spoken_tokens
+from mcframe.review.record import read_run
+from mcframe.review.rules import read_rules
+from mcframe.review.writing import write
+
+PAGE = "comparison"
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Two run directories or more.")],
+    rules: Annotated[Path | None, typer.Option(metavar="FILE", help="tests.late of this file is used.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write; default: comparison beside the first run.")
+    ] = None,
+    traceback: Traceback = False,
+) -> None:
+    """Compare runs: curves by tokens, differences of their configurations, final metrics over seeds."""
+
+    def act() -> int:
+        if len({run.resolve() for run in runs}) < max(2, len(runs)):
+            raise UserError(
+                "a comparison takes two different runs or more",
+                remedy="name run directories: mcframe compare runs/a runs/b",
+            )
+        thresholds = read_rules(rules)
+        labelled = named([read_run(run) for run in runs])
+        console = Console()
+        for line in spoken_tokens(labelled):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        folder = out or runs[0].resolve().parent / PAGE
+        for page in write(comparison_of(labelled, thresholds), folder, PAGE):
+            console.print(str(page), highlight=False, markup=False, soft_wrap=True)
+        return 0
+
+    raise typer.Exit(guarded(act, traceback=traceback))

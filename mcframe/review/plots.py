@@ -1,0 +1,115 @@
+"""Curves by tokens as SVG that follows the page's colours, and as PNG."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mcframe.review.document import Picture
+from mcframe.review.finding import Plot
+from mcframe.review.record import Record
+from mcframe.telemetry.metrics import describe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK = "#010203"
+"""Drawn in this colour is what the page colours itself: text, axes, ticks."""
+
+_COLORS = ("#2f7fd6", "#e0702c", "#2a9d62", "#b55ad1", "#c9a100", "#d9486f", "#5b8c9e", "#8c6d46")
+_DASHES = ("-", "--", ":", "-.")
+_SIZE = (4.8, 2.7)
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.0, "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK,
+    "axes.spines.top": False, "axes.spines.right": False, "path.simplify": True,
+}  # fmt: skip
+
+
+def draw(plot: Plot, runs: Mapping[str, Record]) -> Picture | None:
+    """Curves of a plot's metrics in each of several runs; None where none of them has a point.
+
+    runs   label -> run. A metric keeps its colour, a run its dashes; where the plot has one metric, runs have colours.
+    """
+    curves = [
+        (index, number, name, label, run)
+        for index, name in enumerate(plot.metrics)
+        for number, (label, run) in enumerate(runs.items())
+        if run.get(name) is not None and len(run.series[name])
+    ]
+    if not curves:
+        return None
+    # Imported late: it takes most of a second. Without pyplot, which would look for a screen.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": plot.name}):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        units = list(dict.fromkeys(_unit(name) for _, _, name, _, _ in curves))
+        axes = figure.subplots(min(2, len(units)), 1, squeeze=False, sharex=True)[:, 0].tolist()
+        for index, number, name, label, run in curves:
+            axis = axes[min(units.index(_unit(name)), len(axes) - 1)]
+            single = len(plot.metrics) == 1
+            _curve(axis, run, name, _label(name, label, single, len(runs) == 1), *_style(index, number, single))
+        _finish(axes, plot, units, next(iter(runs.values())).x)
+        svg, png = io.StringIO(), io.BytesIO()
+        metadata: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
+        figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return Picture(plot.name, plot.title, _inline(svg.getvalue(), plot.title), png.getvalue())
+
+
+def _curve(axis: Axes, run: Record, name: str, label: str, color: str, dash: str) -> None:
+    series = run.series[name]
+    if series.stride > 1:
+        axis.fill_between(series.tokens, series.lows, series.highs, color=color, alpha=0.18, linewidth=0)
+    marker = "o" if len(series) < 12 else None
+    axis.plot(series.tokens, series.means, dash, color=color, label=label, linewidth=1.3, marker=marker, markersize=3)
+
+
+def _finish(axes: Sequence[Axes], plot: Plot, units: Sequence[str], x: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    for axis, unit in zip(axes, units, strict=False):
+        if plot.shade is not None:
+            axis.axvspan(*plot.shade, color="#d9486f", alpha=0.15, linewidth=0)
+        axis.grid(alpha=0.25, color="#888888", linewidth=0.6)
+        axis.set_ylabel(unit if unit != "1" else "")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.legend(fontsize=8, frameon=False, loc="best")
+    if plot.line is not None:
+        # Of the last metric: a finding's plot has what it judges there.
+        axes[-1].axhline(plot.line, color="#888888", linewidth=1.0, linestyle="--")
+    axes[-1].set_xlabel(x)
+
+
+def _style(index: int, number: int, single: bool) -> tuple[str, str]:
+    if single:
+        return _COLORS[number % len(_COLORS)], _DASHES[number // len(_COLORS) % len(_DASHES)]
+    return _COLORS[index % len(_COLORS)], _DASHES[number % len(_DASHES)]
+
+
+def _label(name: str, run: str, single: bool, alone: bool) -> str:
+    if alone:
+        return name
+    return run if single else f"{name}, {run}"
+
+
+def _unit(name: str) -> str:
+    try:
+        return describe(name).unit
+    except KeyError:
+        return "ms" if name.endswith("_ms") else "1"
+
+
+def _inline(svg: str, title: str) -> str:
+    """SVG to stand in a page: no header, no metadata, no address, ink in the page's colour, sizes left to the page."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
+    body = re.sub(r' xmlns(:\w+)?="[^"]*"', "", body).replace("xlink:href", "href").replace(_INK, "currentColor")
+    body = re.sub(r'<svg( [^>]*?)? width="[^"]*"', r"<svg\1", body, count=1)
+    body = re.sub(r'<svg( [^>]*?)? height="[^"]*"', r"<svg\1", body, count=1)
+    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return body.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
