@@ -10,9 +10,11 @@ import torch
 from mcframe.ablation.grid import read_grid
 from mcframe.ablation.plan import changes, differences, plan, refuse_changed
 from mcframe.ablation.runs import jobs_of
+from mcframe.discovery import PluginOptions, discover
 from mcframe.errors import UserError
 from mcframe.recipe import load_recipe
 from mcframe.training.assembly import build_model
+from mcframe.training.plugin_record import write_record
 
 ROOT = Path(__file__).parents[2]
 GRID = """\
@@ -201,3 +203,48 @@ def test_the_grids_that_come_with_mcframe_can_be_built(page, tmp_path):
         with torch.device("meta"):
             build_model(recipe, recipe.tokenizer().vocab_size)
         assert (run.tokens, run.step_tokens) == (grid.tokens, 2048)
+
+
+# ---- plug-ins ------------------------------------------------------------------------------------
+NETS = """
+from mcframe.hookspecs import hookimpl
+from mcframe_plugins.gistnet.mean import MeanGistNet
+
+@hookimpl
+def register_gistnets(register):
+    register("mine", MeanGistNet)
+"""
+
+
+@pytest.fixture
+def unwanted(tmp_path, new_site, monkeypatch):
+    new_site(tmp_path / "site").install("unwanted", "raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+
+@pytest.mark.usefixtures("unwanted")
+def test_plugins_of_the_command_line_reach_every_run_and_a_changed_file_is_refused(tmp_path):
+    file = tmp_path / "nets.py"
+    file.write_text(NETS)
+    (tmp_path / "grid.toml").write_text(GRID.replace("@gistnet.mean", "@gistnet.mine"))
+    grid, plugins = read_grid(tmp_path / "grid.toml"), PluginOptions(named=(str(file),), without=("unwanted",))
+
+    def planned(plugins=plugins):
+        return plan(grid, tmp_path / "out", ["mean"], [0], plugins)
+
+    with pytest.raises(UserError, match=r"no plug-in offers @gistnet\.mine") as caught:
+        planned(PluginOptions())
+    assert str(tmp_path / "grid.toml") in str(caught.value.place)
+    (run,) = planned()
+    (job,) = jobs_of(grid, [run], tmp_path / "out")
+    command = list(job.launch()[0])
+    assert command[command.index("--plugin") + 1] == str(file)
+    assert command[command.index("--no-plugin") + 1] == "unwanted"
+
+    trained(run)
+    registry = discover(plugins)
+    (run.directory / "provenance.json").write_text(json.dumps(write_record(run.directory, registry)))
+    refuse_changed(planned())
+    file.write_text(NETS + "# changed\n")
+    with pytest.raises(UserError, match=r"nets\.py has been changed"):
+        refuse_changed(planned())

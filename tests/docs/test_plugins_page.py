@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from mcframe import hookspecs
+from mcframe.cli.app import app
+from mcframe.cli.train import arguments
 from mcframe.context.seeding import variant_seeds
 from mcframe.hookspecs import RunInfo
+from mcframe.plugin_rules import API_ATTRIBUTE, api_fits
 from mcframe.recipe import load_recipe
 from mcframe.training.assembly import build_model
 
@@ -103,3 +107,66 @@ def test_the_interfaces_are_all_that_the_api_has() -> None:
     }
     assert set(INTERFACES) == {name for name, item in own.items() if getattr(item, "__abstractmethods__", ())}
     assert f"version {hookspecs.API_VERSION}" in PAGE
+
+
+@pytest.mark.parametrize("name", INTERFACES)
+def test_every_interface_is_described_in_the_code_with_the_shapes_of_its_tensors(name: str) -> None:
+    """In the docstrings, where an editor shows them: what the class is, how its factory is called, every shape."""
+    interface = getattr(hookspecs, name)
+    assert re.search(r"Factory: `factory\((shape|geometry)?\)`", interface.__doc__), "say how the factory is called"
+    for method in interface.__abstractmethods__:
+        function = inspect.getattr_static(interface, method)
+        function = function.fget if isinstance(function, property) else function
+        told = inspect.getdoc(function) or ""
+        assert told, f"{name}.{method} has no docstring"
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.annotation in ("Tensor", "Tensor | None"):
+                singular = parameter.name.removesuffix("s")
+                assert re.search(rf"\b{singular}s? \[", told), f"{name}.{method} gives no shape of {parameter.name}"
+        if inspect.signature(function).return_annotation == "Tensor":
+            assert re.search(r"(-> [^\[]*|int64 )\[", told), f"{name}.{method} gives no shape of what it returns"
+
+
+def test_every_hook_says_what_it_is_for_and_when_it_is_called() -> None:
+    for name, function in vars(hookspecs.Hooks).items():
+        if name.startswith("_"):
+            continue
+        told = inspect.getdoc(function) or ""
+        assert told, f"{name} has no docstring"
+        section = re.search(rf"^### `{name}\(.*\)`\n\n(.+)", PAGE, re.M)
+        assert section, f"docs/plugins.md says nothing below {name}"
+        if not name.startswith("register_"):
+            assert re.search(r"every rank|rank 0", told, re.I), f"{name}: say on which ranks it is called"
+            assert re.search(rf"^### `{name}\(.*\)`\n\n[^#]*(every rank|rank 0)", PAGE, re.M | re.I)
+
+
+def test_hooks_are_named_by_the_rule_of_the_page() -> None:
+    for name in (name for name in vars(hookspecs.Hooks) if not name.startswith("_")):
+        assert re.fullmatch(r"register_[a-z_]+s|([a-z]+_)?[a-z]+ed", name), name
+
+
+def test_errors_that_plugins_meet_are_told_on_the_page() -> None:
+    for interface in ("TextSource", "Task"):
+        section = re.search(rf"^### {interface}\n(.*?)(?=^##)", PAGE, re.M | re.S)
+        assert section
+        assert "Raise `UserError`" in section[1]
+    (errors,) = re.findall(r"^## Errors\n(.*?)(?=^## )", PAGE, re.M | re.S)
+    for words in ("import", "register", "a name that is taken", "wrong type", "UserError", "`forward`"):
+        assert words in errors
+
+
+def test_the_options_of_the_page_are_those_of_every_command_that_reads_plugins() -> None:
+    known = {option for action in arguments()._actions for option in action.option_strings}
+    table = set(re.findall(r"^\| `(--[\w-]+)", PAGE, re.M))
+    assert table == {"--plugin", "--no-plugin", "--strict-plugins"}
+    assert table <= known
+    (line,) = re.findall(r"^(`run`, .*) take$", PAGE, re.M)
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    taking = {name for name, command in commands.items() if table <= {o for p in command.params for o in p.opts}}
+    assert set(re.findall(r"`(\w+)`", line)) == taking | {"run"}  # which passes on what it does not know
+
+
+def test_the_versions_on_the_page_are_those_of_the_code() -> None:
+    assert f'{API_ATTRIBUTE} = "{hookspecs.API_VERSION}"' in PAGE
+    assert api_fits(hookspecs.API_VERSION)
+    assert int(hookspecs.API_VERSION.split(".")[0]) == 0, "from 1.0 the page's table is a promise: test that it is kept"

@@ -67,6 +67,7 @@ def test_every_preset_is_listed() -> None:
 
 def test_every_command_is_listed() -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    names |= {group.name for group in app.registered_groups if group.name}
     missing = [name for name in names - {"version"} if not re.search(rf"`mcframe {name}[ `]", README)]
     assert missing == []
 
