@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -99,16 +98,14 @@ def find_stretch(values: Values, alpha: float) -> Stretch | None:
 
     Every stretch is compared with all points outside it, so a step, a dip and a bump are found alike (Olshen and
     others, Biostatistics 2004). A stretch is called different where a series without a change would show one with
-    probability `alpha` at most, by Bonferroni over all of them. The noise is taken from differences of neighbours,
-    which a change of level does not touch, as that of an autoregression (Chakar and others, Bernoulli 2017). Single
-    outliers are replaced by their neighbours' median before.
+    probability `alpha` at most, by Bonferroni over all of them. The noise is that of what is left when the stretch is
+    taken out, as an autoregression. Single outliers are replaced by their neighbours' median before.
     """
     if len(values) < MIN_VALUES:
         return None
     stride = math.ceil(len(values) / _MOST)
     n = len(values) // stride
     points = without_outliers(values)[: n * stride].reshape(n, stride).mean(axis=1)
-    scale, size = _noise(points)
     if n < MIN_VALUES:
         return None
     begin, end = np.triu_indices(n + 1, MIN_STRETCH)
@@ -118,16 +115,20 @@ def find_stretch(values: Values, alpha: float) -> Stretch | None:
     sums = np.concatenate([[0.0], np.cumsum(points - points.mean())])
     inside = sums[end] - sums[begin]
     difference = inside / inner + inside / (n - inner)  # the deviations of all points sum to 0
+    weights = np.sqrt(1 / inner + 1 / (n - inner))
+    best = int(np.argmax(np.abs(difference) / weights))
+    residuals = points - points.mean()
+    level = float(difference[best])
+    residuals[begin[best] : end[best]] -= level
+    scale, size = _noise(residuals - residuals.mean())
     tiny = 1e-9 * max(1e-12, abs(float(points.mean())))
-    scores = difference / (max(scale, tiny) * np.sqrt(1 / inner + 1 / (n - inner)))
-    best = int(np.argmax(np.abs(scores)))
-    threshold = t_quantile(1 - alpha / (2 * len(scores)), max(3, round(size / 2)))
-    if abs(scores[best]) <= threshold:
+    score = level / (max(scale, tiny) * float(weights[best]))
+    if abs(score) <= t_quantile(1 - alpha / (2 * len(inner)), max(3, round(size / 2))):
         return None
     first, last = int(begin[best]) * stride, int(end[best]) * stride
     last = len(values) if last == n * stride else last
     rest = np.concatenate([values[:first], values[last:]])
-    return Stretch(first, last, float(values[first:last].mean()), float(rest.mean()), float(scores[best]))
+    return Stretch(first, last, float(values[first:last].mean()), float(rest.mean()), score)
 
 
 def without_outliers(values: Values, deviations: float = 5.0) -> Values:
@@ -155,22 +156,13 @@ def outliers(values: Values, alpha: float, width: int = 11) -> Values:
     return np.where(above > limit, above, 0.0)
 
 
-def _noise(points: Values) -> tuple[float, float]:
+def _noise(residuals: Values) -> tuple[float, float]:
     """(standard deviation that a mean of n points has, times sqrt(n); number of independent points)."""
-    n = len(points)
-    # Of an autoregression, var(far) / var(near) is 1 + rho, whatever levels the series passes through.
-    near, far = _variance(points[1:] - points[:-1], 2), _variance(points[2:] - points[:-2], 4)
-    if near == 0.0:
+    n = len(residuals)
+    variance = float((residuals**2).mean()) * n / (n - 3)
+    if variance == 0.0:
         return 0.0, float(n)
-    # Few points tell rho badly, and too low a rho makes changes out of noise: the upper end of what it may be counts.
-    rho = min(_MOST_ALIKE, max(0.0, far / near - 1) + _DOUBT / math.sqrt(n))
-    return math.sqrt(near * (1 + rho) / 2) / (1 - rho), n * (1 - rho) / (1 + rho)
-
-
-def _variance(differences: Values, steps: int) -> float:
-    """Of normal values among which some are changes of level: the largest eighth, or two per step, are left out."""
-    squares = np.sort(differences**2)
-    kept = len(squares) - max(2 * steps, len(squares) // 8)
-    normal = NormalDist()
-    bound = normal.inv_cdf(0.5 + kept / len(squares) / 2)
-    return float(squares[:kept].mean()) / (1 - 2 * bound * normal.pdf(bound) * len(squares) / kept)
+    rho = float((residuals[1:] * residuals[:-1]).mean() / (residuals**2).mean())
+    # The stretch was chosen to leave little behind, which hides likeness: the upper end of what rho may be counts.
+    rho = min(_MOST_ALIKE, max(0.0, rho) + _DOUBT / math.sqrt(n))
+    return math.sqrt(variance * (1 + rho) / (1 - rho)), n * (1 - rho) / (1 + rho)
