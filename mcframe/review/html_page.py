@@ -24,9 +24,8 @@ ul, ol { padding-left: 1.4rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; margin: .5rem 0; }
 th, td { padding: .28rem .9rem .28rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   overflow-wrap: normal; }
-th:first-child, td:first-child, .words th, td { white-space: nowrap; }
-.words td { white-space: normal; text-align: left; }
 td { white-space: nowrap; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; }
 .words td { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
 pre { background: var(--card); padding: .7rem; overflow-x: auto; font: .85rem/1.35 ui-monospace, monospace; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem; }

@@ -75,6 +75,8 @@ def like_the_seed(seed: int = 0, per_step: int = 12288) -> dict[str, np.ndarray]
     for name, ms in {"build": 260.0, "variant": 220.0, "lens": 235.0, "other": 2400.0}.items():
         figures[f"mc/{name}_ms"] = ms * (1 + 0.02 * noise(rng, n))
     figures["mc/variant_pack_ms"] = pack * (1 + 0.05 * noise(rng, n))
+    parts = ("build", "variant", "lens", "variant_pack")
+    figures["mc/controller_ms"] = sum(figures[f"mc/{part}_ms"] for part in parts)
     figures["train/tok_per_sec"] = speed * (1 + 0.01 * noise(rng, n))
     figures["train/mfu"] = 0.0041 * (1 + 0.01 * noise(rng, n))
     figures["mc/adv_delta_mean"] = 5.5 + 0.15 * noise(rng, n)
