@@ -99,7 +99,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         f"{engine.accumulation} a step",
         "run directory": str(run_plan.directory),
     }
-    if any(given(loaded.registry)):
+    if given(loaded.registry):
         extra["plug-ins given"] = ", ".join(each.spec for each in given(loaded.registry))
     if begun is not None:
         extra["starts from"] = begun
@@ -117,7 +117,8 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         trainer = Trainer(assembly, engine, run_plan, _sinks(loaded, run_plan, rank), loaded.registry.hooks, device)
     summary = trainer.run()
     if summary["status"] == "interrupted":
-        console.print(f"To go on: the same gin files with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
+        again = "gin files and plug-ins" if given(loaded.registry) else "gin files"
+        console.print(f"To go on: the same {again} with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
     dist.destroy_process_group()
     return 0
 
