@@ -6,11 +6,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
+import psutil
 import typer
 
 import mcframe
+from mcframe.training.engine import free_port
+
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 def run(
@@ -20,11 +25,29 @@ def run(
 ) -> None:
     """Train: `mcframe run --gin gin/quickstart.gin`. Takes the options of mcframe/run.py (see its --help)."""
     script = Path(mcframe.__file__).with_name("run.py")
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", *launcher.split()]
+    options = launcher.split()
     if ranks is not None:
-        command += ["--num_accelerators", str(ranks)]
+        options += ["--num_accelerators", str(ranks)]
+    if not _names_hosts_or_port(options):
+        # Two runs on one machine must not meet at DeepSpeed's one default port.
+        options += ["--master_port", str(free_port())]
     # A Ctrl-C reaches every process of the terminal: the ranks save and end, while this process and the launcher, which
     # inherits that it ignores the signal, wait for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process = subprocess.Popen([*command, str(script), *context.args])
-    raise typer.Exit(process.wait())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", *options, str(script), *context.args]
+    )
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # Before the launcher has started a rank, nobody else would hear the signal.
+        if process.poll() is None and not psutil.Process(process.pid).children():
+            process.terminate()
+
+    signal.signal(signal.SIGINT, interrupt)
+    code = process.wait()
+    raise typer.Exit(_INTERRUPTED if code < 0 else code)
+
+
+def _names_hosts_or_port(options: list[str]) -> bool:
+    """Whether the user has said where ranks meet, or names hosts, on which a port free here may be taken."""
+    return any(option.partition("=")[0] in ("--master_port", "--hostfile", "-H") for option in options)

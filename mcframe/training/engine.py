@@ -32,13 +32,14 @@ def prepare_environment() -> None:
     if "RANK" not in os.environ:
         for name, value in _SINGLE_PROCESS.items():
             os.environ.setdefault(name, value)
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on which nobody listens on this machine at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -94,7 +95,15 @@ def start_distributed() -> torch.device:
     logging.getLogger("torch.distributed").addFilter(lambda record: "all_gather_into_tensor" not in record.getMessage())
     if not cpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    deepspeed.init_distributed(verbose=False)
+    try:
+        deepspeed.init_distributed(verbose=False)
+    except dist.DistNetworkError as error:
+        port = os.environ.get("MASTER_PORT", "29500")
+        raise UserError(
+            f"rank {rank} cannot meet the other ranks at port {port}: {str(error).splitlines()[0]}",
+            remedy="where another run of this machine has the port: deepspeed --master_port N mcframe/run.py ..., or "
+            "`mcframe run`, which takes a free one",
+        ) from error
     if cpu:
         # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it.
         torch.compiler.set_stance("force_eager")
