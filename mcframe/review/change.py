@@ -20,7 +20,8 @@ MIN_VALUES = 12
 _MOST = 240
 _MAD = 1.4826
 _MOST_ALIKE = 0.95
-_DOUBT = 1.0
+_TAKEN_OUT = 2
+_DOUBT = 1.3
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def find_stretch(values: Values, alpha: float) -> Stretch | None:
 
     Every stretch is compared with all points outside it, so a step, a dip and a bump are found alike (Olshen and
     others, Biostatistics 2004). A stretch is called different where a series without a change would show one with
-    probability `alpha` at most, by Bonferroni over all of them. The noise is that of what is left when the stretch is
-    taken out, as an autoregression. Single outliers are replaced by their neighbours' median before.
+    probability `alpha` at most, by Bonferroni over all of them. The noise is that of what is left when this stretch
+    and the next clearest are taken out, as an autoregression. Single outliers are replaced by their neighbours'
+    median before.
     """
     if len(values) < MIN_VALUES:
         return None
@@ -112,18 +114,23 @@ def find_stretch(values: Values, alpha: float) -> Stretch | None:
     inner = end - begin
     allowed = n - inner >= MIN_STRETCH
     begin, end, inner = begin[allowed], end[allowed], inner[allowed]
-    sums = np.concatenate([[0.0], np.cumsum(points - points.mean())])
-    inside = sums[end] - sums[begin]
-    difference = inside / inner + inside / (n - inner)  # the deviations of all points sum to 0
     weights = np.sqrt(1 / inner + 1 / (n - inner))
-    best = int(np.argmax(np.abs(difference) / weights))
     residuals = points - points.mean()
-    level = float(difference[best])
-    residuals[begin[best] : end[best]] -= level
-    scale, size = _noise(residuals - residuals.mean())
+    found: list[tuple[int, float]] = []
+    # What is left is noise only where further changes are taken out too: two dips would hide each other.
+    for _ in range(_TAKEN_OUT):
+        sums = np.concatenate([[0.0], np.cumsum(residuals)])
+        inside = sums[end] - sums[begin]
+        difference = inside / inner + inside / (n - inner)  # the residuals of all points sum to 0
+        most = int(np.argmax(np.abs(difference) / weights))
+        found.append((most, float(difference[most])))
+        residuals[begin[most] : end[most]] -= difference[most]
+        residuals -= residuals.mean()
+    best, level = found[0]
+    scale, size = _noise(residuals)
     tiny = 1e-9 * max(1e-12, abs(float(points.mean())))
     score = level / (max(scale, tiny) * float(weights[best]))
-    if abs(score) <= t_quantile(1 - alpha / (2 * len(inner)), max(3, round(size / 2))):
+    if abs(score) <= t_quantile(1 - alpha / (2 * len(inner)), max(8, round(size / 2))):
         return None
     first, last = int(begin[best]) * stride, int(end[best]) * stride
     last = len(values) if last == n * stride else last

