@@ -86,7 +86,7 @@ FIRING = {
     "mfu_unit": {"train/mfu": lambda v: v * 100},
     "rising_lod_delta": {"mc/lod_delta/1": lambda v: v + np.linspace(0, 0.4, len(v))},
     "implausible_delta": {"mc/adv_delta_mean": lambda v: v + 5},
-    "lens_uncorrelated": {"mc/preference_corr_mean": lambda v: v - v[85:].mean()},
+    "lens_uncorrelated": {"mc/preference_corr_mean": lambda v: v - v[85:].mean() + 0.005},
     "stalled_loss": {"train/loss_lod0": lambda v: np.where(np.arange(len(v)) < 80, v, v[80] + v - v)},
     "spiking_loss": {"train/loss_lod0": lambda v: np.where(np.arange(len(v)) == 120, v + 2, v)},
     "not_finite": {"train/grad_norm": lambda v: np.where(np.arange(len(v)) == 7, np.nan, 1.0)},
