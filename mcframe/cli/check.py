@@ -20,7 +20,7 @@ from mcframe.recipe import Loaded, load_recipe
 from mcframe.registry import KINDS
 from mcframe.training.assembly import build_evaluations, build_model, build_task, parameter_counts
 from mcframe.training.engine_config import engine_config
-from mcframe.training.report import cost, left_out, memory_estimate
+from mcframe.training.report import cost, left_out, memory_estimate, variants_in_words
 from mcframe.training.settings import Recipe
 
 
@@ -59,7 +59,7 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
         **left_out(model),
     }
     variants = model.strategy.count
-    lengths = [recipe.variant_length(step) if variants else 0 for step in (0, recipe.steps - 1)]
+    lengths = recipe.extreme_lengths if variants else (0, 0)
     flops = [cost(model, recipe, length) for length in lengths]
     rows["FLOPs a token"] = f"{flops[0].plain / 1e9:.3g} G plain; {flops[0].total / 1e9:.3g} G at the start and " + (
         f"{flops[1].total / 1e9:.3g} G at the end with all that a step runs"
@@ -67,7 +67,7 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
     rows["tokens a step"] = f"{recipe.batch_tokens:,} ({recipe.sequences} sequences of {recipe.context.window:,})"
     rows["steps"] = f"{recipe.steps:,}, {recipe.steps * recipe.batch_tokens:,} tokens"
     if variants:
-        rows["variants"] = f"{variants} a sequence, of {lengths[0]:,} entries at the start, {lengths[1]:,} at the end"
+        rows["variants"] = variants_in_words(recipe, variants)
         rows["usable nodes"] = _usable(recipe)
     rows["memory a rank"] = _memory(model, recipe, ranks)
     if recipe.sequences % ranks == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ class Trainer:
                 self._validate()
             status = "finished"
             self._interval.restart(self.clock.tokens)
+            self._logged_step = self.clock.step
             while not self.clock.finished:
                 self.step()
                 saved = self._periodic() or saved
@@ -154,6 +156,7 @@ class Trainer:
         self._check_finite(metrics["train/loss"])  # reduced over ranks, so all of them stop here together
         self._publish(metrics)
         self._interval.restart(self.clock.tokens)
+        self._logged_step = self.clock.step
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -170,13 +173,20 @@ class Trainer:
         peak = device_peak(torch.cuda.get_device_name(self.device), precision)
         if peak is None:
             return {}
-        length = self.recipe.variant_length(self.clock.step - 1) if self.assembly.model.strategy.count else 0
-        flops = cost(self.assembly.model, self.recipe, length).total * rate
+        flops = self._mean_cost() * rate
         try:
             return {"train/mfu": mfu(flops, peak, self.world_size)}
         except ValueError as error:  # a wrong figure must not be logged, nor end the run
             self.progress.message(Text(f"note: {error}", style="yellow"))
             return {}
+
+    def _mean_cost(self) -> float:
+        """FLOPs a dataset token over the logging interval, whose steps may differ in length."""
+        steps = range(self._logged_step, self.clock.step)
+        varied = self.assembly.model.strategy.count
+        lengths = Counter(self.recipe.variant_length(step) if varied else 0 for step in steps)
+        total = sum(cost(self.assembly.model, self.recipe, length).total * n for length, n in lengths.items())
+        return total / max(1, len(steps))
 
     def _validate(self) -> None:
         metrics = self.validation.run(self.engine)

@@ -99,11 +99,10 @@ def _parts(recipe: Recipe, model: MegaContextStep, tokenizer_size: int) -> dict[
         f"{geometry.slots} slot(s) a gist, tail {geometry.tail}"
     )
     if count:
-        first, last = recipe.variant_length(0), recipe.variant_length(recipe.steps - 1)
-        rows["variants"] = f"{count} a sequence, {first:,} entries at the start, {last:,} at the end"
+        rows["variants"] = variants_in_words(recipe, count)
     else:
         rows["variants"] = "none: the plain twin; GistNet and LensNet are not built"
-    flops = cost(model, recipe, recipe.variant_length(0) if count else 0)
+    flops = cost(model, recipe, recipe.extreme_lengths[0] if count else 0)
     rows["FLOPs a token"] = f"{flops.plain / 1e9:.3g} G plain, {flops.total / 1e9:.3g} G with all that a step runs"
     return rows
 
@@ -117,6 +116,13 @@ def left_out(model: MegaContextStep) -> dict[str, str]:
         why = ": without gists it has nothing to judge" if model.gistnet is None else ""
         rows["LensNet"] = f"none; no scores are learned{why}"
     return rows
+
+
+def variants_in_words(recipe: Recipe, count: int) -> str:
+    """How many variants a sequence has, and of which lengths."""
+    first, last = recipe.extreme_lengths
+    mixed = "; every step draws between the two" if recipe.context.mixed_lengths else ""
+    return f"{count} a sequence, of {first:,} entries at the start, {last:,} at the end{mixed}"
 
 
 def _clock(recipe: Recipe) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -31,6 +32,8 @@ class ContextSettings:
     start_length      target length of the first variants, as a fraction of the window
     train_wc_length   target length of the last ones, likewise; also the budget of the allocator
     anneal            fraction of training over which the target moves from one to the other
+    mixed_lengths     every step draws its target between the annealed one and start_length, so that the model knows
+                      all of them at the end; without, it has seen only the last one lately
     allow_unused_levels   accept levels that no target length can ever use
     """
 
@@ -43,6 +46,7 @@ class ContextSettings:
     start_length: float = 0.9
     train_wc_length: float = 0.75
     anneal: float = 1.0
+    mixed_lengths: bool = False
     allow_unused_levels: bool = False
 
     def __post_init__(self) -> None:
@@ -327,6 +331,19 @@ class Recipe:
         """Optimizer steps of the whole run."""
         return self.total_tokens // self.batch_tokens
 
+    @property
+    def extreme_lengths(self) -> tuple[int, int]:
+        """Entries of a variant at the first target and at the last."""
+        context = self.context
+        first, last = (context.geometry.reachable(context.target(share))[0] for share in (0.0, 1.0))
+        return first, last
+
     def variant_length(self, step: int) -> int:
         """Entries of each variant in optimizer step `step`: the largest reachable under the step's target."""
-        return self.context.geometry.reachable(self.context.target(step / max(1, self.steps - 1)))[0]
+        target = self.context.target(step / max(1, self.steps - 1))
+        if self.context.mixed_lengths:
+            first = self.context.target(0.0)
+            low, high = min(first, target), max(first, target)
+            # A function of seed and step alone: the same on every rank and after a resumption.
+            target = low + random.Random(f"length/{self.seed}/{step}").randrange(high - low + 1)
+        return self.context.geometry.reachable(target)[0]
