@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -39,6 +41,8 @@ def test_resuming_hides_what_is_computed_anew(tmp_path, resume, expected):
     for tokens, loss in [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0)]:
         sink.write(tokens, tokens, {"train/loss": loss})
     sink.close()
+    # Files are read in the order of their names: the second they were begun in, then a counter without leading zeros.
+    time.sleep(1.1)
     sink = TensorBoard(tmp_path, resume)
     sink.write(30, 30, {"train/loss": 30.0})
     sink.close()
