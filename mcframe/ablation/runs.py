@@ -81,7 +81,7 @@ def _training(grid: Grid, run: PlannedRun, ports: Ports) -> Launch:
 
 def _evaluation(grid: Grid, run: PlannedRun, out: Path, trainings: Mapping[Path, Job]) -> Job | None:
     """The job that evaluates this run, behind its training and that of runs that its options name; None if done."""
-    options = [option.format(out=out, seed=run.seed) for option in grid.evaluate or ()]
+    options = [option.replace("{out}", str(out)).replace("{seed}", str(run.seed)) for option in grid.evaluate or ()]
     asked = {"options": options, "tokens": run.tokens}
     answer, record = run.directory / EVALUATION, (run.directory / EVALUATION).with_name(_ASKED)
     needed = [run.directory, *map(Path, options)]

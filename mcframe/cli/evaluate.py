@@ -143,6 +143,16 @@ def _check_twin(name: str, twin: TrainedRun, run: TrainedRun) -> None:
             f"the {name} twin {twin.checkpoint.path} has another tokenizer than the run",
             remedy="train the twin with the run's gin file and run.gistnet changed, nothing else",
         )
+    if not twin.model.strategy.count:
+        raise UserError(
+            f"{twin.checkpoint.path} was trained without variants: it has never read a context with {name}s in it",
+            remedy="train the twin with the run's gin file and run.gistnet changed, nothing else",
+        )
+    if name == "mean" and (twin.model.gistnet is None or any(True for _ in twin.model.gistnet.parameters())):
+        raise UserError(
+            f"{twin.checkpoint.path} was not trained with means: its GistNet learns, or there is none",
+            remedy="train the twin with --set 'run.gistnet = @gistnet.mean'",
+        )
     if name == "drop" and twin.model.gistnet is not None:
         raise UserError(
             f"{twin.checkpoint.path} was trained with a GistNet, so it has not learned to live with gaps",

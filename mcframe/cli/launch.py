@@ -16,6 +16,8 @@ import mcframe
 from mcframe.training.engine import free_port
 
 _INTERRUPTED = 128 + signal.SIGINT
+_MEETING = ("--master_port", "--master_addr", "--hostfile", "-H", "--no_ssh", "--node_rank")
+"""Options of DeepSpeed's launcher that say where ranks meet, or that there are other machines."""
 
 
 def run(
@@ -45,9 +47,11 @@ def run(
 
     signal.signal(signal.SIGINT, interrupt)
     code = process.wait()
-    raise typer.Exit(_INTERRUPTED if code < 0 else code)
+    if code < 0:  # ended by a signal; ours was a Ctrl-C
+        code = _INTERRUPTED if code == -signal.SIGTERM else 128 - code
+    raise typer.Exit(code)
 
 
 def _names_hosts_or_port(options: list[str]) -> bool:
     """Whether the user has said where ranks meet, or names hosts, on which a port free here may be taken."""
-    return any(option.partition("=")[0] in ("--master_port", "--hostfile", "-H") for option in options)
+    return any(option.partition("=")[0] in _MEETING for option in options)

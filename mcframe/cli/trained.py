@@ -61,5 +61,11 @@ def open_trained(
     recipe = loaded.recipe
     tokenizer = recipe.tokenizer()
     model = build_model(recipe, tokenizer.vocab_size)
-    model.load_state_dict(load_weights(checkpoint))
+    try:
+        model.load_state_dict(load_weights(checkpoint))
+    except RuntimeError as error:
+        raise UserError(
+            f"{checkpoint.path} does not fit this configuration: {str(error).splitlines()[1].strip()}",
+            remedy="leave out overrides that change the model: settings of evaluations and of the allocator may differ",
+        ) from error
     return TrainedRun(recipe, tokenizer, model.eval(), checkpoint, loaded)

@@ -185,7 +185,13 @@ class MegaContextStep(nn.Module):
         repeat = context.focus.shape[0] // baseline.nll.shape[0]
         targets = bare.targets(baseline.following.repeat_interleave(repeat, dim=0))
         nll = self.gpt.nll(self.gpt.hidden(gather_embeddings(table, bare), bare), targets)
-        return pair(bare, nll, baseline.nll, baseline.scored)
+        # A block that ends at the cursor predicts the first target behind it, and nobody does where it is dropped: two
+        # contexts are judged by the targets that every context has.
+        position, cursor = torch.arange(self.geometry.window, device=nll.device), self.geometry.cursor
+        everywhere = (position < cursor - 1) | (
+            position >= cursor // self.geometry.block_size * self.geometry.block_size
+        )
+        return pair(bare, nll, baseline.nll, baseline.scored & everywhere)
 
     def table(self, embeddings: Tensor, readable: Tensor) -> Tensor:
         """The node table [B, rows, D]: of tokens alone where there is no GistNet."""
@@ -207,7 +213,8 @@ class MegaContextStep(nn.Module):
         scores = None
         if self.strategy.needs_scores:
             raw = raw_context(self.geometry, inputs.shape[0], inputs.device)
-            scores = self.scores(raw, table).detach()
+            with torch.no_grad():
+                scores = self.scores(raw, table)
         focus = self.strategy.propose(Sequences(inputs, self.geometry), scores, length, seeds)
         return focus.flatten(0, 1)
 

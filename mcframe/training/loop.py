@@ -87,6 +87,8 @@ class Trainer:
                     break
             if self.clock.tokens > began_at:
                 saved = self._save()
+                if self.clock.finished and self.recipe.cadence.evaluate_tokens:
+                    self._publish(self.evaluating.run())
         finally:
             interruption.restore()
             self.loader.close()
@@ -131,11 +133,13 @@ class Trainer:
         self._interval.pause()
         if self.clock.due(cadence.eval_tokens) or end:
             self._validate()
-        if self.clock.due(cadence.evaluate_tokens) or (end and cadence.evaluate_tokens):
-            self._publish(self.evaluating.run())
         if self.clock.due(cadence.sample_tokens):
             self._sample()
         saved = self._save() if self.clock.due(cadence.checkpoint_tokens) and not end else None
+        if self.clock.due(cadence.evaluate_tokens) and not end:
+            self._publish(
+                self.evaluating.run()
+            )  # behind the checkpoint: what a stranger's evaluation does costs nothing
         self._interval.go_on()
         return saved
 

@@ -124,18 +124,44 @@ def test_a_task_that_does_not_fit_is_a_users_error(ask, tmp_path):
     assert "set context.tail = 15" in " ".join(result.output.split())
 
 
-def test_twins(ask, evaluated, tmp_path):
-    result = ask("--evaluation", "controls", "--out", tmp_path, "--mean-twin", evaluated.run_dir)
+QUICK = ("run.total_tokens = 1024", "cadence.eval_tokens = 0", "data.validation_windows = 4")
+
+
+def test_twins(ask, launches, evaluated, tmp_path):
+    twin = launches.shared(*QUICK, "run.gistnet = @gistnet.mean").succeeded().run_dir
+    result = ask("--evaluation", "controls", "--out", tmp_path, "--mean-twin", twin)
     assert result.exit_code == 0, result.output
     found = metrics(tmp_path)
-    name = "eval/controls/lod1_at_75/delta/mean_twin/tail"
-    assert found[name] == pytest.approx(found[name.replace("mean_twin", "mean")])
-    refused = ask("--drop-twin", evaluated.run_dir)
-    assert refused.exit_code == 2
-    assert "was trained with a GistNet" in refused.output
-    other = ask("--mean-twin", evaluated.run_dir, "--set", "context.tail = 15")
+    assert "eval/controls/lod1_at_75/delta/mean_twin/tail" in found
+    same = ask("--evaluation", "controls", "--out", tmp_path, "--mean-twin", twin, run=twin)
+    assert same.exit_code == 0, same.output
+    found = metrics(tmp_path)
+    assert found["eval/controls/lod1_at_75/delta/mean_twin/tail"] == pytest.approx(
+        found["eval/controls/lod1_at_75/delta/mean/tail"]
+    )
+    other = ask("--mean-twin", twin, "--set", "context.tail = 15")
     assert other.exit_code == 2
     assert "the mean twin" in other.output
+
+
+def test_what_is_no_twin_is_refused(ask, launches, evaluated):
+    plain = launches.shared(*QUICK, "run.variants = @variants.none").succeeded().run_dir
+    for option, run, reason in (
+        ("--drop-twin", evaluated.run_dir, "was trained with a GistNet"),
+        ("--mean-twin", evaluated.run_dir, "was not trained with means"),
+        ("--drop-twin", plain, "was trained without variants"),
+        ("--mean-twin", plain, "was trained without variants"),
+    ):
+        refused = ask(option, run)
+        assert refused.exit_code == 2
+        assert reason in refused.output
+
+
+def test_overrides_that_change_the_model_are_refused(ask):
+    refused = ask("--set", "gpt.depth = 3")
+    assert refused.exit_code == 2
+    assert "does not fit this configuration" in refused.output
+    assert "Traceback" not in refused.output
 
 
 def test_mistakes_are_told_in_one_message(ask, tmp_path):

@@ -298,7 +298,11 @@ class SlowStep:
         return loss + average([self.utility(v) for v in every])
 
     def judgement(self, variant: Variant) -> float:
-        judged = variant.judged if self.objectives.lens_judge == "gist" else variant.dropped
+        judged = variant.judged
+        if self.objectives.lens_judge == "drop":
+            # Where a block ends at the cursor, its own target is nobody's once it is dropped: it judges no context.
+            last = self.tree.cursor if self.tree.cursor % self.tree.block_size == 0 else None
+            judged = [j for j in variant.dropped if j.entry.end != last]
         return oracle.tail_delta(self.tree, [j._replace(delta=number(j.delta)) for j in judged])
 
     def budget(self, variant: Variant) -> Tensor:
