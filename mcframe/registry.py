@@ -169,7 +169,7 @@ class Registry:
         try:
             self._manager.register(plugin, known.name)
             offered = self._offers(plugin, known)
-        except Exception:
+        except BaseException:  # a stranger's hook may call sys.exit; its other hooks must not stay behind
             self._manager.unregister(name=known.name)
             raise
         self.plugins[known.name] = known
