@@ -30,6 +30,11 @@ class Config:
         self._names = names
         self._checker = checker
 
+    @property
+    def active(self) -> bool:
+        """Whether this is the configuration that gin holds."""
+        return _active is self
+
     def build(self, target: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a configurable with what is bound to it; arguments given here win.
 
@@ -139,7 +144,7 @@ class Config:
         return render(map_leaves(leaf, value))
 
     def _require_active(self) -> None:
-        if _active is not self:
+        if not self.active:
             raise RuntimeError("another configuration was loaded after this one; gin holds only one")
 
 

@@ -1,0 +1,107 @@
+"""The plug-in under test: found by its name, bound by gin, built as a run builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+
+from mcframe import config
+from mcframe.config import Config
+from mcframe.config.published import Published
+from mcframe.context.geometry import Geometry
+from mcframe.discovery import PluginOptions
+from mcframe.errors import UserError, did_you_mean
+from mcframe.hookspecs import ModelShape
+from mcframe.recipe import all_plugins
+from mcframe.registry import Registered, Registry
+from mcframe.testing.capabilities import CAPABILITIES
+
+PLAIN = Geometry(window=50, block_size=4, levels=2, slots=1, tail=5)
+"""The geometry that every plug-in must take: two levels, a window that is no whole number of blocks."""
+
+NETWORKS = ("gistnet", "lensnet")
+PARTS = (*NETWORKS, "allocator", "variants")
+"""The kinds that a model is made of; their factories take a shape or a geometry."""
+
+
+@dataclass
+class Candidate:
+    """One registered name with some gin bindings.
+
+    entry     what is registered, and where it comes from
+    settings  gin bindings, such as "gistnet.mine.layers = 1"
+    width     D of the models that it is built for
+    """
+
+    entry: Registered
+    registry: Registry
+    settings: tuple[str, ...] = ()
+    width: int = 16
+    _config: Config | None = field(default=None, repr=False)
+
+    @property
+    def kind(self) -> str:
+        """Its kind, as in `KINDS`."""
+        return self.entry.kind
+
+    @property
+    def name(self) -> str:
+        """Its full name, `kind.name`."""
+        return f"{self.entry.kind}.{self.entry.name}"
+
+    @property
+    def published(self) -> Published:
+        """Its factory and what a gin file may bind of it."""
+        return Published(self.name, self.entry.factory, self.kind)
+
+    @cached_property
+    def specimen(self) -> Any:
+        """One that is built for the plain geometry. Raises what the factory raises."""
+        return self.build()
+
+    def has(self, capability: str) -> bool:
+        """Whether it declares this capability."""
+        return CAPABILITIES[capability].has(self.specimen)
+
+    def build(self, geometry: Geometry = PLAIN, *, seed: int = 0, device: str = "cpu") -> Any:
+        """What the factory makes, through gin and under a seed, leaving torch's random state as it was.
+
+        Raises what the factory raises; a UserError means that it does not support the geometry.
+        """
+        supplied: tuple[object, ...] = ()
+        if self.kind in NETWORKS:
+            supplied = (ModelShape(self.width, geometry),)
+        elif self.published.supplied:
+            supplied = (geometry,)
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            torch.manual_seed(seed)
+            return self._loaded().build(self.name, *supplied)
+
+    def _loaded(self) -> Config:
+        # gin holds one configuration at a time, and a test beside this one may have loaded its own.
+        if self._config is None or not self._config.active:
+            self._config = config.load([], list(self.settings), self.registry)
+        return self._config
+
+
+def find(name: str, settings: Sequence[str] = (), *, registry: Registry, width: int = 16) -> Candidate:
+    """The plug-in that is registered under `kind.name`. Raises UserError where nobody offers it."""
+    kind, _, item = name.removeprefix("@").partition(".")
+    if kind not in registry.implementations:
+        raise UserError(
+            f"{name} is no name of a plug-in{did_you_mean(kind, registry.implementations)}",
+            remedy="write kind.name, for example gistnet.mean; `mcframe plugins` lists them all",
+        )
+    if item not in registry.implementations[kind]:
+        raise registry.unknown(kind, item)
+    return Candidate(registry.implementations[kind][item], registry, tuple(settings), width)
+
+
+@lru_cache(maxsize=8)
+def installed_plugins(named: tuple[str, ...] = ()) -> Registry:
+    """What is installed, and what `--plugin` would name besides; looked for once."""
+    return all_plugins(PluginOptions(named))

@@ -1,0 +1,105 @@
+"""The numbered clauses of docs/conformance.md, each with the one function that checks it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mcframe.testing.capabilities import CAPABILITIES
+
+if TYPE_CHECKING:
+    from mcframe.testing.candidate import Candidate
+
+Check = Callable[["Candidate"], None]
+"""Looks at a plug-in. Raises NotConforming where it breaks the clause, Skipped where nothing can be said here."""
+
+
+class NotConforming(AssertionError):
+    """A plug-in does not do what a clause asks. The message says what was seen."""
+
+
+class Skipped(Exception):
+    """A check does not apply to this plug-in or cannot be made on this machine. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A numbered behaviour that plug-ins of some kinds must have.
+
+    id       a letter and a number, as in docs/conformance.md
+    title    the behaviour in one sentence
+    kinds    the kinds of plug-in that it is asked of
+    needs    the capability without which it does not apply, from `capabilities`; empty = always
+    after    clauses without which this one means nothing: it is skipped where one of them fails
+    slow     it starts processes or compiles, and runs only where asked for
+    """
+
+    id: str
+    title: str
+    kinds: tuple[str, ...]
+    check: Check
+    needs: str = ""
+    after: tuple[str, ...] = ()
+    slow: bool = False
+
+    @property
+    def name(self) -> str:
+        """What a test of it is called: `test_G1_shape`."""
+        return f"test_{self.id}_{self.check.__name__.partition('_')[2]}"
+
+
+CLAUSES: dict[str, Clause] = {}
+"""Every clause by its id; `mcframe.testing.every_clause` fills it."""
+
+
+def clause(
+    id: str,
+    title: str,
+    *kinds: str,
+    needs: str = "",
+    after: tuple[str, ...] = (),
+    slow: bool = False,
+) -> Callable[[Check], Check]:
+    """Register the decorated function as the check of a clause. It is called `g1_...` for clause G1.
+
+    Raises ValueError where the id is taken, the name is not the clause's, or a capability or clause is unknown.
+    """
+
+    def register(check: Check) -> Check:
+        if id in CLAUSES:
+            raise ValueError(f"clause {id} has two checks")
+        if not re.fullmatch(rf"{id.lower()}_[a-z0-9_]+", check.__name__):
+            raise ValueError(f"the check of clause {id} is called {check.__name__}, not {id.lower()}_...")
+        unknown = [other for other in after if other not in CLAUSES]
+        if unknown or (needs and needs not in CAPABILITIES):
+            raise ValueError(f"clause {id} depends on {[*unknown, needs]}, which nobody knows")
+        CLAUSES[id] = Clause(id, title, kinds, check, needs, after, slow)
+        return check
+
+    return register
+
+
+def clauses_of(kind: str) -> list[Clause]:
+    """The clauses that are asked of a kind: first those of every plug-in, then by letter and number."""
+    every_clause()
+    return sorted((each for each in CLAUSES.values() if kind in each.kinds), key=_order)
+
+
+def every_clause() -> Mapping[str, Clause]:
+    """All clauses, in order. Loads the modules that define them."""
+    importlib.import_module("mcframe.testing.every_check")
+    return {each.id: each for each in sorted(CLAUSES.values(), key=_order)}
+
+
+def _order(clause: Clause) -> tuple[bool, bool, str, int]:
+    letter, number = clause.id[0], int(clause.id[1:])
+    return clause.slow, letter != "P", letter, number
+
+
+def expect(holds: bool, message: str) -> None:
+    """Raise NotConforming with this message unless it holds."""
+    if not holds:
+        raise NotConforming(message)
