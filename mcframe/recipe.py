@@ -22,6 +22,7 @@ from mcframe.hookspecs import API_VERSION, Register, hookimpl
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
 from mcframe.registry import KINDS, Registry
+from mcframe.telemetry.prometheus_sink import Prometheus
 from mcframe.training.settings import (
     Cadence,
     ContextSettings,
@@ -53,7 +54,7 @@ EVALUATIONS = ("evaluation.controls", "evaluation.focus")
 
 
 class BuiltInData:
-    """The data, tasks and evaluations that come with the framework, registered as a plug-in's would be."""
+    """The data, tasks, evaluations and sinks that come with the framework, registered as a plug-in's would be."""
 
     mcframe_api = API_VERSION
 
@@ -83,6 +84,11 @@ class BuiltInData:
         register("controls", Controls)
         register("focus", Focus)
 
+    @hookimpl
+    def register_sinks(self, register: Register) -> None:
+        """`@sink.prometheus`."""
+        register("prometheus", Prometheus)
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -111,8 +117,9 @@ def load_recipe(files: Sequence[Path | str], overrides: Sequence[str], plugins: 
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
     recipe: Recipe = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
     # Called through the configuration, a factory's errors come with the gin file and line.
-    chosen = {kind: getattr(recipe, kind) for kind in KINDS if kind != "evaluation"}
+    chosen = {kind: getattr(recipe, kind) for kind in KINDS if kind not in ("evaluation", "sink")}
     factories: dict[str, Any] = {kind: partial(loaded.build, factory) for kind, factory in chosen.items() if factory}
     evaluations = EVALUATIONS if recipe.evaluations is None else recipe.evaluations
     factories["evaluations"] = tuple(partial(loaded.build, evaluation) for evaluation in evaluations)
+    factories["sinks"] = tuple(partial(loaded.build, sink) for sink in recipe.sinks)
     return Loaded(replace(recipe, **factories), loaded, registry)

@@ -25,6 +25,7 @@ KINDS: Mapping[str, str] = {
     "tokenizer": "register_tokenizers",
     "task": "register_tasks",
     "evaluation": "register_evaluations",
+    "sink": "register_sinks",
 }
 """Each kind of plug-in, and the hook that offers plug-ins of that kind."""
 

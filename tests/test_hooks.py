@@ -101,6 +101,10 @@ def test_hook_register_evaluations():
     offered("evaluation")
 
 
+def test_hook_register_sinks():
+    offered("sink")
+
+
 def test_hook_run_started():
     heard("run_started", lambda registry: registry.hooks.run_started(RUN), run=RUN)
 

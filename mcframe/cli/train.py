@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from rich.console import Console
@@ -108,13 +109,14 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     console.print(describe(assembly, extra), highlight=False)
     for change in changes(run_plan.directory, given(loaded.registry)) if run_plan.checkpoint is not None else ():
         console.print(f"note: {change}", style="yellow", highlight=False)
+    sinks = _sinks(loaded, run_plan, rank)  # before what has been read is written down
     if rank == 0:
         write_provenance(run_plan.directory, loaded.config.bound(), write_record(run_plan.directory, loaded.registry))
         (run_plan.directory / OPERATIVE).write_text(loaded.config.operative(), "utf-8")
     for binding in loaded.config.unused():
         console.print(f"note: nothing reads {binding.key} ({binding.place})", style="yellow", highlight=False)
     with console.status("Reading and tokenising text"):
-        trainer = Trainer(assembly, engine, run_plan, _sinks(loaded, run_plan, rank), loaded.registry.hooks, device)
+        trainer = Trainer(assembly, engine, run_plan, sinks, loaded.registry.hooks, device)
     summary = trainer.run()
     if summary["status"] == "interrupted":
         again = "gin files and plug-ins" if given(loaded.registry) else "gin files"
@@ -142,12 +144,23 @@ def _check_shared(run_plan: RunPlan, world_size: int) -> None:
 
 
 def _sinks(loaded: Loaded, run_plan: RunPlan, rank: int) -> Sinks:
-    telemetry, checkpoint = loaded.recipe.telemetry, run_plan.checkpoint
+    telemetry, checkpoint, config = loaded.recipe.telemetry, run_plan.checkpoint, loaded.config.as_dict()
     return open_sinks(
         run_plan.directory,
         rank=rank,
         tensorboard=telemetry.tensorboard,
         wandb=telemetry.wandb,
-        config=loaded.config.as_dict(),
+        config=config,
         resume_tokens=checkpoint.tokens if checkpoint else None,
+        others=dict(zip(_sink_names(loaded, config), loaded.recipe.sinks, strict=True)),
     )
+
+
+def _sink_names(loaded: Loaded, config: Mapping[str, Any]) -> list[str]:
+    """How messages call the sinks of `run.sinks`: as they are written, with the package that they come from."""
+    names: list[str] = []
+    for number, written in enumerate(config.get("run.sinks", ()), start=1):
+        origin = loaded.registry.implementations["sink"][written.rpartition(".")[2]].origin
+        again = f" ({number})" if any(name.startswith(f"{written} ") for name in names) else ""
+        names.append(f"{written} of {origin}{again}")
+    return names

@@ -9,21 +9,23 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from mcframe.hookspecs import RunStart, TelemetrySink
+
 METRICS = "metrics.jsonl"
 SUPERSEDED = "metrics.superseded.jsonl"
 
 
-class JsonLines:
+class JsonLines(TelemetrySink):
     """Appends a line `{"tokens": .., "step": .., "time": .., <metrics>}` per call to `metrics.jsonl`, flushed.
 
     time is in seconds since the epoch; a value that is not finite is written as null, which is what JSON has.
-    Lines behind `resume_tokens` (all of them where it is None, a fresh start) are about to be computed anew: they
+    Lines behind the point of resumption (all of them at a fresh start) are about to be computed anew: they
     move to `metrics.superseded.jsonl`, together with a line that a crash has torn.
     """
 
-    def __init__(self, run_dir: Path, resume_tokens: int | None) -> None:
-        self.path = run_dir / METRICS
-        _supersede(self.path, run_dir / SUPERSEDED, -1 if resume_tokens is None else resume_tokens)
+    def __init__(self, run: RunStart) -> None:
+        self.path = run.directory / METRICS
+        supersede(self.path, run.directory / SUPERSEDED, run.resume_tokens)
         self._file = self.path.open("a", encoding="utf-8")
 
     @property
@@ -38,19 +40,17 @@ class JsonLines:
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
-    def text(self, tokens: int, name: str, text: str) -> None:
-        """Nothing: this file holds numbers."""
-
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def _supersede(path: Path, superseded: Path, resume_tokens: int) -> None:
+def supersede(path: Path, superseded: Path, resume_tokens: int | None) -> None:
+    """Move the lines of a record behind the point of resumption (None: all lines) to the end of another file."""
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    keep = [_reached(line, resume_tokens) for line in lines]
+    keep = [_reached(line, -1 if resume_tokens is None else resume_tokens) for line in lines]
     if all(keep):
         return
     # First copy, then replace: a crash in between leaves lines twice, never not at all.

@@ -1,61 +1,81 @@
-"""Where metrics go: a file of JSON lines always, TensorBoard and wandb when asked for. Rank 0 only."""
+"""Where telemetry goes: a file of JSON lines always, TensorBoard, wandb and plug-ins when asked for. Rank 0 only."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from mcframe.telemetry.metrics_file import JsonLines
+import numpy as np
+import numpy.typing as npt
+
+from mcframe.errors import UserError
+from mcframe.hookspecs import Histogram, RunStart, TelemetrySink
+from mcframe.registry import last_line
+from mcframe.telemetry.metrics_file import METRICS, JsonLines
 from mcframe.telemetry.tensorboard_sink import TensorBoard
 from mcframe.telemetry.wandb_sink import Wandb, resolve_mode
 
 _log = logging.getLogger(__name__)
 
-
-class Sink(Protocol):
-    """Something that keeps or shows metrics."""
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """A label, and where to look or what to run to see what was written."""
-
-    def write(self, tokens: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Take metrics that were read back at this token count and optimizer step."""
-
-    def text(self, tokens: int, name: str, text: str) -> None:
-        """Take a text, such as pictures of working contexts or samples."""
-
-    def close(self) -> None:
-        """Write what is left."""
+Open = Callable[[RunStart], TelemetrySink]
 
 
 class Sinks:
-    """Hands everything to each of several sinks. Empty on ranks other than 0."""
+    """Hands everything to each of several sinks, by name. Empty on ranks other than 0.
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
-        self._sinks = sinks
+    One that raises is named in a warning, closed, and left out from then on; `vital`, the record of the run, is not:
+    what it raises ends the run.
+    """
+
+    def __init__(self, sinks: Mapping[str, TelemetrySink], vital: str = METRICS) -> None:
+        self._sinks, self._vital = dict(sinks), vital
 
     @property
     def places(self) -> dict[str, str]:
         """Label -> path, address or command, for the closing summary."""
-        return dict(sink.place for sink in self._sinks)
+        found: list[tuple[str, str]] = []
+        self._each(lambda sink: found.extend([sink.place] if sink.place else []))
+        return dict(found)
 
     def write(self, tokens: int, step: int, metrics: Mapping[str, float]) -> None:
         """Write metrics to every sink."""
-        for sink in self._sinks:
-            sink.write(tokens, step, metrics)
+        self._each(lambda sink: sink.write(tokens, step, metrics))
 
     def text(self, tokens: int, name: str, text: str) -> None:
         """Hand a text to every sink."""
-        for sink in self._sinks:
-            sink.text(tokens, name, text)
+        self._each(lambda sink: sink.text(tokens, name, text))
+
+    def image(self, tokens: int, name: str, image: npt.NDArray[np.uint8]) -> None:
+        """Hand a picture [height, width, 3] to every sink."""
+        self._each(lambda sink: sink.image(tokens, name, image))
+
+    def histogram(self, tokens: int, name: str, histogram: Histogram) -> None:
+        """Hand a distribution to every sink."""
+        self._each(lambda sink: sink.histogram(tokens, name, histogram))
 
     def close(self) -> None:
         """Close every sink."""
-        for sink in self._sinks:
-            sink.close()
+        self._each(lambda sink: sink.close())
+
+    def _each(self, act: Callable[[TelemetrySink], None]) -> None:
+        for name, sink in list(self._sinks.items()):
+            try:
+                act(sink)
+            except Exception as error:
+                if name == self._vital:
+                    raise
+                del self._sinks[name]
+                _log.warning("%s failed, and the run goes on without it: %s", name, last_line(error))
+                _close_quietly(name, sink)
+
+
+def _close_quietly(name: str, sink: TelemetrySink) -> None:
+    try:
+        sink.close()
+    except Exception as error:  # noqa: BLE001 - it has failed already, and that has been said
+        _log.debug("%s did not close either: %s", name, last_line(error))
 
 
 def open_sinks(
@@ -66,24 +86,42 @@ def open_sinks(
     wandb: str,
     config: dict[str, Any],
     resume_tokens: int | None,
+    others: Mapping[str, Open] | None = None,
 ) -> Sinks:
     """The sinks of a run.
 
     wandb          `auto`, `online`, `offline` or `disabled`; a wandb that does not start costs a warning, no run
-    config         the operative configuration, for wandb
+    config         the operative configuration, for sinks that show it
     resume_tokens  where the token clock goes on; None for a fresh start
-    Raises UserError for an unknown wandb mode.
+    others         what plug-ins offer, by the name that a message should have
+    Raises UserError for an unknown wandb mode, and where a plug-in's sink cannot be opened: somebody wants it.
     """
     if rank != 0:
-        return Sinks(())
+        return Sinks({})
     mode = resolve_mode(wandb)
     run_dir.mkdir(parents=True, exist_ok=True)
-    sinks: list[Sink] = [JsonLines(run_dir, resume_tokens)]
+    start = RunStart(run_dir, config, resume_tokens)
+    sinks: dict[str, TelemetrySink] = {METRICS: JsonLines(start)}
+    for name, build in (others or {}).items():
+        sinks[name] = _opened(name, build, start)
     if tensorboard:
-        sinks.append(TensorBoard(run_dir, resume_tokens))
+        sinks["TensorBoard"] = TensorBoard(start)
     if mode != "disabled":
         try:
-            sinks.append(Wandb(run_dir, mode, config, resume_tokens))
+            sinks["wandb"] = Wandb(start, mode)
         except Exception as error:  # noqa: BLE001 - whatever a service raises, training does not depend on it
             _log.warning("wandb (%s) did not start, the run goes on without it: %s", mode, error)
     return Sinks(sinks)
+
+
+def _opened(name: str, build: Open, start: RunStart) -> TelemetrySink:
+    remedy = "put that right, or leave it out of run.sinks"
+    try:
+        sink = build(start)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name} could not be opened: {last_line(error)}", remedy=remedy) from error
+    if not isinstance(sink, TelemetrySink):
+        raise UserError(f"{name} made a {type(sink).__name__}, which is no TelemetrySink", remedy=remedy)
+    return sink

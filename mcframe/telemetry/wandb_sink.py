@@ -9,9 +9,13 @@ import secrets
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from mcframe.errors import UserError
+from mcframe.hookspecs import Histogram, RunStart, TelemetrySink
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -29,7 +33,7 @@ _AXIS = "train/tokens"
 _log = logging.getLogger(__name__)
 
 
-class Wandb:
+class Wandb(TelemetrySink):
     """A wandb run whose x axis is `train/tokens`.
 
     mode is `online` or `offline`. The run's id lies in the run directory, so that a resumed run continues the same
@@ -37,19 +41,20 @@ class Wandb:
     Raises whatever wandb raises where it cannot start.
     """
 
-    def __init__(self, run_dir: Path, mode: Mode, config: dict[str, Any], resume_tokens: int | None) -> None:
+    def __init__(self, run: RunStart, mode: Mode) -> None:
         import wandb
 
+        run_dir = run.directory
         self._offline = run_dir / "wandb" if mode == "offline" else None
-        self._html = wandb.Html
+        self._html, self._image, self._histogram = wandb.Html, wandb.Image, wandb.Histogram
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "mcframe"),
             name=run_dir.resolve().name,
             dir=str(run_dir),
-            id=_run_id(run_dir / RUN_ID, resume_tokens),
+            id=_run_id(run_dir / RUN_ID, run.resume_tokens),
             mode=mode,
             resume="allow",
-            config=config,
+            config=dict(run.config),
             allow_val_change=True,  # a run may be resumed with other settings
             # A dead network holds up neither the start nor the end for long; what is not uploaded stays on disk.
             settings=wandb.Settings(silent=True, console="off", init_timeout=30.0, finish_timeout=120.0),
@@ -70,7 +75,17 @@ class Wandb:
 
     def text(self, tokens: int, name: str, text: str) -> None:
         """Show a text, with the row of the latest step."""
-        self._run.log({name: self._html(f"<pre>{html.escape(text)}</pre>")}, commit=False)
+        page = f'<meta charset="utf-8"><pre>{html.escape(text)}</pre>'
+        self._run.log({name: self._html(page)}, commit=False)
+
+    def image(self, tokens: int, name: str, image: npt.NDArray[np.uint8]) -> None:
+        """Show a picture, with the row of the latest step."""
+        self._run.log({name: self._image(image, caption=f"{tokens:,} tokens")}, commit=False)
+
+    def histogram(self, tokens: int, name: str, histogram: Histogram) -> None:
+        """Show a distribution, with the row of the latest step."""
+        bins = (np.asarray(histogram.counts), np.asarray(histogram.edges))
+        self._run.log({name: self._histogram(np_histogram=bins)}, commit=False)
 
     def close(self) -> None:
         """Finish the run: upload what is left, or close the offline file."""

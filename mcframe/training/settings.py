@@ -15,7 +15,9 @@ from mcframe.hookspecs import (
     GistNet,
     LensNet,
     ModelShape,
+    RunStart,
     Task,
+    TelemetrySink,
     TextSource,
     Tokenizer,
     VariantStrategy,
@@ -260,6 +262,7 @@ class Recipe:
     task            generated sequences instead of text: `run.task = @task.recall`
     evaluations     what a trained model is asked: `run.evaluations = [@evaluation.controls, @evaluation.focus]`, these
                     two where it is None
+    sinks           where telemetry goes besides what `telemetry` switches: `run.sinks = [@sink.prometheus]`
     start_from      a run directory or a checkpoint of another run whose weights this one begins with, part by part
                     (base model, GistNet, LensNet) where names and shapes fit
     trainable       the parts that learn: base, gistnet, lensnet; the others stay as they are
@@ -277,6 +280,7 @@ class Recipe:
     tokenizer: Callable[[], Tokenizer]
     task: Callable[[Geometry], Task] | None = None
     evaluations: Sequence[Callable[[], Evaluation]] | None = None
+    sinks: Sequence[Callable[[RunStart], TelemetrySink]] = ()
     total_tokens: int
     batch_tokens: int
     micro_batch: int = 8

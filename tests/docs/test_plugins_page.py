@@ -25,7 +25,10 @@ from mcframe.training.assembly import build_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
 MODULE = "mcframe_last_child"
-INTERFACES = ("GistNet", "LensNet", "Allocator", "VariantStrategy", "TextSource", "Tokenizer", "Task", "Evaluation")
+INTERFACES = (
+    "GistNet", "LensNet", "Allocator", "VariantStrategy", "TextSource", "Tokenizer", "Task", "Evaluation",
+    "TelemetrySink",
+)  # fmt: skip
 
 
 def block(language: str) -> str:
@@ -113,7 +116,7 @@ def test_the_interfaces_are_all_that_the_api_has() -> None:
 def test_every_interface_is_described_in_the_code_with_the_shapes_of_its_tensors(name: str) -> None:
     """In the docstrings, where an editor shows them: what the class is, how its factory is called, every shape."""
     interface = getattr(hookspecs, name)
-    assert re.search(r"Factory: `factory\((shape|geometry)?\)`", interface.__doc__), "say how the factory is called"
+    assert re.search(r"Factory: `factory\((shape|geometry|run)?\)`", interface.__doc__), "say how the factory is called"
     for method in interface.__abstractmethods__:
         function = inspect.getattr_static(interface, method)
         function = function.fget if isinstance(function, property) else function

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcframe.hookspecs import RunStart
 from mcframe.telemetry.metrics_file import METRICS, SUPERSEDED, JsonLines
 
 
@@ -14,14 +15,14 @@ def lines(path):
 
 
 def recorded(run_dir, tokens, resume_tokens=None):
-    sink = JsonLines(run_dir, resume_tokens)
+    sink = JsonLines(RunStart(run_dir, {}, resume_tokens))
     for count in tokens:
         sink.write(count, count // 10, {"train/loss": float(count)})
     sink.close()
 
 
 def test_a_line_holds_the_clock_and_the_metrics(tmp_path):
-    sink = JsonLines(tmp_path, None)
+    sink = JsonLines(RunStart(tmp_path, {}, None))
     sink.write(2048, 3, {"train/loss": 5.5, "mc/lod_delta/1": -0.25})
     (line,) = lines(tmp_path / METRICS)  # flushed: readable before the file is closed
     assert abs(line.pop("time") - time.time()) < 60
@@ -30,7 +31,7 @@ def test_a_line_holds_the_clock_and_the_metrics(tmp_path):
 
 
 def test_values_that_json_does_not_have_become_null(tmp_path):
-    sink = JsonLines(tmp_path, None)
+    sink = JsonLines(RunStart(tmp_path, {}, None))
     sink.write(1, 1, {"a": math.nan, "b": math.inf, "c": 1.0})
     sink.close()
     (line,) = (tmp_path / METRICS).read_text().splitlines()
@@ -79,7 +80,7 @@ def test_wherever_a_crash_cuts_no_byte_is_lost_and_every_line_can_be_read(tmp_pa
     cut = whole[: data.draw(st.integers(0, 300))]  # a line has some 70 bytes
     path.write_bytes(cut)
     resume = data.draw(st.sampled_from([0, 10, 20, 30]))
-    JsonLines(run_dir, resume).close()
+    JsonLines(RunStart(run_dir, {}, resume)).close()
     kept = lines(path)
     complete = cut.count(b"\n")
     assert [line["tokens"] for line in kept] == [t for t in [10, 20, 30][:complete] if t <= resume]

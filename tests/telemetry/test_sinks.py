@@ -1,11 +1,16 @@
 import json
 import logging
+import math
+import re
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mcframe.errors import UserError
+from mcframe.hookspecs import Histogram, RunStart, TelemetrySink
 from mcframe.telemetry import wandb_sink
+from mcframe.telemetry.prometheus_sink import Prometheus
 from mcframe.telemetry.sinks import open_sinks
 
 
@@ -64,3 +69,151 @@ def test_an_unknown_wandb_mode_stops_before_anything_is_written(tmp_path):
 
 def test_wandb_is_not_imported_where_it_is_disabled():
     assert not hasattr(wandb_sink, "wandb")
+
+
+# ---- sinks of plug-ins ---------------------------------------------------------------------------
+class Heard(TelemetrySink):
+    """Writes down what it is told; raises where it is told something called `fatal`."""
+
+    def __init__(self, run):
+        self.run, self.told = run, []
+
+    def write(self, tokens, step, metrics):
+        self._note("write", tokens, step, dict(metrics))
+
+    def text(self, tokens, name, text):
+        self._note("text", tokens, name, text)
+
+    def image(self, tokens, name, image):
+        self._note("image", tokens, name, image.shape)
+
+    def histogram(self, tokens, name, histogram):
+        self._note("histogram", tokens, name, histogram)
+
+    def close(self):
+        self._note("close")
+
+    def _note(self, *what):
+        self.told.append(what)
+        if "fatal" in what:
+            raise OSError("disk full")
+
+
+def opened(tmp_path, **others):
+    return open_sinks(
+        tmp_path, rank=0, tensorboard=False, wandb="disabled", config={"a": 1}, resume_tokens=7, others=others
+    )
+
+
+def test_a_sink_is_told_everything_and_says_where_it_lies(tmp_path):
+    made = []
+
+    def build(run):
+        made.append(Heard(run))
+        return made[0]
+
+    sinks = opened(tmp_path, heard=build)
+    picture, spread = np.zeros((2, 3, 3), np.uint8), Histogram([0.0, 1.0], [4])
+    sinks.write(2048, 1, {"train/loss": 5.5})
+    sinks.text(2048, "contexts", "··1|·")
+    sinks.image(2048, "scores", picture)
+    sinks.histogram(2048, "score", spread)
+    sinks.close()
+    (heard,) = made
+    assert (heard.run.directory, heard.run.config, heard.run.resume_tokens) == (tmp_path, {"a": 1}, 7)
+    assert heard.told == [
+        ("write", 2048, 1, {"train/loss": 5.5}), ("text", 2048, "contexts", "··1|·"),
+        ("image", 2048, "scores", (2, 3, 3)), ("histogram", 2048, "score", spread), ("close",),
+    ]  # fmt: skip
+    assert sinks.places == {"metrics": str(tmp_path / "metrics.jsonl")}  # it has no place of its own
+
+
+def test_a_sink_that_raises_is_named_once_closed_and_left_out(tmp_path, caplog):
+    failing, others = Heard(None), Heard(None)
+    sinks = opened(tmp_path, **{"@sink.mine of plug-in 'x' of pack 1.0": lambda run: failing, "b": lambda run: others})
+    with caplog.at_level(logging.WARNING, "mcframe"):
+        sinks.text(1, "fatal", "")
+        sinks.write(2, 1, {"train/loss": 1.0})
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0].startswith("@sink.mine of plug-in 'x' of pack 1.0 failed, and the run goes on without it")
+    assert "OSError: disk full" in messages[0]
+    assert len(messages) == 2  # `b` heard of it too
+    assert [told[0] for told in failing.told] == ["text", "close"]
+    assert "train/loss" in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_the_record_of_the_run_is_not_left_out(tmp_path):
+    sinks = opened(tmp_path)
+    sinks.close()
+    with pytest.raises(ValueError, match="closed file"):
+        sinks.write(1, 1, {"train/loss": 1.0})
+
+
+def test_a_sink_that_cannot_be_opened_stops_the_start(tmp_path):
+    def refuse(run):
+        raise ConnectionError("nobody there")
+
+    with pytest.raises(UserError, match=r"@sink.mine could not be opened: ConnectionError: nobody there"):
+        opened(tmp_path, **{"@sink.mine": refuse})
+    with pytest.raises(UserError, match=r"@sink.mine made a dict, which is no TelemetrySink"):
+        opened(tmp_path, **{"@sink.mine": lambda run: {}})
+
+
+def test_prometheus_holds_the_latest_value_of_every_metric(tmp_path):
+    sink = Prometheus(RunStart(tmp_path, {}, None))
+    sink.write(2048, 1, {"train/loss": 5.5, "mc/lod_delta/1": math.nan})
+    sink.write(4096, 2, {"train/loss": 4.5, "val/bpb": math.inf})
+    label = '{run="' + tmp_path.name + '"}'
+    assert (tmp_path / "metrics.prom").read_text().splitlines() == [
+        f"mcframe_mc_lod_delta_1{label} NaN", f"mcframe_step{label} 2.0", f"mcframe_tokens{label} 4096.0",
+        f"mcframe_train_loss{label} 4.5", f"mcframe_val_bpb{label} +Inf",
+    ]  # fmt: skip
+    assert sink.place == ("Prometheus", str(tmp_path / "metrics.prom"))
+    elsewhere = tmp_path / "watched" / "a.prom"
+    Prometheus(RunStart(tmp_path, {}, None), file=str(elsewhere), prefix="x:").write(1, 1, {"a": 1.0})
+    assert elsewhere.read_text().startswith("x:a{")
+
+
+def page_code(root):
+    page = (root / "docs" / "plugins.md").read_text("utf-8")
+    return re.search(r"^```python\n((?:(?!^```).)*class TabSeparated.*?)^```$", page, re.M | re.S)[1]
+
+
+FAILING = """
+from mcframe.hookspecs import TelemetrySink, hookimpl
+
+class Failing(TelemetrySink):
+    def __init__(self, run):
+        (run.directory / "failing.txt").write_text("opened")
+
+    def write(self, tokens, step, metrics):
+        if tokens:
+            raise OSError("no space left")
+
+@hookimpl
+def register_sinks(register):
+    register("failing", Failing)
+"""
+
+
+@pytest.mark.launcher
+def test_sinks_of_installed_packages_in_a_run_of_two_ranks(launches, site, root):
+    """The page's example and one that fails: each opened on one rank, in a run that ends well."""
+    site.install("a_package_of_tables", page_code(root))
+    site.install("a_package_that_fails", FAILING)
+    result = launches.run(
+        "run.total_tokens = 2048", "cadence.log_tokens = 1024", "telemetry.tensorboard = False",
+        "run.sinks = [@sink.failing, @sink.tab_separated]", "sink.tab_separated.file = 'all.tsv'",
+        ranks=2, environment=site.environment,
+    ).succeeded()  # fmt: skip
+    rows = [line.split("\t") for line in (result.run_dir / "all.tsv").read_text().splitlines()]
+    written = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    expected = [[str(w["tokens"]), n, str(w[n])] for w in written for n in w if n not in ("tokens", "step", "time")]
+    assert rows == expected
+    assert (result.run_dir / "failing.txt").exists()
+    message = "@sink.failing of plug-in 'it' of a_package_that_fails 1.0 failed, and the run goes on without it"
+    assert result.words.count(message) == 1
+    assert "OSError: no space left" in result.words
+    assert f"table {result.run_dir / 'all.tsv'}" in result.words
+    assert "nothing reads" not in result.words
+    assert "sink.tab_separated.file = 'all.tsv'" in (result.run_dir / "operative.gin").read_text()

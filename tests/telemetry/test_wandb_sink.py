@@ -4,10 +4,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
 from mcframe.errors import UserError
+from mcframe.hookspecs import Histogram, RunStart
 from mcframe.telemetry.wandb_sink import RUN_ID, Wandb, resolve_mode
 
 BLOCK = 32768
@@ -75,7 +78,7 @@ def run_dir(tmp_path):
 
 
 def test_an_offline_run_holds_metrics_config_and_pictures(run_dir, capfd):
-    sink = Wandb(run_dir, "offline", {"gpt.depth": 12, "run.gistnet": "@gistnet.mean"}, None)
+    sink = Wandb(RunStart(run_dir, {"gpt.depth": 12, "run.gistnet": "@gistnet.mean"}, None), "offline")
     sink.write(2048, 1, {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625})
     sink.write(2048, 1, {"val/bpb": 7.9})
     sink.text(2048, "contexts", "··1·<|··")
@@ -90,7 +93,9 @@ def test_an_offline_run_holds_metrics_config_and_pictures(run_dir, capfd):
     shown = {name: value for name, value in first.items() if not name.startswith("_")}
     assert shown == {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625, "val/bpb": 7.9, "train/tokens": 2048}
     assert (first["_step"], second["_step"], second["train/tokens"]) == (1, 2, 4096)
-    assert "<pre>··1·&lt;|··</pre>" in (path.parent / "files" / picture["contexts/path"]).read_text()
+    page = (path.parent / "files" / picture["contexts/path"]).read_text()
+    assert "<pre>··1·&lt;|··</pre>" in page
+    assert '<meta charset="utf-8">' in page
 
     run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
     config = {item.key or "/".join(item.nested_key): item.value_json for item in run.config.update}
@@ -101,10 +106,27 @@ def test_an_offline_run_holds_metrics_config_and_pictures(run_dir, capfd):
     assert sink.place == ("wandb (offline)", f"wandb sync '{run_dir}/wandb'/offline-run-*-{run.run_id}")
 
 
+def test_an_offline_run_holds_pictures_and_distributions(run_dir):
+    sink = Wandb(RunStart(run_dir, {}, None), "offline")
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    sink.write(2048, 1, {"train/loss": 5.5})
+    sink.image(2048, "mc/scores", image)
+    sink.histogram(2048, "mc/score/0", Histogram([-1.0, 0.0, 2.0], [3, 5]))
+    sink.close()
+    (path,) = offline_files(run_dir)
+    (row,) = history(finished_records(path))
+    assert (np.asarray(Image.open(path.parent / "files" / row["mc/scores/path"])) == image).all()
+    assert row["mc/scores/caption"] == "2,048 tokens"
+    assert (row["mc/score/0/_type"], row["mc/score/0/bins"], row["mc/score/0/values"]) == (
+        "histogram", [-1.0, 0.0, 2.0], [3, 5],
+    )  # fmt: skip
+    assert (row["train/tokens"], row["train/loss"]) == (2048, 5.5)
+
+
 def test_a_resumed_run_has_the_same_id_and_a_fresh_one_another(run_dir):
     ids = []
     for resume in (None, 2048, None):
-        Wandb(run_dir, "offline", {"seed": len(ids)}, resume).close()
+        Wandb(RunStart(run_dir, {"seed": len(ids)}, resume), "offline").close()
         ids.append((run_dir / RUN_ID).read_text().strip())
     assert ids[0] == ids[1] != ids[2]
     assert sorted(path.stem.removeprefix("run-") for path in offline_files(run_dir)) == sorted(ids)
