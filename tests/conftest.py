@@ -1,7 +1,12 @@
-"""Real runs for tests: the launcher, the script, and what they left behind. One at a time, on ports of their own."""
+"""Real runs for tests: the launcher, the script, and what they left behind, on ports of their own.
+
+Two processes of pytest share the work (`pytest -n 2 --dist loadgroup`). Tests of one file that start runs stay in one
+process, so that no process waits for a run of the other's; what tests of several files ask for is run once for all.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,11 +17,12 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "mcframe" / "run.py"
@@ -80,11 +86,13 @@ class Result:
 
 @dataclass
 class Launches:
-    """Starts real processes from the checkout and waits for them."""
+    """Starts real processes from the checkout and waits for them.
+
+    folder  of all processes of pytest
+    """
 
     folder: Path
     environment: dict[str, str]
-    kept: dict[object, Result] = field(default_factory=dict)
     script: str = str(SCRIPT)
 
     def port(self) -> str:
@@ -95,10 +103,14 @@ class Launches:
 
     def shared(self, *settings: str, **options: object) -> Result:
         """The same run for every test that asks for it; nobody may change its folder."""
-        key = (settings, tuple(sorted(options.items())))
-        if key not in self.kept:
-            self.kept[key] = self.run(*settings, **options)  # type: ignore[arg-type]
-        return self.kept[key]
+        key = repr((settings, sorted(options.items())))
+        file = self.folder / f"shared-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                result = self.run(*settings, **options)  # type: ignore[arg-type]
+                file.write_text(json.dumps([result.code, result.output, str(result.run_dir)]), "utf-8")
+        code, output, run_dir = json.loads(file.read_text("utf-8"))
+        return Result(code, output, Path(run_dir))
 
     def run(
         self,
@@ -116,7 +128,7 @@ class Launches:
         settings  bindings for --set; options: further options of mcframe/run.py
         watch     is shown every line of output as it comes, with the process
         """
-        run_dir = run_dir or self.folder / f"run-{time.monotonic_ns()}"
+        run_dir = run_dir or self.folder / f"run-{os.getpid()}-{time.monotonic_ns()}"
         arguments = [str(SCRIPT), "--gin", str(gin), "--run-dir", str(run_dir), *options]
         for setting in settings:
             arguments += ["--set", setting]
@@ -203,10 +215,25 @@ class Site:
         return {"PYTHONPATH": str(self.folder)}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start runs come first, one file to a process of pytest; thousands of short ones fill what is left."""
+    for item in items:
+        if starts_runs(item) and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: not starts_runs(item))
+
+
+def starts_runs(item: pytest.Item) -> bool:
+    return "launches" in getattr(item, "fixturenames", ())
+
+
 @pytest.fixture(scope="session")
-def launches(tmp_path_factory: pytest.TempPathFactory) -> Launches:
+def launches(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Launches:
     """Real runs, with a token cache that all of them share and nothing of the user's around them."""
-    folder = tmp_path_factory.mktemp("launches")
+    base = tmp_path_factory.getbasetemp()
+    # A worker of pytest-xdist has a folder of its own in the one that belongs to all.
+    folder = (base if worker_id == "master" else base.parent) / "launches"
+    folder.mkdir(exist_ok=True)
     dropped = ("WANDB_", "MCFRAME_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "PYTHONPATH", "DS_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     environment |= {
