@@ -13,7 +13,7 @@ from rich.text import Text
 
 from mcframe.errors import EXIT_USER_ERROR, UserError
 
-_RANK_0_SPEAKS_FIRST_S = 5.0
+_RANK_0_SPEAKS_FIRST_S = 10.0
 
 
 def show(error: UserError) -> None:
