@@ -81,11 +81,17 @@ class GistNet(nn.Module, ABC):
 class LensNet(nn.Module, ABC):
     """Scores every working-context entry: > 0 "expand me", < 0 "collapse me". Factory: `factory(shape)`."""
 
+    reads_nll: bool = False
+    """True where it wants `context.nll`: what the uncompressed model made of the tokens of each entry, in nats. Of the
+    class or of an instance. Training has that pass anyway; refocusing runs it once more for such a LensNet."""
+
     @abstractmethod
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
         """Scores in [-1, 1].
 
         context has the entries before the cursor only; embeddings [R, L, D] are detached -> scores [R, L].
+        `context.nll` [R, L] with `reads_nll`, else None: mean NLL of the tokens that the entry's node covers, of those
+        before the cursor, detached; 0 for the window's first token, which nobody predicted.
         Must ignore entries where `context.valid` is False. Deterministic in eval mode.
         """
 

@@ -46,3 +46,17 @@ def priorities(seeds: Tensor, count: int) -> Tensor:
 def below(seeds: Tensor, bound: int) -> Tensor:
     """A random integer in [0, bound) for each seed [...] -> int64 [...]. The bias is below bound / 2**63."""
     return _shift_right(mix(seeds, 0), 1) % bound
+
+
+def uniform(bits: Tensor) -> Tensor:
+    """Random int64 of any shape -> float64 in (0, 1), never at either end."""
+    return ((bits >> 12).double() + 2**51 + 0.5) / 2**52
+
+
+def gumbel(bits: Tensor) -> Tensor:
+    """Random int64 of any shape -> standard Gumbel noise, float64.
+
+    The k highest of `values + gumbel(...)` are a draw of k without replacement from `softmax(values)` (Kool et al.,
+    Stochastic Beams and Where to Find Them, 2019).
+    """
+    return -(-uniform(bits).log()).log()

@@ -26,6 +26,8 @@ class WorkingContext:
     valid     [R, L] bool
     padded    False where it is known that every entry is valid, so that masks can be left out
     age       [R, blocks] int64, allocation rounds since each block's LOD changed; None where nothing ever did
+    nll       [R, L] float32, nats: how hard the uncompressed model found the tokens of the entry's node, see
+              `surprise.of_entries`; None but where a LensNet `reads_nll`
     """
 
     geometry: Geometry
@@ -35,6 +37,7 @@ class WorkingContext:
     valid: Tensor
     padded: bool
     age: Tensor | None = None
+    nll: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -101,7 +104,8 @@ class WorkingContext:
         """
         keep = self.length - (self.geometry.window - self.geometry.cursor)
         valid = self.valid[:, :keep] & (self.token[:, :keep] < self.geometry.cursor)
-        return replace(self, token=self.token[:, :keep], lod=self.lod[:, :keep], valid=valid)
+        nll = None if self.nll is None else self.nll[:, :keep]
+        return replace(self, token=self.token[:, :keep], lod=self.lod[:, :keep], valid=valid, nll=nll)
 
 
 def block_lods_to_tokens(focus: Tensor, geometry: Geometry) -> Tensor:

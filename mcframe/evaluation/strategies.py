@@ -8,29 +8,13 @@ from torch import Tensor
 from mcframe.context.focus import compressible_nodes
 from mcframe.context.geometry import Geometry
 from mcframe.context.seeding import variant_seeds
+from mcframe.context.surprise import of_blocks
 from mcframe.errors import UserError
 from mcframe.evaluation.focuses import collapse_lowest, nodes_to_collapse, random_focus
 from mcframe.evaluation.regions import behind_cursor
 from mcframe.hookspecs import HeldOut, Subject
 
 STRATEGIES = ("random", "recency", "surprise", "lens", "oracle")
-
-
-def surprise_values(nll: Tensor, geometry: Geometry) -> Tensor:
-    """How hard the uncompressed model found each block: mean NLL of its tokens before the cursor.
-
-    nll [n, T], position t for token t + 1 -> [n, blocks]; a block without such a token has 0. The first token of the
-    window is nobody's target.
-    """
-    of_token = torch.cat((torch.zeros_like(nll[:, :1]), nll[:, :-1]), dim=1)
-    position = torch.arange(geometry.window)
-    counts = ((position > 0) & (position < geometry.cursor)).expand_as(nll)
-    size = geometry.block_size
-
-    def blocks(values: Tensor) -> Tensor:
-        return values[:, : geometry.blocks * size].reshape(-1, geometry.blocks, size).sum(dim=2)
-
-    return blocks(torch.where(counts, of_token, 0.0)) / blocks(counts).clamp(min=1)
 
 
 def recency_values(geometry: Geometry, rows: int) -> Tensor:
@@ -78,7 +62,7 @@ class Strategies:
         self._seeds = variant_seeds(subject.seed, torch.arange(rows), draws)
         self._values = {
             "recency": recency_values(geometry, rows),
-            "surprise": surprise_values(self.full, geometry),
+            "surprise": of_blocks(self.full, geometry),
             "oracle": oracle_values(subject, held, self.full),
         }
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcframe.context.controls import Condition, by_target, mean_table, swapped_table, without_gists
 from mcframe.context.geometry import Geometry
 from mcframe.context.pairing import Pairing, pair, pairing_statistics, tail_delta
 from mcframe.context.statistics import Statistics, masked_mean, masked_sum
+from mcframe.context.surprise import of_entries
 from mcframe.context.working_context import WorkingContext, gather_embeddings, raw_context, trimmed, unroll
 from mcframe.hookspecs import Allocator, GistNet, LensNet, Sequences, VariantStrategy
 from mcframe.modeling.gpt import GPT
@@ -117,7 +119,8 @@ class MegaContextStep(nn.Module):
         """What the variants add to the loss, and their statistics."""
         weights, one = self.objectives, baseline.scored.new_ones(1)
         table = self.table(baseline.embeddings, baseline.readable)
-        context = unroll(self.propose(baseline.inputs, table, seeds, length), self.geometry, length)
+        focus = self.propose(baseline.inputs, table, seeds, length, baseline.nll)
+        context = unroll(focus, self.geometry, length)
         if self.gistnet is None:
             context = without_gists(context)
         entries = gather_embeddings(table, context)
@@ -137,20 +140,21 @@ class MegaContextStep(nn.Module):
             statistics.means["mc/reconstruction_loss"] = masked_sum(rebuilt, torch.ones_like(rebuilt).bool())
         if self.lensnet is not None:
             verdict = tail_delta(pairing if dropped is None or weights.lens_judge == "gist" else dropped).detach()
-            lens, about_lens = self._train_lens(entries.detach(), pairing, verdict, seeds)
+            lens, about_lens = self._train_lens(entries.detach(), pairing, verdict, seeds, baseline.nll)
             loss, statistics = loss + weights.lens_weight * lens, statistics | about_lens
             statistics.means["mc/lens_loss"] = masked_sum(lens[None], one)
         return loss, statistics
 
     def _train_lens(
-        self, entries: Tensor, pairing: Pairing, verdict: Tensor, seeds: Tensor
+        self, entries: Tensor, pairing: Pairing, verdict: Tensor, seeds: Tensor, nll: Tensor
     ) -> tuple[Tensor, Statistics]:
         """LensNet's loss and metrics.
 
-        entries [R, L, D] are detached: LensNet's loss must not shape what it judges. verdict [R], in nats.
+        entries [R, L, D] are detached: LensNet's loss must not shape what it judges. verdict [R], in nats; nll [B, T]
+        of the uncompressed pass.
         """
         assert self.lensnet is not None
-        seen = pairing.context.before_cursor()
+        seen = self._seen(pairing.context, nll)
         read = entries[:, : seen.length]
         scores = self.lensnet(seen, read).float()
         if self.objectives.lens_shuffle:
@@ -199,29 +203,48 @@ class MegaContextStep(nn.Module):
             return embeddings
         return build_node_table(embeddings, self.gistnet, self.geometry, readable)
 
+    def _read(self, inputs: Tensor, *, asks: bool) -> tuple[Tensor, Tensor | None]:
+        """The node table of inputs [B, T]; with it, where LensNet `asks` for it, the NLL [B, T] it `reads_nll` of."""
+        embeddings = self.gpt.embed(inputs)
+        readable, nll = embeddings, None
+        layer = 0 if self.gistnet is None else self.gistnet.reads_layer
+        wanted = asks and self.lensnet is not None and self.lensnet.reads_nll
+        if layer or wanted:
+            raw = raw_context(self.geometry, 1, inputs.device)
+            hidden, readable = self.gpt.states(embeddings, raw, layer)
+            if wanted:  # what follows the last token is not known, and nobody asks
+                nll = F.pad(self.gpt.nll(hidden[:, :-1], inputs[:, 1:]), (0, 1))
+        return self.table(embeddings, readable), nll
+
     def _table_of(self, inputs: Tensor) -> Tensor:
         """The node table of inputs [B, T]."""
-        embeddings = self.gpt.embed(inputs)
-        readable = embeddings
-        if self.gistnet is not None and self.gistnet.reads_layer:
-            raw = raw_context(self.geometry, 1, inputs.device)
-            readable = self.gpt.states(embeddings, raw, self.gistnet.reads_layer)[1]
-        return self.table(embeddings, readable)
+        return self._read(inputs, asks=False)[0]
 
-    def propose(self, inputs: Tensor, table: Tensor, seeds: Tensor, length: int) -> Tensor:
-        """Focuses of the variants [B * V, blocks]; the strategy sees LensNet's scores where it asks for them."""
+    def propose(self, inputs: Tensor, table: Tensor, seeds: Tensor, length: int, nll: Tensor | None = None) -> Tensor:
+        """Focuses of the variants [B * V, blocks]; the strategy sees LensNet's scores where it asks for them.
+
+        nll [B, T]: of the uncompressed pass, for a LensNet that reads it.
+        """
         scores = None
         if self.strategy.needs_scores:
             raw = raw_context(self.geometry, inputs.shape[0], inputs.device)
             with torch.no_grad():
-                scores = self.scores(raw, table)
+                scores = self.scores(raw, table, nll)
         focus = self.strategy.propose(Sequences(inputs, self.geometry), scores, length, seeds)
         return focus.flatten(0, 1)
 
-    def scores(self, context: WorkingContext, table: Tensor) -> Tensor:
+    def _seen(self, context: WorkingContext, nll: Tensor | None) -> WorkingContext:
+        """What LensNet is given of a context: the entries before the cursor, with their surprise if it asks for it."""
+        seen = context.before_cursor()
+        if self.lensnet is None or not self.lensnet.reads_nll:
+            return seen
+        assert nll is not None, "a LensNet that reads_nll needs the uncompressed pass"
+        return replace(seen, nll=of_entries(nll, seen))
+
+    def scores(self, context: WorkingContext, table: Tensor, nll: Tensor | None = None) -> Tensor:
         """LensNet's scores [R, Lc] of the entries before the cursor."""
         assert self.lensnet is not None
-        seen = context.before_cursor()
+        seen = self._seen(context, nll)
         scores: Tensor = self.lensnet(seen, gather_embeddings(table, seen).detach())
         return scores.float()
 
@@ -235,13 +258,13 @@ class MegaContextStep(nn.Module):
 
         inputs [B, T]; seeds [B] int64 -> (focus [B, blocks], rounds that changed something [B]).
         """
-        table = self._table_of(inputs)
+        table, nll = self._read(inputs, asks=True)
         context = raw_context(self.geometry, inputs.shape[0], inputs.device)
         age = torch.full_like(context.focus, torch.iinfo(torch.int32).max)
         rounds = torch.zeros_like(seeds)
         for _ in range(allocator.iterations):
             seen = context.before_cursor()
-            focus = allocator.allocate(self.scores(context, table), seen, budget, seeds)
+            focus = allocator.allocate(self.scores(context, table, nll), seen, budget, seeds)
             changed = focus != context.focus
             rounds += changed.any(dim=1)
             age = torch.where(changed, 0, age + 1)
@@ -250,7 +273,8 @@ class MegaContextStep(nn.Module):
 
     def proposals(self, inputs: Tensor, seeds: Tensor, length: int) -> Tensor:
         """What the variant strategy proposes for inputs [B, T] and seeds [B, V] -> focus [B * V, blocks]."""
-        return self.propose(inputs, self._table_of(inputs), seeds, length)
+        table, nll = self._read(inputs, asks=self.strategy.needs_scores)
+        return self.propose(inputs, table, seeds, length, nll)
 
     def judge(
         self, tokens: Tensor, focus: Tensor, condition: Condition = "gist", partner: Tensor | None = None

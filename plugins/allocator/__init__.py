@@ -2,6 +2,10 @@
 
 from mcframe.hookspecs import Register, hookimpl
 from mcframe_plugins.allocator.greedy import GreedyAllocator
+from mcframe_plugins.allocator.hierarchical import HierarchicalAllocator
+from mcframe_plugins.allocator.random import RandomAllocator
+from mcframe_plugins.allocator.recency import RecencyAllocator
+from mcframe_plugins.allocator.stochastic_greedy import StochasticGreedyAllocator
 from mcframe_plugins.allocator.topk import TopKAllocator
 
 mcframe_api = "0.1"
@@ -11,4 +15,8 @@ mcframe_api = "0.1"
 def register_allocators(register: Register) -> None:
     """Offer what this folder holds."""
     register("greedy", GreedyAllocator)
+    register("hierarchical", HierarchicalAllocator)
+    register("random", RandomAllocator)
+    register("recency", RecencyAllocator)
+    register("stochastic_greedy", StochasticGreedyAllocator)
     register("topk", TopKAllocator)

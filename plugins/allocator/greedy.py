@@ -1,4 +1,8 @@
-"""Expand what asks for it most, then collapse what asks least until the budget holds; over any number of levels."""
+"""Expand what asks for it most, then collapse what asks least until the budget holds; over any number of levels.
+
+Nodes of a level save alike, so the lowest score is the lowest price an entry: the greedy rule for knapsacks (Dantzig,
+1957), level by level.
+"""
 
 from __future__ import annotations
 
@@ -63,25 +67,31 @@ class GreedyAllocator(Allocator):
         cooling = torch.zeros_like(value, dtype=torch.bool)
         if context.age is not None:
             cooling = context.age < self.cooldown
-        focus = self._expand(context.focus, value, cooling, geometry)
+        focus = self._expand(context.focus, value, cooling, geometry, seeds)
         # What has just changed is collapsed last, but a budget is a budget.
         order = value + _BEYOND_EVERY_SCORE * cooling
         for lod in range(1, geometry.levels + 1):
             excess = lengths(focus, geometry) - budget
-            focus = self._collapse(focus, order, excess, geometry, lod)
+            focus = self._collapse(focus, order, excess, geometry, lod, seeds)
         return focus
 
-    def _expand(self, focus: Tensor, value: Tensor, cooling: Tensor, geometry: Geometry) -> Tensor:
+    def noise(self, seeds: Tensor, nodes: int, lod: int) -> Tensor | float:
+        """What makes nodes [R, nodes] likelier to be taken than their scores do. None here: see `stochastic_greedy`."""
+        return 0.0
+
+    def _expand(self, focus: Tensor, value: Tensor, cooling: Tensor, geometry: Geometry, seeds: Tensor) -> Tensor:
         """Lower by one LOD the nodes that wish it most; whole nodes, found by their first block."""
         first = first_block(focus, geometry)
         block = torch.arange(focus.shape[1], device=focus.device)
         wish = (focus > 0) & (value > self.expand_threshold) & ~cooling & (first == block)
         if self.replacements is not None:
             limit = torch.full_like(focus[:, 0], self.replacements)
-            wish = lowest(-value, wish, limit)
+            wish = lowest(-value - self.noise(seeds, geometry.blocks, 0), wish, limit)
         return torch.where(wish.gather(1, first), focus - 1, focus)
 
-    def _collapse(self, focus: Tensor, value: Tensor, excess: Tensor, geometry: Geometry, lod: int) -> Tensor:
+    def _collapse(
+        self, focus: Tensor, value: Tensor, excess: Tensor, geometry: Geometry, lod: int, seeds: Tensor
+    ) -> Tensor:
         """Raise to `lod` the lowest-scored groups one level below, as many as `excess` [R] entries call for."""
         if geometry.nodes(lod) == 0:
             return focus
@@ -91,5 +101,6 @@ class GreedyAllocator(Allocator):
         gain = geometry.block_size * geometry.slots_at(lod - 1) - geometry.slots
         needed = (excess.clamp(min=0) + gain - 1) // gain
         unwanted = (allowed & (worth < -self.collapse_threshold)).sum(dim=-1)
-        chosen = lowest(worth, allowed, torch.maximum(needed, unwanted))
+        order = worth - self.noise(seeds, geometry.nodes(lod), lod)
+        chosen = lowest(order, allowed, torch.maximum(needed, unwanted))
         return torch.where(over_blocks(chosen, geometry, lod), lod, focus)

@@ -1,6 +1,7 @@
 """The exact best set: among contexts of raw blocks and LOD1 gists, the one whose raw blocks have the highest scores.
 
-All nodes at LOD1 cost the same, so keeping the highest-scored blocks is optimal, and one sort finds them.
+All nodes at LOD1 cost the same, so keeping the highest-scored blocks is optimal, and one sort finds them. It is how
+caches of keys and values are cut to a budget by block (Quest, Tang et al., 2024).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A gist is the mean of what it replaces: no parameters, the control every learned GistNet must beat."""
+"""A gist is the mean of what it replaces: the control `mean`, to be beaten by what is learned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mcframe.hookspecs import GistNet, ModelShape
 
 
 class MeanGistNet(GistNet):
-    """Mean embedding of each slot's stretch of children."""
+    """Mean embedding of each slot's stretch of children. No parameters."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""What is near is worth keeping: a score that falls with the distance to the cursor. No parameters; a control."""
+"""What is near is worth keeping: a score that falls with the distance to the cursor. No parameters; a control.
+
+Recent tokens are what attention sinks and sliding windows keep (StreamingLLM, Xiao et al., 2024).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """As much as possible in gists of the highest levels: few spans, each of them long, and the rest of the window raw.
 
 `random_collapse` draws every mix of levels alike, and of a hundred mixes few are coarse; this one trains what a long
-history looks like, old text in a few gists of a high level.
+history looks like, old text in a few gists of a high level, as old memories of a Compressive Transformer (Rae et al.,
+2020) are.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, pla
 class Aggressive(VariantStrategy):
     """Of the mixes that have the asked length, the one with most nodes at the highest LOD, placed at random.
 
-    A repeated focus is drawn again, up to `attempts` times in all, after every second time from the next coarsest mix:
-    where the coarsest fits in few places, variants differ all the same. At one level this is `random_collapse`.
+    count     variants a sequence
+    attempts  draws in all until the variants of a sequence differ, after every second one from the next coarsest mix:
+              where the coarsest fits in few places, variants differ all the same
+
+    At one level this is `random_collapse`.
     """
 
     def __init__(self, geometry: Geometry, *, count: int = 2, attempts: int = 6) -> None:

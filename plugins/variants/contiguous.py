@@ -1,7 +1,7 @@
 """One run of neighbouring blocks is collapsed, at a random place.
 
 Scattered gists leave raw neighbours from which a model can guess what is missing; a run leaves none, as in a long
-history whose middle is compressed.
+history whose middle is compressed. Masking runs instead of scattered tokens is SpanBERT's (Joshi et al., 2020).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _START = 1 << 33
 class Contiguous(VariantStrategy):
     """One contiguous run a variant, every place as likely as any other; the mix of levels is drawn first.
 
-    A repeated focus is drawn again, up to `attempts` times in all.
+    count     variants a sequence
+    attempts  draws in all until the variants of a sequence differ
     """
 
     def __init__(self, geometry: Geometry, *, count: int = 2, attempts: int = 6) -> None:

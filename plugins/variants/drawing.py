@@ -53,11 +53,6 @@ def random_order(seeds: Tensor, geometry: Geometry) -> Order:
     return lambda lod: priorities(mix(seeds, lod), geometry.nodes(lod))
 
 
-def uniform(bits: Tensor) -> Tensor:
-    """Random int64 of any shape -> float64 in (0, 1), never at either end."""
-    return ((bits >> 12).double() + 2**51 + 0.5) / 2**52
-
-
 def place(counts: Tensor, order: Order, geometry: Geometry, within: Tensor | None = None) -> Tensor:
     """Collapse `counts` [..., levels] nodes of every level -> focus [..., blocks]; higher levels are placed first.
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mcframe.context.focus import over_nodes
 from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import below, mix, priorities
+from mcframe.context.seeding import below, gumbel, mix, priorities, uniform
 from mcframe.errors import UserError
 from mcframe.hookspecs import Sequences, VariantStrategy
-from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, place, uniform
+from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, place
 
 _RANDOM, _NOISE = 1 << 33, 1 << 34
 """Salts of the choice of random variants and of the noise."""
@@ -25,6 +25,7 @@ _MORE_NOISE = 0.25
 class LensGuided(VariantStrategy):
     """Collapses the nodes with the lowest mean score plus noise; the mix of levels is drawn first.
 
+    count         variants a sequence
     temperature   scale of the Gumbel noise against scores in [-1, 1]; 0 = exactly the lowest
     random_share  share of variants that ignore the scores, so that everything goes on being tried
     attempts      draws in all until the variants of a sequence differ, each with more noise
@@ -83,8 +84,3 @@ def block_scores(scores: Tensor, geometry: Geometry) -> Tensor:
     values = scores[:, : whole * geometry.block_size].double()
     means = values.reshape(scores.shape[0], whole, geometry.block_size).mean(dim=-1)
     return F.pad(means, (0, geometry.blocks - whole))
-
-
-def gumbel(bits: Tensor) -> Tensor:
-    """Random int64 of any shape -> standard Gumbel noise, float64."""
-    return -(-uniform(bits).log()).log()

@@ -1,4 +1,4 @@
-"""No variants: the plain twin, which reads the same tokens in the same order."""
+"""No variants: the plain twin of docs/concepts.md, Training, which reads the same tokens in the same order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Random nodes are collapsed until the context has the asked length, every set as likely as any other.
 
 Where several mixes of levels have that length (33 gists of LOD1 save what one of LOD2 saves at K = 32), one is drawn
-first, so that each usable level is trained.
+first, so that each usable level is trained. The variants of docs/concepts.md, Training.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, pla
 
 
 class RandomCollapse(VariantStrategy):
-    """`count` random focuses a sequence; a repeated one is drawn again, up to `attempts` times in all."""
+    """Random focuses of the asked length.
+
+    count     variants a sequence
+    attempts  draws in all until the variants of a sequence differ
+    """
 
     def __init__(self, geometry: Geometry, *, count: int = 2, attempts: int = 6) -> None:
         self.geometry, self.count, self.attempts = geometry, checked_count("random_collapse", count), attempts

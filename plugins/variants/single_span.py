@@ -1,7 +1,8 @@
 """Counterfactuals of one span: a random focus that all variants share, and one more span that each has for itself.
 
 Two variants thus differ by collapsing one span instead of another, at equal length, and the difference of their losses
-speaks of those two spans alone: the least noisy thing that a preference pair can say.
+speaks of those two spans alone: the least noisy thing that a preference pair can say. It is what the
+evaluation's oracle measures, one block at a time.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from mcframe.context.focus import compressible_nodes, lowest, over_blocks, over_nodes
 from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import below, mix, priorities
+from mcframe.context.seeding import below, mix, priorities, uniform
 from mcframe.hookspecs import Sequences, VariantStrategy
-from mcframe_plugins.variants.drawing import Order, checked_count, distinct, mixes, place, random_order, uniform
+from mcframe_plugins.variants.drawing import Order, checked_count, distinct, mixes, place, random_order
 
 _LEVEL = 1 << 33
 """Salt of the level whose spans are swapped."""
@@ -24,7 +25,10 @@ class SingleSpan(VariantStrategy):
 
     The span that is given up is the same for all variants of a sequence, so that every two of them differ in two spans
     and agree in all else. With several levels, the level is drawn among those with spans enough to swap in. Where a
-    focus has too few, the whole sequence is drawn again, up to `attempts` times in all.
+    focus has too few, the whole sequence is drawn again.
+
+    count     variants a sequence
+    attempts  draws in all until the variants of a sequence differ
     """
 
     def __init__(self, geometry: Geometry, *, count: int = 2, attempts: int = 6) -> None:

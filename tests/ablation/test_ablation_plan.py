@@ -190,7 +190,7 @@ def test_ports_of_runs_differ(planned, tmp_path):
     assert list(command)[4:7] == ["--num_accelerators", "2", "--master_port"]
 
 
-@pytest.mark.parametrize("page", ["docs/ablations.md", "gin/ablations/gists.toml"])
+@pytest.mark.parametrize("page", ["docs/ablations.md", "gin/ablations/gists.toml", "gin/ablations/lensnets.toml"])
 def test_the_grids_that_come_with_mcframe_can_be_built(page, tmp_path):
     text = (ROOT / page).read_text("utf-8")
     found = re.search(r"```toml\n(gin.*?)```", text, re.S) if page.endswith(".md") else None

@@ -1,6 +1,6 @@
 import torch
 
-from mcframe.context.seeding import below, mix, priorities, variant_seeds
+from mcframe.context.seeding import below, gumbel, mix, priorities, uniform, variant_seeds
 
 WORD = 2**64
 
@@ -69,3 +69,10 @@ def test_priorities_order_at_random():
     place = drawn.argsort(dim=1).argsort(dim=1)
     table = torch.stack([(place == p).double().mean(dim=0) for p in range(6)]) * 6
     assert (table - 1).abs().max() < 0.12  # each item stands equally often at each place
+
+
+def test_noise_is_finite_at_the_ends_of_what_a_hash_can_be():
+    ends = torch.tensor([-(2**63), -1, 0, 2**63 - 1])
+    assert ((uniform(ends) > 0) & (uniform(ends) < 1)).all()
+    assert gumbel(ends).isfinite().all()
+    assert gumbel(ends).dtype == torch.float64

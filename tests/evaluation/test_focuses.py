@@ -12,7 +12,6 @@ from mcframe.context.focus import is_valid, lengths
 from mcframe.context.seeding import variant_seeds
 from mcframe.errors import UserError
 from mcframe.evaluation.focuses import collapse_lowest, entries, nodes_to_collapse, random_focus
-from mcframe.evaluation.strategies import surprise_values
 
 
 @MANY
@@ -64,11 +63,3 @@ def test_random_focuses_are_valid_of_one_length_and_as_likely_each():
 def test_entries_lose_none_to_rounding():
     geometry = geometry_of(oracle.Tree(window=100, block_size=4, levels=1, slots=1, tail=4, sink=0))
     assert entries(geometry, 0.29) == 29  # 0.29 * 100 is 28.999999999999996
-
-
-def test_surprise_is_a_blocks_mean_before_the_cursor():
-    tree = oracle.Tree(window=10, block_size=3, levels=1, slots=1, tail=3, sink=0)
-    nll = torch.arange(1.0, 11.0)[None]  # position t has t + 1, the NLL of token t + 1
-    found = surprise_values(nll, geometry_of(tree))
-    # tokens 1, 2 | 3, 4, 5 | 6 alone stands before the cursor at 7; token p has p
-    assert found.tolist() == [[1.5, 4.0, 6.0]]

@@ -18,7 +18,7 @@ from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.reconstruction import Reconstruction
 from mcframe.modeling.step import MegaContextStep
 from mcframe_plugins.gistnet import MeanGistNet, TransformerGistNet
-from mcframe_plugins.lensnet import RecencyLensNet, TransformerLensNet
+from mcframe_plugins.lensnet import MLPLensNet, RecencyLensNet, SurpriseLensNet, TransformerLensNet
 
 VOCABULARY = 13
 TREE = oracle.Tree(window=29, block_size=3, levels=2, slots=1, tail=6, sink=0)
@@ -70,7 +70,9 @@ GISTNETS = {
 }
 LENSNETS = {
     "entry": EntryLens,
+    "mlp": lambda shape: MLPLensNet(shape, hidden=8, surprise=True, embeddings=True),
     "recency": RecencyLensNet,
+    "surprise": SurpriseLensNet,
     "transformer": lambda shape: TransformerLensNet(shape, layers=1, heads=2),
 }
 
@@ -111,7 +113,7 @@ def build_step(
     for number, module in enumerate((gist, lens, told), start=1):
         if module is not None:
             randomise(module, seed + number)
-    if lens is not None and lensnet == "entry":  # or every score is at the end of its range
+    if lens is not None and lensnet in ("entry", "mlp"):  # or every score is at the end of its range
         with torch.no_grad():
             for parameter in lens.parameters():
                 parameter.mul_(0.2)

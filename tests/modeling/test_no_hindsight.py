@@ -10,7 +10,14 @@ from modeling_builders import TREE, VOCABULARY, build_step, geometry_of, random_
 
 from mcframe.context.working_context import gather_embeddings, raw_context, unroll
 from mcframe.modeling.node_table import build_node_table
-from mcframe_plugins.allocator import GreedyAllocator, TopKAllocator
+from mcframe_plugins.allocator import (
+    GreedyAllocator,
+    HierarchicalAllocator,
+    RandomAllocator,
+    RecencyAllocator,
+    StochasticGreedyAllocator,
+    TopKAllocator,
+)
 from mcframe_plugins.variants import RandomCollapse
 
 TREES = {
@@ -18,11 +25,16 @@ TREES = {
     "slots": oracle.Tree(window=41, block_size=4, levels=2, slots=2, tail=6, sink=1),
     "no tail": oracle.Tree(window=32, block_size=4, levels=1, slots=1, tail=0, sink=0),
 }
+LENSNETS = ["recency", "transformer", "mlp", "surprise"]
 ALLOCATORS = {
     "greedy": lambda g: GreedyAllocator(g, iterations=3),
     "greedy, thresholds": lambda g: GreedyAllocator(
         g, iterations=4, collapse_threshold=0.1, cooldown=1, replacements=2
     ),
+    "hierarchical": HierarchicalAllocator,
+    "random": RandomAllocator,
+    "recency": RecencyAllocator,
+    "stochastic": StochasticGreedyAllocator,
     "topk": TopKAllocator,
 }
 BUDGET = {"levels": 21, "slots": 34, "no tail": 22}
@@ -36,15 +48,15 @@ def perturbed(tokens: torch.Tensor, places: list[int]) -> torch.Tensor:
 
 
 def scores_of(model, inputs, focuses):
-    table = build_node_table(model.gpt.embed(inputs), model.gistnet, model.geometry)
+    table, nll = model._read(inputs, asks=True)
     context = unroll(focuses, model.geometry)
     seen = context.before_cursor()
-    return model.scores(context, table)[seen.valid]
+    return model.scores(context, table, nll)[seen.valid]
 
 
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("gistnet", ["mean", "transformer"])
-@pytest.mark.parametrize("lensnet", ["recency", "transformer"])
+@pytest.mark.parametrize("lensnet", LENSNETS)
 def test_scores(tree, gistnet, lensnet):
     tree = TREES[tree]
     model = build_step(tree, RandomCollapse(geometry_of(tree)), gistnet=gistnet, lensnet=lensnet)
@@ -58,11 +70,11 @@ def test_scores(tree, gistnet, lensnet):
         assert torch.equal(scores_of(model, perturbed(tokens, hidden)[:, :-1], focuses), before)
     for place in (tree.cursor - 1, 0):
         changed = not torch.equal(scores_of(model, perturbed(tokens, [place])[:, :-1], focuses), before)
-        assert changed == (lensnet == "transformer")
+        assert changed == (lensnet != "recency")
 
 
 @pytest.mark.parametrize("tree", ["levels", "slots"])
-@pytest.mark.parametrize("lensnet", ["recency", "transformer"])
+@pytest.mark.parametrize("lensnet", LENSNETS)
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_focus(tree, lensnet, allocator):
     name, tree = tree, TREES[tree]
@@ -86,10 +98,10 @@ def test_focus(tree, lensnet, allocator):
         other[:, tree.cursor :] = (other[:, tree.cursor :] + seed) % VOCABULARY
         assert torch.equal(focus(other), before)
     changed = not torch.equal(focus(perturbed(tokens, list(range(tree.cursor)))), before)
-    assert changed == (lensnet == "transformer")
+    assert changed == (lensnet != "recency" and allocator not in ("recency", "random"))
 
 
-@pytest.mark.parametrize("lensnet", ["recency", "transformer"])
+@pytest.mark.parametrize("lensnet", LENSNETS)
 def test_what_lensnet_is_given_while_training(lensnet):
     given = []
     model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet=lensnet)
@@ -97,11 +109,13 @@ def test_what_lensnet_is_given_while_training(lensnet):
     tokens = random_tokens(TREE, 3, 0)
     for batch in (tokens, perturbed(tokens, list(range(TREE.cursor, TREE.window + 1)))):
         model.losses(batch, seeds_for(3, 2), 21)
-    (context, embeddings, scores), (_, other_embeddings, other_scores) = given
+    (context, embeddings, scores), (other, other_embeddings, other_scores) = given
     assert int(context.end[context.valid].max()) == TREE.cursor
     assert not embeddings.requires_grad
     assert torch.equal(embeddings, other_embeddings)
     assert torch.equal(scores, other_scores)
+    assert (context.nll is None) == (lensnet not in ("mlp", "surprise"))
+    assert context.nll is None or torch.equal(context.nll, other.nll)
 
 
 def test_a_gist_sees_only_tokens_before_its_end():

@@ -1,37 +1,23 @@
-"""What `hookspecs.Allocator` asks, of both allocators, and what each promises of its own."""
+"""What `hookspecs.Allocator` asks, of every allocator, and what greedy and topk promise of their own."""
 
 import random
-from dataclasses import replace
 from itertools import combinations
 
 import oracle
 import pytest
 import torch
-from generators import SOME, focus_tensor, focused_trees, geometry_of
+from allocations import KINDS, allocate, random_scores
+from generators import SOME, focused_trees, geometry_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mcframe.context.focus import block_means
-from mcframe.context.working_context import raw_context, unroll
+from mcframe.context.working_context import raw_context
 from mcframe.errors import UserError
 from mcframe_plugins.allocator import GreedyAllocator, TopKAllocator
 
-KINDS = {"greedy": GreedyAllocator, "topk": TopKAllocator}
-
-
-def allocate(allocator, tree, focuses, scores, budget, age=None):
-    """The next focuses, as lists; scores [R, T] by the token that makes an entry."""
-    context = replace(unroll(focus_tensor(focuses), geometry_of(tree)), age=age).before_cursor()
-    of_entries = scores.gather(1, context.token)
-    seeds = torch.arange(len(focuses))
-    found = allocator.allocate(of_entries, context, budget, seeds)
-    assert found.dtype == torch.long
-    assert torch.equal(found, allocator.allocate(of_entries, context, budget, seeds))
-    return found.tolist()
-
-
-def random_scores(tree, rows, seed):
-    return torch.rand(rows, tree.window, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+EXACT = ("hierarchical", "random", "recency")
+"""Longest contexts over several levels and slots."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,7 +42,8 @@ def test_focus_is_valid_and_within_the_budget(kind, case, seed, share):
 def test_from_the_raw_context_the_length_is_the_largest_reachable(kind, case, seed, share):
     """Exact at one level; with one slot, each step of greedy saves the same and several levels are exact too."""
     tree, _ = case
-    levels = tree.levels if kind == "greedy" and tree.slots == 1 else 1
+    greedy = "greedy" in kind and tree.slots == 1
+    levels = tree.levels if greedy or kind in EXACT else 1
     tree = tree._replace(levels=levels)
     known = oracle.mixes(tree)
     budget = min(known) + round(share * (tree.window - min(known)))
@@ -88,7 +75,9 @@ def test_rows_are_independent_and_scores_behind_the_cursor_do_not_exist(kind):
     allocator = KINDS[kind](geometry_of(tree))
     every = allocate(allocator, tree, focuses, scores, 28)
     for row in range(6):
-        assert allocate(allocator, tree, focuses[row : row + 1], scores[row : row + 1], 28) == [every[row]]
+        own = slice(row, row + 1)
+        alone = allocate(allocator, tree, focuses[own], scores[own], 28, seeds=torch.tensor([row]))
+        assert alone == [every[row]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

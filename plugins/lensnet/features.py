@@ -1,0 +1,42 @@
+"""What an entry is, apart from what it says: its level of detail, how much it covers, how far it lies back."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mcframe.context.working_context import WorkingContext
+
+_WAVES = 8
+
+
+def entry_features(context: WorkingContext, *, surprise: bool = False) -> Tensor:
+    """Features of every entry, float32 [R, L, feature_count(surprise)].
+
+    Log span, slots, log distance to the cursor, and waves of that distance; with `surprise` also how hard the
+    uncompressed model found the entry's tokens (`context.nll`), log(1 + nats).
+    """
+    cursor = context.geometry.cursor
+    span = context.span.float()
+    distance = (cursor - context.end).clamp(min=0).float()
+    near = torch.log1p(distance) / math.log1p(max(cursor, 1))
+    octave = torch.pow(2.0, torch.arange(_WAVES, device=distance.device))
+    angle = (distance / max(cursor, 1))[..., None] * octave * math.pi
+    plain = [span.log2() / 8, span / context.slots / context.geometry.block_size, near]
+    if surprise:
+        plain.append(known_nll(context).log1p())
+    return torch.cat((torch.stack(plain, dim=-1), angle.sin(), angle.cos()), dim=-1)
+
+
+def feature_count(surprise: bool) -> int:
+    """How many features an entry has."""
+    return 3 + 2 * _WAVES + surprise
+
+
+def known_nll(context: WorkingContext) -> Tensor:
+    """`context.nll` [R, L]. Raises ValueError where the framework was not told that it is read."""
+    if context.nll is None:
+        raise ValueError("the context holds no NLL: a LensNet that reads it sets `reads_nll = True`")
+    return context.nll

@@ -1,0 +1,61 @@
+"""Each entry scored alone, from features: what age, level and span tell without reading the text.
+
+A control for the transformer: what it does not do better, no attention was needed for. Recency and frequency features
+are what cache eviction policies are learned from (LRB, Song et al., 2020).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mcframe.context.working_context import WorkingContext
+from mcframe.errors import UserError
+from mcframe.hookspecs import LensNet, ModelShape
+from mcframe_plugins.layers import rms_norm
+from mcframe_plugins.lensnet.features import entry_features, feature_count
+
+
+class MLPLensNet(LensNet):
+    """Squared-ReLU network over an entry's features, one score each through tanh. No entry sees another.
+
+    hidden      width of its layers
+    layers      hidden layers, 1 or more
+    surprise    features tell also how hard the uncompressed model found the entry's tokens; see `surprise`
+    embeddings  reads the entry's embedding besides its features
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        hidden: int = 64,
+        layers: int = 2,
+        surprise: bool = False,
+        embeddings: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in {"hidden": hidden, "layers": layers}.items():
+            if value < 1:
+                raise UserError(
+                    f"lensnet.mlp.{name} is {value}; it must be at least 1", remedy="choose a larger number"
+                )
+        self.reads_nll = surprise
+        # Names that hold "embed" are trained by AdamW, not by Muon: tables and thin maps.
+        self.lod_embed = nn.Parameter(torch.randn(shape.geometry.levels + 1, hidden) * 0.02)
+        self.feature_embed = nn.Linear(feature_count(surprise), hidden)
+        self.read = nn.Linear(shape.width, hidden, bias=False) if embeddings else None
+        self.layers = nn.ModuleList(nn.Linear(hidden, hidden, bias=False) for _ in range(layers - 1))
+        self.score_embed = nn.Linear(hidden, 1)
+
+    def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
+        """embeddings [R, L, D] -> scores [R, L] in [-1, 1]."""
+        features = entry_features(context, surprise=self.reads_nll).to(embeddings.dtype)
+        x = self.feature_embed(features) + self.lod_embed[context.lod]
+        if self.read is not None:
+            x = x + self.read(rms_norm(embeddings))
+        for layer in self.layers:
+            x = x + layer(F.relu(rms_norm(x)).square())
+        scores: Tensor = self.score_embed(F.relu(rms_norm(x)).square()).squeeze(-1).tanh()
+        return scores

@@ -1,0 +1,53 @@
+"""What the model found hard is worth keeping: scores from the baseline's own NLL. No parameters; a control.
+
+Text that the model predicts by itself can be taken out and guessed again: Selective Context (Li et al., 2023) prunes by
+self-information, LLMLingua (Jiang et al., 2023) by perplexity. Of the evaluation `focus` it is the strategy `surprise`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mcframe.context.focus import block_means
+from mcframe.context.statistics import masked_mean
+from mcframe.context.surprise import counts
+from mcframe.context.working_context import WorkingContext
+from mcframe.errors import UserError
+from mcframe.hookspecs import LensNet, ModelShape
+from mcframe_plugins.lensnet.features import known_nll
+
+_LEAST_DEVIATION = 1e-4
+"""Nats; blocks that differ by less are alike but for rounding."""
+
+
+class SurpriseLensNet(LensNet):
+    """tanh of the block's mean NLL, in standard deviations from the mean block of its context.
+
+    scale  standard deviations at which a score is tanh(1) = 0.76
+
+    A block's NLL is the mean over its tokens before the cursor, of which the window's first has none; that of a gist
+    the mean over all that it covers. All entries of a block have its score, for blocks are what is collapsed, and the
+    order of blocks is that of the evaluation. 0 beyond the last whole block, and where all blocks are alike.
+    """
+
+    reads_nll = True
+
+    def __init__(self, shape: ModelShape, *, scale: float = 1.0) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise UserError(f"lensnet.surprise.scale is {scale}; it must be above 0", remedy="set it to 1.0")
+        self.scale = scale
+
+    def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
+        """Scores [R, L] from `context.nll`; embeddings only say which dtype they have."""
+        blocks = context.focus.shape[1]
+        told = counts(context)
+        share = block_means(told.float(), context)
+        hard = block_means(known_nll(context).float() * told, context) / share.clamp(min=1e-6)
+        known = share > 0
+        apart = hard - masked_mean(hard, known, dim=1)[:, None]
+        deviation = masked_mean(apart.square(), known, dim=1).sqrt()[:, None]
+        scores = (apart / (self.scale * deviation.clamp(min=_LEAST_DEVIATION)) * known).tanh()
+        block = context.start // context.geometry.block_size
+        found = scores.gather(1, block.clamp(max=blocks - 1)) * (block < blocks)
+        return found.to(embeddings.dtype)
