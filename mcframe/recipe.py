@@ -21,9 +21,11 @@ from mcframe.evaluation.focus import Focus
 from mcframe.hookspecs import API_VERSION, Register, hookimpl
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
+from mcframe.modeling.rope import GaussianRope
 from mcframe.registry import KINDS, Registry
 from mcframe.telemetry.prometheus_sink import Prometheus
 from mcframe.training.settings import (
+    SEVERAL,
     Cadence,
     ContextSettings,
     DataSettings,
@@ -49,14 +51,19 @@ SETTINGS = {
 """Groups of settings that gin files bind by name: `context.window = 512`."""
 
 
-EVALUATIONS = ("evaluation.controls", "evaluation.focus")
-"""What a run is asked where its gin file does not say."""
+DEFAULTS = {"evaluations": ("evaluation.controls", "evaluation.focus"), "positions": "positions.gaussian_rope"}
+"""What is taken where `run` says None of what it cannot be without."""
 
 
-class BuiltInData:
-    """The data, tasks, evaluations and sinks that come with the framework, registered as a plug-in's would be."""
+class BuiltIn:
+    """What the framework cannot be without, registered as a plug-in's would be."""
 
     mcframe_api = API_VERSION
+
+    @hookimpl
+    def register_positions(self, register: Register) -> None:
+        """`@positions.gaussian_rope`."""
+        register("gaussian_rope", GaussianRope)
 
     @hookimpl
     def register_text_sources(self, register: Register) -> None:
@@ -102,7 +109,7 @@ class Loaded:
 def all_plugins(options: PluginOptions = INSTALLED) -> Registry:
     """What is installed, what comes with the framework itself, and what the options add. Raises as `discover` does."""
     registry = discover(options)
-    registry.register_plugin(BuiltInData(), "mcframe.data", distribution="mcframe", version=__version__)
+    registry.register_plugin(BuiltIn(), "mcframe.built-in", distribution="mcframe", version=__version__)
     return registry
 
 
@@ -116,10 +123,19 @@ def load_recipe(files: Sequence[Path | str], overrides: Sequence[str], plugins: 
     loaded = config.load(files, overrides, registry)
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
     recipe: Recipe = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
-    # Called through the configuration, a factory's errors come with the gin file and line.
-    chosen = {kind: getattr(recipe, kind) for kind in KINDS if kind not in ("evaluation", "sink")}
-    factories: dict[str, Any] = {kind: partial(loaded.build, factory) for kind, factory in chosen.items() if factory}
-    evaluations = EVALUATIONS if recipe.evaluations is None else recipe.evaluations
-    factories["evaluations"] = tuple(partial(loaded.build, evaluation) for evaluation in evaluations)
-    factories["sinks"] = tuple(partial(loaded.build, sink) for sink in recipe.sinks)
-    return Loaded(replace(recipe, **factories), loaded, registry)
+    return Loaded(replace(recipe, **_factories(recipe, loaded)), loaded, registry)
+
+
+def _factories(recipe: Recipe, loaded: Config) -> dict[str, Any]:
+    """What is chosen of each kind, called through the configuration, so that errors come with gin file and line."""
+    factories: dict[str, Any] = {}
+    for kind in KINDS:
+        field = SEVERAL.get(kind, kind)
+        chosen = getattr(recipe, field)
+        if chosen is None:
+            chosen = DEFAULTS.get(field)
+        if kind in SEVERAL:
+            factories[field] = tuple(partial(loaded.build, each) for each in chosen)
+        elif chosen is not None:
+            factories[field] = partial(loaded.build, chosen)
+    return factories

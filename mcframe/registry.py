@@ -13,7 +13,7 @@ import pluggy
 
 from mcframe.errors import UserError
 from mcframe.errors import did_you_mean as did_you_mean
-from mcframe.hookspecs import API_VERSION, PROJECT, Hooks, RunInfo
+from mcframe.hookspecs import API_VERSION, PROJECT, Findings, Hooks, RunInfo
 from mcframe.plugin_rules import implemented_hooks, stated_api
 
 KINDS: Mapping[str, str] = {
@@ -21,9 +21,11 @@ KINDS: Mapping[str, str] = {
     "lensnet": "register_lensnets",
     "allocator": "register_allocators",
     "variants": "register_variants",
+    "positions": "register_positions",
     "text": "register_text_sources",
     "tokenizer": "register_tokenizers",
     "task": "register_tasks",
+    "objective": "register_objectives",
     "evaluation": "register_evaluations",
     "sink": "register_sinks",
 }
@@ -115,6 +117,10 @@ class Lifecycle:
     def __init__(self, relay: pluggy.HookRelay) -> None:
         self._relay = relay
 
+    def checkpoint_loaded(self, run: RunInfo, checkpoint: Path) -> None:
+        """The run goes on from this checkpoint. Every rank."""
+        self._relay.checkpoint_loaded(run=run, checkpoint=checkpoint)
+
     def run_started(self, run: RunInfo) -> None:
         """The first step comes next. Every rank."""
         self._relay.run_started(run=run)
@@ -131,9 +137,20 @@ class Lifecycle:
         """A checkpoint is complete on disk. Every rank."""
         self._relay.checkpoint_saved(run=run, checkpoint=checkpoint)
 
+    def evaluated(self, run: RunInfo, name: str, findings: Findings) -> None:
+        """An evaluation has been run. Rank 0."""
+        self._relay.evaluated(run=run, name=name, findings=findings)
+
     def run_finished(self, run: RunInfo, summary: Mapping[str, Any]) -> None:
-        """The run has ended. Rank 0."""
+        """The run has ended well. Rank 0."""
         self._relay.run_finished(run=run, summary=summary)
+
+    def run_failed(self, run: RunInfo, error: Exception) -> None:
+        """The run ends by an error, to which whatever a plug-in raises here is noted. Every rank that met it."""
+        try:
+            self._relay.run_failed(run=run, error=error)
+        except Exception as another:  # noqa: BLE001 - the first error is the one to tell
+            error.add_note(f"a plug-in's hook run_failed failed in turn: {last_line(another)}")
 
 
 class Registry:

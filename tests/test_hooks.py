@@ -1,4 +1,4 @@
-"""Every hook, called as the framework calls it: one test a hook, named after it; the last two tests count them."""
+"""Every hook, implemented by a plug-in and called as the framework calls it; that a run calls them: test_lifecycle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mcframe.hookspecs import Hooks, RunInfo, hookimpl
+from mcframe.hookspecs import INTERFACES, Findings, Hooks, RunInfo, hookimpl
 from mcframe.recipe import all_plugins
 from mcframe.registry import KINDS, Registry
 
@@ -30,17 +30,39 @@ def plugin(hook: str, implementation: Callable[..., None]) -> ModuleType:
     return module
 
 
-def calls(hook: str, implementation: Callable[..., None], call: Callable[[Registry], None]) -> None:
-    """A plug-in with this implementation, beside one that takes none of the parameters, when `call` happens."""
+CALLS: dict[str, dict[str, Any]] = {
+    "checkpoint_loaded": {"run": RUN, "checkpoint": Path("run/checkpoints/tokens-3")},
+    "run_started": {"run": RUN},
+    "step_finished": {"run": RUN},
+    "metrics_logged": {"run": RUN, "metrics": {"train/loss": 1.0}},
+    "checkpoint_saved": {"run": RUN, "checkpoint": Path("run/checkpoints/tokens-3")},
+    "evaluated": {"run": RUN, "name": "controls", "findings": Findings({"eval/controls/full": 1.0})},
+    "run_finished": {"run": RUN, "summary": {"status": "finished"}},
+    "run_failed": {"run": RUN, "error": ValueError("no luck")},
+}
+"""What each hook that offers nothing is called with."""
+
+
+@pytest.mark.parametrize("hook", [hook for hook in HOOKS if not hook.startswith("register_")])
+def test_a_plugin_hears_what_happens(hook: str) -> None:
+    """One that takes every parameter gets each, once, beside one that takes none, through the typed method."""
+    seen: list[dict[str, Any]] = []
+    expected = CALLS[hook]  # a new hook needs a line there
+    declared = [name for name in inspect.signature(getattr(Hooks, hook)).parameters if name != "self"]
+    scope: dict[str, Any] = {"seen": seen}
+    taken = ", ".join(f"{name}={name}" for name in declared)
+    exec(f"def implementation({', '.join(declared)}): seen.append(dict({taken}))", scope)
     registry = Registry()
-    registry.register_plugin(plugin(hook, implementation), "one")
+    registry.register_plugin(plugin(hook, scope["implementation"]), "one")
     registry.register_plugin(plugin(hook, lambda: None), "takes no parameter")
-    call(registry)
+    getattr(registry.hooks, hook)(**expected)
+    assert seen == [expected]
 
 
-def offered(kind: str) -> None:
-    """A plug-in offers two things through the hook of this kind, and nothing else of any kind."""
-    hook, names = KINDS[kind], ["first", "second_2"]
+@pytest.mark.parametrize("hook", [hook for hook in HOOKS if hook.startswith("register_")])
+def test_a_plugin_offers_things_of_one_kind(hook: str) -> None:
+    """Two things, and nothing of any other kind."""
+    kind, names = next(kind for kind, known in KINDS.items() if known == hook), ["first", "second_2"]
 
     def register_all(register):
         for name in names:
@@ -54,89 +76,15 @@ def offered(kind: str) -> None:
     assert found == {**{k: {} for k in KINDS}, kind: dict.fromkeys(names, thing)}
 
 
-def heard(hook: str, call: Callable[[Registry], None], **expected: Any) -> None:
-    """A plug-in that takes every parameter of the hook gets what is expected, once."""
-    seen: list[dict[str, Any]] = []
-    parameters = list(expected)
-    scope: dict[str, Any] = {"seen": seen}
-    exec(
-        f"def implementation({', '.join(parameters)}): seen.append(dict({', '.join(f'{p}={p}' for p in parameters)}))",
-        scope,
-    )
-    calls(hook, scope["implementation"], call)
-    assert seen == [expected]
-    declared = [name for name in inspect.signature(getattr(Hooks, hook)).parameters if name != "self"]
-    assert parameters == declared
+def test_an_error_in_run_failed_is_noted_to_the_first_one() -> None:
+    registry, error = Registry(), ValueError("no luck")
 
+    def fail():
+        raise OSError("mail server is down")
 
-def test_hook_register_gistnets():
-    offered("gistnet")
-
-
-def test_hook_register_lensnets():
-    offered("lensnet")
-
-
-def test_hook_register_allocators():
-    offered("allocator")
-
-
-def test_hook_register_variants():
-    offered("variants")
-
-
-def test_hook_register_text_sources():
-    offered("text")
-
-
-def test_hook_register_tokenizers():
-    offered("tokenizer")
-
-
-def test_hook_register_tasks():
-    offered("task")
-
-
-def test_hook_register_evaluations():
-    offered("evaluation")
-
-
-def test_hook_register_sinks():
-    offered("sink")
-
-
-def test_hook_run_started():
-    heard("run_started", lambda registry: registry.hooks.run_started(RUN), run=RUN)
-
-
-def test_hook_step_finished():
-    heard("step_finished", lambda registry: registry.hooks.step_finished(RUN), run=RUN)
-
-
-def test_hook_metrics_logged():
-    metrics = {"train/loss": 1.0}
-    heard("metrics_logged", lambda registry: registry.hooks.metrics_logged(RUN, metrics), run=RUN, metrics=metrics)
-
-
-def test_hook_checkpoint_saved():
-    place = Path("run/checkpoints/tokens-3")
-    heard("checkpoint_saved", lambda registry: registry.hooks.checkpoint_saved(RUN, place), run=RUN, checkpoint=place)
-
-
-def test_hook_run_finished():
-    summary = {"status": "finished"}
-    heard("run_finished", lambda registry: registry.hooks.run_finished(RUN, summary), run=RUN, summary=summary)
-
-
-@pytest.mark.parametrize("hook", HOOKS)
-def test_every_hook_has_a_test(hook: str) -> None:
-    """Here, as `test_hook_NAME`, or in another file under that name."""
-    found = [
-        file
-        for file in Path(__file__).parent.rglob("test_*.py")
-        if re.search(rf"^def test_hook_{hook}\(", file.read_text("utf-8"), re.M)
-    ]
-    assert found, f"write a test called test_hook_{hook}"
+    registry.register_plugin(plugin("run_failed", fail), "one")
+    registry.hooks.run_failed(RUN, error)
+    assert error.__notes__ == ["a plug-in's hook run_failed failed in turn: OSError: mail server is down"]
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -147,6 +95,10 @@ def test_every_hook_is_reached_through_a_typed_method_or_a_kind(hook: str) -> No
         return
     method = getattr(type(Registry().hooks), hook)
     assert inspect.signature(method) == inspect.signature(getattr(Hooks, hook))
+
+
+def test_every_kind_has_an_interface() -> None:
+    assert set(KINDS) == set(INTERFACES)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,7 +21,7 @@ from mcframe.registry import KINDS
 from mcframe.training.assembly import build_evaluations, build_model, build_task, parameter_counts
 from mcframe.training.engine_config import engine_config
 from mcframe.training.report import cost, left_out, memory_estimate, variants_in_words
-from mcframe.training.settings import Recipe
+from mcframe.training.settings import SEVERAL, Recipe
 
 
 def check(
@@ -101,8 +101,9 @@ def _vocab_size(loaded: Loaded, console: Console) -> int:
 
 def _plugins(loaded: Loaded) -> str:
     bound = loaded.config.as_dict()
-    parts = [bound.get(f"run.{kind}") for kind in KINDS]
-    chosen = ", ".join(str(part).lstrip("@") for part in parts if part is not None)
+    parts = [bound.get(f"run.{SEVERAL.get(kind, kind)}") for kind in KINDS]
+    named = [each for part in parts for each in (part if isinstance(part, list) else [part]) if each is not None]
+    chosen = ", ".join(str(each).lstrip("@") for each in named)
     packages = ", ".join(f"{name} {version}" for name, version in loaded.registry.versions().items())
     packages += "".join(f", --plugin {each.spec}" for each in loaded.registry.plugins.values() if each.spec)
     return f"{chosen} (from {packages})"

@@ -19,7 +19,7 @@ from mcframe.errors import UserError
 from mcframe.evaluation.asking import ask
 from mcframe.evaluation.report import show, write
 from mcframe.evaluation.subject import ModelSubject
-from mcframe.hookspecs import Evaluation, Findings, Subject
+from mcframe.hookspecs import Evaluation, Findings, RunInfo, Subject
 from mcframe.training.assembly import build_evaluations
 from mcframe.training.evaluating import subject_of
 
@@ -113,7 +113,18 @@ class _Asked:
                 name: replace(self._subject(twin), judged=judged) for name, twin in self.twins.items()
             }
             subject = replace(self._subject(self.trained), twins=twins, announced=announced, judged=judged)
-            return dict(ask(evaluations, subject))
+            findings: dict[str, Findings] = {}
+            for name, found in ask(evaluations, subject):
+                findings[name] = found
+                self.trained.loaded.registry.hooks.evaluated(self._run_info(), name, found)
+            return findings
+
+    def _run_info(self) -> RunInfo:
+        checkpoint, recipe = self.trained.checkpoint, self.trained.recipe
+        return RunInfo(
+            directory=checkpoint.path.parents[1], rank=0, world_size=1, tokens=checkpoint.tokens,
+            step=checkpoint.tokens // recipe.batch_tokens, total_tokens=recipe.steps * recipe.batch_tokens,
+        )  # fmt: skip
 
     def _subject(self, run: TrainedRun) -> ModelSubject:
         model = run.model.to(self.device)

@@ -22,7 +22,7 @@ from mcframe.hookspecs import API_VERSION
 from mcframe.recipe import all_plugins
 from mcframe.registry import BrokenPlugin, Registered, Registry
 from mcframe.registry import Plugin as Installed
-from mcframe.training.settings import Recipe
+from mcframe.training.settings import SEVERAL
 
 plugins = typer.Typer(help="List the plug-ins that there are, with their packages; show what one of them takes.")
 
@@ -141,17 +141,16 @@ def _show(registry: Registry, name: str, *, as_json: bool) -> int:
     lines = [chosen, *gin_lines(parameters)]
     if published.accepts_any:
         lines.append("# it takes parameters of any other name, too")
-    typer.echo("\n".join(filter(None, lines)))
+    typer.echo("\n".join(lines))
     return 0
 
 
 def _chosen_by(entry: Registered) -> str:
-    """The binding that selects it, empty where no binding of `run` is named after its kind."""
-    fields = {field.name for field in dataclasses.fields(Recipe)}
+    """The binding that selects it."""
     reference = f"@{entry.kind}.{entry.name}"
-    if entry.kind in fields:
-        return f"run.{entry.kind} = {reference}"
-    return f"run.{entry.kind}s = [{reference}]" if f"{entry.kind}s" in fields else ""
+    if entry.kind in SEVERAL:
+        return f"run.{SEVERAL[entry.kind]} = [{reference}]"
+    return f"run.{entry.kind} = {reference}"
 
 
 def _find(registry: Registry, name: str) -> Registered:

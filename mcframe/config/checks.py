@@ -14,6 +14,13 @@ from mcframe.config.values import Binding, Macro, Reference, leaves, map_leaves,
 from mcframe.errors import UserError
 from mcframe.registry import KINDS, Registry, did_you_mean
 
+MOVED = {
+    "gpt.rope_base": "positions.gaussian_rope.base",
+    "gpt.placement": "positions.gaussian_rope.placement",
+    "gpt.smoothing": "positions.gaussian_rope.smoothing",
+}
+"""Parameters that have another name since a file was written."""
+
 
 class Checker:
     """Checks a whole configuration. Each check raises UserError at the binding's place."""
@@ -70,6 +77,10 @@ class Checker:
         if binding.parameter in published.supplied:
             raise UserError(
                 f"{full} is supplied by the framework and cannot be bound", remedy="remove it", place=binding.place
+            )
+        if full in MOVED:
+            raise UserError(
+                f"{full} is called {MOVED[full]} now", remedy=f"bind {MOVED[full]} instead", place=binding.place
             )
         if binding.parameter not in published.parameters and not published.accepts_any:
             there = ", ".join(published.parameters) or "none"

@@ -16,7 +16,7 @@ from mcframe.registry import Registry
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _SUPPLIED_NAMES = ("shape", "geometry")
-_SUPPLIED_KINDS = ("gistnet", "lensnet", "allocator", "variants", "sink")
+_SUPPLIED_KINDS = ("gistnet", "lensnet", "allocator", "variants", "positions", "objective", "sink")
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """The base model: a compact causal GPT that reads embeddings of mixed level of detail.
 
-Pre-norm without learned gains, rotary positions with QK-norm before the rotation, squared ReLU, no biases, untied
-head. `12 * depth * width**2 + 2 * vocabulary * width` parameters, and a row of width for each LOD.
+Pre-norm without learned gains, QK-norm before positions rotate, squared ReLU, no biases, untied head.
+`12 * depth * width**2 + 2 * vocabulary * width` parameters, and a row of width for each LOD.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from mcframe.context.geometry import Geometry
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
-from mcframe.modeling.rope import gaussian_rotation, rotate
+from mcframe.hookspecs import HeadShape, Positions
+from mcframe.modeling.rope import GaussianRope, rotate
 
 LOGITS_AT_ONCE = 2**28
 """Logits held at a time; more are computed in chunks and again in the backward pass (1 GiB in float32)."""
@@ -54,7 +54,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, lod: Tensor) -> Tensor:
-        """x [R, L, D], cosine and sine [R or 1, 1, L, head_width / 2], lod [R or 1, L] -> [R, L, D]."""
+        """x [R, L, D], cosine and sine [R or 1, 1 or H, L, head_width / 2], lod [R or 1, L] -> [R, L, D]."""
         rows, length, _ = x.shape
         shape = (rows, length, self.heads, self.head_width)
         query = rotate(rms_norm(self.query(x).view(shape).transpose(1, 2)), cosine, sine)
@@ -108,8 +108,6 @@ class GPT(nn.Module):
     head_width               width of a head; None takes width / heads. Content is matched by the slow half of a head's
                              rotary frequencies: a head narrower than 64 is slow to learn to look things up
     vocab_size               rows of the embedding and of the head; None takes the tokenizer's
-    rope_base                longest wavelength of the rotary positions, in tokens over 2 pi
-    placement, smoothing     where a gist stands in its span, and whether its spread damps the rotation
     gist_bias                where the learned attention bias of gists (a level, layer and head) starts; None = no bias.
                              A start far below 0, such as -8, leaves gists unseen until training finds a use for them
     activation_checkpointing recompute each block in the backward pass (non-reentrant)
@@ -119,6 +117,7 @@ class GPT(nn.Module):
         self,
         geometry: Geometry,
         tokenizer_vocab_size: int,
+        positions: Callable[[HeadShape], Positions] = GaussianRope,
         /,
         *,
         depth: int,
@@ -126,9 +125,6 @@ class GPT(nn.Module):
         heads: int,
         head_width: int | None = None,
         vocab_size: int | None = None,
-        rope_base: float = 10_000.0,
-        placement: Literal["centre", "start", "end"] = "centre",
-        smoothing: bool = True,
         gist_bias: float | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
@@ -146,8 +142,8 @@ class GPT(nn.Module):
                 remedy="set gpt.head_width to an even number, for example 64",
             )
         self.depth, self.width, self.heads = depth, width, heads
-        self.rope_base, self.placement, self.smoothing = rope_base, placement, smoothing
         self.activation_checkpointing = activation_checkpointing
+        self.positions = positions(HeadShape(heads, self.head_width, geometry))
         self.token_embed = nn.Embedding(self.vocab_size, width)
         self.lod_embed = nn.Embedding(geometry.levels + 1, width)
         self.blocks = nn.ModuleList(
@@ -196,8 +192,7 @@ class GPT(nn.Module):
         kept = embeddings
         # Normalising the input throws a gist's norm away; the LOD embedding is added behind it.
         x = rms_norm(embeddings) + self.lod_embed(context.lod)
-        mu, sigma = context.positions(self.placement)
-        cosine, sine = gaussian_rotation(mu, sigma, self.head_width, base=self.rope_base, smoothing=self.smoothing)
+        cosine, sine = self.positions(context)
         for number, block in enumerate(self.blocks, start=1):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, cosine, sine, context.lod, use_reentrant=False)

@@ -7,8 +7,40 @@ sigma = 0 this is RoPE (Su et al., RoFormer, 2021); the damping is the character
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from mcframe.context.working_context import WorkingContext
+from mcframe.errors import require
+from mcframe.hookspecs import HeadShape, Positions
+
+
+class GaussianRope(Positions):
+    """Rotary positions of intervals (see above).
+
+    base       longest wavelength, in tokens over 2 pi
+    placement  where a gist stands in the span that it covers
+    smoothing  whether the spread of its span damps its rotation
+    """
+
+    def __init__(
+        self,
+        shape: HeadShape,
+        *,
+        base: float = 10_000.0,
+        placement: Literal["centre", "start", "end"] = "centre",
+        smoothing: bool = True,
+    ) -> None:
+        super().__init__()
+        require(base > 1, "positions.gaussian_rope.base", base, "above 1")
+        self.width, self.base, self.placement, self.smoothing = shape.width, base, placement, smoothing
+
+    def forward(self, context: WorkingContext) -> tuple[Tensor, Tensor]:
+        """Entries [R, L] -> cosine, sine [R, 1, L, width / 2], float32."""
+        mu, sigma = context.positions(self.placement)
+        return gaussian_rotation(mu, sigma, self.width, base=self.base, smoothing=self.smoothing)
 
 
 def gaussian_rotation(

@@ -6,7 +6,7 @@ All of it is batched; nothing loops over rows, blocks or entries and nothing is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +19,17 @@ from mcframe.context.pairing import Pairing, pair, pairing_statistics, tail_delt
 from mcframe.context.statistics import Statistics, masked_mean, masked_sum
 from mcframe.context.surprise import of_entries
 from mcframe.context.working_context import WorkingContext, gather_embeddings, raw_context, trimmed, unroll
-from mcframe.hookspecs import Allocator, GistNet, LensNet, Sequences, VariantStrategy
+from mcframe.hookspecs import (
+    Allocator,
+    Baseline,
+    GistNet,
+    LensNet,
+    Sequences,
+    StepView,
+    Variants,
+    VariantStrategy,
+)
+from mcframe.modeling.added_objectives import AddedObjectives
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.lens_memory import LensMemory, Remembered
 from mcframe.modeling.lens_objective import lens_objective
@@ -27,26 +37,6 @@ from mcframe.modeling.node_table import build_node_table
 from mcframe.modeling.objectives import Objectives, distillation, gist_delta_penalty, variant_loss
 from mcframe.modeling.preference import shuffled
 from mcframe.modeling.reconstruction import Reconstruction
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The uncompressed pass over a micro-batch.
-
-    inputs, following   [B, T] tokens and the tokens that follow them
-    embeddings          [B, T, D] of the inputs
-    readable            [B, T, D] what GistNet reads: the embeddings, or the states after `reads_layer` blocks
-    hidden              [B, T, D] final hidden states
-    nll, scored         [B, T] in nats, and which targets count
-    """
-
-    inputs: Tensor
-    following: Tensor
-    embeddings: Tensor
-    readable: Tensor
-    hidden: Tensor
-    nll: Tensor
-    scored: Tensor
 
 
 class MegaContextStep(nn.Module):
@@ -66,8 +56,10 @@ class MegaContextStep(nn.Module):
         geometry: Geometry,
         objectives: Objectives,
         reconstruction: Reconstruction | None = None,
+        added: AddedObjectives | None = None,
     ) -> None:
         super().__init__()
+        self.added = AddedObjectives(()) if added is None else added
         self.gpt, self.gistnet, self.lensnet = gpt, gistnet, lensnet
         self.reconstruction = reconstruction
         self.lens_memory: LensMemory | None = None
@@ -94,8 +86,14 @@ class MegaContextStep(nn.Module):
         baseline = self._baseline(tokens, scored)
         loss = self.objectives.baseline_weight * masked_mean(baseline.nll, baseline.scored, dim=1).mean()
         statistics = Statistics(means={"train/loss_lod0": masked_sum(baseline.nll, baseline.scored)})
+        table = variants = None
         if self.strategy.count:
-            extra, more = self._variants(baseline, seeds, length, rebuild)
+            table = self.table(baseline.embeddings, baseline.readable)
+            extra, more, variants = self._variants(baseline, table, seeds, length, rebuild)
+            loss, statistics = loss + extra, statistics | more
+        if self.added:
+            view = StepView(self.geometry, baseline, table, variants, seeds, self.gpt.nll, self.gpt.logits)
+            extra, more = self.added(view)
             loss, statistics = loss + extra, statistics | more
         statistics.means["train/loss"] = masked_sum(loss[None], baseline.scored.new_ones(1))
         return loss, statistics
@@ -115,16 +113,18 @@ class MegaContextStep(nn.Module):
             scored = nll.new_ones(()).bool().expand_as(nll)
         return Baseline(inputs, following, embeddings, readable, hidden, nll, scored)
 
-    def _variants(self, baseline: Baseline, seeds: Tensor, length: int, rebuild: int) -> tuple[Tensor, Statistics]:
-        """What the variants add to the loss, and their statistics."""
+    def _variants(
+        self, baseline: Baseline, table: Tensor, seeds: Tensor, length: int, rebuild: int
+    ) -> tuple[Tensor, Statistics, Variants]:
+        """What the variants add to the loss, their statistics, and their pass."""
         weights, one = self.objectives, baseline.scored.new_ones(1)
-        table = self.table(baseline.embeddings, baseline.readable)
         focus = self.propose(baseline.inputs, table, seeds, length, baseline.nll)
         context = unroll(focus, self.geometry, length)
         if self.gistnet is None:
             context = without_gists(context)
         entries = gather_embeddings(table, context)
-        pairing, divergence = self._compare(self.gpt.hidden(entries, context), context, baseline)
+        hidden = self.gpt.hidden(entries, context)
+        pairing, divergence = self._compare(hidden, context, baseline)
         dropped = self._dropped(table, context, baseline) if self.needs_dropped else None
         penalty = gist_delta_penalty(pairing)
         loss = weights.variant_weight * variant_loss(pairing) + weights.gist_delta_weight * penalty
@@ -138,17 +138,18 @@ class MegaContextStep(nn.Module):
             rebuilt = self.reconstruction(self.gpt, table, baseline.inputs, rebuild, seeds[:, 0])
             loss = loss + weights.reconstruction_weight * rebuilt.mean()
             statistics.means["mc/reconstruction_loss"] = masked_sum(rebuilt, torch.ones_like(rebuilt).bool())
+        scores = None
         if self.lensnet is not None:
             verdict = tail_delta(pairing if dropped is None or weights.lens_judge == "gist" else dropped).detach()
-            lens, about_lens = self._train_lens(entries.detach(), pairing, verdict, seeds, baseline.nll)
+            lens, about_lens, scores = self._train_lens(entries.detach(), pairing, verdict, seeds, baseline.nll)
             loss, statistics = loss + weights.lens_weight * lens, statistics | about_lens
             statistics.means["mc/lens_loss"] = masked_sum(lens[None], one)
-        return loss, statistics
+        return loss, statistics, Variants(entries, hidden, pairing, scores)
 
     def _train_lens(
         self, entries: Tensor, pairing: Pairing, verdict: Tensor, seeds: Tensor, nll: Tensor
-    ) -> tuple[Tensor, Statistics]:
-        """LensNet's loss and metrics.
+    ) -> tuple[Tensor, Statistics, Tensor]:
+        """LensNet's loss, metrics and scores.
 
         entries [R, L, D] are detached: LensNet's loss must not shape what it judges. verdict [R], in nats; nll [B, T]
         of the uncompressed pass.
@@ -162,7 +163,8 @@ class MegaContextStep(nn.Module):
         known = Remembered()
         if self.lens_memory is not None:
             known = self.lens_memory(seen, read, verdict, self.strategy.count)
-        return lens_objective(scores, seen, pairing, verdict, self.strategy.count, self.objectives, known)
+        loss, statistics = lens_objective(scores, seen, pairing, verdict, self.strategy.count, self.objectives, known)
+        return loss, statistics, scores
 
     def _compare(self, hidden: Tensor, context: WorkingContext, baseline: Baseline) -> tuple[Pairing, Tensor | None]:
         """Pair working contexts with the baseline; with their KL [R, L] from it where distillation is on."""

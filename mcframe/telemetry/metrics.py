@@ -59,6 +59,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("mc/gist_delta_penalty", "nats", "lower", "the ΔNLL penalty: relu of a variant's mean delta, averaged"),
     Metric("mc/gist_kl", "nats", "lower", "KL divergence from the baseline's prediction to the variant's"),
     Metric("mc/reconstruction_loss", "nats", "lower", "NLL of a block's tokens told from its gist alone"),
+    Metric("mc/objective/{objective}", "its own", "lower", "loss of an objective that a plug-in adds, unweighted"),
+    Metric("mc/objective/{objective}/{figure}", "its own", "neither", "another figure that such an objective reports"),
     # ---- working contexts ------------------------------------------------------------------------
     Metric("mc/lod_loss/{lod}", "nats", "lower", "mean NLL of the entries at this LOD"),
     Metric("mc/lod_count/{lod}", "entries", "neither", "entries at this LOD"),

@@ -15,9 +15,21 @@ from mcframe.data.generated import GeneratedWindows, held_out
 from mcframe.data.loader import WindowStream, open_training_stream, open_validation
 from mcframe.errors import UserError
 from mcframe.evaluation.asking import check_names
-from mcframe.hookspecs import Allocator, Evaluation, ModelShape, Task, TextSource, Tokenizer
+from mcframe.hookspecs import (
+    Allocator,
+    Evaluation,
+    HeadShape,
+    ModelShape,
+    Objective,
+    Positions,
+    Task,
+    TextSource,
+    Tokenizer,
+)
+from mcframe.modeling.added_objectives import AddedObjectives
 from mcframe.modeling.gpt import GPT, parameter_count
 from mcframe.modeling.reconstruction import Reconstruction
+from mcframe.modeling.rope import GaussianRope
 from mcframe.modeling.step import MegaContextStep
 from mcframe.training.settings import Recipe
 
@@ -53,7 +65,7 @@ def build_model(recipe: Recipe, vocab_size: int) -> MegaContextStep:
     """The step module for a tokenizer of `vocab_size` entries, on the default device."""
     geometry = recipe.context.geometry
     strategy = recipe.variants(geometry)
-    gpt: GPT = seeded(recipe.seed, "gpt", lambda: recipe.gpt(geometry, vocab_size))
+    gpt = _build_gpt(recipe, vocab_size)
     shape = ModelShape(gpt.width, geometry)
     gistnet = lensnet = reconstruction = None
     if strategy.count:
@@ -78,7 +90,9 @@ def build_model(recipe: Recipe, vocab_size: int) -> MegaContextStep:
                 )
         if (build_lensnet := recipe.lensnet) is not None and gistnet is not None:
             lensnet = seeded(recipe.seed, "lensnet", lambda: build_lensnet(shape))
-    model = MegaContextStep(gpt, gistnet, lensnet, strategy, geometry, recipe.objectives, reconstruction)
+    there = {"baseline": True, "variants": strategy.count, "gists": gistnet, "scores": lensnet}
+    added = AddedObjectives(_build_objectives(recipe, shape), {need for need, part in there.items() if not part})
+    model = MegaContextStep(gpt, gistnet, lensnet, strategy, geometry, recipe.objectives, reconstruction, added)
     _check_parts(model)
     for part, modules in {"base": (gpt,), "gistnet": (gistnet, reconstruction), "lensnet": (lensnet,)}.items():
         for module in modules:
@@ -90,6 +104,22 @@ def build_model(recipe: Recipe, vocab_size: int) -> MegaContextStep:
             remedy="name a part that is built: base, gistnet or lensnet",
         )
     return model
+
+
+def _build_gpt(recipe: Recipe, vocab_size: int) -> GPT:
+    build = recipe.positions or GaussianRope
+
+    def positions(shape: HeadShape) -> Positions:
+        return seeded(recipe.seed, "positions", lambda: build(shape))
+
+    return seeded(recipe.seed, "gpt", lambda: recipe.gpt(recipe.context.geometry, vocab_size, positions))
+
+
+def _build_objectives(recipe: Recipe, shape: ModelShape) -> list[Objective]:
+    return [
+        seeded(recipe.seed, f"objective {number}", lambda build=build: build(shape))  # type: ignore[misc]
+        for number, build in enumerate(recipe.added_objectives)
+    ]
 
 
 def _check_parts(model: MegaContextStep) -> None:
@@ -168,10 +198,11 @@ def validation_windows(assembly: Assembly) -> tuple[Tensor, Tensor | None]:
 
 
 def parameter_counts(model: MegaContextStep) -> dict[str, int]:
-    """Parameters of base model, GistNet and LensNet; parts that are not built are left out."""
+    """Parameters of base model, GistNet, LensNet and objectives; parts that are not built are left out."""
     parts: dict[str, nn.Module | None] = {
         "base model": model.gpt,
         "GistNet": model.gistnet,
         "LensNet": model.lensnet,
+        **{f"objective {name}": objective for name, objective in model.added.named_children()},
     }
     return {name: parameter_count(part) for name, part in parts.items() if part is not None}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from mcframe.evaluation.asking import ask, headlines
+from mcframe.evaluation.asking import ask
 from mcframe.evaluation.subject import ModelSubject
-from mcframe.hookspecs import Tokenizer
+from mcframe.hookspecs import Findings, Tokenizer
 from mcframe.modeling.step import MegaContextStep
 from mcframe.training.assembly import Assembly
 from mcframe.training.engine import Engine
@@ -45,11 +45,8 @@ class Evaluating:
         self._engine, self._evaluations = engine, assembly.evaluations
         self._subject = subject_of(assembly.recipe, assembly.tokenizer, engine.model, engine, device)
 
-    def run(self) -> dict[str, float]:
-        """The headline metrics of all evaluations, the same on every rank. Collective."""
+    def run(self) -> Iterator[tuple[str, Findings]]:
+        """Each evaluation's name and findings, the same on every rank. Collective."""
         self._engine.wrapped.eval()
-        metrics: dict[str, float] = {}
-        for _, findings in ask(self._evaluations, self._subject):
-            metrics |= headlines(findings)
+        yield from ask(self._evaluations, self._subject)
         self._engine.wrapped.train()
-        return metrics

@@ -16,6 +16,7 @@ from rich.text import Text
 from mcframe.context.seeding import variant_seeds
 from mcframe.data.loader import Loader
 from mcframe.errors import UserError
+from mcframe.evaluation.asking import headlines
 from mcframe.hookspecs import RunInfo
 from mcframe.registry import Lifecycle
 from mcframe.telemetry.accumulate import Accumulator
@@ -66,14 +67,24 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Train to the end, or until somebody asks to stop. Returns the summary."""
+        try:
+            outcome = self._run()
+        except Exception as error:
+            self.sinks.close()
+            self.hooks.run_failed(self._info(), error)
+            raise
+        return self._finish(*outcome)
+
+    def _run(self) -> tuple[str, Path | None, int, float]:
+        """Status, the last checkpoint, tokens read and seconds taken."""
         if self.plan.checkpoint is not None:
             self._restore(self.plan.checkpoint)
         self.progress = Progress(self.clock.total_tokens, self.clock.tokens, self.rank == 0)
         started, began_at = time.monotonic(), self.clock.tokens
         interruption = Interruption()
-        self.hooks.run_started(self._info())
         saved: Path | None = self.plan.checkpoint.path if self.plan.checkpoint else None
         try:
+            self.hooks.run_started(self._info())
             if self.clock.step == 0:
                 self._validate()
             status = "finished"
@@ -88,12 +99,12 @@ class Trainer:
             if self.clock.tokens > began_at:
                 saved = self._save()
                 if self.clock.finished and self.recipe.cadence.evaluate_tokens:
-                    self._publish(self.evaluating.run())
+                    self._evaluate()
         finally:
             interruption.restore()
             self.loader.close()
             self.progress.close()
-        return self._finish(status, saved, self.clock.tokens - began_at, time.monotonic() - started)
+        return status, saved, self.clock.tokens - began_at, time.monotonic() - started
 
     def step(self) -> None:
         """One optimizer step: micro-batches forward and backward, then the update. Nothing is read back."""
@@ -137,9 +148,7 @@ class Trainer:
             self._sample()
         saved = self._save() if self.clock.due(cadence.checkpoint_tokens) and not end else None
         if self.clock.due(cadence.evaluate_tokens) and not end:
-            self._publish(
-                self.evaluating.run()
-            )  # behind the checkpoint: what a stranger's evaluation does costs nothing
+            self._evaluate()  # behind the checkpoint: what a stranger's evaluation does costs nothing
         self._interval.go_on()
         return saved
 
@@ -216,6 +225,14 @@ class Trainer:
         self.sinks.text(self.clock.tokens, "working_contexts", plain)
         return {"mc/focus_iterations": rounds}
 
+    def _evaluate(self) -> None:
+        metrics: dict[str, float] = {}
+        for name, findings in self.evaluating.run():
+            metrics |= headlines(findings)
+            if self.rank == 0:
+                self.hooks.evaluated(self._info(), name, findings)
+        self._publish(metrics)
+
     def _sample(self) -> None:
         self.engine.wrapped.eval()
         made = watching.continuations(
@@ -269,6 +286,7 @@ class Trainer:
         self.first, self.last = shared["first"], shared["last"]
         self.loader.restore(shared["loader"])
         self.accumulator.restore(own["accumulator"])
+        self.hooks.checkpoint_loaded(self._info(), checkpoint.path)
 
     # ---- the end ---------------------------------------------------------------------------------
     def _finish(self, status: str, saved: Path | None, tokens: int, seconds: float) -> dict[str, Any]:

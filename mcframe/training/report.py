@@ -108,14 +108,15 @@ def _parts(recipe: Recipe, model: MegaContextStep, tokenizer_size: int) -> dict[
 
 
 def left_out(model: MegaContextStep) -> dict[str, str]:
-    """What a run with variants does without: the rows of its GistNet and LensNet where they are None."""
+    """What a run does without: its GistNet and LensNet where they are None, objectives that need what is not there."""
     rows = {}
     if model.strategy.count and model.gistnet is None:
         rows["GistNet"] = "none; collapsed blocks are dropped"
     if model.strategy.count and model.lensnet is None:
         why = ": without gists it has nothing to judge" if model.gistnet is None else ""
         rows["LensNet"] = f"none; no scores are learned{why}"
-    return rows
+    lacking = model.added.left_out.items()
+    return rows | {f"objective {name}": f"left out; this run has no {need}" for name, need in lacking}
 
 
 def variants_in_words(recipe: Recipe, count: int) -> str:

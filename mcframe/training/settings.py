@@ -13,8 +13,11 @@ from mcframe.hookspecs import (
     Allocator,
     Evaluation,
     GistNet,
+    HeadShape,
     LensNet,
     ModelShape,
+    Objective,
+    Positions,
     RunStart,
     Task,
     TelemetrySink,
@@ -252,6 +255,10 @@ class TelemetrySettings:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
 
 
+SEVERAL: Mapping[str, str] = {"evaluation": "evaluations", "objective": "added_objectives", "sink": "sinks"}
+"""Kinds of which a run may have any number, and what `run` calls them; of others it has one, under the kind's name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole run (gin: `run`).
@@ -259,9 +266,11 @@ class Recipe:
     gistnet, lensnet, allocator, variants   plug-ins: `run.gistnet = @gistnet.transformer`. gistnet = None drops what is
                     collapsed, the twin that has learned to live with gaps; lensnet = None trains no LensNet
     text, tokenizer                         likewise: `run.text = @text.standard_library`
+    positions       what the base model rotates with; Gaussian RoPE where it is None
     task            generated sequences instead of text: `run.task = @task.recall`
     evaluations     what a trained model is asked: `run.evaluations = [@evaluation.controls, @evaluation.focus]`, these
                     two where it is None
+    added_objectives   loss terms beside those that `objectives` weighs: `run.added_objectives = [@objective.z_loss]`
     sinks           where telemetry goes besides what `telemetry` switches: `run.sinks = [@sink.prometheus]`
     start_from      a run directory or a checkpoint of another run whose weights this one begins with, part by part
                     (base model, GistNet, LensNet) where names and shapes fit
@@ -280,6 +289,8 @@ class Recipe:
     tokenizer: Callable[[], Tokenizer]
     task: Callable[[Geometry], Task] | None = None
     evaluations: Sequence[Callable[[], Evaluation]] | None = None
+    positions: Callable[[HeadShape], Positions] | None = None
+    added_objectives: Sequence[Callable[[ModelShape], Objective]] = ()
     sinks: Sequence[Callable[[RunStart], TelemetrySink]] = ()
     total_tokens: int
     batch_tokens: int
@@ -287,7 +298,7 @@ class Recipe:
     seed: int = 0
     start_from: str | None = None
     trainable: Sequence[Literal["base", "gistnet", "lensnet"]] = ("base", "gistnet", "lensnet")
-    gpt: Callable[[Geometry, int], GPT]
+    gpt: Callable[[Geometry, int, Callable[[HeadShape], Positions]], GPT]
     context: ContextSettings
     objectives: Objectives
     optimizer: OptimizerSettings

@@ -11,7 +11,10 @@ from mcframe.errors import UserError
 from mcframe.modeling.step import MegaContextStep
 from mcframe.training.checkpoints import UNREADABLE, Checkpoint, find
 
-PARTS = {"gpt": "base model", "gistnet": "GistNet", "lensnet": "LensNet", "reconstruction": "reconstruction"}
+PARTS = {
+    "gpt": "base model", "gistnet": "GistNet", "lensnet": "LensNet", "reconstruction": "reconstruction",
+    "added": "added objectives",
+}  # fmt: skip
 """Submodules of the step, and what they are called."""
 
 
@@ -45,7 +48,7 @@ def start_from(model: MegaContextStep, place: str) -> str:
     taken, fresh = [], []
     for part, name in PARTS.items():
         module: torch.nn.Module | None = getattr(model, part)
-        if module is None:
+        if module is None or not (part == "gpt" or module.state_dict()):
             continue
         prefix = f"{part}."
         saved = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

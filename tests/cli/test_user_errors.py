@@ -19,6 +19,12 @@ MISTAKES = {
     ),
     "unknown binding": ("gpt.dept = 3", "did you mean depth", "", 2),
     "unknown group": ("contxt.window = 128", "contxt", "", 2),
+    "a parameter of before": (
+        "gpt.placement = 'end'",
+        "gpt.placement is called positions.gaussian_rope.placement now",
+        "bind positions.gaussian_rope.placement instead",
+        2,
+    ),
     "wrong type": ("gpt.depth = 'two'", "gpt.depth", "", 2),
     "not one of the choices": ("optimizer.name = 'sgd'", "optimizer.name", "", 2),
     "window and block": (

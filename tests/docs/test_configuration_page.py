@@ -13,7 +13,7 @@ from mcframe.config.published import Published
 from mcframe.config.values import render
 from mcframe.discovery import discover
 from mcframe.modeling.gpt import GPT
-from mcframe.recipe import SETTINGS, BuiltInData
+from mcframe.recipe import SETTINGS, BuiltIn
 from mcframe.registry import KINDS
 from mcframe.training.settings import Recipe
 
@@ -27,7 +27,7 @@ def published() -> Iterator[Published]:
     yield Published("gpt", GPT, "")
     yield Published("run", Recipe, "")
     registry = discover()
-    registry.register_plugin(BuiltInData(), "mcframe.data")
+    registry.register_plugin(BuiltIn(), "mcframe.built-in")
     for kind, offered in registry.implementations.items():
         for entry in offered.values():
             if entry.distribution in ("", "mcframe"):
@@ -59,7 +59,7 @@ def written(annotation: Any) -> str:
         return annotation.__name__
     if type(None) in get_args(annotation) or str(annotation).count(" | "):
         return " or ".join("None" if part is type(None) else written(part) for part in get_args(annotation))
-    return str(annotation).replace("collections.abc.", "").replace("typing.", "")
+    return re.sub(r"[\w.]+\.(?=\w)", "", str(annotation))  # without the modules of its names
 
 
 def default_of(factory: Any, parameter: inspect.Parameter) -> str:

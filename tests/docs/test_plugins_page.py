@@ -25,10 +25,7 @@ from mcframe.training.assembly import build_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
 MODULE = "mcframe_last_child"
-INTERFACES = (
-    "GistNet", "LensNet", "Allocator", "VariantStrategy", "TextSource", "Tokenizer", "Task", "Evaluation",
-    "TelemetrySink",
-)  # fmt: skip
+INTERFACES = [interface.__name__ for interface in hookspecs.INTERFACES.values()]
 
 
 def block(language: str) -> str:
@@ -100,16 +97,8 @@ def test_every_interface_has_a_section_with_the_signatures_of_its_methods(name: 
         function = function.fget if isinstance(function, property) else function
         signature = str(inspect.signature(function)).replace("'", "")
         assert f"def {method}{signature}: ..." in section[1]
-    for attribute in interface.__annotations__:
+    for attribute in inspect.get_annotations(interface):
         assert f"`{attribute}`" in section[1]
-
-
-def test_the_interfaces_are_all_that_the_api_has() -> None:
-    own = {
-        name: item for name, item in vars(hookspecs).items() if getattr(item, "__module__", "") == hookspecs.__name__
-    }
-    assert set(INTERFACES) == {name for name, item in own.items() if getattr(item, "__abstractmethods__", ())}
-    assert f"version {hookspecs.API_VERSION}" in PAGE
 
 
 @pytest.mark.parametrize("name", INTERFACES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 import oracle
 import torch
@@ -16,6 +17,7 @@ from mcframe.hookspecs import GistNet, LensNet, ModelShape, Sequences, VariantSt
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.reconstruction import Reconstruction
+from mcframe.modeling.rope import GaussianRope
 from mcframe.modeling.step import MegaContextStep
 from mcframe_plugins.gistnet import MeanGistNet, TransformerGistNet
 from mcframe_plugins.lensnet import MLPLensNet, RecencyLensNet, SurpriseLensNet, TransformerLensNet
@@ -87,8 +89,9 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 
 def build_gpt(tree: oracle.Tree, seed: int = 0, **options: object) -> GPT:
-    settings = {"depth": 2, "width": 16, "heads": 2, "rope_base": 100.0} | options
-    gpt = GPT(geometry_of(tree), VOCABULARY, **settings)
+    rotation = {"base": 100.0} | {key: options.pop(key) for key in ("placement", "smoothing") if key in options}
+    settings = {"depth": 2, "width": 16, "heads": 2} | options
+    gpt = GPT(geometry_of(tree), VOCABULARY, partial(GaussianRope, **rotation), **settings)
     randomise(gpt, seed)
     return gpt
 

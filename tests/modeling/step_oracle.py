@@ -118,10 +118,10 @@ class SlowStep:
         return self.table(embeddings, states[self.gistnet.reads_layer])
 
     def rotated(self, x: Vector, entry: oracle.Entry) -> Vector:
-        mu, sigma = oracle.position(entry, self.gpt.placement)
+        mu, sigma = oracle.position(entry, self.gpt.positions.placement)
         half = len(x) // 2
-        frequencies = [self.gpt.rope_base ** (-2 * i / len(x)) for i in range(half)]
-        damping = [math.exp(-((sigma * f) ** 2) / 2) if self.gpt.smoothing else 1.0 for f in frequencies]
+        frequencies = [self.gpt.positions.base ** (-2 * i / len(x)) for i in range(half)]
+        damping = [math.exp(-((sigma * f) ** 2) / 2) if self.gpt.positions.smoothing else 1.0 for f in frequencies]
         c = x.new_tensor([math.cos(f * mu) * d for f, d in zip(frequencies, damping, strict=True)])
         s = x.new_tensor([math.sin(f * mu) * d for f, d in zip(frequencies, damping, strict=True)])
         return torch.cat((x[:half] * c - x[half:] * s, x[:half] * s + x[half:] * c))

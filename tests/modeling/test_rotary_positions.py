@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from mcframe.modeling.rope import gaussian_rotation, rotate
+from mcframe.context.geometry import Geometry
+from mcframe.context.working_context import raw_context, unroll
+from mcframe.errors import UserError
+from mcframe.hookspecs import HeadShape, Positions
+from mcframe.modeling.gpt import GPT
+from mcframe.modeling.rope import GaussianRope, gaussian_rotation, rotate
 
 
 @pytest.mark.parametrize("smoothing", [True, False])
@@ -63,3 +68,60 @@ def test_angles_are_float32_even_for_a_bfloat16_model():
     cosine, sine = gaussian_rotation(torch.tensor([[2047.0, 2046.0]]), torch.zeros(1, 2), 4)
     assert rotate(torch.ones(1, 1, 2, 4).bfloat16(), cosine, sine).dtype == torch.bfloat16
     assert (cosine[0, 0, 0] - cosine[0, 0, 1]).abs().max() > 0.1
+
+
+TREE = Geometry(16, 4, tail=4)
+CONTEXT = unroll(torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0]]), TREE, 13)
+
+
+@pytest.mark.parametrize(("placement", "mu"), [("centre", 1.5), ("start", 0.0), ("end", 3.0)])
+def test_gaussian_rope_rotates_by_where_a_gist_stands_and_how_wide_it_is(placement, mu):
+    cosine, sine = GaussianRope(HeadShape(2, 6, TREE), base=50.0, placement=placement)(CONTEXT)
+    assert cosine.shape == sine.shape == (2, 1, 13, 3)
+    expected = gaussian_rotation(torch.tensor([[mu]]), torch.tensor([[(15 / 12) ** 0.5]]), 6, base=50.0)
+    torch.testing.assert_close(cosine[:1, :, :1], expected[0])
+    torch.testing.assert_close(sine[:1, :, :1], expected[1])
+    plain, _ = GaussianRope(HeadShape(2, 6, TREE), base=50.0, placement=placement, smoothing=False)(CONTEXT)
+    assert (plain[0, 0, 0].abs() >= cosine[0, 0, 0].abs()).all()
+    assert torch.equal(plain[0, 0, 1:], cosine[0, 0, 1:])  # tokens have no width
+
+
+def test_a_base_that_is_none_is_refused():
+    with pytest.raises(UserError, match=r"positions\.gaussian_rope\.base is 1\.0"):
+        GaussianRope(HeadShape(2, 6, TREE), base=1.0)
+
+
+class LearnedByHead(Positions):
+    """Frequencies of each head's own, learned; entries are counted instead of tokens."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.frequency_embed = torch.nn.Parameter(torch.linspace(0.1, 2.0, shape.heads * shape.width // 2))
+        self.size = (shape.heads, 1, shape.width // 2)
+
+    def forward(self, context):
+        angle = torch.arange(context.length).float()[:, None] * self.frequency_embed.view(self.size)
+        return angle.cos()[None], angle.sin()[None]
+
+
+def test_positions_of_others_replace_them_and_learn():
+    torch.manual_seed(0)
+    gpt = GPT(TREE, 11, LearnedByHead, depth=1, width=12, heads=2)
+    torch.nn.init.normal_(gpt.blocks[0].attention.out.weight)
+    embeddings = torch.randn(2, 13, 12)
+    gpt.hidden(embeddings, CONTEXT).sin().sum().backward()
+    frequency = gpt.positions.frequency_embed
+    assert frequency.grad.count_nonzero() == frequency.numel()
+
+
+def test_the_base_model_knows_order_by_its_positions_alone():
+    """One layer, turned by nothing: what stands before an entry is a set."""
+    torch.manual_seed(0)
+    gpt = GPT(TREE, 11, LearnedByHead, depth=1, width=12, heads=2)
+    torch.nn.init.normal_(gpt.blocks[0].attention.out.weight)
+    embeddings, raw = torch.randn(2, 16, 12), raw_context(TREE, 1, torch.device("cpu"))
+    mixed = embeddings[:, [3, 1, 0, 2, *range(4, 16)]]
+    assert not torch.allclose(gpt.hidden(embeddings, raw)[:, 4:], gpt.hidden(mixed, raw)[:, 4:], atol=1e-3)
+    with torch.no_grad():
+        gpt.positions.frequency_embed.zero_()
+    torch.testing.assert_close(gpt.hidden(embeddings, raw)[:, 4:], gpt.hidden(mixed, raw)[:, 4:])

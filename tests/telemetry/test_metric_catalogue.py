@@ -41,7 +41,8 @@ def test_the_catalogue_describes_every_metric_of_the_concepts_table(name):
 def test_every_entry_is_in_the_table_or_counts_undefined_samples():
     described = {describe(name).name for name in TABLE}
     extra = {metric.name for metric in CATALOGUE} - described
-    assert extra == {f"{name}_undefined" for name in SAMPLE_SUFFIXES}
+    added = {"mc/objective/{objective}", "mc/objective/{objective}/{figure}"}  # what plug-ins log is in no table
+    assert extra == {f"{name}_undefined" for name in SAMPLE_SUFFIXES} | added
 
 
 def test_names_are_unique():

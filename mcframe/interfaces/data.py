@@ -1,0 +1,90 @@
+"""Interfaces of what a model reads: text sources, tokenizers, generated tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+class TextSource(ABC):
+    """Documents to train on. Factory: `factory()`."""
+
+    streaming: bool = False
+    """True where documents are read while training instead of being tokenised once and cached."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """A string that changes whenever the documents do; names the token cache."""
+
+    @abstractmethod
+    def documents(self, epoch: int = 0) -> Iterator[str]:
+        """The documents, in an order that depends on nothing but the source and the epoch.
+
+        Raises UserError where there is nothing to read.
+        """
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back. Factory: `factory()`."""
+
+    vocab_size: int
+    separator: int
+    """The id that stands between documents."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """A string that changes whenever the ids do; names the token cache."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without separators."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids; bytes that are no UTF-8 become U+FFFD."""
+
+    @abstractmethod
+    def byte_lengths(self) -> Tensor:
+        """Bytes of text that each id stands for, int64 [vocab_size]; 0 for special tokens. For bits per byte."""
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Generated sequences.
+
+    tokens    [B, T + 1] int64
+    scored    [B, T] bool: position t counts, so token t + 1 is an answer
+    evidence  [B, T] int64: the token position where the answer to the target at t is to be found, -1 where not scored
+    """
+
+    tokens: Tensor
+    scored: Tensor
+    evidence: Tensor
+
+
+class Task(ABC):
+    """Sequences that are generated and whose answers are known. Factory: `factory(geometry)`.
+
+    What is asked stands before the cursor (or is itself an earlier answer's place behind it), what answers it stands in
+    blocks that may be collapsed, and the answers stand behind the cursor.
+    """
+
+    vocab_size: int
+    """Every token id is below this."""
+
+    chance: float | None = None
+    """The share of answers that the best guess without the evidence gets right, None where nobody knows."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """A string that changes whenever the sequences do."""
+
+    @abstractmethod
+    def generate(self, seeds: Tensor) -> TaskBatch:
+        """One sequence for each seed [B] int64, a function of that seed alone; the same on every machine."""

@@ -1,0 +1,94 @@
+"""The interface of a question to a trained model, and what it may ask."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from mcframe.context.controls import Condition
+from mcframe.context.geometry import Geometry
+from mcframe.findings import Findings
+from mcframe.interfaces.data import Task
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out sequences that a model is judged on.
+
+    tokens     [n, T + 1] int64
+    documents  [n, T + 1] int64: the document that each token belongs to; what is resampled for an interval
+    scored     [n, T] bool: the target that follows token t counts
+    evidence   [n, T] int64: where the answer to the target at t stands, -1 where nobody knows; None for text
+    chance     share of the scored targets that the best guess gets right; None where nobody knows
+    """
+
+    tokens: Tensor
+    documents: Tensor
+    scored: Tensor
+    evidence: Tensor | None = None
+    chance: float | None = None
+
+
+class Subject(Protocol):
+    """The trained model that an evaluation judges. Tensors that go in and come out lie on the CPU."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """The tree."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+
+    @property
+    def length(self) -> float:
+        """Target length of the run's working contexts, as a fraction of the window."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything that evaluations draw; the same for every run, so that all are judged alike."""
+
+    @property
+    def has_gists(self) -> bool:
+        """Whether the model was trained with a GistNet; else it knows no `gist` and no `swap`."""
+
+    @property
+    def has_lens(self) -> bool:
+        """Whether it was trained with a LensNet, so that `refocus` works."""
+
+    @property
+    def twins(self) -> Mapping[str, Subject]:
+        """Models to compare with: `drop`, trained to live with gaps; `mean`, trained with mean embeddings as gists."""
+
+    def held_out(self, windows: int, task: Callable[[Geometry], Task] | None = None) -> HeldOut:
+        """Up to `windows` sequences: of `task` where one is given, else of what the run trains on."""
+
+    def judge(self, tokens: Tensor, focus: Tensor, condition: Condition = "gist") -> tuple[Tensor, Tensor]:
+        """What the model makes of every target, whatever stands for the collapsed blocks.
+
+        tokens [n, T + 1]; focus [n, blocks] or, V focuses of each sequence, [n, V, blocks] -> NLL in nats and whether
+        the likeliest token was right (1.0 or 0.0), float32 [n, T] or [n, V, T]; NaN where no entry predicts the target
+        (position t holds the target that follows token t). `swap` exchanges the gists of neighbours, sequences 2i
+        and 2i + 1.
+        """
+
+    def refocus(self, tokens: Tensor, budget: int) -> Tensor:
+        """The focus [n, blocks] of at most `budget` entries that LensNet and allocator choose for tokens [n, T + 1]."""
+
+    def announce(self, contexts: int) -> None:
+        """Say how many more working contexts are about to be judged, for the progress bar."""
+
+
+class Evaluation(ABC):
+    """A question to a trained model. Factory: `factory()`."""
+
+    name: str
+    """Names its metrics, `eval/NAME/...`; two evaluations of a run must differ in it."""
+
+    @abstractmethod
+    def run(self, subject: Subject) -> Findings:
+        """Ask. Every rank calls it with the same subject and must ask the same things in the same order."""

@@ -1,0 +1,124 @@
+"""Interfaces of the networks: GistNet, LensNet, and the positions that the base model rotates with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from mcframe.context.geometry import Geometry
+from mcframe.context.working_context import WorkingContext
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a network plug-in must fit: the base model's width D and the tree's geometry."""
+
+    width: int
+    geometry: Geometry
+
+
+class GistNet(nn.Module, ABC):
+    """Compresses the K children of each node into one gist of G slots. Factory: `factory(shape)`.
+
+    shape is a `ModelShape`. The last children of each block, as its gist:
+
+        class Last(GistNet):
+            def __init__(self, shape):
+                super().__init__()
+                self.slots = shape.geometry.slots
+
+            def forward(self, children, lod):
+                return children[:, :, -self.slots :]
+    """
+
+    context_blocks: int | None = 0
+    """How many blocks to its left a gist may read besides its own; 0 = isolated, None = everything to its left.
+    With `reads_layer` always None, for the states that it reads have read all of it."""
+
+    reads_layer: int = 0
+    """What stands for a token among the children: 0 = its embedding; n = its state in the uncompressed pass after n
+    blocks of the base model. Such states have read everything to their left, so gists are contextual at no cost."""
+
+    reads_tokens: bool = False
+    """True where gists of every level are made from tokens (`K**lod` children) instead of the gists one level below."""
+
+    @abstractmethod
+    def forward(self, children: Tensor, lod: int) -> Tensor:
+        """Gists of every node at `lod`.
+
+        children [B, nodes, K * slots(lod - 1), D] -> gists [B, nodes, G, D], same dtype and device
+        (children [B, nodes, K**lod, D] with `reads_tokens`).
+        Differentiable; deterministic in eval mode; node i depends on nodes i - context_blocks .. i only
+        (on nodes up to i where that is None).
+        Called once a level in every step, level 1 first. Another shape ends the run with a message that names the
+        plug-in.
+        """
+
+
+class LensNet(nn.Module, ABC):
+    """Scores every working-context entry: > 0 "expand me", < 0 "collapse me". Factory: `factory(shape)`.
+
+    shape is a `ModelShape`. A learned direction:
+
+        class Direction(LensNet):
+            def __init__(self, shape):
+                super().__init__()
+                self.score_embed = nn.Parameter(torch.zeros(shape.width))
+
+            def forward(self, context, embeddings):
+                return (embeddings @ self.score_embed).tanh()
+    """
+
+    reads_nll: bool = False
+    """True where it wants `context.nll`: what the uncompressed model made of the tokens of each entry, in nats. Of the
+    class or of an instance. Training has that pass anyway; refocusing runs it once more for such a LensNet."""
+
+    @abstractmethod
+    def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
+        """Scores in [-1, 1].
+
+        context has the entries before the cursor only; embeddings [R, L, D] are detached -> scores [R, L].
+        `context.nll` [R, L] with `reads_nll`, else None: mean NLL of the tokens that the entry's node covers, of those
+        before the cursor, detached; 0 for the window's first token, which nobody predicted.
+        Must ignore entries where `context.valid` is False. Deterministic in eval mode. Another shape ends the run with
+        a message that names the plug-in.
+        """
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """What positions must fit: the base model's attention heads, the width of one (even), and the tree's geometry."""
+
+    heads: int
+    width: int
+    geometry: Geometry
+
+
+class Positions(nn.Module, ABC):
+    """Where an entry stands, as the rotation of its queries and keys. Factory: `factory(shape)`.
+
+    shape is a `HeadShape`. No positions at all, the rotation by nothing:
+
+        class Nowhere(Positions):
+            def __init__(self, shape):
+                super().__init__()
+                self.pairs = shape.width // 2
+
+            def forward(self, context):
+                size = (*context.token.shape[:1], 1, context.length, self.pairs)
+                ones = torch.ones(size, device=context.token.device)
+                return ones, torch.zeros_like(ones)
+    """
+
+    @abstractmethod
+    def forward(self, context: WorkingContext) -> tuple[Tensor, Tensor]:
+        """Factors of the rotation of every entry: cosine and sine, damped where an entry stands for many places.
+
+        context has R rows of L entries, R = 1 where it stands for all rows -> cosine, sine [R, 1, L, width / 2] or
+        [R, heads, L, width / 2], float32 whatever the model's precision (bf16 cannot tell position 2,047 from 2,048).
+        Pairs (i, i + width / 2) of a head are turned: (a, b) becomes (a * cosine - b * sine, a * sine + b * cosine).
+        Called once in every pass of the base model, training or not; deterministic. May be learned. What stands behind
+        an entry must not move it. Another shape ends the run with a message that names the plug-in.
+        """
