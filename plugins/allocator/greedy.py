@@ -39,7 +39,7 @@ class GreedyAllocator(Allocator):
     protected_tail      recent tokens that stay raw, where more than `context.tail`
 
     With one slot, or with one level, the budget is met as closely as any context can; with several slots and levels
-    one node's worth of entries may be left unused.
+    one node's worth of entries may be left unused (`hierarchical` leaves none).
     """
 
     def __init__(

@@ -202,10 +202,12 @@ def test_mlp_gradients_are_those_of_finite_differences():
 
 
 # ---- surprise --------------------------------------------------------------------------------------
-def test_surprise_is_the_squashed_distance_of_a_block_from_the_mean_block():
-    tree, nll = TREE, nll_of(5)
+@pytest.mark.parametrize("tail", [7, 0])  # without a tail, two tokens beyond the last whole block are seen
+def test_surprise_is_the_squashed_distance_of_a_block_from_the_mean_block(tail):
+    tree, nll = TREE._replace(tail=tail), nll_of(5)
     lensnet = SurpriseLensNet(ModelShape(8, geometry_of(tree)), scale=2.0)
-    context = seen_of(focus_tensor(focuses()))
+    context = unroll(focus_tensor(focuses()), geometry_of(tree)).before_cursor()
+    context = replace(context, nll=of_entries(nll, context))
     scores = lensnet(context, embeddings_for(context))
     for row, focus in enumerate(focuses()):
         hard = []

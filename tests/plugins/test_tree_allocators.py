@@ -86,9 +86,12 @@ def oracle_seen(tree, block):
 
 
 DEEP = oracle.Tree(window=16, block_size=2, levels=3, slots=1, tail=0, sink=0)
+WIDE = oracle.Tree(window=18, block_size=3, levels=2, slots=1, tail=0, sink=0)
 
 
 @FEW
+@example((WIDE, [2, 2, 2, 1, 1, 1], [4] * 6, 4), None)  # all alike: nothing moves
+@example((WIDE, [1, 1, 1, 2, 2, 2], [4] * 6, 4), None)
 @example((DEEP, [3] * 4 + [0, 1, 2, 2], [8, 0, 0, 0, 4, -8, 2, 0], 6), None)
 @given(small_cases(), st.sampled_from([None, (1, 1, 1), (0.75, 0.25, 0.125), (0.5, 0.5, 0)]))
 def test_hierarchical_is_the_best_of_all_focuses(case, kept):
