@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
 import socket
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ def prepare_environment() -> None:
         os.environ.setdefault("MASTER_PORT", str(free_port()))
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_directory()))
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
 
 
@@ -45,12 +48,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def shared_memory_op_cached() -> bool:
-    """Whether DeepSpeed's CPU communication op has been built on this machine before."""
+def extensions_directory() -> Path:
+    """Where built ops are cached: TORCH_EXTENSIONS_DIR, or a folder for this installation of torch and DeepSpeed.
+
+    In torch's own default folder, two environments of one machine would build the op anew at every change from one to
+    the other, a minute each time, since their include paths differ.
+    """
+    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(chosen)
     from torch.utils.cpp_extension import get_default_build_root
 
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    return any(root.glob("**/deepspeed_shm_comm*/*.so"))
+    # Found, not imported: DeepSpeed must not be imported before the environment is prepared.
+    sources = find_spec("deepspeed")
+    built_from = (torch.__file__, torch.__version__, sources and sources.origin, sys.version)
+    return Path(get_default_build_root(), f"mcframe_{hashlib.sha256(repr(built_from).encode()).hexdigest()[:12]}")
+
+
+def shared_memory_op_cached() -> bool:
+    """Whether DeepSpeed's CPU communication op has been built for this installation before."""
+    return any(extensions_directory().glob("**/deepspeed_shm_comm*/*.so"))
 
 
 def check_compiler() -> str | None:

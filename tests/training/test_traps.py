@@ -11,6 +11,7 @@ import pytest
 
 from mcframe.errors import UserError
 from mcframe.recipe import load_recipe
+from mcframe.training.engine import extensions_directory
 from mcframe.training.engine_config import OWNED, engine_config
 
 launcher = pytest.mark.launcher
@@ -249,6 +250,18 @@ def test_at_zero_1_it_trains_with_one_backward_a_micro_batch_among_modules_calle
 
 
 # ---- what the machine lacks, and ranks -----------------------------------------------------------
+def test_each_installation_builds_the_op_in_a_folder_of_its_own(monkeypatch):
+    """In one folder, two environments with other include paths would build it anew in turn."""
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    here = extensions_directory()
+    assert extensions_directory() == here
+    monkeypatch.setattr("torch.__file__", "/elsewhere/torch/__init__.py")
+    assert extensions_directory().parent == here.parent
+    assert extensions_directory() != here
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/chosen")
+    assert extensions_directory() == Path("/chosen")
+
+
 @launcher
 def test_a_missing_compiler_is_a_clear_message(launches, tmp_path):
     (tmp_path / "bin").mkdir()
