@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mcframe import __version__, config
+from mcframe.chosen import Chosen
 from mcframe.config import Config
 from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
 from mcframe.data.tasks.induction import Induction
@@ -22,6 +24,7 @@ from mcframe.hookspecs import API_VERSION, Register, hookimpl
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.rope import GaussianRope
+from mcframe.plugin_failure import explain
 from mcframe.registry import KINDS, Registry
 from mcframe.telemetry.prometheus_sink import Prometheus
 from mcframe.training.settings import (
@@ -105,6 +108,17 @@ class Loaded:
     config: Config
     registry: Registry
 
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Within it, a UserError that names a binding gets its place, and an error in a plug-in the plug-in's name."""
+        with self.config.placing():
+            try:
+                yield
+            except Exception as error:
+                if (explained := explain(error, self.registry)) is not None:
+                    raise explained from error
+                raise
+
 
 def all_plugins(options: PluginOptions = INSTALLED) -> Registry:
     """What is installed, what comes with the framework itself, and what the options add. Raises as `discover` does."""
@@ -123,19 +137,25 @@ def load_recipe(files: Sequence[Path | str], overrides: Sequence[str], plugins: 
     loaded = config.load(files, overrides, registry)
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
     recipe: Recipe = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
-    return Loaded(replace(recipe, **_factories(recipe, loaded)), loaded, registry)
+    return Loaded(replace(recipe, **_factories(recipe, loaded, registry)), loaded, registry)
 
 
-def _factories(recipe: Recipe, loaded: Config) -> dict[str, Any]:
-    """What is chosen of each kind, called through the configuration, so that errors come with gin file and line."""
-    factories: dict[str, Any] = {}
+def _factories(recipe: Recipe, loaded: Config, registry: Registry) -> dict[str, Any]:
+    """What is chosen of each kind, as gin files write it, ready to be called."""
+    bound, factories = loaded.as_dict(), dict[str, Any]()
     for kind in KINDS:
         field = SEVERAL.get(kind, kind)
-        chosen = getattr(recipe, field)
-        if chosen is None:
-            chosen = DEFAULTS.get(field)
+        value, written = getattr(recipe, field), bound.get(f"run.{field}")
+        if value is None:
+            value = written = DEFAULTS.get(field)
+        if value is None:
+            continue
+
+        def chosen(factory: Any, name: str, *, kind: str = kind) -> Chosen:
+            return Chosen(registry.implementations[kind][name.rpartition(".")[2]], factory, loaded, registry)
+
         if kind in SEVERAL:
-            factories[field] = tuple(partial(loaded.build, each) for each in chosen)
-        elif chosen is not None:
-            factories[field] = partial(loaded.build, chosen)
+            factories[field] = tuple(map(chosen, value, written or ()))
+        else:
+            factories[field] = chosen(value, str(written))
     return factories

@@ -60,6 +60,11 @@ class Plugin:
         """Its name without that of its package."""
         return self.name.removeprefix(f"{self.distribution}:")
 
+    @property
+    def origin(self) -> str:
+        """It and its package, in words."""
+        return _origin(self.name, self.distribution, self.version)
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -164,6 +169,7 @@ class Registry:
         self.plugins: dict[str, Plugin] = {}
         self.broken: list[BrokenPlugin] = []
         self.left_out: list[str] = []
+        self._made: dict[int, tuple[object, Registered]] = {}
 
     def register_plugin(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
         """Add a plug-in, a module or an instance, under a name of its own; all of it or, on an error, nothing.
@@ -197,6 +203,15 @@ class Registry:
     def has(self, plugin: object) -> bool:
         """Is this very module or instance registered already?"""
         return self._manager.is_registered(plugin)
+
+    def remember(self, product: object, entry: Registered) -> None:
+        """This object was made by that factory: what goes wrong in it is told with the plug-in's name."""
+        self._made[id(product)] = product, entry
+
+    def maker(self, product: object) -> Registered | None:
+        """What offered the factory that made this very object; None where it is nobody's."""
+        made = self._made.get(id(product))
+        return made[1] if made is not None and made[0] is product else None
 
     def warnings(self) -> list[str]:
         """One line for each plug-in that could not be loaded."""

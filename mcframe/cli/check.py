@@ -40,7 +40,7 @@ def check(
 
 def _check(file: Path, overrides: list[str], ranks: int, plugins: PluginOptions) -> int:
     loaded = load_recipe([file], overrides, plugins)
-    with loaded.config.placing():
+    with loaded.explaining():
         return _report(loaded, file, ranks)
 
 

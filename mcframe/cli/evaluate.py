@@ -69,7 +69,7 @@ class _Asked:
     def answer(self, names: list[str], out: Path | None) -> int:
         """Put the evaluations, print and write what they find. Returns the exit code."""
         trained = self.trained
-        with trained.loaded.config.placing():
+        with trained.loaded.explaining():
             findings = self._ask(self._chosen(names))
         for each in findings.values():
             show(each, self.console)

@@ -35,7 +35,8 @@ def sample(
             typer.echo(f"note: of {size} tokens of the prompt the model reads the last {window}", err=True)
         sampling = replace(trained.recipe.sampling, length=length, temperature=temperature)
         device = torch.device("cpu")
-        typer.echo(prompt + continuation(trained.model, trained.tokenizer, prompt, sampling, device, seed))
+        with trained.loaded.explaining():
+            typer.echo(prompt + continuation(trained.model, trained.tokenizer, prompt, sampling, device, seed))
         return 0
 
     raise typer.Exit(guarded(act, traceback=traceback))

@@ -40,7 +40,7 @@ def _train(loaded: Loaded, gin_file: str, characters: int) -> int:
     stated = bound.get("tokenizer.bpe.file")
     file = Path(stated).expanduser() if stated else bpe_file(size, name)
     console = Console()
-    with console.status(f"Reading up to {characters:,} characters") as status:
+    with loaded.explaining(), console.status(f"Reading up to {characters:,} characters") as status:
         train_bpe(
             loaded.recipe.text(),
             size,

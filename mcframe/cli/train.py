@@ -75,7 +75,7 @@ def train(options: argparse.Namespace) -> int:
             highlight=False,
         )
         return 0
-    with loaded.config.placing():
+    with loaded.explaining():
         return run(loaded, run_plan, console)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mcframe.context.seeding import mix
+from mcframe.data.returned import generated
 from mcframe.errors import UserError
 from mcframe.hookspecs import Task, TaskBatch
 
@@ -24,7 +25,7 @@ class GeneratedWindows:
 
     def take(self, indices: Sequence[int]) -> TaskBatch:
         """Sequences with these global indices."""
-        return self._task.generate(_seeds(self._seed, indices, _TRAIN))
+        return generated(self._task, _seeds(self._seed, indices, _TRAIN), self.window)
 
     def state(self) -> dict[str, Any]:
         """What `restore` compares."""
@@ -46,7 +47,7 @@ class GeneratedWindows:
 
 def held_out(task: Task, count: int) -> TaskBatch:
     """`count` sequences that no training run sees, the same in every run."""
-    return task.generate(_seeds(0, range(count), _HELD_OUT))
+    return generated(task, _seeds(0, range(count), _HELD_OUT))
 
 
 def _seeds(seed: int, indices: Sequence[int], salt: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mcframe.data import returned
 from mcframe.data.cache import cache_dir, fingerprint, make_folder
 from mcframe.data.packing import Tokens, batched, gather_windows, separated, token_type, window_count
 from mcframe.data.split import Split, check_share, documents_of, empty_split
@@ -60,7 +61,7 @@ def token_file(
         make_folder(path.parent)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():  # another process may have written it while this one waited
-                documents = documents_of(source.documents(), split, share)
+                documents = documents_of(returned.documents(source), split, share)
                 if not _write(path, documents, tokenizer, progress):
                     raise empty_split(split, share)
     return TokenFile(path)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mcframe.data.returned import encoded
 from mcframe.hookspecs import Tokenizer
 
 Tokens = NDArray[np.unsignedinteger[Any]]
@@ -27,8 +28,7 @@ def token_type(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
 
 def separated(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
     """The ids of each text with the separator behind them."""
-    kind = token_type(tokenizer.vocab_size)
-    return [np.array([*ids, tokenizer.separator], dtype=kind) for ids in tokenizer.encode_batch(texts)]
+    return encoded(tokenizer, texts, token_type(tokenizer.vocab_size))
 
 
 def batched(texts: Iterable[str], documents: int = 256, characters: int = 4_000_000) -> Iterator[list[str]]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcframe.data import returned
 from mcframe.data.packing import Tokens, batched, gather_windows, separated, window_count
 from mcframe.data.split import check_share, documents_of, empty_split, is_validation
 from mcframe.errors import UserError
@@ -175,14 +176,17 @@ class StreamedWindows:
         """This rank's training documents from that epoch on without end, less those that their lane has passed."""
         for epoch in count(first_epoch):
             found = False
-            for index, text in enumerate(self._source.documents(epoch)):
+            for index, text in enumerate(returned.documents(self._source, epoch)):
                 lane = self._lanes.get((index + epoch) % self._lane_count)
                 if lane is None or lane.has_passed(epoch, index) or is_validation(text, self._share):
                     continue
                 found = True
                 yield lane, epoch, index, text
             # A small corpus may have nothing for these lanes in this epoch; it must have something for some lane.
-            if not found and next(documents_of(self._source.documents(epoch), "train", self._share), None) is None:
+            if (
+                not found
+                and next(documents_of(returned.documents(self._source, epoch), "train", self._share), None) is None
+            ):
                 raise empty_split("train", self._share)
 
 
@@ -194,7 +198,7 @@ def first_validation_windows(
     Raises UserError where there is none.
     """
     check_share(share)
-    head = documents_of(islice(source.documents(), scan), "validation", share)
+    head = documents_of(islice(returned.documents(source), scan), "validation", share)
     parts: list[Tokens] = []
     length = 0
     for batch in batched(head, documents=16):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcframe.data import returned
 from mcframe.data.cache import cache_dir, make_folder
 from mcframe.data.packing import batched
 from mcframe.data.split import check_share, documents_of, empty_split
@@ -135,7 +136,7 @@ def train_bpe(
             f"a byte-level vocabulary cannot have {vocab_size} entries",
             remedy=f"set tokenizer.bpe.vocab_size to {_BYTES + 1} or more",
         )
-    documents = documents_of(source.documents(), "train", share)
+    documents = documents_of(returned.documents(source), "train", share)
     batches = _counted(islice(documents, max_documents), max_characters, progress)
     first = next(batches, None)
     if first is None:

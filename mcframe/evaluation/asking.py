@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mcframe.errors import UserError
 from mcframe.hookspecs import Evaluation, Findings, Subject
+from mcframe.plugin_contract import breach
 
 
 def check_names(evaluations: Sequence[Evaluation]) -> None:
@@ -24,7 +25,10 @@ def ask(evaluations: Sequence[Evaluation], subject: Subject) -> Iterator[tuple[s
     """Each evaluation's name and findings. Raises UserError as `check_names` does."""
     check_names(evaluations)
     for evaluation in evaluations:
-        yield evaluation.name, evaluation.run(subject)
+        findings = evaluation.run(subject)
+        if not isinstance(findings, Findings):
+            breach(evaluation, "run", f"returned a value of type {type(findings).__name__}; asked are Findings")
+        yield evaluation.name, findings
 
 
 def headlines(findings: Findings) -> dict[str, float]:

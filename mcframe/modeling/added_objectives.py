@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from mcframe.context.statistics import Statistics, masked_sum
 from mcframe.errors import UserError
-from mcframe.hookspecs import Objective, StepView
+from mcframe.hookspecs import Objective, StepView, Term
+from mcframe.plugin_contract import breach, expect
 
 
 class AddedObjectives(nn.Module):
@@ -51,6 +52,9 @@ class AddedObjectives(nn.Module):
         for name, module in self.named_children():
             assert isinstance(module, Objective)
             term = module(view)
+            if not isinstance(term, Term):
+                breach(module, "forward", f"returned a value of type {type(term).__name__}; asked is a Term")
+            expect(module, "forward", "a Term whose loss is [B]", term.loss, view.baseline.inputs.shape[:1])
             total = total + module.weight * term.loss.float().mean()
             for label, values in {"": term.loss, **term.metrics}.items():
                 full = f"mc/objective/{name}/{label}".rstrip("/")

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from mcframe.context.geometry import Geometry
 from mcframe.hookspecs import GistNet
+from mcframe.plugin_contract import expect
 
 
 def build_node_table(tokens: Tensor, gistnet: GistNet, geometry: Geometry, readable: Tensor | None = None) -> Tensor:
     """Token embeddings [B, T, D] -> node table [B, table_rows, D], with one GistNet call a level.
 
     readable [B, T, D]: what the GistNet reads in place of the tokens' embeddings, such as hidden states of the base
-    model. Raises ValueError where a GistNet returns another shape than the interface asks for.
+    model. Raises Breach where a GistNet returns another shape or type than the interface asks for.
     """
     sequences, _, width = tokens.shape
     source = tokens if readable is None else readable
@@ -27,12 +28,10 @@ def build_node_table(tokens: Tensor, gistnet: GistNet, geometry: Geometry, reada
         else:
             children = geometry.block_size * geometry.slots_at(lod - 1)
         gists = gistnet(below[:, : nodes * children].reshape(sequences, nodes, children, width), lod)
-        expected = (sequences, nodes, geometry.slots, width)
-        if gists.shape != expected:
-            raise ValueError(
-                f"{type(gistnet).__name__} returned gists of shape {tuple(gists.shape)} at LOD {lod}; "
-                f"the interface asks for {expected}"
-            )
+        expect(
+            gistnet, "forward", f"gists [B, nodes, G, D] of LOD{lod}", gists,
+            (sequences, nodes, geometry.slots, width), source.dtype,
+        )  # fmt: skip
         below = gists.reshape(sequences, nodes * geometry.slots, width)
         levels.append(below)
     return torch.cat(levels, dim=1)

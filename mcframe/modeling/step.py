@@ -37,6 +37,7 @@ from mcframe.modeling.node_table import build_node_table
 from mcframe.modeling.objectives import Objectives, distillation, gist_delta_penalty, variant_loss
 from mcframe.modeling.preference import shuffled
 from mcframe.modeling.reconstruction import Reconstruction
+from mcframe.plugin_contract import expect, expect_focus, expect_scores
 
 
 class MegaContextStep(nn.Module):
@@ -66,6 +67,7 @@ class MegaContextStep(nn.Module):
         if lensnet is not None and LensMemory.wanted(objectives):
             self.lens_memory = LensMemory(lensnet, objectives)
         self.strategy, self.geometry, self.objectives = strategy, geometry, objectives
+        self._seen_once: set[str] = set()
 
     def forward(self, *arguments: Any, task: str = "losses", **options: Any) -> Any:
         """Run a task of this module: `losses` (training), `validate`, `judge`, `refocus`, `proposals` or `next_logits`.
@@ -157,7 +159,7 @@ class MegaContextStep(nn.Module):
         assert self.lensnet is not None
         seen = self._seen(pairing.context, nll)
         read = entries[:, : seen.length]
-        scores = self.lensnet(seen, read).float()
+        scores = self._scored(seen, read)
         if self.objectives.lens_shuffle:
             verdict = shuffled(verdict, seeds)
         known = Remembered()
@@ -233,7 +235,17 @@ class MegaContextStep(nn.Module):
             with torch.no_grad():
                 scores = self.scores(raw, table, nll)
         focus = self.strategy.propose(Sequences(inputs, self.geometry), scores, length, seeds)
+        shape = (*seeds.shape, self.geometry.blocks)
+        expect(self.strategy, "propose", "a focus [B, V, blocks]", focus, shape, torch.int64)
+        if self._first("propose"):
+            expect_focus(self.strategy, "propose", focus.flatten(0, 1), self.geometry, length)
         return focus.flatten(0, 1)
+
+    def _first(self, method: str) -> bool:
+        """Is this a plug-in's first call? The values that it returns are then looked at, which waits for the device."""
+        new = method not in self._seen_once
+        self._seen_once.add(method)
+        return new
 
     def _seen(self, context: WorkingContext, nll: Tensor | None) -> WorkingContext:
         """What LensNet is given of a context: the entries before the cursor, with their surprise if it asks for it."""
@@ -247,8 +259,17 @@ class MegaContextStep(nn.Module):
         """LensNet's scores [R, Lc] of the entries before the cursor."""
         assert self.lensnet is not None
         seen = self._seen(context, nll)
-        scores: Tensor = self.lensnet(seen, gather_embeddings(table, seen).detach())
-        return scores.float()
+        return self._scored(seen, gather_embeddings(table, seen).detach())
+
+    def _scored(self, seen: WorkingContext, entries: Tensor) -> Tensor:
+        """Scores [R, L] of entries whose embeddings are [R, L, D], float32."""
+        assert self.lensnet is not None
+        scores = self.lensnet(seen, entries)
+        expect(self.lensnet, "forward", "a score an entry [R, L]", scores, entries.shape[:2])
+        if self._first("score"):
+            expect_scores(self.lensnet, torch.where(seen.valid, scores.detach(), 0.0))
+        known: Tensor = scores.float()
+        return known
 
     def validate(self, tokens: Tensor) -> Tensor:
         """Plain NLL in nats, float32 [B, T], of windows [B, T + 1] that are not compressed."""
@@ -267,6 +288,9 @@ class MegaContextStep(nn.Module):
         for _ in range(allocator.iterations):
             seen = context.before_cursor()
             focus = allocator.allocate(self.scores(context, table, nll), seen, budget, seeds)
+            expect(allocator, "allocate", "a focus [R, blocks]", focus, context.focus.shape, torch.int64)
+            if self._first("allocate"):
+                expect_focus(allocator, "allocate", focus, self.geometry)
             changed = focus != context.focus
             rounds += changed.any(dim=1)
             age = torch.where(changed, 0, age + 1)

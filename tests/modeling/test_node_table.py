@@ -9,6 +9,7 @@ from torch import nn
 
 from mcframe.hookspecs import GistNet, ModelShape
 from mcframe.modeling.node_table import build_node_table
+from mcframe.plugin_contract import Breach
 from mcframe_plugins.gistnet import MeanGistNet, TransformerGistNet
 
 
@@ -57,5 +58,5 @@ def test_a_gistnet_of_the_wrong_shape_is_named():
             return children.mean(dim=2)
 
     geometry = geometry_of(oracle.Tree(16, 4, 1, 1, 0, 0))
-    with pytest.raises(ValueError, match="Wrong"):
+    with pytest.raises(Breach, match="Wrong"):
         build_node_table(torch.randn(2, 16, 6), Wrong(), geometry)

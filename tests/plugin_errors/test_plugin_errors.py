@@ -1,0 +1,116 @@
+"""Every way in which a plug-in fails ends in one message that names it, its package, file and line, and the remedy."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+
+import pytest
+import torch
+from error_cases import CASES
+from typer.testing import CliRunner
+
+from mcframe.cli.app import app
+from mcframe.cli.failure import guarded
+from mcframe.context.seeding import variant_seeds
+from mcframe.errors import UserError
+from mcframe.recipe import load_recipe
+from mcframe.training.assembly import assemble
+
+EXPECTED = {
+    "import": ["plug-in 'it' of mylab 1.0 could not be loaded", "ModuleNotFoundError", "pip uninstall mylab"],
+    "api": ["plug-in 'it' of mylab 1.0", "made for mcframe's plug-in API 7.0, and mcframe", "upgrade mcframe"],
+    "taken": ["two plug-ins offer gistnet.mean", "of mcframe 0.1.0", "plug-in 'it' of mylab 1.0", "--no-plugin NAME"],
+    "misspelt": ["--set 'gistnet.mine.layer = 2'", "no parameter 'layer' (did you mean layers?)"],
+    "type": ["--set", "gistnet.mine.layers = 'two': expected int, got str"],
+    "factory": [
+        "mylab.py:12", "gistnet.mine of plug-in 'it' of mylab 1.0 could not be built: AttributeError",
+        "self.head = nn.Linear(shape.width, shape.depth)", "report it to the authors of mylab", "--traceback",
+    ],
+    "user error": ["--set 'gistnet.mine.layers = 0'", "gistnet.mine.layers is 0; one is the least", "→ raise it"],
+    "abstract": ["mylab.py", "could not be built: TypeError: Can't instantiate abstract class Mine", "forward"],
+    "kind": [
+        "mylab.py", "gistnet.mine of plug-in 'it' of mylab 1.0: it is no GistNet: the factory returned a value of type "
+        "Mine, which is a LensNet", "offer it as lensnet, not as gistnet",
+    ],
+    "nothing": ["it is no GistNet: the factory returned a value of type function", "derive it from mcframe.hookspecs."],
+    "signature": [
+        "mylab.py:14", "forward(children) cannot be called as the framework does, forward(children, lod)",
+        "def forward(self, children, lod)",
+    ],
+    "attribute": ["variants.mine of plug-in 'it'", "it has no 'count', which every VariantStrategy has"],
+    "forward": [
+        "mylab.py:15", "gistnet.mine of plug-in 'it' of mylab 1.0 failed in forward: RuntimeError: shape '[-1, 7]'",
+        "return self.head(children[:, :, -self.slots :].view(-1, 7))",
+    ],
+    "shape": [
+        "mylab.py:14", "gistnet.mine of plug-in 'it' of mylab 1.0: forward returned [2, 32, 64] float32; asked is "
+        "gists [B, nodes, G, D] of LOD1, here [2, 32, 1, 64] float32",
+    ],
+    "dtype": ["forward returned [2, 32, 1, 64] float64", "here [2, 32, 1, 64] float32"],
+    "scores": ["lensnet.mine of plug-in 'it'", "forward returned scores from", "asked are scores in [-1, 1]"],
+    "invalid focus": ["variants.mine", "propose returned a focus that is not valid"],
+    "length": ["variants.mine", "propose returned focuses of 125 entries where 113 were asked"],
+    "objective": ["objective.mine", "forward returned a value of type Tensor; asked is a Term"],
+    "positions": ["positions.mine", "forward returned [1, 1, 128, 16] float32; asked is cosine [R, 1 or heads"],
+    "hook": ["mylab.py:10", "plug-in 'it' of mylab 1.0 failed in its hook step_finished: OSError: the pager is down"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def mylab(monkeypatch, tmp_path, new_site):
+    """Installs a case's package."""
+    monkeypatch.setenv("COLUMNS", "600")
+    monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
+
+    def install(case):
+        new_site(tmp_path / "site-packages").install("mylab", CASES[case].source)
+        importlib.invalidate_caches()
+
+    yield install
+    sys.modules.pop("mylab", None)
+
+
+def words(output):
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", output).split())
+
+
+def one_step(smoke, bindings):
+    """A training step of two sequences, as `mcframe/run.py` runs it but for the engine."""
+    torch.manual_seed(0)
+    loaded = load_recipe([smoke], bindings)
+    with loaded.explaining():
+        assembly = assemble(loaded.recipe)
+        model, tree = assembly.model, assembly.geometry
+        seeds = variant_seeds(0, torch.arange(2), model.strategy.count)
+        model(torch.randint(257, (2, tree.window + 1)), seeds, loaded.recipe.variant_length(0))
+    return 0
+
+
+def fail(case, smoke, capsys):
+    """The exit code and all that is said."""
+    settings = [part for binding in CASES[case].bindings for part in ("--set", binding)]
+    if CASES[case].at == "check":
+        result = CliRunner().invoke(app, ["check", str(smoke), *settings])
+        return result.exit_code, result.output
+    code = guarded(lambda: one_step(smoke, CASES[case].bindings), traceback=False)
+    return code, "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.at != "run"])
+def test_a_plugin_that_fails_is_told_in_one_message(case, mylab, smoke, capsys):
+    mylab(case)
+    code, output = fail(case, smoke, capsys)
+    assert code == 2, output
+    assert output.count("mcframe cannot go on") == 1
+    assert "Traceback" not in output
+    for part in EXPECTED[case]:
+        assert part in words(output), words(output)
+
+
+def test_the_traceback_is_there_for_who_asks(mylab, smoke):
+    mylab("forward")
+    with pytest.raises(UserError, match="failed in forward") as caught:
+        guarded(lambda: one_step(smoke, CASES["forward"].bindings), traceback=True)
+    assert isinstance(caught.value.__cause__, RuntimeError)
