@@ -12,7 +12,8 @@ from mcframe.recipe import all_plugins
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "catalogue.md").read_text("utf-8")
-SECTIONS = {"allocator": "Allocators", "gistnet": "GistNets", "lensnet": "LensNets", "variants": "Variant strategies"}
+SECTIONS = {"allocator": "Allocators", "gistnet": "GistNets", "lensnet": "LensNets"}
+SECTIONS |= {"variants": "Variant strategies", "objective": "Objectives"}
 
 
 def rows(kind):

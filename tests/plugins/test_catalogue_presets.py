@@ -14,7 +14,7 @@ from mcframe.recipe import load_recipe
 from mcframe.training.assembly import build_model
 
 GIN = Path(__file__).parents[2] / "gin"
-KINDS = ("allocator", "gistnet", "lensnet", "variants")
+KINDS = ("allocator", "gistnet", "lensnet", "objective", "variants")
 PRESETS = sorted(f"{kind}/{file.stem}" for kind in KINDS for file in (GIN / kind).glob("*.gin"))
 
 
@@ -38,7 +38,8 @@ def test_it_selects_its_plug_in_and_names_all_its_parameters(preset):
     kind, name = preset.split("/")
     text = (GIN / f"{preset}.gin").read_text("utf-8")
     assert text.startswith("# ")
-    assert f"run.{kind} = @{kind}.{name}\n" in text
+    chosen = f"run.added_objectives = [@objective.{name}]" if kind == "objective" else f"run.{kind} = @{kind}.{name}"
+    assert f"{chosen}\n" in text
     shown = CliRunner().invoke(app, ["plugins", "show", f"{kind}.{name}"])
     assert shown.exit_code == 0, shown.output
     wanted = re.findall(rf"^({kind}\.{name}\.\w+) =", shown.output, re.MULTILINE)
