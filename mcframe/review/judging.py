@@ -16,13 +16,10 @@ RULES: dict[str, Callable[[Case], Outcome]] = {
         rules_of_contexts.rising_lod_delta, rules_of_contexts.implausible_delta,
         rules_of_contexts.lens_uncorrelated, rules_of_contexts.gist_no_better,
         rules_of_training.misaligned_tokens, rules_of_training.stalled_loss, rules_of_training.spiking_loss,
-        rules_of_training.not_finite,
+        rules_of_training.unmoved_weights, rules_of_training.not_finite,
     )
 }  # fmt: skip
 """Rules by the names that rules.toml has them under."""
-
-WEIGHTS_DO_NOT_MOVE = NotJudged("weights that do not move", "runs log no norms of weights or updates by module")
-"""Not to be answered from what runs log today. Every review says so, that nobody believes it was checked."""
 
 
 def judge(case: Case) -> tuple[list[Finding], list[NotJudged], list[str]]:
@@ -42,4 +39,4 @@ def judge(case: Case) -> tuple[list[Finding], list[NotJudged], list[str]]:
         else:
             silent.append(name)
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    return found, [*unjudged, WEIGHTS_DO_NOT_MOVE], silent
+    return found, unjudged, silent

@@ -5,9 +5,11 @@ from __future__ import annotations
 from mcframe.review.change import outliers, rise_bounds
 from mcframe.review.finding import Case, Finding, NotJudged, Outcome, Plot
 from mcframe.review.same_tokens import judge_tokens
+from mcframe.training.weight_change import METRIC as MOVED
 
 LOSSES = ("train/loss_lod0", "train/loss")
 _LR = "train/lr"
+_ENOUGH_DRAWN = 3
 
 
 def stalled_loss(case: Case) -> Outcome:
@@ -78,6 +80,44 @@ def not_finite(case: Case) -> Outcome:
     )
     step = "Find the first step at which it happens; lower the learning rate or clip the gradient."
     return Finding(rule, case.rules.severity(rule), title, evidence, step)
+
+
+def unmoved_weights(case: Case) -> Outcome:
+    """Modules that are to be trained and whose weights stay exactly as they are."""
+    rule, run = "unmoved_weights", case.run
+    names = run.named(MOVED)
+    if not names:
+        return case.missing(rule, f"{MOVED}MODULE")
+    late = {name: run.series[name].late(case.rules.late) for name in names}
+    least = case.rules.number(rule, "readings")
+    judged = [name for name in names if len(late[name]) >= least]
+    if not judged:
+        return case.short(rule, names[0])
+    # A change is no less than 0: a mean of exactly 0 is made of nothing else.
+    still = [name for name in judged if not late[name].any()]
+    if not still:
+        return None
+    moving = [name for name in judged if name not in still]
+    modules = ", ".join(name.removeprefix(MOVED) for name in still)
+    title = f"Weights do not move: {modules}." if moving else "No weights move at all."
+    evidence = [_stood_still(case, name) for name in still]
+    rate = run.get(_LR)
+    if rate is not None and not rate.late(case.rules.late).any():
+        evidence.append(f"{_LR} is 0 over this part of the run")
+    step = (
+        "Look whether its output reaches a loss, whether a detach or a no_grad cuts it off, and whether the weight of "
+        "its objective is 0; take what is meant to stand still out of run.trainable."
+    )
+    plot = Plot(rule, "Change of weights", (*still[:_ENOUGH_DRAWN], *moving[:_ENOUGH_DRAWN]))
+    return Finding(rule, case.rules.severity(rule), title, tuple(evidence), step, plot)
+
+
+def _stood_still(case: Case, name: str) -> str:
+    """Since when a module stands still, in words."""
+    series, readings = case.run.series[name], len(case.run.series[name].late(case.rules.late))
+    moved = series.steps[series.means > 0]
+    since = f"it moved last up to step {moved[-1]:,.0f}" if len(moved) else "it has never moved"
+    return f"{name}: exactly 0 at each of the last {readings} readings; {since}"
 
 
 def misaligned_tokens(case: Case) -> Outcome:

@@ -98,6 +98,12 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("train/loss_lod0", "nats", "lower", "next-token NLL of the uncompressed baseline"),
     Metric("train/lr", "1", "neither", "learning rate"),
     Metric("train/grad_norm", "1", "neither", "norm of the gradient before clipping"),
+    Metric(
+        "train/weight_change/{module}",
+        "fraction",
+        "neither",
+        "norm of what a module's weights changed by since the last line, over their norm; estimated from a sample",
+    ),
     Metric("train/tok_per_sec", "tokens/s", "higher", "dataset tokens a second, all ranks"),
     Metric("train/mfu", "fraction", "higher", "share of the device's peak FLOP/s: 0.41 is 41 %; every context counts"),
     Metric("train/tokens", "tokens", "neither", "dataset tokens so far"),
@@ -145,6 +151,7 @@ _PARAMETERS = {
     "length": r"\d+(?:\.\d+)?",
     "condition": "full|drop|mean|swap|gist|drop_twin|mean_twin",
     "where": r"tail|evidence|gist_entry|\d+",
+    "module": r"\w+(?:\.\w+)*",
     "strategy": "full|random|recency|surprise|lens|oracle",
 }
 """What a parameter of a pattern may be; any other is a number."""

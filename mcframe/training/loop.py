@@ -34,6 +34,7 @@ from mcframe.training.interruption import Interruption
 from mcframe.training.report import cost
 from mcframe.training.run_directory import OPERATIVE, RunPlan
 from mcframe.training.validation import Validation
+from mcframe.training.weight_change import WeightChange
 
 PICTURES = 3
 
@@ -50,6 +51,7 @@ class Trainer:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.clock = TokenClock(recipe.batch_tokens, recipe.steps)
         self.accumulator = Accumulator(device)
+        self.weight_change = WeightChange(engine.model, device)
         self.loader = Loader(
             training_stream(assembly, self.rank, self.world_size),
             batch_sequences=recipe.sequences, micro_batch=engine.micro_batch,
@@ -153,6 +155,7 @@ class Trainer:
         return saved
 
     def _log(self) -> None:
+        self.accumulator.add(self.weight_change.collect())
         metrics = self.accumulator.read()  # waits for the device, so the stopwatch below measures finished work
         rate = self._interval.rate(self.clock.tokens)
         metrics |= {
@@ -165,7 +168,7 @@ class Trainer:
         }
         if (norm := self.engine.gradient_norm) is not None:
             metrics["train/grad_norm"] = norm
-        metrics |= self._utilisation(rate)
+        metrics |= self._utilisation(rate) | self.weight_change.norms(metrics)
         self._check_finite(metrics["train/loss"])  # reduced over ranks, so all of them stop here together
         self._publish(metrics)
         self._interval.restart(self.clock.tokens)
@@ -261,7 +264,7 @@ class Trainer:
         shared = {
             "step": self.clock.step, "loader": self.loader.merge(states), "first": self.first, "last": self.last,
         }  # fmt: skip
-        own = {"accumulator": self.accumulator.state()}
+        own = {"accumulator": self.accumulator.state(), "weights": self.weight_change.state()}
         path = checkpoints.save(
             self.engine, self.plan.directory, self._clock_settings(), shared, own, self.recipe.cadence.keep
         )
@@ -286,6 +289,7 @@ class Trainer:
         self.first, self.last = shared["first"], shared["last"]
         self.loader.restore(shared["loader"])
         self.accumulator.restore(own["accumulator"])
+        self.weight_change.restore(own.get("weights"))
         self.hooks.checkpoint_loaded(self._info(), checkpoint.path)
 
     # ---- the end ---------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def healthy(seed: int = 0, n: int = STEPS, rho: float = 0.3, per_step: int = 122
         "mc/lod_loss/1": loss + 0.5 + 0.05 * noise(rng, n, rho),
         "mc/preference_corr_mean": 0.25 + 0.08 * noise(rng, n, rho),
         "mc/wc_length": np.full(n, 1831.0),
+        "train/weight_change/gpt.blocks.0": around(0.02, 0.1),
+        "train/weight_change/lensnet.read": around(0.05, 0.1),
     }
 
 

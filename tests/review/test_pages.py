@@ -93,7 +93,6 @@ def test_the_review_of_the_founding_run(mcframe, seed_run):
         *headings,
         "0.41 is 41 %",
         "most likely timer: mc/variant_pack_ms",
-        "weights that do not move",
         "<b>&",
     ):
         assert said in text

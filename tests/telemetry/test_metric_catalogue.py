@@ -18,6 +18,7 @@ mc/gist_kl mc/gist_delta_penalty
 mc/build_ms mc/variant_ms mc/variant_pack_ms mc/lens_ms mc/other_ms mc/controller_ms mc/overhead_ms
 mc/focus_iterations mc/preference_strength mc/policy_kl mc/reconstruction_loss
 train/loss train/loss_lod0 train/lr train/grad_norm train/tok_per_sec train/mfu
+train/weight_change/gpt.blocks.11 train/weight_change/gistnet
 train/tokens train/tokens_per_step train/grad_accum_steps mc/grad_accum_steps
 val/loss val/bpb
 eval/controls/lod1_at_75/delta/gist/tail eval/controls/lod1_at_87.5/recovery/gist/16_low

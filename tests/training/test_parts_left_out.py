@@ -48,6 +48,10 @@ def test_only_what_is_trainable_moves(launches, root, stage, ranks, optimizer):
     )
     result = launches.run(*settings, ranks=ranks).succeeded()
     assert moved(result, settings, root) == {"gistnet", "reconstruction"}
+    last = result.metrics[4096]
+    changes = {name: change for name, change in last.items() if name.startswith("train/weight_change/")}
+    assert {name.split("/")[2].split(".")[0] for name in changes} == {"gistnet", "reconstruction"}
+    assert all(change > 0 for change in changes.values())
     assert len(result.curve("mc/reconstruction_loss")) == 4
     first, *others = result.curve("val/loss")  # the base model stands still, so plain validation does
     assert others == pytest.approx([first] * len(others), abs=1e-6)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.launcher
@@ -63,6 +64,20 @@ def test_a_covering_few_agree(launches, optimizer, stage, ranks):
 @pytest.mark.parametrize(("optimizer", "stage", "ranks"), ALL)
 def test_all_agree(launches, optimizer, stage, ranks):
     assert_equal_curves(launches, optimizer, stage, ranks, lambda *setting: True)
+
+
+def test_the_weights_of_every_module_are_seen_to_move_alike(launches):
+    """At ZeRO 3 each rank looks at a sample of its own partition: another estimate of the same change."""
+    whole, shared, parted = (
+        run(launches, "adamw", *which, ("adamw", *which) in LAUNCHED) for which in ((0, 1), (1, 2), (3, 2))
+    )
+    names = [name for name in whole.metrics[1024] if name.startswith("train/weight_change/")]
+    assert {"gpt.token_embed", "gpt.blocks.1", "gistnet", "lensnet.layers.0"} <= {n.split("/")[2] for n in names}
+    for name in names:
+        reference = np.array(whole.curve(name))
+        assert (reference > 1e-4).all()
+        assert np.allclose(shared.curve(name), reference, rtol=1e-3)
+        assert np.allclose(parted.curve(name), reference, rtol=0.2)
 
 
 def test_the_report_says_what_was_chosen(launches):
