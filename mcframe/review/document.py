@@ -25,16 +25,44 @@ class Items:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table. Columns but the first are figures, to the right, unless `words`."""
+    """A table. Columns but the first are figures, to the right, unless `words`.
+
+    meanings   what a row's first cell means, one a row, or nothing
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: bool = False
+    meanings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure that is read first: what it is, its value, a word on it. mood: a severity, or nothing."""
+
+    label: str
+    value: str
+    note: str = ""
+    mood: str = ""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles side by side."""
+
+    tiles: Sequence[Tile]
 
 
 @dataclass(frozen=True)
 class Verbatim:
-    """Text whose characters stand below each other, such as working contexts."""
+    """Text whose characters stand below each other."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Working contexts as `mcframe.telemetry.picture` draws them, a line a context."""
 
     text: str
 
@@ -58,7 +86,7 @@ class Found:
     picture: Picture | None
 
 
-Part = Text | Items | Grid | Verbatim | Picture | Found
+Part = Text | Items | Grid | Tiles | Verbatim | Strips | Picture | Found
 
 
 @dataclass

@@ -15,6 +15,7 @@ class Plot:
     metrics   what is drawn, each in the run and, where there is one, in its twin
     shade     a stretch to mark, in tokens
     line      a limit to draw
+    stacked   areas on top of each other, of the run alone, for parts of a whole
     """
 
     name: str
@@ -22,6 +23,7 @@ class Plot:
     metrics: tuple[str, ...]
     shade: tuple[float, float] | None = None
     line: float | None = None
+    stacked: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class NotJudged:
-    """A rule that could say nothing, and why."""
+    """A rule that could say nothing, why, and what to do that it can; nothing where that is plain."""
 
     rule: str
     reason: str
+    step: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,75 +3,52 @@
 from __future__ import annotations
 
 import html
+import re
+from importlib.resources import files
 
-from mcframe.review.document import Document, Found, Grid, Items, Part, Picture, Text
+from mcframe.review.document import Document, Found, Grid, Items, Part, Picture, Section, Strips, Text, Tiles
+from mcframe.telemetry.picture import CURSOR, RAW
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2127; --paper: #ffffff; --soft: #5b6570; --line: #d8dde3; --card: #f6f8fa;
-  --high: #b3261e; --medium: #a15c00; --low: #2f6f4f; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --paper: #14181c; --soft: #9aa5b1; --line: #343c45;
-  --card: #1c2228; --high: #ff8a80; --medium: #ffb74d; --low: #81c995; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 92rem; padding: 1rem clamp(.8rem, 3vw, 3rem) 4rem; background: var(--paper);
-  color: var(--ink); font: 16px/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: clamp(1.4rem, 4vw, 2rem); line-height: 1.2; margin: 1rem 0 .3rem; }
-h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
-h3 { font-size: 1.02rem; line-height: 1.4; margin: 0 0 .3rem; }
-p, li { max-width: 75ch; }
-ul, ol { padding-left: 1.4rem; }
-.soft { color: var(--soft); }
-.wide { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; margin: .5rem 0; }
-th, td { padding: .28rem .9rem .28rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
-  overflow-wrap: normal; }
-td { white-space: nowrap; }
-th:first-child, td:first-child, .words th, .words td { text-align: left; }
-.words td { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
-pre { background: var(--card); padding: .7rem; overflow-x: auto; font: .85rem/1.35 ui-monospace, monospace; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem; }
-figure { margin: .6rem 0; max-width: 42rem; }
-figcaption { font-size: .9rem; color: var(--soft); }
-svg { width: 100%; height: auto; display: block; color: var(--ink); }
-.finding { background: var(--card); border-left: 5px solid var(--low); padding: .8rem 1rem; margin: 1rem 0; }
-.finding.high { border-color: var(--high); } .finding.medium { border-color: var(--medium); }
-.tag { font-size: .85rem; font-weight: 600; } .high .tag { color: var(--high); }
-.medium .tag { color: var(--medium); } .low .tag { color: var(--low); }
-@media (min-width: 70rem) {
-  .finding { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 34rem); gap: 0 2rem; }
-  .finding figure { margin: 0; } }
-@media print { :root { --ink: #000; --paper: #fff; --soft: #444; --line: #bbb; --card: #fff; }
-  body { font-size: 10.5pt; }
-  .finding, figure, table, pre { break-inside: avoid; } h2, h3 { break-after: avoid; } .wide, pre { overflow: visible; }
-  pre { white-space: pre-wrap; } }
-"""
+_STRIP = re.compile(rf"[{re.escape(RAW + CURSOR)}\d]+(?=  )")
+"""The blocks of a working context, up to the two blanks before its figures."""
 
 
 def as_html(document: Document) -> str:
     """The page."""
-    body = [f"<h1>{_text(document.title)}</h1>", f'<p class="soft">{_text(document.subtitle)}</p>']
-    for section in document.sections:
-        body.append(f"<section><h2>{_text(section.title)}</h2>{_parts(section.parts)}</section>")
+    style = files("mcframe.review").joinpath("page.css").read_text("utf-8")
+    anchors = "".join(f'<a href="#{_anchor(s)}">{_text(_short(s.title))}</a>' for s in document.sections)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'  # or browsers ask the server for one
-        f"<title>{_text(document.title)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
+        f"<title>{_text(document.title)}</title><style>{style}</style></head>\n<body>\n"
+        f'<header><h1>{_text(document.title)}</h1><p class="soft">{_text(document.subtitle)}</p>'
+        f"<nav>{anchors}</nav></header>\n<main>\n"
+        + "\n".join(_section(section) for section in document.sections)
+        + "\n</main></body></html>\n"
     )
 
 
-def _parts(parts: list[Part]) -> str:
-    """Neighbouring pictures stand side by side where the page is wide."""
-    out: list[str] = []
-    beside = False
-    for part in parts:
-        picture = isinstance(part, Picture)
-        if picture != beside:
-            out.append('<div class="plots">' if picture else "</div>")
-        beside = picture
-        out.append(_part(part))
-    return "\n".join([*out, *(["</div>"] if beside else [])])
+def _short(title: str) -> str:
+    name = title.split(": ")[-1]
+    return name[0].upper() + name[1:]
+
+
+def _anchor(section: Section) -> str:
+    return re.sub(r"\W+", "-", section.title.lower()).strip("-")
+
+
+def _section(section: Section) -> str:
+    """What is said stands beside the pictures where the page is wide, above them where it is not."""
+    first = [_part(part) for part in section.parts if isinstance(part, Tiles)]
+    said = [_part(part) for part in section.parts if not isinstance(part, Picture | Tiles)]
+    drawn = [_part(part) for part in section.parts if isinstance(part, Picture)]
+    body = f'<div class="said">{"".join(said)}</div>' if said else ""
+    if drawn:
+        body += f'<div class="plots">{"".join(drawn)}</div>'
+    kind = "both" if said and drawn else "one"
+    body = f'{"".join(first)}<div class="{kind}">{body}</div>'
+    return f'<section id="{_anchor(section)}"><h2>{_text(section.title)}</h2>{body}</section>'
 
 
 def _part(part: Part) -> str:
@@ -82,11 +59,31 @@ def _part(part: Part) -> str:
         return f"<{tag}>" + "".join(f"<li>{_text(item)}</li>" for item in part.items) + f"</{tag}>"
     if isinstance(part, Grid):
         return _grid(part)
+    if isinstance(part, Tiles):
+        return _tiles(part)
     if isinstance(part, Picture):
-        return f"<figure>{part.svg}<figcaption>{_text(part.title)}</figcaption></figure>"
+        return f"<figure><figcaption>{_text(part.title)}</figcaption>{part.svg}</figure>"
     if isinstance(part, Found):
         return _found(part)
+    if isinstance(part, Strips):
+        return f'<pre class="strips">{_STRIP.sub(lambda found: _blocks(found[0]), part.text)}</pre>'
     return f"<pre>{_text(part.text)}</pre>"
+
+
+def _blocks(strip: str) -> str:
+    """Neighbouring blocks of one level in one span of its colour."""
+    runs = [found[0] for found in re.finditer(r"(.)\1*", strip)]
+    names = {RAW: "raw", CURSOR: "cursor"}
+    return "".join(f'<span class="{names.get(run[0], f"lod{min(3, ord(run[0]) - 48)}")}">{run}</span>' for run in runs)
+
+
+def _tiles(tiles: Tiles) -> str:
+    cells = [
+        f'<div class="tile {tile.mood}"><span class="soft">{_text(tile.label)}</span><b>{_text(tile.value)}</b>'
+        f'<span class="soft">{_text(tile.note)}</span></div>'
+        for tile in tiles.tiles
+    ]
+    return f'<div class="tiles">{"".join(cells)}</div>'
 
 
 def _found(part: Found) -> str:
@@ -95,16 +92,25 @@ def _found(part: Found) -> str:
     picture = _part(part.picture) if part.picture is not None else ""
     return (
         f'<article class="finding {finding.severity}"><div><h3>{part.number}. {_text(finding.title)}</h3>'
-        f'<span class="tag">{finding.severity}</span> <span class="soft">· {_text(finding.rule)}</span>'
+        f'<span class="tag">{finding.severity}</span> <span class="soft">rule {_text(finding.rule)}</span>'
         f"<ul>{evidence}</ul></div>{picture}</article>"
     )
 
 
 def _grid(grid: Grid) -> str:
     head = "".join(f"<th>{_text(column)}</th>" for column in grid.columns)
-    rows = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in grid.rows)
-    kind = ' class="words"' if grid.words else ""
-    return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    meanings = grid.meanings or [""] * len(grid.rows)
+    rows = "".join(
+        "<tr>" + "".join(_cell(cell, meaning if not at else "") for at, cell in enumerate(row)) + "</tr>"
+        for row, meaning in zip(grid.rows, meanings, strict=True)
+    )
+    kind = "words" if grid.words else "figures" if grid.meanings else "plain"
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _cell(text: str, meaning: str) -> str:
+    below = f'<span class="meaning">{_text(meaning)}</span>' if meaning else ""
+    return f"<td>{_text(text)}{below}</td>"
 
 
 def _text(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mcframe.review.document import Document, Found, Grid, Items, Part, Picture, Text
+from mcframe.review.document import Document, Found, Grid, Items, Part, Picture, Text, Tiles
 
 FOLDER = "plots"
 
@@ -24,6 +24,8 @@ def _part(part: Part) -> str:
         return "\n".join(f"{f'{i}.' if part.numbered else '-'} {_plain(item)}" for i, item in enumerate(part.items, 1))
     if isinstance(part, Grid):
         return _grid(part)
+    if isinstance(part, Tiles):
+        return _grid(Grid(("", "", ""), [(tile.label, tile.value, tile.note) for tile in part.tiles], words=True))
     if isinstance(part, Picture):
         return f"![{_plain(part.title)}]({FOLDER}/{part.name}.png)"
     if isinstance(part, Found):
@@ -46,8 +48,12 @@ def _found(part: Found) -> str:
 
 
 def _grid(grid: Grid) -> str:
-    ruler = ["---", *("---" if grid.words else "---:" for _ in grid.columns[1:])]
-    rows = [grid.columns, ruler, *grid.rows]
+    columns, rows = [*grid.columns], [[*row] for row in grid.rows]
+    ruler = ["---", *("---" if grid.words else "---:" for _ in columns[1:])]
+    if grid.meanings:
+        columns, ruler = [*columns, "meaning"], [*ruler, "---"]
+        rows = [[*row, meaning] for row, meaning in zip(rows, grid.meanings, strict=True)]
+    rows = [columns, ruler, *rows]
     return "\n".join("| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 

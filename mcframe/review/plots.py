@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mcframe.review.document import Picture
 from mcframe.review.finding import Plot
 from mcframe.review.record import Record
@@ -20,7 +22,8 @@ _INK = "#010203"
 
 _COLORS = ("#2f7fd6", "#e0702c", "#2a9d62", "#b55ad1", "#c9a100", "#d9486f", "#5b8c9e", "#8c6d46")
 _DASHES = ("-", "--", ":", "-.")
-_SIZE = (4.8, 2.7)
+_SIZE = (4.8, 2.9)
+_LONG_LABEL = 30
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.0, "axes.edgecolor": _INK,
     "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK,
@@ -33,14 +36,17 @@ def draw(plot: Plot, runs: Mapping[str, Record]) -> Picture | None:
 
     runs   label -> run. A metric keeps its colour, a run its dashes; where the plot has one metric, runs have colours.
     """
+    drawn = dict([next(iter(runs.items()))]) if plot.stacked else runs
     curves = [
         (index, number, name, label, run)
         for index, name in enumerate(plot.metrics)
-        for number, (label, run) in enumerate(runs.items())
+        for number, (label, run) in enumerate(drawn.items())
         if run.get(name) is not None and len(run.series[name])
     ]
     if not curves:
         return None
+    alone = len({label for _, _, _, label, _ in curves}) == 1
+    single = len({name for _, _, name, _, _ in curves}) == 1
     # Imported late: it takes most of a second. Without pyplot, which would look for a screen.
     import matplotlib
     from matplotlib.figure import Figure
@@ -49,10 +55,11 @@ def draw(plot: Plot, runs: Mapping[str, Record]) -> Picture | None:
         figure = Figure(figsize=_SIZE, layout="constrained")
         units = list(dict.fromkeys(_unit(name) for _, _, name, _, _ in curves))
         axes = figure.subplots(min(2, len(units)), 1, squeeze=False, sharex=True)[:, 0].tolist()
-        for index, number, name, label, run in curves:
+        if plot.stacked:
+            _stack(axes[0], curves[0][-1], [name for _, _, name, _, _ in curves])
+        for index, number, name, label, run in () if plot.stacked else curves:
             axis = axes[min(units.index(_unit(name)), len(axes) - 1)]
-            single = len(plot.metrics) == 1
-            _curve(axis, run, name, _label(name, label, single, len(runs) == 1), *_style(index, number, single))
+            _curve(axis, run, name, _label(name, label, alone), *_style(index, number, single))
         _finish(axes, plot, units, next(iter(runs.values())).x)
         svg, png = io.StringIO(), io.BytesIO()
         metadata: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -69,6 +76,18 @@ def _curve(axis: Axes, run: Record, name: str, label: str, color: str, dash: str
     axis.plot(series.tokens, series.means, dash, color=color, label=label, linewidth=1.3, marker=marker, markersize=3)
 
 
+def _stack(axis: Axes, run: Record, names: Sequence[str]) -> None:
+    from matplotlib.colors import to_rgba
+
+    tokens = run.series[names[0]].tokens
+    heights = [np.interp(tokens, run.series[name].tokens, run.series[name].means) for name in names]
+    colors = [_COLORS[at % len(_COLORS)] for at in range(len(names))]
+    # Behind the end of the palette colours come again, paler.
+    faces = [to_rgba(color, 0.85 if at < len(_COLORS) else 0.4) for at, color in enumerate(colors)]
+    axis.stackplot(tokens, heights, labels=names, colors=faces, linewidth=0)
+    axis.margins(x=0)
+
+
 def _finish(axes: Sequence[Axes], plot: Plot, units: Sequence[str], x: str) -> None:
     from matplotlib.ticker import EngFormatter
 
@@ -78,7 +97,13 @@ def _finish(axes: Sequence[Axes], plot: Plot, units: Sequence[str], x: str) -> N
         axis.grid(alpha=0.25, color="#888888", linewidth=0.6)
         axis.set_ylabel(unit if unit != "1" else "")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.legend(fontsize=8, frameon=False, loc="best")
+        # Above the axes: a legend among the curves hides one of them.
+        labels = axis.get_legend_handles_labels()[1]
+        columns = 2 if max(map(len, labels), default=0) <= _LONG_LABEL else 1
+        if labels:
+            axis.legend(
+                fontsize=8, frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3
+            )
     if plot.line is not None:
         # Of the last metric: a finding's plot has what it judges there.
         axes[-1].axhline(plot.line, color="#888888", linewidth=1.0, linestyle="--")
@@ -91,10 +116,8 @@ def _style(index: int, number: int, single: bool) -> tuple[str, str]:
     return _COLORS[index % len(_COLORS)], _DASHES[number % len(_DASHES)]
 
 
-def _label(name: str, run: str, single: bool, alone: bool) -> str:
-    if alone:
-        return name
-    return run if single else f"{name}, {run}"
+def _label(name: str, run: str, alone: bool) -> str:
+    return name if alone else f"{name}, {run}"
 
 
 def _unit(name: str) -> str:

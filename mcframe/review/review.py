@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 
-from mcframe.review.document import Document, Found, Grid, Items, Part, Picture, Text, Verbatim
-from mcframe.review.figures import COLUMNS, figure, late_mean, row, unit
-from mcframe.review.finding import Case, Finding, NotJudged, Plot
+from mcframe.review.controller_sections import layout, lens, quality
+from mcframe.review.document import Document, Found, Grid, Items, Part, Text, Tile, Tiles
+from mcframe.review.figures import figure, late_mean, table, unit
+from mcframe.review.finding import Case, Finding, NotJudged
 from mcframe.review.judging import judge
 from mcframe.review.plots import draw
 from mcframe.review.provenance import provenance
 from mcframe.review.record import Record
 from mcframe.review.rules import SEVERITIES
-from mcframe.review.run_facts import preferences_given_away
+from mcframe.review.rules_of_time import SPEED
 from mcframe.review.same_tokens import judge_tokens
+from mcframe.review.section_parts import plot, present, runs
+from mcframe.review.time_section import throughput
+from mcframe.training.weight_change import METRIC as MOVED
 
-_QUALITY = (
-    "mc/adv_delta_",
-    "mc/gist_entry_delta/",
-    "mc/lod_delta/",
-    "mc/delta_after/",
-    "mc/tail_delta",
-    "mc/lod_loss/",
-)
-_LENS = (
-    "mc/lens_loss", "mc/policy_score_abs_mean", "mc/policy_score_std_mean", "mc/preference_corr_mean",
-    "mc/preference_agreement", "mc/preference_strength", "mc/pref_span_corr", "mc/pref_score_corr",
-)  # fmt: skip
-_LAYOUT = ("mc/wc_length", "mc/lod_count/", "mc/focus_iterations")
 _VALIDATION = ("val/bpb", "val/loss", "train/loss_lod0", "train/loss")
 _TOKENS_READ = {
     True: "They read the same tokens",
     False: "They did not read the same tokens",
     None: "Whether they read the same tokens is unknown",
 }
-_TIME = ("train/tok_per_sec", "train/mfu", "train/hfu", "train/tokens_per_step")
 
 
 def review(case: Case) -> tuple[Document, list[Finding]]:
@@ -47,68 +38,63 @@ def review(case: Case) -> tuple[Document, list[Finding]]:
         f"Steps {run.steps[0]:,} to {run.steps[1]:,}, {run.tokens[1]:,} {run.x}. Written by mcframe review.",
     )
     document.section("Summary", *_summary(case, found))
-    document.section("Training throughput", *_throughput(case))
-    document.section("Controller metrics: LOD layout", *_layout(case))
-    document.section("Controller metrics: LensNet", *_lens(case))
-    document.section("Controller metrics: variant quality", *_quality(case))
-    runs = _runs(case)
+    document.section("Training throughput", *throughput(case))
+    document.section("Controller metrics: LOD layout", *layout(case))
+    document.section("Controller metrics: LensNet", *lens(case))
+    document.section("Controller metrics: variant quality", *quality(case))
+    document.section("Weights by module", *_weights(case))
     shown: list[Part] = [
-        Found(number, finding, draw(finding.plot, runs) if finding.plot else None)
+        Found(number, finding, draw(finding.plot, runs(case)) if finding.plot else None)
         for number, finding in enumerate(found, 1)
     ]
     document.section("Findings", *(shown or [Text("No rule found anything.")]), *_judged(unjudged, silent))
-    steps = list(dict.fromkeys(finding.step for finding in found))
+    advice = [*(finding.step for finding in found), *(each.step for each in unjudged if each.step)]
+    steps = list(dict.fromkeys(advice))
     document.section("Next steps", Items(steps, True) if steps else Text("None from the rules."))
     document.section("Provenance", *provenance(case))
     return document, found
 
 
-def _runs(case: Case) -> dict[str, Record]:
-    return {case.run.name: case.run} if case.twin is None else {case.run.name: case.run, case.twin.name: case.twin}
-
-
-def _plot(case: Case, name: str, title: str, *metrics: str) -> list[Part]:
-    picture = draw(Plot(name, title, metrics), _runs(case))
-    return [picture] if isinstance(picture, Picture) else []
-
-
-def _table(case: Case, names: list[str]) -> list[Part]:
-    return [Grid(COLUMNS, [row(case.run, name, case.rules) for name in names])] if names else []
-
-
-def _present(run: Record, wanted: tuple[str, ...]) -> list[str]:
-    names: list[str] = []
-    for name in wanted:
-        prefix = name.endswith(("/", "_"))
-        found = sorted(run.named(name), key=_natural) if prefix else [name] if run.get(name) else []
-        names += [each for each in found if each not in names]
-    return names
-
-
-def _natural(name: str) -> tuple[str, int]:
-    head, _, tail = name.rpartition("/")
-    return (head, int(tail)) if tail.isdigit() else (name, 0)
-
-
 def _summary(case: Case, found: list[Finding]) -> list[Part]:
-    run = case.run
-    took = timedelta(seconds=round(run.times[1] - run.times[0]))
-    items = [f"The run is {run.state}: {run.tokens[1]:,} {run.x}, {run.steps[1]:,} steps, {took}."]
-    name = next(iter(_present(run, _VALIDATION)), None)
-    if name is not None:
+    run, name = case.run, next(iter(present(case.run, _VALIDATION)), "")
+    items = []
+    if name:
         items.append(
             f"{name} went from {figure(run.series[name].first)} to {figure(run.series[name].last)} {unit(name)}."
         )
         if case.twin is not None:
             items += _against(case, case.twin, name)
-    speed = late_mean(run, "train/tok_per_sec", case.rules)
-    if run.get("train/tok_per_sec"):
-        items.append(f"Late in the run it read {speed} tokens/s.")
+    items += [f"{finding.severity}: {finding.title}" for finding in found] or ["No rule found anything."]
+    parts: list[Part] = [Tiles(_tiles(case, found, name)), Items(items)]
+    parts += plot(case, "summary", name, name) if name else []
+    if name.startswith("val/"):
+        parts += plot(case, "loss", "Training loss, uncompressed", _VALIDATION[2])
+    return parts
+
+
+def _tiles(case: Case, found: Sequence[Finding], name: str) -> list[Tile]:
+    run = case.run
+    took = timedelta(seconds=round(run.times[1] - run.times[0]))
+    tiles = [
+        Tile("state", run.state, f"{took} from first to last line"),
+        Tile(run.x, f"{run.tokens[1]:,}", f"{run.steps[1]:,} steps"),
+    ]
+    if name:
+        theirs = case.twin.last(name) if case.twin is not None else None
+        first = f"from {figure(run.series[name].first)}"
+        note = f"{first}; {case.twin.name}: {figure(theirs)}" if case.twin and theirs is not None else first
+        tiles.append(Tile(f"{name}, {unit(name)}", figure(run.series[name].last), note))
+    for metric, label in ((SPEED, "tokens/s"), ("train/mfu", "MFU, a fraction")):
+        if run.get(metric):
+            mean, _, doubt = late_mean(run, metric, case.rules).partition(" ± ")
+            said = f"mean of the last {100 * case.rules.late:.0f} %"
+            tiles.append(Tile(label, mean, f"{said}, ± {doubt}" if doubt else said))
     counts = Counter(finding.severity for finding in found)
     said = ", ".join(f"{counts[severity]} {severity}" for severity in SEVERITIES if counts[severity])
-    items.append(f"Findings: {said}." if found else "No rule found anything.")
-    items += [finding.title for finding in found if finding.severity == SEVERITIES[0]]
-    return [Items(items), *_plot(case, "summary", name, name)] if name else [Items(items)]
+    return [
+        *tiles,
+        Tile("findings", str(len(found)), said or "no rule found anything", found[0].severity if found else "low"),
+    ]
 
 
 def _against(case: Case, twin: Record, name: str) -> list[str]:
@@ -130,57 +116,19 @@ def _against(case: Case, twin: Record, name: str) -> list[str]:
     return items
 
 
-def _throughput(case: Case) -> list[Part]:
-    run = case.run
-    timers = run.named("", "_ms")
-    parts = _table(case, _present(run, _TIME) + timers)
-    if run.get("train/mfu"):
-        parts.append(Text("MFU is a fraction of the device's peak: 0.41 is 41 %, 0.0041 is 0.41 %."))
-    else:
-        parts.append(Text("No MFU is logged: the device's peak is unknown, or the device is a CPU."))
-    if not timers:
-        parts.append(Text("No timers of the step's parts are logged, so what a step spends its time on is not known."))
-    return parts + _plot(case, "throughput", "Speed", "train/tok_per_sec") + _plot(case, "timers", "Timers", *timers)
-
-
-def _layout(case: Case) -> list[Part]:
-    run = case.run
-    parts = _table(case, _present(run, _LAYOUT))
-    for tokens, text in run.strips:
-        parts += [
-            Text(f"At {tokens:,} {run.x}; · is a raw block, a digit the LOD of a gist, | the cursor:"),
-            Verbatim(text),
-        ]
-    return parts or [Text("The run logs no working contexts: it is a plain one, or they were not drawn.")]
-
-
-def _lens(case: Case) -> list[Part]:
-    run = case.run
-    names = _present(run, _LENS)
+def _weights(case: Case) -> list[Part]:
+    names = case.run.named(MOVED)
     if not names:
-        return [Text("No metrics of a LensNet in the log.")]
-    parts = _table(case, names)
-    if preferences_given_away(run.config) and any(name.startswith("mc/preference_") for name in names):
-        parts.append(Text(
-            "Agreement and correlation say nothing here: signs were asked for on the worse context of a pair alone, "
-            "where the level of detail gives them away (objectives.preference_sides). mc/pref_score_corr compares "
-            "gists with gists."
-        ))  # fmt: skip
-    return parts + _plot(case, "lens", "Correlation with preferences", "mc/preference_corr_mean", "mc/pref_score_corr")
-
-
-def _quality(case: Case) -> list[Part]:
-    run = case.run
-    names = _present(run, _QUALITY)
-    if not names:
-        return [Text("No ΔNLL in the log: no variants were trained.")]
-    plots = _plot(case, "adv_delta", "ΔNLL of variants", "mc/adv_delta_mean", "mc/tail_delta")
-    behind = _present(run, ("mc/lod_delta/", "mc/gist_entry_delta/"))
-    return _table(case, names) + plots + _plot(case, "lod_delta", "ΔNLL by level of detail", *behind)
+        return [Text("The log does not say how far weights move.")]
+    said = "How far a module's weights moved from one line of the log to the next, as a share of their norm. Exactly 0 "
+    said += "is a module that nothing reaches. Parts that the run does not train are not listed."
+    grid = table(case.run, names, case.rules)
+    rows = [(row[0].removeprefix(MOVED), *row[2:]) for row in grid.rows]
+    return [Text(said), Grid(("module", *grid.columns[2:]), rows)]
 
 
 def _judged(unjudged: list[NotJudged], silent: list[str]) -> list[Part]:
-    parts: list[Part] = [Text(f"Looked and found nothing: {', '.join(silent) or 'none'}.")]
+    parts: list[Part] = [Text(f"Rules that looked and found nothing: {', '.join(silent) or 'none'}.")]
     if unjudged:
         parts.append(Grid(("not judged", "why"), [(each.rule, each.reason) for each in unjudged], words=True))
     return parts

@@ -132,7 +132,12 @@ def gist_no_better(case: Case) -> Outcome:
         if {f"{n}_low", f"{n}_high"} <= measured.keys()
     }
     if not judged:
-        return NotJudged(rule, "no gist_minus/drop in evaluation/eval.json; mcframe eval writes it")
+        step = "Run mcframe eval: whether a gist is better than leaving its block out was not measured."
+        return NotJudged(
+            rule,
+            "no gist_minus/drop in evaluation/eval.json; mcframe eval writes it",
+            step if case.run.get(ADV) else "",
+        )
     bad = {name: bounds for name, bounds in judged.items() if not bounds[2] < 0}
     if not bad:
         return None

@@ -15,7 +15,13 @@ from mcframe.telemetry.flops import PEAK
 
 SPEED, MFU, PER_STEP = "train/tok_per_sec", "train/mfu", "train/tokens_per_step"
 PARTS = ("mc/build_ms", "mc/variant_ms", "mc/variant_pack_ms", "mc/lens_ms", "mc/other_ms")
-_SUMS = ("mc/controller_ms", "mc/overhead_ms")
+OTHER = PARTS[-1]
+OTHER_PARTS = (
+    "train/data_ms", "train/base_ms", "train/objectives_ms", "train/metrics_ms", "train/backward_ms",
+    "train/optimizer_ms",
+)  # fmt: skip
+"""What mc/other_ms is made of, where a run times it in detail."""
+_SUMS = ("mc/controller_ms", "mc/overhead_ms", "train/step_ms")
 _PACK = "mc/variant_pack_ms"
 
 
@@ -58,7 +64,9 @@ def _cause(
 ) -> tuple[str, tuple[str, ...], str]:
     """(words, evidence, timer) for the timer that clearly rose, by most milliseconds; words alone where none did."""
     run = case.run
-    timers = [name for name in run.named("", "_ms") if name not in _SUMS]
+    # A sum rises whatever rises in it, and is no cause.
+    sums = (*_SUMS, OTHER) if any(run.get(name) for name in OTHER_PARTS) else _SUMS
+    timers = [name for name in run.named("", "_ms") if name not in sums]
     if not timers:
         return "no timer in the log says why", (), ""
     rises = []

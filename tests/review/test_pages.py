@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from synthetic_runs import CONFIG, healthy, like_the_seed, write_run
+from torch.utils.tensorboard import SummaryWriter
 from typer.testing import CliRunner
 
 from mcframe.cli.app import app
 from mcframe.review.comparing import groups, named
+from mcframe.review.figures import with_error
 from mcframe.review.record import read_run
 
 VOID = {"meta", "link", "br", "img", "use", "path"}
@@ -87,7 +89,7 @@ def test_the_review_of_the_founding_run(mcframe, seed_run):
     headings = re.findall(r"^## (.+)$", markdown, re.M)
     assert headings == [
         "Summary", "Training throughput", "Controller metrics: LOD layout", "Controller metrics: LensNet",
-        "Controller metrics: variant quality", "Findings", "Next steps", "Provenance",
+        "Controller metrics: variant quality", "Weights by module", "Findings", "Next steps", "Provenance",
     ]  # fmt: skip
     for said in (
         *headings,
@@ -126,6 +128,43 @@ def test_a_healthy_run_and_its_twin(mcframe, tmp_path):
     assert "Steps 5 to 160" in markdown
     assert "They read the same tokens" in markdown
     assert "that of twin" in markdown
+
+
+def test_metrics_are_told_with_what_they_mean_and_whether_they_change(mcframe, seed_run):
+    mcframe("review", seed_run)
+    markdown = (seed_run / "review" / "review.md").read_text("utf-8")
+    rows = {line.split(" | ")[0][2:]: line.split(" | ") for line in markdown.splitlines() if line.startswith("| mc/")}
+    name, unit, first, last, mean, trend, means = rows["mc/lod_delta/1"]
+    assert unit == "nats"
+    late = read_run(seed_run).series["mc/lod_delta/1"].late(0.5)
+    assert float(mean.split(" ± ")[0]) == pytest.approx(late.mean(), abs=0.01)
+    assert trend.startswith("↗ +0.9")
+    assert "shortly behind a span" in means
+    assert rows["mc/build_ms"][5] == "→"
+
+
+def test_working_contexts_are_coloured_by_level(mcframe, tmp_path):
+    run = write_run(tmp_path / "run", healthy())
+    writer = SummaryWriter(str(run / "tensorboard"))
+    writer.add_text("working_contexts", "    focused ·1·22|··  9 of 16 entries, 2 gists", 12288)
+    writer.close()
+    assert mcframe("review", run).exit_code == 0
+    html = (run / "review" / "review.html").read_text("utf-8")
+    strip = (
+        'focused <span class="raw">·</span><span class="lod1">1</span><span class="raw">·</span>'
+        '<span class="lod2">22</span><span class="cursor">|</span><span class="raw">··</span>  9 of 16 entries, 2 gists'
+    )
+    assert strip in html
+    assert "focused ·1·22|··  9 of 16" in (run / "review" / "review.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "said"),
+    [(3745.3, 192.6, "3,750 ± 190"), (0.00507, 0.000493, "0.00507 ± 0.00049"), (1.5, 0.2, "1.50 ± 0.20"),
+     (0.0041, 9.4e-9, "0.0041 ± 9.4e-09"), (12.0, 3.4, "12.0 ± 3.4"), (123456.0, 1234.0, "123,500 ± 1,200")],
+)  # fmt: skip
+def test_a_mean_has_as_many_places_as_its_error(value, half, said):
+    assert with_error(value, half) == said
 
 
 @pytest.mark.parametrize("lines", [1, 2, 5, 12])

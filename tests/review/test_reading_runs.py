@@ -14,6 +14,7 @@ from synthetic_runs import STEPS, healthy, write_run
 from torch.utils.tensorboard import SummaryWriter
 
 from mcframe.errors import UserError
+from mcframe.review.event_files import read_texts
 from mcframe.review.record import read_config, read_run
 from mcframe.review.series import CAPACITY, Series
 
@@ -140,13 +141,35 @@ def test_event_files_without_tokens_are_read_by_steps(tmp_path):
     assert "nothing of tokens" in record.notes[0]
 
 
-def test_torn_event_files_are_read_up_to_the_tear(tmp_path):
+def test_event_files_torn_at_any_byte_are_read_up_to_the_tear(tmp_path):
     write_events(tmp_path / "tb", {"train/loss": healthy()["train/loss"]}, True)
     (file,) = (tmp_path / "tb").glob("*tfevents*")
     whole = file.read_bytes()
-    for cut in range(len(whole) - 400, len(whole) - 1, 37):
+    text = whole.index(b"working_contexts")
+    for cut in [*range(len(whole) - 150, len(whole)), *range(text - 40, text + 60)]:
         file.write_bytes(whole[:cut])
-        assert 150 < len(read_run(tmp_path / "tb").series["train/loss"]) <= STEPS
+        record = read_run(tmp_path / "tb")
+        assert STEPS - 2 <= len(record.series["train/loss"]) <= STEPS
+        assert len(record.series["train/tokens"]) <= STEPS
+        assert record.strips in ([], [(12288, "·1··|··")])
+    file.write_bytes(whole[:text])
+    assert read_run(tmp_path / "tb").strips == []
+    file.write_bytes(whole[: len(whole) // 2] + bytes(200))  # a file that grew before its data was written
+    assert len(read_run(tmp_path / "tb").series["train/loss"]) < STEPS
+
+
+def test_the_first_and_the_last_text_are_found_among_much_else(tmp_path):
+    for run in range(2):
+        writer = SummaryWriter(str(tmp_path / "run" / "tensorboard"), filename_suffix=f".{run}")
+        for at in range(1 + 10 * run, 11 + 10 * run):
+            writer.add_scalar("train/working_contexts", 1.0, at)
+            writer.add_text("samples", "working_contexts/text_summary", at)
+            writer.add_text("working_contexts", f"    focused ·{at}··|··\n    random", at)
+        writer.close()
+    first, last = read_texts(tmp_path / "run", "working_contexts")
+    assert first == (1, "focused ·1··|··\nrandom")
+    assert last == (20, "focused ·20··|··\nrandom")
+    assert read_texts(tmp_path / "run", "nothing") == []
 
 
 def test_what_is_no_run_is_told(tmp_path):

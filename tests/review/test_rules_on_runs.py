@@ -113,6 +113,20 @@ def test_a_dip_without_a_timer_that_rose_names_none(tmp_path):
     assert "no timer in the log" in findings(write_run(tmp_path / "b", bare))["throughput_dip"].title
 
 
+def test_a_sum_of_timers_is_never_the_cause_of_a_dip(tmp_path):
+    """The step and the remainder rise by as much as the part that rose, and by its noise more."""
+    figures = like_the_seed()
+    parts = {"train/backward_ms": 1500.0, "train/base_ms": 600.0, "train/optimizer_ms": 300.0}
+    for name, ms in parts.items():
+        figures[name] = np.full(STEPS, ms) + noise(np.random.default_rng(len(name)), STEPS)
+    figures["train/optimizer_ms"] = figures["train/optimizer_ms"] + figures["mc/variant_pack_ms"]
+    figures["mc/variant_pack_ms"] = figures["mc/variant_pack_ms"] * 0 + 4
+    figures["mc/other_ms"] = sum(figures[name] for name in parts) + 1
+    figures["train/step_ms"] = figures["mc/other_ms"] + 719.0
+    found = findings(write_run(tmp_path / "run", figures))
+    assert "most likely timer: train/optimizer_ms" in found["throughput_dip"].title
+
+
 def test_a_single_slow_interval_is_no_dip(tmp_path):
     figures = healthy(3)
     figures["train/tok_per_sec"][50] /= 3

@@ -1,0 +1,97 @@
+"""What a real run leaves at whatever moment it is killed can be reviewed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from mcframe.cli.app import app
+from mcframe.errors import UserError
+from mcframe.review.finding import Case
+from mcframe.review.judging import judge
+from mcframe.review.record import read_run
+from mcframe.review.review import review
+from mcframe.review.rules import read_rules
+
+pytestmark = pytest.mark.launcher
+
+EVERY = 5  # looks at the folder between copies where no line was written
+
+
+class Moments:
+    """Stops a run again and again, copies its folder, lets it go on; kills it in the end.
+
+    Stopped, a process has written just what it would have written had it been killed there.
+    """
+
+    def __init__(self, run_dir, folder):
+        self.run_dir, self.folder, self.kept = run_dir, folder, []
+        self.thread = None
+
+    def watch(self, line, process):
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._follow, args=(process,))
+            self.thread.start()
+
+    def _follow(self, process):
+        while process.poll() is None and not (self.run_dir / "metrics.jsonl").exists():
+            time.sleep(0.02)
+        seen, looks = -1, 0
+        while process.poll() is None:
+            size, looks = (self.run_dir / "metrics.jsonl").stat().st_size, looks + 1
+            saved = any(self.run_dir.glob("checkpoints/tokens-*"))
+            if saved or size != seen or looks % EVERY == 0:
+                os.killpg(process.pid, signal.SIGSTOP)
+                kept = self.folder / f"moment-{len(self.kept)}"
+                shutil.copytree(self.run_dir, kept, ignore=shutil.ignore_patterns("checkpoints"))
+                self.kept.append(kept)
+                os.killpg(process.pid, signal.SIGKILL if saved else signal.SIGCONT)
+            seen = size
+            time.sleep(0.1)
+
+
+def test_a_run_killed_at_any_moment_leaves_files_that_review_reads(launches, tmp_path):
+    run_dir = tmp_path / "run"
+    moments = Moments(run_dir, tmp_path)
+    result = launches.run("cadence.log_tokens = 1024", run_dir=run_dir, watch=moments.watch)
+    moments.thread.join()
+    assert result.code == -signal.SIGKILL, result.output[-2000:]
+    lines = []
+    for moment in (*moments.kept, run_dir):
+        if not (moment / "metrics.jsonl").read_bytes():
+            with pytest.raises(UserError, match="no metric between"):
+                read_run(moment)
+            continue
+        record = read_run(moment)
+        lines.append(record.lines)
+        assert record.state == "running"  # silent for seconds only
+        judge(Case(record, read_rules()))
+    assert lines == sorted(lines)
+    assert lines[-1] >= 8
+    assert len(set(lines)) >= 4
+    outcome = CliRunner().invoke(app, ["review", str(run_dir)])
+    assert outcome.exit_code == 0, outcome.output
+
+
+def test_a_run_torn_at_any_byte_of_its_last_lines_is_reviewed(launches, tmp_path):
+    """A shared run, whole; its files cut where a crash of the machine may cut them."""
+    whole = launches.shared("cadence.log_tokens = 1024").succeeded().run_dir
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("checkpoints", "wandb", "summary.json"))
+    content = (run / "metrics.jsonl").read_bytes()
+    ends = [at + 1 for at, byte in enumerate(content) if byte == ord("\n")]
+    for cut in range(ends[-2] - 2, len(content) + 1):
+        (run / "metrics.jsonl").write_bytes(content[:cut])
+        record = read_run(run)
+        assert record.lines == len(ends) - 2 + (cut >= ends[-2] - 1) + (cut >= ends[-1] - 1)
+    (run / "metrics.jsonl").write_bytes(content[: ends[-1] - 40])
+    (events,) = (run / "tensorboard").glob("*tfevents*")
+    events.write_bytes(events.read_bytes()[:-30])
+    document, _ = review(Case(read_run(run), read_rules()))
+    assert len(document.pictures()) >= 5
