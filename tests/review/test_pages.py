@@ -134,7 +134,7 @@ def test_metrics_are_told_with_what_they_mean_and_whether_they_change(mcframe, s
     mcframe("review", seed_run)
     markdown = (seed_run / "review" / "review.md").read_text("utf-8")
     rows = {line.split(" | ")[0][2:]: line.split(" | ") for line in markdown.splitlines() if line.startswith("| mc/")}
-    name, unit, first, last, mean, trend, means = rows["mc/lod_delta/1"]
+    _, unit, _, _, mean, trend, means = rows["mc/lod_delta/1"]
     assert unit == "nats"
     late = read_run(seed_run).series["mc/lod_delta/1"].late(0.5)
     assert float(mean.split(" ± ")[0]) == pytest.approx(late.mean(), abs=0.01)
