@@ -9,7 +9,7 @@ import numpy as np
 
 from mcframe.review.change import Stretch, find_stretch, mean_bounds
 from mcframe.review.finding import Case, Finding, NotJudged, Outcome, Plot
-from mcframe.review.run_facts import plain_flops
+from mcframe.review.run_facts import device, plain_flops, ranks
 from mcframe.review.series import Series, Values
 from mcframe.telemetry.flops import PEAK
 
@@ -104,6 +104,8 @@ def slow_pack(case: Case) -> Outcome:
     pack = case.run.get(_PACK)
     if pack is None:
         return case.missing(rule, _PACK)
+    if device(case.run.provenance) == "cpu":
+        return NotJudged(rule, "the limit is for embeddings that stay on a GPU; this run is on a CPU")
     values, where = pack.means, "over the run"
     stretch = find_stretch(values, case.rules.alpha)
     shade = None
@@ -209,13 +211,14 @@ def mfu_unit(case: Case) -> Outcome:
     rate = mean_bounds(speed.late(case.rules.late), case.rules.level)
     if bounds is None or rate is None:
         return case.short(rule, MFU)
-    plain = rate.high * flops / peak
+    devices = ranks(run.provenance)
+    plain = rate.high * flops / (peak * devices)
     if bounds.low <= case.rules.number(rule, "times") * plain:
         return None
     title = f"MFU is logged as {bounds.value:.3g}, but the speed allows {plain:.2g}: it is per cent, not a fraction."
     evidence = (
-        f"{rate.value:,.0f} tokens/s × {flops / 1e9:.3g} GFLOP a token / {peak / 1e12:,.0f} TFLOP/s = {plain:.2g} for "
-        f"the plain model on one device; variants cost a few times that, not {bounds.value / plain:,.0f} times",
+        f"{rate.value:,.0f} tokens/s × {flops / 1e9:.3g} GFLOP a token / {devices} × {peak / 1e12:,.0f} TFLOP/s = "
+        f"{plain:.2g} for the plain model; variants cost a few times that, not {bounds.value / plain:,.0f} times",
     )
     return Finding(rule, severity, title, evidence, step, plot)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from mcframe.telemetry.flops import gpt_flops_per_token
 
@@ -35,6 +36,18 @@ def plain_flops(config: Mapping[str, str]) -> float | None:
     if depth is None or width is None or window is None:
         return None
     return gpt_flops_per_token(round(12 * depth * width**2), round(depth), round(width), round(window))
+
+
+def device(provenance: Mapping[str, Any]) -> str | None:
+    """What the run computed on: a GPU's name, or `cpu`. None where it is not written down, as in older runs."""
+    machine = provenance.get("machine")
+    return machine.get("device") if isinstance(machine, dict) else None
+
+
+def ranks(provenance: Mapping[str, Any]) -> int:
+    """How many ranks the run had; 1 where it is not written down."""
+    machine = provenance.get("machine")
+    return int(machine.get("ranks", 1)) if isinstance(machine, dict) else 1
 
 
 def preferences_given_away(config: Mapping[str, str]) -> bool:

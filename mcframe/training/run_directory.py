@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mcframe.errors import UserError
 from mcframe.training.checkpoints import Checkpoint, checkpoints, find
@@ -66,7 +69,13 @@ def _origin() -> dict[str, Any]:
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "machine": {"system": platform.platform(), "processor": _processor()},
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "ranks": int(os.environ.get("WORLD_SIZE", "1")),
+        },
         "versions": {name: _version(name) for name in ("mcframe", "torch", "deepspeed", "gin-config", "pluggy")},
         "revision": _revision(),
     }

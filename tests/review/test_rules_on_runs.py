@@ -211,6 +211,24 @@ def test_mfu_of_forty_one_per_cent_that_the_speed_contradicts(tmp_path):
     )
 
 
+def test_of_several_devices_each_has_its_peak(tmp_path):
+    """0.05 is less than 30 times what the plain model reaches on one device at this speed, and far more on four."""
+    figures = like_the_seed()
+    figures["train/mfu"] = np.full(STEPS, 0.05) + 0.001 * noise(np.random.default_rng(0), STEPS)
+    for ranks, found in ((1, False), (4, True)):
+        machine = {"device": "NVIDIA H100 80GB HBM3", "ranks": ranks}
+        run = write_run(tmp_path / str(ranks), figures, provenance={"machine": machine})
+        assert ("mfu_unit" in findings(run)) == found
+
+
+def test_packing_on_a_cpu_is_not_judged_by_the_limit_of_a_gpu(tmp_path):
+    figures = healthy(3)
+    figures["mc/variant_pack_ms"] += 50
+    run = write_run(tmp_path / "run", figures, provenance={"machine": {"device": "cpu"}})
+    _, unjudged, _ = judge(Case(read_run(run), read_rules()))
+    assert "slow_pack" in {each.rule for each in unjudged}
+
+
 def test_where_the_level_of_detail_gives_preferences_away_the_correlation_of_gists_is_judged(tmp_path):
     figures = healthy()
     figures["mc/pref_score_corr"] = 0.05 * noise(np.random.default_rng(1), STEPS)
