@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mcframe.cli import conformance
 from mcframe.cli.failure import guarded
-from mcframe.cli.options import NoPlugin, Plugin, StrictPlugins, Traceback, plugin_options
+from mcframe.cli.options import NoPlugin, Plugin, Set, StrictPlugins, Traceback, plugin_options
 from mcframe.config.parameters import gin_lines, parameters_of
 from mcframe.config.published import Published
 from mcframe.discovery import PluginOptions
@@ -24,7 +25,9 @@ from mcframe.registry import BrokenPlugin, Registered, Registry
 from mcframe.registry import Plugin as Installed
 from mcframe.training.settings import SEVERAL
 
-plugins = typer.Typer(help="List the plug-ins that there are, with their packages; show what one of them takes.")
+plugins = typer.Typer(
+    help="List the plug-ins that there are, with their packages; show what one of them takes; check them."
+)
 
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
@@ -38,7 +41,7 @@ def list_(
     json_: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """List the plug-ins that there are, with their packages; show what one of them takes."""
+    """List the plug-ins that there are, with their packages; show what one of them takes; check them."""
     context.obj = plugin_options(plugin, no_plugin, strict_plugins)
     if context.invoked_subcommand is None:
         raise typer.Exit(guarded(lambda: _list(all_plugins(context.obj), as_json=json_), traceback=traceback))
@@ -55,9 +58,39 @@ def show(
     traceback: Traceback = False,
 ) -> None:
     """Show what one plug-in is, and its parameters as gin lines to paste."""
-    outer: PluginOptions = context.obj
-    options = PluginOptions((*outer.named, *plugin), (*outer.without, *no_plugin), outer.strict or strict_plugins)
+    options = _more(context.obj, plugin, no_plugin, strict_plugins)
     raise typer.Exit(guarded(lambda: _show(all_plugins(options), name, as_json=json_), traceback=traceback))
+
+
+@plugins.command()
+def check(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="[KIND.NAME]...", help="Such as gistnet.transformer.")] = [],  # noqa: B006
+    every: Annotated[bool, typer.Option("--all", help="Every plug-in that there is.")] = False,
+    slow: Annotated[bool, typer.Option("--slow", help="Also clauses that start processes or compile.")] = False,
+    set_: Set = [],  # noqa: B006
+    width: Annotated[int, typer.Option("--width", help="Width of the models that they are built for.")] = 16,
+    plugin: Plugin = [],  # noqa: B006
+    no_plugin: NoPlugin = [],  # noqa: B006
+    strict_plugins: StrictPlugins = False,
+    json_: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Check plug-ins against the clauses of docs/conformance.md. Exit code 1 where one does not conform."""
+    options = _more(context.obj, plugin, no_plugin, strict_plugins)
+    raise typer.Exit(
+        guarded(
+            lambda: conformance.check(
+                all_plugins(options), names, every=every, settings=set_, width=width, slow=slow, as_json=json_
+            ),
+            traceback=traceback,
+        )
+    )
+
+
+def _more(outer: PluginOptions, plugin: list[str], no_plugin: list[str], strict: bool) -> PluginOptions:
+    """The options of `mcframe plugins` and those of the command behind it."""
+    return PluginOptions((*outer.named, *plugin), (*outer.without, *no_plugin), outer.strict or strict)
 
 
 def _list(registry: Registry, *, as_json: bool) -> int:

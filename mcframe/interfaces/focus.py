@@ -26,6 +26,16 @@ class Allocator(ABC):
     iterations: int = 1
     """How often the framework scores and allocates again before it takes the focus."""
 
+    highest_lod: int | None = None
+    """The highest level that it uses; None = every level of the tree."""
+
+    fills_budget: bool = True
+    """Whether from the raw context it reaches the largest length within the budget. False where thresholds, or a search
+    that is not exact, may leave entries unused."""
+
+    follows_scores: bool = True
+    """Whether scores alone decide which blocks are compressed first. False where chance or places have a say."""
+
     @abstractmethod
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
         """The next focus.

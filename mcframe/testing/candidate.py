@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -58,6 +60,12 @@ class Candidate:
         """Its factory and what a gin file may bind of it."""
         return Published(self.name, self.entry.factory, self.kind)
 
+    @property
+    def unset(self) -> list[str]:
+        """Bindings without which it cannot be built and that the settings do not have."""
+        wanted = [f"{self.name}.{name}" for name in self.published.required]
+        return [each for each in wanted if not any(re.match(rf"{re.escape(each)}\s*=", one) for one in self.settings)]
+
     @cached_property
     def specimen(self) -> Any:
         """One that is built for the plain geometry. Raises what the factory raises."""
@@ -77,8 +85,11 @@ class Candidate:
             supplied = (ModelShape(self.width, geometry),)
         elif self.published.supplied:
             supplied = (geometry,)
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            torch.manual_seed(seed)
+        # Every call within a device's context takes longer; the CPU needs none.
+        place = nullcontext() if device == "cpu" else torch.device(device)
+        with torch.random.fork_rng(devices=[]), place:
+            # Not torch.manual_seed: without a GPU it writes down a traceback for later, ten times as slow.
+            torch.default_generator.manual_seed(seed)
             return self._loaded().build(self.name, *supplied)
 
     def _loaded(self) -> Config:

@@ -35,5 +35,13 @@ CAPABILITIES: Mapping[str, Capability] = {
         "`context_blocks` is not 0 and `reads_layer` is 0", "each node is read for itself",
         lambda part: part.context_blocks != 0 and not part.reads_layer,
     ),
+    "fills the budget": Capability(
+        "`fills_budget`", "it declares that it may leave entries of the budget unused", lambda part: part.fills_budget
+    ),
+    "follows scores": Capability(
+        "`follows_scores`", "it declares that something else than scores decides", lambda part: part.follows_scores
+    ),
+    "variants": Capability("`count` is not 0", "it proposes no variants", lambda part: part.count != 0),
+    "pairs of variants": Capability("`count` is 2 or more", "it proposes less than two", lambda part: part.count > 1),
 }  # fmt: skip
 """By the name that clauses use."""

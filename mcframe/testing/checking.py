@@ -94,6 +94,8 @@ def _run(candidate: Candidate, clause: Clause, broken: set[str]) -> tuple[Outcom
     if meaningless := [id for id in clause.after if id in broken]:
         broken.add(clause.id)
         return "skipped", f"means nothing while {', '.join(meaningless)} fails"
+    if candidate.unset and not clause.id.startswith("P"):
+        return "skipped", f"it needs a setting: {', '.join(candidate.unset)}"
     try:
         if clause.needs and not candidate.has(clause.needs):
             return "skipped", CAPABILITIES[clause.needs].otherwise

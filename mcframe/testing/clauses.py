@@ -25,13 +25,17 @@ class Skipped(Exception):
     """A check does not apply to this plug-in or cannot be made on this machine. The message is the reason."""
 
 
+STEADY = ("M1", "M2", "M3")
+"""What a plug-in must keep before two of its results can be compared."""
+
+
 @dataclass(frozen=True)
 class Clause:
     """A numbered behaviour that plug-ins of some kinds must have.
 
     id       a letter and a number, as in docs/conformance.md
     title    the behaviour in one sentence
-    kinds    the kinds of plug-in that it is asked of
+    kinds    the kinds of plug-in that it is asked of; "*" = all
     needs    the capability without which it does not apply, from `capabilities`; empty = always
     after    clauses without which this one means nothing: it is skipped where one of them fails
     slow     it starts processes or compiles, and runs only where asked for
@@ -52,7 +56,10 @@ class Clause:
 
 
 CLAUSES: dict[str, Clause] = {}
-"""Every clause by its id; `mcframe.testing.every_clause` fills it."""
+"""Every clause by its id, in the order of its definition; `every_clause` fills it."""
+
+HOMES = ("plugins", "parts", "gistnet", "lensnet", "allocator", "variants", "networks", "learning")
+"""The modules that define clauses, in the order in which clauses are checked and may depend on each other."""
 
 
 def clause(
@@ -83,20 +90,16 @@ def clause(
 
 
 def clauses_of(kind: str) -> list[Clause]:
-    """The clauses that are asked of a kind: first those of every plug-in, then by letter and number."""
-    every_clause()
-    return sorted((each for each in CLAUSES.values() if kind in each.kinds), key=_order)
+    """The clauses that are asked of a kind, the slow ones last."""
+    asked = [each for each in every_clause().values() if kind in each.kinds or "*" in each.kinds]
+    return sorted(asked, key=lambda each: each.slow)
 
 
 def every_clause() -> Mapping[str, Clause]:
     """All clauses, in order. Loads the modules that define them."""
-    importlib.import_module("mcframe.testing.every_check")
-    return {each.id: each for each in sorted(CLAUSES.values(), key=_order)}
-
-
-def _order(clause: Clause) -> tuple[bool, bool, str, int]:
-    letter, number = clause.id[0], int(clause.id[1:])
-    return clause.slow, letter != "P", letter, number
+    for home in HOMES:
+        importlib.import_module(f"mcframe.testing.{home}")
+    return CLAUSES
 
 
 def expect(holds: bool, message: str) -> None:

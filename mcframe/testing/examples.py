@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 
 from mcframe.testing.clauses import NotConforming
 
-EXAMPLES = 12
+EXAMPLES = 10
 """How many examples a check tries by default."""
 
 
@@ -54,14 +54,14 @@ def for_all(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], exam
 
 
 @st.composite
-def geometries(draw: st.DrawFn, *, max_levels: int = 2, min_blocks: int = 1, max_window: int = 60) -> Geometry:
+def geometries(draw: st.DrawFn) -> Geometry:
     """Small trees: T need not be a multiple of K, the top level need not fit, slots may be several."""
     block_size = draw(st.integers(2, 5))
-    window = draw(st.integers(min_blocks * block_size, max(max_window, min_blocks * block_size)))
+    window = draw(st.integers(block_size, 60))
     return Geometry(
         window=window,
         block_size=block_size,
-        levels=draw(st.integers(1, max_levels)),
+        levels=draw(st.integers(1, 2)),
         slots=draw(st.integers(1, block_size - 1)),
         tail=draw(st.one_of(st.integers(0, min(window, 8)), st.integers(0, window))),
         sink=draw(st.integers(0, 2)),

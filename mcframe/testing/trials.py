@@ -1,22 +1,20 @@
-"""One call of a plug-in with its inputs, in a form that checks of every kind share.
+"""One call of a part of a model with its inputs, in a form that checks of every kind share.
 
-A trial knows how to call the plug-in, how to choose some of the rows of its inputs, and which tensors they are.
+A trial knows how to call the plug-in, which tensors it is called with, and how to choose some of their rows.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcframe.context.geometry import Geometry
-from mcframe.testing.candidate import Candidate
-from mcframe.testing.examples import SEEDS, geometries
+from mcframe.context.working_context import WorkingContext
+from mcframe.hookspecs import Sequences
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,8 @@ class Trial(ABC):
         """The tensors that it is called with; the first dimension of each is rows."""
 
     @abstractmethod
-    def with_inputs(self, inputs: dict[str, Tensor]) -> Trial:
-        """The same call with other tensors."""
+    def given(self, **inputs: Any) -> Trial:
+        """The same call with some tensors exchanged."""
 
     @property
     def rows(self) -> int:
@@ -50,7 +48,11 @@ class Trial(ABC):
 
     def chosen(self, rows: list[int]) -> Trial:
         """The same call with these rows alone, in this order; a row may occur more than once."""
-        return self.with_inputs({name: tensor[rows] for name, tensor in self.inputs.items()})
+        return self.given(**{name: tensor[rows] for name, tensor in self.inputs.items()})
+
+    def of(self, part: Any) -> Trial:
+        """The same call of another object, such as a copy."""
+        return replace(self, part=part)
 
 
 @dataclass(frozen=True)
@@ -70,55 +72,94 @@ class GistTrial(Trial):
         """The children."""
         return {"children": self.children}
 
-    def with_inputs(self, inputs: dict[str, Tensor]) -> GistTrial:
+    def given(self, **inputs: Any) -> GistTrial:
         """Other children."""
-        return replace(self, children=inputs["children"])
+        return replace(self, **inputs)
 
 
-def gist_trials(
-    candidate: Candidate, *, lod: int | None = None, min_blocks: int = 1, rows: int = 3
-) -> st.SearchStrategy[Callable[[], GistTrial]]:
-    """Calls of a GistNet at every level, with weights stirred so that everything in it takes part."""
+@dataclass(frozen=True)
+class _ContextTrial(Trial):
+    """Something that reads a working context."""
 
-    def trial(geometry: Geometry, level: int, seed: int) -> Callable[[], GistTrial]:
-        def make() -> GistTrial:
-            part = stirred(candidate.build(geometry, seed=seed), seed)
-            at = min(level if lod is None else lod, deepest(geometry))
-            shape = (rows, geometry.nodes(at), children_of(part, geometry, at), candidate.width)
-            return GistTrial(part, geometry, randn(shape, seed), at)
+    context: WorkingContext
 
-        return make
+    @property
+    def _of_context(self) -> dict[str, Tensor]:
+        context = self.context
+        found = {"focus": context.focus, "token": context.token, "lod": context.lod, "valid": context.valid}
+        return found if context.age is None else found | {"age": context.age}
 
-    return st.builds(trial, geometries(min_blocks=min_blocks), st.integers(1, 2), SEEDS)
-
-
-def children_of(gistnet: Any, geometry: Geometry, lod: int) -> int:
-    """Children of a node at `lod`, as the framework counts them."""
-    return geometry.span(lod) if gistnet.reads_tokens else geometry.block_size * geometry.slots_at(lod - 1)
+    def _context_of(self, inputs: dict[str, Tensor]) -> WorkingContext:
+        fields: dict[str, Any] = {name: inputs.pop(name) for name in self._of_context if name in inputs}
+        return replace(self.context, **fields)
 
 
-def deepest(geometry: Geometry) -> int:
-    """The highest level of which the window holds a node."""
-    return max(lod for lod in range(1, geometry.levels + 1) if geometry.nodes(lod))
+@dataclass(frozen=True)
+class LensTrial(_ContextTrial):
+    """Entries before the cursor and their embeddings [R, L, D]."""
+
+    embeddings: Tensor
+
+    def run(self) -> Tensor:
+        """Scores [R, L]; 0 where there is no entry, for what stands there is nobody's business."""
+        scores: Tensor = self.part(self.context, self.embeddings)
+        fits = scores.shape == self.context.valid.shape
+        return torch.where(self.context.valid, scores, 0.0) if fits else scores
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The embeddings and the context's tensors."""
+        return {"embeddings": self.embeddings, **self._of_context}
+
+    def given(self, **inputs: Any) -> LensTrial:
+        """Other embeddings, or another context."""
+        return replace(self, context=self._context_of(inputs), **inputs)
 
 
-def randn(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Normal numbers of a seed, float32, whatever torch's own random state is."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+@dataclass(frozen=True)
+class AllocatorTrial(_ContextTrial):
+    """scores [R, L] of the entries of a context, seeds [R] and a budget in entries."""
+
+    scores: Tensor
+    seeds: Tensor
+    budget: int
+
+    def run(self) -> Tensor:
+        """The next focus [R, blocks]."""
+        focus: Tensor = self.part.allocate(self.scores, self.context, self.budget, self.seeds)
+        return focus
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """Scores, seeds and the context's tensors."""
+        return {"scores": self.scores, "seeds": self.seeds, **self._of_context}
+
+    def given(self, **inputs: Any) -> AllocatorTrial:
+        """Other scores or seeds, or another context."""
+        return replace(self, context=self._context_of(inputs), **inputs)
 
 
-def stirred(part: Any, seed: int) -> Any:
-    """A network in eval mode with noise on every parameter: what starts at zero must not hide what it will do."""
-    if isinstance(part, nn.Module):
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in part.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-        part.eval()
-    return part
+@dataclass(frozen=True)
+class VariantsTrial(Trial):
+    """tokens [B, T], seeds [B, V] and a reachable length; scores [B, cursor] where they are asked for."""
 
+    tokens: Tensor
+    seeds: Tensor
+    scores: Tensor | None
+    length: int
 
-TRIALS: dict[str, Callable[[Candidate], st.SearchStrategy[Callable[[], Trial]]]] = {
-    "gistnet": gist_trials,
-}
-"""Calls of a plug-in of each kind."""
+    def run(self) -> Tensor:
+        """Focuses [B, V, blocks]."""
+        sequences = Sequences(self.tokens, self.geometry)
+        focus: Tensor = self.part.propose(sequences, self.scores, self.length, self.seeds)
+        return focus
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """Tokens, seeds and scores."""
+        scores = {} if self.scores is None else {"scores": self.scores}
+        return {"tokens": self.tokens, "seeds": self.seeds, **scores}
+
+    def given(self, **inputs: Any) -> VariantsTrial:
+        """Other tokens, seeds or scores."""
+        return replace(self, **inputs)

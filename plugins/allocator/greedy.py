@@ -57,6 +57,8 @@ class GreedyAllocator(Allocator):
         self.expand_threshold, self.collapse_threshold = expand_threshold, collapse_threshold
         self.replacements, self.iterations, self.cooldown = replacements, iterations, cooldown
         self.protected_tail = protected_tail
+        exact = geometry.slots == 1 or geometry.levels == 1
+        self.fills_budget = exact and collapse_threshold >= 1 and protected_tail <= geometry.tail
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
         """Focus [R, blocks]; see the interface. Raises UserError where no context fits the budget."""

@@ -25,6 +25,8 @@ class TopKAllocator(Allocator):
     Raises UserError where the budget is below what LOD1 can reach.
     """
 
+    highest_lod = 1
+
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = replace(geometry, levels=1)
 

@@ -1,0 +1,80 @@
+"""Clauses of LensNets: scores in their range, of entries alone, without hindsight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from mcframe.context.working_context import raw_context, unroll
+from mcframe.testing.candidate import Candidate
+from mcframe.testing.clauses import clause, expect
+from mcframe.testing.examples import for_all
+from mcframe.testing.inputs import randn, trials
+from mcframe.testing.training_step import GEOMETRY, build_step, some_tokens
+from mcframe.testing.trials import LensTrial
+
+
+@clause("L1", "Scores have the shape [R, L], whatever the context", "lensnet", after=("P9",))
+def l1_shape(plugin: Candidate) -> None:
+    """Uncompressed, compressed to several levels, with several slots, of equal and of different lengths."""
+
+    def check(trial: LensTrial) -> None:
+        scores, wanted = trial.run(), list(trial.context.valid.shape)
+        expect(list(scores.shape) == wanted, f"{wanted} entries gave scores {list(scores.shape)} ({trial.geometry})")
+        expect(scores.is_floating_point(), f"scores are {scores.dtype}")
+
+    for_all(trials(plugin), check, examples=25)
+
+
+@clause("L2", "Scores lie in [-1, 1], whatever the scale of the embeddings", "lensnet", after=("L1",))
+def l2_range(plugin: Candidate) -> None:
+    """All zeros among them."""
+
+    def check(trial: LensTrial) -> None:
+        for scale in (0.0, 0.02, 1.0, 1e4):
+            scores = trial.given(embeddings=trial.embeddings * scale).run()
+            expect(bool(scores.isfinite().all()), f"embeddings of scale {scale} gave scores that are not finite")
+            most = float(scores.detach().abs().max()) if scores.numel() else 0.0
+            expect(most <= 1, f"embeddings of scale {scale} gave a score of {most:.3g}")
+
+    for_all(trials(plugin), check)
+
+
+@clause("L3", "What stands where `context.valid` is False does not matter", "lensnet", after=("L1", "M4"))
+def l3_filling(plugin: Candidate) -> None:
+    """Neither its embedding nor its place or level, nor whether it is there at all."""
+
+    def check(trial: LensTrial) -> None:
+        valid, wanted = trial.context.valid, trial.run()
+        noise = torch.where(valid[..., None], trial.embeddings, 50 * randn(tuple(trial.embeddings.shape), 1))
+        moved = _most(trial.given(embeddings=noise).run() - wanted)
+        expect(moved < 1e-4, f"with other embeddings in the filling, scores of entries change by up to {moved:.2g}")
+        for row, length in enumerate(valid.sum(dim=1).tolist()):
+            alone = unroll(trial.context.focus[[row]], trial.geometry, length + trial.geometry.tail).before_cursor()
+            scores = replace(trial, context=alone, embeddings=trial.embeddings[[row], :length]).run()
+            moved = _most(scores[0] - wanted[row, :length])
+            expect(moved < 1e-4, f"without filling, scores of entries change by up to {moved:.2g}")
+
+    for_all(trials(plugin, context="padded"), check)
+
+
+@clause("L4", "Nothing at or behind the cursor changes a score", "lensnet", after=("L3",))
+def l4_hindsight(plugin: Candidate) -> None:
+    """In the real step: the framework passes entries before the cursor alone, and there is no other way to look."""
+    step = build_step(plugin).eval()
+    tokens, cursor = some_tokens(0)[:, :-1], GEOMETRY.cursor
+    other = tokens.clone()
+    other[:, cursor:] = (other[:, cursor:] + 1) % step.gpt.vocab_size
+    focus = torch.zeros(len(tokens), GEOMETRY.blocks, dtype=torch.long)
+    focus[:, :4], focus[:, 4:6] = 2, 1
+    raw = raw_context(GEOMETRY, len(tokens), tokens.device)
+    with torch.no_grad():
+        for what, context in {"raw": raw, "compressed": unroll(focus, GEOMETRY)}.items():
+            one, two = (step.scores(context, step._table_of(each)) for each in (tokens, other))
+            moved = _most((one - two)[context.before_cursor().valid])
+            expect(moved < 1e-5, f"tokens behind the cursor change scores of the {what} context by up to {moved:.2g}")
+
+
+def _most(difference: torch.Tensor) -> float:
+    return float(difference.detach().abs().max()) if difference.numel() else 0.0

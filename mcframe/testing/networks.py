@@ -1,0 +1,109 @@
+"""Clauses of GistNets and LensNets as modules: building, saving, compiling, and learning."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from torch import nn
+
+from mcframe.context.geometry import Geometry
+from mcframe.testing.candidate import NETWORKS, Candidate
+from mcframe.testing.clauses import STEADY, clause, expect
+from mcframe.testing.inputs import gist_trial, lens_trial, plain_trial, stirred
+from mcframe.testing.observing import random_states, same
+from mcframe.testing.training_step import without_gradient
+from mcframe.testing.trials import Trial
+
+TREE = Geometry(window=66, block_size=4, levels=2, slots=2, tail=9)
+
+
+@clause("N1", "Built under equal seeds it has equal parameters", *NETWORKS, after=("P9",))
+def n1_seed(plugin: Candidate) -> None:
+    """Under torch's seed, which the framework sets; a twin starts from the same place."""
+    built = []
+    for others in (1, 2):
+        with random_states(others):
+            built.append(plugin.build(TREE, seed=5))
+    one, other = (each.state_dict() for each in built)
+    expect(one.keys() == other.keys(), "a second one has other parameters")
+    different = [name for name, value in one.items() if not torch.equal(value, other[name])]
+    expect(not different, f"under the same seed {', '.join(different)} differ")
+
+
+@clause("N2", "What it knows is in its state dict", *NETWORKS, after=STEADY)
+def n2_state_dict(plugin: Candidate) -> None:
+    """Saved, loaded strictly into another one, it gives the same."""
+    trial = plain_trial(plugin, TREE)
+    wanted = trial.run()
+    file = io.BytesIO()
+    torch.save(trial.part.state_dict(), file)
+    file.seek(0)
+    other = stirred(plugin.build(TREE, seed=8), 9)
+    other.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    expect(same(trial.of(other).run(), wanted), "another one that loads its state dict gives something else")
+
+
+@clause("N3", "It compiles as one graph", *NETWORKS, after=("M5", *STEADY))
+def n3_compiles(plugin: Candidate) -> None:
+    """`torch.compile(fullgraph=True)`: no break, and the same result."""
+    trial = plain_trial(plugin, TREE)
+    wanted = trial.run()
+    torch._dynamo.reset()
+    compiled = torch.compile(trial.part, fullgraph=True, backend="eager")
+    expect(same(trial.of(compiled).run(), wanted), "compiled, it gives something else")
+
+
+@clause("N4", "It works in bfloat16", *NETWORKS, after=("P9",))
+def n4_bfloat16(plugin: Candidate) -> None:
+    """As a run with `deepspeed.precision = 'bf16'` makes it: parameters and inputs alike."""
+    trial = plain_trial(plugin, TREE)
+    inputs = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in trial.inputs.items()
+    }
+    result = trial.of(trial.part.bfloat16()).given(**inputs).run()
+    expect(bool(result.isfinite().all()), "the result is not finite")
+
+
+@clause("N5", "Every parameter takes part in every step", *NETWORKS, needs="parameters", after=("P9",))
+def n5_used(plugin: Candidate) -> None:
+    """At ZeRO 3 a parameter without a gradient would be moved by an old one."""
+    part = stirred(plugin.build(TREE), 0).train()
+    for what, steps in _steps(plugin).items():
+        part.zero_grad(set_to_none=True)
+        for trial in steps:
+            result = trial.of(part).run()
+            if result.requires_grad:
+                weights = torch.linspace(0.5, 1.5, result.numel()).view_as(result)
+                torch.autograd.backward((result.float() * weights).sum())
+        unused = without_gradient(part)
+        expect(not unused, f"{what}: no gradient reaches {', '.join(unused)}")
+
+
+def _steps(plugin: Candidate) -> dict[str, list[Trial]]:
+    """The calls that different kinds of step make."""
+    if plugin.kind == "gistnet":
+        return {"over all levels": [gist_trial(plugin, TREE, 1, lod=lod) for lod in (1, 2)]}
+    return {
+        f"on {context} contexts": [lens_trial(plugin, TREE, 1, context=context)]
+        for context in ("raw", "equal", "padded")
+    }
+
+
+@clause(
+    "N6",
+    "Tables and thin maps are called `..._embed`, so that AdamW trains them and not Muon",
+    *NETWORKS,
+    needs="parameters",
+    after=("P9",),
+)
+def n6_names(plugin: Candidate) -> None:
+    """Muon is for maps between wide spaces: it takes what has two dimensions and no `embed` in its name."""
+    part = plugin.build(TREE)
+    tables = {f"{name}.weight".lstrip(".") for name, module in part.named_modules() if isinstance(module, nn.Embedding)}
+    wrong = [
+        name
+        for name, parameter in part.named_parameters()
+        if (name in tables or (parameter.dim() == 2 and min(parameter.shape) == 1)) and "embed" not in name
+    ]
+    expect(not wrong, f"Muon would train {', '.join(wrong)}")

@@ -1,0 +1,154 @@
+"""Clauses of all four kinds that a model is made of: rows, devices, random states, copies, and a real training step."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcframe.context.geometry import Geometry
+from mcframe.testing.candidate import PARTS, Candidate
+from mcframe.testing.clauses import STEADY, NotConforming, clause, expect
+from mcframe.testing.examples import for_all
+from mcframe.testing.inputs import plain_trial, trials
+from mcframe.testing.observing import NoReadingMethods, NoReads, operations, random_state, random_states, same
+from mcframe.testing.trials import Trial
+
+SMALL = Geometry(window=66, block_size=4, levels=2, slots=1, tail=9)
+LARGE = Geometry(window=66 + 64, block_size=4, levels=2, slots=1, tail=9)
+"""More blocks of the same size, and the same remainders."""
+
+
+@clause("M1", "Its inputs are as they were afterwards", *PARTS, after=("P9",))
+def m1_inputs(plugin: Candidate) -> None:
+    """They belong to the step, which goes on using them."""
+
+    def check(trial: Trial) -> None:
+        before = {name: tensor.clone() for name, tensor in trial.inputs.items()}
+        trial.run()
+        changed = [name for name, tensor in trial.inputs.items() if not torch.equal(tensor, before[name])]
+        expect(not changed, f"it has written to {', '.join(changed)}")
+
+    for_all(trials(plugin), check)
+
+
+@clause(
+    "M2", "In eval mode equal inputs and seeds give equal results, whatever was called before", *PARTS, after=("M1",)
+)
+def m2_deterministic(plugin: Candidate) -> None:
+    """A call on other rows lies between the two that are compared."""
+
+    def check(trial: Trial) -> None:
+        with random_states(1):
+            first = trial.run()
+        trial.chosen(list(range(trial.rows))[::-1]).run()
+        with random_states(1):
+            second = trial.run()
+        expect(same(first, second), f"a second call with the same inputs gave something else ({trial.geometry})")
+
+    for_all(trials(plugin), check)
+
+
+@clause("M3", "In eval mode it neither reads nor moves a global random state", *PARTS, after=("M2",))
+def m3_random_state(plugin: Candidate) -> None:
+    """Of torch, numpy and Python. Ranks, micro-batches and resumption must not change a result."""
+
+    def check(trial: Trial) -> None:
+        with random_states(1):
+            before = random_state()
+            first = trial.run()
+            expect(random_state() == before, "a global random state has moved")
+        with random_states(2):
+            expect(same(first, trial.run()), "the result depends on a global random state")
+
+    for_all(trials(plugin), check)
+
+
+@clause(
+    "M4", "A row's result depends on no other row: not on how many there are, nor on their order", *PARTS, after=STEADY
+)
+def m4_rows(plugin: Candidate) -> None:
+    """Each row alone, and all of them in another order."""
+
+    def check(trial: Trial) -> None:
+        every = trial.run()
+        backwards = list(range(trial.rows))[::-1]
+        expect(same(trial.chosen(backwards).run(), every[backwards]), "in another order, rows have other results")
+        for row in backwards:
+            expect(
+                same(trial.chosen([row]).run(), every[[row]]), f"row {row} alone has another result than among others"
+            )
+
+    for_all(trials(plugin), check)
+
+
+@clause("M5", "Nothing is read back to the host", *PARTS, after=("P9",))
+def m5_host(plugin: Candidate) -> None:
+    """No `.item()`, no `if tensor`, no indexing by a mask: each waits for the device."""
+    trial = plain_trial(plugin, SMALL)
+    trial.run()  # what depends on sizes alone may be made once
+    with NoReads(), NoReadingMethods():
+        result = trial.run()
+        if result.requires_grad:
+            torch.autograd.backward(result.float().square().sum())
+
+
+@clause("M6", "The number of operations grows neither with rows nor with blocks", *PARTS, after=("P9",))
+def m6_loops(plugin: Candidate) -> None:
+    """Nothing loops in Python."""
+    few = operations(plain_trial(plugin, SMALL, rows=2).run)
+    for what, more, trial in (
+        ("8 rows instead of 2", 6, plain_trial(plugin, SMALL, rows=8)),
+        ("32 blocks instead of 16", 16, plain_trial(plugin, LARGE, rows=2)),
+    ):
+        many = operations(trial.run)
+        # A remainder may be empty and save an operation or two; a loop makes at least one for each of those more.
+        expect(many < few + more, f"{what} took {many} operations instead of {few}")
+
+
+@clause("M7", "It is made on any device and works there", *PARTS, after=("M5",))
+def m7_device(plugin: Candidate) -> None:
+    """On the meta device, where `mcframe check` builds models, and on a GPU where there is one."""
+    trial = plain_trial(plugin, SMALL)
+    wanted = trial.run()
+    stay = _plain_tensors(trial.part)
+    expect(not stay, f"{', '.join(stay)}: neither parameter nor buffer, so it stays where it was made")
+    for device in ("meta", "cuda") if torch.cuda.is_available() else ("meta",):
+        part = plugin.build(SMALL, device=device)
+        there = trial.of(part).given(**{name: tensor.to(device) for name, tensor in trial.inputs.items()})
+        found = there.run()
+        expect(found.device.type == device, f"on {device} the result lies on {found.device.type}")
+        expect(found.shape == wanted.shape, f"on {device} the result has the shape {list(found.shape)}")
+
+
+@clause("M8", "It can be copied and pickled, and the copies do the same", *PARTS, after=(*STEADY, "P7"))
+def m8_copies(plugin: Candidate) -> None:
+    """Processes that load data, twins and evaluations copy what a factory made."""
+    trial = plain_trial(plugin, SMALL)
+    wanted = trial.run()
+    ways: dict[str, Callable[[Any], Any]] = {"deepcopy": copy.deepcopy, "pickle": _pickled}
+    for what, copied in ways.items():
+        try:
+            other = copied(trial.part)
+        except Exception as error:  # whatever keeps it from being copied is the finding
+            raise NotConforming(f"{what}: {type(error).__name__}: {error}") from error
+        expect(same(trial.of(other).run(), wanted), f"{what}: the copy gives something else")
+
+
+def _pickled(part: Any) -> Any:
+    return pickle.loads(pickle.dumps(part))
+
+
+def _plain_tensors(part: object) -> list[str]:
+    """Tensors among the attributes of a network that `Module.to` does not know."""
+    modules = part.named_modules() if isinstance(part, nn.Module) else ()
+    return [
+        f"{name}.{attribute}".lstrip(".")
+        for name, module in modules
+        for attribute, value in vars(module).items()
+        if isinstance(value, Tensor)
+    ]

@@ -1,0 +1,114 @@
+"""Clauses of variant strategies: valid focuses of one length, from seeds alone, without hindsight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from mcframe.context.focus import is_valid, lengths
+from mcframe.context.geometry import Geometry
+from mcframe.context.seeding import variant_seeds
+from mcframe.testing.candidate import Candidate
+from mcframe.testing.clauses import STEADY, clause, expect
+from mcframe.testing.examples import for_all
+from mcframe.testing.inputs import trials, variants_trial
+from mcframe.testing.trials import VariantsTrial
+
+ROOMY = Geometry(window=66, block_size=4, levels=1, slots=1, tail=5, sink=1)
+"""Fourteen blocks that may be compressed: at half of what can be saved, thousands of focuses."""
+
+
+@clause("V1", "Focuses are int64 [B, V, blocks], V being `count`", "variants", after=("P9",))
+def v1_shape(plugin: Candidate) -> None:
+    """On trees of all proportions, at every reachable length."""
+
+    def check(trial: VariantsTrial) -> None:
+        count = trial.part.count
+        expect(isinstance(count, int) and count >= 0, f"count is {count!r}; it is a number from 0 up")
+        focus, wanted = trial.run(), [trial.rows, count, trial.geometry.blocks]
+        expect(list(focus.shape) == wanted, f"focuses have the shape {list(focus.shape)}, not {wanted}")
+        expect(focus.dtype == torch.int64, f"focuses are {focus.dtype}, not torch.int64")
+
+    for_all(trials(plugin), check, examples=25)
+
+
+@clause("V2", "Focuses are valid: known levels, nodes whole and aligned", "variants", after=("V1",), needs="variants")
+def v2_valid(plugin: Candidate) -> None:
+    """On trees of all proportions, at every reachable length."""
+
+    def check(trial: VariantsTrial) -> None:
+        focus = trial.run().flatten(0, 1)
+        for row in (~is_valid(focus, replace(trial.geometry, tail=0, sink=0))).nonzero().flatten().tolist():
+            expect(False, f"{focus[row].tolist()} is not valid ({trial.geometry})")
+
+    for_all(trials(plugin), check, examples=25)
+
+
+@clause("V3", "Protected blocks stay raw: the tail and the sink", "variants", after=("V1",), needs="variants")
+def v3_protected(plugin: Candidate) -> None:
+    """On trees of all proportions, at every reachable length."""
+
+    def check(trial: VariantsTrial) -> None:
+        free = torch.tensor(trial.geometry.compressible[0], dtype=torch.bool)
+        compressed = (trial.run().flatten(0, 1)[:, ~free] != 0).any(dim=0)
+        blocks = (~free).nonzero().flatten()[compressed].tolist()
+        expect(not blocks, f"blocks {blocks} are protected and were compressed ({trial.geometry})")
+
+    for_all(trials(plugin), check, examples=25)
+
+
+@clause(
+    "V4", "Each focus unrolls to exactly the length that was asked", "variants", after=("V2", "V3"), needs="variants"
+)
+def v4_length(plugin: Candidate) -> None:
+    """Pairs are compared at equal length."""
+
+    def check(trial: VariantsTrial) -> None:
+        found = sorted(set(lengths(trial.run().flatten(0, 1), trial.geometry).tolist()))
+        expect(found == [trial.length], f"asked for {trial.length} entries, it gave {found} ({trial.geometry})")
+
+    for_all(trials(plugin), check, examples=25)
+
+
+@clause("V5", "The variants of a sequence differ where they can", "variants", after=("V1",), needs="pairs of variants")
+def v5_distinct(plugin: Candidate) -> None:
+    """In 95 of 100 sequences, where thousands of focuses have the length."""
+    focus = variants_trial(plugin, ROOMY, 0, rows=100).run()
+    same = (focus[:, :, None] == focus[:, None]).all(dim=-1).tril(diagonal=-1).any(dim=(1, 2))
+    expect(int(same.sum()) <= 5, f"in {int(same.sum())} of 100 sequences variants repeat each other")
+
+
+@clause("V6", "Other seeds give other focuses", "variants", after=("V1", *STEADY), needs="variants")
+def v6_seeds(plugin: Candidate) -> None:
+    """In most sequences; the same in every step would teach little."""
+    trial = variants_trial(plugin, ROOMY, 0, rows=50)
+    other = trial.given(seeds=variant_seeds(1, torch.arange(50), trial.part.count))
+    same = (trial.run() == other.run()).all(dim=-1).double().mean().item()
+    expect(same < 0.5, f"{same:.0%} of the focuses are the same under other seeds")
+
+
+@clause("V7", "Nothing at or behind the cursor changes a focus", "variants", after=("V1", *STEADY), needs="variants")
+def v7_hindsight(plugin: Candidate) -> None:
+    """Tokens that judge a focus must not choose it."""
+
+    def check(trial: VariantsTrial) -> None:
+        tokens = trial.tokens.clone()
+        tokens[:, trial.geometry.cursor :] += 1
+        expect(torch.equal(trial.given(tokens=tokens).run(), trial.run()), "tokens behind the cursor change focuses")
+
+    for_all(trials(plugin), check)
+
+
+@clause("V8", "Scores matter exactly where `needs_scores` is True", "variants", after=("V1", *STEADY), needs="variants")
+def v8_scores(plugin: Candidate) -> None:
+    """The scores of the uncompressed context cost a pass of LensNet."""
+    trial = variants_trial(plugin, ROOMY, 0, rows=50)
+    wanted = trial.run()
+    needs = trial.part.needs_scores
+    expect(isinstance(needs, bool), f"needs_scores is {needs!r}; it is True or False")
+    ramp = torch.linspace(-1, 1, ROOMY.cursor).expand(50, -1)
+    moved = not torch.equal(replace(trial, scores=ramp).run(), wanted)
+    expect(
+        moved == needs, f"needs_scores is {needs}, and other scores {'change' if moved else 'do not change'} focuses"
+    )

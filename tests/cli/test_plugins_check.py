@@ -1,0 +1,85 @@
+"""`mcframe plugins check`: what it prints and with which code it ends."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from mcframe.cli.app import app
+
+BAD = '''
+from mcframe.hookspecs import hookimpl
+from mcframe.testing.reference import LinearGistNet
+
+mcframe_api = "0.1"
+
+
+class OneSlot(LinearGistNet):
+    """Makes one slot, however many there are."""
+
+    def forward(self, children, lod):
+        return super().forward(children, lod)[:, :, :1]
+
+
+@hookimpl
+def register_gistnets(register):
+    register("one_slot", OneSlot)
+'''
+
+
+@pytest.fixture
+def check(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        result = CliRunner().invoke(app, ["plugins", "check", *arguments])
+        return result.exit_code, result.output
+
+    return run
+
+
+def test_one_that_conforms_is_told_clause_by_clause(check):
+    code, output = check("gistnet.mean")
+    assert code == 0
+    for text in ("P1", "G1", "passed", "skipped: it has no parameters"):
+        assert text in output
+
+
+def test_one_that_does_not_is_told_with_what_was_seen(check, tmp_path):
+    (tmp_path / "bad.py").write_text(BAD)
+    code, output = check("one_slot", "mean", "--plugin", str(tmp_path / "bad.py"))
+    assert code == 1
+    assert "G1" in output
+    assert "not [3, 1, 2, 16]" in output
+    rows = {line.split()[1]: line.split()[3] for line in output.splitlines() if line.startswith("│ gistnet.")}
+    assert rows == {"gistnet.one_slot": "no", "gistnet.mean": "yes"}
+
+
+def test_json_is_for_machines(check):
+    code, output = check("lensnet.recency", "--json")
+    assert code == 0
+    results = json.loads(output)["lensnet.recency"]
+    assert {"clause", "title", "outcome", "message", "seconds"} == results[0].keys()
+    assert {each["outcome"] for each in results} == {"passed", "skipped"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no plug-in is named"),
+        (["gistnet.mean", "--all"], "two things"),
+        (["gistnet.median"], "gistnet.mean"),
+        (["mean_"], "no name of a plug-in"),
+        (["transformer"], "gistnet.transformer"),
+    ],
+)
+def test_what_cannot_be_checked_is_said(check, arguments, said):
+    code, output = check(*arguments)
+    assert code == 2
+    assert said in output
+
+
+def test_settings_and_width_are_what_it_is_built_with(check):
+    code, output = check("gistnet.transformer", "--set", "gistnet.transformer.heads = 3")
+    assert code == 1
+    assert "heads = 3 does not divide" in output
