@@ -59,7 +59,7 @@ def check_plugin(
     known, clauses = dict(known_failures or {}), clauses_of(candidate.kind)
     check_ids([*known, *only], candidate.kind)
     wanted = [each for each in clauses if (slow or not each.slow) and each.id in (set(only) or {each.id})]
-    broken: set[str] = set()
+    broken: dict[str, str] = {}
     return [check_clause(candidate, each, broken, known.get(each.id)) for each in wanted]
 
 
@@ -73,16 +73,16 @@ def check_ids(ids: Iterable[str], kind: str) -> None:
         )
 
 
-def check_clause(candidate: Candidate, clause: Clause, broken: set[str], known: str | None = None) -> Result:
+def check_clause(candidate: Candidate, clause: Clause, broken: dict[str, str], known: str | None = None) -> Result:
     """Run one check.
 
-    broken  ids of clauses that are broken so far; this one joins them where it is, or where it means nothing for that
+    broken  clauses that are broken so far, or mean nothing, and the one that is to blame; this one may join them
     known   why it is known to fail
     """
     started = time.perf_counter()
     outcome, message = _run(candidate, clause, broken)
     if outcome == "failed":
-        broken.add(clause.id)
+        broken[clause.id] = clause.id
     if known is not None and outcome == "failed":
         outcome, message = "known failure", known
     elif known is not None and outcome == "passed":
@@ -90,10 +90,10 @@ def check_clause(candidate: Candidate, clause: Clause, broken: set[str], known: 
     return Result(clause.id, clause.title, outcome, message, time.perf_counter() - started)
 
 
-def _run(candidate: Candidate, clause: Clause, broken: set[str]) -> tuple[Outcome, str]:
-    if meaningless := [id for id in clause.after if id in broken]:
-        broken.add(clause.id)
-        return "skipped", f"means nothing while {', '.join(meaningless)} fails"
+def _run(candidate: Candidate, clause: Clause, broken: dict[str, str]) -> tuple[Outcome, str]:
+    if blamed := next((broken[id] for id in clause.after if id in broken), None):
+        broken[clause.id] = blamed
+        return "skipped", f"means nothing while {blamed} fails"
     if candidate.unset and not clause.id.startswith("P"):
         return "skipped", f"it needs a setting: {', '.join(candidate.unset)}"
     try:

@@ -26,7 +26,7 @@ class Contract:
     plugins: ClassVar[tuple[str, ...]] = ()
     known_failures: ClassVar[Mapping[str, str]] = {}
     width: ClassVar[int] = 16
-    _broken: ClassVar[dict[str, set[str]]]
+    _broken: ClassVar[dict[str, dict[str, str]]]
 
     @pytest.fixture
     def plugin(self) -> str:
@@ -50,7 +50,7 @@ def _test_of(clause: Clause) -> Any:
             pytest.skip("slow: run with --mcframe-slow")
         candidate = find(plugin, self.settings, registry=installed_plugins(tuple(self.plugins)), width=self.width)
         assert candidate.kind == self.kind, f"{plugin} is no {self.kind}: inherit the contract of its kind"
-        broken = self._broken.setdefault(plugin, set())
+        broken = self._broken.setdefault(plugin, {})
         result = check_clause(candidate, clause, broken, self.known_failures.get(clause.id))
         if result.outcome == "failed":
             pytest.fail(f"{plugin} breaks {clause.id}, {clause.title}:\n{result.message}", pytrace=False)

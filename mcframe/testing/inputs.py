@@ -41,6 +41,8 @@ def lens_trial(
     """A LensNet on the entries before the cursor of contexts of one of the `CONTEXTS`."""
     part = stirred(plugin.build(geometry, seed=seed), seed)
     seen = working_context(geometry, rows, seed, context).before_cursor()
+    if part.reads_nll:
+        seen = replace(seen, nll=3 * randn((rows, seen.length), seed).abs() * seen.valid)
     return LensTrial(part, geometry, seen, randn((rows, seen.length, plugin.width), seed))
 
 

@@ -48,10 +48,15 @@ def l3_filling(plugin: Candidate) -> None:
     def check(trial: LensTrial) -> None:
         valid, wanted = trial.context.valid, trial.run()
         noise = torch.where(valid[..., None], trial.embeddings, 50 * randn(tuple(trial.embeddings.shape), 1))
-        moved = _most(trial.given(embeddings=noise).run() - wanted)
-        expect(moved < 1e-4, f"with other embeddings in the filling, scores of entries change by up to {moved:.2g}")
+        filled = trial.given(embeddings=noise)
+        if trial.context.nll is not None:
+            filled = filled.given(nll=torch.where(valid, trial.context.nll, 50.0))
+        moved = _most(filled.run() - wanted)
+        expect(moved < 1e-4, f"with something else in the filling, scores of entries change by up to {moved:.2g}")
         for row, length in enumerate(valid.sum(dim=1).tolist()):
             alone = unroll(trial.context.focus[[row]], trial.geometry, length + trial.geometry.tail).before_cursor()
+            if trial.context.nll is not None:
+                alone = replace(alone, nll=trial.context.nll[[row], :length])
             scores = replace(trial, context=alone, embeddings=trial.embeddings[[row], :length]).run()
             moved = _most(scores[0] - wanted[row, :length])
             expect(moved < 1e-4, f"without filling, scores of entries change by up to {moved:.2g}")
@@ -71,7 +76,7 @@ def l4_hindsight(plugin: Candidate) -> None:
     raw = raw_context(GEOMETRY, len(tokens), tokens.device)
     with torch.no_grad():
         for what, context in {"raw": raw, "compressed": unroll(focus, GEOMETRY)}.items():
-            one, two = (step.scores(context, step._table_of(each)) for each in (tokens, other))
+            one, two = (step.scores(context, *step._read(each, asks=True)) for each in (tokens, other))
             moved = _most((one - two)[context.before_cursor().valid])
             expect(moved < 1e-5, f"tokens behind the cursor change scores of the {what} context by up to {moved:.2g}")
 

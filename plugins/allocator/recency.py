@@ -22,6 +22,8 @@ class RecencyAllocator(Allocator):
     since no score is read: text that has become a gist stays one.
     """
 
+    follows_scores = False
+
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
 

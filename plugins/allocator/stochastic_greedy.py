@@ -54,7 +54,7 @@ class StochasticGreedyAllocator(GreedyAllocator):
                 f"allocator.stochastic_greedy.temperature is {temperature}; it cannot be negative",
                 remedy="set it to 0 to follow the scores exactly, or above",
             )
-        self.temperature = temperature
+        self.temperature, self.follows_scores = temperature, temperature == 0
 
     def noise(self, seeds: Tensor, nodes: int, lod: int) -> Tensor | float:
         """Gumbel noise [R, nodes] of a level; LOD 0 stands for expansion."""

@@ -80,6 +80,10 @@ def test_what_cannot_be_checked_is_said(check, arguments, said):
 
 
 def test_settings_and_width_are_what_it_is_built_with(check):
-    code, output = check("gistnet.transformer", "--set", "gistnet.transformer.heads = 3")
+    heads = ("--set", "lensnet.transformer.heads = 3", "--json")
+    code, output = check("lensnet.transformer", *heads)
     assert code == 1
-    assert "heads = 3 does not divide" in output
+    (failed,) = [each for each in json.loads(output)["lensnet.transformer"] if each["outcome"] == "failed"]
+    assert failed["clause"] == "P8"
+    assert "heads = 3 does not divide" in failed["message"]
+    assert check("lensnet.transformer", *heads, "--width", "6")[0] == 0
