@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from mcframe.testing.contracts import EvaluationContract as EvaluationContract
     from mcframe.testing.contracts import GistNetContract as GistNetContract
     from mcframe.testing.contracts import LensNetContract as LensNetContract
+    from mcframe.testing.contracts import ObjectiveContract as ObjectiveContract
+    from mcframe.testing.contracts import PositionsContract as PositionsContract
+    from mcframe.testing.contracts import SinkContract as SinkContract
     from mcframe.testing.contracts import TaskContract as TaskContract
     from mcframe.testing.contracts import TextSourceContract as TextSourceContract
     from mcframe.testing.contracts import TokenizerContract as TokenizerContract
@@ -47,7 +50,10 @@ __all__ = [
     "EvaluationContract",
     "GistNetContract",
     "LensNetContract",
+    "ObjectiveContract",
+    "PositionsContract",
     "Result",
+    "SinkContract",
     "TaskContract",
     "TextSourceContract",
     "TokenizerContract",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +19,16 @@ from mcframe.config.published import Published
 from mcframe.context.geometry import Geometry
 from mcframe.discovery import PluginOptions
 from mcframe.errors import UserError, did_you_mean
-from mcframe.hookspecs import ModelShape
+from mcframe.hookspecs import HeadShape, ModelShape, RunStart
 from mcframe.recipe import all_plugins
 from mcframe.registry import Registered, Registry
 from mcframe.testing.capabilities import CAPABILITIES
 
 PLAIN = Geometry(window=50, block_size=4, levels=2, slots=1, tail=5)
 """The geometry that every plug-in must take: two levels, a window that is no whole number of blocks."""
+
+ROOM = Geometry(window=96, block_size=16, levels=1, slots=1, tail=20)
+"""The geometry that tasks are built for: four blocks that may be collapsed, and room to ask and to answer."""
 
 NETWORKS = ("gistnet", "lensnet")
 PARTS = (*NETWORKS, "allocator", "variants")
@@ -69,7 +74,20 @@ class Candidate:
     @cached_property
     def specimen(self) -> Any:
         """One that is built for the plain geometry. Raises what the factory raises."""
-        return self.build()
+        return self.build(ROOM if self.kind == "task" else PLAIN)
+
+    @cached_property
+    def lacks(self) -> str:
+        """Why it cannot be built here; empty where it can. Data and the like may want files or settings."""
+        if self.unset:
+            return f"it needs a setting: {', '.join(self.unset)}"
+        if self.kind in PARTS:
+            return ""
+        try:
+            _ = self.specimen
+        except UserError as refusal:
+            return f"it cannot be built here: {refusal.message}"
+        return ""
 
     def has(self, capability: str) -> bool:
         """Whether it declares this capability."""
@@ -80,17 +98,22 @@ class Candidate:
 
         Raises what the factory raises; a UserError means that it does not support the geometry.
         """
-        supplied: tuple[object, ...] = ()
-        if self.kind in NETWORKS:
-            supplied = (ModelShape(self.width, geometry),)
-        elif self.published.supplied:
-            supplied = (geometry,)
         # Every call within a device's context takes longer; the CPU needs none.
         place = nullcontext() if device == "cpu" else torch.device(device)
         with torch.random.fork_rng(devices=[]), place:
             # Not torch.manual_seed: without a GPU it writes down a traceback for later, ten times as slow.
             torch.default_generator.manual_seed(seed)
-            return self._loaded().build(self.name, *supplied)
+            return self._loaded().build(self.name, *self._supplied(geometry))
+
+    def _supplied(self, geometry: Geometry) -> tuple[object, ...]:
+        """What the framework passes by position."""
+        if self.kind in (*NETWORKS, "objective"):
+            return (ModelShape(self.width, geometry),)
+        if self.kind == "positions":
+            return (HeadShape(2, self.width // 2, geometry),)
+        if self.kind == "sink":
+            return (RunStart(Path(tempfile.mkdtemp(prefix="mcframe-sink-")), {"run.seed": 0}, None),)
+        return (geometry,) if self.published.supplied else ()
 
     def _loaded(self) -> Config:
         # gin holds one configuration at a time, and a test beside this one may have loaded its own.

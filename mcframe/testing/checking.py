@@ -94,9 +94,9 @@ def _run(candidate: Candidate, clause: Clause, broken: dict[str, str]) -> tuple[
     if blamed := next((broken[id] for id in clause.after if id in broken), None):
         broken[clause.id] = blamed
         return "skipped", f"means nothing while {blamed} fails"
-    if candidate.unset and not clause.id.startswith("P"):
-        return "skipped", f"it needs a setting: {', '.join(candidate.unset)}"
     try:
+        if candidate.lacks and not clause.id.startswith("P"):
+            return "skipped", candidate.lacks
         if clause.needs and not candidate.has(clause.needs):
             return "skipped", CAPABILITIES[clause.needs].otherwise
         clause.check(candidate)

@@ -93,7 +93,10 @@ VariantsContract: Any = _contract("VariantsContract", "variants")
 TextSourceContract: Any = _contract("TextSourceContract", "text")
 TokenizerContract: Any = _contract("TokenizerContract", "tokenizer")
 TaskContract: Any = _contract("TaskContract", "task")
+ObjectiveContract: Any = _contract("ObjectiveContract", "objective")
+PositionsContract: Any = _contract("PositionsContract", "positions")
 EvaluationContract: Any = _contract("EvaluationContract", "evaluation")
+SinkContract: Any = _contract("SinkContract", "sink")
 
 CONTRACTS: Mapping[str, type[Contract]] = {each.kind: each for each in Contract.__subclasses__()}
 """The contract of every kind."""

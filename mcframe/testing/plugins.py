@@ -5,27 +5,14 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from mcframe import hookspecs
 from mcframe.config.parameters import parameters_of
-from mcframe.hookspecs import API_VERSION
+from mcframe.hookspecs import API_VERSION, INTERFACES
 from mcframe.plugin_rules import API_ATTRIBUTE
 from mcframe.testing.candidate import Candidate
 from mcframe.testing.clauses import NotConforming, Skipped, clause, expect
-
-INTERFACES: Mapping[str, type] = {
-    "gistnet": hookspecs.GistNet,
-    "lensnet": hookspecs.LensNet,
-    "allocator": hookspecs.Allocator,
-    "variants": hookspecs.VariantStrategy,
-    "text": hookspecs.TextSource,
-    "tokenizer": hookspecs.Tokenizer,
-    "task": hookspecs.Task,
-    "evaluation": hookspecs.Evaluation,
-}
-"""What the factory of a kind makes."""
 
 
 @clause("P1", "Its name is lower case and does not repeat its kind", "*")
@@ -89,11 +76,9 @@ def p7_importable(plugin: Candidate) -> None:
 @clause("P8", "Its factory makes an instance of the interface of its kind", "*")
 def p8_interface(plugin: Candidate) -> None:
     """With its defaults and the given settings, for a plain geometry."""
-    interface = INTERFACES.get(plugin.kind)
-    if interface is None:
-        raise Skipped(f"the kit knows no interface of the kind {plugin.kind}")
-    if plugin.unset:
-        raise Skipped(f"it needs a setting: {', '.join(plugin.unset)}")
+    interface = INTERFACES[plugin.kind]
+    if plugin.lacks:
+        raise Skipped(plugin.lacks)
     made = plugin.specimen
     expect(isinstance(made, interface), f"it made a {type(made).__name__}, which is no {interface.__name__}")
 
@@ -101,9 +86,7 @@ def p8_interface(plugin: Candidate) -> None:
 @clause("P9", "Its methods take what the interface's take", "*", after=("P8",))
 def p9_methods(plugin: Candidate) -> None:
     """By position and by name: the framework passes some of them by name."""
-    interface = INTERFACES.get(plugin.kind)
-    if interface is None:
-        raise Skipped(f"the kit knows no interface of the kind {plugin.kind}")
+    interface = INTERFACES[plugin.kind]
     for name in sorted(getattr(interface, "__abstractmethods__", ())):
         wanted = getattr(interface, name)
         if isinstance(wanted, property):

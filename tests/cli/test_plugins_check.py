@@ -86,4 +86,4 @@ def test_settings_and_width_are_what_it_is_built_with(check):
     (failed,) = [each for each in json.loads(output)["lensnet.transformer"] if each["outcome"] == "failed"]
     assert failed["clause"] == "P8"
     assert "heads = 3 does not divide" in failed["message"]
-    assert check("lensnet.transformer", *heads, "--width", "6")[0] == 0
+    assert check("lensnet.transformer", *heads, "--width", "12")[0] == 0

@@ -21,6 +21,14 @@ HEADINGS = {
     "A": "Allocators",
     "V": "Variant strategies",
     "N": "GistNets and LensNets as modules",
+    "Q": "Positions",
+    "O": "Objectives",
+    "D": "Text sources",
+    "K": "Tokenizers",
+    "T": "Tasks",
+    "E": "Evaluations",
+    "S": "Telemetry sinks",
+    "R": "Training runs",
 }
 
 
