@@ -12,7 +12,7 @@ from mcframe.config import Config
 from mcframe.errors import UserError
 from mcframe.hookspecs import PROJECT
 from mcframe.plugin_contract import Breach, check_product
-from mcframe.plugin_failure import broken_contract, not_built
+from mcframe.plugin_failure import broken_contract, not_built, without_methods
 from mcframe.registry import Registered, Registry
 
 
@@ -32,6 +32,8 @@ class Chosen:
     def __call__(self, *arguments: Any) -> Any:
         """Build it. Raises UserError."""
         stranger = self.entry.distribution != PROJECT
+        if stranger and (lacking := sorted(getattr(self.entry.factory, "__abstractmethods__", ()))):
+            raise without_methods(lacking, self.entry)
         try:
             product = self.config.build(self.factory, *arguments)
         except (UserError, MemoryError, torch.OutOfMemoryError):

@@ -15,7 +15,7 @@ from types import FrameType
 import torch
 
 from mcframe.errors import Place, UserError
-from mcframe.hookspecs import PROJECT
+from mcframe.hookspecs import INTERFACES, PROJECT
 from mcframe.plugin_contract import Breach
 from mcframe.registry import Plugin, Registered, Registry, last_line
 
@@ -56,6 +56,16 @@ def not_built(error: Exception, entry: Registered, registry: Registry) -> UserEr
     lines = [line for line in _lines(error) if _owner(line.file, [plugin, *_own(entry)])]
     line = lines[-1] if lines else _Line(entry.file or plugin.file, 0)
     return _message(f"{_named(entry)} could not be built: {last_line(error)}", line, error, _remedy(plugin, entry))
+
+
+def without_methods(lacking: list[str], entry: Registered) -> UserError:
+    """The message for a class that lacks methods of its interface."""
+    interface = INTERFACES[entry.kind].__name__
+    return UserError(
+        f"{_named(entry)}: it has no {', no '.join(lacking)}, which every {interface} has",
+        remedy=f"write {', '.join(lacking)} as mcframe.hookspecs.{interface} describes",
+        place=Place(entry.file) if entry.file else None,
+    )
 
 
 def broken_contract(error: Breach, entry: Registered) -> UserError:
@@ -133,4 +143,4 @@ def _named(entry: Registered) -> str:
 def _remedy(plugin: Plugin, entry: Registered | None) -> str:
     authors = f", or report it to the authors of {plugin.distribution}" if plugin.distribution else ""
     without = f"choose another {entry.kind}" if entry else f"leave it out with --no-plugin {plugin.short}"
-    return f"correct that line{authors}; or {without}; --traceback shows the way there"
+    return f"correct it{authors}; or {without}; --traceback shows the way there"

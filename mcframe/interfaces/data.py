@@ -10,7 +10,17 @@ from torch import Tensor
 
 
 class TextSource(ABC):
-    """Documents to train on. Factory: `factory()`."""
+    """Documents to train on. Factory: `factory()`.
+
+    The numbers, a thousand a document:
+
+        class Numbers(TextSource):
+            identity = "numbers-1"
+
+            def documents(self, epoch=0):
+                for first in range(0, 100_000, 1000):
+                    yield " ".join(map(str, range(first, first + 1000)))
+    """
 
     streaming: bool = False
     """True where documents are read while training instead of being tokenised once and cached."""
@@ -29,7 +39,22 @@ class TextSource(ABC):
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back. Factory: `factory()`."""
+    """Text to token ids and back. Factory: `factory()`.
+
+    Characters below 128:
+
+        class Ascii(Tokenizer):
+            vocab_size, separator, identity = 129, 128, "ascii-1"
+
+            def encode_batch(self, texts):
+                return [list(text.encode("ascii", "replace")) for text in texts]
+
+            def decode(self, ids):
+                return bytes(i for i in ids if i < 128).decode()
+
+            def byte_lengths(self):
+                return (torch.arange(129) < 128).long()
+    """
 
     vocab_size: int
     separator: int
@@ -69,6 +94,19 @@ class TaskBatch:
 
 class Task(ABC):
     """Sequences that are generated and whose answers are known. Factory: `factory(geometry)`.
+
+    Noise, of which nothing is asked (docs/plugins/task.md has one that asks):
+
+        class Noise(Task):
+            vocab_size, identity = 64, "noise-1"
+
+            def __init__(self, geometry):
+                self.window = geometry.window
+
+            def generate(self, seeds):
+                tokens = priorities(seeds, self.window + 1) % 64
+                nothing = torch.zeros(len(seeds), self.window, dtype=torch.int64)
+                return TaskBatch(tokens, nothing.bool(), nothing - 1)
 
     What is asked stands before the cursor (or is itself an earlier answer's place behind it), what answers it stands in
     blocks that may be collapsed, and the answers stand behind the cursor.

@@ -84,7 +84,19 @@ class Subject(Protocol):
 
 
 class Evaluation(ABC):
-    """A question to a trained model. Factory: `factory()`."""
+    """A question to a trained model. Factory: `factory()`.
+
+    Bits a token without compression:
+
+        class Bits(Evaluation):
+            name = "bits"
+
+            def run(self, subject):
+                held = subject.held_out(8)
+                raw = torch.zeros(len(held.tokens), subject.geometry.blocks, dtype=torch.int64)
+                nll, _ = subject.judge(held.tokens, raw, "full")
+                return Findings({"eval/bits/plain": float(nll.nanmean()) / math.log(2)})
+    """
 
     name: str
     """Names its metrics, `eval/NAME/...`; two evaluations of a run must differ in it."""

@@ -44,6 +44,12 @@ class TelemetrySink(ABC):
     `tokens` is the token clock's reading, the x axis of everything. A sink that raises in a run is closed and left out
     of the rest of it, with one message that names it: training does not depend on who watches. What cannot be shown
     is not overridden.
+
+        class Terminal(TelemetrySink):
+            def __init__(self, run): ...
+
+            def write(self, tokens, step, metrics):
+                print(tokens, metrics)
     """
 
     @property

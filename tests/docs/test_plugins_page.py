@@ -1,11 +1,13 @@
-"""docs/plugins.md: its package works as written, and it describes every hook and interface as they are."""
+"""docs/plugins: the package of its first page works as written; hooks and interfaces are described as they are."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +19,17 @@ import typer
 from mcframe import hookspecs
 from mcframe.cli.app import app
 from mcframe.cli.train import arguments
-from mcframe.context.seeding import variant_seeds
-from mcframe.hookspecs import RunInfo
+from mcframe.context.geometry import Geometry
+from mcframe.context.seeding import priorities, variant_seeds
+from mcframe.hookspecs import HeadShape, ModelShape, RunInfo, RunStart
+from mcframe.plugin_contract import check_product
 from mcframe.plugin_rules import API_ATTRIBUTE, api_fits
-from mcframe.recipe import load_recipe
+from mcframe.recipe import all_plugins, load_recipe
 from mcframe.training.assembly import build_model
 
-PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
+FOLDER = Path(__file__).parents[2] / "docs" / "plugins"
+PAGE, HOOKS, ERRORS = ((FOLDER / name).read_text("utf-8") for name in ("README.md", "hooks.md", "errors.md"))
 MODULE = "mcframe_last_child"
-INTERFACES = [interface.__name__ for interface in hookspecs.INTERFACES.values()]
 
 
 def block(language: str) -> str:
@@ -84,52 +88,89 @@ def test_every_hook_has_a_heading_with_its_exact_signature() -> None:
         f"{name}({', '.join(p for p in inspect.signature(function).parameters if p != 'self')})"
         for name, function in hooks.items()
     ]
-    assert re.findall(r"^### `(.+)`$", PAGE, re.M) == signatures
+    assert re.findall(r"^## `(.+)`$", HOOKS, re.M) == signatures
 
 
-@pytest.mark.parametrize("name", INTERFACES)
-def test_every_interface_has_a_section_with_the_signatures_of_its_methods(name: str) -> None:
-    interface = getattr(hookspecs, name)
-    section = re.search(rf"^### {name}\n(.*?)(?=^##)", PAGE, re.M | re.S)
-    assert section, f"docs/plugins.md has no section {name}"
+def page_of(kind: str) -> str:
+    return (FOLDER / f"{kind}.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("kind", "interface"), hookspecs.INTERFACES.items())
+def test_every_kind_has_a_page_with_the_signatures_of_its_interface(kind: str, interface: type) -> None:
+    assert f"({kind}.md)" in PAGE, "the first page names every kind"
+    page = page_of(kind)
+    assert f"`mcframe.hookspecs.{interface.__name__}`" in page
     for method in interface.__abstractmethods__:
         function = inspect.getattr_static(interface, method)
         function = function.fget if isinstance(function, property) else function
         signature = str(inspect.signature(function)).replace("'", "")
-        assert f"def {method}{signature}: ..." in section[1]
+        assert f"def {method}{signature}: ..." in page
     for attribute in inspect.get_annotations(interface):
-        assert f"`{attribute}`" in section[1]
+        assert f"`{attribute}`" in page
 
 
-@pytest.mark.parametrize("name", INTERFACES)
-def test_every_interface_is_described_in_the_code_with_the_shapes_of_its_tensors(name: str) -> None:
-    """In the docstrings, where an editor shows them: what the class is, how its factory is called, every shape."""
-    interface = getattr(hookspecs, name)
-    assert re.search(r"Factory: `factory\((shape|geometry|run)?\)`", interface.__doc__), "say how the factory is called"
+@pytest.mark.parametrize("kind", hookspecs.INTERFACES)
+def test_every_page_names_what_comes_with_mcframe(kind: str) -> None:
+    there = page_of(kind).split("## What there is")[1]
+    own = [name for name, entry in all_plugins().implementations[kind].items() if entry.distribution == "mcframe"]
+    assert [name for name in own if f"`{name}`" not in there] == []
+
+
+@pytest.mark.parametrize("interface", hookspecs.INTERFACES.values())
+def test_every_interface_is_described_in_the_code_with_the_shapes_of_its_tensors(interface: type) -> None:
+    """In the docstrings, where an editor shows them: what the class is, its factory, an example, every shape."""
+    told = inspect.getdoc(interface) or ""
+    assert re.search(r"Factory: `factory\((shape|geometry|run)?\)`", told), "say how the factory is called"
+    assert re.search(rf"^    class \w+\({interface.__name__}\):", told, re.M), "show one"
     for method in interface.__abstractmethods__:
         function = inspect.getattr_static(interface, method)
         function = function.fget if isinstance(function, property) else function
         told = inspect.getdoc(function) or ""
-        assert told, f"{name}.{method} has no docstring"
+        assert told, f"{interface.__name__}.{method} has no docstring"
         for parameter in inspect.signature(function).parameters.values():
             if parameter.annotation in ("Tensor", "Tensor | None"):
                 singular = parameter.name.removesuffix("s")
-                assert re.search(rf"\b{singular}s? \[", told), f"{name}.{method} gives no shape of {parameter.name}"
+                assert re.search(rf"\b{singular}s? \[", told), f"{method} gives no shape of {parameter.name}"
         if inspect.signature(function).return_annotation == "Tensor":
-            assert re.search(r"(-> [^\[]*|int64 )\[", told), f"{name}.{method} gives no shape of what it returns"
+            assert re.search(r"(-> [^\[]*|int64 )\[", told), f"{method} gives no shape of what it returns"
 
 
-def test_every_hook_says_what_it_is_for_and_when_it_is_called() -> None:
+@pytest.mark.parametrize(("kind", "interface"), hookspecs.INTERFACES.items())
+def test_the_example_of_every_interface_is_one(kind: str, interface: type) -> None:
+    """Compiled as it stands, built as the framework builds it, and held against the interface."""
+    told = inspect.getdoc(interface) or ""
+    found = re.search(r"^    class (\w+)\(.*?(?=^\S|\Z)", told, re.M | re.S)
+    assert found
+    scope = {name: getattr(hookspecs, name) for name in hookspecs.__all__}
+    scope |= {"torch": torch, "nn": torch.nn, "priorities": priorities, "math": math}
+    exec(textwrap.dedent(found[0]), scope)
+    tree = Geometry(32, 4, tail=4)
+    arguments = {"shape": ModelShape(8, tree), "geometry": tree, "run": RunStart(Path(), {}, None)}
+    supplied = re.search(r"Factory: `factory\((\w*)\)`", told)
+    assert supplied
+    shape = HeadShape(2, 4, tree) if kind == "positions" else arguments.get(supplied[1])
+    check_product(kind, scope[found[1]](*([shape] if supplied[1] else [])))
+
+
+def test_every_hook_says_what_it_is_for_when_it_is_called_and_how_it_is_written() -> None:
     for name, function in vars(hookspecs.Hooks).items():
         if name.startswith("_"):
             continue
         told = inspect.getdoc(function) or ""
-        assert told, f"{name} has no docstring"
-        section = re.search(rf"^### `{name}\(.*\)`\n\n(.+)", PAGE, re.M)
-        assert section, f"docs/plugins.md says nothing below {name}"
+        parameters = [each for each in inspect.signature(function).parameters if each != "self"]
+        assert f"@hookimpl\ndef {name}({', '.join(parameters)}):\n" in told, f"{name} shows no implementation"
+        section = re.search(rf"^## `{name}\(.*\)`\n\n(.+?)(?=^##|\Z)", HOOKS, re.M | re.S)
+        assert section, f"docs/plugins/hooks.md says nothing below {name}"
         if not name.startswith("register_"):
             assert re.search(r"every rank|rank 0", told, re.I), f"{name}: say on which ranks it is called"
-            assert re.search(rf"^### `{name}\(.*\)`\n\n[^#]*(every rank|rank 0)", PAGE, re.M | re.I)
+            assert re.search(r"every rank|rank 0", section[1], re.I)
+
+
+def test_the_order_of_hooks_is_that_of_the_code() -> None:
+    """The diagram of the page and of `Hooks`; tests/training/test_lifecycle.py holds real runs against it."""
+    (shown,) = (block for block in re.findall(r"^```\n(.*?)^```$", HOOKS, re.M | re.S) if "run_started" in block)
+    in_code = textwrap.dedent("\n".join((inspect.getdoc(hookspecs.Hooks) or "").rsplit("said:\n\n", 1)[1].splitlines()))
+    assert shown.strip() == in_code.strip()
 
 
 def test_hooks_are_named_by_the_rule_of_the_page() -> None:
@@ -137,14 +178,24 @@ def test_hooks_are_named_by_the_rule_of_the_page() -> None:
         assert re.fullmatch(r"register_[a-z_]+s|([a-z]+_)?[a-z]+ed", name), name
 
 
-def test_errors_that_plugins_meet_are_told_on_the_page() -> None:
-    for interface in ("TextSource", "Task"):
-        section = re.search(rf"^### {interface}\n(.*?)(?=^##)", PAGE, re.M | re.S)
-        assert section
-        assert "Raise `UserError`" in section[1]
-    (errors,) = re.findall(r"^## Errors\n(.*?)(?=^## )", PAGE, re.M | re.S)
-    for words in ("import", "register", "a name that is taken", "wrong type", "UserError", "`forward`"):
-        assert words in errors
+def test_errors_that_authors_may_raise_are_told() -> None:
+    for kind in ("text", "task"):
+        assert "Raise `UserError`" in page_of(kind)
+    assert "(errors.md)" in PAGE
+
+
+def test_the_example_of_hooks_writes_a_diary(tmp_path: Path, new_site, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", HOOKS, re.M | re.S)
+    new_site(tmp_path / "site").install("diary_of_runs", code)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    hooks = all_plugins().hooks
+    run = RunInfo(directory=tmp_path, rank=0, world_size=1, tokens=1024, step=1, total_tokens=1024)
+    hooks.checkpoint_saved(run, Path("tokens-1024"))
+    hooks.run_finished(run, {"status": "finished"})
+    hooks.run_failed(run, ValueError("no luck"))
+    sys.modules.pop("diary_of_runs", None)
+    lines = (tmp_path / "diary.txt").read_text().splitlines()
+    assert [line.split(": ", 1)[1] for line in lines] == ["saved tokens-1024", "finished", "rank 0 failed: no luck"]
 
 
 def test_the_options_of_the_page_are_those_of_every_command_that_reads_plugins() -> None:

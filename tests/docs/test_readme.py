@@ -16,7 +16,7 @@ from mcframe.telemetry.picture import key, strip
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/plugins").glob("*.md")])
 
 
 def anchors(page: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""The task that docs/plugins.md shows loads as a plug-in and keeps what an author is told to keep."""
+"""The task that docs/plugins/task.md shows loads as a plug-in and keeps what an author is told to keep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mcframe.context.seeding import mix
 from mcframe.errors import UserError
 from mcframe.recipe import load_recipe
 
-PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "plugins" / "task.md").read_text("utf-8")
 SEEDS = mix(torch.arange(200), 0)
 
 

@@ -175,7 +175,7 @@ def test_prometheus_holds_the_latest_value_of_every_metric(tmp_path):
 
 
 def page_code(root):
-    page = (root / "docs" / "plugins.md").read_text("utf-8")
+    page = (root / "docs" / "plugins" / "sink.md").read_text("utf-8")
     return re.search(r"^```python\n((?:(?!^```).)*class TabSeparated.*?)^```$", page, re.M | re.S)[1]
 
 
