@@ -14,6 +14,7 @@ from mcframe.cli.doctor import doctor
 from mcframe.cli.evaluate import evaluate
 from mcframe.cli.export import export
 from mcframe.cli.launch import run
+from mcframe.cli.new_plugin import new_plugin
 from mcframe.cli.plugins import plugins
 from mcframe.cli.review import review
 from mcframe.cli.sample import sample
@@ -45,6 +46,7 @@ app.command()(compare)
 app.command()(export)
 app.command()(tokenizer)
 app.command()(doctor)
+app.command("new-plugin")(new_plugin)
 app.add_typer(plugins, name="plugins")
 
 

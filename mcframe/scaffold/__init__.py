@@ -1,0 +1,1 @@
+"""`mcframe new-plugin`: a complete plug-in package from templates."""

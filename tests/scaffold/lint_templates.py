@@ -1,0 +1,44 @@
+"""Style and types of what `mcframe new-plugin` writes, for every kind: `python tests/scaffold/lint_templates.py`.
+
+The packages are held to this repository's rules, but for line breaks: those are the packages' own business.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from mcframe.scaffold.kinds import KINDS
+from mcframe.scaffold.names import Names
+from mcframe.scaffold.package import render, write
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> int:
+    """The number of tools that are not content."""
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["ruff"]["lint"]
+    with tempfile.TemporaryDirectory() as folder:
+        packages = []
+        for kind in KINDS:
+            names = Names.of("probe", kind)
+            packages.append(Path(folder, kind))
+            write(packages[-1], render(Names(f"probe-{kind}", names.name), kind))
+        style = ["--select", ",".join(rules["select"]), "--ignore", ",".join(rules["ignore"])]
+        modules = [str(file) for package in packages for file in package.glob("**/*mcframe_*.py")]
+        commands = (
+            ["ruff", "check", "--no-cache", *style, "--per-file-ignores", "test_*.py:D1", folder],
+            ["ruff", "format", "--no-cache", "--check", folder],
+            [sys.executable, "-m", "mypy", "--strict", *modules],
+        )
+        search = os.pathsep.join(map(str, [ROOT, *packages]))
+        results = [subprocess.run(each, cwd=ROOT, env={**os.environ, "MYPYPATH": search}) for each in commands]
+    return sum(result.returncode != 0 for result in results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
