@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from mcframe.ablation.intervals import LEVEL, Estimate, estimate
 from mcframe.review.document import Document, Grid, Items, Part, Text
-from mcframe.review.figures import NOTHING, figure, unit
+from mcframe.review.figures import NOTHING, figure, unit, with_error
 from mcframe.review.finding import Plot
 from mcframe.review.plots import draw
 from mcframe.review.record import Record
 from mcframe.review.rules import Rules
 from mcframe.review.run_facts import differences
 from mcframe.review.same_tokens import judge_tokens
+from mcframe.training.weight_change import METRIC as MOVED
 
 _SEED = "run.seed"
 _OVERLAID = (
@@ -90,7 +91,8 @@ def _differ_in_seed(one: Record, other: Record) -> bool:
 
 def _finals(runs: Mapping[str, Record], rules: Rules) -> list[Part]:
     together = groups(runs)
-    names = sorted({name for run in runs.values() for name in run.named("") if not name.startswith(_NOT_FINAL)})
+    logged = {name for run in runs.values() for name in run.named("") if not name.startswith(_NOT_FINAL)}
+    names = sorted(logged, key=lambda name: (_rank(name), name))
     names += sorted(
         {n for run in runs.values() for n in run.evaluation if not n.endswith(("_low", "_high")) and n not in names}
     )
@@ -110,6 +112,15 @@ def _finals(runs: Mapping[str, Record], rules: Rules) -> list[Part]:
     return [Text(said), Grid(("metric", "unit", *headers), rows)]
 
 
+def _rank(name: str) -> int:
+    """What a reader looks for first stands first; what every module or every phase has, last."""
+    if name.startswith(MOVED):
+        return 4
+    if name.endswith("_ms"):
+        return 3
+    return next((rank for rank, prefix in enumerate(("val/", "train/")) if name.startswith(prefix)), 2)
+
+
 def _final(run: Record, name: str, rules: Rules) -> float | None:
     series = run.get(name)
     if series is None:
@@ -123,7 +134,9 @@ def _cell(values: Sequence[float | None]) -> str:
     if not known:
         return NOTHING
     found: Estimate = estimate(known)
-    return figure(found.mean) if found.half is None else f"{figure(found.mean)} ± {found.half:.2g} (n = {found.n})"
+    if found.half is None:
+        return figure(found.mean)
+    return f"{with_error(found.mean, found.half) if found.half else figure(found.mean)} (n = {found.n})"
 
 
 def _configurations(runs: Mapping[str, Record]) -> list[Part]:

@@ -255,6 +255,10 @@ def test_runs_that_differ_in_the_seed_are_one_row_with_an_interval(mcframe, tmp_
     markdown = (tmp_path / "comparison" / "comparison.md").read_text("utf-8")
     check_needs_nothing_else((tmp_path / "comparison" / "comparison.html").read_text("utf-8"))
     assert "| seed-0 (3 runs) | other |" in markdown
+    rows = re.findall(r"^\| ([\w/.]+/[\w/.]+) \|", markdown, re.M)
+    order = [name for name in rows if name in ("train/loss", "mc/wc_length", "mc/build_ms")]
+    assert order == ["train/loss", "mc/wc_length", "mc/build_ms"]
+    assert rows[-1] == "train/weight_change/lensnet.read"
     late = [read_run(run).series["mc/lod_delta/1"].late(0.5).mean() for run in runs[:3]]
     row = next(line for line in markdown.splitlines() if line.startswith("| mc/lod_delta/1 "))
     mean, half = re.findall(r"([\d.]+) ± ([\d.]+) \(n = 3\)", row)[0]
