@@ -62,3 +62,16 @@ def test_the_example_is_built(tmp_path):
     assert checked.exit_code == 0, checked.output
     assert "allocator.hierarchical" in checked.output
     assert "lensnet.mlp" in checked.output
+
+
+def test_the_grid_that_it_names_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (grid,) = re.findall(r"^mcframe ablate (\S+)", PAGE, re.MULTILINE)
+    listed = CliRunner().invoke(app, ["ablate", grid, "--list"])
+    assert listed.exit_code == 0, listed.output
+    assert "transformer_surprise" in listed.output
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)", PAGE):
+        assert (ROOT / "docs" / target).exists(), target
