@@ -25,7 +25,7 @@ from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.rope import GaussianRope
 from mcframe.plugin_failure import explain
-from mcframe.registry import KINDS, Registry
+from mcframe.registry import KINDS, Registered, Registry
 from mcframe.telemetry.prometheus_sink import Prometheus
 from mcframe.training.settings import (
     SEVERAL,
@@ -159,3 +159,9 @@ def _factories(recipe: Recipe, loaded: Config, registry: Registry) -> dict[str, 
         else:
             factories[field] = chosen(value, str(written))
     return factories
+
+
+def choosing(entry: Registered) -> str:
+    """The binding that selects a plug-in for a run."""
+    reference = f"@{entry.kind}.{entry.name}"
+    return f"run.{SEVERAL[entry.kind]} = [{reference}]" if entry.kind in SEVERAL else f"run.{entry.kind} = {reference}"

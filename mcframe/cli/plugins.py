@@ -14,22 +14,25 @@ from rich.table import Table
 
 from mcframe.cli import conformance
 from mcframe.cli.failure import guarded
+from mcframe.cli.matrix import matrix
 from mcframe.cli.options import NoPlugin, Plugin, Set, StrictPlugins, Traceback, plugin_options
 from mcframe.config.parameters import gin_lines, parameters_of
 from mcframe.config.published import Published
 from mcframe.discovery import PluginOptions
 from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import API_VERSION
-from mcframe.recipe import all_plugins
+from mcframe.recipe import all_plugins, choosing
 from mcframe.registry import BrokenPlugin, Registered, Registry
 from mcframe.registry import Plugin as Installed
-from mcframe.training.settings import SEVERAL
 
 plugins = typer.Typer(
     help="List the plug-ins that there are, with their packages; show what one of them takes; check them."
 )
 
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+plugins.command()(matrix)
 
 
 @plugins.callback(invoke_without_command=True)
@@ -163,7 +166,7 @@ def _show(registry: Registry, name: str, *, as_json: bool) -> int:
     published = Published(f"{entry.kind}.{entry.name}", entry.factory, entry.kind)
     parameters, doc = parameters_of(published), inspect.getdoc(entry.factory) or ""
     facts = _origin(registry, entry)
-    chosen = _chosen_by(entry)
+    chosen = choosing(entry)
     if as_json:
         described = [{**dataclasses.asdict(each), "line": each.line} for each in parameters]
         typer.echo(json.dumps({**facts, "doc": doc, "select": chosen, "parameters": described}, indent=2))
@@ -176,14 +179,6 @@ def _show(registry: Registry, name: str, *, as_json: bool) -> int:
         lines.append("# it takes parameters of any other name, too")
     typer.echo("\n".join(lines))
     return 0
-
-
-def _chosen_by(entry: Registered) -> str:
-    """The binding that selects it."""
-    reference = f"@{entry.kind}.{entry.name}"
-    if entry.kind in SEVERAL:
-        return f"run.{SEVERAL[entry.kind]} = [{reference}]"
-    return f"run.{entry.kind} = {reference}"
 
 
 def _find(registry: Registry, name: str) -> Registered:

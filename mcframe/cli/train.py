@@ -60,6 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train as the options say. Returns the exit code."""
+    code = train_in_group(options)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return code
+
+
+def train_in_group(options: argparse.Namespace) -> int:
+    """`train`, leaving the group of processes as it is, so that they can train again. Returns the exit code."""
     prepare_environment()
     console = Console(quiet=os.environ["RANK"] != "0")
     plugins = PluginOptions(tuple(options.plugin), tuple(options.no_plugin), options.strict_plugins)
@@ -121,7 +129,6 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     if summary["status"] == "interrupted":
         again = "gin files and plug-ins" if given(loaded.registry) else "gin files"
         console.print(f"To go on: the same {again} with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
-    dist.destroy_process_group()
     return 0
 
 

@@ -1,0 +1,120 @@
+"""What each rank does for `mcframe.testing.trainings`: one run after the other, each in a directory of its own.
+
+    deepspeed --module mcframe.cli.train_many JOBS.json
+
+Importing DeepSpeed costs seconds a process, so one start of the launcher serves many trainings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mcframe.cli.train import arguments, train_in_group
+from mcframe.context.seeding import variant_seeds
+from mcframe.discovery import PluginOptions
+from mcframe.recipe import load_recipe
+from mcframe.training.assembly import Assembly, assemble, validation_windows
+from mcframe.training.checkpoints import find
+from mcframe.training.engine import prepare_environment
+from mcframe.training.weights import load_weights
+
+WINDOWS = 4
+"""Held-out windows on which ranks decide."""
+
+
+def main(jobs: Path) -> int:
+    """Do what the file says. Returns the exit code of the first job that failed, or 0.
+
+    A job that fails ends the process: where one rank has failed, the others would wait for it forever.
+    """
+    prepare_environment()
+    rank = int(os.environ["RANK"])
+    for job in json.loads(jobs.read_text("utf-8")):
+        folder = Path(job["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        with (
+            (folder / f"log-{rank}.txt").open("w", encoding="utf-8", buffering=1) as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            code, error = _training(job["arguments"], folder, rank)
+        result = {"code": code, "error": error, "seconds": time.perf_counter() - started}
+        write_whole(folder / f"result-{rank}.json", json.dumps(result))
+        if code:
+            return code
+    return 0
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that nobody finds half written."""
+    part = path.with_suffix(".part")
+    part.write_text(text, "utf-8")
+    part.replace(path)
+
+
+def _training(argv: list[str], folder: Path, rank: int) -> tuple[int, str]:
+    """Train, and decide. Returns the exit code and, where something was raised, what."""
+    try:
+        options = arguments().parse_args(argv)
+        if code := train_in_group(options):
+            return code, ""
+        plugins = PluginOptions(tuple(options.plugin), tuple(options.no_plugin))
+        write_whole(folder / f"decisions-{rank}.json", json.dumps(decisions(options.run_dir, plugins, rank)))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a stranger's code raises is the finding
+        traceback.print_exc()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = "; ".join((str(error), *getattr(error, "__notes__", ())))
+        return 1, f"{type(error).__name__}: {said} ({place.filename}:{place.lineno})"
+    return 0, ""
+
+
+def decisions(run_dir: Path, plugins: PluginOptions, rank: int) -> dict[str, Any]:
+    """What this rank decides with the weights of a finished run, where every rank must decide alike.
+
+    The global random states of ranks differ while they decide, as they may in training.
+    """
+    random.seed(rank)
+    np.random.seed(rank)
+    torch.manual_seed(rank)
+    loaded = load_recipe([run_dir / "config.gin"], [], plugins)
+    with loaded.config.placing():
+        assembly = assemble(loaded.recipe)
+        assembly.model.load_state_dict(load_weights(find(run_dir)))
+        return _decided(assembly)
+
+
+@torch.no_grad()
+def _decided(assembly: Assembly) -> dict[str, Any]:
+    windows = validation_windows(assembly)[0][:WINDOWS]
+    model, recipe = assembly.model.eval(), assembly.recipe
+    found: dict[str, Any] = {"held-out windows": _digest(windows)}
+    budget = recipe.context.target(1.0)
+    if model.strategy.count:
+        seeds = variant_seeds(recipe.seed, torch.arange(len(windows)), model.strategy.count)
+        length = model.geometry.reachable(budget)[0]
+        found["variants"] = model(windows[:, :-1], seeds, length, task="proposals").tolist()
+    if model.lensnet is not None:
+        focus, rounds = model(windows[:, :-1], assembly.allocator, budget, seeds[:, 0], task="refocus")
+        found |= {"focus": focus.tolist(), "rounds of refocusing": rounds.tolist()}
+    return found
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[-1])))

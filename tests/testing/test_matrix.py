@@ -1,0 +1,110 @@
+"""The matrix: which cases cover all pairs, what the table says, and what ends with an error."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from mcframe.cli.app import app
+from mcframe.recipe import all_plugins
+from mcframe.testing.checking import Result
+from mcframe.testing.cross import LEVELS, SLOTS, covering, offered
+from mcframe.testing.matrix import Row
+from mcframe.testing.matrix_table import cells, complaints, write
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=4))
+def test_every_pair_meets(sizes):
+    kinds = ("gistnet", "lensnet", "allocator", "variants")
+    names = {kind: [f"{kind}{n}" for n in range(size)] for kind, size in zip(kinds, sizes, strict=False)}
+    cases = covering(names)
+    rows = [(*(name for _, name in case.parts), case.slots, case.levels) for case in cases]
+    factors = [*names.values(), SLOTS, LEVELS]
+    for one, other in itertools.combinations(range(len(factors)), 2):
+        met = {(row[one], row[other]) for row in rows}
+        assert met == set(itertools.product(factors[one], factors[other]))
+    # Far fewer than all of them.
+    assert len(rows) <= 3 * max(len(a) * len(b) for a, b in itertools.combinations(factors, 2))
+
+
+def test_nothing_is_covered_where_a_kind_is_missing():
+    assert covering({"gistnet": ["mean"], "lensnet": []}) == []
+
+
+def test_a_case_chooses_every_part():
+    (case, *_) = covering({"gistnet": ["mean"], "variants": ["none"]})
+    assert case.training.steps == 1
+    assert case.training.settings[:2] == ("run.gistnet = @gistnet.mean", "run.variants = @variants.none")
+    assert set(case.training.settings[2:]) <= {f"context.{n} = {v}" for n in ("slots", "levels") for v in (1, 2)}
+
+
+ROWS = [
+    Row("gistnet.good", "ours", [Result("G1", "It is", "passed"), Result("G2", "It has", "skipped", "no need")], 1.5),
+    Row("gistnet.bad", "theirs", [Result("G1", "It is", "failed", "it is\nnot")], 2.5, seconds=3.25),
+    Row("text.far", "ours", error="reads the network", left_out=True),
+    Row("good × none, 1 slot(s), 1 level(s)", "", loss=None, error="it ended with code 1: ...boom"),
+]
+
+
+def test_the_table_counts_and_names_what_failed(tmp_path):
+    assert [row.failed for row in ROWS] == [False, True, False, True]
+    assert cells(ROWS[0]) == ("gistnet.good", "ours", "1", "0", "1", "0.0", "1.500")
+    assert cells(ROWS[1]) == ("gistnet.bad", "theirs", "0", "1: G1", "0", "3.2", "2.500")
+    assert cells(ROWS[2])[-1] == "reads the network"
+    assert complaints(ROWS) == [
+        "gistnet.bad breaks G1, It is: it is\nnot",
+        "good × none, 1 slot(s), 1 level(s): it ended with code 1: ...boom",
+    ]
+    data, page = write(tmp_path / "new", ROWS, 12.0)
+    facts = json.loads(data.read_text())
+    assert [row["name"] for row in facts["rows"] if row["failed"]] == [ROWS[1].name, ROWS[3].name]
+    assert facts["rows"][1]["results"][0]["message"] == "it is\nnot"
+    lines = page.read_text().splitlines()
+    assert lines[2].count("|") == lines[3].count("|") == lines[4].count("|") == 8
+    assert "| gistnet.good | ours | 1 | 0 | 1 | 0.0 | 1.500 |" in lines
+    assert "- gistnet.bad breaks G1, It is: it is not" in lines
+
+
+def told(*arguments):
+    result = CliRunner().invoke(app, ["plugins", "matrix", *arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("content", ["[", '["gistnet.mean"]\nsettings = []', '["gistnet.mean"]\nset = "one"'])
+def test_settings_that_are_no_settings_are_told(tmp_path, content):
+    file = tmp_path / "settings.toml"
+    file.write_text(content)
+    assert "cannot be read as settings of the matrix" in told("gistnet.mean", "--settings", str(file))
+
+
+def test_names_that_nobody_has_are_told(tmp_path):
+    assert "no plug-in is called gistnet.meen (did you mean gistnet.mean?)" in told("gistnet.meen")
+    assert "no plug-in comes from a package called mcfram" in told("--package", "mcfram")
+
+
+@pytest.mark.matrix
+@pytest.mark.launcher
+def test_one_that_fails_fails_the_matrix_by_name(tmp_path):
+    file = str(Path(__file__).with_name("broken_in_runs.py"))
+    names = ("gistnet.broken_sound", "gistnet.broken_forgetful")
+    arguments = ["plugins", "matrix", *names, "--plugin", file, "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 1, result.output
+    assert "failed: gistnet.broken_forgetful" in result.output
+    facts = json.loads((tmp_path / "out" / "matrix.json").read_text())
+    failed = {
+        row["name"]: [each["clause"] for each in row["results"] if each["outcome"] == "failed"] for row in facts["rows"]
+    }
+    assert failed["gistnet.broken_sound"] == []
+    assert failed["gistnet.broken_forgetful"][0] == "R3"
+
+
+def test_our_own_parts_are_crossed():
+    names = offered(all_plugins())
+    assert all(len(each) > 1 for each in names.values())
