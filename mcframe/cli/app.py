@@ -10,6 +10,7 @@ from mcframe import __version__
 from mcframe.cli.ablate import ablate
 from mcframe.cli.check import check
 from mcframe.cli.compare import compare
+from mcframe.cli.dashboard import dashboard
 from mcframe.cli.doctor import doctor
 from mcframe.cli.evaluate import evaluate
 from mcframe.cli.export import export
@@ -48,6 +49,7 @@ app.command()(tokenizer)
 app.command()(doctor)
 app.command("new-plugin")(new_plugin)
 app.add_typer(plugins, name="plugins")
+app.add_typer(dashboard, name="dashboard")
 
 
 def main() -> None:

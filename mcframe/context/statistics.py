@@ -16,12 +16,16 @@ class Statistics:
     sums     name -> scalar, added up over micro-batches, ranks and the logging interval
     samples  name -> [n]: one value a variant or a pair, NaN where undefined; n is the same everywhere
     moments  name -> [6] float64: n, Σx, Σy, Σx², Σy², Σxy, read back as Pearson's correlation
+    counts   name -> int64 of any shape, added up over micro-batches, ranks and the logging interval
+    points   name -> [n, columns] float64, of which those with the highest first column are kept
     """
 
     means: dict[str, Tensor] = field(default_factory=dict)
     samples: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    points: dict[str, Tensor] = field(default_factory=dict)
 
     def __or__(self, other: Statistics) -> Statistics:
         return Statistics(
@@ -29,6 +33,8 @@ class Statistics:
             samples=self.samples | other.samples,
             moments=self.moments | other.moments,
             sums=self.sums | other.sums,
+            counts=self.counts | other.counts,
+            points=self.points | other.points,
         )
 
 

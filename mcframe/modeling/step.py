@@ -18,6 +18,7 @@ from mcframe.context.geometry import Geometry
 from mcframe.context.pairing import Pairing, pair, pairing_statistics, tail_delta
 from mcframe.context.statistics import Statistics, masked_mean, masked_sum
 from mcframe.context.surprise import of_entries
+from mcframe.context.tallies import context_tallies, lens_tallies
 from mcframe.context.working_context import WorkingContext, gather_embeddings, raw_context, trimmed, unroll
 from mcframe.hookspecs import (
     Allocator,
@@ -130,7 +131,7 @@ class MegaContextStep(nn.Module):
         dropped = self._dropped(table, context, baseline) if self.needs_dropped else None
         penalty = gist_delta_penalty(pairing)
         loss = weights.variant_weight * variant_loss(pairing) + weights.gist_delta_weight * penalty
-        statistics = pairing_statistics(pairing)
+        statistics = pairing_statistics(pairing) | context_tallies(pairing)
         statistics.means["mc/gist_delta_penalty"] = masked_sum(penalty[None], one)
         if divergence is not None:
             # What a token would lose without the span shows how much of it the gist has to carry.
@@ -166,7 +167,7 @@ class MegaContextStep(nn.Module):
         if self.lens_memory is not None:
             known = self.lens_memory(seen, read, verdict, self.strategy.count)
         loss, statistics = lens_objective(scores, seen, pairing, verdict, self.strategy.count, self.objectives, known)
-        return loss, statistics, scores
+        return loss, statistics | lens_tallies(scores, seen, pairing, seeds), scores
 
     def _compare(self, hidden: Tensor, context: WorkingContext, baseline: Baseline) -> tuple[Pairing, Tensor | None]:
         """Pair working contexts with the baseline; with their KL [R, L] from it where distillation is on."""

@@ -157,12 +157,13 @@ _PARAMETERS = {
 """What a parameter of a pattern may be; any other is a number."""
 
 
-def _pattern(name: str) -> re.Pattern[str]:
+def pattern(name: str) -> re.Pattern[str]:
+    """Matches, as a whole, what a name or pattern of the catalogue stands for."""
     return re.compile(re.sub(r"\{(\w+)\}", lambda p: f"({_PARAMETERS.get(p[1], '0|[1-9][0-9]*')})", name))
 
 
 _EXACT = {metric.name: metric for metric in CATALOGUE if "{" not in metric.name}
-_PATTERNS = [(_pattern(metric.name), metric) for metric in CATALOGUE if "{" in metric.name]
+_PATTERNS = [(pattern(metric.name), metric) for metric in CATALOGUE if "{" in metric.name]
 
 
 @lru_cache(maxsize=1024)
@@ -176,7 +177,7 @@ def describe(name: str) -> Metric:
         name = name.removesuffix("_low").removesuffix("_high")
     if name in _EXACT:
         return _EXACT[name]
-    for pattern, metric in _PATTERNS:
-        if pattern.fullmatch(name):
+    for matcher, metric in _PATTERNS:
+        if matcher.fullmatch(name):
             return metric
     raise KeyError(name)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mcframe.errors import UserError
 from mcframe.hookspecs import Histogram, RunStart, TelemetrySink
 from mcframe.registry import last_line
 from mcframe.telemetry.metrics_file import METRICS, JsonLines
@@ -94,7 +93,7 @@ def open_sinks(
     config         the operative configuration, for sinks that show it
     resume_tokens  where the token clock goes on; None for a fresh start
     others         what plug-ins offer, by the name that a message should have
-    Raises UserError for an unknown wandb mode, and where a plug-in's sink cannot be opened: somebody wants it.
+    Raises UserError for an unknown wandb mode, and whatever a plug-in's sink raises when it is opened: it is wanted.
     """
     if rank != 0:
         return Sinks({})
@@ -103,7 +102,7 @@ def open_sinks(
     start = RunStart(run_dir, config, resume_tokens)
     sinks: dict[str, TelemetrySink] = {METRICS: JsonLines(start)}
     for name, build in (others or {}).items():
-        sinks[name] = _opened(name, build, start)
+        sinks[name] = build(start)
     if tensorboard:
         sinks["TensorBoard"] = TensorBoard(start)
     if mode != "disabled":
@@ -112,16 +111,3 @@ def open_sinks(
         except Exception as error:  # noqa: BLE001 - whatever a service raises, training does not depend on it
             _log.warning("wandb (%s) did not start, the run goes on without it: %s", mode, error)
     return Sinks(sinks)
-
-
-def _opened(name: str, build: Open, start: RunStart) -> TelemetrySink:
-    remedy = "put that right, or leave it out of run.sinks"
-    try:
-        sink = build(start)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name} could not be opened: {last_line(error)}", remedy=remedy) from error
-    if not isinstance(sink, TelemetrySink):
-        raise UserError(f"{name} made a {type(sink).__name__}, which is no TelemetrySink", remedy=remedy)
-    return sink

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from mcframe.hookspecs import Histogram, RunStart, TelemetrySink
+from mcframe.telemetry.dashboard import tensorboard_layout
 
 DIRECTORY = "tensorboard"
 
 
+def write_layout(directory: Path) -> Path:
+    """Write the dashboard alone, as one more event file of a folder of TensorBoard's. Returns the folder it is in.
+
+    Of runs below `directory`, such as `RUN/tensorboard`, any may have it: TensorBoard shows it for all.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = directory / DIRECTORY if (directory / DIRECTORY).is_dir() else directory
+    with SummaryWriter(str(folder), filename_suffix=".dashboard") as writer:
+        writer.add_custom_scalars(tensorboard_layout())
+    return folder
+
+
 class TensorBoard(TelemetrySink):
-    """Writes event files to `RUN/tensorboard`.
+    """Writes event files to `RUN/tensorboard`, and the dashboard, which TensorBoard shows under Custom Scalars.
 
     On resumption TensorBoard is told to forget what lies behind that point (at a fresh start: everything), so that
     the steps that are run again do not show twice.
@@ -27,6 +42,7 @@ class TensorBoard(TelemetrySink):
         self._directory = run.directory / DIRECTORY
         purge = 0 if run.resume_tokens is None else run.resume_tokens + 1
         self._writer = SummaryWriter(str(self._directory), purge_step=purge)
+        self._writer.add_custom_scalars(tensorboard_layout())
 
     @property
     def place(self) -> tuple[str, str]:

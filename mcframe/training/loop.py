@@ -14,17 +14,20 @@ import torch.distributed as dist
 from rich.text import Text
 
 from mcframe.context.seeding import variant_seeds
+from mcframe.context.tallies import blocks_by_lod
 from mcframe.data.loader import Loader
 from mcframe.errors import UserError
 from mcframe.evaluation.asking import headlines
 from mcframe.hookspecs import RunInfo
 from mcframe.registry import Lifecycle
 from mcframe.telemetry.accumulate import Accumulator
+from mcframe.telemetry.album import Album
 from mcframe.telemetry.flops import device_peak, mfu
 from mcframe.telemetry.picture import colored, key, strip
 from mcframe.telemetry.progress import Progress
 from mcframe.telemetry.sinks import Sinks
 from mcframe.telemetry.summary import summarise, summary_table, write_summary
+from mcframe.telemetry.tally import Reading, Tally
 from mcframe.training import checkpoints, watching
 from mcframe.training.assembly import Assembly, training_stream, validation_windows
 from mcframe.training.clock import TokenClock
@@ -36,7 +39,8 @@ from mcframe.training.run_directory import OPERATIVE, RunPlan
 from mcframe.training.validation import Validation
 from mcframe.training.weight_change import WeightChange
 
-PICTURES = 3
+SHOWN, FOCUSED = 3, 16
+"""Held-out windows whose working contexts are printed, and all that LensNet focuses for the heat map."""
 
 
 class Trainer:
@@ -50,8 +54,10 @@ class Trainer:
         self.sinks, self.hooks, self.device = sinks, hooks, device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.clock = TokenClock(recipe.batch_tokens, recipe.steps)
-        self.accumulator = Accumulator(device)
+        self.accumulator, self.tally = Accumulator(device), Tally(device)
         self.weight_change = WeightChange(engine.model, device)
+        resumed = plan.checkpoint.tokens if plan.checkpoint else None
+        self.album = Album(plan.directory, assembly.geometry, sinks, resumed) if self.rank == 0 else None
         self.loader = Loader(
             training_stream(assembly, self.rank, self.world_size),
             batch_sequences=recipe.sequences, micro_batch=engine.micro_batch,
@@ -122,6 +128,7 @@ class Trainer:
             seeds = variant_seeds(self.recipe.seed, indices, variants)
             loss, statistics = self.engine(tokens, seeds, length, scored, rebuild)
             self.accumulator.add(statistics)
+            self.tally.add(statistics)
             self.engine.backward_and_step(loss)
         self.engine.model.after_step()
         self._loss = loss.detach()
@@ -135,7 +142,7 @@ class Trainer:
         cadence, end = self.recipe.cadence, self.clock.finished
         periods = (
             cadence.log_tokens, cadence.eval_tokens, cadence.evaluate_tokens, cadence.sample_tokens,
-            cadence.checkpoint_tokens,
+            cadence.picture_tokens, cadence.checkpoint_tokens,
         )  # fmt: skip
         if not end and not any(map(self.clock.due, periods)):
             return None
@@ -148,6 +155,8 @@ class Trainer:
             self._validate()
         if self.clock.due(cadence.sample_tokens):
             self._sample()
+        if self.album is not None and cadence.picture_tokens and (self.clock.due(cadence.picture_tokens) or end):
+            self.album.draw(self.clock.tokens)
         saved = self._save() if self.clock.due(cadence.checkpoint_tokens) and not end else None
         if self.clock.due(cadence.evaluate_tokens) and not end:
             self._evaluate()  # behind the checkpoint: what a stranger's evaluation does costs nothing
@@ -171,6 +180,7 @@ class Trainer:
         metrics |= self._utilisation(rate) | self.weight_change.norms(metrics)
         self._check_finite(metrics["train/loss"])  # reduced over ranks, so all of them stop here together
         self._publish(metrics)
+        self._keep(self.tally.read())
         self._interval.restart(self.clock.tokens)
         self._logged_step = self.clock.step
 
@@ -212,20 +222,26 @@ class Trainer:
 
     def _show_contexts(self) -> dict[str, float]:
         """Print the working contexts that LensNet and the allocator choose on held-out text, and a random one."""
-        windows = self._held_out[:PICTURES].to(self.device)
         model, geometry = self.engine.model, self.assembly.geometry
         budget = self.recipe.context.target(min(1.0, self.clock.step / max(1, self.clock.total_steps - 1)))
         self.engine.wrapped.eval()
         chosen, random, rounds = watching.focuses(
-            model, self.assembly.allocator, windows, budget, self.recipe.seed
-        )  # every rank does this: at ZeRO 3 weights are gathered from all of them
+            model,
+            self.assembly.allocator,
+            self._held_out[:FOCUSED],
+            budget,
+            self.recipe.seed,
+            self.engine.micro_batch,
+            self.device,
+        )  # fmt: skip - every rank does this: at ZeRO 3 weights are gathered from all of them
         self.engine.wrapped.train()
-        lines = [("focused ", row) for row in chosen] + [("random  ", random[0])]
+        lines = [("focused ", row) for row in chosen[:SHOWN].tolist()] + [("random  ", random[0].tolist())]
         pictures = [Text(name).append_text(colored(row, geometry)) for name, row in lines]
         for line in (key(geometry), *pictures):
             self.progress.message(line)
-        plain = "\n".join(name + strip(row, geometry) for name, row in lines)
-        self.sinks.text(self.clock.tokens, "working_contexts", plain)
+        plain = [key(geometry).plain, *(name + strip(row, geometry) for name, row in lines)]
+        self.sinks.text(self.clock.tokens, "working_contexts", "\n".join(plain))
+        self._keep(Reading({"mc/blocks/lens": blocks_by_lod(chosen, geometry.levels).numpy()}, {}))
         return {"mc/focus_iterations": rounds}
 
     def _evaluate(self) -> None:
@@ -235,6 +251,10 @@ class Trainer:
             if self.rank == 0:
                 self.hooks.evaluated(self._info(), name, findings)
         self._publish(metrics)
+
+    def _keep(self, reading: Reading) -> None:
+        if self.album is not None:
+            self.album.take(self.clock.tokens, self.clock.step, reading)
 
     def _sample(self) -> None:
         self.engine.wrapped.eval()
@@ -264,7 +284,9 @@ class Trainer:
         shared = {
             "step": self.clock.step, "loader": self.loader.merge(states), "first": self.first, "last": self.last,
         }  # fmt: skip
-        own = {"accumulator": self.accumulator.state(), "weights": self.weight_change.state()}
+        own = {
+            "accumulator": self.accumulator.state(), "tally": self.tally.state(), "weights": self.weight_change.state(),
+        }  # fmt: skip
         path = checkpoints.save(
             self.engine, self.plan.directory, self._clock_settings(), shared, own, self.recipe.cadence.keep
         )
@@ -290,6 +312,7 @@ class Trainer:
         self.loader.restore(shared["loader"])
         self.accumulator.restore(own["accumulator"])
         self.weight_change.restore(own.get("weights"))
+        self.tally.restore(own["tally"])
         self.hooks.checkpoint_loaded(self._info(), checkpoint.path)
 
     # ---- the end ---------------------------------------------------------------------------------
@@ -299,6 +322,8 @@ class Trainer:
         if saved is not None:
             places["checkpoint"] = saved
         places |= self.sinks.places
+        if self.album is not None:
+            places |= self.album.places
         places["operative config"] = self.plan.directory / OPERATIVE
         summary = summarise(
             status=status, tokens=self.clock.tokens, steps=self.clock.step, session_tokens=tokens,

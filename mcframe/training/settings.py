@@ -206,20 +206,22 @@ class DeepSpeedSettings:
 class Cadence:
     """When things happen, in dataset tokens; 0 = never (gin: `cadence`). `keep` newest checkpoints stay.
 
-    eval_tokens is for plain validation, evaluate_tokens for `run.evaluations`, which cost far more.
+    eval_tokens is for plain validation, evaluate_tokens for `run.evaluations`, which cost far more; picture_tokens for
+    drawing what is recorded with every log.
     """
 
     log_tokens: int = 1_000_000
     eval_tokens: int = 10_000_000
     evaluate_tokens: int = 0
     sample_tokens: int = 10_000_000
+    picture_tokens: int = 50_000_000
     checkpoint_tokens: int = 50_000_000
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("log_tokens", "eval_tokens", "evaluate_tokens", "sample_tokens", "checkpoint_tokens"):
-            value = getattr(self, name)
-            require(value >= 0, f"cadence.{name}", value, "a number of tokens, or 0 for never")
+        for event in ("log", "eval", "evaluate", "sample", "picture", "checkpoint"):
+            value = getattr(self, f"{event}_tokens")
+            require(value >= 0, f"cadence.{event}_tokens", value, "a number of tokens, or 0 for never")
         require(self.keep >= 1, "cadence.keep", self.keep, "1 or more")
 
 

@@ -15,15 +15,28 @@ from mcframe.training.settings import Sampling
 
 @torch.no_grad()
 def focuses(
-    model: MegaContextStep, allocator: Allocator, windows: Tensor, budget: int, seed: int
-) -> tuple[list[list[int]], list[list[int]], float]:
-    """For each window [n, T + 1]: the focus of LensNet and allocator, a proposed variant, and mean rounds used."""
-    inputs = windows[:, :-1]
-    seeds = variant_seeds(seed, torch.arange(windows.shape[0], device=windows.device), model.strategy.count)
-    chosen, rounds = model(inputs, allocator, budget, seeds[:, 0], task="refocus")
+    model: MegaContextStep,
+    allocator: Allocator,
+    windows: Tensor,
+    budget: int,
+    seed: int,
+    batch: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, float]:
+    """The focuses of LensNet and allocator for windows [n, T + 1], `batch` at a time; a variant; mean rounds used.
+
+    -> focuses [n, blocks] and a proposed variant of the first window [1, blocks], both on the CPU.
+    """
+    seeds = variant_seeds(seed, torch.arange(windows.shape[0], device=device), model.strategy.count)
+    parts = [part.to(device) for part in torch.split(windows[:, :-1], batch)]
+    answers = [
+        model(inputs, allocator, budget, of[:, 0], task="refocus")
+        for inputs, of in zip(parts, torch.split(seeds, batch), strict=True)
+    ]
     length = model.geometry.reachable(budget)[0]
-    proposed = model(inputs, seeds, length, task="proposals")[:: model.strategy.count]
-    return chosen.tolist(), proposed.tolist(), float(rounds.double().mean())
+    proposed = model(parts[0][:1], seeds[:1], length, task="proposals")[:1]
+    chosen, rounds = (torch.cat([answer[index] for answer in answers]) for index in (0, 1))
+    return chosen.cpu(), proposed.cpu(), float(rounds.double().mean())
 
 
 @torch.no_grad()

@@ -250,6 +250,7 @@ STILL = (
     "cadence.eval_tokens = 2048",
     "optimizer.lr = 1e-30",
     "telemetry.wandb = 'offline'",
+    "cadence.picture_tokens = 4096",
 )
 
 

@@ -3,7 +3,7 @@ import math
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcframe.hookspecs import RunStart
@@ -71,6 +71,7 @@ def test_a_resumption_with_nothing_to_move_leaves_no_second_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [METRICS]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_wherever_a_crash_cuts_no_byte_is_lost_and_every_line_can_be_read(tmp_path_factory, data):
     run_dir = tmp_path_factory.mktemp("run")

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mcframe.discovery import PluginOptions
 from mcframe.errors import UserError
 from mcframe.hookspecs import Histogram, RunStart, TelemetrySink
+from mcframe.recipe import load_recipe
 from mcframe.telemetry import wandb_sink
 from mcframe.telemetry.prometheus_sink import Prometheus
 from mcframe.telemetry.sinks import open_sinks
@@ -149,14 +151,30 @@ def test_the_record_of_the_run_is_not_left_out(tmp_path):
         sinks.write(1, 1, {"train/loss": 1.0})
 
 
-def test_a_sink_that_cannot_be_opened_stops_the_start(tmp_path):
-    def refuse(run):
-        raise ConnectionError("nobody there")
+REFUSING = """
+from mcframe.hookspecs import hookimpl
 
-    with pytest.raises(UserError, match=r"@sink.mine could not be opened: ConnectionError: nobody there"):
-        opened(tmp_path, **{"@sink.mine": refuse})
-    with pytest.raises(UserError, match=r"@sink.mine made a dict, which is no TelemetrySink"):
-        opened(tmp_path, **{"@sink.mine": lambda run: {}})
+def refuse(run):
+    raise ConnectionError("nobody there")
+
+@hookimpl
+def register_sinks(register):
+    register("refusing", refuse)
+    register("no_sink", lambda run: {})
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("refusing", "ConnectionError: nobody there"), ("no_sink", "TelemetrySink")]
+)
+def test_a_sink_that_cannot_be_opened_stops_the_start(tmp_path, smoke, name, told):
+    file = tmp_path / "refusing.py"
+    file.write_text(REFUSING)
+    recipe = load_recipe([smoke], [f"run.sinks = [@sink.{name}]"], PluginOptions(named=(str(file),))).recipe
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path, mine=recipe.sinks[0])
+    assert f"sink.{name}" in caught.value.message
+    assert told in caught.value.message
 
 
 def test_prometheus_holds_the_latest_value_of_every_metric(tmp_path):

@@ -1,5 +1,6 @@
 """Interrupted and resumed equals uninterrupted, metric for metric: real runs across an epoch."""
 
+import json
 import os
 import random
 import shutil
@@ -101,6 +102,14 @@ def assert_equal(result, reference):
         figures, wanted = result.summary[end], reference.summary[end]
         assert {**figures, "train/tok_per_sec": 0} == {**wanted, "train/tok_per_sec": 0}
     assert not (result.run_dir / "metrics.superseded.jsonl").exists()
+    assert recorded(result) == recorded(reference)
+    assert len(recorded(result)) > 6
+
+
+def recorded(result):
+    """What its pictures are drawn from, without the time of day."""
+    lines = [json.loads(line) for line in (result.run_dir / "pictures.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
 
 
 def test_the_run_crosses_epochs_and_keeps_the_newest_checkpoints(one):

@@ -37,8 +37,13 @@ def test_a_strategy_that_needs_scores_gets_them():
     gpt = GPT(GEOMETRY, 20, depth=1, width=16, heads=2)
     model = MegaContextStep(gpt, MeanGistNet(shape), RecencyLensNet(shape), strategy, GEOMETRY, Objectives())
     windows = torch.randint(20, (3, 33))
-    chosen, proposed, rounds = focuses(model, GreedyAllocator(GEOMETRY), windows, 24, 0)
-    assert strategy.seen == [(3, 24)]
-    assert [len(rows) for rows in (chosen, proposed)] == [3, 3]
-    assert all(sum(row) == 3 for row in (*chosen, *proposed))  # 32 - 3 * 3 = 23 entries
+    cpu = torch.device("cpu")
+    chosen, proposed, rounds = focuses(model, GreedyAllocator(GEOMETRY), windows, 24, 0, 2, cpu)
+    assert strategy.seen == [(1, 24)]
+    assert (tuple(chosen.shape), tuple(proposed.shape)) == ((3, 8), (1, 8))
+    assert all(row.sum() == 3 for row in (*chosen, *proposed))  # 32 - 3 * 3 = 23 entries
     assert rounds >= 1
+    for batch in (1, 3):  # cutting them changes nothing
+        again = focuses(model, GreedyAllocator(GEOMETRY), windows, 24, 0, batch, cpu)
+        assert torch.equal(again[0], chosen)
+        assert (torch.equal(again[1], proposed), again[2]) == (True, rounds)

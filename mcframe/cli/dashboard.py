@@ -1,0 +1,91 @@
+"""`mcframe dashboard`: the panels of a run for TensorBoard and for wandb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mcframe.cli.failure import guarded
+from mcframe.cli.options import Traceback
+from mcframe.errors import UserError
+from mcframe.telemetry.metrics_file import METRICS
+from mcframe.telemetry.picture_record import PICTURES
+from mcframe.telemetry.tensorboard_sink import write_layout
+from mcframe.telemetry.wandb_workspace import workspace_script
+
+FILE = "wandb_dashboard.py"
+
+dashboard = typer.Typer(help="Write the dashboard of a run, for TensorBoard or for wandb.", no_args_is_help=True)
+
+
+@dashboard.command()
+def wandb(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="A run directory: panels of what it has measured. Without: all panels."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"Where to write; default: RUN/{FILE}, or {FILE} here.")
+    ] = None,
+    traceback: Traceback = False,
+) -> None:
+    """Write a Python file that makes a workspace of mcframe's panels on wandb."""
+
+    def act() -> int:
+        file = out or (run / FILE if run else Path(FILE))
+        names = None if run is None else _measured(run)
+        title = "mcframe's dashboard" if run is None else f"The dashboard of {run.resolve().name}"
+        text = workspace_script(file.name, names, title)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, "utf-8")
+        except OSError as error:
+            raise UserError(f"{file} cannot be written: {error.strerror}", remedy="name another with --out") from error
+        typer.echo(f"{file}\npip install wandb-workspaces\npython {file} ENTITY/PROJECT")
+        return 0
+
+    raise typer.Exit(guarded(act, traceback=traceback))
+
+
+@dashboard.command()
+def tensorboard(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run directory, or a folder of TensorBoard's event files.")
+    ],
+    traceback: Traceback = False,
+) -> None:
+    """Write the dashboard into event files that have none; what mcframe trains has it already."""
+
+    def act() -> int:
+        if not any(run.rglob("*tfevents*")):
+            raise UserError(
+                f"{run} holds no event files of TensorBoard's",
+                remedy="name a run directory that has a folder tensorboard",
+            )
+        typer.echo(f"tensorboard --logdir {write_layout(run)}")
+        return 0
+
+    raise typer.Exit(guarded(act, traceback=traceback))
+
+
+def _measured(run: Path) -> list[str]:
+    """Every name in a run's records, sorted. Raises UserError where there is none."""
+    names: set[str] = set()
+    for file in (METRICS, PICTURES):
+        if (run / file).exists():
+            with (run / file).open(encoding="utf-8") as lines:
+                for line in lines:
+                    try:
+                        entry = json.loads(line)
+                    except ValueError:  # torn by a crash, or being written
+                        continue
+                    names.update(entry.get("counts", entry))
+    if not names:
+        raise UserError(
+            f"{run} holds no {METRICS} with a line in it",
+            remedy="name a run directory, such as runs/quickstart, or leave it out for all panels",
+        )
+    return sorted(names)
