@@ -1,6 +1,6 @@
-"""Style and types of what `mcframe new-plugin` writes, for every kind: `python tests/scaffold/lint_templates.py`.
+"""Style and types of what `mcframe new-plugin` writes, for every kind, and of the worked example in plugins/spectral.
 
-The packages are held to this repository's rules, but for line breaks: those are the packages' own business.
+`python tests/scaffold/lint_templates.py`. They are held to this repository's rules, each as a package of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mcframe.scaffold.names import Names
 from mcframe.scaffold.package import render, write
 
 ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "plugins" / "spectral"
 
 
 def main() -> int:
@@ -28,11 +29,12 @@ def main() -> int:
             names = Names.of("probe", kind)
             packages.append(Path(folder, kind))
             write(packages[-1], render(Names(f"probe-{kind}", names.name), kind))
+        packages.append(EXAMPLE)
         style = ["--select", ",".join(rules["select"]), "--ignore", ",".join(rules["ignore"])]
         modules = [str(file) for package in packages for file in package.glob("**/*mcframe_*.py")]
         commands = (
-            ["ruff", "check", "--no-cache", *style, "--per-file-ignores", "test_*.py:D1", folder],
-            ["ruff", "format", "--no-cache", "--check", folder],
+            ["ruff", "check", "--no-cache", *style, "--per-file-ignores", "test_*.py:D1", folder, EXAMPLE],
+            ["ruff", "format", "--no-cache", "--check", folder, EXAMPLE],
             [sys.executable, "-m", "mypy", "--strict", *modules],
         )
         search = os.pathsep.join(map(str, [ROOT, *packages]))

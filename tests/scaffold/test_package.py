@@ -21,6 +21,7 @@ from mcframe.scaffold.package import render, write
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = ("mcframe.hookspecs", "mcframe.context", "mcframe.errors", "mcframe.testing")
+EXAMPLE = ROOT / "plugins" / "spectral"
 
 
 def test_every_kind_has_templates_and_a_contract() -> None:
@@ -36,6 +37,18 @@ def test_templates_are_in_the_wheel() -> None:
             path = file.relative_to(ROOT / "mcframe").as_posix()
             assert any(fnmatch.fnmatch(path, pattern) for pattern in shipped["mcframe"]), path
             assert not file.name.startswith("."), "wheels lose hidden files"
+
+
+def test_the_worked_example_is_a_package_of_its_own() -> None:
+    """Outside our wheel, of the shape that new packages have, and with the gin file that its README shows."""
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    assert not [name for name in ours if "spectral" in name]
+    assert not (EXAMPLE / "__init__.py").exists(), "it would be a part of mcframe_plugins"
+    written = render(Names.of("spectral", "gistnet"), "gistnet")
+    assert [path for path in written if not (EXAMPLE / path).exists()] == [".github/workflows/tests.yml"]
+    for path in ("tox.ini", "toxfile.py", ".gitignore"):
+        assert (EXAMPLE / path).read_text("utf-8") == written[path]
+    assert (EXAMPLE / "spectral.gin").read_text("utf-8") in (EXAMPLE / "README.md").read_text("utf-8")
 
 
 def test_nothing_is_left_to_fill_in(packages: dict[str, Path]) -> None:
@@ -64,7 +77,7 @@ def test_the_author_finds_the_function_to_change(packages: dict[str, Path]) -> N
 
 
 def test_packages_import_nothing_but_the_public_api(packages: dict[str, Path]) -> None:
-    for folder in packages.values():
+    for folder in [*packages.values(), EXAMPLE]:
         for file in [*folder.glob("*.py"), *folder.glob("tests/*.py")]:
             for each in ast.walk(ast.parse(file.read_text("utf-8"))):
                 if isinstance(each, ast.ImportFrom) and (each.module or "").split(".")[0] in (

@@ -1,0 +1,129 @@
+"""A GistNet that keeps the lowest frequencies of a block, and variants whose collapsed blocks lie evenly.
+
+Two plug-ins of one package, to be used together or apart. `gistnet.spectral` sees a block's children as a signal and
+maps the first coefficients of its cosine transform to the gist, so order counts and one map is all there is to learn;
+the first coefficient alone is the mean. Fourier Transformer (He et al., 2023, arXiv:2305.15099) shortens sequences so.
+`variants.strided` takes systematic samples (Madow and Madow, 1944) instead of random ones: what a variant collapses is
+spread over the window, and the variants of a sequence collapse different blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from mcframe.context.controls import slot_means
+from mcframe.context.focus import compressible_nodes, lowest, over_blocks, over_nodes
+from mcframe.context.geometry import Geometry
+from mcframe.context.seeding import below, mix, priorities
+from mcframe.errors import UserError
+from mcframe.hookspecs import GistNet, ModelShape, Register, Sequences, VariantStrategy, hookimpl
+from torch import Tensor, nn
+
+mcframe_api = "0.1"
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Multiples of it lie in [0, 1) more evenly than those of any other number."""
+
+
+class SpectralGistNet(GistNet):
+    """A linear map of the lowest frequencies of a block's children, added to their mean.
+
+    frequencies  coefficients of the cosine transform that the map reads; 1 = the mean alone
+    """
+
+    def __init__(self, shape: ModelShape, *, frequencies: int = 4) -> None:
+        super().__init__()
+        if not 1 <= frequencies <= shape.geometry.block_size:
+            raise UserError(
+                f"gistnet.spectral.frequencies is {frequencies}; a block of {shape.geometry.block_size} has as many",
+                remedy=f"set it to a number from 1 to {shape.geometry.block_size}",
+            )
+        self.frequencies, self.slots = frequencies, shape.geometry.slots
+        self.head = nn.Linear(frequencies * shape.width, self.slots * shape.width, bias=False)
+
+    def forward(self, children: Tensor, lod: int) -> Tensor:
+        """Gists of every node at `lod`: children [B, nodes, C, D] -> [B, nodes, G, D]."""
+        spectrum = (cosines(children.shape[2], self.frequencies, children) @ children).flatten(2)
+        learned: Tensor = self.head(F.rms_norm(spectrum, spectrum.shape[-1:]))
+        return slot_means(children, self.slots) + learned.view(*children.shape[:2], self.slots, -1)
+
+
+def cosines(length: int, frequencies: int, like: Tensor) -> Tensor:
+    """The first rows of the orthonormal cosine transform (DCT-II) of signals of this length: [frequencies, length]."""
+    place = torch.arange(length, device=like.device) + 0.5
+    frequency = torch.arange(frequencies, device=like.device)
+    basis = torch.cos(frequency[:, None] * place * (math.pi / length)) * math.sqrt(2 / length)
+    return torch.where(frequency[:, None] == 0, math.sqrt(1 / length), basis).to(like.dtype)
+
+
+class StridedVariants(VariantStrategy):
+    """Focuses whose collapsed nodes are spread evenly, each variant's where the others' are not.
+
+    count     variants a sequence
+    attempts  draws in all, until the variants of a sequence differ
+    """
+
+    def __init__(self, geometry: Geometry, *, count: int = 2, attempts: int = 6) -> None:
+        if count < 1:
+            raise UserError(
+                f"variants.strided.count is {count}; a strategy proposes at least one",
+                remedy="for none, set run.variants = @variants.none",
+            )
+        self.geometry, self.count, self.attempts = geometry, count, attempts
+
+    def order(self, seeds: Tensor, lod: int, geometry: Geometry) -> Tensor:
+        """In which order nodes at `lod` are collapsed, lowest first: seeds [B, V] -> [B, V, nodes(lod)].
+
+        Node n stands at the n-th multiple of the golden section, wound around a circle; a variant takes the nodes of
+        one arc. Arcs start at a random place of the sequence's own, the same distance apart.
+        """
+        node = torch.arange(geometry.nodes(lod), device=seeds.device)
+        first = (priorities(mix(seeds[:, :1], lod), 1) >> 12).double() / 2**52
+        arc = torch.arange(seeds.shape[1], device=seeds.device)[:, None] / self.count
+        return (node * _GOLDEN + first - arc) % 1.0
+
+    def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
+        """Focuses [B, V, blocks] of exactly `length` entries; a repeated one is drawn again."""
+        focus = self._draw(seeds, length, sequences.geometry)
+        for attempt in range(1, self.attempts):
+            same = (focus[:, :, None] == focus[:, None]).all(dim=-1).tril(diagonal=-1).any(dim=-1)
+            again = self._draw(mix(seeds, (1 << 32) + attempt), length, sequences.geometry)
+            focus = torch.where(same[..., None], again, focus)
+        return focus
+
+    def _draw(self, seeds: Tensor, length: int, geometry: Geometry) -> Tensor:
+        mixes = _mixes(geometry, length, seeds.device)
+        counts = mixes[below(seeds, len(mixes))]  # nodes to collapse at each level [B, V, levels]
+        focus = counts.new_zeros(*seeds.shape, geometry.blocks)
+        for lod in range(geometry.levels, 0, -1):
+            if geometry.nodes(lod) == 0:  # the window is shorter than one node of this level
+                continue
+            free = (over_nodes(focus, geometry, lod) == 0).all(dim=-1)
+            allowed = free & compressible_nodes(geometry, lod, seeds.device)
+            chosen = lowest(self.order(seeds, lod, geometry), allowed, counts[..., lod - 1])
+            focus = torch.where(over_blocks(chosen, geometry, lod), lod, focus)
+        return focus
+
+
+@lru_cache(maxsize=256)
+def _mixes(geometry: Geometry, length: int, device: torch.device) -> Tensor:
+    """[mixes, levels] numbers of nodes that give this length; kept on the device, so that no step copies them."""
+    reached, mixes = geometry.reachable(length)
+    if reached != length:
+        raise ValueError(f"no working context has exactly {length} entries; the nearest below has {reached}")
+    return torch.tensor(mixes, device=device)
+
+
+@hookimpl
+def register_gistnets(register: Register) -> None:
+    """Offer the GistNet under the name that gin files use."""
+    register("spectral", SpectralGistNet)
+
+
+@hookimpl
+def register_variants(register: Register) -> None:
+    """Offer the variants under the name that gin files use."""
+    register("strided", StridedVariants)

@@ -1,0 +1,75 @@
+"""What only these two promise."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mcframe.context.geometry import Geometry
+from mcframe.context.seeding import variant_seeds
+from mcframe.errors import UserError
+from mcframe.hookspecs import ModelShape, Sequences
+from torch import Tensor
+
+from mcframe_spectral import SpectralGistNet, StridedVariants, cosines
+
+GEOMETRY = Geometry(window=132, block_size=4, tail=4)  # 32 blocks that may be collapsed
+SHAPE = ModelShape(width=16, geometry=GEOMETRY)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=12), st.data())
+def test_coefficients_are_those_of_the_definition(signal: list[float], data: st.DataObject) -> None:
+    count, frequencies = len(signal), data.draw(st.integers(1, len(signal)))
+    expected = [
+        math.sqrt((1 if f == 0 else 2) / count)
+        * sum(x * math.cos(math.pi * f * (n + 0.5) / count) for n, x in enumerate(signal))
+        for f in range(frequencies)
+    ]
+    values = torch.tensor(signal, dtype=torch.float64)
+    found = cosines(count, frequencies, values) @ values
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=1e-5)
+
+
+def test_order_counts_from_the_second_frequency_on() -> None:
+    children = torch.randn(2, 33, 4, 16)
+    for frequencies, reads_order in ((1, False), (2, True)):
+        gistnet = SpectralGistNet(SHAPE, frequencies=frequencies)
+        same = torch.allclose(gistnet(children, 1), gistnet(children.flip(2), 1), atol=1e-5)
+        assert same is not reads_order
+
+
+def test_more_frequencies_than_children_are_refused() -> None:
+    with pytest.raises(UserError, match=r"gistnet\.spectral\.frequencies is 5"):
+        SpectralGistNet(SHAPE, frequencies=5)
+
+
+def collapsed(nodes: int, count: int) -> Tensor:
+    """Which blocks the variants of 200 sequences collapse where `nodes` have to be: bool [200, count, 32]."""
+    seeds = variant_seeds(0, torch.arange(200), count)
+    sequences = Sequences(torch.zeros(200, GEOMETRY.window, dtype=torch.long), GEOMETRY)
+    length = GEOMETRY.window - nodes * GEOMETRY.saving(1)
+    return StridedVariants(GEOMETRY, count=count).propose(sequences, None, length, seeds)[..., :32] > 0
+
+
+@pytest.mark.parametrize("nodes", [4, 8, 13])
+def test_collapsed_blocks_are_spread_over_the_window(nodes: int) -> None:
+    """By the three-gap theorem no gap between neighbours is longer than about 2.6 times the mean."""
+    for chosen in collapsed(nodes, 1)[:, 0]:
+        places = chosen.nonzero().flatten()
+        assert len(places) == nodes
+        gaps = torch.cat((places, torch.tensor([32]))).diff()
+        assert gaps.max() <= 3.0 * 32 / nodes
+
+
+def test_variants_of_a_sequence_collapse_different_blocks() -> None:
+    both = collapsed(8, 2)
+    overlap = (both[:, 0] & both[:, 1]).sum(dim=-1).double().mean()
+    assert overlap < 0.5  # of 8; random ones share 2
+
+
+def test_every_block_has_its_turn() -> None:
+    share = collapsed(8, 2).double().mean(dim=(0, 1))
+    assert share.min() > 0.15
+    assert share.max() < 0.35
