@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mcframe.chosen import Chosen
 from mcframe.cli.failure import guarded
 from mcframe.cli.options import Gin, NoPlugin, Plugin, Run, Set, StrictPlugins, Traceback, plugin_options
 from mcframe.cli.trained import TrainedRun, open_trained
@@ -90,7 +91,8 @@ class _Asked:
             if name in known:
                 chosen.append(known[name])
             elif name in loaded.registry.implementations["evaluation"]:
-                chosen.append(loaded.config.build(f"evaluation.{name}"))
+                entry = loaded.registry.implementations["evaluation"][name]
+                chosen.append(Chosen(entry, f"evaluation.{name}", loaded.config, loaded.registry)())
             else:
                 raise loaded.registry.unknown("evaluation", name)
         return chosen

@@ -126,7 +126,8 @@ def test_what_is_broken_is_listed_with_its_error_and_remedy(mcframe, broken):
 
 def test_lines_of_show_can_be_pasted(mcframe, smoke, tmp_path):
     for name in ("gistnet.transformer", "lensnet.transformer", "allocator.greedy", "variants.random_collapse",
-                 "evaluation.controls", "task.recall", "tokenizer.bytes"):  # fmt: skip
+                 "evaluation.controls", "task.recall", "tokenizer.bytes", "positions.gaussian_rope",
+                 "objective.z_loss", "sink.prometheus"):  # fmt: skip
         result = mcframe("plugins", "show", name)
         assert result.exit_code == 0, result.output
         (tmp_path / "pasted.gin").write_text(f"include '{smoke}'\n{result.output}")

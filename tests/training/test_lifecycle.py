@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mcframe.cli.app import app
 from mcframe.recipe import load_recipe
 from mcframe.training.assembly import build_model
 from mcframe.training.checkpoints import find
@@ -193,3 +195,13 @@ def test_a_hook_that_raises_ends_the_run_in_one_message_and_what_was_written_is_
     assert f"{site.folder / 'stranger.py'}:{line}" in failed.words
     assert failed.checkpoints == [STEP, 2 * STEP]
     assert sorted(failed.metrics) == [0, STEP, 2 * STEP]
+
+
+def test_evaluations_of_a_checkpoint_are_told_too(finished, site, tmp_path, monkeypatch):
+    directory = tmp_path / "run"
+    shutil.copytree(finished.run_dir, directory)
+    monkeypatch.syspath_prepend(str(site.folder))
+    result = CliRunner().invoke(app, ["eval", str(directory), "--windows", "4"])
+    assert result.exit_code == 0, result.output
+    lines = (directory / "diary-0.txt").read_text().splitlines()
+    assert lines == [*diary(finished, 0), "2 evaluated controls True"]
