@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mcframe.review.document import Part, Strips, Text
+from mcframe.review.drawn_pictures import drawn
 from mcframe.review.finding import Case
 from mcframe.review.run_facts import preferences_given_away
 from mcframe.review.section_parts import plot, present, tabled
@@ -36,6 +37,7 @@ def layout(case: Case) -> list[Part]:
         ))  # fmt: skip
     for tokens, text in run.strips:
         parts += [Text(f"At {tokens:,} {run.x}:"), Strips(text)]
+    parts += drawn(run, "contexts")
     return parts + plot(case, "layout", "Entries by level of detail", *present(run, _LAYOUT[:2]))
 
 
@@ -58,6 +60,7 @@ def lens(case: Case) -> list[Part]:
         ))  # fmt: skip
     return (
         parts
+        + drawn(run, "lens")
         + plot(case, "lens", "Correlation with preferences", "mc/preference_corr_mean", "mc/pref_score_corr")
         + plot(case, "scores", "Scores: size and spread", "mc/policy_score_abs_mean", "mc/policy_score_std_mean")
     )
@@ -83,6 +86,7 @@ def quality(case: Case) -> list[Part]:
     behind = present(run, ("mc/lod_delta/", "mc/gist_entry_delta/"))
     return (
         parts
+        + drawn(run, "gist_cost")
         + plot(case, "adv_delta", "ΔNLL of variants, and behind the cursor", "mc/adv_delta_mean", "mc/tail_delta")
         + plot(case, "lod_delta", "ΔNLL by level of detail: behind gists, and at them", *behind)
         + plot(case, "lod_loss", "Loss by level of detail", *present(run, ("mc/lod_loss/",)))

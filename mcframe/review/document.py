@@ -69,7 +69,7 @@ class Strips:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn plot: `svg` for the page that holds it, `png` for a file beside Markdown."""
+    """A drawn plot: `svg` for the page that holds it, `png` for a file beside Markdown; without `svg`, for both."""
 
     name: str
     title: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 from importlib.resources import files
@@ -39,15 +40,16 @@ def _anchor(section: Section) -> str:
 
 
 def _section(section: Section) -> str:
-    """What is said stands beside the pictures where the page is wide, above them where it is not."""
+    """What is said stands beside the plots where the page is wide, above them where it is not; large pictures below."""
     first = [_part(part) for part in section.parts if isinstance(part, Tiles)]
     said = [_part(part) for part in section.parts if not isinstance(part, Picture | Tiles)]
-    drawn = [_part(part) for part in section.parts if isinstance(part, Picture)]
+    drawn = [_part(part) for part in section.parts if isinstance(part, Picture) and part.svg]
+    sheets = [_part(part) for part in section.parts if isinstance(part, Picture) and not part.svg]
     body = f'<div class="said">{"".join(said)}</div>' if said else ""
     if drawn:
         body += f'<div class="plots">{"".join(drawn)}</div>'
     kind = "both" if said and drawn else "one"
-    body = f'{"".join(first)}<div class="{kind}">{body}</div>'
+    body = f'{"".join(first)}<div class="{kind}">{body}</div>{"".join(sheets)}'
     return f'<section id="{_anchor(section)}"><h2>{_text(section.title)}</h2>{body}</section>'
 
 
@@ -62,12 +64,21 @@ def _part(part: Part) -> str:
     if isinstance(part, Tiles):
         return _tiles(part)
     if isinstance(part, Picture):
-        return f"<figure><figcaption>{_text(part.title)}</figcaption>{part.svg}</figure>"
+        return _picture(part)
     if isinstance(part, Found):
         return _found(part)
     if isinstance(part, Strips):
         return f'<pre class="strips">{_STRIP.sub(lambda found: _blocks(found[0]), part.text)}</pre>'
     return f"<pre>{_text(part.text)}</pre>"
+
+
+def _picture(picture: Picture) -> str:
+    caption = f"<figcaption>{_text(picture.title)}</figcaption>"
+    if picture.svg:
+        return f"<figure>{caption}{picture.svg}</figure>"
+    data = base64.b64encode(picture.png).decode()
+    image = f'<img alt="{_text(picture.title)}" src="data:image/png;base64,{data}">'
+    return f'<figure class="sheet">{caption}<div class="wide">{image}</div></figure>'
 
 
 def _blocks(strip: str) -> str:

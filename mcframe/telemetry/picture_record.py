@@ -49,12 +49,21 @@ class PictureRecord:
 
     def read(self) -> Iterator[tuple[int, Reading]]:
         """The lines that are there, one by one: (tokens, reading)."""
-        if not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8") as file:
-            for line in file:
+        for tokens, _, reading in readings(self.path):
+            yield tokens, reading
+
+
+def readings(path: Path) -> Iterator[tuple[int, int, Reading]]:
+    """(tokens, step, reading) of every whole line of a record that may be written to or torn; none without a file."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
                 entry = json.loads(line)
-                yield entry["tokens"], _reading(entry)
+            except ValueError:  # a line that a crash has torn, or has yet to be written
+                continue
+            yield entry["tokens"], entry["step"], _reading(entry)
 
 
 def rows(counts: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[np.int64]]:

@@ -1,0 +1,58 @@
+"""The pictures that a run draws while it trains, drawn from its record for the steps under review."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from mcframe.context.geometry import Geometry
+from mcframe.review.document import Part, Picture
+from mcframe.review.record import Record
+from mcframe.review.run_facts import number
+from mcframe.telemetry.figures import Image, pictures
+from mcframe.telemetry.history import History
+from mcframe.telemetry.picture_record import PICTURES, readings
+
+_TITLES = {
+    "contexts": "How often each block is compressed, by place in the window and time",
+    "lens": "LensNet's scores over time, and of single spans against what was measured",
+    "gist_cost": "How ΔNLL is distributed, over time",
+}
+_SHAPE = ("window", "block_size", "levels", "slots", "tail", "sink")
+
+
+def drawn(run: Record, name: str) -> list[Part]:
+    """The picture of this name; nothing where the run recorded nothing for it, or its shape is unknown."""
+    geometry = _geometry(run.config)
+    file = run.directory / PICTURES
+    if geometry is None or not file.exists():
+        return []
+    label = f"{run.name}, {run.tokens[1]:,} tokens"
+    return [
+        Picture(f"drawn_{drawing}", _TITLES[drawing], "", _png(image))
+        for drawing, image in pictures(_history(file, run), geometry, label)
+        if drawing == name
+    ]
+
+
+def _history(file: Path, run: Record) -> History:
+    history = History()
+    for tokens, step, reading in readings(file):
+        if run.steps[0] <= step <= run.steps[1]:
+            history.add(tokens, reading)
+    return history
+
+
+def _geometry(config: Mapping[str, str]) -> Geometry | None:
+    values = [number(config, f"context.{key}") for key in _SHAPE]
+    known = [int(value) for value in values if value is not None]
+    return Geometry(*known) if len(known) == len(_SHAPE) else None
+
+
+def _png(image: Image) -> bytes:
+    from matplotlib.image import imsave
+
+    out = io.BytesIO()
+    imsave(out, image, format="png")
+    return out.getvalue()
