@@ -115,3 +115,9 @@ def test_two_ranks_read_what_one_rank_reads_of_the_union(tmp_path):
         assert same(Reading(*results.get()), alone)
         found += 1
     assert found == 2
+
+
+def test_what_is_no_span_is_not_read():
+    tally, points = Tally(), torch.tensor([[tallies.ABSENT, 9.0, 9.0, 9.0], [5.0, 0.1, 0.2, 1.0], [0.0, 0.3, 0.4, 2.0]])
+    tally.add(Statistics(points={"mc/spans": points.double()}))
+    assert tally.read().points["mc/spans"] == pytest.approx(np.array([[0.1, 0.2, 1.0], [0.3, 0.4, 2.0]]))
