@@ -27,8 +27,8 @@ from mcframe.testing.capabilities import CAPABILITIES
 PLAIN = Geometry(window=50, block_size=4, levels=2, slots=1, tail=5)
 """The geometry that every plug-in must take: two levels, a window that is no whole number of blocks."""
 
-ROOM = Geometry(window=96, block_size=16, levels=1, slots=1, tail=20)
-"""The geometry that tasks are built for: four blocks that may be collapsed, and room to ask and to answer."""
+ROOMS = (Geometry(window=96, block_size=16, tail=20), Geometry(window=80, block_size=16, tail=15))
+"""Geometries of which a task must take one: four blocks that may be collapsed, and room to ask, some tokens or one."""
 
 NETWORKS = ("gistnet", "lensnet")
 PARTS = (*NETWORKS, "allocator", "variants")
@@ -74,7 +74,14 @@ class Candidate:
     @cached_property
     def specimen(self) -> Any:
         """One that is built for the plain geometry. Raises what the factory raises."""
-        return self.build(ROOM if self.kind == "task" else PLAIN)
+        if self.kind != "task":
+            return self.build()
+        for geometry in ROOMS:
+            try:
+                return self.build(geometry)
+            except UserError as refusal:
+                declined = refusal
+        raise declined
 
     @cached_property
     def lacks(self) -> str:

@@ -58,7 +58,10 @@ class Clause:
 CLAUSES: dict[str, Clause] = {}
 """Every clause by its id, in the order of its definition; `every_clause` fills it."""
 
-HOMES = ("plugins", "parts", "gistnet", "lensnet", "allocator", "variants", "networks", "learning", "in_training")
+HOMES = (
+    "plugins", "parts", "gistnet", "lensnet", "allocator", "variants", "networks", "learning",
+    "positions", "objective", "text", "tokenizer", "task", "evaluation", "sink", "in_training",
+)  # fmt: skip
 """The modules that define clauses, in the order in which clauses are checked and may depend on each other."""
 
 

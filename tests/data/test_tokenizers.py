@@ -11,6 +11,7 @@ from mcframe.data.sources import StandardLibrary
 from mcframe.data.split import is_validation
 from mcframe.data.tokenizers import BPE, SEPARATOR, Bytes, bpe_file, train_bpe
 from mcframe.errors import UserError
+from mcframe.testing import check_plugin
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
@@ -59,6 +60,12 @@ def test_broken_text_goes_through(tokenizer):
 
 def test_bytes_that_are_no_utf8_are_replaced():
     assert Bytes().decode([104, 195, 105]) == "h\ufffdi"
+
+
+def test_bpe_keeps_every_clause(trained):
+    settings = [f"tokenizer.bpe.file = '{trained}'", "tokenizer.bpe.vocab_size = 400"]
+    outcomes = {each.clause: each.outcome for each in check_plugin("tokenizer.bpe", settings)}
+    assert set(outcomes.values()) == {"passed"}, outcomes
 
 
 def test_bpe_compresses_and_names_itself_by_content(trained, tmp_path):

@@ -1,34 +1,29 @@
 """Every plug-in that comes with mcframe, through the classes that anybody else's tests use."""
 
+from pathlib import Path
+
 import pytest
 
 from mcframe.recipe import all_plugins
-from mcframe.testing import AllocatorContract, GistNetContract, LensNetContract, VariantsContract
+from mcframe.registry import KINDS
+from mcframe.testing.contracts import CONTRACTS
+
+ROOT = Path(__file__).parents[2]
 
 
-def every(kind):
-    return pytest.fixture(params=[f"{kind}.{name}" for name in all_plugins().implementations[kind]])
+def contract_of(kind):
+    """A test class as somebody would write it, with a fixture that goes through all plug-ins of a kind."""
+    names = [f"{kind}.{name}" for name in all_plugins().implementations[kind]]
+
+    class Test(CONTRACTS[kind]):
+        settings = (f"text.local_files.paths = '{ROOT / 'docs'}'",) if kind == "text" else ()
+
+        @pytest.fixture(params=names)
+        def plugin(self, request):
+            return request.param
+
+    return Test
 
 
-class TestGistNets(GistNetContract):
-    @every("gistnet")
-    def plugin(self, request):
-        return request.param
-
-
-class TestLensNets(LensNetContract):
-    @every("lensnet")
-    def plugin(self, request):
-        return request.param
-
-
-class TestAllocators(AllocatorContract):
-    @every("allocator")
-    def plugin(self, request):
-        return request.param
-
-
-class TestVariants(VariantsContract):
-    @every("variants")
-    def plugin(self, request):
-        return request.param
+for _kind in KINDS:
+    globals()[f"Test{_kind.title()}"] = contract_of(_kind)

@@ -1,11 +1,15 @@
-"""Plug-ins that are broken on purpose: how they are written down, and the plug-in objects that offer them."""
+"""Plug-ins that are broken on purpose: how they are written down, and the plug-in that offers them."""
 
 from mcframe.hookspecs import API_VERSION, hookimpl
+from mcframe.registry import KINDS
 
 BREAKS = {}
 """The clause that each broken plug-in is made to break, by its registered name."""
 
-_FACTORIES = {"gistnet": {}, "lensnet": {}, "allocator": {}, "variants": {}}
+REFERENCES = []
+"""Names of the least that a plug-in of a kind can be and still keep every clause."""
+
+_FACTORIES = {kind: {} for kind in KINDS}
 
 
 def breaks(clause, kind, name=None):
@@ -13,7 +17,7 @@ def breaks(clause, kind, name=None):
 
     def register(factory):
         known = name or factory.__name__.lower()
-        assert f"{kind}.{known}" not in BREAKS
+        assert known not in _FACTORIES[kind]
         BREAKS[f"{kind}.{known}"] = clause
         _FACTORIES[kind][known] = factory
         return factory
@@ -21,27 +25,31 @@ def breaks(clause, kind, name=None):
     return register
 
 
+def keeps(kind):
+    """Register the decorated factory as one that keeps every clause."""
+
+    def register(factory):
+        REFERENCES.append(f"{kind}.{factory.__name__.lower()}")
+        _FACTORIES[kind][factory.__name__.lower()] = factory
+        return factory
+
+    return register
+
+
 class Broken:
-    """Offers all of them but the one whose plug-in states no API version."""
+    """Offers all of them."""
 
     mcframe_api = API_VERSION
 
-    @hookimpl
-    def register_gistnets(self, register):
-        for name, factory in _FACTORIES["gistnet"].items():
+
+def _offering(kind):
+    @hookimpl(specname=KINDS[kind])
+    def offer(self, register):
+        for name, factory in _FACTORIES[kind].items():
             register(name, factory)
 
-    @hookimpl
-    def register_lensnets(self, register):
-        for name, factory in _FACTORIES["lensnet"].items():
-            register(name, factory)
+    return offer
 
-    @hookimpl
-    def register_allocators(self, register):
-        for name, factory in _FACTORIES["allocator"].items():
-            register(name, factory)
 
-    @hookimpl
-    def register_variants(self, register):
-        for name, factory in _FACTORIES["variants"].items():
-            register(name, factory)
+for _kind in KINDS:
+    setattr(Broken, KINDS[_kind], _offering(_kind))

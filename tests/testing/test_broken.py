@@ -1,18 +1,20 @@
 """Each broken plug-in is rejected by the clause meant for it and by no other; every clause rejects one."""
 
+import broken_additions  # noqa: F401
 import broken_allocators  # noqa: F401
+import broken_data  # noqa: F401
 import broken_gistnets  # noqa: F401
 import broken_lensnets
 import broken_packages
 import broken_variants  # noqa: F401
 import pytest
-from broken import BREAKS, Broken
+from broken import BREAKS, REFERENCES, Broken
 
-from mcframe.registry import Registry
+from mcframe.registry import KINDS, Registry
 from mcframe.testing import check_plugin, every_clause, reference
 
 BREAKS["gistnet.unversioned"] = "P6"
-REFERENCES = ("gistnet.linear", "lensnet.linear", "allocator.lowest_first", "variants.random_nodes")
+REFERENCES += ["gistnet.linear", "lensnet.linear", "allocator.lowest_first", "variants.random_nodes"]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,10 @@ def test_a_broken_plugin_is_rejected_by_its_clause_alone(name, registry):
 def test_a_reference_keeps_every_clause(name, registry):
     results = check_plugin(name, registry=registry)
     assert {each.clause: each.message for each in results if each.outcome == "failed"} == {}
+
+
+def test_every_kind_has_a_reference():
+    assert {name.partition(".")[0] for name in REFERENCES} == set(KINDS)
 
 
 def test_every_quick_clause_rejects_something():
