@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import venv
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from mcframe.cli.app import app
+from mcframe.cli.matrix import read_settings
 from mcframe.recipe import all_plugins
 from mcframe.testing.checking import Result
 from mcframe.testing.cross import LEVELS, SLOTS, covering, offered
@@ -108,3 +111,22 @@ def test_one_that_fails_fails_the_matrix_by_name(tmp_path):
 def test_our_own_parts_are_crossed():
     names = offered(all_plugins())
     assert all(len(each) > 1 for each in names.values())
+
+
+def test_the_settings_are_of_plugins_that_there_are(root):
+    offered = {f"{each.kind}.{each.name}" for kind in all_plugins().implementations.values() for each in kind.values()}
+    assert read_settings(root / "tests/matrix/settings.toml").keys() <= offered
+
+
+def test_an_environment_borrows_packages(root, tmp_path):
+    for name in ("lender", "borrower"):
+        venv.create(tmp_path / name)
+    (packages,) = (tmp_path / "lender").glob("lib/python*/site-packages")
+    (packages / "lent.py").write_text("")
+    python = tmp_path / "borrower/bin/python"
+    borrow = [python, root / "tests/matrix/borrow.py"]
+    missing = subprocess.run([*borrow, tmp_path / "nobody"], capture_output=True, text=True)
+    assert missing.returncode == 1
+    assert "run `tox -e tests --notest` first" in missing.stderr
+    subprocess.run([*borrow, tmp_path / "lender"], check=True)
+    subprocess.run([python, "-c", "import lent"], check=True)
