@@ -22,6 +22,10 @@ from mcframe.recipe import all_plugins
 from mcframe.registry import Registered, Registry
 
 
+_WIDE = 150
+"""Columns of the table where no terminal says how many there are, as in the log of a CI."""
+
+
 def matrix(
     context: typer.Context,
     names: Annotated[list[str], typer.Argument(metavar="[KIND.NAME]...", help="Only these.")] = [],  # noqa: B006
@@ -56,6 +60,8 @@ def _matrix(
     from mcframe.testing.matrix_table import COLUMNS, cells, complaints, write
 
     console, began = Console(), time.monotonic()
+    if not console.is_terminal:
+        console.width = _WIDE
     cases = covering(offered(registry)) if cross else ()
     plan = Plan(
         settings={name: each.set for name, each in needs.items()},
@@ -70,7 +76,7 @@ def _matrix(
     rows = run_matrix(registry, entries, plan, say)
     table = Table()
     for column in COLUMNS:
-        table.add_column(column, no_wrap=column == COLUMNS[0])
+        table.add_column(column, min_width=30 if column == COLUMNS[0] else None)
     for row in rows:
         table.add_row(*map(escape, cells(row)), style="red" if row.failed else None)
     console.print(table)

@@ -60,10 +60,9 @@ def r2_learns(plugin: Candidate) -> None:
     """From what the seed makes of it to what the checkpoint at the end holds."""
     (run, *_) = trained(*alone(plugin))
     recipe = load_recipe([run.folder / "run" / "config.gin"], [], PluginOptions(given(plugin))).recipe
-    began = build_model(recipe, recipe.tokenizer().vocab_size).state_dict()
-    ended = _own(run.weights(), plugin)
-    learned = [name for name, _ in plugin.specimen.named_parameters()]
-    still = [name for name in learned if torch.equal(ended[name], _own(began, plugin)[name])]
+    built = getattr(build_model(recipe, recipe.tokenizer().vocab_size), plugin.kind)
+    began, ended = dict(built.named_parameters()), _own(run.weights(), plugin)
+    still = [name for name, parameter in began.items() if torch.equal(ended[name], parameter)]
     expect(not still, f"not moved in four steps: {', '.join(still)}")
     wild = [name for name, tensor in ended.items() if not tensor.isfinite().all()]
     expect(not wild, f"not finite after four steps: {', '.join(wild)}")
