@@ -21,7 +21,6 @@ from mcframe.errors import UserError, did_you_mean
 from mcframe.recipe import all_plugins
 from mcframe.registry import Registered, Registry
 
-
 _WIDE = 150
 """Columns of the table where no terminal says how many there are, as in the log of a CI."""
 
