@@ -127,6 +127,17 @@ def test_a_sum_of_timers_is_never_the_cause_of_a_dip(tmp_path):
     assert "most likely timer: train/optimizer_ms" in found["throughput_dip"].title
 
 
+@pytest.mark.parametrize("larger", ["mc/variant_pack_ms", "mc/lens_ms"])
+def test_of_two_timers_that_rose_the_larger_rise_is_named(tmp_path, larger):
+    figures = healthy(3)
+    for name in ("mc/variant_pack_ms", "mc/lens_ms"):
+        figures[name][slice(*DIP)] += 80.0 if name == larger else 30.0
+    step = sum(figures[f"mc/{part}_ms"] for part in ("build", "variant", "variant_pack", "lens", "other"))
+    figures["train/tok_per_sec"] = 1000 * 12288 / step
+    found = findings(write_run(tmp_path / "run", figures))
+    assert f"most likely timer: {larger}" in found["throughput_dip"].title
+
+
 def test_a_single_slow_interval_is_no_dip(tmp_path):
     figures = healthy(3)
     figures["train/tok_per_sec"][50] /= 3
