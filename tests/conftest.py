@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "mcframe" / "run.py"
 SMOKE = ROOT / "gin" / "smoke.gin"
 TIMEOUT_S = 300.0
-NOT_COMPARED = ("time", "train/tok_per_sec")
-"""What the clock on the wall says is never twice the same."""
+NOT_COMPARED = ("time", "train/tok_per_sec", "_ms", "_gib_max")
+"""Ends of names: what the clock on the wall says is never twice the same, nor is memory."""
 
 
 START_RANKS = """
@@ -62,9 +62,15 @@ class Result:
         found: dict[int, dict[str, float]] = {}
         for line in (self.run_dir / "metrics.jsonl").read_text("utf-8").splitlines():
             entry = json.loads(line)
-            kept = {name: value for name, value in entry.items() if name not in NOT_COMPARED}
-            found.setdefault(entry["tokens"], {}).update(kept)
+            kept = self.compared(entry)
+            if kept.keys() - {"tokens", "step"}:
+                found.setdefault(entry["tokens"], {}).update(kept)
         return found
+
+    @staticmethod
+    def compared(figures: Mapping[str, float]) -> dict[str, float]:
+        """Without wall-clock figures."""
+        return {name: value for name, value in figures.items() if not name.endswith(NOT_COMPARED)}
 
     def curve(self, name: str) -> list[float]:
         """One metric, in the order of tokens."""

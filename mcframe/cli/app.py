@@ -15,6 +15,7 @@ from mcframe.cli.doctor import doctor
 from mcframe.cli.evaluate import evaluate
 from mcframe.cli.export import export
 from mcframe.cli.launch import run
+from mcframe.cli.metrics import metrics
 from mcframe.cli.new_plugin import new_plugin
 from mcframe.cli.plugins import plugins
 from mcframe.cli.review import review
@@ -48,6 +49,7 @@ app.command()(export)
 app.command()(tokenizer)
 app.command()(doctor)
 app.command("new-plugin")(new_plugin)
+app.command()(metrics)
 app.add_typer(plugins, name="plugins")
 app.add_typer(dashboard, name="dashboard")
 

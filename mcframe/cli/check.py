@@ -19,8 +19,9 @@ from mcframe.modeling.step import MegaContextStep
 from mcframe.recipe import Loaded, load_recipe
 from mcframe.registry import KINDS
 from mcframe.training.assembly import build_evaluations, build_model, build_task, parameter_counts
+from mcframe.training.cost import Costs
 from mcframe.training.engine_config import engine_config
-from mcframe.training.report import cost, left_out, memory_estimate, variants_in_words
+from mcframe.training.report import left_out, memory_estimate, variants_in_words
 from mcframe.training.settings import SEVERAL, Recipe
 
 
@@ -60,10 +61,12 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
     }
     variants = model.strategy.count
     lengths = recipe.extreme_lengths if variants else (0, 0)
-    flops = [cost(model, recipe, length) for length in lengths]
+    costs = Costs(model)
+    flops = [costs.at(lengths[0], recipe.rebuild(0)), costs.at(lengths[1], recipe.rebuild(recipe.steps - 1))]
     rows["FLOPs a token"] = f"{flops[0].plain / 1e9:.3g} G plain; {flops[0].total / 1e9:.3g} G at the start and " + (
         f"{flops[1].total / 1e9:.3g} G at the end with all that a step runs"
     )
+    rows |= {f"FLOPs of {name}": note for name, note in costs.notes.items()}
     rows["tokens a step"] = f"{recipe.batch_tokens:,} ({recipe.sequences} sequences of {recipe.context.window:,})"
     rows["steps"] = f"{recipe.steps:,}, {recipe.steps * recipe.batch_tokens:,} tokens"
     if variants:

@@ -77,13 +77,18 @@ def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -
     multiple of eight.
     """
     width = query.shape[-1]
-    more = 8 - width % 8
+    more = _filling(width)
     bias = (bias * math.sqrt(width)).transpose(1, 2).unsqueeze(-1).to(key.dtype).expand(*key.shape[:-1], 1)
     query = F.pad(torch.cat((query, torch.ones_like(query[..., :1])), dim=-1), (0, more - 1))
     key = F.pad(torch.cat((key, bias), dim=-1), (0, more - 1))
     value = F.pad(value, (0, more))
     mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1 / math.sqrt(width))
     return mixed[..., :width]
+
+
+def _filling(width: int) -> int:
+    """Columns that a biased head has more."""
+    return 8 - width % 8
 
 
 class Block(nn.Module):
@@ -168,13 +173,19 @@ class GPT(nn.Module):
 
     @property
     def attention_width(self) -> int:
-        """Width of all heads together; what attention costs is proportional to it."""
-        return self.heads * self.head_width
+        """Width of all heads together, filling included; what attention costs is proportional to it."""
+        biased = self.blocks[0].get_submodule("attention").gist_bias_embed is not None
+        return self.heads * (self.head_width + (_filling(self.head_width) if biased else 0))
+
+    @property
+    def block_parameters(self) -> int:
+        """Parameters of the blocks that take part in matrix products for every token: all but the biases of gists."""
+        return sum(parameter_count(each) for each in self.blocks.modules() if isinstance(each, nn.Linear))
 
     @property
     def non_embedding_parameters(self) -> int:
         """Parameters that take part in matrix products for every token: blocks and head."""
-        return parameter_count(self.blocks) + parameter_count(self.lm_head)
+        return self.block_parameters + parameter_count(self.lm_head)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [B, T] -> embeddings [B, T, D], the LOD0 rows of the node table."""

@@ -6,6 +6,8 @@ All of it is batched; nothing loops over rows, blocks or entries and nothing is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +42,14 @@ from mcframe.modeling.preference import shuffled
 from mcframe.modeling.reconstruction import Reconstruction
 from mcframe.plugin_contract import expect, expect_focus, expect_scores
 
+Timed = Callable[[str], AbstractContextManager[None]]
+"""Takes the name of a phase, such as `build`; what is run inside is timed as that phase."""
+
+
+def untimed(phase: str) -> AbstractContextManager[None]:
+    """Nobody wants to know how long it takes."""
+    return nullcontext()
+
 
 class MegaContextStep(nn.Module):
     """The whole that DeepSpeed trains.
@@ -68,6 +78,7 @@ class MegaContextStep(nn.Module):
         if lensnet is not None and LensMemory.wanted(objectives):
             self.lens_memory = LensMemory(lensnet, objectives)
         self.strategy, self.geometry, self.objectives = strategy, geometry, objectives
+        self.timed: Timed = untimed
         self._seen_once: set[str] = set()
 
     def forward(self, *arguments: Any, task: str = "losses", **options: Any) -> Any:
@@ -86,17 +97,20 @@ class MegaContextStep(nn.Module):
         scored [B, T] bool: the targets that count, None for all of them; rebuild: neighbouring blocks that
         reconstruction tells at once.
         """
-        baseline = self._baseline(tokens, scored)
-        loss = self.objectives.baseline_weight * masked_mean(baseline.nll, baseline.scored, dim=1).mean()
+        with self.timed("base"):
+            baseline = self._baseline(tokens, scored)
+            loss = self.objectives.baseline_weight * masked_mean(baseline.nll, baseline.scored, dim=1).mean()
         statistics = Statistics(means={"train/loss_lod0": masked_sum(baseline.nll, baseline.scored)})
         table = variants = None
         if self.strategy.count:
-            table = self.table(baseline.embeddings, baseline.readable)
+            with self.timed("build"):
+                table = self.table(baseline.embeddings, baseline.readable)
             extra, more, variants = self._variants(baseline, table, seeds, length, rebuild)
             loss, statistics = loss + extra, statistics | more
         if self.added:
             view = StepView(self.geometry, baseline, table, variants, seeds, self.gpt.nll, self.gpt.logits)
-            extra, more = self.added(view)
+            with self.timed("objectives"):
+                extra, more = self.added(view)
             loss, statistics = loss + extra, statistics | more
         statistics.means["train/loss"] = masked_sum(loss[None], baseline.scored.new_ones(1))
         return loss, statistics
@@ -104,7 +118,8 @@ class MegaContextStep(nn.Module):
     def after_step(self) -> None:
         """An optimizer step is done: what is remembered from step to step takes it in. Called on every rank."""
         if self.lens_memory is not None and self.lensnet is not None:
-            self.lens_memory.after_step(self.lensnet)
+            with self.timed("lens bookkeeping"):
+                self.lens_memory.after_step(self.lensnet)
 
     def _baseline(self, tokens: Tensor, scored: Tensor | None) -> Baseline:
         inputs, following = tokens[:, :-1], tokens[:, 1:]
@@ -122,52 +137,63 @@ class MegaContextStep(nn.Module):
         """What the variants add to the loss, their statistics, and their pass."""
         weights, one = self.objectives, baseline.scored.new_ones(1)
         focus = self.propose(baseline.inputs, table, seeds, length, baseline.nll)
-        context = unroll(focus, self.geometry, length)
-        if self.gistnet is None:
-            context = without_gists(context)
-        entries = gather_embeddings(table, context)
-        hidden = self.gpt.hidden(entries, context)
-        pairing, divergence = self._compare(hidden, context, baseline)
-        dropped = self._dropped(table, context, baseline) if self.needs_dropped else None
-        penalty = gist_delta_penalty(pairing)
-        loss = weights.variant_weight * variant_loss(pairing) + weights.gist_delta_weight * penalty
-        statistics = pairing_statistics(pairing) | context_tallies(pairing)
-        statistics.means["mc/gist_delta_penalty"] = masked_sum(penalty[None], one)
-        if divergence is not None:
-            # What a token would lose without the span shows how much of it the gist has to carry.
-            loss = loss + weights.gist_kl_weight * distillation(divergence, pairing, dropped, weights)
-            statistics.means["mc/gist_kl"] = masked_sum(divergence, pairing.scored)
+        with self.timed("sampling"):
+            context = unroll(focus, self.geometry, length)
+            context = without_gists(context) if self.gistnet is None else context
+        with self.timed("pack"):
+            entries = gather_embeddings(table, context)
+        with self.timed("variant"):
+            hidden = self.gpt.hidden(entries, context)
+            pairing, divergence = self._compare(hidden, context, baseline)
+            dropped = self._dropped(table, context, baseline) if self.needs_dropped else None
+            penalty = gist_delta_penalty(pairing)
+            loss = weights.variant_weight * variant_loss(pairing) + weights.gist_delta_weight * penalty
+            if divergence is not None:
+                # What a token would lose without the span shows how much of it the gist has to carry.
+                loss = loss + weights.gist_kl_weight * distillation(divergence, pairing, dropped, weights)
+        with self.timed("metrics"):
+            statistics = pairing_statistics(pairing) | context_tallies(pairing)
+            statistics.means["mc/gist_delta_penalty"] = masked_sum(penalty[None], one)
+            if divergence is not None:
+                statistics.means["mc/gist_kl"] = masked_sum(divergence, pairing.scored)
         if self.reconstruction is not None:
-            rebuilt = self.reconstruction(self.gpt, table, baseline.inputs, rebuild, seeds[:, 0])
-            loss = loss + weights.reconstruction_weight * rebuilt.mean()
-            statistics.means["mc/reconstruction_loss"] = masked_sum(rebuilt, torch.ones_like(rebuilt).bool())
+            with self.timed("objectives"):
+                rebuilt = self.reconstruction(self.gpt, table, baseline.inputs, rebuild, seeds[:, 0])
+                loss = loss + weights.reconstruction_weight * rebuilt.mean()
+                statistics.means["mc/reconstruction_loss"] = masked_sum(rebuilt, torch.ones_like(rebuilt).bool())
         scores = None
         if self.lensnet is not None:
-            verdict = tail_delta(pairing if dropped is None or weights.lens_judge == "gist" else dropped).detach()
-            lens, about_lens, scores = self._train_lens(entries.detach(), pairing, verdict, seeds, baseline.nll)
+            judge = pairing if dropped is None or weights.lens_judge == "gist" else dropped
+            lens, about_lens, scores = self._train_lens(entries.detach(), pairing, judge, seeds, baseline.nll)
             loss, statistics = loss + weights.lens_weight * lens, statistics | about_lens
-            statistics.means["mc/lens_loss"] = masked_sum(lens[None], one)
         return loss, statistics, Variants(entries, hidden, pairing, scores)
 
     def _train_lens(
-        self, entries: Tensor, pairing: Pairing, verdict: Tensor, seeds: Tensor, nll: Tensor
+        self, entries: Tensor, pairing: Pairing, judge: Pairing, seeds: Tensor, nll: Tensor
     ) -> tuple[Tensor, Statistics, Tensor]:
         """LensNet's loss, metrics and scores.
 
-        entries [R, L, D] are detached: LensNet's loss must not shape what it judges. verdict [R], in nats; nll [B, T]
-        of the uncompressed pass.
+        entries [R, L, D] are detached: LensNet's loss must not shape what it judges. judge: the pairing by which
+        contexts are compared; nll [B, T] of the uncompressed pass.
         """
         assert self.lensnet is not None
-        seen = self._seen(pairing.context, nll)
-        read = entries[:, : seen.length]
-        scores = self._scored(seen, read)
-        if self.objectives.lens_shuffle:
-            verdict = shuffled(verdict, seeds)
+        count, weights = self.strategy.count, self.objectives
+        with self.timed("lens"):
+            seen = self._seen(pairing.context, nll)
+            read = entries[:, : seen.length]
+            scores = self._scored(seen, read)
+        with self.timed("lens bookkeeping"):
+            verdict = tail_delta(judge).detach()
+            verdict = shuffled(verdict, seeds) if weights.lens_shuffle else verdict
         known = Remembered()
         if self.lens_memory is not None:
-            known = self.lens_memory(seen, read, verdict, self.strategy.count)
-        loss, statistics = lens_objective(scores, seen, pairing, verdict, self.strategy.count, self.objectives, known)
-        return loss, statistics | lens_tallies(scores, seen, pairing, seeds), scores
+            with self.timed("lens"):
+                known = self.lens_memory(seen, read, verdict, count)
+        with self.timed("lens bookkeeping"):
+            loss, statistics = lens_objective(scores, seen, pairing, verdict, count, weights, known)
+            statistics.means["mc/lens_loss"] = masked_sum(loss[None], verdict.new_ones(1).bool())
+            statistics = statistics | lens_tallies(scores, seen, pairing, seeds)
+        return loss, statistics, scores
 
     def _compare(self, hidden: Tensor, context: WorkingContext, baseline: Baseline) -> tuple[Pairing, Tensor | None]:
         """Pair working contexts with the baseline; with their KL [R, L] from it where distillation is on."""
@@ -233,18 +259,22 @@ class MegaContextStep(nn.Module):
         scores = None
         if self.strategy.needs_scores:
             raw = raw_context(self.geometry, inputs.shape[0], inputs.device)
-            with torch.no_grad():
+            with torch.no_grad(), self.timed("variant"):
                 scores = self.scores(raw, table, nll)
-        focus = self.strategy.propose(Sequences(inputs, self.geometry), scores, length, seeds)
+        with self.timed("sampling"):
+            focus = self.strategy.propose(Sequences(inputs, self.geometry), scores, length, seeds)
         shape = (*seeds.shape, self.geometry.blocks)
         expect(self.strategy, "propose", "a focus [B, V, blocks]", focus, shape, torch.int64)
-        if self._first("propose"):
+        if self._first("propose", focus):
             expect_focus(self.strategy, "propose", focus.flatten(0, 1), self.geometry, length)
         return focus.flatten(0, 1)
 
-    def _first(self, method: str) -> bool:
-        """Is this a plug-in's first call? The values that it returns are then looked at, which waits for the device."""
-        new = method not in self._seen_once
+    def _first(self, method: str, values: Tensor) -> bool:
+        """Is this a plug-in's first call? The values that it returns are then looked at, which waits for the device.
+
+        On the meta device there are none.
+        """
+        new = method not in self._seen_once and not values.is_meta
         self._seen_once.add(method)
         return new
 
@@ -267,7 +297,7 @@ class MegaContextStep(nn.Module):
         assert self.lensnet is not None
         scores = self.lensnet(seen, entries)
         expect(self.lensnet, "forward", "a score an entry [R, L]", scores, entries.shape[:2])
-        if self._first("score"):
+        if self._first("score", scores):
             expect_scores(self.lensnet, torch.where(seen.valid, scores.detach(), 0.0))
         known: Tensor = scores.float()
         return known
@@ -290,7 +320,7 @@ class MegaContextStep(nn.Module):
             seen = context.before_cursor()
             focus = allocator.allocate(self.scores(context, table, nll), seen, budget, seeds)
             expect(allocator, "allocate", "a focus [R, blocks]", focus, context.focus.shape, torch.int64)
-            if self._first("allocate"):
+            if self._first("allocate", focus):
                 expect_focus(allocator, "allocate", focus, self.geometry)
             changed = focus != context.focus
             rounds += changed.any(dim=1)

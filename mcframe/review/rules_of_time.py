@@ -12,16 +12,13 @@ from mcframe.review.finding import Case, Finding, NotJudged, Outcome, Plot
 from mcframe.review.run_facts import device, plain_flops, ranks
 from mcframe.review.series import Series, Values
 from mcframe.telemetry.flops import PEAK
+from mcframe.telemetry.timers import OTHER, OTHER_PARTS, STEP
+from mcframe.telemetry.timers import PARTS as CONTROLLER_PARTS
 
 SPEED, MFU, PER_STEP = "train/tok_per_sec", "train/mfu", "train/tokens_per_step"
-PARTS = ("mc/build_ms", "mc/variant_ms", "mc/variant_pack_ms", "mc/lens_ms", "mc/other_ms")
-OTHER = PARTS[-1]
-OTHER_PARTS = (
-    "train/data_ms", "train/base_ms", "train/objectives_ms", "train/metrics_ms", "train/backward_ms",
-    "train/optimizer_ms",
-)  # fmt: skip
-"""What mc/other_ms is made of, where a run times it in detail."""
-_SUMS = ("mc/controller_ms", "mc/overhead_ms", "train/step_ms")
+PARTS = (*CONTROLLER_PARTS, OTHER)
+_SUMS = ("mc/controller_ms", "mc/overhead_ms", STEP)
+_BESIDE = ("train/validation_ms", "train/checkpoint_ms")
 _PACK = "mc/variant_pack_ms"
 
 
@@ -66,7 +63,7 @@ def _cause(
     run = case.run
     # A sum rises whatever rises in it, and is no cause.
     sums = (*_SUMS, OTHER) if any(run.get(name) for name in OTHER_PARTS) else _SUMS
-    timers = [name for name in run.named("", "_ms") if name not in sums]
+    timers = [name for name in run.named("", "_ms") if name not in (*sums, *_BESIDE)]
     if not timers:
         return "no timer in the log says why", (), ""
     rises = []
@@ -137,7 +134,10 @@ def time_unaccounted(case: Case) -> Outcome:
         return NotJudged(rule, f"no {', '.join(lacking)} in the log")
     late = case.rules.late
     speed = mean_bounds(run.series[SPEED].late(late), case.rules.level)
-    parts = [mean_bounds(run.series[name].late(late), case.rules.level) for name in PARTS]
+    # The remainder makes any sum right; what it is made of need not.
+    own = tuple(name for name in OTHER_PARTS if run.get(name))
+    names = (*CONTROLLER_PARTS, *(own or (OTHER,)))
+    parts = [mean_bounds(run.series[name].late(late), case.rules.level) for name in names]
     if speed is None or speed.low <= 0 or any(part is None for part in parts):
         return case.short(rule, SPEED)
     per_step = run.series[PER_STEP].last
@@ -148,14 +148,14 @@ def time_unaccounted(case: Case) -> Outcome:
     if (1 - share) * shortest <= summed + doubt and summed - doubt <= (1 + share) * longest:
         return None
     title = f"The timers sum to {summed:,.0f} ms, a step takes {step:,.0f} ms by the tokens per second."
-    figures = ", ".join(f"{n.removeprefix('mc/')} {p.value:,.4g}" for n, p in zip(PARTS, parts, strict=True) if p)
+    figures = ", ".join(f"{n.removeprefix('mc/')} {p.value:,.4g}" for n, p in zip(names, parts, strict=True) if p)
     evidence = (
         f"late means: {figures}",
         f"{per_step:,.0f} tokens a step at {speed.value:,.0f} tokens/s are {step:,.0f} ms "
         f"(interval {shortest:,.0f} to {longest:,.0f})",
     )
     advice = "Find out what the timers leave out, or per what they count, before calling any part of a step cheap."
-    return Finding(rule, case.rules.severity(rule), title, evidence, advice, Plot(rule, "Timers", PARTS))
+    return Finding(rule, case.rules.severity(rule), title, evidence, advice, Plot(rule, "Timers", names))
 
 
 def low_mfu(case: Case) -> Outcome:

@@ -1,6 +1,6 @@
 """Statistics of many micro-batches, kept on the device until an interval is logged.
 
-`Accumulator.add` never waits for the device. `Accumulator.read` reduces over ranks, copies each kind to the host
+`Accumulator.add` never waits for the device. `Accumulator.read` reduces over ranks, copies everything to the host at
 once, and turns sums into the metrics of docs/concepts.md.
 """
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mcframe.telemetry.metrics import DEFAULT_SUFFIXES, SAMPLE_SUFFIXES
+from mcframe.telemetry.tally import Reading, Tally
 
 if TYPE_CHECKING:
     from mcframe.context.statistics import Statistics
@@ -68,26 +69,32 @@ class Accumulator:
         """The interval's metrics, equal on every rank of `group` (default: all); then a new interval begins.
 
         A mean without entries and an undefined correlation are left out; NaN samples are skipped and counted
-        as `NAME_undefined`. Standard deviations divide by n. Collective: every rank must call it.
+        as `NAME_undefined`. Standard deviations divide by n. Collective: every rank must call it. Waits for the device
+        once; with several ranks once more before it, to compare what they hold.
         Raises RuntimeError where ranks hold different statistics.
         """
+        flat, understand = self.collect(group)
+        return understand(flat.cpu().numpy())
+
+    def collect(self, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Callable[[Array], dict[str, float]]]:
+        """`read` in two parts, for `read_back`: a flat tensor, and what makes sense of it on the host."""
         world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
         if world > 1:
             self._assert_agreement(group)
-        metrics: dict[str, float] = {}
-        for name, (total, count) in _reduced(self._pools["means"], world, group).items():
-            if count > 0:
-                metrics[name] = float(total / count)
-        for name, total in _reduced(self._pools["sums"], world, group).items():
-            metrics[name] = float(total)
-        for name, values in self._gathered(world, group).items():
-            metrics.update(_distribution(name, values))
-        for name, moments in _reduced(self._pools["moments"], world, group).items():
-            correlation = _pearson(*map(float, moments))
-            if correlation is not None:
-                metrics[name] = correlation
+        flat, pools, sizes = self._everything(world, group), self._pools, self._sizes()
         self.reset()
-        return metrics
+
+        def understand(host: Array) -> dict[str, float]:
+            left = _Host(host)
+            means, sums, moments = (left.totals(pools[kind]) for kind in _SUMMED)
+            metrics = {name: float(total / count) for name, (total, count) in means.items() if count > 0}
+            metrics |= {name: float(total) for name, total in sums.items()}
+            for name, values in left.samples(sizes, world).items():
+                metrics.update(_distribution(name, values))
+            correlations = {name: _pearson(*map(float, row)) for name, row in moments.items()}
+            return metrics | {name: value for name, value in correlations.items() if value is not None}
+
+        return flat, understand
 
     def state(self) -> dict[str, Any]:
         """This rank's unread interval, on the host, as plain containers and tensors. Synchronises."""
@@ -117,18 +124,44 @@ class Accumulator:
     def _sizes(self) -> dict[str, int]:
         return {name: sum(part.numel() for part in parts) for name, parts in self._samples.items()}
 
-    def _gathered(self, world: int, group: dist.ProcessGroup | None) -> dict[str, Array]:
-        """Every rank's samples of the interval by name, in one gather and one host copy."""
-        sizes = self._sizes()
-        if not sum(sizes.values()):
-            return {}
-        flat = torch.cat([part for parts in self._samples.values() for part in parts])
-        ranks = [torch.empty_like(flat) for _ in range(world)] if world > 1 else [flat]
-        if world > 1:
-            dist.all_gather(ranks, flat, group=group)
-        table: Array = torch.stack(ranks).cpu().numpy()  # [world, samples]
-        columns = np.split(table, np.cumsum(list(sizes.values()))[:-1], axis=1)
-        return {name: column.ravel() for name, column in zip(sizes, columns, strict=True)}
+    def _everything(self, world: int, group: dist.ProcessGroup | None) -> Tensor:
+        """All that `_Host` takes apart, on the device: sums over ranks in the order of the pools, then samples."""
+        blocks = [block for pool in self._pools.values() for block in pool.values()]
+        empty = torch.empty(0, dtype=torch.float64, device=self.device)
+        sums = torch.cat([empty, *(block.flatten() for block in blocks)])
+        samples = torch.cat([empty, *(part for parts in self._samples.values() for part in parts)])
+        if world == 1:
+            return torch.cat((sums, samples))
+        if sums.numel():
+            dist.all_reduce(sums, group=group)
+        ranks = [torch.empty_like(samples) for _ in range(world)]
+        if samples.numel():
+            dist.all_gather(ranks, samples, group=group)
+        return torch.cat((sums, *ranks))
+
+
+class _Host:
+    """What was read back, taken apart from the front."""
+
+    def __init__(self, everything: Array) -> None:
+        self._left = everything
+
+    def totals(self, pool: _Pool) -> dict[str, Array]:
+        """Sums by name of a pool that was read back."""
+        totals: dict[str, Array] = {}
+        for names, block in pool.items():
+            for name, row in zip(names, self._take(block.numel()).reshape(block.shape), strict=True):
+                totals[name] = totals[name] + row if name in totals else row
+        return totals
+
+    def samples(self, sizes: dict[str, int], world: int) -> dict[str, Array]:
+        """Every rank's samples of the interval by name."""
+        ranks = [{name: self._take(size) for name, size in sizes.items()} for _ in range(world)]
+        return {name: np.concatenate([rank[name] for rank in ranks]) for name in sizes}
+
+    def _take(self, count: int) -> Array:
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
 
 
 def _pool(pool: _Pool, values: dict[str, Tensor]) -> None:
@@ -137,20 +170,6 @@ def _pool(pool: _Pool, values: dict[str, Tensor]) -> None:
     names = tuple(values)
     block = torch.stack([value.detach() for value in values.values()]).to(torch.float64)
     pool[names] = pool[names] + block if names in pool else block
-
-
-def _reduced(pool: _Pool, world: int, group: dist.ProcessGroup | None) -> dict[str, Array]:
-    """Sums over ranks by name, in one reduction and one host copy."""
-    if not pool:
-        return {}
-    table = torch.cat(list(pool.values()))
-    if world > 1:
-        dist.all_reduce(table, group=group)
-    rows: Array = table.cpu().numpy()
-    totals: dict[str, Array] = {}
-    for name, row in zip((name for names in pool for name in names), rows, strict=True):
-        totals[name] = totals[name] + row if name in totals else row
-    return totals
 
 
 def _distribution(name: str, values: Array) -> dict[str, float]:
@@ -172,3 +191,11 @@ def _pearson(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> f
     if spread_x <= _CONSTANT * n * xx or spread_y <= _CONSTANT * n * yy:
         return None
     return max(-1.0, min(1.0, (n * xy - x * y) / math.sqrt(spread_x) / math.sqrt(spread_y)))
+
+
+def read_back(accumulator: Accumulator, tally: Tally) -> tuple[dict[str, float], Reading]:
+    """What both would read, in one copy to the host: the one place where a logging interval waits for the device."""
+    metrics, metrics_of = accumulator.collect()
+    counted, reading_of = tally.collect()
+    host = torch.cat((metrics, counted)).cpu().numpy()
+    return metrics_of(host[: metrics.numel()]), reading_of(host[metrics.numel() :])

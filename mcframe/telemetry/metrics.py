@@ -16,6 +16,8 @@ Better = Literal["lower", "higher", "neither"]
 SAMPLE_SUFFIXES: dict[str, tuple[str, ...]] = {
     "mc/adv_delta": ("mean", "p95", "std"),
     "mc/preference_corr": ("mean", "max", "min"),
+    "train/memory_gib": ("max",),
+    "train/rss_gib": ("max",),
 }
 """How the samples of a name are read back: `mc/adv_delta` becomes `mc/adv_delta_mean`, `_p95` and `_std`."""
 
@@ -86,13 +88,28 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("mc/pref_span_corr", "1", "higher", "correlation of scores with signed targets, all differing blocks"),
     Metric("mc/pref_score_corr", "1", "higher", "correlation of a collapsed span's score with its lod_delta"),
     # ---- time, per optimizer step ----------------------------------------------------------------
+    # Means over the ranks and the steps of an interval, micro-batches summed. On a GPU by events in its stream.
     Metric("mc/build_ms", "ms", "lower", "building the node table"),
-    Metric("mc/variant_ms", "ms", "lower", "sampling variants and their forward pass"),
+    Metric("mc/variant_ms", "ms", "lower", "sampling variants, their forward pass and its loss"),
     Metric("mc/variant_pack_ms", "ms", "lower", "gathering the variants' embeddings"),
     Metric("mc/lens_ms", "ms", "lower", "LensNet's forward pass and loss"),
-    Metric("mc/other_ms", "ms", "lower", "the remainder: base forward, backward, optimizer"),
+    Metric("mc/other_ms", "ms", "lower", "train/step_ms without mc/controller_ms: the remainder of the step"),
     Metric("mc/controller_ms", "ms", "lower", "build, variant, variant_pack and lens together"),
-    Metric("mc/overhead_ms", "ms", "lower", "what no arithmetic of a network explains"),
+    Metric(
+        "mc/overhead_ms",
+        "ms",
+        "lower",
+        "what no arithmetic of a network explains: sampling, unrolling, packing, metrics, LensNet's bookkeeping",
+    ),
+    Metric("train/step_ms", "ms", "lower", "an optimizer step, its data included, timed as a whole"),
+    Metric("train/data_ms", "ms", "lower", "part of mc/other_ms: waiting for sequences and moving them to the device"),
+    Metric("train/base_ms", "ms", "lower", "part of mc/other_ms: the uncompressed forward pass and its loss"),
+    Metric("train/objectives_ms", "ms", "lower", "part of mc/other_ms: objectives with passes of their own"),
+    Metric("train/metrics_ms", "ms", "lower", "part of mc/other_ms: statistics of variants and adding them up"),
+    Metric("train/backward_ms", "ms", "lower", "part of mc/other_ms: the backward pass of everything"),
+    Metric("train/optimizer_ms", "ms", "lower", "part of mc/other_ms: DeepSpeed's step"),
+    Metric("train/validation_ms", "ms", "lower", "one validation; beside the step, logged with it"),
+    Metric("train/checkpoint_ms", "ms", "lower", "writing one checkpoint, barriers included; beside the step"),
     # ---- training --------------------------------------------------------------------------------
     Metric("train/loss", "nats", "lower", "the objective that is minimised"),
     Metric("train/loss_lod0", "nats", "lower", "next-token NLL of the uncompressed baseline"),
@@ -106,6 +123,9 @@ CATALOGUE: tuple[Metric, ...] = (
     ),
     Metric("train/tok_per_sec", "tokens/s", "higher", "dataset tokens a second, all ranks"),
     Metric("train/mfu", "fraction", "higher", "share of the device's peak FLOP/s: 0.41 is 41 %; every context counts"),
+    Metric("train/hfu", "fraction", "higher", "the same with what the backward pass computes a second time"),
+    Metric("train/memory_gib_max", "GiB", "neither", "peak of a GPU's tensors in the interval, of the rank with most"),
+    Metric("train/rss_gib_max", "GiB", "neither", "peak resident memory of a process so far, of the rank with most"),
     Metric("train/tokens", "tokens", "neither", "dataset tokens so far"),
     Metric("train/tokens_per_step", "tokens", "neither", "dataset tokens of an optimizer step, all ranks"),
     Metric("train/grad_accum_steps", "micro-batches", "neither", "micro-batches of an optimizer step, per rank"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,20 +58,30 @@ class Tally:
 
         Collective: every rank must call it, with statistics of the same names and shapes. One host copy.
         """
+        flat, understand = self.collect(group)
+        return understand(flat.cpu().numpy())
+
+    def collect(
+        self, group: dist.ProcessGroup | None = None
+    ) -> tuple[Tensor, Callable[[npt.NDArray[np.float64]], Reading]]:
+        """`read` in two parts, for `read_back`: a flat tensor, and what makes sense of it on the host."""
         world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
         shapes = {name: counts.shape for name, counts in self._counts.items()}
         points = {name: self._over_ranks(points, world, group) for name, points in self._points.items()}
         parts = [self._summed(world, group), *points.values()]
-        host = torch.cat([part.flatten() for part in parts]).cpu().numpy()  # float64 holds counts to 2**53
+        flat = torch.cat([part.flatten() for part in parts])  # float64 holds counts to 2**53
         self.reset()
-        counts = {}
-        for name, shape in shapes.items():
-            counts[name], host = host[: shape.numel()].reshape(shape).astype(np.int64), host[shape.numel() :]
-        found = {}
-        for name, best in points.items():
-            rows, host = host[: best.numel()].reshape(best.shape), host[best.numel() :]
-            found[name] = rows[rows[:, 0] > ABSENT, 1:]
-        return Reading(counts, found)
+
+        def understand(host: npt.NDArray[np.float64]) -> Reading:
+            counts, found = {}, {}
+            for name, shape in shapes.items():
+                counts[name], host = host[: shape.numel()].reshape(shape).astype(np.int64), host[shape.numel() :]
+            for name, best in points.items():
+                rows, host = host[: best.numel()].reshape(best.shape), host[best.numel() :]
+                found[name] = rows[rows[:, 0] > ABSENT, 1:]
+            return Reading(counts, found)
+
+        return flat, understand
 
     def state(self) -> dict[str, Any]:
         """This rank's unread interval, on the host. Synchronises."""

@@ -31,6 +31,7 @@ from mcframe.modeling.gpt import GPT, parameter_count
 from mcframe.modeling.reconstruction import Reconstruction
 from mcframe.modeling.rope import GaussianRope
 from mcframe.modeling.step import MegaContextStep
+from mcframe.training.cost import Costs
 from mcframe.training.settings import Recipe
 
 Built = TypeVar("Built")
@@ -46,6 +47,7 @@ class Assembly:
     tokenizer: Tokenizer
     task: Task | None
     model: MegaContextStep
+    costs: Costs
     allocator: Allocator
     evaluations: Sequence[Evaluation]
 
@@ -151,7 +153,10 @@ def assemble(recipe: Recipe) -> Assembly:
     geometry = recipe.context.geometry
     task = build_task(recipe, model)
     evaluations = build_evaluations(recipe)
-    return Assembly(recipe, geometry, recipe.text(), tokenizer, task, model, recipe.allocator(geometry), evaluations)
+    allocator = recipe.allocator(geometry)
+    return Assembly(
+        recipe, geometry, recipe.text(), tokenizer, task, model, Costs(model), allocator, evaluations
+    )  # fmt: skip
 
 
 def build_evaluations(recipe: Recipe) -> list[Evaluation]:

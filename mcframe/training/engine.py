@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
-from mcframe.modeling.step import MegaContextStep
+from mcframe.modeling.step import MegaContextStep, Timed, untimed
 from mcframe.training.engine_config import engine_config
 from mcframe.training.settings import Recipe
 
@@ -151,6 +151,7 @@ class Engine:
         self.stage = recipe.deepspeed.zero_stage
         self._reports_norm = recipe.optimizer.name != "muon"  # Muon's is the norm of its update
         self._watch = GradientWatch(model) if self.stage == 3 else None
+        self._timed: Timed = untimed
         self.wrapped, self.optimizer, _, self._scheduler = deepspeed.initialize(
             model=model,
             config=self.config,
@@ -167,15 +168,21 @@ class Engine:
         module: MegaContextStep = self.wrapped.module
         return module
 
+    def time_with(self, timed: Timed) -> None:
+        """Tell `timed` when each phase of a step begins and ends; see `mcframe.telemetry.timers.PHASES`."""
+        self._timed = self.model.timed = timed
+
     def backward_and_step(self, loss: torch.Tensor) -> None:
         """One backward of one micro-batch, and the optimizer's step where the batch is complete.
 
         Never twice before a step: at ZeRO 2 that silently gives another result.
         """
-        self.wrapped.backward(loss)
+        with self._timed("backward"):
+            self.wrapped.backward(loss)
         if self._watch is not None and self.wrapped.is_gradient_accumulation_boundary():
             self._watch.check()
-        self.wrapped.step()
+        with self._timed("optimizer"):
+            self.wrapped.step()
 
     @property
     def learning_rate(self) -> float:
@@ -191,10 +198,10 @@ class Engine:
             group["lr"] = rate
 
     @property
-    def gradient_norm(self) -> float | None:
-        """Norm of the last step's gradient before clipping; None where DeepSpeed does not know it."""
+    def gradient_norm(self) -> torch.Tensor | None:
+        """Norm of the last step's gradient before clipping, where it was computed; None where DeepSpeed has none."""
         norm = self.wrapped.get_global_grad_norm() if self._reports_norm else None
-        return None if norm is None else float(norm)
+        return None if norm is None else torch.as_tensor(norm)
 
 
 class GradientWatch:

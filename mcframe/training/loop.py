@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,28 +13,29 @@ import torch.distributed as dist
 from rich.text import Text
 
 from mcframe.context.seeding import variant_seeds
+from mcframe.context.statistics import Statistics
 from mcframe.context.tallies import blocks_by_lod
 from mcframe.data.loader import Loader
 from mcframe.errors import UserError
 from mcframe.evaluation.asking import headlines
 from mcframe.hookspecs import RunInfo
 from mcframe.registry import Lifecycle
-from mcframe.telemetry.accumulate import Accumulator
+from mcframe.telemetry.accumulate import Accumulator, read_back
 from mcframe.telemetry.album import Album
-from mcframe.telemetry.flops import device_peak, mfu
 from mcframe.telemetry.picture import colored, key, strip
 from mcframe.telemetry.progress import Progress
 from mcframe.telemetry.sinks import Sinks
 from mcframe.telemetry.summary import summarise, summary_table, write_summary
 from mcframe.telemetry.tally import Reading, Tally
+from mcframe.telemetry.timers import Timers
 from mcframe.training import checkpoints, watching
 from mcframe.training.assembly import Assembly, training_stream, validation_windows
 from mcframe.training.clock import TokenClock
 from mcframe.training.engine import Engine
 from mcframe.training.evaluating import Evaluating
 from mcframe.training.interruption import Interruption
-from mcframe.training.report import cost
 from mcframe.training.run_directory import OPERATIVE, RunPlan
+from mcframe.training.speed import Speed, memory
 from mcframe.training.validation import Validation
 from mcframe.training.weight_change import WeightChange
 
@@ -55,6 +55,8 @@ class Trainer:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.clock = TokenClock(recipe.batch_tokens, recipe.steps)
         self.accumulator, self.tally = Accumulator(device), Tally(device)
+        self.timers = Timers(device)
+        engine.time_with(self.timers.phase)
         self.weight_change = WeightChange(engine.model, device)
         resumed = plan.checkpoint.tokens if plan.checkpoint else None
         self.album = Album(plan.directory, assembly.geometry, sinks, resumed) if self.rank == 0 else None
@@ -69,7 +71,9 @@ class Trainer:
             engine.micro_batch, device, scored,
         )  # fmt: skip
         self.evaluating = Evaluating(engine, assembly, device)
-        self._interval = _Stopwatch()
+        self._interval = Speed(
+            assembly, self.clock, micro_batch=engine.micro_batch, world_size=self.world_size, device=device
+        )
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
@@ -96,8 +100,7 @@ class Trainer:
             if self.clock.step == 0:
                 self._validate()
             status = "finished"
-            self._interval.restart(self.clock.tokens)
-            self._logged_step = self.clock.step
+            self._interval.restart()
             while not self.clock.finished:
                 self.step()
                 saved = self._periodic() or saved
@@ -120,17 +123,21 @@ class Trainer:
         length = self.recipe.variant_length(self.clock.step) if variants else 0
         rebuild = self.recipe.rebuild(self.clock.step)
         self._learning_rate = self.engine.learning_rate
-        for _ in range(self.engine.accumulation):
-            batch = next(self.loader)
-            tokens = batch.tokens.to(self.device, non_blocking=True)
-            indices = batch.indices.to(self.device, non_blocking=True)
-            scored = None if batch.scored is None else batch.scored.to(self.device, non_blocking=True)
-            seeds = variant_seeds(self.recipe.seed, indices, variants)
-            loss, statistics = self.engine(tokens, seeds, length, scored, rebuild)
-            self.accumulator.add(statistics)
-            self.tally.add(statistics)
-            self.engine.backward_and_step(loss)
-        self.engine.model.after_step()
+        timed = self.timers.phase
+        with self.timers.step():
+            for _ in range(self.engine.accumulation):
+                with timed("data"):
+                    batch = next(self.loader)
+                    tokens = batch.tokens.to(self.device, non_blocking=True)
+                    indices = batch.indices.to(self.device, non_blocking=True)
+                    scored = None if batch.scored is None else batch.scored.to(self.device, non_blocking=True)
+                    seeds = variant_seeds(self.recipe.seed, indices, variants)
+                loss, statistics = self.engine(tokens, seeds, length, scored, rebuild)
+                with timed("metrics"):
+                    self.accumulator.add(statistics)
+                    self.tally.add(statistics)
+                self.engine.backward_and_step(loss)
+            self.engine.model.after_step()
         self._loss = loss.detach()
         self.clock.tick()
         self.progress.update(self.clock.tokens)
@@ -164,25 +171,26 @@ class Trainer:
         return saved
 
     def _log(self) -> None:
+        self.accumulator.add(self.timers.collect() | memory(self.device))
         self.accumulator.add(self.weight_change.collect())
-        metrics = self.accumulator.read()  # waits for the device, so the stopwatch below measures finished work
-        rate = self._interval.rate(self.clock.tokens)
+        if (norm := self.engine.gradient_norm) is not None:
+            norm = norm.to(self.device, torch.float64)
+            self.accumulator.add(Statistics(means={"train/grad_norm": torch.stack((norm, torch.ones_like(norm)))}))
+        # Waits for the device, so that the stopwatch below measures finished work.
+        metrics, reading = read_back(self.accumulator, self.tally)
+        metrics |= self._interval.metrics(lambda note: self.progress.message(Text(note, style="yellow")))
         metrics |= {
             "train/lr": self._learning_rate,
-            "train/tok_per_sec": rate,
             "train/tokens": float(self.clock.tokens),
             "train/tokens_per_step": float(self.recipe.batch_tokens),
             "train/grad_accum_steps": float(self.engine.accumulation),
             "mc/grad_accum_steps": float(self.engine.accumulation),
         }
-        if (norm := self.engine.gradient_norm) is not None:
-            metrics["train/grad_norm"] = norm
-        metrics |= self._utilisation(rate) | self.weight_change.norms(metrics)
+        metrics |= self.weight_change.norms(metrics)
         self._check_finite(metrics["train/loss"])  # reduced over ranks, so all of them stop here together
         self._publish(metrics)
-        self._keep(self.tally.read())
-        self._interval.restart(self.clock.tokens)
-        self._logged_step = self.clock.step
+        self._keep(reading)
+        self._interval.restart()
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -192,30 +200,10 @@ class Trainer:
                 f"there are kept in {self.plan.directory / 'checkpoints'}",
             )
 
-    def _utilisation(self, rate: float) -> dict[str, float]:
-        if self.device.type != "cuda":
-            return {}
-        precision = torch.bfloat16 if self.recipe.deepspeed.precision == "bf16" else torch.float32
-        peak = device_peak(torch.cuda.get_device_name(self.device), precision)
-        if peak is None:
-            return {}
-        flops = self._mean_cost() * rate
-        try:
-            return {"train/mfu": mfu(flops, peak, self.world_size)}
-        except ValueError as error:  # a wrong figure must not be logged, nor end the run
-            self.progress.message(Text(f"note: {error}", style="yellow"))
-            return {}
-
-    def _mean_cost(self) -> float:
-        """FLOPs a dataset token over the logging interval, whose steps may differ in length."""
-        steps = range(self._logged_step, self.clock.step)
-        varied = self.assembly.model.strategy.count
-        lengths = Counter(self.recipe.variant_length(step) if varied else 0 for step in steps)
-        total = sum(cost(self.assembly.model, self.recipe, length).total * n for length, n in lengths.items())
-        return total / max(1, len(steps))
-
     def _validate(self) -> None:
+        started = time.monotonic()
         metrics = self.validation.run(self.engine)
+        metrics["train/validation_ms"] = 1000 * (time.monotonic() - started)
         if self.assembly.model.lensnet is not None:
             metrics |= self._show_contexts()
         self._publish(metrics)
@@ -276,6 +264,7 @@ class Trainer:
 
     # ---- checkpoints -----------------------------------------------------------------------------
     def _save(self) -> Path:
+        started = time.monotonic()
         loss = self._loss.double()
         dist.all_reduce(loss)  # not finite on one rank, not finite on all: never over a good checkpoint
         self._check_finite(float(loss) / self.world_size)
@@ -284,6 +273,7 @@ class Trainer:
         shared = {
             "step": self.clock.step, "loader": self.loader.merge(states), "first": self.first, "last": self.last,
         }  # fmt: skip
+        self.accumulator.add(self.timers.collect())
         own = {
             "accumulator": self.accumulator.state(), "tally": self.tally.state(), "weights": self.weight_change.state(),
         }  # fmt: skip
@@ -291,6 +281,10 @@ class Trainer:
             self.engine, self.plan.directory, self._clock_settings(), shared, own, self.recipe.cadence.keep
         )
         self.hooks.checkpoint_saved(self._info(), path)
+        # Behind what it saves: a run that goes on from here goes on from the last interval's figures.
+        self.sinks.write(
+            self.clock.tokens, self.clock.step, {"train/checkpoint_ms": 1000 * (time.monotonic() - started)}
+        )
         return path
 
     def _clock_settings(self) -> dict[str, int]:
@@ -340,25 +334,6 @@ class Trainer:
             directory=self.plan.directory, rank=self.rank, world_size=self.world_size,
             tokens=self.clock.tokens, step=self.clock.step, total_tokens=self.clock.total_tokens,
         )  # fmt: skip
-
-
-class _Stopwatch:
-    """Tokens a second of training proper: validation, samples and checkpoints do not count."""
-
-    def __init__(self) -> None:
-        self.restart(0)
-
-    def restart(self, tokens: int) -> None:
-        self._tokens, self._start, self._paused, self._pause = tokens, time.monotonic(), 0.0, time.monotonic()
-
-    def pause(self) -> None:
-        self._pause = time.monotonic()
-
-    def go_on(self) -> None:
-        self._paused += time.monotonic() - self._pause
-
-    def rate(self, tokens: int) -> float:
-        return (tokens - self._tokens) / max(1e-9, time.monotonic() - self._start - self._paused)
 
 
 def _padded(byte_lengths: torch.Tensor, vocab_size: int) -> torch.Tensor:

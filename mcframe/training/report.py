@@ -1,8 +1,7 @@
-"""The start-up report: what was chosen and why, before the first step; and what a step costs."""
+"""The start-up report: what was chosen and why, before the first step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,50 +10,9 @@ from rich.text import Text
 
 from mcframe.modeling.gpt import parameter_count
 from mcframe.modeling.step import MegaContextStep
-from mcframe.telemetry.flops import gpt_flops_per_token, network_flops
 from mcframe.training.assembly import Assembly, parameter_counts
+from mcframe.training.cost import Costs
 from mcframe.training.settings import Recipe
-
-
-@dataclass(frozen=True)
-class Cost:
-    """FLOPs a dataset token: of the plain model, and of everything that a step runs."""
-
-    plain: float
-    total: float
-
-
-def cost(model: MegaContextStep, recipe: Recipe, length: int) -> Cost:
-    """FLOPs a dataset token at variants of `length` entries (forward and backward; attention in full)."""
-    gpt, geometry = model.gpt, model.geometry
-    window, count = geometry.window, model.strategy.count
-    plain = gpt_flops_per_token(gpt.non_embedding_parameters, gpt.depth, gpt.attention_width, window)
-    total = plain * window
-    if count:
-        total += count * network_flops(gpt.non_embedding_parameters, length, gpt.depth, gpt.attention_width, length)
-    # A network plug-in's depth is its own affair: attention inside it is left out, its matrices are not.
-    if model.gistnet is not None:
-        total += network_flops(parameter_count(model.gistnet), geometry.offset(geometry.levels), 0, 0, 0)
-    if model.lensnet is not None:
-        total += count * network_flops(parameter_count(model.lensnet), length - geometry.tail, 0, 0, 0)
-    return Cost(plain, (total + _objective_flops(model, length)) / window)
-
-
-def _objective_flops(model: MegaContextStep, length: int) -> float:
-    """FLOPs a sequence of what objectives run besides the variants of `length` entries."""
-    gpt, geometry, weights = model.gpt, model.geometry, model.objectives
-    size, count, flops = gpt.non_embedding_parameters, model.strategy.count, 0.0
-    # What nothing is learned from runs forward only: a third.
-    if count and weights.gist_kl_weight:
-        flops += count * network_flops(parameter_count(gpt.lm_head), length, 0, 0, 0) / 3
-    if count and model.needs_dropped:
-        flops += count * network_flops(size, length, gpt.depth, gpt.attention_width, length) / 3
-    if model.reconstruction is not None:
-        told = geometry.block_size + geometry.slots  # entries a block; contexts are longest in the last stage
-        longest = told * weights.reconstruction_blocks[-1]
-        entries = geometry.nodes(1) * weights.reconstruction_share * told
-        flops += network_flops(size, entries, gpt.depth, gpt.attention_width, longest)
-    return flops
 
 
 def memory_estimate(model: MegaContextStep, recipe: Recipe, world_size: int) -> dict[str, float]:
@@ -82,12 +40,13 @@ def describe(assembly: Assembly, extra: dict[str, str]) -> RenderableType:
     table = Table(show_header=False, title="mcframe", title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in {**_parts(recipe, model, assembly.tokenizer.vocab_size), **_clock(recipe), **extra}.items():
+    parts = _parts(recipe, model, assembly.costs, assembly.tokenizer.vocab_size)
+    for name, value in {**parts, **_clock(recipe), **extra}.items():
         table.add_row(name, value)
     return Group(table, Text(""))
 
 
-def _parts(recipe: Recipe, model: MegaContextStep, tokenizer_size: int) -> dict[str, str]:
+def _parts(recipe: Recipe, model: MegaContextStep, costs: Costs, tokenizer_size: int) -> dict[str, str]:
     counts = parameter_counts(model)
     rows = {name: f"{count / 1e6:,.1f} M parameters" for name, count in counts.items()} | left_out(model)
     if model.gpt.vocab_size > tokenizer_size:
@@ -102,9 +61,9 @@ def _parts(recipe: Recipe, model: MegaContextStep, tokenizer_size: int) -> dict[
         rows["variants"] = variants_in_words(recipe, count)
     else:
         rows["variants"] = "none: the plain twin; GistNet and LensNet are not built"
-    flops = cost(model, recipe, recipe.extreme_lengths[0] if count else 0)
+    flops = costs.at(recipe.extreme_lengths[0] if count else 0, recipe.rebuild(0))
     rows["FLOPs a token"] = f"{flops.plain / 1e9:.3g} G plain, {flops.total / 1e9:.3g} G with all that a step runs"
-    return rows
+    return rows | {f"FLOPs of {name}": note for name, note in costs.notes.items()}
 
 
 def left_out(model: MegaContextStep) -> dict[str, str]:

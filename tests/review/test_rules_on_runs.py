@@ -53,6 +53,41 @@ def test_the_seeds_timers_do_not_account_for_its_step(tmp_path):
     assert 29_000 < step < 32_000
 
 
+def with_parts_of_other(figures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The run's timers as mcframe logs them: the remainder's parts, and the step as a whole."""
+    shares = {"data": 0.02, "base": 0.2, "metrics": 0.03, "backward": 0.65, "optimizer": 0.1}
+    rng = np.random.default_rng(7)
+    figures |= {
+        f"train/{name}_ms": share * figures["mc/other_ms"] * (1 + 0.02 * noise(rng, STEPS))
+        for name, share in shares.items()
+    }
+    figures["train/step_ms"] = figures["mc/controller_ms"] + figures["mc/other_ms"]
+    return figures
+
+
+def test_a_dip_is_blamed_on_a_part_and_not_on_the_remainder_or_the_step(tmp_path):
+    figures = healthy()
+    figures["mc/other_ms"][slice(*DIP)] += 90.0
+    figures = with_parts_of_other(figures)
+    slower = slice(*DIP)
+    for name, share in (("data", 0.02), ("backward", 0.65), ("base", 0.2), ("metrics", 0.03), ("optimizer", 0.1)):
+        figures[f"train/{name}_ms"][slower] += (90.0 if name == "data" else 0.0) - 90.0 * share
+    figures["train/tok_per_sec"] = 1000 * 12288 / figures["train/step_ms"]
+    found = findings(write_run(tmp_path / "run", figures))
+    assert found.keys() == {"throughput_dip"}
+    assert "most likely timer: train/data_ms" in found["throughput_dip"].title
+
+
+def test_the_parts_of_the_remainder_must_sum_to_the_step(tmp_path):
+    """`mc/other_ms` is what is left of the step, so with it the sum could not be wrong."""
+    figures = with_parts_of_other(healthy())
+    assert not findings(write_run(tmp_path / "whole", figures))
+    figures["train/backward_ms"] /= 2
+    (found,) = findings(write_run(tmp_path / "half", figures)).values()
+    assert found.rule == "time_unaccounted"
+    assert "train/backward" in found.evidence[0]
+
+
 @pytest.mark.parametrize("many", [(STEPS, 0.3, 20), (60, 0.0, 20), (40, 0.6, 20), (1500, 0.6, 3)], ids=str)
 def test_a_healthy_run_yields_nothing(tmp_path, many):
     n, rho, seeds = many

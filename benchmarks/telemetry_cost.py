@@ -1,0 +1,128 @@
+"""What telemetry costs: steps with and without it in turn, in one run: `python benchmarks/telemetry_cost.py`.
+
+With it, a step computes the statistics of its variants and of LensNet, adds them up and times its phases. Without it,
+none of that happens. On top of the ratio comes what a logging interval costs once: reading back and writing to every
+sink. On a CPU the clock is the process's own, so that what else the machine does counts less.
+Options: --gin FILE, --steps N (of each kind), --set BINDING.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from mcframe.cli.train import _sinks
+from mcframe.context.statistics import Statistics
+from mcframe.modeling import lens_objective, step
+from mcframe.modeling.step import untimed
+from mcframe.recipe import load_recipe
+from mcframe.telemetry.progress import Progress
+from mcframe.training.assembly import assemble
+from mcframe.training.engine import Engine, prepare_environment, start_distributed
+from mcframe.training.loop import Trainer
+from mcframe.training.run_directory import plan
+
+QUICKSTART = Path(__file__).parents[1] / "gin" / "quickstart.gin"
+WARM_UP, BATCHES = 6, 5
+
+
+def build(gin: Path, settings: list[str], directory: Path) -> Trainer:
+    """The trainer of a run, with all of its sinks, about to take its first step."""
+    prepare_environment()
+    loaded = load_recipe([gin], settings)
+    run_plan = plan("telemetry_cost", directory, "never")
+    directory.mkdir(parents=True, exist_ok=True)
+    with loaded.config.placing():
+        assembly = assemble(loaded.recipe)
+        device = start_distributed()
+        engine = Engine(assembly.model, loaded.recipe, world_size=1)
+        trainer = Trainer(assembly, engine, run_plan, _sinks(loaded, run_plan, 0), loaded.registry.hooks, device)
+    trainer.progress = Progress(trainer.clock.total_tokens, 0, False)
+    return trainer
+
+
+@contextmanager
+def silent(trainer: Trainer) -> Iterator[None]:
+    """No statistics, no adding up, no timers."""
+    zero = torch.zeros((), device=trainer.device)
+    with ExitStack() as stack:
+        for module, name in (
+            (step, "pairing_statistics"),
+            (lens_objective, "_score_statistics"),
+            (lens_objective, "_pair_statistics"),
+        ):
+            stack.enter_context(patch.object(module, name, lambda *_: Statistics()))
+        stack.enter_context(patch.object(step, "masked_sum", lambda *_: zero))
+        stack.enter_context(patch.object(trainer.accumulator, "add", lambda _: None))
+        trainer.engine.time_with(untimed)
+        stack.callback(trainer.engine.time_with, trainer.timers.phase)
+        yield
+
+
+def milliseconds(trainer: Trainer, run: Any) -> float:
+    """Time of a call, with all that it gave the device."""
+    clock = time.process_time if trainer.device.type == "cpu" else time.perf_counter
+    start = clock()
+    run()
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize(trainer.device)
+    return 1000 * (clock() - start)
+
+
+def main() -> None:
+    """Print both costs as shares of a step."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gin", type=Path, default=QUICKSTART)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--set", action="append", default=[])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build(options.gin, options.set, Path(folder) / "run")
+        for _ in range(WARM_UP):
+            trainer.step()
+        pairs, logs = [], []
+        for number in range(options.steps):
+            # Which of the two comes first alternates, so that neither has the warmer caches.
+            times = {}
+            for kind in ("on", "off") if number % 2 else ("off", "on"):
+                if kind == "on":
+                    times[kind] = milliseconds(trainer, trainer.step)
+                else:
+                    with silent(trainer):
+                        times[kind] = milliseconds(trainer, trainer.step)
+            pairs.append((times["on"], times["off"]))
+            if number % 10 == 9:
+                logs.append(milliseconds(trainer, trainer._log))
+        trainer.sinks.close()
+        trainer.loader.close()
+        report(trainer, pairs, logs)
+
+
+def report(trainer: Trainer, pairs: list[tuple[float, float]], logs: list[float]) -> None:
+    """Medians over the run and over parts of it."""
+    on, off = (median(each[kind] for each in pairs) for kind in (0, 1))
+    per_interval = max(1, trainer.recipe.cadence.log_tokens // trainer.recipe.batch_tokens)
+    size = len(pairs) // BATCHES
+    parts = [pairs[n * size : (n + 1) * size] for n in range(BATCHES)]
+    ratios = sorted(median(a / b for a, b in part) - 1 for part in parts)
+    log = median(logs)
+    print(f"{trainer.plan.directory.name}: {len(pairs)} steps of each kind on {trainer.device}")
+    print(f"a step with telemetry   {on:8.1f} ms (median)")
+    print(f"a step without          {off:8.1f} ms (median)")
+    print(f"in the step             {100 * (median(a / b for a, b in pairs) - 1):+8.2f} % (median of pairs)")
+    print(f"  by fifths of the run  {', '.join(f'{100 * ratio:+.2f} %' for ratio in ratios)}")
+    print(f"a logging interval      {log:8.1f} ms, every {per_interval} steps: {100 * log / per_interval / off:+.2f} %")
+    print(f"together                {100 * (median(a / b for a, b in pairs) - 1 + log / per_interval / off):+8.2f} %")
+
+
+if __name__ == "__main__":
+    main()

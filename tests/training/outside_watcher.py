@@ -1,0 +1,63 @@
+"""A plug-in that watches a run from outside it: what a step takes by a clock of its own, and what is read back.
+
+A line of `watched.jsonl` a logging interval: its tokens, the milliseconds of its steps, and every place of mcframe
+where a tensor's value was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import mcframe
+from mcframe.hookspecs import hookimpl
+
+READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
+PACKAGE = str(Path(mcframe.__file__).parent)
+
+reads: list[str] = []
+steps: list[float] = []
+since = [0.0]
+on_host: set[int] = set()
+
+
+def watch(name: str) -> None:
+    """Note who calls this method of tensors. What `cpu` gave is on the host: to look at it costs nothing more."""
+    original = getattr(torch.Tensor, name)
+
+    def noted(tensor, *arguments, **options):
+        caller = sys._getframe(1)
+        if caller.f_code.co_filename.startswith(PACKAGE) and id(tensor) not in on_host:
+            reads.append(f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno} {name}")
+        result = original(tensor, *arguments, **options)
+        if name == "cpu":
+            on_host.add(id(result))
+        return result
+
+    setattr(torch.Tensor, name, noted)
+
+
+@hookimpl
+def run_started() -> None:
+    for name in READS:
+        watch(name)
+
+
+@hookimpl
+def step_finished() -> None:
+    now = time.perf_counter()
+    steps.append(1000 * (now - since[0]))
+    since[0] = now
+
+
+@hookimpl
+def metrics_logged(run, metrics) -> None:
+    with (run.directory / "watched.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"tokens": run.tokens, "steps": steps, "reads": reads}) + "\n")
+    for noted in (reads, steps, on_host):
+        noted.clear()
+    since[0] = time.perf_counter()
