@@ -39,6 +39,7 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
         Panel("Loss by LOD (nats)", ("mc/lod_loss/{lod}",)),
         Panel("Gradient norm", ("train/grad_norm",)),
         Panel("Learning rate", ("train/lr",)),
+        Panel("Change of weights by module (fraction)", ("train/weight_change/{module}",)),
     ),
     "What gists cost": (
         Panel("ΔNLL behind the cursor (nats)", ("mc/tail_delta",)),
@@ -75,10 +76,25 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
         Panel("Gathering embeddings (ms)", ("mc/variant_pack_ms",)),
         Panel("Parts of the controller (ms)", ("mc/build_ms", "mc/variant_ms", "mc/variant_pack_ms", "mc/lens_ms")),
         Panel("Overhead (ms)", ("mc/overhead_ms",)),
+        Panel("Step (ms)", ("train/step_ms",)),
+        Panel(
+            "Parts of the rest (ms)",
+            (
+                "train/base_ms",
+                "train/objectives_ms",
+                "train/backward_ms",
+                "train/optimizer_ms",
+                "train/data_ms",
+                "train/metrics_ms",
+            ),
+        ),
+        Panel("Beside the step (ms)", ("train/validation_ms", "train/checkpoint_ms")),
     ),
     "Throughput": (
         Panel("Throughput (tokens/s)", ("train/tok_per_sec",)),
         Panel("MFU (fraction)", ("train/mfu",)),
+        Panel("HFU (fraction)", ("train/hfu",)),
+        Panel("Memory (GiB)", ("train/memory_gib_max", "train/rss_gib_max")),
         Panel("Tokens of a step", ("train/tokens_per_step",)),
         Panel("Gradient accumulation (micro-batches)", ("train/grad_accum_steps", "mc/grad_accum_steps")),
     ),

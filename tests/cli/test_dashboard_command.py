@@ -155,7 +155,10 @@ def test_the_offline_run_of_wandb_holds_the_dashboards_keys_distributions_and_pi
     names = {name for line in lines(trained.run_dir, "metrics.jsonl") for name in line}
     for panel in PANELS:
         assert set(matching(panel.metrics, names)) <= keys
-    expected = {"mc/lod_delta/1", "mc/adv_delta_mean", "train/tokens_per_step", "mc/preference_corr_mean"}
+    expected = {
+        "mc/other_ms", "mc/variant_pack_ms", "mc/lod_delta/1", "mc/adv_delta_mean", "train/tokens_per_step",
+        "mc/preference_corr_mean",
+    }  # fmt: skip
     assert expected <= keys & {name for panel in PANELS for name in matching(panel.metrics, names)}
 
     found = {
