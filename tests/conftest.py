@@ -24,13 +24,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from mcframe.telemetry.metrics import OF_THE_MACHINE
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "mcframe" / "run.py"
 SMOKE = ROOT / "gin" / "smoke.gin"
 TIMEOUT_S = 300.0
-NOT_COMPARED = ("time", "train/tok_per_sec", "_ms", "_gib_max")
-"""Ends of names: what the clock on the wall says is never twice the same, nor is memory."""
-
 
 START_RANKS = """
 import os, subprocess, sys
@@ -70,7 +69,7 @@ class Result:
     @staticmethod
     def compared(figures: Mapping[str, float]) -> dict[str, float]:
         """Without wall-clock figures."""
-        return {name: value for name, value in figures.items() if not name.endswith(NOT_COMPARED)}
+        return {name: value for name, value in figures.items() if not name.endswith(OF_THE_MACHINE)}
 
     def curve(self, name: str) -> list[float]:
         """One metric, in the order of tokens."""

@@ -24,6 +24,9 @@ SAMPLE_SUFFIXES: dict[str, tuple[str, ...]] = {
 DEFAULT_SUFFIXES = ("mean",)
 """How samples are read back whose name is not in `SAMPLE_SUFFIXES`."""
 
+OF_THE_MACHINE = ("time", "tok_per_sec", "_ms", "mfu", "hfu", "_gib_max")
+"""Ends of the names whose values the machine decides: clocks and memory. Equal runs differ in them."""
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mcframe.telemetry.metrics import OF_THE_MACHINE
 from mcframe.training.checkpoints import find
 from mcframe.training.engine import free_port
 from mcframe.training.run_directory import METRICS, OPERATIVE
@@ -114,7 +115,7 @@ class Trained:
         found: dict[int, dict[str, float]] = {}
         for line in (self.folder / "run" / METRICS).read_text("utf-8").splitlines():
             entry = json.loads(line)
-            kept = {name: value for name, value in entry.items() if not _of_the_clock(name)}
+            kept = {name: value for name, value in entry.items() if not name.endswith(OF_THE_MACHINE)}
             found.setdefault(entry["tokens"], {}).update(kept)
         return found
 
@@ -219,10 +220,6 @@ def _environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     # Models are too small for a second thread, and ranks share the cores. Frames as wide as their longest line.
     return {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "400", **environment}
-
-
-def _of_the_clock(name: str) -> bool:
-    return name == "time" or name.endswith(("tok_per_sec", "_ms", "mfu", "hfu"))
 
 
 @lru_cache(maxsize=1)
