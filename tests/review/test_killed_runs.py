@@ -56,14 +56,20 @@ class Moments:
             time.sleep(0.1)
 
 
-def test_a_run_killed_at_any_moment_leaves_files_that_review_reads(launches, tmp_path):
-    run_dir = tmp_path / "run"
-    moments = Moments(run_dir, tmp_path)
-    result = launches.run("cadence.log_tokens = 1024", run_dir=run_dir, watch=moments.watch)
+@pytest.fixture(scope="module")
+def moments(launches, tmp_path_factory):
+    """A real run, killed when its first checkpoint stood, and what it had left at moments before."""
+    folder = tmp_path_factory.mktemp("killed")
+    moments = Moments(folder / "run", folder)
+    result = launches.run("cadence.log_tokens = 1024", run_dir=moments.run_dir, watch=moments.watch)
     moments.thread.join()
     assert result.code == -signal.SIGKILL, result.output[-2000:]
+    return moments
+
+
+def test_a_run_killed_at_any_moment_leaves_files_that_review_reads(moments):
     lines = []
-    for moment in (*moments.kept, run_dir):
+    for moment in (*moments.kept, moments.run_dir):
         if not (moment / "metrics.jsonl").read_bytes():
             with pytest.raises(UserError, match="no metric between"):
                 read_run(moment)
@@ -75,23 +81,27 @@ def test_a_run_killed_at_any_moment_leaves_files_that_review_reads(launches, tmp
     assert lines == sorted(lines)
     assert lines[-1] >= 8
     assert len(set(lines)) >= 4
-    outcome = CliRunner().invoke(app, ["review", str(run_dir)])
+    outcome = CliRunner().invoke(app, ["review", str(moments.run_dir)])
     assert outcome.exit_code == 0, outcome.output
 
 
-def test_a_run_torn_at_any_byte_of_its_last_lines_is_reviewed(launches, tmp_path):
-    """A shared run, whole; its files cut where a crash of the machine may cut them."""
-    whole = launches.shared("cadence.log_tokens = 1024").succeeded().run_dir
+def test_a_run_torn_at_any_byte_of_its_last_lines_is_reviewed(moments, tmp_path):
+    """Its files cut where a crash of the machine may cut them."""
     run = tmp_path / "run"
-    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("checkpoints", "wandb", "summary.json"))
+    shutil.copytree(moments.run_dir, run, ignore=shutil.ignore_patterns("checkpoints", "review"))
     content = (run / "metrics.jsonl").read_bytes()
     ends = [at + 1 for at, byte in enumerate(content) if byte == ord("\n")]
-    for cut in range(ends[-2] - 2, len(content) + 1):
+    # Every byte around the ends of lines, every seventh between them.
+    near = {cut for end in ends[-2:] for cut in range(end - 60, end + 60)}
+    for cut in range(ends[-2] - 2, ends[-1] + 1):
+        if cut not in near and cut % 7:
+            continue
         (run / "metrics.jsonl").write_bytes(content[:cut])
         record = read_run(run)
         assert record.lines == len(ends) - 2 + (cut >= ends[-2] - 1) + (cut >= ends[-1] - 1)
     (run / "metrics.jsonl").write_bytes(content[: ends[-1] - 40])
+    (run / "pictures.jsonl").write_bytes((run / "pictures.jsonl").read_bytes()[:-40])
     (events,) = (run / "tensorboard").glob("*tfevents*")
     events.write_bytes(events.read_bytes()[:-30])
     document, _ = review(Case(read_run(run), read_rules()))
-    assert len(document.pictures()) >= 5
+    assert len(document.pictures()) >= 8
