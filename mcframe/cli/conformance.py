@@ -72,6 +72,8 @@ def _summary(found: dict[str, list[Result]]) -> Table:
     for name, results in found.items():
         counts = {outcome: sum(each.outcome == outcome for each in results) for outcome in _STYLES}
         verdict = "[bold red]no[/]" if counts["failed"] else "[green]yes[/]"
+        if any(each.clause == "P8" and each.outcome == "skipped" for each in results):
+            verdict = "[yellow]unseen[/]"  # nothing was built, so that its papers alone were looked at
         seconds = sum(each.seconds for each in results)
         table.add_row(name, verdict, *(str(n or "–") for n in counts.values()), f"{seconds:.0f}")
     return table

@@ -1,6 +1,5 @@
 """What `hookspecs.Allocator` asks, of every allocator, and what greedy and topk promise of their own."""
 
-import random
 from itertools import combinations
 
 import oracle
@@ -50,45 +49,6 @@ def test_from_the_raw_context_the_length_is_the_largest_reachable(kind, case, se
     raw = [[0] * tree.blocks]
     (focus,) = allocate(KINDS[kind](geometry_of(tree)), tree, raw, random_scores(tree, 1, seed), budget)
     assert len(oracle.unroll(tree, focus)) == max(length for length in known if length <= budget)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@SOME
-@given(case=focused_trees(), spare=st.integers(0, 9))
-def test_zero_scores_change_nothing_that_fits(kind, case, spare):
-    tree, focuses = case
-    if kind == "topk":
-        tree = tree._replace(levels=1)
-        focuses = [[min(lod, 1) for lod in focus] for focus in focuses]
-    for focus in focuses:
-        budget = len(oracle.unroll(tree, focus)) + spare
-        zeros = torch.zeros(1, tree.window)
-        assert allocate(KINDS[kind](geometry_of(tree)), tree, [focus], zeros, budget) == [focus]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_independent_and_scores_behind_the_cursor_do_not_exist(kind):
-    tree = oracle.Tree(window=40, block_size=4, levels=1, slots=1, tail=6, sink=1)
-    rng = random.Random(0)
-    focuses = [oracle.random_focus(tree, rng, 0.5) for _ in range(6)]
-    scores = random_scores(tree, 6, 1)
-    allocator = KINDS[kind](geometry_of(tree))
-    every = allocate(allocator, tree, focuses, scores, 28)
-    for row in range(6):
-        own = slice(row, row + 1)
-        alone = allocate(allocator, tree, focuses[own], scores[own], 28, seeds=torch.tensor([row]))
-        assert alone == [every[row]]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_impossible_budget_names_the_minimum(kind):
-    tree = oracle.Tree(window=40, block_size=4, levels=1, slots=1, tail=6, sink=1)
-    shortest = min(oracle.mixes(tree))
-    raw, scores = [[0] * tree.blocks], torch.zeros(1, tree.window)
-    allocator = KINDS[kind](geometry_of(tree))
-    assert len(oracle.unroll(tree, allocate(allocator, tree, raw, scores, shortest)[0])) == shortest
-    with pytest.raises(UserError, match=rf"\b{shortest}\b"):
-        allocate(allocator, tree, raw, scores, shortest - 1)
 
 
 # ---- topk ------------------------------------------------------------------------------------------

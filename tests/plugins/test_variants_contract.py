@@ -9,7 +9,7 @@ import torch
 from generators import SOME, geometry_of, trees
 from hypothesis import given
 from hypothesis import strategies as st
-from proposals import KINDS, propose, random_scores
+from proposals import KINDS, propose
 
 from mcframe.context.seeding import variant_seeds
 from mcframe.errors import UserError
@@ -39,25 +39,6 @@ def test_a_length_that_cannot_be_reached_is_refused(kind):
         propose(kind, TREE, 41, torch.zeros(1, 1, dtype=torch.long))
     with pytest.raises(UserError, match=str(min(oracle.mixes(TREE)))):
         propose(kind, TREE, 3, torch.zeros(1, 1, dtype=torch.long))
-
-
-@every_kind
-@pytest.mark.parametrize(("tree", "length"), [(TREE, 36), (DEEP, 40)])
-def test_a_focus_is_a_function_of_its_own_sequence(kind, tree, length):
-    """Of its seeds, and where scores are read of its scores; other rows and the global state do not matter."""
-    seeds, scores = variant_seeds(9, torch.arange(40), 3), random_scores(40, tree)
-
-    def ask(seeds, scores):
-        return propose(kind, tree, length, seeds, scores if kind == "lens_guided" else None)
-
-    every = ask(seeds, scores)
-    torch.manual_seed(5)
-    assert torch.equal(ask(seeds, scores), every)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(ask(seeds[order], scores[order]), every[order])
-    assert torch.equal(ask(seeds[17:18], scores[17:18]), every[17:18])
-    assert torch.equal(ask(seeds[:, :1], scores), every[:, :1])
-    assert not torch.equal(ask(variant_seeds(10, torch.arange(40), 3), scores), every)
 
 
 @every_kind
