@@ -31,7 +31,8 @@ def main() -> int:
             write(packages[-1], render(Names(f"probe-{kind}", names.name), kind))
         packages.append(EXAMPLE)
         style = ["--select", ",".join(rules["select"]), "--ignore", ",".join(rules["ignore"])]
-        modules = [str(file) for package in packages for file in package.glob("**/*mcframe_*.py")]
+        places = [place for package in packages for place in (package, package / "tests")]
+        modules = [str(file) for place in places for file in place.glob("*mcframe_*.py")]
         commands = (
             ["ruff", "check", "--no-cache", *style, "--per-file-ignores", "test_*.py:D1", folder, EXAMPLE],
             ["ruff", "format", "--no-cache", "--check", folder, EXAMPLE],
