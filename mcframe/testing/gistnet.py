@@ -14,22 +14,27 @@ from mcframe.testing.inputs import Making, gist_trial, randn, trials
 from mcframe.testing.trials import GistTrial
 
 NODES = 5
-"""Enough that a window of a few blocks leaves some outside."""
+"""Enough to have some to the left and some to the right."""
 
 
-def rows_of_nodes(plugin: Candidate, most_lod: int = 2) -> st.SearchStrategy[Making]:
+def rows_of_nodes(plugin: Candidate, most_lod: int = 2, nodes: int = NODES) -> st.SearchStrategy[Making]:
     """A GistNet on some neighbouring nodes, at LOD1 and LOD2, with one slot or two."""
 
     def making(block_size: int, slots: int, lod: int, seed: int) -> Making:
-        geometry = Geometry(NODES * block_size**2, block_size, 2, slots, tail=0)
+        geometry = Geometry(nodes * block_size**2, block_size, 2, slots, tail=0)
 
         def make() -> GistTrial:
             trial = gist_trial(plugin, geometry, seed, rows=1, lod=lod)
-            return trial.given(children=trial.children[:, :NODES])
+            return trial.given(children=trial.children[:, :nodes])
 
         return make
 
     return st.builds(making, st.integers(3, 5), st.integers(1, 2), st.integers(1, most_lod), SEEDS)
+
+
+def beyond_the_window(plugin: Candidate) -> int:
+    """Nodes of which some lie outside of the window that it declares, however wide that is."""
+    return max(NODES, (plugin.specimen.context_blocks or 0) + 3)
 
 
 @clause("G1", "Gists have the shape [B, nodes, G, D] at every level, whatever the sizes", "gistnet", after=("P9",))
@@ -104,14 +109,15 @@ def g5_causal(plugin: Candidate) -> None:
 )  # fmt: skip
 def g6_window(plugin: Candidate) -> None:
     """By perturbation and by gradient, node by node."""
+    nodes = beyond_the_window(plugin)
 
     def check(trial: GistTrial) -> None:
         window = trial.part.context_blocks
-        for node in range(window + 1, NODES):
+        for node in range(window + 1, nodes):
             if said := _influence(trial, node, range(node - window)):
                 expect(False, f"{said}, outside of the {window} to its left that it declares")
 
-    for_all(rows_of_nodes(plugin), check, examples=6)
+    for_all(rows_of_nodes(plugin, nodes=nodes), check, examples=6)
 
 
 @clause("G7", "A gist depends on the children of its own node", "gistnet", after=("G1", *STEADY))
@@ -133,17 +139,16 @@ def g7_own(plugin: Candidate) -> None:
 )  # fmt: skip
 def g8_left(plugin: Candidate) -> None:
     """On the farthest, at LOD1: whoever declares more than is read misleads those who trust it."""
+    nodes = beyond_the_window(plugin)
+    last = nodes - 1
 
     def check(trial: GistTrial) -> None:
         window = trial.part.context_blocks
-        first = 0 if window is None else max(0, NODES - 1 - window)
-        farthest = range(first, first + 1)
-        moved, reached = _moved_and_reached(trial, NODES - 1, farthest, least=0.0)
-        expect(
-            moved or reached, f"the gist of node {NODES - 1} stays when node {first} changes, which it declares to read"
-        )
+        first = 0 if window is None else last - window
+        moved, reached = _moved_and_reached(trial, last, range(first, first + 1), least=0.0)
+        expect(moved or reached, f"the gist of node {last} stays when node {first} changes, which it declares to read")
 
-    for_all(rows_of_nodes(plugin, most_lod=1), check, examples=6)
+    for_all(rows_of_nodes(plugin, most_lod=1, nodes=nodes), check, examples=6)
 
 
 def _influence(trial: GistTrial, node: int, others: range) -> str:

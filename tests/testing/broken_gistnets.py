@@ -69,6 +69,16 @@ class ReadsMoreThanItDeclares(LinearGistNet):
         return super().forward(children + 0.1 * before, lod)
 
 
+@breaks("G6", "gistnet")
+class ReadsEverythingToItsLeft(LinearGistNet):
+    """Declares four blocks, more than small trees have, and reads them all."""
+
+    context_blocks = 4
+
+    def forward(self, children, lod):
+        return super().forward(children + 0.1 * (children.cumsum(dim=1) - children), lod)
+
+
 @breaks("G7", "gistnet")
 class IgnoresItsChildren(LinearGistNet):
     """Every gist is the same."""
@@ -93,6 +103,17 @@ class ReadsLessThanItDeclares(LinearGistNet):
 
     def forward(self, children, lod):
         before = torch.cat((torch.zeros_like(children[:, :1]), children[:, :-1]), dim=1)
+        return super().forward(children + 0.1 * before, lod)
+
+
+@breaks("G8", "gistnet")
+class ReadsFiveOfSix(LinearGistNet):
+    """Declares six blocks to its left and reads five."""
+
+    context_blocks = 6
+
+    def forward(self, children, lod):
+        before = F.pad(children, (0, 0, 0, 0, 5, 0)).unfold(1, 6, 1).mean(dim=-1)
         return super().forward(children + 0.1 * before, lod)
 
 
