@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mcframe.context.geometry import Geometry
-from mcframe.testing.candidate import NETWORKS, Candidate
+from mcframe.testing.candidate import NETWORKS, PLAIN, Candidate
 from mcframe.testing.clauses import STEADY, clause, expect
 from mcframe.testing.inputs import gist_trial, lens_trial, plain_trial, stirred
 from mcframe.testing.observing import random_states, same
@@ -97,11 +97,15 @@ def _steps(plugin: Candidate) -> dict[str, list[Trial]]:
 )
 def n6_names(plugin: Candidate) -> None:
     """Muon is for maps between wide spaces: it takes what has two dimensions and no `embed` in its name."""
-    part = plugin.build(TREE)
+    for geometry in (TREE, PLAIN):  # with one slot, what has a row for every slot is thin
+        wrong = _tables_called_otherwise(plugin.build(geometry))
+        expect(not wrong, f"with {geometry.slots} slot(s) Muon would train {', '.join(wrong)}")
+
+
+def _tables_called_otherwise(part: nn.Module) -> list[str]:
     tables = {f"{name}.weight".lstrip(".") for name, module in part.named_modules() if isinstance(module, nn.Embedding)}
-    wrong = [
+    return [
         name
         for name, parameter in part.named_parameters()
         if (name in tables or (parameter.dim() == 2 and min(parameter.shape) == 1)) and "embed" not in name
     ]
-    expect(not wrong, f"Muon would train {', '.join(wrong)}")

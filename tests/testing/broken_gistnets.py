@@ -288,6 +288,18 @@ class NamesATableLikeAMap(LinearGistNet):
         return super().forward(children, lod) + self.levels.weight[lod - 1]
 
 
+@breaks("N6", "gistnet")
+class NamesSlotsLikeAMap(LinearGistNet):
+    """A row for every slot, and one slot is what runs have."""
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.shifts = nn.Parameter(torch.zeros(shape.geometry.slots, shape.width))
+
+    def forward(self, children, lod):
+        return super().forward(children, lod) + self.shifts
+
+
 @breaks("N7", "gistnet")
 class WeighsAParameterByNothing(LinearGistNet):
     """It takes part, and never learns."""
