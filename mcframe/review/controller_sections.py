@@ -1,9 +1,13 @@
-"""The sections on what MegaContext adds: working contexts, LensNet, what compression costs."""
+"""The sections on what MegaContext adds: working contexts, LensNet, what compression costs.
+
+drawn  the pictures that belong to a section
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mcframe.review.document import Part, Strips, Text
-from mcframe.review.drawn_pictures import drawn
 from mcframe.review.finding import Case
 from mcframe.review.run_facts import preferences_given_away
 from mcframe.review.section_parts import plot, present, tabled
@@ -19,7 +23,7 @@ _QUALITY = (
 )  # fmt: skip
 
 
-def layout(case: Case) -> list[Part]:
+def layout(case: Case, drawn: Sequence[Part] = ()) -> list[Part]:
     """How long working contexts are, what they are made of, and the first and last that were drawn."""
     run = case.run
     parts = tabled(case, present(run, _LAYOUT))
@@ -37,11 +41,11 @@ def layout(case: Case) -> list[Part]:
         ))  # fmt: skip
     for tokens, text in run.strips:
         parts += [Text(f"At {tokens:,} {run.x}:"), Strips(text)]
-    parts += drawn(run, "contexts")
+    parts += drawn
     return parts + plot(case, "layout", "Entries by level of detail", *present(run, _LAYOUT[:2]))
 
 
-def lens(case: Case) -> list[Part]:
+def lens(case: Case, drawn: Sequence[Part] = ()) -> list[Part]:
     """How far LensNet's scores follow what was measured."""
     run = case.run
     names = present(run, _LENS)
@@ -58,15 +62,15 @@ def lens(case: Case) -> list[Part]:
             "where the level of detail gives them away (objectives.preference_sides). mc/pref_score_corr compares "
             "gists with gists."
         ))  # fmt: skip
+    parts += drawn
     return (
         parts
-        + drawn(run, "lens")
         + plot(case, "lens", "Correlation with preferences", "mc/preference_corr_mean", "mc/pref_score_corr")
         + plot(case, "scores", "Scores: size and spread", "mc/policy_score_abs_mean", "mc/policy_score_std_mean")
     )
 
 
-def quality(case: Case) -> list[Part]:
+def quality(case: Case, drawn: Sequence[Part] = ()) -> list[Part]:
     """What compression costs."""
     run = case.run
     names = present(run, _QUALITY)
@@ -84,9 +88,9 @@ def quality(case: Case) -> list[Part]:
             "tokens; what a gist costs is told by the deltas, which compare each token with itself."
         ))  # fmt: skip
     behind = present(run, ("mc/lod_delta/", "mc/gist_entry_delta/"))
+    parts += drawn
     return (
         parts
-        + drawn(run, "gist_cost")
         + plot(case, "adv_delta", "ΔNLL of variants, and behind the cursor", "mc/adv_delta_mean", "mc/tail_delta")
         + plot(case, "lod_delta", "ΔNLL by level of detail: behind gists, and at them", *behind)
         + plot(case, "lod_loss", "Loss by level of detail", *present(run, ("mc/lod_loss/",)))

@@ -22,18 +22,17 @@ _TITLES = {
 _SHAPE = ("window", "block_size", "levels", "slots", "tail", "sink")
 
 
-def drawn(run: Record, name: str) -> list[Part]:
-    """The picture of this name; nothing where the run recorded nothing for it, or its shape is unknown."""
+def drawn(run: Record) -> dict[str, list[Part]]:
+    """Its pictures by name; none where the run recorded nothing for it, or the run's shape is unknown."""
     geometry = _geometry(run.config)
     file = run.directory / PICTURES
     if geometry is None or not file.exists():
-        return []
+        return {}
     label = f"{run.name}, {run.tokens[1]:,} tokens"
-    return [
-        Picture(f"drawn_{drawing}", _TITLES[drawing], "", _png(image))
-        for drawing, image in pictures(_history(file, run), geometry, label)
-        if drawing == name
-    ]
+    return {
+        name: [Picture(f"drawn_{name}", _TITLES[name], "", _png(image))]
+        for name, image in pictures(_history(file, run), geometry, label)
+    }
 
 
 def _history(file: Path, run: Record) -> History:

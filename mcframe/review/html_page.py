@@ -68,7 +68,7 @@ def _part(part: Part) -> str:
     if isinstance(part, Found):
         return _found(part)
     if isinstance(part, Strips):
-        return f'<pre class="strips">{_STRIP.sub(lambda found: _blocks(found[0]), part.text)}</pre>'
+        return f'<pre class="strips">{_STRIP.sub(lambda found: _blocks(found[0]), _text(part.text))}</pre>'
     return f"<pre>{_text(part.text)}</pre>"
 
 

@@ -101,9 +101,11 @@ def _finish(axes: Sequence[Axes], plot: Plot, units: Sequence[str], x: str) -> N
         labels = axis.get_legend_handles_labels()[1]
         columns = 2 if max(map(len, labels), default=0) <= _LONG_LABEL else 1
         if labels:
-            axis.legend(
+            legend = axis.legend(
                 fontsize=8, frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3
             )
+            for text in legend.get_texts():
+                text.set_parse_math(False)  # a run may be called `$1`
     if plot.line is not None:
         # Of the last metric: a finding's plot has what it judges there.
         axes[-1].axhline(plot.line, color="#888888", linewidth=1.0, linestyle="--")

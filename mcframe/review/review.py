@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from mcframe.review.controller_sections import layout, lens, quality
 from mcframe.review.document import Document, Found, Grid, Items, Part, Text, Tile, Tiles
+from mcframe.review.drawn_pictures import drawn
 from mcframe.review.figures import figure, late_mean, table, unit
 from mcframe.review.finding import Case, Finding, NotJudged
 from mcframe.review.judging import judge
@@ -31,7 +32,7 @@ _TOKENS_READ = {
 
 def review(case: Case) -> tuple[Document, list[Finding]]:
     """The document and its findings, gravest first."""
-    run = case.run
+    run, pictures = case.run, drawn(case.run)
     found, unjudged, silent = judge(case)
     document = Document(
         f"Performance review: {run.name}",
@@ -39,9 +40,9 @@ def review(case: Case) -> tuple[Document, list[Finding]]:
     )
     document.section("Summary", *_summary(case, found))
     document.section("Training throughput", *throughput(case))
-    document.section("Controller metrics: LOD layout", *layout(case))
-    document.section("Controller metrics: LensNet", *lens(case))
-    document.section("Controller metrics: variant quality", *quality(case))
+    document.section("Controller metrics: LOD layout", *layout(case, pictures.get("contexts", ())))
+    document.section("Controller metrics: LensNet", *lens(case, pictures.get("lens", ())))
+    document.section("Controller metrics: variant quality", *quality(case, pictures.get("gist_cost", ())))
     document.section("Weights by module", *_weights(case))
     shown: list[Part] = [
         Found(number, finding, draw(finding.plot, runs(case)) if finding.plot else None)

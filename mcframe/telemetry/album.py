@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from mcframe.context.geometry import Geometry
+from mcframe.registry import last_line
 from mcframe.telemetry.figures import Image, pictures
 from mcframe.telemetry.history import History
 from mcframe.telemetry.picture_record import PictureRecord, histograms
@@ -13,6 +15,7 @@ from mcframe.telemetry.sinks import Sinks
 from mcframe.telemetry.tally import Reading
 
 FOLDER = "pictures"
+_log = logging.getLogger(__name__)
 
 
 class Album:
@@ -40,10 +43,16 @@ class Album:
             self._sinks.histogram(tokens, name, histogram)
 
     def draw(self, tokens: int) -> None:
-        """Draw what there is to `pictures/NAME.png`, over what was there, and hand it to the sinks."""
+        """Draw what there is to `pictures/NAME.png`, over what was there, and hand it to the sinks.
+
+        A file that cannot be written costs a warning.
+        """
         label = f"{self._directory.resolve().name}, {tokens:,} tokens"
         for name, image in pictures(self._history, self._geometry, label):
-            _save(image, self._directory / FOLDER / f"{name}.png")
+            try:
+                _save(image, self._directory / FOLDER / f"{name}.png")
+            except OSError as error:
+                _log.warning("the picture %s could not be kept: %s", name, last_line(error))
             self._sinks.image(tokens, f"{FOLDER}/{name}", image)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,14 @@ import numpy.typing as npt
 
 from mcframe.context.geometry import Geometry
 from mcframe.context.tallies import SCALES
+from mcframe.registry import last_line
 from mcframe.telemetry.history import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
 
 Image = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -33,21 +37,30 @@ _SCORES, _DELTAS, _VARIANTS = "mc/lens_score", "mc/entry_delta", "mc/variant_del
 
 
 def pictures(history: History, geometry: Geometry, run: str) -> Iterator[tuple[str, Image]]:
-    """Name and pixels [height, width, 3] of every picture that there is something to show in; `run` names the run."""
+    """Name and pixels [height, width, 3] of every picture that there is something to show in; `run` names the run.
+
+    One that cannot be drawn costs a warning: neither a training nor a review depends on it.
+    """
     # Imported late: it takes most of a second. Without pyplot, which would look for a screen.
     import matplotlib
 
     with matplotlib.rc_context(_SETTINGS):
         for name, draw in (("contexts", _contexts), ("lens", _lens), ("gist_cost", _gist_cost)):
-            figure = draw(history, geometry, run)
-            if figure is not None:
-                yield name, _pixels(figure)
+            try:
+                figure = draw(history, geometry, run)
+                image = None if figure is None else _pixels(figure)
+            except Exception as error:  # noqa: BLE001 - whatever a library raises of a picture
+                _log.warning("the picture %s could not be drawn: %s", name, last_line(error))
+                continue
+            if image is not None:
+                yield name, image
 
 
 # ---- the three pictures --------------------------------------------------------------------------
 def _contexts(history: History, geometry: Geometry, run: str) -> Figure | None:
     """How often each block of the window is compressed: a column for variants and LensNet, a row for each LOD."""
-    shown = [name for name in _SOURCES if name in history.rows]
+    # A run that was resumed with other blocks has rows of the old ones until it has read the first of the new.
+    shown = [name for name in _SOURCES if history.table(name, 0)[1].shape[1] == geometry.blocks]
     if not shown:
         return None
     lods = range(1, geometry.levels + 1)
@@ -139,7 +152,7 @@ def _figure(height: float, title: str, run: str) -> Figure:
     from matplotlib.figure import Figure as New
 
     figure = New(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
-    figure.suptitle(f"{title} ({run})")
+    figure.suptitle(f"{title} ({run})", parse_math=False)  # a folder may be called `$1`
     return figure
 
 

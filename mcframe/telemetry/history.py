@@ -29,9 +29,14 @@ class History:
         self.points: dict[str, npt.NDArray[np.float64]] = {}
 
     def add(self, tokens: int, reading: Reading) -> None:
-        """Take in a reading. Two neighbours become one row wherever there would be too many."""
+        """Take in a reading. Two neighbours become one row wherever there would be too many.
+
+        Rows of another width than the newest are forgotten: a resumed run may have other blocks.
+        """
         for name, counts in reading.counts.items():
             known = self.rows.setdefault(name, [])
+            if known and known[-1].counts.shape[1] != counts.shape[1]:
+                known.clear()
             known.append(Row(tokens, counts))
             if len(known) > ROWS:
                 pairs = [known[at : at + 2] for at in range(0, len(known), 2)]

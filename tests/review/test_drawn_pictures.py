@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from mcframe.cli.app import app
 from mcframe.review.drawn_pictures import drawn
 from mcframe.review.record import read_run
+from mcframe.telemetry import figures
 from mcframe.telemetry.picture_record import PictureRecord
 from mcframe.telemetry.tally import Reading
 
@@ -56,7 +57,7 @@ def test_a_review_has_the_pictures(run):
 
 
 def test_only_what_lies_between_the_steps_is_drawn(run):
-    whole, early = ([pixels(part) for part in drawn(read_run(run, 1, end), "contexts")] for end in (None, 90))
+    whole, early = ([pixels(part) for part in drawn(read_run(run, 1, end))["contexts"]] for end in (None, 90))
     assert len(whole) == len(early) == 1
     assert whole[0].shape == early[0].shape
     assert not np.array_equal(whole[0], early[0])
@@ -66,13 +67,27 @@ def test_a_torn_record_is_drawn_up_to_the_tear(run):
     file = run / "pictures.jsonl"
     content = file.read_bytes()
     file.write_bytes(content[:-200])
-    assert len(drawn(read_run(run), "lens")) == 1
+    assert len(drawn(read_run(run))["lens"]) == 1
     file.write_bytes(b"")
-    assert drawn(read_run(run), "lens") == []
+    assert drawn(read_run(run)) == {}
 
 
 def test_without_a_record_or_a_configuration_nothing_is_drawn(run):
     (run / "operative.gin").unlink()
-    assert drawn(read_run(run), "contexts") == []
+    assert drawn(read_run(run)) == {}
     (run / "pictures.jsonl").unlink()
-    assert drawn(read_run(run), "contexts") == []
+    assert drawn(read_run(run)) == {}
+
+
+def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_is_drawn_once(run, monkeypatch, caplog):
+    calls = []
+
+    def fail(*_):
+        calls.append("lens")
+        raise ValueError("no such colour")
+
+    monkeypatch.setattr(figures, "_lens", fail)
+    assert CliRunner().invoke(app, ["review", str(run)]).exit_code == 0
+    assert (run / "review" / "review.html").read_text("utf-8").count('src="data:image/png;base64,') == 2
+    assert calls == ["lens"]
+    assert "the picture lens could not be drawn: ValueError: no such colour" in caplog.text

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from mcframe.cli.app import app
 from mcframe.review.comparing import groups, named
 from mcframe.review.figures import with_error
+from mcframe.review.finding import Plot
+from mcframe.review.plots import draw
 from mcframe.review.record import read_run
 
 VOID = {"meta", "link", "br", "img", "use", "path"}
@@ -158,6 +160,17 @@ def test_working_contexts_are_coloured_by_level(mcframe, tmp_path):
     assert "focused ·1·22|··  9 of 16" in (run / "review" / "review.md").read_text("utf-8")
 
 
+def test_nothing_in_a_run_becomes_part_of_the_page(mcframe, tmp_path):
+    run = write_run(tmp_path / "run", healthy())
+    writer = SummaryWriter(str(run / "tensorboard"))
+    writer.add_text("working_contexts", "    <script>alert(1)</script> & ·1|·  9 of 16", 12288)
+    writer.close()
+    assert mcframe("review", run).exit_code == 0
+    page = check_needs_nothing_else((run / "review" / "review.html").read_text("utf-8"))
+    assert "<script>alert(1)</script> & ·1|·  9 of 16" in "".join(page.text)
+    assert "lod1" in (run / "review" / "review.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("value", "half", "said"),
     [(3745.3, 192.6, "3,750 ± 190"), (0.00507, 0.000493, "0.00507 ± 0.00049"), (1.5, 0.2, "1.50 ± 0.20"),
@@ -272,6 +285,11 @@ def test_a_seed_twice_is_told(mcframe, tmp_path):
     runs = [write_run(tmp_path / name, healthy(k)) for k, name in enumerate("ab")]
     assert mcframe("compare", *runs).exit_code == 0
     assert "hold a seed twice" in (tmp_path / "comparison" / "comparison.md").read_text("utf-8")
+
+
+def test_runs_may_be_called_anything(tmp_path):
+    runs = {name: read_run(write_run(tmp_path / name, healthy(n=5))) for name in (r"$\frac$", "b")}
+    assert draw(Plot("loss", "Loss", ("train/loss",)), runs) is not None
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 from mcframe.context.geometry import Geometry
 from mcframe.context.tallies import NATS, SCORES
 from mcframe.telemetry import figures, history
-from mcframe.telemetry.album import Album
+from mcframe.telemetry.album import FOLDER, Album
 from mcframe.telemetry.history import History
 from mcframe.telemetry.picture_record import PICTURES, SUPERSEDED, PictureRecord, histograms
 from mcframe.telemetry.sinks import Sinks
@@ -229,3 +229,36 @@ def test_one_level_no_lens_and_a_twin_that_drops():
     bare = History()
     bare.add(10, Reading({"mc/blocks/variants": counts["mc/blocks/variants"], "mc/entry_delta": np.zeros((2, 61))}, {}))
     assert [name for name, _ in figures.pictures(bare, flat, "")] == ["contexts"]
+
+
+def test_a_run_that_goes_on_with_other_blocks_is_drawn_from_what_it_reads_then(tmp_path):
+    PictureRecord(tmp_path, None).write(1000, 1, reading(1))
+    coarse = Geometry(window=64, block_size=8, levels=1, tail=8)
+    album = Album(tmp_path, coarse, Sinks({}), 1000)
+    album.draw(1000)
+    assert not (tmp_path / FOLDER / "contexts.png").exists()
+    blocks = np.full((2, coarse.blocks), 4)
+    album.take(2000, 2, Reading({"mc/blocks/variants": blocks}, {}))
+    album.draw(2000)
+    assert (tmp_path / FOLDER / "contexts.png").exists()
+    assert np.array_equal(album._history.table("mc/blocks/variants", 1)[1], blocks[:1])
+
+
+def test_a_run_may_be_called_anything(tmp_path):
+    album = Album(tmp_path / r"$\frac$", TREE, Sinks({}), None)
+    (tmp_path / r"$\frac$").mkdir()
+    album.take(1000, 1, reading(1))
+    album.draw(1000)
+    assert {path.stem for path in (tmp_path / r"$\frac$" / FOLDER).iterdir()} == {"contexts", "lens", "gist_cost"}
+
+
+def test_a_picture_that_cannot_be_drawn_or_kept_does_not_end_a_run(tmp_path, monkeypatch, caplog):
+    sink = Watching()
+    album = Album(tmp_path, TREE, Sinks({"watching": sink}), None)
+    album.take(1000, 1, reading(1))
+    monkeypatch.setattr(figures, "_lens", lambda *_: 1 / 0)
+    (tmp_path / FOLDER).touch()
+    album.draw(1000)
+    assert "the picture lens could not be drawn: ZeroDivisionError" in caplog.text
+    assert "the picture contexts could not be kept: " in caplog.text
+    assert {name for name, _ in sink.images} == {"pictures/contexts", "pictures/gist_cost"}
