@@ -25,11 +25,12 @@ class Sinks:
     """Hands everything to each of several sinks, by name. Empty on ranks other than 0.
 
     One that raises is named in a warning, closed, and left out from then on; `vital`, the record of the run, is not:
-    what it raises ends the run.
+    what it raises is passed on once the others have had their turn, and ends the run.
     """
 
     def __init__(self, sinks: Mapping[str, TelemetrySink], vital: str = METRICS) -> None:
         self._sinks, self._vital = dict(sinks), vital
+        self._closed = False
 
     @property
     def places(self) -> dict[str, str]:
@@ -55,19 +56,25 @@ class Sinks:
         self._each(lambda sink: sink.histogram(tokens, name, histogram))
 
     def close(self) -> None:
-        """Close every sink."""
-        self._each(lambda sink: sink.close())
+        """Close every sink, once: what a failing run has closed stays so."""
+        if not self._closed:
+            self._closed = True
+            self._each(lambda sink: sink.close())
 
     def _each(self, act: Callable[[TelemetrySink], None]) -> None:
+        fatal: Exception | None = None
         for name, sink in list(self._sinks.items()):
             try:
                 act(sink)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - of the vital one it is raised below
                 if name == self._vital:
-                    raise
+                    fatal = error
+                    continue
                 del self._sinks[name]
                 _log.warning("%s failed, and the run goes on without it: %s", name, last_line(error))
                 _close_quietly(name, sink)
+        if fatal is not None:
+            raise fatal
 
 
 def _close_quietly(name: str, sink: TelemetrySink) -> None:

@@ -48,10 +48,15 @@ class Tally:
     def add(self, statistics: Statistics) -> None:
         """Take in one micro-batch. No host synchronisation."""
         for name, counts in statistics.counts.items():
-            self._counts[name] = self._counts[name] + counts if name in self._counts else counts.clone()
+            known = self._counts.get(name)
+            # A resumed run may have other blocks than the checkpoint's unread interval, which is then forgotten.
+            if known is not None and known.shape == counts.shape:
+                self._counts[name] = known + counts
+            else:
+                self._counts[name] = counts.clone()
         for name, points in statistics.points.items():
-            known = [self._points[name]] if name in self._points else []
-            self._points[name] = foremost(torch.cat([*known, points]))
+            former = [self._points[name]] if name in self._points else []
+            self._points[name] = foremost(torch.cat([*former, points]))
 
     def read(self, group: dist.ProcessGroup | None = None) -> Reading:
         """The interval's reading, equal on every rank of `group` (default: all); then a new interval begins.
@@ -88,8 +93,11 @@ class Tally:
         pools = {"counts": self._counts, "points": self._points}
         return {kind: {name: value.cpu().clone() for name, value in pool.items()} for kind, pool in pools.items()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from what `state` returned; None, from older checkpoints: with nothing."""
+        if state is None:
+            self.reset()
+            return
         self._counts = {name: value.to(self.device, copy=True) for name, value in state["counts"].items()}
         self._points = {name: value.to(self.device, copy=True) for name, value in state["points"].items()}
 

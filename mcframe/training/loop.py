@@ -19,7 +19,7 @@ from mcframe.data.loader import Loader
 from mcframe.errors import UserError
 from mcframe.evaluation.asking import headlines
 from mcframe.hookspecs import RunInfo
-from mcframe.registry import Lifecycle
+from mcframe.registry import Lifecycle, last_line
 from mcframe.telemetry.accumulate import Accumulator, read_back
 from mcframe.telemetry.album import Album
 from mcframe.telemetry.picture import colored, key, strip
@@ -81,8 +81,12 @@ class Trainer:
         """Train to the end, or until somebody asks to stop. Returns the summary."""
         try:
             outcome = self._run()
-        except Exception as error:
             self.sinks.close()
+        except Exception as error:
+            try:
+                self.sinks.close()
+            except Exception as another:  # noqa: BLE001 - a full disk fails a second time; the hook is called all the same
+                error.add_note(f"the record of the run could not be closed either: {last_line(another)}")
             self.hooks.run_failed(self._info(), error)
             raise
         return self._finish(*outcome)
@@ -306,12 +310,11 @@ class Trainer:
         self.loader.restore(shared["loader"])
         self.accumulator.restore(own["accumulator"])
         self.weight_change.restore(own.get("weights"))
-        self.tally.restore(own["tally"])
+        self.tally.restore(own.get("tally"))
         self.hooks.checkpoint_loaded(self._info(), checkpoint.path)
 
     # ---- the end ---------------------------------------------------------------------------------
     def _finish(self, status: str, saved: Path | None, tokens: int, seconds: float) -> dict[str, Any]:
-        self.sinks.close()
         places: dict[str, str | Path] = {}
         if saved is not None:
             places["checkpoint"] = saved

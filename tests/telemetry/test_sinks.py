@@ -2,6 +2,8 @@ import json
 import logging
 import math
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from mcframe.errors import UserError
 from mcframe.hookspecs import Histogram, RunStart, TelemetrySink
 from mcframe.recipe import load_recipe
 from mcframe.telemetry import wandb_sink
+from mcframe.telemetry.metrics_file import METRICS
 from mcframe.telemetry.prometheus_sink import Prometheus
 from mcframe.telemetry.sinks import open_sinks
+from mcframe.training.loop import Trainer
 
 
 def test_every_sink_receives_the_same(tmp_path):
@@ -149,6 +153,42 @@ def test_the_record_of_the_run_is_not_left_out(tmp_path):
     sinks.close()
     with pytest.raises(ValueError, match="closed file"):
         sinks.write(1, 1, {"train/loss": 1.0})
+
+
+def trainer_of(sinks, train, failed):
+    """As much of a trainer as ends a run."""
+    hooks = SimpleNamespace(run_failed=lambda run, error: failed.append(error))
+    return SimpleNamespace(
+        _run=train, sinks=sinks, hooks=hooks, _info=lambda: None, _finish=lambda *_: pytest.fail("ended well")
+    )
+
+
+@pytest.fixture
+def on_a_full_disk(tmp_path):
+    """Two sinks; what the record holds back cannot be written when it is closed, either."""
+    heard = Heard(None)
+    sinks = opened(tmp_path, heard=lambda run: heard)
+    sinks._sinks[METRICS]._file = Path("/dev/full").open("w")  # noqa: SIM115 - the sink closes it
+    return sinks, heard
+
+
+def test_a_full_disk_closes_every_sink_once_and_is_told_to_the_hooks(on_a_full_disk):
+    (sinks, heard), failed = on_a_full_disk, []
+    trainer = trainer_of(sinks, lambda: sinks.write(1, 1, {"train/loss": 1.0}), failed)
+    with pytest.raises(OSError, match="No space left") as caught:
+        Trainer.run(trainer)
+    assert failed == [caught.value]
+    assert heard.told == [("write", 1, 1, {"train/loss": 1.0}), ("close",)]
+    sinks.close()
+    assert heard.told.count(("close",)) == 1
+
+
+def test_a_record_that_cannot_be_closed_at_the_end_is_a_failure(on_a_full_disk):
+    (sinks, heard), failed = on_a_full_disk, []
+    with pytest.raises(OSError, match="No space left") as caught:
+        Trainer.run(trainer_of(sinks, lambda: sinks._sinks[METRICS]._file.write("a line"), failed))
+    assert failed == [caught.value]
+    assert heard.told == [("close",)]
 
 
 REFUSING = """

@@ -121,3 +121,14 @@ def test_what_is_no_span_is_not_read():
     tally, points = Tally(), torch.tensor([[tallies.ABSENT, 9.0, 9.0, 9.0], [5.0, 0.1, 0.2, 1.0], [0.0, 0.3, 0.4, 2.0]])
     tally.add(Statistics(points={"mc/spans": points.double()}))
     assert tally.read().points["mc/spans"] == pytest.approx(np.array([[0.1, 0.2, 1.0], [0.3, 0.4, 2.0]]))
+
+
+def test_a_run_goes_on_from_an_older_checkpoint_or_with_other_blocks():
+    tally = filled([1])
+    tally.restore(None)
+    assert same(tally.read(), Reading({}, {}))
+    tally.restore(filled([1]).state())
+    coarse = Statistics(counts={"mc/lens_score": torch.ones(3, 20, dtype=torch.long)})
+    tally.add(coarse)
+    tally.add(coarse)
+    assert np.array_equal(tally.read().counts["mc/lens_score"], np.full((3, 20), 2))
