@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mcframe.errors import UserError
 from mcframe.registry import Registry
+from mcframe.testing.candidate import find
 from mcframe.testing.checking import Result, check_plugin
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim", "known failure": "yellow"}
@@ -20,7 +21,10 @@ _STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim", "known fai
 def check(
     registry: Registry, names: list[str], *, every: bool, settings: list[str], width: int, slow: bool, as_json: bool
 ) -> int:
-    """Check the plug-ins of these names, or all of them; print what was seen. Returns 1 where any does not conform."""
+    """Check the plug-ins of these names, or all of them; print what was seen. Returns 1 unless all conform.
+
+    One that waits for a setting without a default is told apart; one that cannot be built for another reason counts.
+    """
     console, found = Console(), dict[str, list[Result]]()
     for name in _chosen(registry, names, every=every):
         found[name] = check_plugin(name, settings, registry=registry, width=width, slow=slow)
@@ -29,9 +33,19 @@ def check(
     if as_json:
         facts = {name: [dataclasses.asdict(each) for each in results] for name, results in found.items()}
         typer.echo(json.dumps(facts, indent=2))
-    elif len(found) > 1:
-        console.print(_summary(found))
-    return int(any(each.outcome == "failed" for results in found.values() for each in results))
+    unchecked = {name: reason for name, results in found.items() if (reason := _not_built(results))}
+    if not as_json:
+        if len(found) > 1:
+            console.print(_summary(found))
+        for name, reason in unchecked.items():
+            console.print(f"{name} is unchecked: {reason}", style="yellow", markup=False, highlight=False)
+    hidden = [name for name in unchecked if not find(name, settings, registry=registry).unset]
+    return int(bool(hidden) or any(each.outcome == "failed" for results in found.values() for each in results))
+
+
+def _not_built(results: list[Result]) -> str:
+    """Why nothing was built, so that its papers alone were looked at; empty where something was."""
+    return next((each.message for each in results if each.clause == "P8" and each.outcome == "skipped"), "")
 
 
 def _chosen(registry: Registry, names: list[str], *, every: bool) -> list[str]:
@@ -72,8 +86,8 @@ def _summary(found: dict[str, list[Result]]) -> Table:
     for name, results in found.items():
         counts = {outcome: sum(each.outcome == outcome for each in results) for outcome in _STYLES}
         verdict = "[bold red]no[/]" if counts["failed"] else "[green]yes[/]"
-        if any(each.clause == "P8" and each.outcome == "skipped" for each in results):
-            verdict = "[yellow]unseen[/]"  # nothing was built, so that its papers alone were looked at
+        if not counts["failed"] and _not_built(results):
+            verdict = "[yellow]unchecked[/]"
         seconds = sum(each.seconds for each in results)
         table.add_row(name, verdict, *(str(n or "–") for n in counts.values()), f"{seconds:.0f}")
     return table

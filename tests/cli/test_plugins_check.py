@@ -55,6 +55,55 @@ def test_one_that_does_not_is_told_with_what_was_seen(check, tmp_path):
     assert rows == {"gistnet.one_slot": "no", "gistnet.mean": "yes"}
 
 
+WAITS = '''
+from mcframe.errors import UserError
+from mcframe.hookspecs import TextSource, hookimpl
+
+mcframe_api = "0.1"
+
+
+class Far(TextSource):
+    """Documents of a server that is not there."""
+
+    identity = "far-1"
+
+    def __init__(self) -> None:
+        raise UserError("the server does not answer", remedy="start it")
+
+    def documents(self, epoch=0):
+        yield "one"
+
+
+class Named(Far):
+    """Documents of a file.
+
+    path  of the file
+    """
+
+    def __init__(self, path: str) -> None:
+        pass
+
+
+@hookimpl
+def register_text_sources(register):
+    register("far", Far)
+    register("named", Named)
+'''
+
+
+def test_one_that_was_never_built_does_not_pass_for_one_that_conforms(check, tmp_path):
+    file = tmp_path / "waits.py"
+    file.write_text(WAITS)
+    code, output = check("text.named", "text.standard_library", "--plugin", str(file))
+    rows = {line.split()[1]: line.split()[3] for line in output.splitlines() if line.startswith("│ text.")}
+    assert (code, rows) == (0, {"text.named": "unchecked", "text.standard_library": "yes"})
+    assert "text.named is unchecked: it needs a setting: text.named.path" in output
+    code, output = check("text.far", "--plugin", str(file))
+    assert code == 1
+    assert "text.far is unchecked: it cannot be built here: the server does not answer" in output
+    assert check("text.far", "--plugin", str(file), "--json")[0] == 1
+
+
 def test_json_is_for_machines(check):
     code, output = check("lensnet.recency", "--json")
     assert code == 0
