@@ -11,6 +11,9 @@ from mcframe.testing.candidate import find, installed_plugins
 from mcframe.testing.checking import check_clause, check_ids
 from mcframe.testing.clauses import Clause, clauses_of
 
+SILENCING = {"skip", "skipif", "xfail"}
+"""Marks after which nobody hears of a check."""
+
 
 class Contract:
     """What all contracts share. Inherit the one of your kind, and give `plugin`.
@@ -72,12 +75,14 @@ def _contract(name: str, kind: str) -> Any:
 
 
 def _check_guarded(cls: type[Contract]) -> None:
-    """Raise TypeError where a check is missing or replaced, or a known failure has no reason."""
+    """Raise TypeError where a check is missing, replaced or marked, or a known failure has no reason."""
     for each in clauses_of(cls.kind):
         found = getattr(cls, each.name, None)
-        if getattr(found, "clause", None) is not each:
+        marks = {mark.name for mark in getattr(found, "pytestmark", ())} & SILENCING
+        said = f"marked {', '.join(sorted(marks))}" if marks else "deleted or overridden"
+        if marks or found is not vars(CONTRACTS[cls.kind])[each.name]:
             raise TypeError(
-                f"{cls.__name__}.{each.name} is deleted or overridden; where the plug-in is known to break "
+                f"{cls.__name__}.{each.name} is {said}; where the plug-in is known to break "
                 f'{each.id}, say so: known_failures = {{"{each.id}": "the reason"}}'
             )
     check_ids(cls.known_failures, cls.kind)
