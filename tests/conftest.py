@@ -229,7 +229,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def starts_runs(item: pytest.Item) -> bool:
-    return "launches" in getattr(item, "fixturenames", ())
+    return "launches" in getattr(item, "fixturenames", ()) or item.get_closest_marker("launcher") is not None
 
 
 @pytest.fixture(scope="session")
