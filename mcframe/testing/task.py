@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from mcframe.context.geometry import Geometry
 from mcframe.context.seeding import variant_seeds
+from mcframe.errors import UserError
 from mcframe.hookspecs import TaskBatch
 from mcframe.testing.candidate import Candidate
 from mcframe.testing.clauses import clause, expect
@@ -129,6 +132,10 @@ def t5_declared(plugin: Candidate) -> None:
     def check(case: Generated) -> None:
         task, geometry, _ = case
         expect_identity(task, plugin.build(geometry))
+        longer = replace(geometry, window=geometry.window + geometry.block_size)
+        with suppress(UserError):  # it may decline that one
+            other = plugin.build(longer).identity
+            expect(other != task.identity, f"for {geometry} and for {longer} it is called {other!r}")
         chance = task.chance
         expect(chance is None or 0 <= chance < 1, f"chance is {chance!r}; it is a share, or None")
 

@@ -240,6 +240,13 @@ class HidesItInTheTail(OneDigit):
 
 
 @breaks("T5", "task")
+class HasOneName(OneDigit):
+    """Held-out sequences of one length are taken for those of another."""
+
+    identity = "one_digit-1"
+
+
+@breaks("T5", "task")
 class PromisesTooMuch(OneDigit):
     """A share above one."""
 
