@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -119,8 +121,15 @@ class Candidate:
         if self.kind == "positions":
             return (HeadShape(2, self.width // 2, geometry),)
         if self.kind == "sink":
-            return (RunStart(Path(tempfile.mkdtemp(prefix="mcframe-sink-")), {"run.seed": 0}, None),)
+            return (RunStart(Path(tempfile.mkdtemp(dir=self._folder)), {"run.seed": 0}, None),)
         return (geometry,) if self.published.supplied else ()
+
+    @cached_property
+    def _folder(self) -> Path:
+        """Where it may write; gone with this object."""
+        folder = tempfile.mkdtemp(prefix="mcframe-candidate-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
     def _loaded(self) -> Config:
         # gin holds one configuration at a time, and a test beside this one may have loaded its own.

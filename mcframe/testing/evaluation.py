@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import torch
@@ -68,5 +69,10 @@ def e2_deterministic(plugin: Candidate) -> None:
             found.append(plugin.build().run(subject(plugin)).metrics)
     one, other = found
     expect(one.keys() == other.keys(), "the second time there are other metrics")
-    different = [name for name, value in one.items() if value != other[name] and value == value]
+    different = [name for name, value in one.items() if not _alike(value, other[name])]
     expect(not different, f"the second time {', '.join(different[:3])} differ")
+
+
+def _alike(one: float, other: float) -> bool:
+    """NaN is what is undefined, and must be so both times."""
+    return one == other or (math.isnan(one) and math.isnan(other))

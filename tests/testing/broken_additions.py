@@ -177,6 +177,18 @@ class DrawsAnew(MeanLoss):
         return Findings({**found, f"eval/{self.name}/share": random.random()})
 
 
+@breaks("E2", "evaluation")
+class IsUndefinedAtTimes(MeanLoss):
+    """NaN, and a number the next time."""
+
+    asked = 0
+
+    def run(self, subject):
+        IsUndefinedAtTimes.asked += 1
+        figure = float("nan") if self.asked % 2 == 0 else 1.0
+        return Findings({f"eval/{self.name}/figure": figure})
+
+
 @keeps("sink")
 class Keeps(TelemetrySink):
     """Keeps everything in memory."""

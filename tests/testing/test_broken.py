@@ -1,5 +1,8 @@
 """Each broken plug-in is rejected by the clause meant for it and by no other; every clause rejects one."""
 
+import gc
+import tempfile
+
 import broken_additions  # noqa: F401
 import broken_allocators  # noqa: F401
 import broken_data  # noqa: F401
@@ -44,6 +47,14 @@ def test_a_broken_plugin_is_rejected_by_its_clause_alone(name, registry):
 def test_a_reference_keeps_every_clause(name, registry):
     results = check_plugin(name, registry=registry)
     assert {each.clause: each.message for each in results if each.outcome == "failed"} == {}
+
+
+def test_no_folder_of_a_sink_stays(registry, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (name,) = [name for name in REFERENCES if name.startswith("sink.")]
+    check_plugin(name, registry=registry)
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_kind_has_a_reference():
