@@ -45,7 +45,7 @@ def r1_trains(plugin: Candidate) -> None:
     losses = run.curve("train/loss")
     expect(len(losses) == 4, f"{len(losses)} losses were logged in 4 steps")
     expect(all(map(math.isfinite, losses)), f"the losses are {losses}")
-    expect(f"@{plugin.name}" in run.operative, f"the operative configuration does not name @{plugin.name}")
+    expect(run.chose(plugin.name), f"the operative configuration does not name @{plugin.name}")
 
 
 @clause(

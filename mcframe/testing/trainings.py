@@ -129,6 +129,10 @@ class Trained:
         logged = self.curve("train/loss") if (self.folder / "run" / METRICS).exists() else []
         return logged[-1] if logged else None
 
+    def chose(self, name: str) -> bool:
+        """Whether its operative configuration names this plug-in, `kind.name`, and not one whose name begins alike."""
+        return re.search(rf"@{re.escape(name)}(?![\w.])", self.operative) is not None
+
     @property
     def operative(self) -> str:
         """The configuration that was really used."""

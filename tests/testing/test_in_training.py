@@ -9,7 +9,8 @@ from mcframe.testing.candidate import find, installed_plugins
 from mcframe.testing.checking import check_clause
 from mcframe.testing.clauses import CLAUSES, clauses_of, every_clause
 from mcframe.testing.runs import alone
-from mcframe.testing.trainings import Training, trained
+from mcframe.testing.trainings import Trained, Training, trained
+from mcframe.training.run_directory import OPERATIVE
 
 pytestmark = pytest.mark.launcher
 
@@ -83,6 +84,15 @@ def test_a_training_that_ends_its_process_or_waits_forever_costs_the_others_noth
     dying, sound, stuck, idle = trained(*asked)
     assert (dying.code, sound.code, stuck.code, idle.code) == (3, 0, None, 0)
     assert "it is not done after 90 s" in stuck.why
+
+
+def test_a_run_that_chose_another_one_does_not_do(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / OPERATIVE).write_text("run.gistnet = @gistnet.mean_of_two\nrun.added = (@objective.a, @b)\n")
+    run = Trained(tmp_path, 0, 1.0)
+    assert run.chose("gistnet.mean_of_two")
+    assert run.chose("objective.a")
+    assert not run.chose("gistnet.mean")
 
 
 def test_what_is_known_to_this_process_alone_is_not_trained(registry_of, monkeypatch):
