@@ -85,7 +85,7 @@ def p8_interface(plugin: Candidate) -> None:
 
 @clause("P9", "Its methods take what the interface's take", "*", after=("P8",))
 def p9_methods(plugin: Candidate) -> None:
-    """By position and by name: the framework passes some of them by name."""
+    """As many, by position: that is how the framework passes them."""
     interface = INTERFACES[plugin.kind]
     for name in sorted(getattr(interface, "__abstractmethods__", ())):
         wanted = getattr(interface, name)
