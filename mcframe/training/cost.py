@@ -58,6 +58,7 @@ class Costs:
         self._known: dict[tuple[int, int, int], Cost] = {}
         self._lens_known: dict[tuple[int, bool], float] = {}
         self.notes: dict[str, str] = {}
+        self._whole = _on_meta(model) if model.added else None
 
     def at(self, length: int, rebuild: int = 1, micro_batch: int = 1) -> Cost:
         """The cost of a step with variants of `length` entries (0 where there are none).
@@ -74,8 +75,8 @@ class Costs:
         gpt, window = self._model.gpt, self._geometry.window
         plain = gpt_flops_per_token(gpt.non_embedding_parameters, gpt.depth, gpt.attention_width, window)
         whole = self._own(length, rebuild, micro_batch)
-        if self._model.added:
-            whole = whole + self._added(length, rebuild)
+        if self._whole is not None:
+            whole = whole + self._added(self._whole, length, rebuild)
         return Cost(plain, whole.once / window, whole.again / window)
 
     def _own(self, length: int, rebuild: int, micro_batch: int) -> _Flops:
@@ -127,9 +128,9 @@ class Costs:
         entries = told + rebuild * self._geometry.slots
         return self._pass(entries, told, micro_batch * groups, learns=self._gists_learn) * groups
 
-    def _added(self, length: int, rebuild: int) -> _Flops:
+    def _added(self, model: MegaContextStep, length: int, rebuild: int) -> _Flops:
         """What a whole step of one sequence has more than is known: the objectives of plug-ins."""
-        model, own = _on_meta(self._model), self._own(length, rebuild, micro_batch=1)
+        own = self._own(length, rebuild, micro_batch=1)
         tokens = torch.zeros(1, self._geometry.window + 1, dtype=torch.long, device=_META)
         seeds = torch.zeros(1, model.strategy.count, dtype=torch.long, device=_META)
         try:

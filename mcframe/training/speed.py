@@ -28,6 +28,7 @@ class Speed:
     ) -> None:
         self._assembly, self._clock, self._micro_batch = assembly, clock, micro_batch
         self._world_size, self._device = world_size, device
+        self._noted = dict(assembly.costs.notes)  # the start-up report has said these
         self.restart()
 
     def restart(self) -> None:
@@ -46,7 +47,8 @@ class Speed:
     def metrics(self, say: Callable[[str], None]) -> dict[str, float]:
         """Tokens a second; MFU where the device's peak is known, HFU where something is computed twice besides.
 
-        `say` is told of a figure that cannot be: it is not logged, and does not end the run.
+        `say` is told of a figure that cannot be: it is not logged, and does not end the run; and of what could not be
+        counted, when that changes.
         """
         elapsed = time.monotonic() - self._start - self._paused
         rate = (self._clock.tokens - self._tokens) / max(1e-9, elapsed)
@@ -55,6 +57,10 @@ class Speed:
         if peak is None:
             return found
         costs = self._mean_cost()
+        for name, note in self._assembly.costs.notes.items():
+            if self._noted.get(name) != note:
+                say(f"note: FLOPs of {name}: {note}")
+        self._noted = dict(self._assembly.costs.notes)
         flops = {"train/mfu": costs.total}
         if costs.recomputed:
             flops["train/hfu"] = costs.total + costs.recomputed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import oracle
 import pytest
 import torch
@@ -15,6 +17,7 @@ from mcframe.modeling.added_objectives import AddedObjectives
 from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.step import MegaContextStep
 from mcframe.training.cost import Cost, Costs
+from mcframe.training.speed import Speed
 from mcframe_plugins.variants import LensGuided, NoVariants, RandomCollapse
 
 TREE = oracle.Tree(window=128, block_size=8, levels=1, slots=1, tail=16, sink=0)
@@ -131,6 +134,47 @@ def test_what_plugins_add_to_the_loss_is_counted():
     without = Costs(model).at(LENGTH).total
     model.added = AddedObjectives([Guess(32)])
     assert compare(model, TREE, LENGTH).total > without
+
+
+def test_an_engine_that_has_taken_the_model_changes_no_count():
+    """ZeRO 3 leaves parameters of no elements, and hooks that a copy must not run."""
+    model = build()
+    model.added = AddedObjectives([Guess(32)])
+    costs, expected = Costs(model), Costs(model).at(LENGTH)
+
+    def hook(*_):
+        raise AssertionError("the trained model was run")
+
+    model.register_forward_pre_hook(hook)
+    for module in (model.added, model.gistnet, model.lensnet):
+        for parameter in module.parameters():
+            parameter.data = torch.empty(0)
+    assert costs.at(LENGTH) == expected
+    assert not costs.notes
+
+
+class Peeks(Guess):
+    """Can be counted unless there are variants of another length than the first."""
+
+    def forward(self, view):
+        if view.variants.hidden.shape[1] != LENGTH:
+            float(view.variants.hidden.sum())
+        return super().forward(view)
+
+
+def test_what_can_no_longer_be_counted_is_said_once(monkeypatch):
+    model = build()
+    model.added = AddedObjectives([Peeks(32)])
+    clock = SimpleNamespace(tokens=0, step=0)
+    recipe = SimpleNamespace(variant_length=lambda step: LENGTH - 7 * (step >= 2), rebuild=lambda step: 1)
+    assembly = SimpleNamespace(recipe=recipe, model=model, costs=Costs(model))
+    monkeypatch.setattr(Speed, "_peak", lambda _: 1e15)
+    speed, said = Speed(assembly, clock, micro_batch=2, world_size=1, device=torch.device("cpu")), []
+    for clock.step in (2, 4, 6):
+        speed.metrics(said.append)
+        speed.restart()
+    (note,) = [each for each in said if "FLOPs of" in each]
+    assert note.startswith("note: FLOPs of added objectives: left out: it does not run on the meta device (")
 
 
 def test_a_lensnet_that_reads_the_baselines_nll_is_counted():
