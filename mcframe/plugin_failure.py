@@ -7,6 +7,7 @@ and in their variables the very objects that its factories have made.
 from __future__ import annotations
 
 import linecache
+import os
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,13 @@ def _own(*entries: Registered) -> list[Plugin]:
 
 
 def _owner(file: str, plugins: list[Plugin]) -> Plugin | None:
-    return next((plugin for plugin in plugins if plugin.file and Path(file).is_relative_to(_root(plugin.file))), None)
+    """Whose package holds the file; where that is the package of several, whose own file is it or lies nearest."""
+    holding = [plugin for plugin in plugins if plugin.file and Path(file).is_relative_to(_root(plugin.file))]
+    return max(holding, key=lambda plugin: _nearness(file, plugin.file), default=None)
+
+
+def _nearness(file: str, own: str) -> tuple[bool, int]:
+    return Path(file) == Path(own), len(Path(os.path.commonpath((file, own))).parts)
 
 
 def _root(file: str) -> Path:

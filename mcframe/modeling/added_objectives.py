@@ -56,7 +56,11 @@ class AddedObjectives(nn.Module):
                 breach(module, "forward", f"returned a value of type {type(term).__name__}; asked is a Term")
             expect(module, "forward", "a Term whose loss is [B]", term.loss, view.baseline.inputs.shape[:1])
             total = total + module.weight * term.loss.float().mean()
-            for label, values in {"": term.loss, **term.metrics}.items():
+            figures: dict[str, object] = {"": term.loss, **term.metrics}
+            for label, values in figures.items():
+                if not isinstance(values, Tensor):
+                    told = f"returned a Term whose metric {label!r} is a value of type {type(values).__name__}"
+                    breach(module, "forward", f"{told}; asked is a tensor")
                 full = f"mc/objective/{name}/{label}".rstrip("/")
                 statistics.means[full] = masked_sum(values, ~torch.isnan(values))
         return total, statistics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import oracle
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from mcframe.errors import UserError
 from mcframe.hookspecs import ModelShape, Objective, Term
 from mcframe.modeling.added_objectives import AddedObjectives
+from mcframe.plugin_contract import Breach
 from mcframe_plugins.objective import BagOfTokens, ZLoss
 
 SLOTTED = oracle.Tree(window=29, block_size=4, levels=1, slots=2, tail=6, sink=0)
@@ -115,6 +117,20 @@ def test_a_name_that_is_none_is_refused(name):
 def test_two_of_one_name_are_refused():
     with pytest.raises(UserError, match="two objectives are called 'everything'"):
         AddedObjectives([Everything(), Everything()])
+
+
+def test_a_metric_that_is_no_tensor_is_told_of_the_objective():
+    class Careless(Everything):
+        def forward(self, view):
+            return replace(super().forward(view), metrics={"share": 0.5})
+
+    objective = Careless()
+    step, given = step_with(objective)
+    with pytest.raises(
+        Breach, match="returned a Term whose metric 'share' is a value of type float; asked is a"
+    ) as caught:
+        step(*given)
+    assert (caught.value.culprit, caught.value.method) == (objective, "forward")
 
 
 # ---- what comes with mcframe ---------------------------------------------------------------------

@@ -17,7 +17,9 @@ from mcframe.cli.failure import guarded
 from mcframe.context.seeding import variant_seeds
 from mcframe.errors import UserError
 from mcframe.hookspecs import RunInfo
+from mcframe.plugin_failure import _owner
 from mcframe.recipe import load_recipe
+from mcframe.registry import Plugin
 from mcframe.training.assembly import assemble
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins" / "errors.md").read_text("utf-8")
@@ -126,3 +128,17 @@ def test_the_traceback_is_there_for_who_asks(mylab, smoke):
     with pytest.raises(UserError, match="failed in forward") as caught:
         guarded(lambda: one_step(smoke, CASES["forward"].bindings), traceback=True)
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_of_two_plugins_in_one_package_it_is_the_one_whose_file_it_is_or_lies_nearest(tmp_path):
+    for folder in ("lab", "lab/nets", "lab/views"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+    files = {name: str(tmp_path / "lab" / name / "__init__.py") for name in ("nets", "views")}
+    plugins = [Plugin(name, file=file) for name, file in files.items()] + [Plugin("sole", file=str(tmp_path / "a.py"))]
+    for name, file in files.items():
+        for inside in (file, str(Path(file).with_name("parts.py"))):
+            for order in (plugins, plugins[::-1]):
+                assert _owner(inside, order).name == name
+    assert _owner(str(tmp_path / "lab" / "shared.py"), plugins).name == "nets"  # of either: the first
+    assert _owner(str(tmp_path / "b.py"), plugins) is None
