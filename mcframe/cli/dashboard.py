@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,7 @@ def wandb(
             file.write_text(text, "utf-8")
         except OSError as error:
             raise UserError(f"{file} cannot be written: {error.strerror}", remedy="name another with --out") from error
-        typer.echo(f"{file}\npip install wandb-workspaces\npython {file} ENTITY/PROJECT")
+        typer.echo(f"{file}\npip install wandb-workspaces\npython {shlex.quote(str(file))} ENTITY/PROJECT")
         return 0
 
     raise typer.Exit(guarded(act, traceback=traceback))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +18,7 @@ from rich.text import Text
 from mcframe.errors import EXIT_USER_ERROR, UserError
 
 _RANK_0_SPEAKS_FIRST_S = 10.0
+_NOTE_COUNTS_S = 60.0
 
 
 def show(error: UserError) -> None:
@@ -31,7 +34,7 @@ def show(error: UserError) -> None:
 
 def _unwritable(error: OSError) -> UserError:
     return UserError(
-        f"{error.filename}: {error.strerror}", remedy="name a folder that may be written, with --run-dir DIR"
+        f"{error.filename}: {error.strerror}", remedy="name another place to this command, or make this one writable"
     )
 
 
@@ -41,10 +44,18 @@ def _is_said(error: UserError) -> bool:
     Ranks of one machine have a launcher and a port in common, and a note there tells what rank 0 has said. Those of
     other machines see none: the launcher ends them while they wait, as it does with ranks that have met nothing.
     """
-    note = Path(tempfile.gettempdir()) / f"mcframe-said-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    try:
+        return _compare_notes(error)
+    except OSError:  # without a note all ranks say it: better too often than not at all
+        return False
+
+
+def _compare_notes(error: UserError) -> bool:
+    note = _notes() / f"{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
     if int(os.environ.get("RANK", "0")) == 0:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            note.write_text(str(error), "utf-8")
+        note.write_text(str(error), "utf-8")
         return False
     until = time.monotonic() + _RANK_0_SPEAKS_FIRST_S
     while time.monotonic() < until:
@@ -52,6 +63,20 @@ def _is_said(error: UserError) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def _notes() -> Path:
+    """This user's folder of notes, in which nobody else can leave or redirect one; without those of earlier runs."""
+    folder = Path(tempfile.gettempdir()) / f"mcframe-said-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not this user's alone")
+    for note in folder.iterdir():
+        with suppress(FileNotFoundError):  # another rank was quicker
+            if time.time() - note.stat().st_mtime > _NOTE_COUNTS_S:
+                note.unlink()
+    return folder
 
 
 def guarded(action: Callable[[], int], *, traceback: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 
 from mcframe.telemetry.dashboard import AXIS, GROUPS, Panel, matching
@@ -81,7 +82,8 @@ def workspace_script(file: str, names: Sequence[str] | None = None, title: str =
     if names is not None:
         histograms = [name for each in HISTOGRAMS for name in matching([each], names)]
     return _SCRIPT.format(
-        title=title, file=file, name="mcframe", axis=_literal(AXIS), media=_literal(list(PICTURES)),
+        title=_escaped(title), file=_escaped(shlex.quote(file)), name="mcframe",
+        axis=_literal(AXIS), media=_literal(list(PICTURES)),
         sections=_literal({group: panels for group, panels in sections.items() if panels}),
         histograms=_literal(histograms),
     )  # fmt: skip
@@ -91,6 +93,11 @@ def _panel(panel: Panel, names: Sequence[str] | None) -> tuple[str, str | list[s
     if names is not None:
         return panel.title, matching(panel.metrics, names)
     return panel.title, list(panel.metrics) if panel.named else panel.regex
+
+
+def _escaped(text: str) -> str:
+    """As part of a string in double quotes: a folder may have any name."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _literal(value: object, indent: str = "") -> str:

@@ -1,10 +1,14 @@
 """What goes wrong at the keyboard: one message, its place, the remedy, exit code 2, and no traceback."""
 
+import os
 import re
+import stat
+import tempfile
 
 import pytest
 
-from mcframe.cli import train
+from mcframe.cli import failure, train
+from mcframe.cli.failure import guarded
 from mcframe.errors import UserError
 
 GOOD = "include '{smoke}'\n"
@@ -136,6 +140,68 @@ def test_the_traceback_is_there_for_who_asks(smoke, capsys):
     with pytest.raises(UserError, match=r"gpt\.depth"):  # out of the process, where Python prints it
         train.main(["--gin", str(smoke), "--set", "gpt.depth = 'two'", "--traceback"])
     assert capsys.readouterr().err == ""
+
+
+# ---- several ranks -------------------------------------------------------------------------------
+@pytest.fixture
+def rank(monkeypatch, tmp_path):
+    """Ends the command of a rank with a message; whether the message was printed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(failure, "_RANK_0_SPEAKS_FIRST_S", 0.05)
+
+    def end(number, capsys, message="no luck"):
+        monkeypatch.setenv("RANK", str(number))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+
+        def fail():
+            raise UserError(message)
+
+        assert guarded(fail, traceback=False) == 2
+        return message in capsys.readouterr().err
+
+    return end
+
+
+def notes_of(folder):
+    return folder / f"mcframe-said-{os.getuid()}"
+
+
+def test_what_rank_0_has_said_no_other_repeats(rank, capsys, tmp_path):
+    assert rank(0, capsys)
+    assert not rank(1, capsys)
+    assert rank(1, capsys, "of this rank alone")
+    assert stat.S_IMODE(notes_of(tmp_path).stat().st_mode) == 0o700
+    (note,) = notes_of(tmp_path).iterdir()
+    os.utime(note, (0, 0))
+    assert rank(1, capsys)  # a note of long ago, by another launcher of this number, says nothing
+    assert list(notes_of(tmp_path).iterdir()) == []
+
+
+def test_a_note_that_cannot_be_left_replaces_no_message(rank, capsys, tmp_path):
+    notes_of(tmp_path).touch()
+    assert rank(0, capsys)
+    assert rank(1, capsys)
+
+
+def test_a_folder_that_is_not_the_users_own_is_not_written_to(rank, capsys, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    notes_of(tmp_path).symlink_to(elsewhere)
+    assert rank(0, capsys)
+    assert list(elsewhere.iterdir()) == []
+    notes_of(tmp_path).unlink()
+    notes_of(tmp_path).mkdir()
+    notes_of(tmp_path).chmod(0o777)
+    assert rank(0, capsys)
+    assert list(notes_of(tmp_path).iterdir()) == []
+
+
+def test_what_may_not_be_written_is_told_with_no_option_that_is_not_there(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert guarded(lambda: (tmp_path / "file" / "below").touch() or 0, traceback=False) == 2
+    told = plain(capsys.readouterr().err)
+    assert f"{tmp_path / 'file' / 'below'}: Not a directory → name another place to this command" in told
+    assert "--run-dir" not in told
 
 
 # ---- through the script itself -------------------------------------------------------------------

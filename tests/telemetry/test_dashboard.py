@@ -1,6 +1,7 @@
 """The panels are those of the catalogue, and both dashboards are made of them."""
 
 import re
+import shlex
 
 import pytest
 
@@ -76,6 +77,13 @@ def test_the_workspace_has_all_panels_or_those_of_a_run():
     }
     assert ours["HISTOGRAMS"] == ["mc/lens_score/0"]
     assert ours["__doc__"].startswith("The dashboard of mine on wandb.")
+
+
+@pytest.mark.parametrize("name", ['a"""\nraise SystemExit("run")\n"""', "b\\", "c\\N{x}", "{d}", "e'\\"])
+def test_the_name_of_a_folder_is_no_code(name):
+    scope = script(f"{name}.py", None, f"The dashboard of {name}")
+    assert scope["__doc__"].startswith(f"The dashboard of {name} on wandb.")
+    assert shlex.quote(f"{name}.py") in scope["__doc__"]
 
 
 def test_a_pattern_of_the_catalogue_stands_for_numbers():
