@@ -1,18 +1,21 @@
 """What telemetry costs: steps with and without it in turn, in one run: `python benchmarks/telemetry_cost.py`.
 
-With it, a step computes the statistics of its variants and of LensNet, adds them up and times its phases. Without it,
-none of that happens. On top of the ratio comes what a logging interval costs once: reading back and writing to every
-sink. On a CPU the clock is the process's own, so that what else the machine does counts less.
+With it, a step computes the statistics and tallies of its variants and of LensNet, adds them up and times its phases.
+Without it, none of that happens. On top of the ratio comes what a logging interval costs once: reading back and writing
+to every sink. On a CPU the clock is the process's own, so that what else the machine does counts less. The last line is
+a row for docs/performance.md. About two minutes for quickstart on two quiet cores.
 Options: --gin FILE, --steps N (of each kind), --set BINDING.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +25,7 @@ import torch
 
 from mcframe.cli.train import _sinks
 from mcframe.context.statistics import Statistics
-from mcframe.modeling import lens_objective, step
+from mcframe.modeling import added_objectives, lens_objective, step
 from mcframe.modeling.step import untimed
 from mcframe.recipe import load_recipe
 from mcframe.telemetry.progress import Progress
@@ -52,19 +55,25 @@ def build(gin: Path, settings: list[str], directory: Path) -> Trainer:
 
 @contextmanager
 def silent(trainer: Trainer) -> Iterator[None]:
-    """No statistics, no adding up, no timers."""
-    zero = torch.zeros((), device=trainer.device)
+    """No statistics, no tallies, no adding up, no timers."""
+    zero, timed = torch.zeros((), device=trainer.device), trainer.timers.phase
     with ExitStack() as stack:
         for module, name in (
             (step, "pairing_statistics"),
+            (step, "context_tallies"),
+            (step, "lens_tallies"),
             (lens_objective, "_score_statistics"),
             (lens_objective, "_pair_statistics"),
         ):
             stack.enter_context(patch.object(module, name, lambda *_: Statistics()))
-        stack.enter_context(patch.object(step, "masked_sum", lambda *_: zero))
-        stack.enter_context(patch.object(trainer.accumulator, "add", lambda _: None))
+        for module in (step, lens_objective, added_objectives):
+            stack.enter_context(patch.object(module, "masked_sum", lambda *_, **__: zero))
+        for pool in (trainer.accumulator, trainer.tally):
+            stack.enter_context(patch.object(pool, "add", lambda _: None))
+        stack.enter_context(patch.object(trainer.timers, "phase", untimed))
+        stack.enter_context(patch.object(trainer.timers, "step", nullcontext))
         trainer.engine.time_with(untimed)
-        stack.callback(trainer.engine.time_with, trainer.timers.phase)
+        stack.callback(trainer.engine.time_with, timed)
         yield
 
 
@@ -104,24 +113,41 @@ def main() -> None:
                 logs.append(milliseconds(trainer, trainer._log))
         trainer.sinks.close()
         trainer.loader.close()
-        report(trainer, pairs, logs)
+        report(trainer, options.gin.stem, pairs, logs)
 
 
-def report(trainer: Trainer, pairs: list[tuple[float, float]], logs: list[float]) -> None:
+def report(trainer: Trainer, name: str, pairs: list[tuple[float, float]], logs: list[float]) -> None:
     """Medians over the run and over parts of it."""
     on, off = (median(each[kind] for each in pairs) for kind in (0, 1))
     per_interval = max(1, trainer.recipe.cadence.log_tokens // trainer.recipe.batch_tokens)
     size = len(pairs) // BATCHES
     parts = [pairs[n * size : (n + 1) * size] for n in range(BATCHES)]
-    ratios = sorted(median(a / b for a, b in part) - 1 for part in parts)
-    log = median(logs)
-    print(f"{trainer.plan.directory.name}: {len(pairs)} steps of each kind on {trainer.device}")
+    ratios = [median(a / b for a, b in part) - 1 for part in parts if part]
+    ratio, log = median(a / b for a, b in pairs) - 1, median(logs)
+    once = log / per_interval / off
+    print(f"{name}: {len(pairs)} steps of each kind on {trainer.device}")
     print(f"a step with telemetry   {on:8.1f} ms (median)")
     print(f"a step without          {off:8.1f} ms (median)")
-    print(f"in the step             {100 * (median(a / b for a, b in pairs) - 1):+8.2f} % (median of pairs)")
+    print(f"in the step             {100 * ratio:+8.2f} % (median of pairs)")
     print(f"  by fifths of the run  {', '.join(f'{100 * ratio:+.2f} %' for ratio in ratios)}")
-    print(f"a logging interval      {log:8.1f} ms, every {per_interval} steps: {100 * log / per_interval / off:+.2f} %")
-    print(f"together                {100 * (median(a / b for a, b in pairs) - 1 + log / per_interval / off):+8.2f} %")
+    print(f"a logging interval      {log:8.1f} ms, every {per_interval} steps: {100 * once:+.2f} %")
+    print(f"together                {100 * (ratio + once):+8.2f} %")
+    spread = f"{100 * min(ratios):+.1f} to {100 * max(ratios):+.1f} %"
+    figures = f"{off:,.0f} | {100 * ratio:+.1f} % ({spread}) | {100 * once:+.1f} % | {100 * (ratio + once):+.1f} %"
+    print("\n| run | step without, ms | in a step (fifths of the run) | logging | together | machine |")
+    print(f"| {name} | {figures} | {machine(trainer.device)} |")
+
+
+def machine(device: torch.device) -> str:
+    """What the figures were measured on, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text("utf-8").splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    cores = f"{os.cpu_count()} cores of {processor}, {torch.get_num_threads()} threads"
+    return f"{cores}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":
