@@ -30,7 +30,7 @@ def matrix(
     names: Annotated[list[str], typer.Argument(metavar="[KIND.NAME]...", help="Only these.")] = [],  # noqa: B006
     package: Annotated[list[str], typer.Option(help="Only plug-ins of this package; may be repeated.")] = [],  # noqa: B006
     settings: Annotated[Path | None, typer.Option(metavar="TOML", help="What some need: docs/matrix.md.")] = None,
-    cross: Annotated[bool, typer.Option(help="Also one step of every pair of parts together.")] = False,
+    cross: Annotated[bool, typer.Option(help="Also one step of every pair of one of these and another part.")] = False,
     full: Annotated[bool, typer.Option(help="Two ranks and the compiler for all, not for one of a kind.")] = False,
     out: Annotated[Path, typer.Option(help="Where matrix.json and matrix.md go.")] = Path("runs/matrix"),
     plugin: Plugin = [],  # noqa: B006
@@ -54,20 +54,17 @@ def _matrix(
     registry: Registry, entries: list[Registered], needs: dict[str, Needs], out: Path, *, cross: bool, full: bool
 ) -> int:
     # Behind the options: the kit needs hypothesis, which not everybody has.
-    from mcframe.testing.cross import covering, offered
+    from mcframe.testing.cross import crossing
     from mcframe.testing.matrix import Plan, run_matrix
     from mcframe.testing.matrix_table import COLUMNS, cells, complaints, write
 
     console, began = Console(), time.monotonic()
     if not console.is_terminal:
         console.width = _WIDE
-    cases = covering(offered(registry)) if cross else ()
-    plan = Plan(
-        settings={name: each.set for name, each in needs.items()},
-        left_out={name: each.leave_out for name, each in needs.items() if each.leave_out},
-        cases=cases,
-        full=full,
-    )
+    settings = {name: each.set for name, each in needs.items()}
+    left_out = {name: each.leave_out for name, each in needs.items() if each.leave_out}
+    cases = crossing(registry, entries, settings, left_out) if cross else ()
+    plan = Plan(settings, left_out, cases, full)
 
     def say(line: str) -> None:
         console.print(f"{time.monotonic() - began:5.0f} s  {line}", highlight=False, markup=False, soft_wrap=True)

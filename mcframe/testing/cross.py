@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from allpairspy import AllPairs
 
-from mcframe.registry import Registry
+from mcframe.registry import Registered, Registry
 from mcframe.testing.trainings import Training
 
 KINDS = ("gistnet", "lensnet", "allocator", "variants")
@@ -18,12 +18,16 @@ SLOTS, LEVELS = (1, 2), (1, 2)
 class Case:
     """One plug-in of each kind, in a geometry.
 
-    parts  kind -> name
+    parts     kind -> name
+    settings  gin bindings that the parts need
+    plugins   plug-ins that are not installed, as `--plugin` names them
     """
 
     parts: tuple[tuple[str, str], ...]
     slots: int
     levels: int
+    settings: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -35,12 +39,39 @@ class Case:
         """One step with all of them."""
         chosen = [f"run.{kind} = @{kind}.{name}" for kind, name in self.parts]
         geometry = [f"context.slots = {self.slots}", f"context.levels = {self.levels}"]
-        return Training((*chosen, *geometry), steps=1)
+        return Training((*chosen, *geometry, *self.settings), self.plugins, steps=1)
 
 
 def offered(registry: Registry, kinds: Sequence[str] = KINDS) -> dict[str, list[str]]:
     """Kind -> the names of its plug-ins."""
     return {kind: sorted(registry.implementations[kind]) for kind in kinds}
+
+
+def crossing(
+    registry: Registry,
+    entries: Sequence[Registered],
+    settings: Mapping[str, Sequence[str]],
+    left_out: Collection[str],
+) -> list[Case]:
+    """Cases in which each of the entries that is a part meets every other part that there is.
+
+    settings  full name -> gin bindings that the plug-in needs
+    left_out  full names that are in no case
+    """
+    names = {
+        kind: [name for name in items if f"{kind}.{name}" not in left_out] for kind, items in offered(registry).items()
+    }
+    asked = {(each.kind, each.name) for each in entries}
+    plugins = tuple(each.spec for each in registry.plugins.values() if each.spec)
+    return [
+        replace(case, settings=_needed(case, settings), plugins=plugins)
+        for case in covering(names)
+        if asked.intersection(case.parts)
+    ]
+
+
+def _needed(case: Case, settings: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    return tuple(each for kind, name in case.parts for each in settings.get(f"{kind}.{name}", ()))
 
 
 def covering(names: Mapping[str, Sequence[str]]) -> list[Case]:

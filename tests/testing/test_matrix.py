@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from mcframe.cli.app import app
 from mcframe.cli.matrix import read_settings
+from mcframe.discovery import PluginOptions
 from mcframe.recipe import all_plugins
 from mcframe.testing.checking import Result
-from mcframe.testing.cross import LEVELS, SLOTS, covering, offered
+from mcframe.testing.cross import LEVELS, SLOTS, covering, crossing, offered
 from mcframe.testing.matrix import Row
 from mcframe.testing.matrix_table import cells, complaints, write
 
@@ -43,6 +44,21 @@ def test_a_case_chooses_every_part():
     assert case.training.steps == 1
     assert case.training.settings[:2] == ("run.gistnet = @gistnet.mean", "run.variants = @variants.none")
     assert set(case.training.settings[2:]) <= {f"context.{n} = {v}" for n in ("slots", "levels") for v in (1, 2)}
+
+
+def test_what_is_asked_for_is_crossed_with_all_others_as_they_need_it():
+    file = str(Path(__file__).with_name("broken_in_runs.py"))
+    registry = all_plugins(PluginOptions((file,)))
+    ours = registry.implementations["gistnet"]["broken_sound"]
+    cases = crossing(registry, [ours], {"lensnet.mlp": ["lensnet.mlp.hidden = 6"]}, {"allocator.greedy"})
+    for kind, names in offered(registry).items():
+        wanted = {"broken_sound"} if kind == "gistnet" else {*names} - {"greedy"}
+        assert {dict(case.parts)[kind] for case in cases} == wanted
+    for case in cases:
+        assert ("lensnet.mlp.hidden = 6" in case.training.settings) == (("lensnet", "mlp") in case.parts)
+        assert case.training.plugins == (file,)
+    text = registry.implementations["text"]["standard_library"]
+    assert crossing(registry, [text], {}, ()) == []
 
 
 ROWS = [
