@@ -13,7 +13,7 @@ from rich.table import Table
 from mcframe.errors import UserError
 from mcframe.registry import Registry
 from mcframe.testing.candidate import find
-from mcframe.testing.checking import Result, check_plugin
+from mcframe.testing.checking import Result, check_plugin, not_built
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim", "known failure": "yellow"}
 
@@ -33,7 +33,7 @@ def check(
     if as_json:
         facts = {name: [dataclasses.asdict(each) for each in results] for name, results in found.items()}
         typer.echo(json.dumps(facts, indent=2))
-    unchecked = {name: reason for name, results in found.items() if (reason := _not_built(results))}
+    unchecked = {name: reason for name, results in found.items() if (reason := not_built(results))}
     if not as_json:
         if len(found) > 1:
             console.print(_summary(found))
@@ -41,11 +41,6 @@ def check(
             console.print(f"{name} is unchecked: {reason}", style="yellow", markup=False, highlight=False)
     hidden = [name for name in unchecked if not find(name, settings, registry=registry).unset]
     return int(bool(hidden) or any(each.outcome == "failed" for results in found.values() for each in results))
-
-
-def _not_built(results: list[Result]) -> str:
-    """Why nothing was built, so that its papers alone were looked at; empty where something was."""
-    return next((each.message for each in results if each.clause == "P8" and each.outcome == "skipped"), "")
 
 
 def _chosen(registry: Registry, names: list[str], *, every: bool) -> list[str]:
@@ -86,7 +81,7 @@ def _summary(found: dict[str, list[Result]]) -> Table:
     for name, results in found.items():
         counts = {outcome: sum(each.outcome == outcome for each in results) for outcome in _STYLES}
         verdict = "[bold red]no[/]" if counts["failed"] else "[green]yes[/]"
-        if not counts["failed"] and _not_built(results):
+        if not counts["failed"] and not_built(results):
             verdict = "[yellow]unchecked[/]"
         seconds = sum(each.seconds for each in results)
         table.add_row(name, verdict, *(str(n or "–") for n in counts.values()), f"{seconds:.0f}")

@@ -64,6 +64,11 @@ def check_plugin(
     return [check_clause(candidate, each, broken, known.get(each.id)) for each in wanted]
 
 
+def not_built(results: Sequence[Result]) -> str:
+    """Why nothing was built, so that the plug-in's papers alone were looked at; empty where something was."""
+    return next((each.message for each in results if each.clause == "P8" and each.outcome == "skipped"), "")
+
+
 def check_ids(ids: Iterable[str], kind: str) -> None:
     """Raise UserError unless all are ids of clauses of this kind."""
     asked = {each.id for each in clauses_of(kind)}

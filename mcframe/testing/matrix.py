@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from mcframe.recipe import load_recipe
 from mcframe.registry import Registered, Registry
 from mcframe.testing.candidate import Candidate, find
-from mcframe.testing.checking import Result, check_plugin
+from mcframe.testing.checking import Result, check_plugin, not_built
 from mcframe.testing.clauses import Skipped, clauses_of
 from mcframe.testing.cross import Case
 from mcframe.testing.runs import alone, on_two_ranks
@@ -26,6 +26,8 @@ COMPILING = ("R7",)
 
 ON_TWO_RANKS = ("R4", "R5", "R6")
 """Clauses that the quick form asks of one plug-in of a kind."""
+
+_LOCAL = "a local file"
 
 Say = Callable[[str], None]
 
@@ -52,7 +54,7 @@ class Row:
 
     results  of its clauses; of a case none
     loss     of the last step of its training; None where it was not trained
-    error    why a case failed, or why nothing was done; empty else
+    error    why a case failed, or why nothing was built or done; empty else
     seconds  of its checks and trainings
     """
 
@@ -108,6 +110,8 @@ def _train(candidates: Mapping[str, Candidate], thorough: set[str], plan: Plan, 
     """All trainings that clauses and cases will look at; those of as many ranks in one start of the launcher."""
     labels: dict[Training, str] = {}
     for name, each in candidates.items():
+        if each.unset:
+            continue
         with contextlib.suppress(Skipped):  # the clause says so itself
             for training in (*alone(each), *(on_two_ranks(each) if name in thorough else ())):
                 labels[training] = name
@@ -135,6 +139,8 @@ def _quick(candidate: Candidate, say: Say) -> list[Result]:
 
 
 def _row(candidate: Candidate, quick: Sequence[Result], *, thorough: bool, plan: Plan) -> Row:
+    if candidate.unset:  # what clauses can say without building it, they have said
+        return Row(candidate.name, candidate.entry.distribution or _LOCAL, quick, error=not_built(quick), left_out=True)
     name, asked = candidate.name, []
     for each in clauses_of(candidate.kind):
         left_out = (each.id in ON_TWO_RANKS and not thorough) or (each.id in COMPILING and not plan.full)
@@ -145,8 +151,8 @@ def _row(candidate: Candidate, quick: Sequence[Result], *, thorough: bool, plan:
     with contextlib.suppress(Skipped):
         runs = trained(*alone(candidate), *(on_two_ranks(candidate) if thorough else ()))
         loss, seconds = runs[0].last_loss, seconds + sum(run.seconds for run in runs)
-    package = candidate.entry.distribution or "a local file"
-    return Row(name, package, (*quick, *slow), loss, seconds=seconds)
+    package = candidate.entry.distribution or _LOCAL
+    return Row(name, package, (*quick, *slow), loss, not_built(quick), seconds=seconds)
 
 
 def _case_row(case: Case) -> Row:

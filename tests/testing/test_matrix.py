@@ -3,6 +3,7 @@
 import itertools
 import json
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from typer.testing import CliRunner
 
 from mcframe.cli.app import app
 from mcframe.cli.matrix import read_settings
+from mcframe.data.sources import StandardLibrary
 from mcframe.discovery import PluginOptions
+from mcframe.errors import UserError
+from mcframe.hookspecs import hookimpl
 from mcframe.recipe import all_plugins
 from mcframe.testing.checking import Result
 from mcframe.testing.cross import LEVELS, SLOTS, covering, crossing, offered
-from mcframe.testing.matrix import Row
+from mcframe.testing.matrix import Plan, Row, run_matrix
 from mcframe.testing.matrix_table import cells, complaints, write
 
 
@@ -67,6 +71,39 @@ ROWS = [
     Row("text.far", "ours", error="reads the network", left_out=True),
     Row("good × none, 1 slot(s), 1 level(s)", "", loss=None, error="it ended with code 1: ...boom"),
 ]
+
+
+class Far(StandardLibrary):
+    """Documents of a server that is not there."""
+
+    def __init__(self) -> None:
+        raise UserError("the server does not answer", remedy="start it")
+
+
+class Named(StandardLibrary):
+    """Documents of a file.
+
+    path  of the file
+    """
+
+    def __init__(self, path: str) -> None:
+        pass
+
+
+@hookimpl
+def register_text_sources(register):
+    register("far", Far)
+    register("named", Named)
+
+
+def test_what_was_never_built_is_not_said_to_conform(registry_of):
+    registry = registry_of(sys.modules[__name__])
+    entries = list(registry.implementations["text"].values())
+    far, named = run_matrix(registry, entries, Plan(), lambda line: None)
+    assert far.failed
+    assert far.error == "it cannot be built here: the server does not answer"
+    assert (named.left_out, named.error) == (True, "it needs a setting: text.named.path")
+    assert [each.clause for each in named.of("failed")] == ["P6"]
 
 
 def test_the_table_counts_and_names_what_failed(tmp_path):
