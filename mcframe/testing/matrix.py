@@ -19,7 +19,7 @@ from mcframe.testing.checking import Result, check_plugin, not_built
 from mcframe.testing.clauses import Skipped, clauses_of
 from mcframe.testing.cross import Case
 from mcframe.testing.runs import alone, on_two_ranks
-from mcframe.testing.trainings import Trained, Training, trained
+from mcframe.testing.trainings import Trained, Training, stop, trained
 
 COMPILING = ("R7",)
 """Clauses that take half a minute or more: in the full form alone."""
@@ -84,8 +84,12 @@ def run_matrix(registry: Registry, entries: Sequence[Registered], plan: Plan, sa
     thorough = set(candidates) if plan.full else set(_one_of_each_kind(candidates))
     with ThreadPoolExecutor(1) as beside:
         training = beside.submit(_train, candidates, thorough, plan, say)
-        quick = {name: _quick(each, say) for name, each in candidates.items()}
-        training.result()
+        try:
+            quick = {name: _quick(each, say) for name, each in candidates.items()}
+            training.result()
+        except BaseException:  # a Ctrl-C; the trainings would go on to their end
+            stop()
+            raise
     rows = [
         _row(each, quick[each.name], thorough=each.name in thorough, plan=plan)
         if each.name in candidates

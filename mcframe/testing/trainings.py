@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -149,6 +150,19 @@ class Trained:
 
 
 _TRAINED: dict[Training, Trained] = {}
+_STOPPED = threading.Event()
+
+
+class Stopped(Exception):
+    """Somebody asked for an end while a training was going on."""
+
+
+def stop() -> None:
+    """End the training that another thread of this process waits for; it raises Stopped there, and so will all others.
+
+    The processes that train have a session of their own, so that no Ctrl-C of a terminal reaches them.
+    """
+    _STOPPED.set()
 
 
 def trained(
@@ -157,6 +171,8 @@ def trained(
     """Train what has not been trained in this process yet, and return what came of each.
 
     progress  is told of each training when it has ended
+
+    Raises Stopped where `stop` is called.
     """
     new = [each for each in dict.fromkeys(trainings) if each not in _TRAINED]
     for ranks in sorted({each.ranks for each in new}):
@@ -196,7 +212,8 @@ def _await(training: Training, process: subprocess.Popen[bytes]) -> Trained:
     """Wait until every rank has written a result, one has failed, the processes are gone, or patience is at its end."""
     deadline, code, ended = time.monotonic() + PATIENCE_S, None, False
     while code is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+        if _STOPPED.wait(0.05):
+            raise Stopped
         ended = process.poll() is not None
         found = [json.loads(file.read_text("utf-8")) for file in training.folder.glob("result-*.json")]
         worst = max((each["code"] for each in found), default=0)

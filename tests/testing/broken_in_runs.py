@@ -5,7 +5,9 @@ import os
 import torch
 from torch import nn
 
-from mcframe.hookspecs import GistNet, LensNet, VariantStrategy, hookimpl
+from mcframe.hookspecs import API_VERSION, GistNet, LensNet, VariantStrategy, hookimpl
+
+mcframe_api = API_VERSION
 
 
 class _Mean(GistNet):
@@ -21,7 +23,7 @@ class _Mean(GistNet):
 
 
 class Sound(_Mean):
-    """Breaks nothing."""
+    """One gist from the mean of the children, through a linear map; breaks nothing."""
 
 
 class NotANumber(_Mean):

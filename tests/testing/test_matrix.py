@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import signal
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,6 +148,20 @@ def test_names_that_nobody_has_are_told(tmp_path):
 
 @pytest.mark.matrix
 @pytest.mark.launcher
+def test_ctrl_c_ends_the_trainings_too(tmp_path):
+    command = [sys.executable, "-m", "mcframe", "plugins", "matrix", "gistnet.mean", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert any("checked gistnet.mean" in line for line in process.stdout)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert below
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+    _, alive = psutil.wait_procs(below, timeout=20)
+    assert alive == []
+
+
+@pytest.mark.matrix
+@pytest.mark.launcher
 def test_one_that_fails_fails_the_matrix_by_name(tmp_path):
     file = str(Path(__file__).with_name("broken_in_runs.py"))
     names = ("gistnet.broken_sound", "gistnet.broken_forgetful")
@@ -157,8 +173,7 @@ def test_one_that_fails_fails_the_matrix_by_name(tmp_path):
     failed = {
         row["name"]: [each["clause"] for each in row["results"] if each["outcome"] == "failed"] for row in facts["rows"]
     }
-    assert failed["gistnet.broken_sound"] == []
-    assert failed["gistnet.broken_forgetful"][0] == "R3"
+    assert failed == {"gistnet.broken_sound": [], "gistnet.broken_forgetful": ["R3"]}
 
 
 def test_our_own_parts_are_crossed():
