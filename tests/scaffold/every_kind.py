@@ -1,19 +1,19 @@
 """A new package of every kind, as its author meets it: written, installed with pip, and `tox` in it, without an edit.
 
     python tests/scaffold/every_kind.py [KIND ...]
+    python tests/scaffold/every_kind.py --python PYTHON    with the mcframe of that environment
 
-In an environment that sees the packages of the one that has mcframe: this one, or a new one with what constraints.txt
-pins. Prints a table; the exit code is the number of kinds that failed.
+By default in a new virtual environment with what constraints.txt pins. Prints a table; the exit code is the number of
+kinds that failed.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -22,15 +22,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(folder: Path) -> Path:
-    """A virtual environment with mcframe; returns its Python."""
+    """A new virtual environment with mcframe; returns its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    if importlib.util.find_spec("torch"):
-        (site,) = folder.glob("lib/python*/site-packages")
-        line = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
-        (site / "borrowed.pth").write_text(line, "utf-8")
     constraints = str(ROOT / "constraints.txt")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "-e", ROOT, "-c", constraints], check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "-e", ROOT, "-c", constraints]
+    subprocess.run(install, check=True, env=clean())
     return python
 
 
@@ -66,12 +63,16 @@ def clean() -> dict[str, str]:
 
 def main() -> int:
     """The number of kinds that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="KIND")
+    parser.add_argument("--python", type=Path)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as empty:
         folder = Path(empty)
-        python = environment(folder / "venv")
+        python = options.python or environment(folder / "venv")
         failed = 0
         print(f"{'kind':<12}{'write':>8}{'install':>9}{'tox':>7}  tests")
-        for kind in sys.argv[1:] or kinds():
+        for kind in options.kinds or kinds():
             outcome, seconds = try_kind(kind, python, folder)
             failed += outcome.startswith("failed")
             times = [f"{each:.0f} s" for each in seconds] + [""] * (3 - len(seconds))
