@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
 import json
 import tomllib
 from importlib.metadata import distribution
@@ -34,8 +33,7 @@ def test_templates_are_in_the_wheel() -> None:
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
     for file in (ROOT / "mcframe" / "scaffold" / "templates").rglob("*"):
         if file.is_file():
-            path = file.relative_to(ROOT / "mcframe").as_posix()
-            assert any(fnmatch.fnmatch(path, pattern) for pattern in shipped["mcframe"]), path
+            assert any(file in (ROOT / "mcframe").glob(pattern) for pattern in shipped["mcframe"]), file
             assert not file.name.startswith("."), "wheels lose hidden files"
 
 
