@@ -220,6 +220,7 @@ class Site:
         return {"PYTHONPATH": str(self.folder)}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start runs come first, one file to a process of pytest; thousands of short ones fill what is left."""
     for item in items:

@@ -107,7 +107,7 @@ def lens_tallies(scores: Tensor, context: WorkingContext, pairing: Pairing, seed
     """
     levels, cut = context.geometry.levels, context.length
     delta, followers = (part[:, :cut] for part in span_delta(pairing, context.geometry.block_size))
-    priority = (mix(mix(seeds.view(-1, 1), _SPAN_SALT), context.token) & (2**53 - 1)).double()
+    priority = (mix(mix(seeds.reshape(-1, 1), _SPAN_SALT), context.token) & (2**53 - 1)).double()
     priority = torch.where((followers > 0) & (context.lod > 0), priority, ABSENT)
     spans = torch.stack((priority, scores.detach().double(), delta.double(), context.lod.double()), dim=-1)
     return Statistics(

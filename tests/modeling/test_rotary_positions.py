@@ -101,7 +101,8 @@ class LearnedByHead(Positions):
 
     def forward(self, context):
         angle = torch.arange(context.length).float()[:, None] * self.frequency_embed.view(self.size)
-        return angle.cos()[None], angle.sin()[None]
+        rows = angle.expand(context.token.shape[0], *self.size[:1], -1, -1)
+        return rows.cos(), rows.sin()
 
 
 def test_positions_of_others_replace_them_and_learn():
