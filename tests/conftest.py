@@ -1,7 +1,7 @@
 """Real runs for tests: the launcher, the script, and what they left behind, on ports of their own.
 
-Two processes of pytest share the work (`pytest -n 2 --dist loadgroup`). Tests of one file that start runs stay in one
-process, so that no process waits for a run of the other's; what tests of several files ask for is run once for all.
+Two processes of pytest share the work, file by file (`pytest -n 2 --dist loadfile`), so that no process waits for a run of
+the other's; what tests of several files ask for is run once for all.
 """
 
 from __future__ import annotations
@@ -220,13 +220,10 @@ class Site:
         return {"PYTHONPATH": str(self.folder)}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start runs come first, one file to a process of pytest; thousands of short ones fill what is left."""
-    for item in items:
-        if starts_runs(item) and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: not starts_runs(item))
+    """Files with tests that start runs come first; thousands of short tests fill what is left."""
+    slow = {item.path for item in items if starts_runs(item)}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def starts_runs(item: pytest.Item) -> bool:

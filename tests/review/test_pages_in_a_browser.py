@@ -14,10 +14,7 @@ from typer.testing import CliRunner
 
 from mcframe.cli.app import app
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)"),
-    pytest.mark.xdist_group("browser"),  # one browser for all of them
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
 
 STRIP = "focused 1·1·22222·····|····  95 of 128 entries, 7 gists"
 TOO_WIDE = """[...document.querySelectorAll('body *')].filter(e => !e.closest('.wide') && !e.closest('pre')
