@@ -1,7 +1,7 @@
 """Real runs for tests: the launcher, the script, and what they left behind, on ports of their own.
 
-Two processes of pytest share the work, file by file (`pytest -n 2 --dist loadfile`), so that no process waits for a run of
-the other's; what tests of several files ask for is run once for all.
+Two processes of pytest share the work, file by file (`pytest -n 2 --dist loadfile`), so that no process waits for a
+run of the other's; what tests of several files ask for is run once for all.
 """
 
 from __future__ import annotations
