@@ -23,6 +23,7 @@ class Geometry:
     slots       G, embeddings of a gist (1 <= G < K); a token has one
     tail        tokens at the end that are never compressed; the cursor stands before them
     sink        blocks at the start that are never compressed
+    horizon     H, how many tokens behind a span tell what it costs (`mc/lod_delta`); 0 stands for K
     """
 
     window: int
@@ -31,6 +32,7 @@ class Geometry:
     slots: int = 1
     tail: int = 128
     sink: int = 0
+    horizon: int = 0
 
     def __post_init__(self) -> None:
         if self.block_size < 2:
@@ -59,6 +61,12 @@ class Geometry:
         if self.sink < 0:
             raise UserError(f"context.sink is {self.sink} blocks; it cannot be negative", remedy="set context.sink = 0")
 
+        if self.horizon < 0:
+            raise UserError(
+                f"context.horizon is {self.horizon} tokens; it cannot be negative",
+                remedy="set context.horizon = 0, which stands for one block, or to a number of tokens",
+            )
+
     def with_window(self, window: int) -> Geometry:
         """The same tree over a window of another length."""
         return replace(self, window=window)
@@ -73,6 +81,11 @@ class Geometry:
     def cursor(self) -> int:
         """First token that LensNet may not see, T - tail."""
         return self.window - self.tail
+
+    @property
+    def reach(self) -> int:
+        """Tokens behind a span that tell what it costs, H: those less than this far from its end."""
+        return self.horizon or self.block_size
 
     def span(self, lod: int) -> int:
         """Tokens that a node at `lod` covers, K**lod."""

@@ -77,12 +77,12 @@ def pair(context: WorkingContext, nll: Tensor, baseline_nll: Tensor, counts: Ten
     return Pairing(context, nll, partner, scored, nearest)
 
 
-def span_delta(pairing: Pairing, reach: int) -> tuple[Tensor, Tensor]:
-    """Mean ΔNLL of the tokens less than `reach` behind each span, each counted for its nearest span on the left.
+def span_delta(pairing: Pairing) -> tuple[Tensor, Tensor]:
+    """Mean ΔNLL of the tokens less than H behind each span, each counted for its nearest span on the left.
 
     -> ([R, L] mean at the span's last entry, [R, L] number of tokens), 0 elsewhere.
     """
-    near = pairing.behind_gist & (pairing.distance < reach)
+    near = pairing.behind_gist & (pairing.distance < pairing.context.geometry.reach)
     size = pairing.nll.shape[1]
     place = torch.where(near, pairing.nearest, size)
     zeros = pairing.nll.new_zeros(pairing.nll.shape[0], size + 1)
@@ -109,7 +109,7 @@ def pairing_statistics(pairing: Pairing) -> Statistics:
         means[f"mc/lod_loss/{level}"] = masked_sum(pairing.nll, at)
         means[f"mc/lod_count/{level}"] = torch.stack(((context.valid & (lod == level)).sum().float(), rows))
         if level:
-            near = behind & (nearest_lod == level) & (distance < geometry.block_size)
+            near = behind & (nearest_lod == level) & (distance < geometry.reach)
             means[f"mc/gist_entry_delta/{level}"] = masked_sum(delta, at)
             means[f"mc/lod_delta/{level}"] = masked_sum(delta, near)
     means["mc/wc_length"] = torch.stack((context.valid.sum().float(), lod.new_full((), lod.shape[0]).float()))

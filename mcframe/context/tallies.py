@@ -103,10 +103,10 @@ def lens_tallies(scores: Tensor, context: WorkingContext, pairing: Pairing, seed
     """How LensNet's scores are distributed by LOD, and a sample of collapsed spans: (priority, score, ΔNLL, LOD).
 
     scores [R, Lc] belong to `context`, the entries before the cursor; seeds [B, V]. A span's ΔNLL is that of the tokens
-    less than K behind it, as in `mc/lod_delta`; spans that nothing scored follows are left out.
+    less than H behind it, as in `mc/lod_delta`; spans that nothing scored follows are left out.
     """
     levels, cut = context.geometry.levels, context.length
-    delta, followers = (part[:, :cut] for part in span_delta(pairing, context.geometry.block_size))
+    delta, followers = (part[:, :cut] for part in span_delta(pairing))
     priority = (mix(mix(seeds.reshape(-1, 1), _SPAN_SALT), context.token) & (2**53 - 1)).double()
     priority = torch.where((followers > 0) & (context.lod > 0), priority, ABSENT)
     spans = torch.stack((priority, scores.detach().double(), delta.double(), context.lod.double()), dim=-1)

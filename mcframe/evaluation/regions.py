@@ -11,11 +11,12 @@ from mcframe.context.pairing import DISTANCES
 from mcframe.context.working_context import block_lods_to_tokens
 from mcframe.hookspecs import HeldOut
 
-TAIL, EVIDENCE, GIST_ENTRY = "tail", "evidence", "gist_entry"
+TAIL, EVIDENCE, BEHIND, GIST_ENTRY = "tail", "evidence", "behind", "gist_entry"
 
 WORDS = {
     TAIL: "behind the cursor",
     EVIDENCE: "answer in a collapsed block",
+    BEHIND: "anywhere behind a span",
     GIST_ENTRY: "the gist's own target",
     **{str(high): f"{low} to {high - 1} behind a span" for low, high in zip((0, *DISTANCES), DISTANCES, strict=False)},
 }
@@ -41,6 +42,7 @@ def regions(focus: Tensor, held: HeldOut, geometry: Geometry) -> dict[str, Tenso
     if held.evidence is not None:
         hidden = lod.gather(1, held.evidence.clamp(min=0)) > 0
         found[EVIDENCE] = raw & (held.evidence >= 0) & hidden
+    found[BEHIND] = raw & (distance >= 0)
     for low, high in zip((0, *DISTANCES), DISTANCES, strict=False):
         found[str(high)] = raw & (distance >= low) & (distance < high)
     span = torch.pow(geometry.block_size, lod)

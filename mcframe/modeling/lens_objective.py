@@ -55,8 +55,7 @@ def lens_objective(
 def _score_statistics(scores: Tensor, context: WorkingContext, pairing: Pairing) -> Statistics:
     scores = scores.detach().float()
     cut = context.length
-    reach = context.geometry.block_size
-    damage, followers = (part[:, :cut] for part in span_delta(pairing, reach))
+    damage, followers = (part[:, :cut] for part in span_delta(pairing))
     mean = masked_mean(scores, context.valid, dim=1)[:, None]
     spread = masked_mean((scores - mean).square(), context.valid, dim=1).sqrt()
     return Statistics(

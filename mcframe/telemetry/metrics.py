@@ -173,7 +173,7 @@ _PARAMETERS = {
     "evaluation": r"\w+",
     "length": r"\d+(?:\.\d+)?",
     "condition": "full|drop|mean|swap|gist|drop_twin|mean_twin",
-    "where": r"tail|evidence|gist_entry|\d+",
+    "where": r"tail|evidence|behind|gist_entry|\d+",
     "module": r"\w+(?:\.\w+)*",
     "strategy": "full|random|recency|surprise|lens|oracle",
 }

@@ -33,7 +33,7 @@ from mcframe.modeling.objectives import Objectives
 class ContextSettings:
     """The tree and the length of its working contexts (gin: `context`).
 
-    window, block_size, levels, slots, tail, sink   see `mcframe.context.geometry.Geometry`
+    window, block_size, levels, slots, tail, sink, horizon   see `mcframe.context.geometry.Geometry`
     start_length      target length of the first variants, as a fraction of the window
     train_wc_length   target length of the last ones, likewise; also the budget of the allocator
     anneal            fraction of training over which the target moves from one to the other
@@ -48,6 +48,7 @@ class ContextSettings:
     slots: int = 1
     tail: int = 128
     sink: int = 0
+    horizon: int = 0
     start_length: float = 0.9
     train_wc_length: float = 0.75
     anneal: float = 1.0
@@ -73,7 +74,7 @@ class ContextSettings:
     @property
     def geometry(self) -> Geometry:
         """The tree."""
-        return Geometry(self.window, self.block_size, self.levels, self.slots, self.tail, self.sink)
+        return Geometry(self.window, self.block_size, self.levels, self.slots, self.tail, self.sink, self.horizon)
 
     def target(self, share: float) -> int:
         """Target length, in entries, after this share of training (0 to 1)."""

@@ -17,7 +17,7 @@ SOME = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 def geometry_of(tree: Tree) -> Geometry:
-    return Geometry(tree.window, tree.block_size, tree.levels, tree.slots, tree.tail, tree.sink)
+    return Geometry(tree.window, tree.block_size, tree.levels, tree.slots, tree.tail, tree.sink, tree.horizon)
 
 
 def focus_tensor(focuses: Sequence[Focus]) -> torch.Tensor:
@@ -37,6 +37,7 @@ def trees(draw, max_window: int = 90, max_levels: int = 3) -> Tree:
         slots=draw(st.integers(1, block_size - 1)),
         tail=tail,
         sink=draw(st.integers(0, 2)),
+        horizon=draw(st.sampled_from((0, 1, 3, 2 * block_size, window))),
     )
 
 

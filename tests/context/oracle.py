@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Tree(NamedTuple):
-    """T, K, the highest LOD, G, the protected tail in tokens, the protected blocks at the start."""
+    """T, K, the highest LOD, G, the protected tail in tokens, the protected blocks at the start, H (0: K)."""
 
     window: int
     block_size: int
@@ -21,6 +21,11 @@ class Tree(NamedTuple):
     slots: int
     tail: int
     sink: int
+    horizon: int = 0
+
+    @property
+    def reach(self) -> int:
+        return self.block_size if self.horizon == 0 else self.horizon
 
     @property
     def cursor(self) -> int:
@@ -230,7 +235,7 @@ def metrics(tree: Tree, rows: Sequence[tuple[Sequence[Entry], Sequence[Judged]]]
                 pool["mc/tail_delta"].append(j.delta)
             if j.nearest is not None:
                 distance = j.entry.start - j.nearest.end
-                if distance < tree.block_size:
+                if distance < tree.reach:
                     pool[f"mc/lod_delta/{j.nearest.lod}"].append(j.delta)
                 for low, high in buckets:
                     if low <= distance < high:

@@ -87,11 +87,11 @@ def test_costs_of_entries_and_of_variants(case, variants, seed):
 
 
 def spans(tree, rows, scores, cut):
-    """(row, token of the last slot) -> score, mean ΔNLL of the tokens less than K behind, LOD: before the cursor."""
+    """(row, token of the last slot) -> score, mean ΔNLL of the tokens less than H behind, LOD: before the cursor."""
     behind = defaultdict(list)
     for row, (_, judged) in enumerate(rows):
         for j in judged:
-            near = j.nearest is not None and j.entry.lod == 0 and j.entry.start - j.nearest.end < tree.block_size
+            near = j.nearest is not None and j.entry.lod == 0 and j.entry.start - j.nearest.end < tree.reach
             if near:
                 behind[row, j.nearest].append(j.delta)
     found = {}

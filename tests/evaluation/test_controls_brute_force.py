@@ -34,6 +34,7 @@ def places(tree, focus, t, evidence):
         before -= 1
     if before >= 0:
         distance = t - before - 1
+        found.append("behind")
         found += [name for name, (low, high) in BUCKETS.items() if low <= distance < high]
     return found
 

@@ -359,7 +359,7 @@ class SlowStep:
         outcome.absolute += [abs(v) for v in values]
         middle = oracle.mean(values)
         outcome.spreads.append(math.sqrt(oracle.mean([(v - middle) ** 2 for v in values])))
-        spans = oracle.span_deltas(variant.judged, self.tree.block_size)
+        spans = oracle.span_deltas(variant.judged, self.tree.reach)
         for entry, value in zip(variant.seen, values, strict=True):
             if entry.lod and entry.predicts and entry.start in spans:
                 outcome.score_pairs.append((value, number(oracle.mean(spans[entry.start]))))

@@ -18,7 +18,7 @@ from mcframe.modeling.lens_memory import Remembered
 from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.preference import actionable, hardness, preference_pairs, shuffled
 
-FLAT = oracle.Tree(window=40, block_size=4, levels=1, slots=1, tail=5, sink=1)
+FLAT = oracle.Tree(window=40, block_size=4, levels=1, slots=1, tail=5, sink=1, horizon=13)
 TALL = oracle.Tree(window=44, block_size=3, levels=2, slots=2, tail=4, sink=0)
 
 options = st.builds(
@@ -94,7 +94,7 @@ def spans_that_hurt(case):
         entries = oracle.unroll(case.tree, focus)
         baseline = case.baseline[row // case.variants].tolist()
         judged = oracle.judge(entries, case.nll[row, : len(entries)].tolist(), baseline)
-        deltas = oracle.span_deltas(judged, case.tree.block_size)
+        deltas = oracle.span_deltas(judged, case.tree.reach)
         for entry, score in zip(case.seen(row), case.own(row, case.scores), strict=True):
             if entry.lod and entry.predicts and entry.start in deltas:
                 yield number(score), oracle.mean(deltas[entry.start])
