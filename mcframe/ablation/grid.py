@@ -31,7 +31,7 @@ _KEYS: Mapping[str, Any] = {
     "ranks": int,
     "rows": dict[str, list[str] | dict[str, Any]],
 }
-_ROW_KEYS: Mapping[str, Any] = {"set": list[str], "from": str}
+_ROW_KEYS: Mapping[str, Any] = {"set": list[str], "from": str, "evaluate": bool}
 _KINDS = {list[str]: "a list of strings", list[int]: "a list of whole numbers", int: "a whole number", str: "a string"}
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _GIVEN = {"run.total_tokens": "tokens", "run.seed": "seeds"}
@@ -40,11 +40,15 @@ _EXAMPLE = 'rows are written `[rows]` and below it `name = ["binding = value"]`,
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration: bindings on top of what all rows share, and the row whose weights it starts from, if any."""
+    """One configuration: bindings on top of what all rows share, and the row whose weights it starts from, if any.
+
+    evaluate   whether its runs are evaluated where the grid evaluates
+    """
 
     name: str
     set: tuple[str, ...] = ()
     start: str | None = None
+    evaluate: bool = True
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,8 @@ class _Reading:
         if isinstance(content, list):
             return Row(name, self._bindings(content, f"row {name}"))
         self._check(content, _ROW_KEYS, f"row {name}")
-        return Row(name, self._bindings(content.get("set", []), f"row {name}"), content.get("from"))
+        bindings = self._bindings(content.get("set", []), f"row {name}")
+        return Row(name, bindings, content.get("from"), content.get("evaluate", True))
 
     def _bindings(self, texts: Sequence[str], owner: str) -> tuple[str, ...]:
         for text in texts:

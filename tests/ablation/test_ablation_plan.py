@@ -178,6 +178,19 @@ def test_evaluations_follow_what_they_read_and_are_not_repeated(planned, tmp_pat
     assert "mean/seed-1 evaluation" in {job.name for job in jobs_of(grid, other, out)}
 
 
+def test_a_row_may_be_left_out_of_the_evaluation(planned, tmp_path):
+    runs = planned(
+        "evaluate = true\n"
+        + GRID.replace(
+            "base = []\n", "base = []\nplain = { set = ['run.variants = @variants.none'], evaluate = false }\n"
+        )
+    )
+    names = [job.name for job in jobs_of(read_grid(tmp_path / "grid.toml"), runs, tmp_path / "out")]
+    assert "base/seed-0 evaluation" in names
+    assert "plain/seed-0" in names
+    assert "plain/seed-0 evaluation" not in names
+
+
 def test_ports_of_runs_differ(planned, tmp_path):
     runs = planned()
     grid = read_grid(tmp_path / "grid.toml")
@@ -190,14 +203,16 @@ def test_ports_of_runs_differ(planned, tmp_path):
     assert list(command)[4:7] == ["--num_accelerators", "2", "--master_port"]
 
 
-@pytest.mark.parametrize("page", ["docs/ablations.md", "gin/ablations/gists.toml", "gin/ablations/lensnets.toml"])
+@pytest.mark.parametrize(
+    "page", ["docs/ablations.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("gin/ablations/*.toml"))]
+)
 def test_the_grids_that_come_with_mcframe_can_be_built(page, tmp_path):
     text = (ROOT / page).read_text("utf-8")
     found = re.search(r"```toml\n(gin.*?)```", text, re.S) if page.endswith(".md") else None
     (tmp_path / "grid.toml").write_text(found[1] if found else text, "utf-8")
     grid = read_grid(tmp_path / "grid.toml")
     runs = plan(grid, tmp_path / "out", list(grid.rows), [0])
-    assert len(runs) == len(grid.rows) > 3
+    assert len(runs) == len(grid.rows) >= 3
     for run in runs:
         recipe = load_recipe(grid.gin, run.bindings).recipe
         with torch.device("meta"):
