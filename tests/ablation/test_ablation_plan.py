@@ -217,7 +217,7 @@ def test_the_grids_that_come_with_mcframe_can_be_built(page, tmp_path):
         recipe = load_recipe(grid.gin, run.bindings).recipe
         with torch.device("meta"):
             build_model(recipe, recipe.tokenizer().vocab_size)
-        assert (run.tokens, run.step_tokens) == (grid.tokens, 2048)
+        assert (run.tokens, run.step_tokens) == (grid.tokens, recipe.batch_tokens)
 
 
 # ---- plug-ins ------------------------------------------------------------------------------------
