@@ -12,8 +12,7 @@ from rich.table import Table
 
 from mcframe.errors import UserError
 from mcframe.registry import Registry
-from mcframe.testing.candidate import find
-from mcframe.testing.checking import Result, check_plugin, not_built
+from mcframe.testing.checking import Result, check_plugin, waits
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim", "known failure": "yellow"}
 
@@ -23,7 +22,7 @@ def check(
 ) -> int:
     """Check the plug-ins of these names, or all of them; print what was seen. Returns 1 unless all conform.
 
-    One that waits for a setting without a default is told apart; one that cannot be built for another reason counts.
+    One that waits for a setting without a default is told apart.
     """
     console, found = Console(), dict[str, list[Result]]()
     for name in _chosen(registry, names, every=every):
@@ -33,14 +32,13 @@ def check(
     if as_json:
         facts = {name: [dataclasses.asdict(each) for each in results] for name, results in found.items()}
         typer.echo(json.dumps(facts, indent=2))
-    unchecked = {name: reason for name, results in found.items() if (reason := not_built(results))}
+    unchecked = {name: reason for name, results in found.items() if (reason := waits(results))}
     if not as_json:
         if len(found) > 1:
             console.print(_summary(found))
         for name, reason in unchecked.items():
             console.print(f"{name} is unchecked: {reason}", style="yellow", markup=False, highlight=False)
-    hidden = [name for name in unchecked if not find(name, settings, registry=registry).unset]
-    return int(bool(hidden) or any(each.outcome == "failed" for results in found.values() for each in results))
+    return int(any(each.outcome == "failed" for results in found.values() for each in results))
 
 
 def _chosen(registry: Registry, names: list[str], *, every: bool) -> list[str]:
@@ -81,7 +79,7 @@ def _summary(found: dict[str, list[Result]]) -> Table:
     for name, results in found.items():
         counts = {outcome: sum(each.outcome == outcome for each in results) for outcome in _STYLES}
         verdict = "[bold red]no[/]" if counts["failed"] else "[green]yes[/]"
-        if not counts["failed"] and not_built(results):
+        if not counts["failed"] and waits(results):
             verdict = "[yellow]unchecked[/]"
         seconds = sum(each.seconds for each in results)
         table.add_row(name, verdict, *(str(n or "–") for n in counts.values()), f"{seconds:.0f}")

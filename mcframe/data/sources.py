@@ -6,6 +6,7 @@ The last two go through the `datasets` library, which is imported when the first
 from __future__ import annotations
 
 import glob
+import json
 import os
 import sys
 import sysconfig
@@ -78,6 +79,12 @@ class LocalFiles(TextSource):
         self.streaming = streaming
         self._paths = [Path(path).expanduser().absolute() for path in ([paths] if isinstance(paths, str) else paths)]
         self._text_field = text_field
+
+    @staticmethod
+    def example_settings(folder: Path) -> dict[str, Any]:
+        """Sums in a file."""
+        _write_sums(folder)
+        return {"paths": str(folder)}
 
     @property
     def identity(self) -> str:
@@ -185,6 +192,12 @@ class HuggingFace(TextSource):
         self._shuffle_buffer, self._seed = shuffle_buffer, seed
         self._revision = revision
 
+    @staticmethod
+    def example_settings(folder: Path) -> dict[str, Any]:
+        """Sums in a folder that is laid out like a data set: nothing is asked of the network."""
+        _write_sums(folder)
+        return {"name": str(folder)}
+
     @property
     def identity(self) -> str:
         """From the parameters: nothing is asked of the network."""
@@ -206,6 +219,12 @@ class HuggingFace(TextSource):
             yield from _texts(rows, self._text_field)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(f"cannot read the data set {self._name}: {error}", remedy=_OFFLINE_REMEDY) from error
+
+
+def _write_sums(folder: Path) -> None:
+    """A file of short documents, enough to train on a while and to hold some out."""
+    rows = (json.dumps({"text": f"{n} and {n} is {2 * n}; {n} times {n} is {n * n}."}) for n in range(2000))
+    (folder / "sums.jsonl").write_text("\n".join(rows), "utf-8")
 
 
 def _texts(rows: Iterable[dict[str, Any]], field: str) -> Iterator[str]:

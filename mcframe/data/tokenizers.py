@@ -16,6 +16,7 @@ from torch import Tensor
 from mcframe.data import returned
 from mcframe.data.cache import cache_dir, make_folder
 from mcframe.data.packing import batched
+from mcframe.data.sources import StandardLibrary
 from mcframe.data.split import check_share, documents_of, empty_split
 from mcframe.errors import UserError
 from mcframe.hookspecs import TextSource, Tokenizer
@@ -77,6 +78,12 @@ class BPE(Tokenizer):
                 f"the tokenizer {path} has {self.vocab_size:,} entries, not {vocab_size:,}",
                 remedy=f"set tokenizer.bpe.vocab_size = {self.vocab_size}, or train one: mcframe tokenizer --gin FILE",
             )
+
+    @staticmethod
+    def example_settings(folder: Path) -> dict[str, Any]:
+        """A few entries, trained on some of the standard library."""
+        train_bpe(StandardLibrary("json/*.py"), 300, folder / "bpe.json", share=0.0)
+        return {"vocab_size": 300, "file": str(folder / "bpe.json")}
 
     @property
     def identity(self) -> str:

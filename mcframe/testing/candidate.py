@@ -6,10 +6,10 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from mcframe import config
 from mcframe.config import Config
 from mcframe.config.published import Published
+from mcframe.config.values import render
 from mcframe.context.geometry import Geometry
 from mcframe.discovery import PluginOptions
 from mcframe.errors import UserError, did_you_mean
@@ -25,12 +26,16 @@ from mcframe.hookspecs import HeadShape, ModelShape, RunStart
 from mcframe.recipe import all_plugins
 from mcframe.registry import Registered, Registry
 from mcframe.testing.capabilities import CAPABILITIES
+from mcframe.testing.clauses import NotConforming, expect, in_words
 
 PLAIN = Geometry(window=50, block_size=4, levels=2, slots=1, tail=5)
 """The geometry that every plug-in must take: two levels, a window that is no whole number of blocks."""
 
 ROOMS = (Geometry(window=96, block_size=16, tail=20), Geometry(window=80, block_size=16, tail=15))
 """Geometries of which a task must take one: four blocks that may be collapsed, and room to ask, some tokens or one."""
+
+EXAMPLE = "example_settings"
+"""How a factory says with which settings it can be tried: `example_settings(folder) -> {parameter: value}`."""
 
 NETWORKS = ("gistnet", "lensnet")
 PARTS = (*NETWORKS, "allocator", "variants")
@@ -67,11 +72,22 @@ class Candidate:
         """Its factory and what a gin file may bind of it."""
         return Published(self.name, self.entry.factory, self.kind)
 
+    @cached_property
+    def bindings(self) -> tuple[str, ...]:
+        """What it is built with: the settings, and its example as a whole unless they bind something that it binds.
+
+        Raises NotConforming where it declares an example that cannot be made.
+        """
+        example = {f"{self.name}.{name}": value for name, value in _example(self.entry.factory).items()}
+        if any(_binds(self.settings, key) for key in example):
+            return self.settings
+        return (*self.settings, *(f"{key} = {render(value)}" for key, value in example.items()))
+
     @property
     def unset(self) -> list[str]:
-        """Bindings without which it cannot be built and that the settings do not have."""
+        """Bindings without which it cannot be built and that nobody has given. Raises as `bindings` does."""
         wanted = [f"{self.name}.{name}" for name in self.published.required]
-        return [each for each in wanted if not any(re.match(rf"{re.escape(each)}\s*=", one) for one in self.settings)]
+        return [each for each in wanted if not _binds(self.bindings, each)]
 
     @cached_property
     def specimen(self) -> Any:
@@ -85,18 +101,10 @@ class Candidate:
                 declined = refusal
         raise declined
 
-    @cached_property
-    def lacks(self) -> str:
-        """Why it cannot be built here; empty where it can. Data and the like may want files or settings."""
-        if self.unset:
-            return f"it needs a setting: {', '.join(self.unset)}"
-        if self.kind in PARTS:
-            return ""
-        try:
-            _ = self.specimen
-        except UserError as refusal:
-            return f"it cannot be built here: {refusal.message}"
-        return ""
+    @property
+    def waits(self) -> str:
+        """For which settings it waits, in words; empty where it can be tried."""
+        return f"it needs a setting: {', '.join(self.unset)}" if self.unset else ""
 
     def has(self, capability: str) -> bool:
         """Whether it declares this capability."""
@@ -134,8 +142,28 @@ class Candidate:
     def _loaded(self) -> Config:
         # gin holds one configuration at a time, and a test beside this one may have loaded its own.
         if self._config is None or not self._config.active:
-            self._config = config.load([], list(self.settings), self.registry)
+            self._config = config.load([], list(self.bindings), self.registry)
         return self._config
+
+
+def _binds(settings: Sequence[str], key: str) -> bool:
+    return any(re.search(rf"^\s*{re.escape(key)}\s*=", one, re.M) for one in settings)
+
+
+@cache
+def _example(factory: Callable[..., Any]) -> Mapping[str, Any]:
+    """The settings that a factory declares as its example. They and their folder last as long as this process."""
+    declared = getattr(factory, EXAMPLE, None)
+    if declared is None:
+        return {}
+    folder = tempfile.mkdtemp(prefix="mcframe-example-")
+    weakref.finalize(factory, shutil.rmtree, folder, ignore_errors=True)
+    try:
+        settings = declared(Path(folder))
+    except Exception as error:
+        raise NotConforming(f"its {EXAMPLE} raised {in_words(error)}") from error
+    expect(isinstance(settings, Mapping), f"its {EXAMPLE} returned {settings!r}; it returns a dict of parameters")
+    return dict(settings)
 
 
 def find(name: str, settings: Sequence[str] = (), *, registry: Registry, width: int = 16) -> Candidate:

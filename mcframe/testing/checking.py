@@ -11,7 +11,7 @@ from mcframe.errors import UserError
 from mcframe.registry import Registry
 from mcframe.testing.candidate import Candidate, find, installed_plugins
 from mcframe.testing.capabilities import CAPABILITIES
-from mcframe.testing.clauses import Clause, NotConforming, Skipped, clauses_of
+from mcframe.testing.clauses import Clause, NotConforming, Skipped, clauses_of, in_words
 
 Outcome = Literal["passed", "failed", "skipped", "known failure"]
 
@@ -64,8 +64,8 @@ def check_plugin(
     return [check_clause(candidate, each, broken, known.get(each.id)) for each in wanted]
 
 
-def not_built(results: Sequence[Result]) -> str:
-    """Why nothing was built, so that the plug-in's papers alone were looked at; empty where something was."""
+def waits(results: Sequence[Result]) -> str:
+    """For which settings it waits, so that its papers alone were looked at; empty where it was tried."""
     return next((each.message for each in results if each.clause == "P8" and each.outcome == "skipped"), "")
 
 
@@ -101,8 +101,8 @@ def _run(candidate: Candidate, clause: Clause, broken: dict[str, str]) -> tuple[
         broken[clause.id] = blamed
         return "skipped", f"means nothing while {blamed} fails"
     try:
-        if candidate.lacks and not clause.id.startswith("P"):
-            return "skipped", candidate.lacks
+        if not clause.id.startswith("P") and candidate.waits:
+            return "skipped", candidate.waits
         if clause.needs and not candidate.has(clause.needs):
             return "skipped", CAPABILITIES[clause.needs].otherwise
         clause.check(candidate)
@@ -111,17 +111,5 @@ def _run(candidate: Candidate, clause: Clause, broken: dict[str, str]) -> tuple[
     except NotConforming as failure:
         return "failed", str(failure)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code can raise anything; it is the finding
-        return "failed", _in_words(error)
+        return "failed", in_words(error)
     return "passed", ""
-
-
-def _in_words(error: BaseException) -> str:
-    """The error, and where in the code it arose."""
-    while isinstance(error, BaseExceptionGroup):  # hypothesis saw several: the first will do
-        error = error.exceptions[0]
-    if isinstance(error, NotConforming):
-        return str(error)
-    trace, place = error.__traceback__, ""
-    while trace is not None:
-        place, trace = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}", trace.tb_next
-    return f"{type(error).__name__}: {error} ({place})"

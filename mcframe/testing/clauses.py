@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mcframe.errors import UserError
 from mcframe.testing.capabilities import CAPABILITIES
 
 if TYPE_CHECKING:
@@ -109,3 +110,15 @@ def expect(holds: bool, message: str) -> None:
     """Raise NotConforming with this message unless it holds."""
     if not holds:
         raise NotConforming(message)
+
+
+def in_words(error: BaseException) -> str:
+    """The error, and where in the code it arose."""
+    while isinstance(error, BaseExceptionGroup):  # hypothesis saw several: the first will do
+        error = error.exceptions[0]
+    if isinstance(error, NotConforming | UserError):
+        return str(error)
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        place, trace = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}", trace.tb_next
+    return f"{type(error).__name__}: {error} ({place})"

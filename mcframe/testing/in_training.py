@@ -36,6 +36,7 @@ def _finished(runs: Sequence[Trained]) -> Sequence[Trained]:
     "R1",
     "It trains under the launcher: every loss is finite, and the operative configuration names it",
     "*",
+    after=("P8",),
     slow=True,
 )
 def r1_trains(plugin: Candidate) -> None:

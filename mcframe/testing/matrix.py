@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from mcframe.recipe import load_recipe
 from mcframe.registry import Registered, Registry
 from mcframe.testing.candidate import Candidate, find
-from mcframe.testing.checking import Result, check_plugin, not_built
-from mcframe.testing.clauses import Skipped, clauses_of
+from mcframe.testing.checking import Result, check_plugin, waits
+from mcframe.testing.clauses import NotConforming, Skipped, clauses_of
 from mcframe.testing.cross import Case
 from mcframe.testing.runs import alone, on_two_ranks
 from mcframe.testing.trainings import Trained, Training, stop, trained
@@ -114,9 +114,9 @@ def _train(candidates: Mapping[str, Candidate], thorough: set[str], plan: Plan, 
     """All trainings that clauses and cases will look at; those of as many ranks in one start of the launcher."""
     labels: dict[Training, str] = {}
     for name, each in candidates.items():
-        if each.unset:
-            continue
-        with contextlib.suppress(Skipped):  # the clause says so itself
+        with contextlib.suppress(Skipped, NotConforming):  # the clause says so itself
+            if each.unset:
+                continue
             for training in (*alone(each), *(on_two_ranks(each) if name in thorough else ())):
                 labels[training] = name
     labels |= {case.training: case.label for case in plan.cases}
@@ -143,9 +143,10 @@ def _quick(candidate: Candidate, say: Say) -> list[Result]:
 
 
 def _row(candidate: Candidate, quick: Sequence[Result], *, thorough: bool, plan: Plan) -> Row:
-    if candidate.unset:  # what clauses can say without building it, they have said
-        return Row(candidate.name, candidate.entry.distribution or _LOCAL, quick, error=not_built(quick), left_out=True)
-    name, asked = candidate.name, []
+    name, package, asked = candidate.name, candidate.entry.distribution or _LOCAL, []
+    # What clauses can say without building it, they have said.
+    if any(each.clause == "P8" and each.outcome != "passed" for each in quick):
+        return Row(name, package, quick, error=waits(quick), left_out=bool(waits(quick)))
     for each in clauses_of(candidate.kind):
         left_out = (each.id in ON_TWO_RANKS and not thorough) or (each.id in COMPILING and not plan.full)
         if each.slow and not left_out:
@@ -155,8 +156,7 @@ def _row(candidate: Candidate, quick: Sequence[Result], *, thorough: bool, plan:
     with contextlib.suppress(Skipped):
         runs = trained(*alone(candidate), *(on_two_ranks(candidate) if thorough else ()))
         loss, seconds = runs[0].last_loss, seconds + sum(run.seconds for run in runs)
-    package = candidate.entry.distribution or _LOCAL
-    return Row(name, package, (*quick, *slow), loss, not_built(quick), seconds=seconds)
+    return Row(name, package, (*quick, *slow), loss, seconds=seconds)
 
 
 def _case_row(case: Case) -> Row:

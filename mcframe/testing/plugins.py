@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mcframe.config.parameters import parameters_of
+from mcframe.errors import UserError
 from mcframe.hookspecs import API_VERSION, INTERFACES
 from mcframe.plugin_rules import API_ATTRIBUTE
 from mcframe.testing.candidate import Candidate
@@ -77,9 +78,12 @@ def p7_importable(plugin: Candidate) -> None:
 def p8_interface(plugin: Candidate) -> None:
     """With its defaults and the given settings, for a plain geometry."""
     interface = INTERFACES[plugin.kind]
-    if plugin.lacks:
-        raise Skipped(plugin.lacks)
-    made = plugin.specimen
+    if plugin.waits:
+        raise Skipped(plugin.waits)
+    try:
+        made = plugin.specimen
+    except UserError as refusal:
+        raise NotConforming(f"it cannot be built here: {refusal}") from refusal
     expect(isinstance(made, interface), f"it made a {type(made).__name__}, which is no {interface.__name__}")
 
 

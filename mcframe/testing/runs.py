@@ -27,7 +27,7 @@ def on_two_ranks(plugin: Candidate) -> list[Training]:
 
 def _settings(plugin: Candidate) -> tuple[str, ...]:
     often = (f"cadence.evaluate_tokens = {2 * STEP_TOKENS}",) if plugin.kind == "evaluation" else ()
-    return (choosing(plugin.entry), *often, *plugin.settings)
+    return (choosing(plugin.entry), *often, *plugin.bindings)
 
 
 def given(plugin: Candidate) -> tuple[str, ...]:

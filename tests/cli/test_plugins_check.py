@@ -84,11 +84,72 @@ class Named(Far):
         pass
 
 
+class Shown(Named):
+    """Documents of the file at path; says how it can be tried."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def documents(self, epoch=0):
+        with open(self.path) as file:
+            yield file.read()
+
+    @staticmethod
+    def example_settings(folder):
+        (folder / "one.txt").write_text("one")
+        return {"path": str(folder / "one.txt")}
+
+
+class Spoilt(Shown):
+    """Documents of the file at path; its example does not work."""
+
+    @staticmethod
+    def example_settings(folder):
+        return {"path": str(folder / str(1 // 0))}
+
+
+class Silent(Shown):
+    """Documents of the file at path; its example says nothing."""
+
+    @staticmethod
+    def example_settings(folder):
+        pass
+
+
 @hookimpl
 def register_text_sources(register):
-    register("far", Far)
-    register("named", Named)
+    for each in (Far, Named, Shown, Spoilt, Silent):
+        register(each.__name__.lower(), each)
 '''
+
+
+def failed(output, name):
+    return {each["clause"]: each["message"] for each in json.loads(output)[name] if each["outcome"] == "failed"}
+
+
+def test_one_that_needs_a_setting_is_tried_with_its_example(check, tmp_path):
+    file = tmp_path / "waits.py"
+    file.write_text(WAITS)
+    code, output = check("text.shown", "--plugin", str(file), "--json")
+    assert (code, {each["outcome"] for each in json.loads(output)["text.shown"]}) == (0, {"passed"})
+    code, output = check("text.shown", "--plugin", str(file), "--json", "--set", "text.shown.path = 'nowhere.txt'")
+    assert (code, list(failed(output, "text.shown"))) == (1, ["D1"])
+    assert "nowhere.txt" in failed(output, "text.shown")["D1"]
+
+
+def test_an_example_that_does_not_work_is_told_once_and_where(check, tmp_path):
+    file = tmp_path / "waits.py"
+    file.write_text(WAITS)
+    for name, said in (
+        ("text.spoilt", "raised ZeroDivisionError"),
+        ("text.silent", "returned None; it returns a dict"),
+    ):
+        code, output = check(name, "--plugin", str(file), "--json")
+        assert (code, list(failed(output, name))) == (1, ["P8"])
+        assert f"its example_settings {said}" in failed(output, name)["P8"]
+    code, output = check("text.spoilt", "--plugin", str(file), "--json")
+    line = 1 + WAITS.splitlines().index('        return {"path": str(folder / str(1 // 0))}')
+    assert f"waits.py:{line}" in failed(output, "text.spoilt")["P8"]
 
 
 def test_one_that_was_never_built_does_not_pass_for_one_that_conforms(check, tmp_path):
@@ -100,8 +161,9 @@ def test_one_that_was_never_built_does_not_pass_for_one_that_conforms(check, tmp
     assert "text.named is unchecked: it needs a setting: text.named.path" in output
     code, output = check("text.far", "--plugin", str(file))
     assert code == 1
-    assert "text.far is unchecked: it cannot be built here: the server does not answer" in output
-    assert check("text.far", "--plugin", str(file), "--json")[0] == 1
+    assert "it cannot be built here: the server does not answer" in output
+    code, output = check("text.far", "--plugin", str(file), "--json")
+    assert (code, list(failed(output, "text.far"))) == (1, ["P8"])
 
 
 def test_json_is_for_machines(check):

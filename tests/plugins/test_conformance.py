@@ -1,7 +1,5 @@
 """Every plug-in that comes with mcframe, through the classes that anybody else's tests use."""
 
-from pathlib import Path
-
 import pytest
 
 from mcframe.recipe import all_plugins
@@ -10,16 +8,12 @@ from mcframe.testing import check_plugin
 from mcframe.testing.clauses import clauses_of
 from mcframe.testing.contracts import CONTRACTS
 
-ROOT = Path(__file__).parents[2]
-
 
 def contract_of(kind):
     """A test class as somebody would write it, with a fixture that goes through all plug-ins of a kind."""
     names = [f"{kind}.{name}" for name in all_plugins().implementations[kind]]
 
     class Test(CONTRACTS[kind]):
-        settings = (f"text.local_files.paths = '{ROOT / 'docs'}'",) if kind == "text" else ()
-
         @pytest.fixture(params=names)
         def plugin(self, request):
             return request.param
