@@ -53,6 +53,9 @@ SETTINGS = {
 }
 """Groups of settings that gin files bind by name: `context.window = 512`."""
 
+PUBLISHED = {**SETTINGS, "gpt": GPT, "run": Recipe}
+"""All that gin files bind of a run besides its plug-ins."""
+
 
 DEFAULTS = {"evaluations": ("evaluation.controls", "evaluation.focus"), "positions": "positions.gaussian_rope"}
 """What is taken where `run` says None of what it cannot be without."""
@@ -127,14 +130,17 @@ def all_plugins(options: PluginOptions = INSTALLED) -> Registry:
     return registry
 
 
+def load_config(files: Sequence[Path | str], overrides: Sequence[str], registry: Registry) -> Config:
+    """`config.load` for all that a run is made of."""
+    for name, factory in PUBLISHED.items():
+        config.register("", name, factory)
+    return config.load(files, overrides, registry)
+
+
 def load_recipe(files: Sequence[Path | str], overrides: Sequence[str], plugins: PluginOptions = INSTALLED) -> Loaded:
     """Read gin files and `--set` overrides. Raises UserError, with file and line, for whatever is wrong."""
     registry = all_plugins(plugins)
-    for name, settings in SETTINGS.items():
-        config.register("", name, settings)
-    config.register("", "gpt", GPT)
-    config.register("", "run", Recipe)
-    loaded = config.load(files, overrides, registry)
+    loaded = load_config(files, overrides, registry)
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
     recipe: Recipe = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
     return Loaded(replace(recipe, **_factories(recipe, loaded, registry)), loaded, registry)

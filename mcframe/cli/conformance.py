@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mcframe.errors import UserError
+from mcframe.recipe import PUBLISHED, load_config
 from mcframe.registry import Registry
 from mcframe.testing.checking import Result, check_plugin, waits
 
@@ -24,6 +25,7 @@ def check(
 
     One that waits for a setting without a default is told apart.
     """
+    _check_read(registry, settings, slow=slow)
     console, found = Console(), dict[str, list[Result]]()
     for name in _chosen(registry, names, every=every):
         found[name] = check_plugin(name, settings, registry=registry, width=width, slow=slow)
@@ -39,6 +41,17 @@ def check(
         for name, reason in unchecked.items():
             console.print(f"{name} is unchecked: {reason}", style="yellow", markup=False, highlight=False)
     return int(any(each.outcome == "failed" for results in found.values() for each in results))
+
+
+def _check_read(registry: Registry, settings: list[str], *, slow: bool) -> None:
+    """Raise UserError where a binding is wrong, or is one of a run and there will be none."""
+    for binding in load_config([], settings, registry).bindings.values():
+        if binding.name in PUBLISHED and not slow:
+            raise UserError(
+                f"{binding.key} changes nothing here: plug-ins are checked on trees of the kit's own, without a run",
+                remedy="leave it out, or add --slow, whose real runs read it",
+                place=binding.place,
+            )
 
 
 def _chosen(registry: Registry, names: list[str], *, every: bool) -> list[str]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from mcframe import config
 from mcframe.config import Config
 from mcframe.config.published import Published
 from mcframe.config.values import render
@@ -23,7 +22,7 @@ from mcframe.context.geometry import Geometry
 from mcframe.discovery import PluginOptions
 from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import HeadShape, ModelShape, RunStart
-from mcframe.recipe import all_plugins
+from mcframe.recipe import all_plugins, load_config
 from mcframe.registry import Registered, Registry
 from mcframe.testing.capabilities import CAPABILITIES
 from mcframe.testing.clauses import NotConforming, expect, in_words
@@ -142,7 +141,7 @@ class Candidate:
     def _loaded(self) -> Config:
         # gin holds one configuration at a time, and a test beside this one may have loaded its own.
         if self._config is None or not self._config.active:
-            self._config = config.load([], list(self.bindings), self.registry)
+            self._config = load_config([], self.bindings, self.registry)
         return self._config
 
 

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mcframe.cli.app import app
+from mcframe.testing import every_clause
 
 BAD = '''
 from mcframe.hookspecs import hookimpl
@@ -188,6 +189,26 @@ def test_what_cannot_be_checked_is_said(check, arguments, said):
     code, output = check(*arguments)
     assert code == 2
     assert said in output
+
+
+def test_a_binding_that_nothing_would_read_is_refused(check):
+    code, output = check("gistnet.mean", "--set", "context.tail = 16")
+    assert code == 2
+    assert "context.tail changes nothing here" in output
+    assert "--slow" in output
+    code, output = check("gistnet.transformer", "--set", "gistnet.transformer.layrs = 3")
+    assert code == 2
+    assert "did you mean layers" in output
+
+
+def test_real_runs_read_what_else_is_bound(check, monkeypatch):
+    every_clause()  # loads the module
+    trainings = []
+    monkeypatch.setattr("mcframe.testing.in_training.trained", lambda *asked: trainings.extend(asked) or 1 / 0)
+    settings = ("context.tail = 17", "task.induction.length = 2")
+    check("task.induction", "--slow", *(part for each in settings for part in ("--set", each)))
+    assert trainings
+    assert set(settings) <= set(trainings[0].settings)
 
 
 def test_settings_and_width_are_what_it_is_built_with(check):
