@@ -22,7 +22,7 @@ from mcframe.ablation import picture, table
 from mcframe.ablation.grid import Grid, read_grid
 from mcframe.ablation.jobs import Job, Jobs, last_lines
 from mcframe.ablation.plan import PlannedRun, changes, plan, refuse_changed
-from mcframe.ablation.results import Comparison, RunResult, compare, read_run
+from mcframe.ablation.results import Comparison, RowResult, RunResult, compare, read_run
 from mcframe.ablation.runs import environment, jobs_of
 from mcframe.cli.failure import guarded
 from mcframe.cli.options import NoPlugin, Plugin, StrictPlugins, Traceback, plugin_options
@@ -72,13 +72,15 @@ class _Asked:
 
     def listed(self) -> int:
         """Print what `run` would do."""
-        shown = Table(*(Column(name, no_wrap=True) for name in ("run", "state", "tokens")), "set")
+        rows = Table(Column("row", no_wrap=True), "set")
+        for row in dict.fromkeys(run.row for run in self.chosen):
+            rows.add_row(row.name, escape("\n".join(row.set)))
+        runs = Table(*(Column(name, no_wrap=True) for name in ("run", "state", "tokens")))
         for run in self.chosen:
             state = "changed" if changes(run) else run.progress
-            first = run.seed == self.seeds[0]
-            bindings = "\n".join(run.row.set) if first else ""
-            shown.add_row(run.name, state, f"{run.trained:,} of {run.tokens:,}", escape(bindings))
-        self.console.print(shown, highlight=False)
+            runs.add_row(run.name, state, f"{run.trained:,} of {run.tokens:,}")
+        for shown in (rows, runs):
+            self.console.print(shown, highlight=False)
         return 0
 
     def run(self, abreast: int) -> int:
@@ -121,7 +123,7 @@ class _Asked:
             return
         comparison = compare(self.grid, results, self.seeds)
         _write(comparison, self.out)
-        self.console.print(_summary(comparison), highlight=False)
+        self.console.print(_summary(comparison, self.console), highlight=False)
         for note in comparison.notes:
             self.console.print(f"note: {note}", style="yellow", highlight=False)
         for name in (table.PAGE, table.DATA, table.PICTURE):
@@ -230,14 +232,26 @@ def _write(comparison: Comparison, out: Path) -> None:
         picture.draw(comparison, out / table.PICTURE)
 
 
-def _summary(comparison: Comparison) -> Table:
-    """The comparison for a terminal: differences where there are some, values elsewhere."""
-    shown = Table("row", *comparison.metrics, title=f"with a sign: less {comparison.grid.baseline}")
-    for result in comparison.rows:
-        cells = []
-        for name in comparison.metrics:
-            difference = result.differences.get(name)
-            found = difference or result.values.get(name)
-            cells.append("–" if found is None else table.shown(found, sign=difference is not None))
-        shown.add_row(result.row.name + ("" if result.comparable else " †"), *cells)
-    return shown
+def _summary(comparison: Comparison, console: Console) -> Table:
+    """The comparison for a terminal: a column a metric where they fit, else a line a metric and row."""
+    title = f"with a sign: less {comparison.grid.baseline}"
+    wide, long = Table("row", *comparison.metrics, title=title), Table("metric and row", "", title=title)
+    names = [result.row.name + ("" if result.comparable else " †") for result in comparison.rows]
+    cells = [[_cell(result, metric) for metric in comparison.metrics] for result in comparison.rows]
+    for name, row in zip(names, cells, strict=True):
+        wide.add_row(name, *row)
+    if console.measure(wide, options=console.options.update(max_width=10_000)).maximum <= console.width:
+        return wide
+    for metric, column in zip(comparison.metrics, zip(*cells, strict=True), strict=True):
+        long.add_row(metric, style="bold")
+        for name, cell in zip(names, column, strict=True):
+            long.add_row(f"  {name}", cell)
+        long.add_section()
+    return long
+
+
+def _cell(result: RowResult, metric: str) -> str:
+    """The difference from the baseline where there is one, else the value."""
+    difference = result.differences.get(metric)
+    found = difference or result.values.get(metric)
+    return "–" if found is None else table.shown(found, sign=difference is not None)

@@ -15,7 +15,7 @@ from mcframe.recipe import PUBLISHED, load_config
 from mcframe.registry import Registry
 from mcframe.testing.checking import Result, check_plugin, waits
 
-_STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim", "known failure": "yellow"}
+_STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 
 
 def check(
@@ -39,7 +39,8 @@ def check(
         if len(found) > 1:
             console.print(_summary(found))
         for name, reason in unchecked.items():
-            console.print(f"{name} is unchecked: {reason}", style="yellow", markup=False, highlight=False)
+            said = f"{name} is unchecked: {reason}"
+            console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
     return int(any(each.outcome == "failed" for results in found.values() for each in results))
 
 
@@ -71,12 +72,12 @@ def _chosen(registry: Registry, names: list[str], *, every: bool) -> list[str]:
 
 def _print(console: Console, name: str, results: list[Result], *, whole: bool) -> None:
     """The table of one plug-in: every clause, or, of several plug-ins, what did not pass."""
-    shown = results if whole else [each for each in results if each.outcome in ("failed", "known failure")]
+    shown = results if whole else [each for each in results if each.outcome == "failed"]
     if not shown:
         return
     table = Table(title=name, title_justify="left")
     for column in ("clause", "title", "result"):
-        table.add_column(column, no_wrap=column == "clause")
+        table.add_column(column, no_wrap=column == "clause", overflow="fold")
     table.add_column("s", justify="right")
     for each in shown:
         result = f"[{_STYLES[each.outcome]}]{each.outcome}[/]" + (f": {escape(each.message)}" if each.message else "")

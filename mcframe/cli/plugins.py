@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mcframe.cli import conformance
 from mcframe.cli.failure import guarded
@@ -97,15 +98,20 @@ def _more(outer: PluginOptions, plugin: list[str], no_plugin: list[str], strict:
 
 
 def _list(registry: Registry, *, as_json: bool) -> int:
-    facts = _facts(registry)
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        typer.echo(json.dumps(_facts(registry), indent=2))
         return 0
     console = Console()
-    console.print(_table(("kind", "name", "package", "version", "api", "plugin", "file"), facts["implementations"]))
-    if facts["lifecycle"]:
-        columns = ("hooks", "package", "version", "api", "plugin", "file")
-        console.print(_table(columns, facts["lifecycle"], title="take part in a run"))
+    offered = Table(*(Column(name, no_wrap=True) for name in ("kind", "name")), Column("from", overflow="fold"))
+    for entry in _every(registry):
+        offered.add_row(entry.kind, entry.name, _from(registry.plugins[entry.plugin]))
+    console.print(offered, highlight=False)
+    hooks = Table("hooks", Column("from", overflow="fold"), title="take part in a run", title_justify="left")
+    for each in registry.plugins.values():
+        if each.lifecycle:
+            hooks.add_row(", ".join(each.lifecycle), _from(each))
+    if hooks.rows:
+        console.print(hooks, highlight=False)
     for broken in registry.broken:
         console.print(f"broken: {broken}\n  → {broken.remedy}", style="yellow", highlight=False, markup=False)
     if registry.left_out:
@@ -150,15 +156,10 @@ def _broken(broken: BrokenPlugin) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _table(columns: tuple[str, ...], rows: list[dict[str, Any]], title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        heading = {"api": "API", "plugin": "plug-in"}.get(column, column)
-        table.add_column(heading, no_wrap=column in ("kind", "name"), overflow="fold")
-    for row in rows:
-        cells = (", ".join(row[column]) if column == "hooks" else row[column] for column in columns)
-        table.add_row(*(escape(cell) or "–" for cell in cells))
-    return table
+def _from(plugin: Installed) -> str:
+    """Its package and entry point, or how `--plugin` names it here: what fits on a line. `--json` has the file, too."""
+    named = plugin.spec.removeprefix(f"{Path.cwd()}/")
+    return escape(f"--plugin {named}" if named else f"{plugin.distribution} {plugin.version}, {plugin.short}")
 
 
 def _show(registry: Registry, name: str, *, as_json: bool) -> int:

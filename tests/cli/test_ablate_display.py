@@ -1,15 +1,19 @@
-"""What a terminal shows while runs are under way."""
+"""What a terminal shows before runs, while they are under way, and of their results."""
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from mcframe.ablation.grid import Row
+from mcframe.ablation.grid import Grid, Row
 from mcframe.ablation.jobs import Job
 from mcframe.ablation.plan import PlannedRun
-from mcframe.cli.ablate import _Display
+from mcframe.ablation.results import RunResult, compare
+from mcframe.cli.ablate import _Display, _summary
+from mcframe.cli.app import app
 
 
 @pytest.fixture
@@ -64,3 +68,42 @@ def test_elsewhere_a_line_tells_a_change(jobs, runs):
     assert drawn(jobs[:2], runs, 40, terminal=False).splitlines() == [
         "row0/seed-0: done after 0:00:02", "row1/seed-0: waiting"
     ]  # fmt: skip
+
+
+METRICS = ("val/loss", "eval/controls/lod1_at_75/delta/gist/tail", "eval/controls/lod1_at_75/recovery/gist/16")
+NAMES = ("transformer", "distil_where_it_counts")
+
+
+def summary(width):
+    grid = Grid(Path("g.toml"), (), (), 1, (0, 1), {each: Row(each) for each in NAMES}, NAMES[0], METRICS)
+    runs = {
+        name: {seed: RunResult({**dict.fromkeys(METRICS, place + seed), "train/tokens": 1}) for seed in (0, 1)}
+        for place, name in enumerate(NAMES)
+    }
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(_summary(compare(grid, runs, (0, 1)), console))
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines()]
+
+
+def test_results_of_a_grid_break_no_word_at_80_columns():
+    lines = summary(80)
+    for metric in METRICS:
+        at = lines.index([metric, ""])
+        assert lines[at + 1 : at + 3] == [["transformer", "0.50 ± 6.35"], ["distil_where_it_counts", "+1.0000 ± 0"]]
+
+
+def test_results_of_a_grid_have_a_column_a_metric_where_they_fit():
+    assert ["distil_where_it_counts", *["+1.0000 ± 0"] * 3] in summary(200)
+
+
+def test_what_would_run_breaks_no_word_at_80_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    binding = "objectives.reconstruction_weight = 0.3"
+    rows = f'[rows]\n{NAMES[0]} = []\n{NAMES[1]} = ["{binding}"]'
+    file = tmp_path / "grid.toml"
+    file.write_text(f'gin = ["quickstart.gin"]\ntokens = 245760\nseeds = [0]\nbaseline = "{NAMES[0]}"\n{rows}\n')
+    result = CliRunner().invoke(app, ["ablate", str(file), "--list", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.output.splitlines()]
+    assert [NAMES[1], binding] in lines
+    assert [f"{NAMES[1]}/seed-0", "new", "0 of 245,760"] in lines
