@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+"""128 and the number of SIGINT, as a shell says it."""
 
 
 @dataclass(frozen=True)

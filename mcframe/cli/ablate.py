@@ -27,10 +27,10 @@ from mcframe.ablation.runs import environment, jobs_of
 from mcframe.cli.failure import guarded
 from mcframe.cli.options import NoPlugin, Plugin, StrictPlugins, Traceback, plugin_options
 from mcframe.discovery import PluginOptions
-from mcframe.errors import UserError
+from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.telemetry.metrics_file import METRICS
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_FAILED = 1
 _LOG_LINES = 12
 _REDRAW_S = 1.0
 _FRAME_LINES = 6

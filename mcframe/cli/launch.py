@@ -13,9 +13,9 @@ import psutil
 import typer
 
 import mcframe
+from mcframe.errors import EXIT_INTERRUPTED
 from mcframe.training.engine import free_port
 
-_INTERRUPTED = 128 + signal.SIGINT
 _MEETING = ("--master_port", "--master_addr", "--hostfile", "-H", "--no_ssh", "--node_rank")
 """Options of DeepSpeed's launcher that say where ranks meet, or that there are other machines."""
 
@@ -40,16 +40,20 @@ def run(
         [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", *options, str(script), *context.args]
     )
 
+    interrupted = False
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
         # Before the launcher has started a rank, nobody else would hear the signal.
         if process.poll() is None and not psutil.Process(process.pid).children():
             process.terminate()
 
     signal.signal(signal.SIGINT, interrupt)
     code = process.wait()
-    if code < 0:  # ended by a signal; ours was a Ctrl-C
-        code = _INTERRUPTED if code == -signal.SIGTERM else 128 - code
-    raise typer.Exit(code)
+    if interrupted and code in (1, -signal.SIGTERM):  # the launcher's own code at a Ctrl-C, and our signal
+        code = EXIT_INTERRUPTED
+    raise typer.Exit(code if code >= 0 else 128 - code)
 
 
 def _names_hosts_or_port(options: list[str]) -> bool:

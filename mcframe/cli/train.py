@@ -13,11 +13,11 @@ from rich.console import Console
 
 from mcframe.cli.failure import guarded
 from mcframe.discovery import PluginOptions
-from mcframe.errors import UserError
+from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.recipe import Loaded, load_recipe
 from mcframe.telemetry.sinks import Sinks, open_sinks
 from mcframe.training.assembly import assemble
-from mcframe.training.engine import Engine, prepare_environment, start_distributed
+from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
 from mcframe.training.loop import Trainer
 from mcframe.training.plugin_record import changes, check_alike, fingerprint, given, write_record
 from mcframe.training.report import describe, optimizer_groups
@@ -62,6 +62,8 @@ def train(options: argparse.Namespace) -> int:
     """Train as the options say. Returns the exit code."""
     code = train_in_group(options)
     if dist.is_initialized():
+        # Once a rank ends with another code than 0, the launcher ends those that are still at work.
+        barrier()
         dist.destroy_process_group()
     return code
 
@@ -129,6 +131,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     if summary["status"] == "interrupted":
         again = "gin files and plug-ins" if given(loaded.registry) else "gin files"
         console.print(f"To go on: the same {again} with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
+        return EXIT_INTERRUPTED
     return 0
 
 

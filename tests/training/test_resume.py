@@ -73,9 +73,7 @@ def one(launches, settings):
 @pytest.fixture(scope="module")
 def interrupted(launches, settings, stopper):
     """One rank, interrupted behind step 3, inside a logging interval."""
-    return launches.run(
-        *settings, run_dir=launches.folder / "interrupted", environment=stopper("SIGINT:0:3")
-    ).succeeded()
+    return launches.run(*settings, run_dir=launches.folder / "interrupted", environment=stopper("SIGINT:0:3"))
 
 
 @pytest.fixture
@@ -85,7 +83,7 @@ def copy(interrupted, tmp_path):
 
 
 def assert_interrupted(result, at=None):
-    result.succeeded()
+    assert result.code == 130, result.output[-6000:]
     assert result.summary["status"] == "interrupted"
     assert at is None or result.summary["tokens"] == at * STEP
     assert result.checkpoints[-1] == result.summary["tokens"]
@@ -163,6 +161,7 @@ def test_two_ranks_interrupted_twice_equal_uninterrupted(launches, settings, sto
             os.killpg(process.pid, signal.SIGINT)
 
     result = launches.run(*settings, ranks=2, launcher=True, run_dir=run_dir, watch=press_ctrl_c)
+    assert result.code == -signal.SIGINT  # the launcher itself dies of it, and does not wait for the ranks
     assert result.summary["status"] == "interrupted"
     assert 2 * STEP <= result.summary["tokens"] < STEPS * STEP
     assert result.checkpoints[-1] == result.summary["tokens"]
@@ -172,6 +171,19 @@ def test_two_ranks_interrupted_twice_equal_uninterrupted(launches, settings, sto
     assert_interrupted(result, at=9)
     result = launches.run(*settings, ranks=2, run_dir=run_dir)
     assert_equal(result.succeeded(), reference)
+
+
+def test_mcframe_run_ends_with_130_when_training_is_interrupted(launches, settings, tmp_path):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "mcframe", "run", "--gin", "gin/smoke.gin", "--run-dir", str(run_dir)]
+    for setting in settings:
+        command += ["--set", setting]
+
+    def press_ctrl_c(line, process):
+        if f"{2 * STEP / 1000:.3g}k/" in line:
+            os.killpg(process.pid, signal.SIGINT)
+
+    assert_interrupted(launches.execute(command, run_dir=run_dir, watch=press_ctrl_c))
 
 
 def test_a_finished_run_says_so(launches, settings, one):
