@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 from torch.optim.lr_scheduler import LambdaLR
 
 from mcframe.data.loader import micro_batch_for
@@ -102,14 +103,20 @@ def start_distributed() -> torch.device:
                 remedy="Debian, Ubuntu: apt-get install g++; ninja: pip install ninja; then run `mcframe doctor`",
             )
         if rank == 0:
-            print("First start on this machine: building DeepSpeed's CPU communication op, about a minute.", flush=True)  # noqa: T201
+            print(  # noqa: T201
+                "First start on this machine: building DeepSpeed's CPU communication op, or waiting for a run that "
+                "builds it, about a minute.",
+                flush=True,
+            )
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
     # Deprecation notes of every collective, on every run, about code that is not ours.
     logging.getLogger("torch.distributed").addFilter(lambda record: "all_gather_into_tensor" not in record.getMessage())
-    if not cpu:
+    if cpu:
+        _load_shared_memory_op()
+    else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         deepspeed.init_distributed(verbose=False)
@@ -126,6 +133,26 @@ def start_distributed() -> torch.device:
         _forget_shared_memory(rank)
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _load_shared_memory_op() -> None:
+    """Build DeepSpeed's CPU communication op where it is not built yet, and load it; one process at a time.
+
+    torch waits, in silence and forever, for a file that a killed process has left behind. The system releases our lock
+    with the process, and whoever holds it knows that torch's file is nobody's.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME):
+        return
+    folder = extensions_directory()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "mcframe.lock"):
+        for left in folder.glob(f"**/{builder.NAME}/lock"):
+            left.unlink()
+        builder.load(verbose=False)
 
 
 def _forget_shared_memory(rank: int) -> None:

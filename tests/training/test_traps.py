@@ -2,12 +2,15 @@
 
 import ast
 import json
+import shutil
 import sys
 import textwrap
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from mcframe.errors import UserError
 from mcframe.recipe import load_recipe
@@ -260,6 +263,41 @@ def test_each_installation_builds_the_op_in_a_folder_of_its_own(monkeypatch):
     assert extensions_directory() != here
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/chosen")
     assert extensions_directory() == Path("/chosen")
+
+
+START = """
+from mcframe.training.engine import prepare_environment, start_distributed
+prepare_environment()
+start_distributed()
+"""
+
+
+@pytest.fixture
+def built(launches, tmp_path):
+    """A copy of the folder where the op is built, chosen by `TORCH_EXTENSIONS_DIR`."""
+    launches.shared(*SHORT).succeeded()
+    return shutil.copytree(extensions_directory(), tmp_path / "extensions")
+
+
+@launcher
+def test_nobody_waits_for_a_build_that_was_killed(launches, built):
+    """torch's own lock is a file, which a killed process leaves behind."""
+    (op,) = built.rglob("deepspeed_shm_comm.so")
+    lock = op.with_name("lock")
+    lock.touch()
+    command = ["timeout", "60", sys.executable, "-c", START]
+    assert launches.execute(command, environment={"TORCH_EXTENSIONS_DIR": str(built)}).code == 0
+    assert not lock.exists()
+
+
+@launcher
+def test_a_build_that_goes_on_is_waited_for(launches, built):
+    lock = FileLock(built / "mcframe.lock", thread_local=False)
+    lock.acquire()
+    ending = threading.Timer(15, lock.release)
+    ending.start()
+    launches.execute([sys.executable, "-c", START], environment={"TORCH_EXTENSIONS_DIR": str(built)})
+    assert not ending.is_alive()
 
 
 @launcher
