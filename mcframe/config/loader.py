@@ -12,9 +12,9 @@ import gin
 
 from mcframe.config.checks import Checker, missing_error, within
 from mcframe.config.published import Published, published_names
-from mcframe.config.source import Reader
+from mcframe.config.source import Reader, preset_folders
 from mcframe.config.values import Binding, Macro, Reference, as_json, map_leaves, render, scoped
-from mcframe.errors import UserError
+from mcframe.errors import Place, UserError
 from mcframe.registry import Registry
 
 _MACRO = "gin.macro"
@@ -79,7 +79,10 @@ class Config:
         return "\n".join([*sorted(macros), *sorted(others), ""])
 
     def unused(self) -> list[Binding]:
-        """Bindings that nothing has read so far: mostly misspelt macros and settings of plug-ins not chosen."""
+        """Bindings that nothing has read so far: mostly misspelt macros and settings of plug-ins not chosen.
+
+        Without those that stand in a preset: it sets up more than everybody chooses, and nobody here has written them.
+        """
         used: set[str] = set()
         for (scope, selector), parameters in self._operative().items():
             name = self._public(selector)
@@ -87,7 +90,8 @@ class Config:
                 binding = self.bindings.get(scope) if name == _MACRO else self._winner(scope, name, parameter)
                 if binding:
                     used.add(binding.key)
-        return [binding for key, binding in self.bindings.items() if key not in used]
+        folders = [folder.resolve() for folder in preset_folders()]
+        return [each for key, each in self.bindings.items() if key not in used and not _lies_in(folders, each.place)]
 
     def as_dict(self) -> dict[str, Any]:
         """Every binding as a value of strict JSON: macros resolved, references as they are written."""
@@ -192,6 +196,11 @@ def _gin_value(value: Any, names: Mapping[str, Published]) -> Any:
         return item
 
     return map_leaves(leaf, value)
+
+
+def _lies_in(folders: Sequence[Path], place: Place) -> bool:
+    """Whether it is a line of a file there; what `--set` says has no line."""
+    return place.line is not None and any(Path(place.file).resolve().is_relative_to(each) for each in folders)
 
 
 def _text(bindings: Any) -> str:

@@ -72,6 +72,15 @@ def test_check_tells_of_what_nothing_reads(mcframe, smoke):
     assert "bound but unused: fats/gpt.depth (--set 'fats/gpt.depth = 3')" in result.output
 
 
+def test_check_tells_of_ones_own_lines_and_not_of_a_presets(mcframe, tmp_path):
+    (tmp_path / "mine.gin").write_text("include 'base.gin'\nrun.gistnet = @gistnet.mean\nlensnet.mlp.hidden = 6\n")
+    (tmp_path / "base.gin").write_text("include 'smoke.gin'\nWIDTH = 3\n")
+    result = mcframe("check", tmp_path / "mine.gin")
+    assert result.exit_code == 0, result.output
+    unused = [line.split()[3] for line in result.output.splitlines() if line.startswith("bound but unused")]
+    assert sorted(unused) == ["WIDTH", "lensnet.mlp.hidden"]
+
+
 def test_check_refuses_levels_that_never_occur_unless_allowed(mcframe, root):
     levels = ("--set", "context.levels = 2")
     result = mcframe("check", root / "gin/run10.gin", *levels)
@@ -83,7 +92,8 @@ def test_check_refuses_levels_that_never_occur_unless_allowed(mcframe, root):
 
 
 @pytest.mark.parametrize("name", ["smoke", "quickstart"])
-def test_check_finds_nothing_unused_in_the_presets_but_plug_ins_of_the_twin(mcframe, root, name):
+def test_check_finds_nothing_unused_in_the_presets_but_plug_ins_of_the_twin(mcframe, root, name, monkeypatch):
+    monkeypatch.setattr("mcframe.config.loader.preset_folders", list)  # whose lines are not told of otherwise
     result = mcframe("check", root / f"gin/{name}.gin")
     assert result.exit_code == 0, result.output
     assert "bound but unused" not in result.output
