@@ -112,6 +112,76 @@ def test_what_pytest_reports(pytester):
     assert "no fixture `plugin`" in messages["TestNoFixture", "G1"]
 
 
+DATA = '''
+from mcframe.errors import UserError
+from mcframe.hookspecs import Tokenizer, hookimpl
+
+mcframe_api = "0.1"
+
+class Ours(Tokenizer):
+    """Reads a file of merges.
+
+    file  where it is
+    """
+
+    vocab_size, separator, identity = 2, 0, "ours-1"
+
+    def __init__(self, file: str) -> None:
+        raise UserError(f"there is no {file}", remedy="train it")
+
+    def encode_batch(self, texts):
+        return [[1 for _ in text] for text in texts]
+
+    def decode(self, ids):
+        return ""
+
+    def byte_lengths(self):
+        return None
+
+
+@hookimpl
+def register_tokenizers(register):
+    register("ours", Ours)
+'''
+
+DATA_TESTS = """
+import pytest
+from mcframe.testing import TokenizerContract
+
+
+class TestWaits(TokenizerContract):
+    plugins = ("ours.py",)
+
+    @pytest.fixture
+    def plugin(self):
+        return "tokenizer.ours"
+
+
+class TestFails(TestWaits):
+    settings = ("tokenizer.ours.file = 'merges.txt'",)
+"""
+
+
+def test_data_that_cannot_be_built_fails_once_and_says_why(pytester):
+    pytester.makepyfile(ours=DATA, test_ours=DATA_TESTS)
+
+    def failures(chosen):
+        recorded = pytester.inline_run("-p", "no:cacheprovider", "-k", chosen)
+        failed = [each for each in recorded.getreports("pytest_runtest_logreport") if each.failed]
+        named = [each.nodeid.split("::")[1:] for each in failed]
+        return {
+            (owner, test.split("_")[1]): str(each.longrepr) for (owner, test), each in zip(named, failed, strict=True)
+        }
+
+    found = failures("not every")
+    assert found.keys() == {("TestWaits", "P8"), ("TestFails", "P8")}
+    assert "it needs a setting: tokenizer.ours.file; give it in `settings`" in found["TestWaits", "P8"]
+    assert "there is no merges.txt\n  remedy: train it" in found["TestFails", "P8"]
+    alone = failures("K1")
+    assert alone.keys() == {("TestFails", "K1")}
+    assert "there is no merges.txt" in alone["TestFails", "K1"]
+
+
 @pytest.mark.parametrize("replacement", [None, lambda self: None])
 def test_a_check_can_be_neither_deleted_nor_overridden(replacement):
     with pytest.raises(TypeError, match=r"Mine\.test_G1_shape is deleted or overridden"):
