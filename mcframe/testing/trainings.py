@@ -197,15 +197,16 @@ def _start(waiting: Sequence[Training], ranks: int, progress: Callable[[Training
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
         )
-        result = None
+        hung = True
         try:
             for each in waiting:
                 _TRAINED[each] = result = _await(each, process)
                 progress(each, result)
                 if not result.succeeded:
                     break
-        finally:
-            _end(process, hung=result is None or result.code is None)
+            hung = result.code is None
+        finally:  # nobody who asks for an end waits for what goes on
+            _end(process, hung=hung)
 
 
 def _await(training: Training, process: subprocess.Popen[bytes]) -> Trained:
