@@ -7,7 +7,7 @@ docs/concepts.md.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 from mcframe.errors import UserError
@@ -32,7 +32,7 @@ class Geometry:
     slots: int = 1
     tail: int = 128
     sink: int = 0
-    horizon: int = 0
+    horizon: int = field(default=0, repr=False, compare=False)  # reported by, not what is computed: the same tree
 
     def __post_init__(self) -> None:
         if self.block_size < 2:

@@ -52,7 +52,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "mc/lod_delta/{lod}",
         "nats",
         "lower",
-        "mean delta of LOD0 entries shortly behind a span of this LOD, each counted for its nearest span",
+        "mean delta of LOD0 entries up to context.horizon behind a span of this LOD, each counted for its nearest",
     ),
     Metric(
         "mc/delta_after/{distance}",

@@ -8,6 +8,7 @@ from generators import MANY, SOME, focus_tensor, focused_trees, geometry_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcframe.context.geometry import Geometry
 from mcframe.context.pairing import Pairing, pair, pairing_statistics, span_delta, tail_delta
 from mcframe.context.statistics import masked_mean, masked_sum, moments, pearson
 from mcframe.context.working_context import unroll
@@ -151,3 +152,11 @@ def test_masked_values_may_be_anything():
     mask = torch.tensor([[True, False, True], [False, False, False]])
     assert masked_sum(values, mask).tolist() == [4.0, 2.0]
     assert masked_mean(values, mask, dim=1).tolist() == [2.0, 0.0]
+
+
+def test_how_far_one_looks_is_no_part_of_the_tree():
+    """Tasks name their geometry, and twins must have the same: a run stays itself when its figures look further."""
+    near, far = Geometry(40, 8, tail=7), Geometry(40, 8, tail=7, horizon=40)
+    assert (far.reach, near.reach) == (40, 8)
+    assert near == far
+    assert str(near) == str(far)
