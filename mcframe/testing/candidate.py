@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from mcframe.hookspecs import HeadShape, ModelShape, RunStart
 from mcframe.recipe import all_plugins, load_config
 from mcframe.registry import Registered, Registry
 from mcframe.testing.capabilities import CAPABILITIES
-from mcframe.testing.clauses import NotConforming, expect, in_words
+from mcframe.testing.clauses import expect, in_words
 
 PLAIN = Geometry(window=50, block_size=4, levels=2, slots=1, tail=5)
 """The geometry that every plug-in must take: two levels, a window that is no whole number of blocks."""
@@ -39,6 +40,8 @@ EXAMPLE = "example_settings"
 NETWORKS = ("gistnet", "lensnet")
 PARTS = (*NETWORKS, "allocator", "variants")
 """The kinds that a model is made of; their factories take a shape or a geometry."""
+
+_TRYING = threading.RLock()
 
 
 @dataclass
@@ -149,20 +152,29 @@ def _binds(settings: Sequence[str], key: str) -> bool:
     return any(re.search(rf"^\s*{re.escape(key)}\s*=", one, re.M) for one in settings)
 
 
-@cache
 def _example(factory: Callable[..., Any]) -> Mapping[str, Any]:
     """The settings that a factory declares as its example. They and their folder last as long as this process."""
+    with _TRYING:  # a second thread waits for what the first one makes
+        settings, failure = _tried(factory)
+    expect(not failure, failure)
+    return settings
+
+
+@cache
+def _tried(factory: Callable[..., Any]) -> tuple[Mapping[str, Any], str]:
+    """The settings, or else why there are none."""
     declared = getattr(factory, EXAMPLE, None)
     if declared is None:
-        return {}
+        return {}, ""
     folder = tempfile.mkdtemp(prefix="mcframe-example-")
     weakref.finalize(factory, shutil.rmtree, folder, ignore_errors=True)
     try:
         settings = declared(Path(folder))
-    except Exception as error:
-        raise NotConforming(f"its {EXAMPLE} raised {in_words(error)}") from error
-    expect(isinstance(settings, Mapping), f"its {EXAMPLE} returned {settings!r}; it returns a dict of parameters")
-    return dict(settings)
+    except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything; it is the finding
+        return {}, f"its {EXAMPLE} raised {in_words(error)}"
+    if not isinstance(settings, Mapping):
+        return {}, f"its {EXAMPLE} returned {settings!r}; it returns a dict of parameters"
+    return dict(settings), ""
 
 
 def find(name: str, settings: Sequence[str] = (), *, registry: Registry, width: int = 16) -> Candidate:

@@ -1,0 +1,78 @@
+"""Examples of settings that factories declare: when they are made, and which are taken."""
+
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mcframe.hookspecs import TextSource, hookimpl
+from mcframe.testing.candidate import _example, find
+from mcframe.testing.clauses import NotConforming
+
+CALLS = []
+
+
+class Slow(TextSource):
+    """Documents of the file at path, which takes a while to write."""
+
+    identity = "slow"
+
+    def __init__(self, path: str = "") -> None:
+        pass
+
+    def documents(self, epoch=0):
+        yield "one"
+
+    @staticmethod
+    def example_settings(folder):
+        CALLS.append("slow")
+        time.sleep(0.2)
+        return {"path": str(folder)}
+
+
+class Spoilt(Slow):
+    """Documents of the file at path, which cannot be written."""
+
+    @staticmethod
+    def example_settings(folder):
+        CALLS.append("spoilt")
+        raise OSError("the disk is full")
+
+
+@hookimpl
+def register_text_sources(register):
+    for each in (Slow, Spoilt):
+        register(each.__name__.lower(), each)
+
+
+@pytest.fixture
+def candidate(registry_of):
+    CALLS.clear()
+    registry = registry_of(sys.modules[__name__])
+    return lambda name, *settings: find(f"text.{name}", settings, registry=registry)
+
+
+def test_threads_share_one_example(candidate):
+    """Another one would have another folder, and everything would be trained again."""
+    together = threading.Barrier(2)
+
+    def example(each):
+        together.wait(10)
+        return _example(each.entry.factory)  # `bindings` of Python 3.11 let in one thread at a time
+
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(example, [candidate("slow"), candidate("slow")])
+    assert one == other
+    assert CALLS == ["slow"]
+
+
+def test_an_example_that_fails_is_tried_once(candidate):
+    said = set()
+    for _ in range(2):
+        with pytest.raises(NotConforming, match="its example_settings raised OSError: the disk is full") as caught:
+            _ = candidate("spoilt").bindings
+        said.add(str(caught.value))
+    assert len(said) == 1
+    assert CALLS == ["spoilt"]
