@@ -62,8 +62,8 @@ def train(options: argparse.Namespace) -> int:
     """Train as the options say. Returns the exit code."""
     code = train_in_group(options)
     if dist.is_initialized():
-        # Once a rank ends with another code than 0, the launcher ends those that are still at work.
-        barrier()
+        if code:  # on every rank the same; the launcher ends those that are still at work once one says so
+            barrier()
         dist.destroy_process_group()
     return code
 
