@@ -139,7 +139,8 @@ def _load_shared_memory_op() -> None:
     """Build DeepSpeed's CPU communication op where it is not built yet, and load it; one process at a time.
 
     torch waits, in silence and forever, for a file that a killed process has left behind. The system releases our lock
-    with the process, and whoever holds it knows that torch's file is nobody's.
+    with the process, and whoever holds it knows that torch's file is nobody's: that takes for granted that mcframe alone
+    builds the op in this folder. torch builds each op in a folder of its name, and calls its file `lock`.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -150,8 +151,7 @@ def _load_shared_memory_op() -> None:
     folder = extensions_directory()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "mcframe.lock"):
-        for left in folder.glob(f"**/{builder.NAME}/lock"):
-            left.unlink()
+        (folder / builder.NAME / "lock").unlink(missing_ok=True)
         builder.load(verbose=False)
 
 
