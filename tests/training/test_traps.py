@@ -3,9 +3,9 @@
 import ast
 import json
 import shutil
+import subprocess
 import sys
 import textwrap
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,6 +268,8 @@ def test_each_installation_builds_the_op_in_a_folder_of_its_own(monkeypatch):
 START = """
 from mcframe.training.engine import prepare_environment, start_distributed
 prepare_environment()
+import deepspeed
+print("the op alone is lacking", flush=True)
 start_distributed()
 """
 
@@ -292,12 +294,20 @@ def test_nobody_waits_for_a_build_that_was_killed(launches, built):
 
 @launcher
 def test_a_build_that_goes_on_is_waited_for(launches, built):
-    lock = FileLock(built / "mcframe.lock", thread_local=False)
-    lock.acquire()
-    ending = threading.Timer(15, lock.release)
-    ending.start()
-    launches.execute([sys.executable, "-c", START], environment={"TORCH_EXTENSIONS_DIR": str(built)})
-    assert not ending.is_alive()
+    environment = {**launches.environment, "TORCH_EXTENSIONS_DIR": str(built)}
+    command = [sys.executable, "-c", START]
+    with (
+        FileLock(built / "mcframe.lock") as lock,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            assert any("the op alone is lacking" in line for line in process.stdout)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(10)
+            lock.release()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 @launcher
