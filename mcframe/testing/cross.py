@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from allpairspy import AllPairs
 
 from mcframe.registry import Registered, Registry
+from mcframe.testing.candidate import find
+from mcframe.testing.clauses import NotConforming
 from mcframe.testing.trainings import Training
 
 KINDS = ("gistnet", "lensnet", "allocator", "variants")
@@ -53,25 +56,38 @@ def crossing(
     settings: Mapping[str, Sequence[str]],
     left_out: Collection[str],
 ) -> list[Case]:
-    """Cases in which each of the entries that is a part meets every other part that there is.
+    """Cases in which each of the entries that is a part meets every other part that can be built.
 
-    settings  full name -> gin bindings that the plug-in needs
+    settings  full name -> gin bindings that the plug-in needs; without them it is tried with its example
     left_out  full names that are in no case
     """
-    names = {
-        kind: [name for name in items if f"{kind}.{name}" not in left_out] for kind, items in offered(registry).items()
-    }
+    needed = _needed(registry, settings, left_out)
+    names = {kind: [name for name in items if (kind, name) in needed] for kind, items in offered(registry).items()}
     asked = {(each.kind, each.name) for each in entries}
     plugins = tuple(each.spec for each in registry.plugins.values() if each.spec)
     return [
-        replace(case, settings=_needed(case, settings), plugins=plugins)
+        replace(case, settings=tuple(one for part in case.parts for one in needed[part]), plugins=plugins)
         for case in covering(names)
         if asked.intersection(case.parts)
     ]
 
 
-def _needed(case: Case, settings: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    return tuple(each for kind, name in case.parts for each in settings.get(f"{kind}.{name}", ()))
+def _needed(
+    registry: Registry, settings: Mapping[str, Sequence[str]], left_out: Collection[str]
+) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Kind and name of every part that can be built -> the bindings that it needs.
+
+    It cannot be where it waits for a setting, or its example cannot be made: checking it alone tells of that.
+    """
+    needed = {}
+    for kind, names in offered(registry).items():
+        for name in names:
+            full = f"{kind}.{name}"
+            candidate = find(full, settings.get(full, ()), registry=registry)
+            with contextlib.suppress(NotConforming):
+                if full not in left_out and not candidate.unset:
+                    needed[kind, name] = candidate.bindings
+    return needed
 
 
 def covering(names: Mapping[str, Sequence[str]]) -> list[Case]:

@@ -21,10 +21,12 @@ from mcframe.discovery import PluginOptions
 from mcframe.errors import UserError
 from mcframe.hookspecs import hookimpl
 from mcframe.recipe import all_plugins
+from mcframe.registry import Registered
 from mcframe.testing.checking import Result
 from mcframe.testing.cross import LEVELS, SLOTS, covering, crossing, offered
 from mcframe.testing.matrix import Plan, Row, run_matrix
 from mcframe.testing.matrix_table import cells, complaints, write
+from mcframe.testing.reference import LinearGistNet
 
 
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=4))
@@ -65,6 +67,50 @@ def test_what_is_asked_for_is_crossed_with_all_others_as_they_need_it():
         assert case.training.plugins == (file,)
     text = registry.implementations["text"]["standard_library"]
     assert crossing(registry, [text], {}, ()) == []
+
+
+class Linear(LinearGistNet):
+    """Maps means, by a file of weights.
+
+    path  of the file
+    """
+
+    def __init__(self, shape, path: str) -> None:
+        super().__init__(shape)
+
+
+class Shown(Linear):
+    """Maps means, by the file of weights at path; says how it can be tried."""
+
+    @staticmethod
+    def example_settings(folder):
+        return {"path": "weights.pt"}
+
+
+class Spoilt(Linear):
+    """Maps means, by the file of weights at path; its example does not work."""
+
+    @staticmethod
+    def example_settings(folder):
+        raise OSError
+
+
+def test_parts_are_crossed_with_their_examples_and_only_where_they_can_be_built():
+    registry = all_plugins()
+    for each in (Linear, Shown, Spoilt):
+        name = each.__name__.lower() + "_by_file"
+        registry.implementations["gistnet"][name] = Registered("gistnet", name, each, "here")
+    asked = list(registry.implementations["gistnet"].values())
+
+    def bound(settings):
+        cases = crossing(registry, asked, settings, {"gistnet.mean"})
+        return {dict(case.parts)["gistnet"]: [one for one in case.settings if "by_file" in one] for case in cases}
+
+    shown = {"shown_by_file": ["gistnet.shown_by_file.path = 'weights.pt'"]}
+    assert {name: each for name, each in bound({}).items() if "by_file" in name} == shown
+    assert "mean" not in bound({})
+    given = ["gistnet.linear_by_file.path = 'mine.pt'"]
+    assert bound({"gistnet.linear_by_file": given})["linear_by_file"] == given
 
 
 ROWS = [
