@@ -79,6 +79,10 @@ class Grid:
     threads: int = 1
     ranks: int = 1
 
+    def evaluates(self, row: Row) -> bool:
+        """Whether this row's runs are evaluated."""
+        return self.evaluate is not None and row.evaluate
+
 
 def read_grid(file: Path) -> Grid:
     """Read a grid file, one of the presets too. Raises UserError, with file and line where they are known."""

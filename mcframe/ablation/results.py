@@ -62,12 +62,12 @@ class Comparison:
         return [name for name in self.grid.metrics if any(name in row.values for row in self.rows)]
 
 
-def read_run(directory: Path, average: float) -> RunResult:
-    """Read a finished run's folder. `average`: see `Grid`."""
+def read_run(directory: Path, grid: Grid, row: Row) -> RunResult:
+    """Read a finished run's folder. An evaluation that is there counts only where the grid asks for one of this row."""
     lines = [json.loads(line) for line in (directory / METRICS).read_text("utf-8").splitlines()]
-    metrics = final_metrics(lines, average)
+    metrics = final_metrics(lines, grid.average)
     evaluation = directory / EVALUATION
-    if evaluation.exists():
+    if grid.evaluates(row) and evaluation.exists():
         measured = json.loads(evaluation.read_text("utf-8"))["metrics"]
         metrics |= {name: float(value) for name, value in measured.items() if isinstance(value, int | float)}
     provenance, operative = directory / PROVENANCE, directory / OPERATIVE

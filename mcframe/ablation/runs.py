@@ -37,8 +37,7 @@ def jobs_of(grid: Grid, planned: Sequence[PlannedRun], out: Path) -> list[Job]:
             trainings[run.directory] = Job(
                 run.name, partial(_training, grid, run, ports), run.directory / LOG, partial(_finished, run), after
             )  # fmt: skip
-    evaluated = [] if grid.evaluate is None else [run for run in planned if run.row.evaluate]
-    evaluations = [_evaluation(grid, run, out, trainings) for run in evaluated]
+    evaluations = [_evaluation(grid, run, out, trainings) for run in planned if grid.evaluates(run.row)]
     return [*trainings.values(), *(job for job in evaluations if job is not None)]
 
 

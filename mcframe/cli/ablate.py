@@ -118,7 +118,7 @@ class _Asked:
         results: dict[str, dict[int, RunResult]] = {}
         for run in self.planned:
             if run.progress == "finished" and not changes(run):
-                results.setdefault(run.row.name, {})[run.seed] = read_run(run.directory, self.grid.average)
+                results.setdefault(run.row.name, {})[run.seed] = read_run(run.directory, self.grid, run.row)
         if not results:
             return
         comparison = compare(self.grid, results, self.seeds)

@@ -105,14 +105,18 @@ def test_a_run_is_read_with_its_evaluation(tmp_path):
         {"tokens": tokens, "step": 1, "time": 0, "mc/tail_delta": tokens, "val/loss": 9 - tokens} for tokens in (1, 2)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_run(tmp_path, 0.1) == RunResult({"mc/tail_delta": 2, "val/loss": 7})
+    grid = replace(GRID, evaluate=())
+    assert read_run(tmp_path, grid, Row("a")) == RunResult({"mc/tail_delta": 2, "val/loss": 7})
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "eval.json").write_text('{"metrics": {"eval/kept": 0.25, "eval/none": null}}')
     (tmp_path / "provenance.json").write_text('{"revision": "abc"}')
     (tmp_path / "operative.gin").write_text("optimizer.lr = 1\nrun.seed = 2\n")
-    found = read_run(tmp_path, 1.0)
+    found = read_run(tmp_path, replace(grid, average=1.0), Row("a"))
     assert found.metrics == {"mc/tail_delta": 1.5, "val/loss": 7, "eval/kept": 0.25}
     assert (found.revision, found.read) == ("abc", {"optimizer.lr", "run.seed"})
+    # One that a grid of other days has left behind.
+    for asked, row in ((GRID, Row("a")), (grid, Row("a", evaluate=False))):
+        assert read_run(tmp_path, asked, row).metrics == {"mc/tail_delta": 2, "val/loss": 7}
 
 
 # ---- rows ----------------------------------------------------------------------------------------
