@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import re
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from mcframe.config.published import Published
-from mcframe.config.values import render
+from mcframe.config.values import as_literal
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,4 @@ def _default(published: Published, parameter: inspect.Parameter) -> str | None:
         made = {field.name: field.default_factory for field in dataclasses.fields(published.factory)}
         factory = made.get(parameter.name, dataclasses.MISSING)
         value = value if factory is dataclasses.MISSING else factory()
-    source = render(value)
-    try:
-        ast.literal_eval(source)
-    except (ValueError, SyntaxError):
-        return None
-    return source
+    return as_literal(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -93,6 +94,16 @@ def render(value: Any) -> str:
     if isinstance(value, float) and math.isinf(value):
         return "1e999" if value > 0 else "-1e999"  # `inf` is no literal; this overflows to it
     return repr(value)
+
+
+def as_literal(value: Any) -> str | None:
+    """The value as gin source, or None where no literal says it."""
+    source = render(value)
+    try:
+        ast.literal_eval(source)
+    except (ValueError, SyntaxError):
+        return None
+    return source
 
 
 def as_json(value: Any) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
@@ -18,7 +19,7 @@ import torch
 
 from mcframe.config import Config
 from mcframe.config.published import Published
-from mcframe.config.values import render
+from mcframe.config.values import as_literal, render
 from mcframe.context.geometry import Geometry
 from mcframe.discovery import PluginOptions
 from mcframe.errors import UserError, did_you_mean
@@ -80,7 +81,7 @@ class Candidate:
 
         Raises NotConforming where it declares an example that cannot be made.
         """
-        example = {f"{self.name}.{name}": value for name, value in _example(self.entry.factory).items()}
+        example = {f"{self.name}.{name}": value for name, value in _example(self.published).items()}
         if any(_binds(self.settings, key) for key in example):
             return self.settings
         return (*self.settings, *(f"{key} = {render(value)}" for key, value in example.items()))
@@ -152,17 +153,18 @@ def _binds(settings: Sequence[str], key: str) -> bool:
     return any(re.search(rf"^\s*{re.escape(key)}\s*=", one, re.M) for one in settings)
 
 
-def _example(factory: Callable[..., Any]) -> Mapping[str, Any]:
+def _example(published: Published) -> Mapping[str, Any]:
     """The settings that a factory declares as its example. They and their folder last as long as this process."""
     with _TRYING:  # a second thread waits for what the first one makes
-        settings, failure = _tried(factory)
+        settings, failure = _tried(published)
     expect(not failure, failure)
     return settings
 
 
 @cache
-def _tried(factory: Callable[..., Any]) -> tuple[Mapping[str, Any], str]:
+def _tried(published: Published) -> tuple[Mapping[str, Any], str]:
     """The settings, or else why there are none."""
+    factory = published.factory
     declared = getattr(factory, EXAMPLE, None)
     if declared is None:
         return {}, ""
@@ -174,6 +176,14 @@ def _tried(factory: Callable[..., Any]) -> tuple[Mapping[str, Any], str]:
         return {}, f"its {EXAMPLE} raised {in_words(error)}"
     if not isinstance(settings, Mapping):
         return {}, f"its {EXAMPLE} returned {settings!r}; it returns a dict of parameters"
+    unknown = [str(name) for name in settings if name not in published.parameters and not published.accepts_any]
+    if unknown and inspect.isclass(factory) and EXAMPLE not in vars(factory):
+        return {}, ""  # the example of a base, which takes other parameters
+    if unknown:
+        return {}, f"its {EXAMPLE} gives {', '.join(unknown)}, which it does not take"
+    unsaid = [f"{name} = {value!r}" for name, value in settings.items() if as_literal(value) is None]
+    if unsaid:
+        return {}, f"its {EXAMPLE} gives {', '.join(unsaid)}, which no gin file can say"
     return dict(settings), ""
 
 
