@@ -139,8 +139,8 @@ def _load_shared_memory_op() -> None:
     """Build DeepSpeed's CPU communication op where it is not built yet, and load it; one process at a time.
 
     torch waits, in silence and forever, for a file that a killed process has left behind. The system releases our lock
-    with the process, and whoever holds it knows that torch's file is nobody's: that takes for granted that mcframe alone
-    builds the op in this folder. torch builds each op in a folder of its name, and calls its file `lock`.
+    with the process, and whoever holds it knows that torch's file is nobody's: in this folder mcframe alone builds the
+    op. That is taken for granted, as is that torch builds each op in a folder of its name and calls its file `lock`.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator

@@ -268,7 +268,26 @@ def test_each_installation_builds_the_op_in_a_folder_of_its_own(monkeypatch):
 START = """
 from mcframe.training.engine import prepare_environment, start_distributed
 prepare_environment()
-import deepspeed
+start_distributed()
+"""
+
+# Says when it is about to ask for the op, and leaves a file once it has begun to load it.
+TOLD = """
+import sys
+from pathlib import Path
+
+from mcframe.training.engine import prepare_environment, start_distributed
+prepare_environment()
+from deepspeed.accelerator import get_accelerator
+
+builder = type(get_accelerator().create_op_builder("ShareMemCommBuilder"))
+load = builder.load
+
+def told(self, **options):
+    Path(sys.argv[1]).touch()
+    return load(self, **options)
+
+builder.load = told
 print("the op alone is lacking", flush=True)
 start_distributed()
 """
@@ -293,9 +312,10 @@ def test_nobody_waits_for_a_build_that_was_killed(launches, built):
 
 
 @launcher
-def test_a_build_that_goes_on_is_waited_for(launches, built):
+def test_a_build_that_goes_on_is_waited_for(launches, built, tmp_path):
     environment = {**launches.environment, "TORCH_EXTENSIONS_DIR": str(built)}
-    command = [sys.executable, "-c", START]
+    begun = tmp_path / "begun"
+    command = [sys.executable, "-c", TOLD, str(begun)]
     with (
         FileLock(built / "mcframe.lock") as lock,
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process,
@@ -303,9 +323,11 @@ def test_a_build_that_goes_on_is_waited_for(launches, built):
         try:
             assert any("the op alone is lacking" in line for line in process.stdout)
             with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(5)
+            assert not begun.exists()
             lock.release()
-            assert process.wait(60) == 0
+            assert process.wait(120) == 0
+            assert begun.exists()
         finally:
             process.kill()
 
