@@ -146,7 +146,8 @@ def _row(candidate: Candidate, quick: Sequence[Result], *, thorough: bool, plan:
     name, package, asked = candidate.name, candidate.entry.distribution or _LOCAL, []
     # What clauses can say without building it, they have said.
     if any(each.clause == "P8" and each.outcome != "passed" for each in quick):
-        return Row(name, package, quick, error=waits(quick), left_out=bool(waits(quick)))
+        error, seconds = waits(quick), sum(each.seconds for each in quick)
+        return Row(name, package, quick, error=error, left_out=bool(error), seconds=seconds)
     for each in clauses_of(candidate.kind):
         left_out = (each.id in ON_TWO_RANKS and not thorough) or (each.id in COMPILING and not plan.full)
         if each.slow and not left_out:

@@ -149,6 +149,7 @@ def test_what_was_never_built_is_not_said_to_conform(registry_of):
     entries = list(registry.implementations["text"].values())
     far, named = run_matrix(registry, entries, Plan(), lambda line: None)
     assert (far.failed, far.loss) == (True, None)
+    assert far.seconds == sum(each.seconds for each in far.results) > 0
     (said,) = [each.message for each in far.of("failed") if each.clause == "P8"]
     assert "it cannot be built here: the server does not answer" in said
     assert (named.left_out, named.error) == (True, "it needs a setting: text.named.path")
