@@ -157,6 +157,10 @@ class TestWaits(TokenizerContract):
         return "tokenizer.ours"
 
 
+class TestIsKnownToWait(TestWaits):
+    known_failures = {"P8": "there are no merges yet"}
+
+
 class TestFails(TestWaits):
     settings = ("tokenizer.ours.file = 'merges.txt'",)
 """
