@@ -13,7 +13,7 @@ from rich.table import Table
 from mcframe.errors import UserError
 from mcframe.recipe import PUBLISHED, load_config
 from mcframe.registry import Registry
-from mcframe.testing.checking import Result, check_plugin, waits
+from mcframe.testing.checking import Result, check_plugin, waits_for
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 
@@ -34,7 +34,7 @@ def check(
     if as_json:
         facts = {name: [dataclasses.asdict(each) for each in results] for name, results in found.items()}
         typer.echo(json.dumps(facts, indent=2))
-    unchecked = {name: reason for name, results in found.items() if (reason := waits(results))}
+    unchecked = {name: reason for name, results in found.items() if (reason := waits_for(results))}
     if not as_json:
         if len(found) > 1:
             console.print(_summary(found))
@@ -93,7 +93,7 @@ def _summary(found: dict[str, list[Result]]) -> Table:
     for name, results in found.items():
         counts = {outcome: sum(each.outcome == outcome for each in results) for outcome in _STYLES}
         verdict = "[bold red]no[/]" if counts["failed"] else "[green]yes[/]"
-        if not counts["failed"] and waits(results):
+        if not counts["failed"] and waits_for(results):
             verdict = "[yellow]unchecked[/]"
         seconds = sum(each.seconds for each in results)
         table.add_row(name, verdict, *(str(n or "–") for n in counts.values()), f"{seconds:.0f}")

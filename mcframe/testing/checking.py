@@ -64,7 +64,7 @@ def check_plugin(
     return [check_clause(candidate, each, broken, known.get(each.id)) for each in wanted]
 
 
-def waits(results: Sequence[Result]) -> str:
+def waits_for(results: Sequence[Result]) -> str:
     """For which settings it waits, so that its papers alone were looked at; empty where it was tried."""
     return next((each.message for each in results if each.clause == "P8" and each.outcome == "skipped"), "")
 

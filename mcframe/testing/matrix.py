@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from mcframe.recipe import load_recipe
 from mcframe.registry import Registered, Registry
 from mcframe.testing.candidate import Candidate, find
-from mcframe.testing.checking import Result, check_plugin, waits
+from mcframe.testing.checking import Result, check_plugin, waits_for
 from mcframe.testing.clauses import NotConforming, Skipped, clauses_of
 from mcframe.testing.cross import Case
 from mcframe.testing.runs import alone, on_two_ranks
@@ -146,7 +146,7 @@ def _row(candidate: Candidate, quick: Sequence[Result], *, thorough: bool, plan:
     name, package, asked = candidate.name, candidate.entry.distribution or _LOCAL, []
     # What clauses can say without building it, they have said.
     if any(each.clause == "P8" and each.outcome != "passed" for each in quick):
-        error, seconds = waits(quick), sum(each.seconds for each in quick)
+        error, seconds = waits_for(quick), sum(each.seconds for each in quick)
         return Row(name, package, quick, error=error, left_out=bool(error), seconds=seconds)
     for each in clauses_of(candidate.kind):
         left_out = (each.id in ON_TWO_RANKS and not thorough) or (each.id in COMPILING and not plan.full)
