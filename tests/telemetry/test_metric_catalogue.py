@@ -26,7 +26,7 @@ val/loss val/bpb
 eval/controls/lod1_at_75/delta/gist/tail eval/controls/lod1_at_87.5/recovery/gist/16_low
 eval/controls/lod2_at_90/gist_minus/drop_twin/evidence_high eval/controls/lod1_at_75/accuracy/full/gist_entry
 eval/my_recall/lod1_at_75/nll/full/512 eval/controls/lod1_at_75/targets/tail eval/controls/lod1_at_75/documents/tail
-eval/controls/lod1_at_75/entries
+eval/controls/lod1_at_75/entries eval/controls/lod2_at_75/nll/full/behind
 eval/focus/at_25/gain/drop eval/focus/at_25/lens_minus/gist/surprise_low eval/focus/at_2.5/nll/drop/full
 eval/focus/at_25/delta/drop/oracle eval/focus/at_25/accuracy/gist/lens eval/focus/at_25/entries/random
 eval/focus/at_25/targets eval/focus/at_25/documents
