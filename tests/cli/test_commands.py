@@ -91,12 +91,22 @@ def test_check_refuses_levels_that_never_occur_unless_allowed(mcframe, root):
     assert "LOD2: up to 0" in allowed.output
 
 
-@pytest.mark.parametrize("name", ["smoke", "quickstart"])
-def test_check_finds_nothing_unused_in_the_presets_but_plug_ins_of_the_twin(mcframe, root, name, monkeypatch):
-    monkeypatch.setattr("mcframe.config.loader.preset_folders", list)  # whose lines are not told of otherwise
+@pytest.fixture
+def lines_of_presets_are_told(monkeypatch):
+    monkeypatch.setattr("mcframe.config.loader.preset_folders", list)
+
+
+@pytest.mark.usefixtures("lines_of_presets_are_told")
+@pytest.mark.parametrize("name", ["smoke", "quickstart", "gists", "recall", "recall_32", "recall_focus", "run10"])
+def test_check_finds_nothing_unused_in_the_presets(mcframe, root, name):
     result = mcframe("check", root / f"gin/{name}.gin")
     assert result.exit_code == 0, result.output
     assert "bound but unused" not in result.output
+
+
+@pytest.mark.usefixtures("lines_of_presets_are_told")
+@pytest.mark.parametrize("name", ["smoke", "quickstart"])
+def test_check_finds_nothing_unused_in_the_twins_but_plug_ins(mcframe, root, name):
     twin = mcframe("check", root / f"gin/{name}_baseline.gin")
     assert twin.exit_code == 0, twin.output
     unused = [line.split()[3] for line in twin.output.splitlines() if line.startswith("bound but unused")]
