@@ -82,9 +82,9 @@ class LocalFiles(TextSource):
 
     @staticmethod
     def example_settings(folder: Path) -> dict[str, Any]:
-        """Sums in a file."""
+        """Sums in a file, read while training: each process has another folder, whose tokens nobody would use again."""
         _write_sums(folder)
-        return {"paths": str(folder)}
+        return {"paths": str(folder), "streaming": True}
 
     @property
     def identity(self) -> str:

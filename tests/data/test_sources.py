@@ -72,6 +72,12 @@ def test_local_files_of_every_kind_in_order(folder):
     assert list(LocalFiles([str(folder)], streaming=True).documents(epoch=3)) == ALL
 
 
+def test_the_example_leaves_no_tokens_in_the_cache(tmp_path):
+    example = LocalFiles(**LocalFiles.example_settings(tmp_path))
+    assert list(example.documents())
+    assert example.streaming  # what is not streamed is tokenised once, under an identity that is the folder's
+
+
 def test_paths_keep_their_order_and_files_their_singularity(folder):
     paths = [str(folder / "b.txt"), str(folder), str(folder / "b.txt")]
     assert list(LocalFiles(paths).documents()) == [ALL[1], ALL[0], *ALL[2:]]
