@@ -31,6 +31,9 @@ SCRIPT = ROOT / "mcframe" / "run.py"
 SMOKE = ROOT / "gin" / "smoke.gin"
 TIMEOUT_S = 300.0
 
+# A shell's background jobs ignore Ctrl-C, and so would all that they start: tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 START_RANKS = """
 import os, subprocess, sys
 port, ranks, command = sys.argv[1], int(sys.argv[2]), sys.argv[3:]

@@ -161,8 +161,7 @@ def test_two_ranks_interrupted_twice_equal_uninterrupted(launches, settings, sto
             os.killpg(process.pid, signal.SIGINT)
 
     result = launches.run(*settings, ranks=2, launcher=True, run_dir=run_dir, watch=press_ctrl_c)
-    # The launcher does not wait for the ranks: it dies of the signal, or with 1 where the signal meets its own handler.
-    assert result.code in (1, -signal.SIGINT)
+    assert result.code == -signal.SIGINT  # the launcher itself dies of it, and does not wait for the ranks
     assert result.summary["status"] == "interrupted"
     assert 2 * STEP <= result.summary["tokens"] < STEPS * STEP
     assert result.checkpoints[-1] == result.summary["tokens"]
