@@ -18,6 +18,8 @@ from mcframe.context.statistics import Statistics
 METRIC = "train/weight_change/"
 SAMPLE = 1024
 """The most elements of a tensor that a rank looks at."""
+NOTHING = 1e-30
+"""Far below any weight's square, and not zero: the change of nothing is 0, not 0 / 0."""
 
 
 class WeightChange:
@@ -54,8 +56,8 @@ class WeightChange:
         sums = squares.new_zeros(3, len(self.modules)).index_add_(1, self._group, squares * self._weight)
         self._before = now
         weights = torch.maximum(sums[1], sums[2])
-        # Weights that are and stay 0 have not moved: a mean, too.
-        pairs = torch.stack([sums[0], torch.where(weights > 0, weights, 1.0)], dim=1)
+        # Weights that are and stay 0 have not moved, and a rank that holds none adds nothing to the others' sum.
+        pairs = torch.stack([sums[0], weights.clamp(min=NOTHING)], dim=1)
         return Statistics(means=dict(zip(self.names, pairs, strict=True)))
 
     def norms(self, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -88,9 +90,15 @@ def module_of(name: str) -> str:
 
 
 def _held(parameter: nn.Parameter) -> Tensor:
-    """What this rank holds of a parameter, flat: its partition at ZeRO 3, else all of it."""
+    """What this rank holds of a parameter, flat: its partition at ZeRO 3, else all of it.
+
+    DeepSpeed pads the last partitions to an equal length and leaves the padding uninitialised: it is no weight.
+    """
     partition: Tensor | None = getattr(parameter, "ds_tensor", None)
-    return (parameter if partition is None else partition).detach().reshape(-1)
+    if partition is None:
+        return parameter.detach().reshape(-1)
+    size, rank = (int(getattr(parameter, name)) for name in ("ds_numel", "ds_zero_partition_rank"))
+    return partition.detach().reshape(-1)[: max(size - rank * partition.numel(), 0)]
 
 
 def _stride(size: int) -> int:

@@ -14,7 +14,7 @@ from mcframe.review.judging import judge
 from mcframe.review.record import read_run
 from mcframe.review.rules import read_rules
 from mcframe.telemetry.accumulate import Accumulator
-from mcframe.training.weight_change import SAMPLE, WeightChange, module_of
+from mcframe.training.weight_change import METRIC, SAMPLE, WeightChange, module_of
 
 PLUGIN = """
 from torch import nn
@@ -94,6 +94,28 @@ def test_large_tensors_are_estimated_from_a_bounded_sample():
     changed, whole = read(change), slowly(before, model.state_dict())
     assert changed["train/weight_change/wide"] == pytest.approx(whole["wide"], rel=0.15)
     assert changed["train/weight_change/narrow"] == 0.0
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, SAMPLE + 2])
+def test_padding_of_a_partition_is_no_weight(size):
+    """At ZeRO 3 partitions are padded with memory that nobody wrote; here it holds what it never may: not a number."""
+    weights, ranks = torch.randn(size), 4
+    held = -(-size // ranks)
+    padded = torch.cat([weights, torch.full((held * ranks - size,), float("nan"))]).view(ranks, held)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for rank in range(ranks):
+        model = nn.ModuleDict({"part": nn.Module()})
+        model["part"].weight = nn.Parameter(torch.zeros(0))
+        for name, value in {
+            "ds_tensor": padded[rank].clone(), "ds_numel": size, "ds_zero_partition_rank": rank,
+        }.items():  # fmt: skip
+            setattr(model["part"].weight, name, value)
+        change = WeightChange(model)
+        model["part"].weight.ds_tensor += 0.5
+        moved = change.collect().means[METRIC + "part"]
+        sums += moved
+        assert moved[0] == pytest.approx(0.25 * padded[rank].isfinite().sum().item())
+    assert sums[0] == pytest.approx(0.25 * size)
 
 
 def test_an_interrupted_interval_goes_on():
