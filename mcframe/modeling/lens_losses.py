@@ -1,4 +1,4 @@
-"""LensNet's losses beside preference pairs: balance, the utility of spans, and staying near its former policy."""
+"""LensNet's losses beside preference pairs: balance, the utility of spans, attribution, and staying near its policy."""
 
 from __future__ import annotations
 
@@ -55,6 +55,31 @@ def span_difference_loss(
     as_fine = masked_mean(other, less, dim=-1) - masked_mean(one, more, dim=-1)
     error = ((as_coarse - target).square() + (as_fine - target).square()) / 2
     return torch.where(less.any(dim=-1) & more.any(dim=-1), error, 0.0).mean()
+
+
+def attribution_margin(block_scores: Tensor, focus: Tensor, verdict: Tensor, variants: int) -> tuple[Tensor, Tensor]:
+    """By how much the worse context of each pair collapses more of what LensNet wants kept, and how much it loses.
+
+    block_scores [B, blocks] of the uncompressed context; focus [R, blocks]; verdict [R] in nats. A block's score counts
+    once for each level that it is collapsed. -> margin [B, P], 0 where neither is worse, and nats [B, P], not negative.
+    """
+    first, second = pair_indices(variants, block_scores.device)
+    levels = focus.view(-1, variants, focus.shape[1]).to(block_scores.dtype)
+    given_up = (levels * block_scores[:, None]).sum(dim=-1)
+    judged = verdict.view(-1, variants)
+    lost = judged[:, first] - judged[:, second]
+    return lost.sign() * (given_up[:, first] - given_up[:, second]), lost.abs()
+
+
+def attribution_loss(margin: Tensor, strength: Tensor, temperature: float) -> Tensor:
+    """Bradley-Terry on pairs whose margins are sums over blocks: credit goes to blocks, not to whole contexts. Scalar.
+
+    One sequence's blocks are scored once, uncompressed, so no score can depend on what a variant happens to collapse;
+    the additive account of ablated contexts is that of datamodels (Ilyas et al., 2022) and ContextCite (Cohen-Wang et
+    al., 2024). margin and strength [B, P]; strength without unit, not negative.
+    """
+    logit = margin * strength.clamp(min=1.0) / temperature
+    return (F.softplus(-logit) * torch.tanh(strength)).mean()
 
 
 def policy_kl(scores: Tensor, previous: Tensor, acts: Tensor, temperature: float) -> Tensor:

@@ -9,7 +9,14 @@ from mcframe.context.focus import block_means
 from mcframe.context.pairing import Pairing, span_delta
 from mcframe.context.statistics import Statistics, masked_mean, masked_sum, moments, pearson
 from mcframe.context.working_context import WorkingContext
-from mcframe.modeling.lens_losses import budget_loss, policy_kl, span_difference_loss, span_utility_loss
+from mcframe.modeling.lens_losses import (
+    attribution_loss,
+    attribution_margin,
+    budget_loss,
+    policy_kl,
+    span_difference_loss,
+    span_utility_loss,
+)
 from mcframe.modeling.lens_memory import Remembered
 from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.preference import PreferencePairs, actionable, preference_loss, preference_pairs
@@ -23,11 +30,13 @@ def lens_objective(
     variants: int,
     objectives: Objectives,
     remembered: Remembered | None = None,
+    uncompressed: Tensor | None = None,
 ) -> tuple[Tensor, Statistics]:
     """LensNet's loss (scalar, not yet weighted by `lens_weight`) and its metrics.
 
     scores [R, Lc] belong to `context`, the entries before the cursor; verdict [R] is the mean ΔNLL behind the cursor
-    by which contexts are compared; remembered: what is carried over from former steps, if anything is.
+    by which contexts are compared; remembered: what is carried over from former steps, if anything is; uncompressed
+    [B, blocks]: scores of the blocks of the whole sequence before the cursor, for attribution.
     """
     known = remembered or Remembered()
     kind = objectives.lens_objective if variants > 1 else "span_utility"
@@ -38,6 +47,11 @@ def lens_objective(
         scale = objectives.preference_scale if known.scale is None else known.scale
         pairs = preference_pairs(context, verdict, per_block, variants, objectives.preference_sides, scale)
         statistics |= _pair_statistics(pairs, scale)
+        if uncompressed is not None:
+            margin, nats = attribution_margin(uncompressed, context.focus, verdict, variants)
+            attributed = attribution_loss(margin, nats / scale, objectives.temperature)
+            loss = loss + objectives.attribution_weight * attributed
+            statistics.means["mc/attribution_agreement"] = masked_sum(_ranked(margin), nats > 0)
     if kind == "span_utility":
         loss = loss + span_utility_loss(scores, verdict, context, objectives.utility_scale)
     elif kind == "span_difference":
@@ -67,14 +81,18 @@ def _score_statistics(scores: Tensor, context: WorkingContext, pairing: Pairing)
     )
 
 
+def _ranked(margin: Tensor) -> Tensor:
+    """1 where a pair is ranked rightly, 0 where wrongly; a tie counts half."""
+    return torch.where(margin > 0, 1.0, torch.where(margin == 0, 0.5, 0.0))
+
+
 def _pair_statistics(pairs: PreferencePairs, scale: Tensor | float) -> Statistics:
     signed = pairs.sign * torch.tanh(pairs.strength)[..., None]
     vote = torch.where(pairs.counts, pairs.sign * pairs.score.detach(), 0.0).sum(dim=-1)
-    agreement = torch.where(vote > 0, 1.0, torch.where(vote == 0, 0.5, 0.0))
     correlation = pearson(pairs.score, pairs.sign, pairs.counts)
     return Statistics(
         means={
-            "mc/preference_agreement": masked_sum(agreement, pairs.exists),
+            "mc/preference_agreement": masked_sum(_ranked(vote), pairs.exists),
             "mc/preference_strength": masked_sum(pairs.strength * scale, pairs.exists),
         },
         sums={"mc/preference_pair_count": pairs.exists.sum().double()},

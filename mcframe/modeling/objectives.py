@@ -35,6 +35,8 @@ class Objectives:
     lens_objective     preference: pairs of variants; span_utility: a span's score regresses on measured ΔNLL;
                        span_difference: differences of scores regress on differences of ΔNLL within pairs;
                        auto: preference where there are pairs (two variants or more), else span_utility
+    attribution_weight within LensNet's loss: what it says of the uncompressed context, added up over what each context
+                       of a pair collapses, tells which of the two loses more
     lens_judge         what stands for a collapsed block when contexts are judged for LensNet: gist, or drop
     lens_shuffle       deal verdicts out anew among a sequence's variants: the control run, which must learn nothing
     preference_sides   contexts of a pair on which signs are asked for: both, or the worse one only
@@ -56,6 +58,7 @@ class Objectives:
     reconstruction_share: float = 0.5
     lens_weight: float = 0.1
     lens_objective: Literal["auto", "preference", "span_utility", "span_difference"] = "auto"
+    attribution_weight: float = 0.0
     lens_judge: Literal["gist", "drop"] = "gist"
     lens_shuffle: bool = False
     preference_sides: Literal["both", "worse"] = "both"
@@ -75,7 +78,7 @@ class Objectives:
         for name in ("temperature", "utility_scale", "preference_scale"):
             value = getattr(self, name)
             require(value > 0, f"objectives.{name}", value, "above 0")
-        for name in ("hard_negative_gamma", "policy_kl_weight"):
+        for name in ("hard_negative_gamma", "policy_kl_weight", "attribution_weight"):
             value = getattr(self, name)
             require(value >= 0, f"objectives.{name}", value, "0 or above")
         for name in ("strength_decay", "policy_decay"):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcframe.context.controls import Condition, by_target, mean_table, swapped_table, without_gists
+from mcframe.context.focus import block_means
 from mcframe.context.geometry import Geometry
 from mcframe.context.pairing import Pairing, pair, pairing_statistics, tail_delta
 from mcframe.context.statistics import Statistics, masked_mean, masked_sum
@@ -164,17 +165,17 @@ class MegaContextStep(nn.Module):
         scores = None
         if self.lensnet is not None:
             judge = pairing if dropped is None or weights.lens_judge == "gist" else dropped
-            lens, about_lens, scores = self._train_lens(entries.detach(), pairing, judge, seeds, baseline.nll)
+            lens, about_lens, scores = self._train_lens(table, entries.detach(), pairing, judge, seeds, baseline.nll)
             loss, statistics = loss + weights.lens_weight * lens, statistics | about_lens
         return loss, statistics, Variants(entries, hidden, pairing, scores)
 
     def _train_lens(
-        self, entries: Tensor, pairing: Pairing, judge: Pairing, seeds: Tensor, nll: Tensor
+        self, table: Tensor, entries: Tensor, pairing: Pairing, judge: Pairing, seeds: Tensor, nll: Tensor
     ) -> tuple[Tensor, Statistics, Tensor]:
         """LensNet's loss, metrics and scores.
 
-        entries [R, L, D] are detached: LensNet's loss must not shape what it judges. judge: the pairing by which
-        contexts are compared; nll [B, T] of the uncompressed pass.
+        entries [R, L, D], gathered from the table, are detached: LensNet's loss must not shape what it judges. judge:
+        the pairing by which contexts are compared; nll [B, T] of the uncompressed pass.
         """
         assert self.lensnet is not None
         count, weights = self.strategy.count, self.objectives
@@ -182,6 +183,10 @@ class MegaContextStep(nn.Module):
             seen = self._seen(pairing.context, nll)
             read = entries[:, : seen.length]
             scores = self._scored(seen, read)
+            uncompressed = None
+            if weights.attribution_weight and count > 1:
+                raw = raw_context(self.geometry, table.shape[0], table.device)
+                uncompressed = block_means(self.scores(raw, table, nll), raw.before_cursor())
         with self.timed("lens bookkeeping"):
             verdict = tail_delta(judge).detach()
             verdict = shuffled(verdict, seeds) if weights.lens_shuffle else verdict
@@ -190,7 +195,7 @@ class MegaContextStep(nn.Module):
             with self.timed("lens"):
                 known = self.lens_memory(seen, read, verdict, count)
         with self.timed("lens bookkeeping"):
-            loss, statistics = lens_objective(scores, seen, pairing, verdict, count, weights, known)
+            loss, statistics = lens_objective(scores, seen, pairing, verdict, count, weights, known, uncompressed)
             statistics.means["mc/lens_loss"] = masked_sum(loss[None], verdict.new_ones(1).bool())
             statistics = statistics | lens_tallies(scores, seen, pairing, seeds)
         return loss, statistics, scores

@@ -85,6 +85,12 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("mc/preference_corr_min", "1", "higher", "the lowest such correlation of a pair"),
     Metric("mc/preference_corr_undefined", "pairs", "neither", "pairs whose correlation is undefined"),
     Metric("mc/preference_agreement", "fraction", "higher", "share of pairs that the scores rank rightly; ties half"),
+    Metric(
+        "mc/attribution_agreement",
+        "fraction",
+        "higher",
+        "share of pairs that the uncompressed scores of what is collapsed, added up, rank rightly; ties half",
+    ),
     Metric("mc/preference_pair_count", "pairs", "neither", "preference pairs"),
     Metric("mc/preference_strength", "nats", "neither", "difference between the two contexts of a pair, averaged"),
     Metric("mc/policy_kl", "nats", "neither", "KL divergence of LensNet's policy from that of its slow copy"),

@@ -155,7 +155,7 @@ class Costs:
         return self._counted("GistNet", gistnet, build, geometry.offset(geometry.levels))
 
     def _lens(self, length: int) -> float:
-        """LensNet on the variants of one sequence, its slow copy on the same, and where it chooses them before that."""
+        """LensNet and its slow copy on a sequence's variants; on all of it to choose them and for attribution."""
         if self._model.lensnet is None:
             return 0.0
         count, window = self._model.strategy.count, self._geometry.window
@@ -163,6 +163,8 @@ class Costs:
         if self._model.objectives.policy_kl_weight:
             flops += self._scored(length, learns=False)
         flops *= count
+        if self._model.objectives.attribution_weight and self._model.strategy.count > 1:
+            flops += self._scored(window, learns=True)
         return flops + (self._scored(window, learns=False) if self._model.strategy.needs_scores else 0.0)
 
     def _scored(self, length: int, *, learns: bool) -> float:
