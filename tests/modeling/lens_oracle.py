@@ -34,6 +34,7 @@ class Case:
     verdicts: list[float]
     scores: Tensor
     previous: Tensor
+    uncompressed: Tensor
     nll: Tensor
     baseline: Tensor
     context: WorkingContext = field(init=False)
@@ -44,6 +45,7 @@ class Case:
         self.context = self.whole.before_cursor()
         self.scores = self.scores[:, : self.context.length].clone().requires_grad_()
         self.previous = self.previous[:, : self.context.length].clone().requires_grad_()
+        self.uncompressed = self.uncompressed.clone().requires_grad_()
 
     @property
     def pairing(self) -> Pairing:
@@ -54,8 +56,9 @@ class Case:
         return torch.tensor(self.verdicts, dtype=torch.float64)
 
     def objective(self, objectives: Objectives, remembered: Remembered | None = None):
+        uncompressed = self.uncompressed if objectives.attribution_weight else None
         return lens_objective(
-            self.scores, self.context, self.pairing, self.verdict, self.variants, objectives, remembered
+            self.scores, self.context, self.pairing, self.verdict, self.variants, objectives, remembered, uncompressed
         )
 
     # ---- what the twin walks through ------------------------------------------------------------
@@ -104,6 +107,7 @@ def random_case(
         verdicts=[rng.choice(SOMETHING) for _ in range(rows)],
         scores=some(rows, tree.window).tanh(),
         previous=some(rows, tree.window).tanh(),
+        uncompressed=some(sequences, tree.blocks).tanh(),
         nll=some(rows, tree.window).abs(),
         baseline=some(sequences, tree.window).abs(),
     )
@@ -116,6 +120,7 @@ class Wanted:
     loss: Tensor
     correlations: list[float] = field(default_factory=list)
     agreements: list[float] = field(default_factory=list)
+    attributed: list[float] = field(default_factory=list)
     strengths: list[float] = field(default_factory=list)
     span_pairs: list[tuple[float, float]] = field(default_factory=list)
     kls: list[float] = field(default_factory=list)
@@ -132,6 +137,10 @@ def slow_objective(case: Case, o: Objectives, scale: float, with_previous: bool)
         loss = loss + average([slow_difference(case, a, b, o) for a, b in case.pairs])
     else:
         loss = loss + average(preferences)
+    if o.attribution_weight:
+        loss = loss + o.attribution_weight * average(
+            [slow_attribution(case, a, b, o, scale, wanted) for a, b in case.pairs]
+        )
     if with_previous:
         kls = [slow_kl(case, row, o) for row in rows]
         wanted.kls = [number(kl) for kl in kls]
@@ -205,6 +214,23 @@ def slow_difference(case: Case, a: int, b: int, o: Objectives) -> Tensor:
     gists = average([of_a[block] for block in less_in_a]) - average([of_b[block] for block in less_in_b])
     raw = average([of_b[block] for block in less_in_a]) - average([of_a[block] for block in less_in_b])
     return ((gists - wish) ** 2 + (raw - wish) ** 2) / 2
+
+
+def slow_attribution(case: Case, one: int, other: int, o: Objectives, scale: float, wanted: Wanted) -> Tensor:
+    """The pair's chance to be told the right way round, when every level that a block is collapsed costs its score."""
+    worse, better = (one, other) if case.verdicts[one] > case.verdicts[other] else (other, one)
+    nats = case.verdicts[worse] - case.verdicts[better]
+    if nats == 0:
+        return average([])
+    scores = case.uncompressed[one // case.variants]
+    given_up = [
+        sum((scores[block] for block in range(case.tree.blocks) for _ in range(case.focuses[row][block])), average([]))
+        for row in (worse, better)
+    ]
+    margin = given_up[0] - given_up[1]
+    wanted.attributed.append(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0)
+    sharpness = max(1.0, nats / scale) / o.temperature
+    return -torch.log(1 / (1 + torch.exp(-margin * sharpness))) * math.tanh(nats / scale)
 
 
 def slow_kl(case: Case, row: int, o: Objectives) -> Tensor:

@@ -56,6 +56,7 @@ OBJECTIVES = {
     "kl": Objectives(gist_kl_weight=1.0),
     "contrast": Objectives(gist_kl_weight=1.0, kl_contrast=1.0),
     "judged by drop": Objectives(lens_judge="drop"),
+    "attribution": Objectives(attribution_weight=0.5),
     "policy copy": Objectives(policy_kl_weight=0.1),
     "all told": Objectives(reconstruction_weight=1.0, reconstruction_share=1.0),
     "half told": Objectives(reconstruction_weight=1.0, reconstruction_share=0.5),

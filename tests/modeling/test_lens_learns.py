@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mcframe.context.focus import block_means
 from mcframe.context.geometry import Geometry
 from mcframe.context.pairing import Pairing, pair
 from mcframe.context.seeding import mix, variant_seeds
 from mcframe.context.statistics import Statistics
-from mcframe.context.working_context import WorkingContext, gather_embeddings, unroll
+from mcframe.context.working_context import WorkingContext, gather_embeddings, raw_context, unroll
 from mcframe.hookspecs import LensNet, ModelShape, Sequences
 from mcframe.modeling.lens_objective import lens_objective
 from mcframe.modeling.node_table import build_node_table
@@ -37,6 +38,7 @@ class Batch:
     embeddings: Tensor
     pairing: Pairing
     verdict: Tensor
+    tokens: Tensor
     seeds: Tensor
     useful: Tensor
 
@@ -60,6 +62,7 @@ def batches(first: int, count: int) -> Iterator[Batch]:
             gather_embeddings(table, seen),
             pair(whole, torch.zeros_like(whole.token, dtype=torch.float32), flat),
             0.3 * lost.float(),
+            tokens,
             seeds,
             useful,
         )
@@ -67,7 +70,15 @@ def batches(first: int, count: int) -> Iterator[Batch]:
 
 def objective(lens: LensNet, batch: Batch, objectives: Objectives) -> tuple[Tensor, Statistics]:
     verdict = shuffled(batch.verdict, batch.seeds) if objectives.lens_shuffle else batch.verdict
-    return lens_objective(lens(batch.context, batch.embeddings), batch.context, batch.pairing, verdict, 2, objectives)
+    scores = lens(batch.context, batch.embeddings)
+    uncompressed = of_blocks(lens, batch) if objectives.attribution_weight else None
+    return lens_objective(scores, batch.context, batch.pairing, verdict, 2, objectives, None, uncompressed)
+
+
+def of_blocks(lens: LensNet, batch: Batch) -> Tensor:
+    """What LensNet says of the blocks of the uncompressed sequences."""
+    raw = raw_context(GEOMETRY, SEQUENCES, batch.tokens.device).before_cursor()
+    return block_means(lens(raw, batch.tokens[:, : GEOMETRY.cursor]), raw)
 
 
 def train(objectives: Objectives) -> LensNet:
@@ -105,6 +116,24 @@ def test_content_is_learned(kind):
     agreement, contrast = measure(train(objectives), objectives)
     assert agreement > 0.9
     assert contrast > 0.3
+
+
+def test_attribution_tells_blocks_of_the_uncompressed_context_apart():
+    """What preference pairs alone need not do, and where focus starts from."""
+    objectives = Objectives(attribution_weight=1.0, preference_scale=0.3)
+    lens = train(objectives)
+    agreed = pairs = 0.0
+    wanted: list[Tensor] = [torch.zeros(0), torch.zeros(0)]
+    for batch in batches(100_000, 20):
+        with torch.no_grad():
+            found = objective(lens, batch, objectives)[1].means["mc/attribution_agreement"]
+            scores = of_blocks(lens, batch)[:, :12]
+        agreed, pairs = agreed + found[0].item(), pairs + found[1].item()
+        useful = batch.useful[:, :12]
+        wanted = [torch.cat(both) for both in zip(wanted, (scores[useful], scores[~useful]), strict=True)]
+    assert agreed / pairs > 0.9
+    assert wanted[0].mean() - wanted[1].mean() > 0.3
+    assert (wanted[0][:, None] > wanted[1]).float().mean() > 0.95
 
 
 def test_shuffled_verdicts_teach_nothing():

@@ -14,6 +14,7 @@ from step_checks import pearson_of_sums
 from step_oracle import correlation, number
 
 from mcframe.context.focus import block_means, expandable
+from mcframe.modeling.lens_losses import attribution_loss, attribution_margin
 from mcframe.modeling.lens_memory import Remembered
 from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.preference import actionable, hardness, preference_pairs, shuffled
@@ -29,6 +30,7 @@ options = st.builds(
     policy_kl_weight=st.sampled_from([0.3, 1.5]),
     rank_weight=st.sampled_from([0.0, 0.7]),
     budget_weight=st.sampled_from([0.0, 0.4]),
+    attribution_weight=st.sampled_from([0.0, 0.8]),
     margin=st.sampled_from([0.1, 0.8]),
     temperature=st.sampled_from([0.5, 1.0]),
     utility_scale=st.sampled_from([0.1, 2.0]),
@@ -47,17 +49,20 @@ def test_loss_gradient_and_metrics(case, objectives, scale, former):
     loss, found = case.objective(objectives, remembered)
     wanted = slow_objective(case, objectives, scale, former)
     assert loss.item() == pytest.approx(wanted.loss.item(), abs=1e-9)
-    gradient = torch.autograd.grad(loss, case.scores, retain_graph=True)[0]
-    expected = torch.zeros_like(gradient)
-    if wanted.loss.requires_grad:
-        expected = torch.autograd.grad(wanted.loss, case.scores)[0]
-    torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=1e-9)
+    for leaf in (case.scores, case.uncompressed):
+        gradient, expected = (
+            torch.autograd.grad(each, leaf, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+            if each.requires_grad
+            else torch.zeros_like(leaf)
+            for each in (loss, wanted.loss)
+        )
+        torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=1e-9)
     if former:
         assert torch.autograd.grad(loss, case.previous, allow_unused=True)[0] is None
-    check_metrics(case, found, wanted, former)
+    check_metrics(case, found, wanted, former, attributed=bool(objectives.attribution_weight))
 
 
-def check_metrics(case, found, wanted, former):
+def check_metrics(case, found, wanted, former, attributed):
     pooled = {}
     if case.variants > 1:
         pooled |= {"mc/preference_agreement": wanted.agreements, "mc/preference_strength": wanted.strengths}
@@ -67,6 +72,8 @@ def check_metrics(case, found, wanted, former):
         spans = found.moments["mc/pref_span_corr"]
         assert spans[0] == len(wanted.span_pairs)
         assert pearson_of_sums(spans) == pytest.approx(correlation(wanted.span_pairs), abs=1e-5, nan_ok=True)
+        if attributed:
+            pooled["mc/attribution_agreement"] = wanted.attributed
     if former:
         pooled["mc/policy_kl"] = wanted.kls
     rows = [[number(s) for s in case.own(row, case.scores)] for row in range(len(case.focuses))]
@@ -208,6 +215,35 @@ def test_signs_pull_scores_their_way():
     case.objective(objectives)[0].backward()
     pairs = preference_pairs(case.context, case.verdict, block_means(-case.scores.grad, case.context), 2)
     assert (pairs.sign * pairs.score)[pairs.counts].min() > 0
+
+
+def test_attribution_reaches_what_one_of_a_pair_collapses_further():
+    case = case_of(TALL, variants=2, sequences=4)
+    case.objective(Objectives(attribution_weight=1.0))[0].backward()
+    reached = case.uncompressed.grad != 0
+    wanted = torch.zeros_like(reached)
+    for a, b in case.pairs:
+        for block in range(TALL.blocks):
+            differs = case.focuses[a][block] != case.focuses[b][block]
+            wanted[a // 2, block] = differs and case.verdicts[a] != case.verdicts[b]
+    assert wanted.any()
+    assert not wanted.all(dim=1).any()
+    assert torch.equal(reached, wanted)
+
+
+def test_attribution_gives_credit_to_the_block_and_not_to_the_context():
+    """One block decides every pair. Signs of pairs ask the same of all blocks that differ; sums single it out."""
+    generator = torch.Generator().manual_seed(0)
+    focus = (torch.rand(400, 2, 6, generator=generator).argsort(dim=-1) < 3).long()
+    focus = focus[focus[:, 0, 2] != focus[:, 1, 2]]
+    verdict = focus[:, :, 2].double().flatten()
+    scores = torch.zeros(1, 6, dtype=torch.float64, requires_grad=True)
+    for _ in range(200):
+        margin, nats = attribution_margin(scores.expand(len(focus), -1), focus.flatten(0, 1), verdict, 2)
+        pull = torch.autograd.grad(attribution_loss(margin, nats, 1.0), scores)[0]
+        scores = (scores - 2 * pull).detach().requires_grad_()
+    others = scores[0, torch.arange(6) != 2]
+    assert scores[0, 2] - others.max() > 10 * (others.max() - others.min())
 
 
 def test_policy_kl_holds_scores_where_they_were():

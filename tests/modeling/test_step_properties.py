@@ -1,5 +1,6 @@
 """What holds of a training step whatever its numbers: who learns, what is read back, how a batch may be cut."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from modeling_builders import TREE, VOCABULARY, build_step, geometry_of, random_
 from step_checks import check_everything_learns
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mcframe.context.working_context import raw_context
 from mcframe.hookspecs import ModelShape
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
@@ -20,6 +22,11 @@ from mcframe_plugins.lensnet import TransformerLensNet
 from mcframe_plugins.variants import NoVariants, RandomCollapse
 
 LENGTH = 21
+LENS = {
+    "preference": {"lens_objective": "preference"},
+    "span_utility": {"lens_objective": "span_utility"},
+    "attribution": {"attribution_weight": 0.6},
+}
 READS_BACK = {
     "_local_scalar_dense",
     "item",
@@ -86,16 +93,52 @@ def test_every_parameter_learns(pooling, head):
     check_everything_learns(model, lambda step: step_of(model, tokens, step)[0], model.parameters())
 
 
-@pytest.mark.parametrize("objective", ["preference", "span_utility"])
+@pytest.mark.parametrize("objective", LENS)
 def test_the_lens_loss_trains_lensnet_alone(objective):
     objectives = Objectives(
-        baseline_weight=0.0, variant_weight=0.0, gist_delta_weight=0.0, lens_weight=1.0, lens_objective=objective
+        baseline_weight=0.0, variant_weight=0.0, gist_delta_weight=0.0, lens_weight=1.0, **LENS[objective]
     )
     model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", objectives=objectives)
     step_of(model, random_tokens(TREE, 3, 0))[0].backward()
     for name, parameter in model.named_parameters():
         reached = parameter.grad is not None and bool(parameter.grad.count_nonzero())
         assert reached == name.startswith("lensnet."), name
+
+
+@pytest.mark.parametrize("judge", ["gist", "drop"])
+def test_attribution_is_of_the_uncompressed_context_and_of_the_same_verdicts(judge):
+    """Against the model's other tasks: proposals tell what is collapsed, judge what it costs, scores what is said."""
+    with_it, without = (
+        build_step(
+            TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer",
+            objectives=Objectives(lens_judge=judge, attribution_weight=weight),
+        )
+        for weight in (0.5, 0.0)
+    )  # fmt: skip
+    tokens, seeds = random_tokens(TREE, 5, 0), seeds_for(5, 2)
+    (_, more), (_, less) = (model(tokens, seeds, LENGTH) for model in (with_it, without))
+    found = (more.means["mc/lens_loss"] - less.means["mc/lens_loss"])[0].item() / 0.5
+    focus = without.proposals(tokens[:, :-1], seeds, LENGTH)
+    nll, _ = without.judge(tokens, focus, judge)
+    full, _ = without.judge(tokens, torch.zeros_like(focus), "full")
+    cursor, size = without.geometry.cursor, TREE.block_size
+    first = cursor - 1 if judge == "gist" else max(cursor - 1, cursor // size * size)
+    verdict = (nll - full)[:, first:].nanmean(dim=1)
+    raw = raw_context(without.geometry, 5, tokens.device)
+    scores = without.scores(raw, without.table(without.gpt.embed(tokens[:, :-1]), without.gpt.embed(tokens[:, :-1])))
+    wanted, right = 0.0, 0.0
+    for sequence in range(5):
+        told = []
+        for row in (2 * sequence, 2 * sequence + 1):
+            gone = [block for block in range(focus.shape[1]) for _ in range(focus[row, block])]
+            told.append(sum(scores[sequence, block * size : (block + 1) * size].mean() for block in gone))
+        lost = (verdict[2 * sequence] - verdict[2 * sequence + 1]).item()
+        margin = (told[0] - told[1]).item() * (1 if lost > 0 else -1)
+        wanted += math.tanh(abs(lost)) * math.log1p(math.exp(-margin * max(1, abs(lost)))) / 5
+        right += 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
+    assert wanted > 1e-4
+    assert found == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    assert more.means["mc/attribution_agreement"].tolist() == [right, 5]
 
 
 def test_the_other_losses_train_no_lensnet():
@@ -137,9 +180,9 @@ def test_statistics_hold_no_graph():
 
 # ---- nothing is read back, nothing loops ----------------------------------------------------------
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("objective", ["preference", "span_utility"])
+@pytest.mark.parametrize("objective", LENS)
 def test_nothing_waits_for_the_device(objective, plain, monkeypatch):
-    model = real_step(TREE, Objectives(lens_objective=objective))
+    model = real_step(TREE, Objectives(**LENS[objective]))
     if plain:
         model.strategy = NoVariants(model.geometry)
     tokens, seeds = random_tokens(TREE, 3, 0), seeds_for(3, 2)
@@ -163,10 +206,10 @@ def test_the_guard_notices_a_read():
             read()
 
 
-@pytest.mark.parametrize("objective", ["preference", "span_utility"])
+@pytest.mark.parametrize("objective", LENS)
 def test_the_number_of_operations_depends_on_no_size(objective):
     def operations(sequences: int, window: int, length: int) -> Counter:
-        model = real_step(TREE._replace(window=window), Objectives(lens_objective=objective))
+        model = real_step(TREE._replace(window=window), Objectives(**LENS[objective]))
         tokens = random_tokens(TREE._replace(window=window), sequences, 0)
         arguments = (tokens, seeds_for(sequences, 2), length)
         model(*arguments)  # the mixes of this length are looked up once
@@ -191,10 +234,10 @@ def test_a_step_runs_without_any_data():
 
 
 # ---- cutting a batch ------------------------------------------------------------------------------
-@pytest.mark.parametrize("objective", ["preference", "span_utility"])
+@pytest.mark.parametrize("objective", LENS)
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_micro_batches_of_any_size_give_the_same_loss_and_gradient(objective, cut):
-    weights = Objectives(gist_delta_weight=0.7, lens_weight=0.9, lens_objective=objective)
+    weights = Objectives(gist_delta_weight=0.7, lens_weight=0.9, **LENS[objective])
     tokens, seeds = random_tokens(TREE, 6, 3), seeds_for(6, 2)
     results = []
     for size in (6, cut):
