@@ -18,7 +18,7 @@ def budget_loss(scores: Tensor, context: WorkingContext) -> Tensor:
     Actions that are not possible are left out: a token cannot be expanded, the top level, the protected tail and the
     sink cannot be collapsed.
     """
-    weight = context.span / context.slots
+    weight = context.span.to(scores.dtype) / context.slots
     positive = torch.where(expandable(context), scores.clamp(min=0) * weight, 0.0).sum(dim=1)
     negative = torch.where(collapsible(context), (-scores).clamp(min=0) * weight, 0.0).sum(dim=1)
     return ((positive - negative) / (positive + negative).clamp(min=1e-6)).square().mean()
