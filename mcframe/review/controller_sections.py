@@ -15,7 +15,8 @@ from mcframe.review.section_parts import plot, present, tabled
 _LAYOUT = ("mc/wc_length", "mc/lod_count/", "mc/focus_iterations")
 _LENS = (
     "mc/lens_loss", "mc/policy_score_abs_mean", "mc/policy_score_std_mean", "mc/preference_corr_mean",
-    "mc/preference_agreement", "mc/preference_strength", "mc/pref_span_corr", "mc/pref_score_corr",
+    "mc/preference_agreement", "mc/attribution_agreement", "mc/preference_strength", "mc/pref_span_corr",
+    "mc/pref_score_corr",
 )  # fmt: skip
 _QUALITY = (
     "mc/adv_delta_", "mc/gist_entry_delta/", "mc/lod_delta/", "mc/delta_after/", "mc/tail_delta", "mc/lod_loss/",

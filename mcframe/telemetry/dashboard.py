@@ -60,7 +60,7 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
             ("mc/preference_corr_mean", "mc/preference_corr_max", "mc/preference_corr_min"),
         ),
         Panel("Scores against cost, and spans of pairs (correlation)", ("mc/pref_score_corr", "mc/pref_span_corr")),
-        Panel("Pairs ranked rightly (fraction)", ("mc/preference_agreement",)),
+        Panel("Pairs ranked rightly (fraction)", ("mc/preference_agreement", "mc/attribution_agreement")),
         Panel("Difference of a pair (nats)", ("mc/preference_strength",)),
         Panel("Preference pairs", ("mc/preference_pair_count",)),
         Panel("Policy KL (nats)", ("mc/policy_kl",)),

@@ -12,7 +12,7 @@ mc/tail_delta
 mc/lod_loss/0 mc/lod_loss/1 mc/lod_loss/2 mc/lod_count/0 mc/lod_count/1 mc/lod_count/2 mc/wc_length
 mc/lens_loss mc/policy_score_abs_mean mc/policy_score_std_mean
 mc/preference_corr_mean mc/preference_corr_max mc/preference_corr_min
-mc/preference_agreement mc/preference_pair_count
+mc/preference_agreement mc/attribution_agreement mc/preference_pair_count
 mc/pref_span_corr mc/pref_score_corr
 mc/gist_kl mc/gist_delta_penalty
 mc/build_ms mc/variant_ms mc/variant_pack_ms mc/lens_ms mc/other_ms mc/controller_ms mc/overhead_ms
