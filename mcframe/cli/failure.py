@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from mcframe.errors import EXIT_USER_ERROR, UserError
+from mcframe.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 _RANK_0_SPEAKS_FIRST_S = 10.0
 _NOTE_COUNTS_S = 60.0
@@ -80,9 +80,17 @@ def _notes() -> Path:
 
 
 def guarded(action: Callable[[], int], *, traceback: bool) -> int:
-    """Run `action`; turn a UserError into a message and exit code 2. With `traceback`, let it through."""
+    """Run `action`; turn a UserError into a message and exit code 2, a Ctrl-C into exit code 130.
+
+    With `traceback`, let both through.
+    """
     try:
         return action()
+    except KeyboardInterrupt:
+        if traceback:
+            raise
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return EXIT_INTERRUPTED
     except (UserError, PermissionError, FileExistsError, NotADirectoryError) as failure:
         if traceback:
             raise

@@ -13,7 +13,8 @@ import psutil
 import typer
 
 import mcframe
-from mcframe.errors import EXIT_INTERRUPTED
+from mcframe.cli.failure import guarded
+from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.training.engine import free_port
 
 _MEETING = ("--master_port", "--master_addr", "--hostfile", "-H", "--no_ssh", "--node_rank")
@@ -26,6 +27,8 @@ def run(
     launcher: Annotated[str, typer.Option(help="More options for the deepspeed launcher, in one string.")] = "",
 ) -> None:
     """Train: `mcframe run --gin gin/quickstart.gin`. Takes the options of mcframe/run.py (see its --help)."""
+    if code := guarded(lambda: _check_named(context.args), traceback=False):
+        raise typer.Exit(code)
     script = Path(mcframe.__file__).with_name("run.py")
     options = launcher.split()
     if ranks is not None:
@@ -54,6 +57,15 @@ def run(
     if interrupted and code in (1, -signal.SIGTERM):  # the launcher's own code at a Ctrl-C, and our signal
         code = EXIT_INTERRUPTED
     raise typer.Exit(code if code >= 0 else 128 - code)
+
+
+def _check_named(arguments: list[str]) -> int:
+    """0; raises UserError where no gin file is named, before the launcher buries it among its own lines."""
+    named = any(each.partition("=")[0] in ("--gin", "-h", "--help") for each in arguments)
+    if not named:
+        file = next((each for each in arguments if each.endswith(".gin")), "gin/quickstart.gin")
+        raise UserError("which gin file to train from was not said", remedy=f"mcframe run --gin {file}")
+    return 0
 
 
 def _names_hosts_or_port(options: list[str]) -> bool:

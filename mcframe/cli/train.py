@@ -132,6 +132,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         again = "gin files and plug-ins" if given(loaded.registry) else "gin files"
         console.print(f"To go on: the same {again} with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
         return EXIT_INTERRUPTED
+    console.print(f"To read it: mcframe review {run_plan.directory}", style="bold", soft_wrap=True)
     return 0
 
 

@@ -6,8 +6,10 @@ import stat
 import tempfile
 
 import pytest
+from typer.testing import CliRunner
 
 from mcframe.cli import failure, train
+from mcframe.cli.app import app
 from mcframe.cli.failure import guarded
 from mcframe.errors import UserError
 
@@ -231,3 +233,20 @@ def test_two_ranks_say_it_once(launches):
     assert result.code == 2, result.output[-6000:]
     assert result.output.count("mcframe cannot go on") == 1
     assert "--set 'run.batch_tokens = 1152'" in result.words
+
+
+@pytest.mark.parametrize("forgotten", [["gin/smoke.gin"], ["--set", "run.seed = 1", "gin/smoke.gin"], []])
+def test_a_run_without_a_gin_file_says_how_to_name_one(forgotten):
+    result = CliRunner().invoke(app, ["run", *forgotten])
+    assert result.exit_code == 2
+    assert f"mcframe run --gin {forgotten[-1] if forgotten else 'gin/quickstart.gin'}" in result.output
+
+
+def test_ctrl_c_ends_a_command_in_a_word(capsys):
+    def pressed():
+        raise KeyboardInterrupt
+
+    assert guarded(pressed, traceback=False) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(KeyboardInterrupt):
+        guarded(pressed, traceback=True)

@@ -203,7 +203,7 @@ def test_ctrl_c_ends_the_trainings_too(tmp_path):
         below = psutil.Process(process.pid).children(recursive=True)
         assert below
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) != 0
+        assert process.wait(60) == 130
     _, alive = psutil.wait_procs(below, timeout=20)
     assert alive == []
 

@@ -92,6 +92,7 @@ def assert_interrupted(result, at=None):
 
 def assert_equal(result, reference):
     assert result.summary["status"] == "finished"
+    assert f"To read it: mcframe review {result.run_dir}" in result.words
     assert set(result.metrics) == set(reference.metrics)
     for tokens, expected in reference.metrics.items():
         assert result.metrics[tokens] == expected, tokens
