@@ -89,7 +89,8 @@ def guarded(action: Callable[[], int], *, traceback: bool) -> int:
     except KeyboardInterrupt:
         if traceback:
             raise
-        print("interrupted", file=sys.stderr)  # noqa: T201
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED
     except (UserError, PermissionError, FileExistsError, NotADirectoryError) as failure:
         if traceback:

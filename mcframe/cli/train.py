@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,8 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         again = "gin files and plug-ins" if given(loaded.registry) else "gin files"
         console.print(f"To go on: the same {again} with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
         return EXIT_INTERRUPTED
-    console.print(f"To read it: mcframe review {run_plan.directory}", style="bold", soft_wrap=True)
+    command = f"mcframe review {shlex.quote(str(run_plan.directory))}"
+    console.print(f"To read it: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

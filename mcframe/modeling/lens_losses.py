@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcframe.context.focus import collapsible, expandable
+from mcframe.context.geometry import Geometry
 from mcframe.context.statistics import masked_mean
 from mcframe.context.working_context import WorkingContext
 from mcframe.modeling.preference import pair_indices
@@ -57,18 +58,29 @@ def span_difference_loss(
     return torch.where(less.any(dim=-1) & more.any(dim=-1), error, 0.0).mean()
 
 
-def attribution_margin(block_scores: Tensor, focus: Tensor, verdict: Tensor, variants: int) -> tuple[Tensor, Tensor]:
+def attribution_margin(
+    block_scores: Tensor, context: WorkingContext, verdict: Tensor, variants: int
+) -> tuple[Tensor, Tensor]:
     """By how much the worse context of each pair collapses more of what LensNet wants kept, and how much it loses.
 
-    block_scores [B, blocks] of the uncompressed context; focus [R, blocks]; verdict [R] in nats. A block's score counts
-    once for each level that it is collapsed. -> margin [B, P], 0 where neither is worse, and nats [B, P], not negative.
+    block_scores [B, blocks] of the uncompressed context; verdict [R] in nats. A block's score counts by the entries
+    that its level saves: a constant in all scores cancels between contexts of equal length, whatever their levels.
+    -> margin [B, P] and nats [B, P], not negative; both 0 where contexts do not differ or neither is worse.
     """
     first, second = pair_indices(variants, block_scores.device)
-    levels = focus.view(-1, variants, focus.shape[1]).to(block_scores.dtype)
-    given_up = (levels * block_scores[:, None]).sum(dim=-1)
+    focus = context.focus.view(-1, variants, context.focus.shape[1])
+    given_up = (_saved(focus, context.geometry, block_scores.dtype) * block_scores[:, None]).sum(dim=-1)
     judged = verdict.view(-1, variants)
-    lost = judged[:, first] - judged[:, second]
+    differ = (focus[:, first] != focus[:, second]).any(dim=-1)
+    lost = torch.where(differ, judged[:, first] - judged[:, second], 0.0)
     return lost.sign() * (given_up[:, first] - given_up[:, second]), lost.abs()
+
+
+def _saved(focus: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
+    """Entries saved by each block's level, its share of the node's, in units of LOD1's: 0 where raw, 1 at LOD1."""
+    size, slots = geometry.block_size, geometry.slots
+    saved = size - slots * torch.pow(float(size), 1 - focus.to(dtype))
+    return torch.where(focus > 0, saved / (size - slots), 0.0)
 
 
 def attribution_loss(margin: Tensor, strength: Tensor, temperature: float) -> Tensor:

@@ -48,7 +48,7 @@ def lens_objective(
         pairs = preference_pairs(context, verdict, per_block, variants, objectives.preference_sides, scale)
         statistics |= _pair_statistics(pairs, scale)
         if uncompressed is not None:
-            margin, nats = attribution_margin(uncompressed, context.focus, verdict, variants)
+            margin, nats = attribution_margin(uncompressed, context, verdict, variants)
             attributed = attribution_loss(margin, nats / scale, objectives.temperature)
             loss = loss + objectives.attribution_weight * attributed
             statistics.means["mc/attribution_agreement"] = masked_sum(_ranked(margin), nats > 0)

@@ -184,7 +184,7 @@ class MegaContextStep(nn.Module):
             read = entries[:, : seen.length]
             scores = self._scored(seen, read)
             uncompressed = None
-            if weights.attribution_weight and count > 1:
+            if weights.attribution_weight:
                 raw = raw_context(self.geometry, table.shape[0], table.device)
                 uncompressed = block_means(self.scores(raw, table, nll), raw.before_cursor())
         with self.timed("lens bookkeeping"):

@@ -78,6 +78,12 @@ def build_model(recipe: Recipe, vocab_size: int) -> MegaContextStep:
                 "makes no pair",
                 remedy="raise the variant strategy's count, or set objectives.lens_objective = 'auto'",
             )
+        if strategy.count == 1 and recipe.objectives.attribution_weight:
+            raise UserError(
+                f"objectives.attribution_weight = {recipe.objectives.attribution_weight} needs two variants or more; "
+                "one makes no pair",
+                remedy="raise the variant strategy's count, or set objectives.attribution_weight = 0.0",
+            )
         if strategy.count == 1 and recipe.objectives.lens_shuffle:
             raise UserError(
                 "objectives.lens_shuffle deals verdicts out among the variants of a sequence; there is only one",

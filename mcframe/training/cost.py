@@ -163,7 +163,7 @@ class Costs:
         if self._model.objectives.policy_kl_weight:
             flops += self._scored(length, learns=False)
         flops *= count
-        if self._model.objectives.attribution_weight and self._model.strategy.count > 1:
+        if self._model.objectives.attribution_weight:
             flops += self._scored(window, learns=True)
         return flops + (self._scored(window, learns=False) if self._model.strategy.needs_scores else 0.0)
 

@@ -217,16 +217,19 @@ def slow_difference(case: Case, a: int, b: int, o: Objectives) -> Tensor:
 
 
 def slow_attribution(case: Case, one: int, other: int, o: Objectives, scale: float, wanted: Wanted) -> Tensor:
-    """The pair's chance to be told the right way round, when every level that a block is collapsed costs its score."""
+    """The pair's chance to be told the right way round, when every entry that is saved costs its block's score."""
     worse, better = (one, other) if case.verdicts[one] > case.verdicts[other] else (other, one)
     nats = case.verdicts[worse] - case.verdicts[better]
-    if nats == 0:
+    if nats == 0 or case.focuses[one] == case.focuses[other]:
         return average([])
-    scores = case.uncompressed[one // case.variants]
-    given_up = [
-        sum((scores[block] for block in range(case.tree.blocks) for _ in range(case.focuses[row][block])), average([]))
-        for row in (worse, better)
-    ]
+    scores, tree = case.uncompressed[one // case.variants], case.tree
+    given_up = [average([]), average([])]
+    for side, row in enumerate((worse, better)):
+        for block, lod in enumerate(case.focuses[row]):
+            if lod:
+                blocks = tree.block_size ** (lod - 1)  # of the node that the block belongs to
+                saved = (blocks * tree.block_size - tree.slots) / blocks
+                given_up[side] = given_up[side] + scores[block] * saved / (tree.block_size - tree.slots)
     margin = given_up[0] - given_up[1]
     wanted.attributed.append(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0)
     sharpness = max(1.0, nats / scale) / o.temperature

@@ -306,7 +306,14 @@ def test_a_copy_at_zero_3_is_refused():
         load_recipe([SMOKE], [copying, "deepspeed.zero_stage = 3"])
 
 
-@pytest.mark.parametrize("binding", ["objectives.lens_shuffle = True", "objectives.lens_objective = 'span_difference'"])
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "objectives.lens_shuffle = True",
+        "objectives.lens_objective = 'span_difference'",
+        "objectives.attribution_weight = 0.5",
+    ],
+)
 def test_one_variant_has_no_pairs(binding):
     from mcframe.training.assembly import build_model
 
@@ -318,7 +325,7 @@ def test_one_variant_has_no_pairs(binding):
 @pytest.mark.parametrize(
     "setting",
     [{"preference_scale": 0.0}, {"hard_negative_gamma": -1.0}, {"policy_kl_weight": -0.1}, {"strength_decay": 1.0},
-     {"policy_decay": -0.1}],
+     {"policy_decay": -0.1}, {"attribution_weight": -0.1}],
 )  # fmt: skip
 def test_settings_out_of_range(setting):
     with pytest.raises(UserError, match=f"objectives.{next(iter(setting))}"):

@@ -14,6 +14,8 @@ from step_checks import pearson_of_sums
 from step_oracle import correlation, number
 
 from mcframe.context.focus import block_means, expandable
+from mcframe.context.geometry import Geometry
+from mcframe.context.working_context import unroll
 from mcframe.modeling.lens_losses import attribution_loss, attribution_margin
 from mcframe.modeling.lens_memory import Remembered
 from mcframe.modeling.objectives import Objectives
@@ -231,15 +233,37 @@ def test_attribution_reaches_what_one_of_a_pair_collapses_further():
     assert torch.equal(reached, wanted)
 
 
+@MANY
+@given(case=cases(min_variants=2), constant=st.floats(-1, 1))
+def test_a_constant_in_all_scores_tells_no_contexts_of_equal_length_apart(case, constant):
+    """Or levels would be ranked by their mix, and nothing read."""
+    said = torch.full_like(case.uncompressed, constant)
+    margin, _ = attribution_margin(said, case.context, case.verdict, case.variants)
+    length = [len(oracle.unroll(case.tree, focus)) for focus in case.focuses]
+    equal = [length[a] == length[b] for a, b in case.pairs]
+    assert margin.flatten()[torch.tensor(equal)].abs().max().item() < 1e-9 if any(equal) else True
+
+
+def test_contexts_that_do_not_differ_make_no_pair():
+    case = case_of(FLAT)
+    case.focuses = [case.focuses[0]] * len(case.focuses)
+    case.verdicts = [0.0, 1e-7] * (len(case.verdicts) // 2)
+    case.__post_init__()
+    margin, nats = attribution_margin(case.uncompressed, case.context, case.verdict, 2)
+    assert not margin.any()
+    assert not nats.any()
+
+
 def test_attribution_gives_credit_to_the_block_and_not_to_the_context():
     """One block decides every pair. Signs of pairs ask the same of all blocks that differ; sums single it out."""
     generator = torch.Generator().manual_seed(0)
     focus = (torch.rand(400, 2, 6, generator=generator).argsort(dim=-1) < 3).long()
     focus = focus[focus[:, 0, 2] != focus[:, 1, 2]]
     verdict = focus[:, :, 2].double().flatten()
+    context = unroll(focus.flatten(0, 1), Geometry(window=28, block_size=4, levels=1, slots=1, tail=4))
     scores = torch.zeros(1, 6, dtype=torch.float64, requires_grad=True)
     for _ in range(200):
-        margin, nats = attribution_margin(scores.expand(len(focus), -1), focus.flatten(0, 1), verdict, 2)
+        margin, nats = attribution_margin(scores.expand(len(focus), -1), context, verdict, 2)
         pull = torch.autograd.grad(attribution_loss(margin, nats, 1.0), scores)[0]
         scores = (scores - 2 * pull).detach().requires_grad_()
     others = scores[0, torch.arange(6) != 2]

@@ -105,12 +105,13 @@ def test_the_lens_loss_trains_lensnet_alone(objective):
         assert reached == name.startswith("lensnet."), name
 
 
+@pytest.mark.parametrize("lensnet", ["transformer", "mlp"])
 @pytest.mark.parametrize("judge", ["gist", "drop"])
-def test_attribution_is_of_the_uncompressed_context_and_of_the_same_verdicts(judge):
+def test_attribution_is_of_the_uncompressed_context_and_of_the_same_verdicts(judge, lensnet):
     """Against the model's other tasks: proposals tell what is collapsed, judge what it costs, scores what is said."""
     with_it, without = (
         build_step(
-            TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer",
+            TREE, RandomCollapse(geometry_of(TREE)), lensnet=lensnet,
             objectives=Objectives(lens_judge=judge, attribution_weight=weight),
         )
         for weight in (0.5, 0.0)
@@ -125,13 +126,16 @@ def test_attribution_is_of_the_uncompressed_context_and_of_the_same_verdicts(jud
     first = cursor - 1 if judge == "gist" else max(cursor - 1, cursor // size * size)
     verdict = (nll - full)[:, first:].nanmean(dim=1)
     raw = raw_context(without.geometry, 5, tokens.device)
-    scores = without.scores(raw, without.table(without.gpt.embed(tokens[:, :-1]), without.gpt.embed(tokens[:, :-1])))
+    embeddings = without.gpt.embed(tokens[:, :-1])
+    scores = without.scores(raw, without.table(embeddings, embeddings), without.validate(tokens))
     wanted, right = 0.0, 0.0
     for sequence in range(5):
         told = []
         for row in (2 * sequence, 2 * sequence + 1):
-            gone = [block for block in range(focus.shape[1]) for _ in range(focus[row, block])]
-            told.append(sum(scores[sequence, block * size : (block + 1) * size].mean() for block in gone))
+            gone = [(block, lod) for block, lod in enumerate(focus[row].tolist()) if lod]
+            said = [scores[sequence, block * size : (block + 1) * size].mean() for block, _ in gone]
+            # Of blocks of 3, LOD1 saves 2 entries each; LOD2 saves 8 of three blocks.
+            told.append(sum((1, 8 / 6)[lod - 1] * score for (_, lod), score in zip(gone, said, strict=True)))
         lost = (verdict[2 * sequence] - verdict[2 * sequence + 1]).item()
         margin = (told[0] - told[1]).item() * (1 if lost > 0 else -1)
         wanted += math.tanh(abs(lost)) * math.log1p(math.exp(-margin * max(1, abs(lost)))) / 5

@@ -39,6 +39,7 @@ def run(launches):
         "objectives.reconstruction_weight = 0.1",
         "objectives.gist_kl_weight = 0.1",
         "objectives.policy_kl_weight = 0.1",
+        "objectives.attribution_weight = 0.1",
         options=["--plugin", str(WATCHER)],
     ).succeeded()
 

@@ -102,7 +102,7 @@ def test_padding_of_a_partition_is_no_weight(size):
     weights, ranks = torch.randn(size), 4
     held = -(-size // ranks)
     padded = torch.cat([weights, torch.full((held * ranks - size,), float("nan"))]).view(ranks, held)
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums, wanted = torch.zeros(2, dtype=torch.float64), 0.0
     for rank in range(ranks):
         model = nn.ModuleDict({"part": nn.Module()})
         model["part"].weight = nn.Parameter(torch.zeros(0))
@@ -114,8 +114,10 @@ def test_padding_of_a_partition_is_no_weight(size):
         model["part"].weight.ds_tensor += 0.5
         moved = change.collect().means[METRIC + "part"]
         sums += moved
-        assert moved[0] == pytest.approx(0.25 * padded[rank].isfinite().sum().item())
-    assert sums[0] == pytest.approx(0.25 * size)
+        own = padded[rank][padded[rank].isfinite()].double()
+        wanted += max(own.square().sum(), (own + 0.5).square().sum()).item()
+        assert moved[0] == pytest.approx(0.25 * len(own))
+    assert sums.tolist() == pytest.approx([0.25 * size, wanted])
 
 
 def test_an_interrupted_interval_goes_on():

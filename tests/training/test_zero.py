@@ -9,8 +9,11 @@ pytestmark = pytest.mark.launcher
 
 STEPS = 6
 # With samples, which at ZeRO 3 gather weights from all ranks. tests/cli/test_commands.py looks at the same runs.
-SHORT = ("run.total_tokens = 6144", "cadence.log_tokens = 1024", "cadence.sample_tokens = 4096", "sampling.length = 8")
-CURVES = ("train/loss", "train/loss_lod0", "mc/tail_delta")
+SHORT = (
+    "run.total_tokens = 6144", "cadence.log_tokens = 1024", "cadence.sample_tokens = 4096", "sampling.length = 8",
+    "objectives.attribution_weight = 0.5",
+)  # fmt: skip
+CURVES = ("train/loss", "train/loss_lod0", "mc/tail_delta", "mc/lens_loss")
 
 # In float32. Measured over these steps: at most 5e-7, whatever the stage and the number of ranks.
 ADAMW_TOLERANCE = 1e-3
