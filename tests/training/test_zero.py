@@ -89,22 +89,26 @@ def test_the_report_says_what_was_chosen(launches):
 
 
 @pytest.mark.parametrize(
-    ("settings", "tolerance"),
+    ("settings", "tolerance", "tolerance_lens"),
     [
         # At ZeRO 3, where every module is used more than once: what reentrant checkpointing asserts on.
         pytest.param(
             ("run.micro_batch = 1", "gpt.activation_checkpointing = True", "deepspeed.zero_stage = 3"),
             1e-3,
+            1e-3,
             id="accumulation and checkpointing",
         ),
-        pytest.param(("deepspeed.zero_stage = 2", "deepspeed.offload_optimizer = True"), 1e-3, id="offload"),
-        # Eight bits of mantissa; measured: 9e-4. Without float32 master weights it would be 0.2, as DeepSpeed's ZeRO 0.
-        pytest.param(("deepspeed.zero_stage = 1", "deepspeed.precision = 'bf16'"), 1e-2, id="bf16"),
+        pytest.param(("deepspeed.zero_stage = 2", "deepspeed.offload_optimizer = True"), 1e-3, 1e-3, id="offload"),
+        # Eight bits of mantissa; measured: 1.2e-3. Without float32 master weights it would be 0.2, as with DeepSpeed's
+        # ZeRO 0. LensNet's loss, 1.3e-2: of two contexts equally good but for rounding, either may be the better one.
+        pytest.param(("deepspeed.zero_stage = 1", "deepspeed.precision = 'bf16'"), 1e-2, 5e-2, id="bf16"),
     ],
 )
-def test_what_should_not_matter_does_not(launches, settings, tolerance):
+def test_what_should_not_matter_does_not(launches, settings, tolerance, tolerance_lens):
     reference, result = run(launches, "adamw", 0, 1, True), launches.run(*SHORT, *settings).succeeded()
     differences = {name: difference(result, reference, name) for name in CURVES}
+    lens = differences.pop("mc/lens_loss")
+    assert lens <= tolerance_lens, lens
     assert all(value <= tolerance for value in differences.values()), differences
     if "run.micro_batch = 1" in settings:
         assert result.curve("train/grad_accum_steps") == [8.0] * STEPS
