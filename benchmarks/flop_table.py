@@ -12,9 +12,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcframe.recipe import load_recipe
-from mcframe.training.assembly import build_model
-from mcframe.training.cost import Costs
+from mcframe.config.run_config import load_run_config
+from mcframe.training.build import build_model
+from mcframe.training.flops import Costs
 
 PRESETS = Path(__file__).parents[1] / "gin"
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -40,17 +40,17 @@ BYTES_AND_SEPARATOR = 257
 
 def row(preset: str, settings: tuple[str, ...]) -> str:
     """Cells of a row: sizes, GFLOP a dataset token by the model (once, and again), counted, their ratio."""
-    loaded = load_recipe([PRESETS / f"{preset}.gin"], list(settings))
-    recipe = loaded.recipe
+    loaded = load_run_config([PRESETS / f"{preset}.gin"], list(settings))
+    run_config = loaded.run_config
     vocabulary = loaded.config.as_dict().get("gpt.vocab_size") or BYTES_AND_SEPARATOR
     with torch.device("meta"):
-        model = build_model(recipe, int(vocabulary))
-        window, count = model.geometry.window, model.strategy.count
-        length = recipe.variant_length(0) if count else 0
-        cost = Costs(model).at(length, recipe.rebuild(0))
+        model = build_model(run_config, int(vocabulary))
+        window, count = model.tree.window, model.strategy.count
+        length = run_config.variant_length(0) if count else 0
+        cost = Costs(model).at(length, run_config.rebuild(0))
         tokens, seeds = torch.zeros(1, window + 1, dtype=torch.long), torch.zeros(1, count, dtype=torch.long)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(tokens, seeds, length, None, recipe.rebuild(0))[0].backward()
+            model(tokens, seeds, length, None, run_config.rebuild(0))[0].backward()
     counted = counter.get_total_flops() / window
     ratio = (cost.total + cost.recomputed) / counted
     gpt = model.gpt

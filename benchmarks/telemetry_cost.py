@@ -24,15 +24,15 @@ from unittest.mock import patch
 import torch
 
 from mcframe.cli.train import _sinks
-from mcframe.context.statistics import Statistics
-from mcframe.modeling import added_objectives, lens_objective, step
-from mcframe.modeling.step import untimed
-from mcframe.recipe import load_recipe
-from mcframe.telemetry.progress import Progress
-from mcframe.training.assembly import assemble
+from mcframe.config.run_config import load_run_config
+from mcframe.context.step_metrics import StepMetrics
+from mcframe.metrics.progress import Progress
+from mcframe.modeling import added_losses, lens_objective, step
+from mcframe.modeling.step import no_timer
+from mcframe.training.build import build_components
 from mcframe.training.engine import Engine, prepare_environment, start_distributed
-from mcframe.training.loop import Trainer
 from mcframe.training.run_directory import plan
+from mcframe.training.trainer import Trainer
 
 QUICKSTART = Path(__file__).parents[1] / "gin" / "quickstart.gin"
 WARM_UP, BATCHES = 6, 5
@@ -41,14 +41,14 @@ WARM_UP, BATCHES = 6, 5
 def build(gin: Path, settings: list[str], directory: Path) -> Trainer:
     """The trainer of a run, with all of its sinks, about to take its first step."""
     prepare_environment()
-    loaded = load_recipe([gin], settings)
+    loaded = load_run_config([gin], settings)
     run_plan = plan("telemetry_cost", directory, "never")
     directory.mkdir(parents=True, exist_ok=True)
     with loaded.config.placing():
-        assembly = assemble(loaded.recipe)
+        components = build_components(loaded.run_config)
         device = start_distributed()
-        engine = Engine(assembly.model, loaded.recipe, world_size=1)
-        trainer = Trainer(assembly, engine, run_plan, _sinks(loaded, run_plan, 0), loaded.registry.hooks, device)
+        engine = Engine(components.model, loaded.run_config, world_size=1)
+        trainer = Trainer(components, engine, run_plan, _sinks(loaded, run_plan, 0), loaded.registry.hooks, device)
     trainer.progress = Progress(trainer.clock.total_tokens, 0, False)
     return trainer
 
@@ -65,14 +65,14 @@ def silent(trainer: Trainer) -> Iterator[None]:
             (lens_objective, "_score_statistics"),
             (lens_objective, "_pair_statistics"),
         ):
-            stack.enter_context(patch.object(module, name, lambda *_: Statistics()))
-        for module in (step, lens_objective, added_objectives):
+            stack.enter_context(patch.object(module, name, lambda *_: StepMetrics()))
+        for module in (step, lens_objective, added_losses):
             stack.enter_context(patch.object(module, "masked_sum", lambda *_, **__: zero))
         for pool in (trainer.accumulator, trainer.tally):
             stack.enter_context(patch.object(pool, "add", lambda _: None))
-        stack.enter_context(patch.object(trainer.timers, "phase", untimed))
+        stack.enter_context(patch.object(trainer.timers, "phase", no_timer))
         stack.enter_context(patch.object(trainer.timers, "step", nullcontext))
-        trainer.engine.time_with(untimed)
+        trainer.engine.time_with(no_timer)
         stack.callback(trainer.engine.time_with, timed)
         yield
 
@@ -111,7 +111,7 @@ def main() -> None:
             pairs.append((times["on"], times["off"]))
             if number % 10 == 9:
                 logs.append(milliseconds(trainer, trainer._log))
-        trainer.sinks.close()
+        trainer.loggers.close()
         trainer.loader.close()
         report(trainer, options.gin.stem, pairs, logs)
 
@@ -119,7 +119,7 @@ def main() -> None:
 def report(trainer: Trainer, name: str, pairs: list[tuple[float, float]], logs: list[float]) -> None:
     """Medians over the run and over parts of it."""
     on, off = (median(each[kind] for each in pairs) for kind in (0, 1))
-    per_interval = max(1, trainer.recipe.cadence.log_tokens // trainer.recipe.batch_tokens)
+    per_interval = max(1, trainer.run_config.cadence.log_tokens // trainer.run_config.batch_tokens)
     size = len(pairs) // BATCHES
     parts = [pairs[n * size : (n + 1) * size] for n in range(BATCHES)]
     ratios = [median(a / b for a, b in part) - 1 for part in parts if part]

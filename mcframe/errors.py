@@ -13,7 +13,7 @@ EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a mistake was made: a file and, where known, its line (from 1)."""
 
     file: Path | str
@@ -45,13 +45,13 @@ class UserError(Exception):
     The command line prints these three and exits with code 2; a traceback only under `--traceback`.
     """
 
-    def __init__(self, message: str, *, remedy: str = "", place: Place | None = None) -> None:
+    def __init__(self, message: str, *, remedy: str = "", place: Location | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
         self.place = place
 
-    def at(self, place: Place | None) -> UserError:
+    def at(self, place: Location | None) -> UserError:
         """The same error, placed, unless it already has a place."""
         return self if self.place or place is None else UserError(self.message, remedy=self.remedy, place=place)
 

@@ -21,7 +21,7 @@ tokenizer    Tokenizer          interfaces/data.py         texts
 task         Task               interfaces/data.py         seeds
 objective    Objective          interfaces/objective.py    a micro-batch within the training step
 evaluation   Evaluation         interfaces/evaluation.py   a trained model
-sink         TelemetrySink      interfaces/telemetry.py    what is measured
+sink         MetricLogger      interfaces/telemetry.py    what is measured
 
 Shapes: B sequences, V variants of each, R = B * V rows (row r belongs to sequence r // V), T tokens, K block size,
 G slots, D width, L entries of a working context.
@@ -36,13 +36,13 @@ from typing import Any, Protocol
 
 import pluggy
 
-from mcframe.findings import Chart, Findings, Interval, Table
-from mcframe.interfaces.data import Task, TaskBatch, TextSource, Tokenizer
-from mcframe.interfaces.evaluation import Evaluation, HeldOut, Subject
+from mcframe.interfaces.data import SyntheticBatch, SyntheticTask, TextSource, Tokenizer
+from mcframe.interfaces.eval_result import Chart, EvalResult, Interval, Table
+from mcframe.interfaces.evaluation import EvalData, EvalModel, Evaluation
 from mcframe.interfaces.focus import Allocator, Sequences, VariantStrategy
+from mcframe.interfaces.logger import Histogram, MetricLogger, RunStart
+from mcframe.interfaces.loss import Loss, LossTerm, StepView, UncompressedPass, VariantPass
 from mcframe.interfaces.networks import GistNet, HeadShape, LensNet, ModelShape, Positions
-from mcframe.interfaces.objective import Baseline, Objective, StepView, Term, Variants
-from mcframe.interfaces.telemetry import Histogram, RunStart, TelemetrySink
 
 __all__ = [
     "API_VERSION",
@@ -50,35 +50,35 @@ __all__ = [
     "INTERFACES",
     "PROJECT",
     "Allocator",
-    "Baseline",
     "Chart",
+    "EvalData",
+    "EvalModel",
+    "EvalResult",
     "Evaluation",
-    "Findings",
     "GistNet",
     "HeadShape",
-    "HeldOut",
     "Histogram",
     "Hooks",
     "Interval",
     "LensNet",
+    "Loss",
+    "LossTerm",
+    "MetricLogger",
     "ModelShape",
-    "Objective",
     "Positions",
     "Register",
     "RunInfo",
     "RunStart",
     "Sequences",
     "StepView",
-    "Subject",
+    "SyntheticBatch",
+    "SyntheticTask",
     "Table",
-    "Task",
-    "TaskBatch",
-    "TelemetrySink",
-    "Term",
     "TextSource",
     "Tokenizer",
+    "UncompressedPass",
+    "VariantPass",
     "VariantStrategy",
-    "Variants",
     "hookimpl",
 ]  # fmt: skip
 
@@ -94,10 +94,10 @@ INTERFACES: Mapping[str, type] = {
     "positions": Positions,
     "text": TextSource,
     "tokenizer": Tokenizer,
-    "task": Task,
-    "objective": Objective,
+    "task": SyntheticTask,
+    "objective": Loss,
     "evaluation": Evaluation,
-    "sink": TelemetrySink,
+    "sink": MetricLogger,
 }
 """What a plug-in of each kind is: its factory returns an instance of this class."""
 
@@ -217,7 +217,7 @@ class Hooks:
 
     @hookspec
     def register_objectives(self, register: Register) -> None:
-        """Offer objectives, `@objective.NAME`.
+        """Offer objectives, `@loss.NAME`.
 
         @hookimpl
         def register_objectives(register):
@@ -235,7 +235,7 @@ class Hooks:
 
     @hookspec
     def register_sinks(self, register: Register) -> None:
-        """Offer telemetry sinks, `@sink.NAME`.
+        """Offer telemetry sinks, `@logger.NAME`.
 
         @hookimpl
         def register_sinks(register):
@@ -294,7 +294,7 @@ class Hooks:
         """
 
     @hookspec
-    def evaluated(self, run: RunInfo, name: str, findings: Findings) -> None:
+    def evaluated(self, run: RunInfo, name: str, findings: EvalResult) -> None:
         """The evaluation called `name` has found this out, while training or in `mcframe eval`. Rank 0 only.
 
         While training it comes before `metrics_logged` with the headlines; in `mcframe eval` nothing else is called,

@@ -24,7 +24,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from mcframe.telemetry.metrics import OF_THE_MACHINE
+from mcframe.metrics.catalogue import OF_THE_MACHINE
+
+pytest.register_assert_rewrite("tests.support")
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "mcframe" / "run.py"

@@ -7,7 +7,6 @@ import sys
 import typer
 
 from mcframe import __version__
-from mcframe.cli.ablate import ablate
 from mcframe.cli.check import check
 from mcframe.cli.compare import compare
 from mcframe.cli.dashboard import dashboard
@@ -20,6 +19,7 @@ from mcframe.cli.new_plugin import new_plugin
 from mcframe.cli.plugins import plugins
 from mcframe.cli.review import review
 from mcframe.cli.sample import sample
+from mcframe.cli.sweep import ablate
 from mcframe.cli.tokenizer import tokenizer
 
 app = typer.Typer(

@@ -10,19 +10,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mcframe.cli.failure import guarded
 from mcframe.cli.options import NoPlugin, Plugin, Set, StrictPlugins, Traceback, plugin_options
+from mcframe.cli.user_errors import report_user_errors
+from mcframe.config.run_config import Loaded, load_run_config
+from mcframe.config.schema import MULTI_KINDS, RunConfig
 from mcframe.data.loader import micro_batch_for
-from mcframe.discovery import PluginOptions
 from mcframe.errors import UserError
 from mcframe.modeling.step import MegaContextStep
-from mcframe.recipe import Loaded, load_recipe
-from mcframe.registry import KINDS
-from mcframe.training.assembly import build_evaluations, build_model, build_task, parameter_counts
-from mcframe.training.cost import Costs
+from mcframe.registry.discovery import PluginOptions
+from mcframe.registry.plugins import KINDS
+from mcframe.training.build import build_evaluations, build_model, build_task, parameter_counts
 from mcframe.training.engine_config import engine_config
-from mcframe.training.report import left_out, memory_estimate, variants_in_words
-from mcframe.training.settings import SEVERAL, Recipe
+from mcframe.training.flops import Costs
+from mcframe.training.startup_summary import left_out, memory_estimate, variants_in_words
 
 
 def check(
@@ -36,46 +36,51 @@ def check(
 ) -> None:
     """Parse a gin file, build its parts on the meta device and print what they are. Trains nothing."""
     plugins = plugin_options(plugin, no_plugin, strict_plugins)
-    raise typer.Exit(guarded(lambda: _check(file, set_, ranks, plugins), traceback=traceback))
+    raise typer.Exit(report_user_errors(lambda: _check(file, set_, ranks, plugins), traceback=traceback))
 
 
 def _check(file: Path, overrides: list[str], ranks: int, plugins: PluginOptions) -> int:
-    loaded = load_recipe([file], overrides, plugins)
+    loaded = load_run_config([file], overrides, plugins)
     with loaded.explaining():
         return _report(loaded, file, ranks)
 
 
 def _report(loaded: Loaded, file: Path, ranks: int) -> int:
-    recipe, console = loaded.recipe, Console()
+    run_config, console = loaded.run_config, Console()
     vocab_size = _vocab_size(loaded, console)
     with torch.device("meta"):
-        model = build_model(recipe, vocab_size)
-    recipe.allocator(recipe.context.geometry)
-    recipe.text()
-    build_evaluations(recipe)
-    build_task(recipe, model)
+        model = build_model(run_config, vocab_size)
+    run_config.allocator(run_config.context.tree)
+    run_config.text()
+    build_evaluations(run_config)
+    build_task(run_config, model)
     rows = {
         "plug-ins": _plugins(loaded),
         **{name: f"{count:,} parameters ({count / 1e6:.1f} M)" for name, count in parameter_counts(model).items()},
         **left_out(model),
     }
     variants = model.strategy.count
-    lengths = recipe.extreme_lengths if variants else (0, 0)
+    lengths = run_config.extreme_lengths if variants else (0, 0)
     costs = Costs(model)
-    flops = [costs.at(lengths[0], recipe.rebuild(0)), costs.at(lengths[1], recipe.rebuild(recipe.steps - 1))]
+    flops = [
+        costs.at(lengths[0], run_config.rebuild(0)),
+        costs.at(lengths[1], run_config.rebuild(run_config.steps - 1)),
+    ]
     rows["FLOPs a token"] = f"{flops[0].plain / 1e9:.3g} G plain; {flops[0].total / 1e9:.3g} G at the start and " + (
         f"{flops[1].total / 1e9:.3g} G at the end with all that a step runs"
     )
     rows |= {f"FLOPs of {name}": note for name, note in costs.notes.items()}
-    rows["tokens a step"] = f"{recipe.batch_tokens:,} ({recipe.sequences} sequences of {recipe.context.window:,})"
-    rows["steps"] = f"{recipe.steps:,}, {recipe.steps * recipe.batch_tokens:,} tokens"
+    rows["tokens a step"] = (
+        f"{run_config.batch_tokens:,} ({run_config.sequences} sequences of {run_config.context.window:,})"
+    )
+    rows["steps"] = f"{run_config.steps:,}, {run_config.steps * run_config.batch_tokens:,} tokens"
     if variants:
-        rows["variants"] = variants_in_words(recipe, variants)
-        rows["usable nodes"] = _usable(recipe)
-    rows["memory a rank"] = _memory(model, recipe, ranks)
-    if recipe.sequences % ranks == 0:
-        micro = micro_batch_for(recipe.sequences // ranks, recipe.micro_batch)
-        engine_config(recipe, micro, recipe.sequences // (micro * ranks))
+        rows["variants"] = variants_in_words(run_config, variants)
+        rows["usable nodes"] = _usable(run_config)
+    rows["memory a rank"] = _memory(model, run_config, ranks)
+    if run_config.sequences % ranks == 0:
+        micro = micro_batch_for(run_config.sequences // ranks, run_config.micro_batch)
+        engine_config(run_config, micro, run_config.sequences // (micro * ranks))
     table = Table(show_header=False, title=str(file), title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -93,7 +98,7 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
 def _vocab_size(loaded: Loaded, console: Console) -> int:
     """The tokenizer's size; where it has still to be trained, the one that the model names."""
     try:
-        return loaded.recipe.tokenizer().vocab_size
+        return loaded.run_config.tokenizer().vocab_size
     except UserError as error:
         stated = loaded.config.as_dict().get("gpt.vocab_size")
         if not isinstance(stated, int):
@@ -104,7 +109,7 @@ def _vocab_size(loaded: Loaded, console: Console) -> int:
 
 def _plugins(loaded: Loaded) -> str:
     bound = loaded.config.as_dict()
-    parts = [bound.get(f"run.{SEVERAL.get(kind, kind)}") for kind in KINDS]
+    parts = [bound.get(f"run.{MULTI_KINDS.get(kind, kind)}") for kind in KINDS]
     named = [each for part in parts for each in (part if isinstance(part, list) else [part]) if each is not None]
     chosen = ", ".join(str(each).lstrip("@") for each in named)
     packages = ", ".join(f"{name} {version}" for name, version in loaded.registry.versions().items())
@@ -112,13 +117,13 @@ def _plugins(loaded: Loaded) -> str:
     return f"{chosen} (from {packages})"
 
 
-def _usable(recipe: Recipe) -> str:
-    most = recipe.context.check_levels()
+def _usable(run_config: RunConfig) -> str:
+    most = run_config.context.check_levels()
     return ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in most.items())
 
 
-def _memory(model: MegaContextStep, recipe: Recipe, ranks: int) -> str:
-    parts = memory_estimate(model, recipe, ranks)
+def _memory(model: MegaContextStep, run_config: RunConfig, ranks: int) -> str:
+    parts = memory_estimate(model, run_config, ranks)
     whole = sum(parts.values())
     listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
     return f"{whole / 2**30:.2f} GiB on each of {ranks} rank(s) before activations and logits ({listed})"

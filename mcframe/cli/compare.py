@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mcframe.cli.failure import guarded
 from mcframe.cli.options import Traceback
+from mcframe.cli.user_errors import report_user_errors
 from mcframe.errors import UserError
 from mcframe.review.comparing import compare as comparison_of
 from mcframe.review.comparing import named, spoken_tokens
@@ -46,4 +46,4 @@ def compare(
             console.print(str(page), highlight=False, markup=False, soft_wrap=True)
         return 0
 
-    raise typer.Exit(guarded(act, traceback=traceback))
+    raise typer.Exit(report_user_errors(act, traceback=traceback))

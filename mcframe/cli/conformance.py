@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mcframe.config.run_config import GIN_CONFIGURABLES, load_config
 from mcframe.errors import UserError
-from mcframe.recipe import PUBLISHED, load_config
-from mcframe.registry import Registry
+from mcframe.registry.plugins import Registry
 from mcframe.testing.checking import Result, check_plugin, waits_for
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "dim"}
@@ -47,7 +47,7 @@ def check(
 def _check_read(registry: Registry, settings: list[str], *, slow: bool) -> None:
     """Raise UserError where a binding is wrong, or is one of a run and there will be none."""
     for binding in load_config([], settings, registry).bindings.values():
-        if binding.name in PUBLISHED and not slow:
+        if binding.name in GIN_CONFIGURABLES and not slow:
             raise UserError(
                 f"{binding.key} changes nothing here: plug-ins are checked on trees of the kit's own, without a run",
                 remedy="leave it out, or add --slow, whose real runs read it",

@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from mcframe.cli.failure import guarded
 from mcframe.cli.options import Traceback
+from mcframe.cli.user_errors import report_user_errors
 from mcframe.errors import UserError
-from mcframe.telemetry.metrics_file import METRICS
-from mcframe.telemetry.picture_record import PICTURES
-from mcframe.telemetry.tensorboard_sink import write_layout
-from mcframe.telemetry.wandb_workspace import workspace_script
+from mcframe.metrics.figure_data import PICTURES
+from mcframe.metrics.jsonl_logger import METRICS
+from mcframe.metrics.tensorboard_logger import write_layout
+from mcframe.metrics.wandb_workspace import workspace_script
 
 FILE = "wandb_dashboard.py"
 
@@ -48,7 +48,7 @@ def wandb(
         typer.echo(f"{file}\npip install wandb-workspaces\npython {shlex.quote(str(file))} ENTITY/PROJECT")
         return 0
 
-    raise typer.Exit(guarded(act, traceback=traceback))
+    raise typer.Exit(report_user_errors(act, traceback=traceback))
 
 
 @dashboard.command()
@@ -69,7 +69,7 @@ def tensorboard(
         typer.echo(f"tensorboard --logdir {write_layout(run)}")
         return 0
 
-    raise typer.Exit(guarded(act, traceback=traceback))
+    raise typer.Exit(report_user_errors(act, traceback=traceback))
 
 
 def _measured(run: Path) -> list[str]:

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mcframe.data.cache import cache_dir
-from mcframe.discovery import discover
 from mcframe.errors import UserError
-from mcframe.telemetry.wandb_sink import resolve_mode
+from mcframe.metrics.wandb_logger import resolve_mode
+from mcframe.registry.discovery import discover
 from mcframe.training.engine import prepare_environment, shared_memory_op_cached
 
 _PACKAGES = ("torch", "deepspeed", "gin-config", "pluggy", "datasets", "tokenizers", "tensorboard", "wandb")

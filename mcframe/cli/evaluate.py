@@ -12,17 +12,17 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mcframe.chosen import Chosen
-from mcframe.cli.failure import guarded
+from mcframe.cli.load_run import TrainedRun, load_run
 from mcframe.cli.options import Gin, NoPlugin, Plugin, Run, Set, StrictPlugins, Traceback, plugin_options
-from mcframe.cli.trained import TrainedRun, open_trained
+from mcframe.cli.user_errors import report_user_errors
 from mcframe.errors import UserError
-from mcframe.evaluation.asking import ask
+from mcframe.evaluation.eval_model import EngineEvalModel
 from mcframe.evaluation.report import show, write
-from mcframe.evaluation.subject import ModelSubject
-from mcframe.hookspecs import Evaluation, Findings, RunInfo, Subject
-from mcframe.training.assembly import build_evaluations
-from mcframe.training.evaluating import subject_of
+from mcframe.evaluation.runner import run_evaluations
+from mcframe.hookspecs import EvalModel, EvalResult, Evaluation, RunInfo
+from mcframe.registry.factory import PluginFactory
+from mcframe.training.build import build_evaluations
+from mcframe.training.evaluation import subject_of
 
 FOLDER = "evaluation"
 
@@ -50,11 +50,11 @@ def evaluate(
         # gin holds one configuration at a time: the run that is asked about is opened last.
         plugins = plugin_options(plugin, no_plugin, strict_plugins)
         places = {name: place for name, place in (("drop", drop_twin), ("mean", mean_twin)) if place}
-        twins = {name: open_trained(place, plugins=plugins) for name, place in places.items()}
-        asked = _Asked(open_trained(run, gin, set_, plugins), twins, windows)
+        twins = {name: load_run(place, plugins=plugins) for name, place in places.items()}
+        asked = _Asked(load_run(run, gin, set_, plugins), twins, windows)
         return asked.answer(evaluation, out)
 
-    raise typer.Exit(guarded(act, traceback=traceback))
+    raise typer.Exit(report_user_errors(act, traceback=traceback))
 
 
 class _Asked:
@@ -82,7 +82,7 @@ class _Asked:
     def _chosen(self, names: list[str]) -> list[Evaluation]:
         """The run's evaluations; where names are given, those of them, and others that are installed."""
         loaded = self.trained.loaded
-        own = build_evaluations(loaded.recipe)
+        own = build_evaluations(loaded.run_config)
         if not names:
             return own
         known = {evaluation.name: evaluation for evaluation in own}
@@ -92,12 +92,12 @@ class _Asked:
                 chosen.append(known[name])
             elif name in loaded.registry.implementations["evaluation"]:
                 entry = loaded.registry.implementations["evaluation"][name]
-                chosen.append(Chosen(entry, f"evaluation.{name}", loaded.config, loaded.registry)())
+                chosen.append(PluginFactory(entry, f"evaluation.{name}", loaded.config, loaded.registry)())
             else:
                 raise loaded.registry.unknown("evaluation", name)
         return chosen
 
-    def _ask(self, evaluations: list[Evaluation]) -> dict[str, Findings]:
+    def _ask(self, evaluations: list[Evaluation]) -> dict[str, EvalResult]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task("judging contexts", total=None)
@@ -108,29 +108,29 @@ class _Asked:
                 expected += contexts
                 bar.update(task, total=expected)
 
-            def judged(contexts: int) -> None:
+            def tail_mask(contexts: int) -> None:
                 bar.advance(task, contexts)
 
-            twins: dict[str, Subject] = {
-                name: replace(self._subject(twin), judged=judged) for name, twin in self.twins.items()
+            twins: dict[str, EvalModel] = {
+                name: replace(self._subject(twin), tail_mask=tail_mask) for name, twin in self.twins.items()
             }
-            subject = replace(self._subject(self.trained), twins=twins, announced=announced, judged=judged)
-            findings: dict[str, Findings] = {}
-            for name, found in ask(evaluations, subject):
+            subject = replace(self._subject(self.trained), twins=twins, announced=announced, tail_mask=tail_mask)
+            findings: dict[str, EvalResult] = {}
+            for name, found in run_evaluations(evaluations, subject):
                 findings[name] = found
                 self.trained.loaded.registry.hooks.evaluated(self._run_info(), name, found)
             return findings
 
     def _run_info(self) -> RunInfo:
-        checkpoint, recipe = self.trained.checkpoint, self.trained.recipe
+        checkpoint, run_config = self.trained.checkpoint, self.trained.run_config
         return RunInfo(
             directory=checkpoint.path.parents[1], rank=0, world_size=1, tokens=checkpoint.tokens,
-            step=checkpoint.tokens // recipe.batch_tokens, total_tokens=recipe.steps * recipe.batch_tokens,
+            step=checkpoint.tokens // run_config.batch_tokens, total_tokens=run_config.steps * run_config.batch_tokens,
         )  # fmt: skip
 
-    def _subject(self, run: TrainedRun) -> ModelSubject:
+    def _subject(self, run: TrainedRun) -> EngineEvalModel:
         model = run.model.to(self.device)
-        subject = subject_of(self.trained.recipe, run.tokenizer, model, model, self.device)
+        subject = subject_of(self.trained.run_config, run.tokenizer, model, model, self.device)
         return replace(subject, windows=self.windows)
 
     def _facts(self) -> dict[str, Any]:
@@ -146,9 +146,9 @@ class _Asked:
 
 def _check_twin(name: str, twin: TrainedRun, run: TrainedRun) -> None:
     """Raises UserError where a twin cannot read what the run reads, or is no such twin."""
-    if twin.model.geometry != run.model.geometry:
+    if twin.model.tree != run.model.tree:
         raise UserError(
-            f"the {name} twin {twin.checkpoint.path} has {twin.model.geometry}, the run has {run.model.geometry}",
+            f"the {name} twin {twin.checkpoint.path} has {twin.model.tree}, the run has {run.model.tree}",
             remedy="train the twin with the run's gin file and run.gistnet changed, nothing else",
         )
     if twin.tokenizer.identity != run.tokenizer.identity:

@@ -9,8 +9,8 @@ import typer
 from safetensors.torch import save_file
 
 from mcframe import __version__
-from mcframe.cli.failure import guarded
 from mcframe.cli.options import Run, Traceback
+from mcframe.cli.user_errors import report_user_errors
 from mcframe.errors import UserError
 from mcframe.training.checkpoints import find
 from mcframe.training.run_directory import BOUND
@@ -26,7 +26,7 @@ def export(
     traceback: Traceback = False,
 ) -> None:
     """Write a checkpoint's weights, float32, as safetensors; the run's configuration goes into its metadata."""
-    raise typer.Exit(guarded(lambda: _export(run, out), traceback=traceback))
+    raise typer.Exit(report_user_errors(lambda: _export(run, out), traceback=traceback))
 
 
 def _export(run: Path, out: Path) -> int:

@@ -13,7 +13,7 @@ import psutil
 import typer
 
 import mcframe
-from mcframe.cli.failure import guarded
+from mcframe.cli.user_errors import report_user_errors
 from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.training.engine import free_port
 
@@ -27,7 +27,7 @@ def run(
     launcher: Annotated[str, typer.Option(help="More options for the deepspeed launcher, in one string.")] = "",
 ) -> None:
     """Train: `mcframe run --gin gin/quickstart.gin`. Takes the options of mcframe/run.py (see its --help)."""
-    if code := guarded(lambda: _check_named(context.args), traceback=False):
+    if code := report_user_errors(lambda: _check_named(context.args), traceback=False):
         raise typer.Exit(code)
     script = Path(mcframe.__file__).with_name("run.py")
     options = launcher.split()

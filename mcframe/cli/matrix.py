@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mcframe.cli.failure import guarded
 from mcframe.cli.options import NoPlugin, Plugin, StrictPlugins, Traceback
-from mcframe.discovery import PluginOptions
+from mcframe.cli.user_errors import report_user_errors
+from mcframe.config.run_config import all_plugins
 from mcframe.errors import UserError, did_you_mean
-from mcframe.recipe import all_plugins
-from mcframe.registry import Registered, Registry
+from mcframe.registry.discovery import PluginOptions
+from mcframe.registry.plugins import Registered, Registry
 
 _WIDE = 150
 """Columns of the table where no terminal says how many there are, as in the log of a CI."""
@@ -47,7 +47,7 @@ def matrix(
         entries = _chosen(registry, names, package)
         return _matrix(registry, entries, read_settings(settings), out, cross=cross, full=full)
 
-    raise typer.Exit(guarded(action, traceback=traceback))
+    raise typer.Exit(report_user_errors(action, traceback=traceback))
 
 
 def _matrix(

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mcframe.cli.failure import guarded
 from mcframe.cli.options import Traceback
+from mcframe.cli.user_errors import report_user_errors
 from mcframe.errors import UserError, did_you_mean
-from mcframe.telemetry.metrics import CATALOGUE, Metric, describe
+from mcframe.metrics.catalogue import CATALOGUE, Metric, describe
 
 
 def metrics(
@@ -27,7 +27,7 @@ def metrics(
     traceback: Traceback = False,
 ) -> None:
     """List what a run logs: names, units, which way is better, what they mean."""
-    raise typer.Exit(guarded(lambda: _list(pattern, as_json=json_), traceback=traceback))
+    raise typer.Exit(report_user_errors(lambda: _list(pattern, as_json=json_), traceback=traceback))
 
 
 def _list(pattern: str, *, as_json: bool) -> int:

@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 from rich.tree import Tree
 
-from mcframe.cli.failure import guarded
 from mcframe.cli.options import Traceback
+from mcframe.cli.user_errors import report_user_errors
+from mcframe.config.run_config import all_plugins
 from mcframe.errors import UserError, did_you_mean
-from mcframe.recipe import all_plugins
 from mcframe.scaffold.kinds import KINDS
 from mcframe.scaffold.names import Names, check_free
 from mcframe.scaffold.package import render, what_to_change, write
@@ -30,7 +30,7 @@ def new_plugin(
     traceback: Traceback = False,
 ) -> None:
     """Write a complete plug-in package: implementation, tests, tox.ini, gin file. Overwrites nothing."""
-    raise typer.Exit(guarded(lambda: _new_plugin(name, kind, dir_), traceback=traceback))
+    raise typer.Exit(report_user_errors(lambda: _new_plugin(name, kind, dir_), traceback=traceback))
 
 
 def _new_plugin(name: str, kind: str, parent: Path) -> int:

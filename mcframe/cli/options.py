@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mcframe.discovery import PluginOptions
+from mcframe.registry.discovery import PluginOptions
 
 Gin = Annotated[list[str], typer.Option("--gin", metavar="FILE", help="A gin file; may be repeated.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="BINDING", help="A binding, such as 'run.seed = 1'.")]

@@ -14,17 +14,17 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from mcframe.cli import conformance
-from mcframe.cli.failure import guarded
 from mcframe.cli.matrix import matrix
 from mcframe.cli.options import NoPlugin, Plugin, Set, StrictPlugins, Traceback, plugin_options
+from mcframe.cli.user_errors import report_user_errors
+from mcframe.config.configurables import Configurable
 from mcframe.config.parameters import gin_lines, parameters_of
-from mcframe.config.published import Published
-from mcframe.discovery import PluginOptions
+from mcframe.config.run_config import all_plugins, choosing
 from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import API_VERSION
-from mcframe.recipe import all_plugins, choosing
-from mcframe.registry import BrokenPlugin, Registered, Registry
-from mcframe.registry import Plugin as Installed
+from mcframe.registry.discovery import PluginOptions
+from mcframe.registry.plugins import BrokenPlugin, Registered, Registry
+from mcframe.registry.plugins import Plugin as Installed
 
 plugins = typer.Typer(
     help="List the plug-ins that there are, with their packages; show what one of them takes; check them."
@@ -48,7 +48,9 @@ def list_(
     """List the plug-ins that there are, with their packages; show what one of them takes; check them."""
     context.obj = plugin_options(plugin, no_plugin, strict_plugins)
     if context.invoked_subcommand is None:
-        raise typer.Exit(guarded(lambda: _list(all_plugins(context.obj), as_json=json_), traceback=traceback))
+        raise typer.Exit(
+            report_user_errors(lambda: _list(all_plugins(context.obj), as_json=json_), traceback=traceback)
+        )
 
 
 @plugins.command()
@@ -63,7 +65,7 @@ def show(
 ) -> None:
     """Show what one plug-in is, and its parameters as gin lines to paste."""
     options = _more(context.obj, plugin, no_plugin, strict_plugins)
-    raise typer.Exit(guarded(lambda: _show(all_plugins(options), name, as_json=json_), traceback=traceback))
+    raise typer.Exit(report_user_errors(lambda: _show(all_plugins(options), name, as_json=json_), traceback=traceback))
 
 
 @plugins.command()
@@ -83,7 +85,7 @@ def check(
     """Check plug-ins against the clauses of docs/conformance.md. Exit code 1 where one does not conform."""
     options = _more(context.obj, plugin, no_plugin, strict_plugins)
     raise typer.Exit(
-        guarded(
+        report_user_errors(
             lambda: conformance.check(
                 all_plugins(options), names, every=every, settings=set_, width=width, slow=slow, as_json=json_
             ),
@@ -164,7 +166,7 @@ def _from(plugin: Installed) -> str:
 
 def _show(registry: Registry, name: str, *, as_json: bool) -> int:
     entry = _find(registry, name.removeprefix("@"))
-    published = Published(f"{entry.kind}.{entry.name}", entry.factory, entry.kind)
+    published = Configurable(f"{entry.kind}.{entry.name}", entry.factory, entry.kind)
     parameters, doc = parameters_of(published), inspect.getdoc(entry.factory) or ""
     facts = _origin(registry, entry)
     chosen = choosing(entry)

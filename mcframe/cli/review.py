@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mcframe.cli.failure import guarded
 from mcframe.cli.options import Traceback
+from mcframe.cli.user_errors import report_user_errors
 from mcframe.errors import UserError
 from mcframe.review.finding import Case, Finding
 from mcframe.review.record import read_run
@@ -49,7 +49,7 @@ def review(
             console.print(str(page), highlight=False, markup=False, soft_wrap=True)
         return 0
 
-    raise typer.Exit(guarded(act, traceback=traceback))
+    raise typer.Exit(report_user_errors(act, traceback=traceback))
 
 
 def _show(found: list[Finding], console: Console) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated
 import torch
 import typer
 
-from mcframe.cli.failure import guarded
+from mcframe.cli.load_run import load_run
 from mcframe.cli.options import NoPlugin, Plugin, Run, StrictPlugins, Traceback, plugin_options
-from mcframe.cli.trained import open_trained
-from mcframe.training.watching import continuation
+from mcframe.cli.user_errors import report_user_errors
+from mcframe.training.sampling import continuation
 
 
 def sample(
@@ -28,15 +28,15 @@ def sample(
     """Continue a prompt. A prompt longer than the model's window loses its beginning."""
 
     def act() -> int:
-        trained = open_trained(run, plugins=plugin_options(plugin, no_plugin, strict_plugins))
-        window = trained.model.geometry.window
+        trained = load_run(run, plugins=plugin_options(plugin, no_plugin, strict_plugins))
+        window = trained.model.tree.window
         size = len(trained.tokenizer.encode_batch([prompt])[0])
         if size > window:
             typer.echo(f"note: of {size} tokens of the prompt the model reads the last {window}", err=True)
-        sampling = replace(trained.recipe.sampling, length=length, temperature=temperature)
+        sampling = replace(trained.run_config.sampling, length=length, temperature=temperature)
         device = torch.device("cpu")
         with trained.loaded.explaining():
             typer.echo(prompt + continuation(trained.model, trained.tokenizer, prompt, sampling, device, seed))
         return 0
 
-    raise typer.Exit(guarded(act, traceback=traceback))
+    raise typer.Exit(report_user_errors(act, traceback=traceback))

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mcframe.cli.failure import guarded
 from mcframe.cli.options import Gin, NoPlugin, Plugin, Set, StrictPlugins, Traceback, plugin_options
+from mcframe.cli.user_errors import report_user_errors
+from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.data.tokenizers import bpe_file, train_bpe
 from mcframe.errors import UserError
-from mcframe.recipe import Loaded, load_recipe
 
 
 def tokenizer(
@@ -26,7 +26,11 @@ def tokenizer(
 ) -> None:
     """Train the tokenizer of a gin file on its training documents and cache it where runs look for it."""
     plugins = plugin_options(plugin, no_plugin, strict_plugins)
-    raise typer.Exit(guarded(lambda: _train(load_recipe(gin, set_, plugins), gin[-1], characters), traceback=traceback))
+    raise typer.Exit(
+        report_user_errors(
+            lambda: _train(load_run_config(gin, set_, plugins), gin[-1], characters), traceback=traceback
+        )
+    )
 
 
 def _train(loaded: Loaded, gin_file: str, characters: int) -> int:
@@ -42,10 +46,10 @@ def _train(loaded: Loaded, gin_file: str, characters: int) -> int:
     console = Console()
     with loaded.explaining(), console.status(f"Reading up to {characters:,} characters") as status:
         train_bpe(
-            loaded.recipe.text(),
+            loaded.run_config.text(),
             size,
             file,
-            share=loaded.recipe.data.validation_share,
+            share=loaded.run_config.data.validation_share,
             max_characters=characters,
             progress=lambda read: status.update(f"Read {read:,} of up to {characters:,} characters"),
         )

@@ -12,17 +12,17 @@ from typing import Any
 import torch.distributed as dist
 from rich.console import Console
 
-from mcframe.cli.failure import guarded
-from mcframe.discovery import PluginOptions
+from mcframe.cli.user_errors import report_user_errors
+from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.errors import EXIT_INTERRUPTED, UserError
-from mcframe.recipe import Loaded, load_recipe
-from mcframe.telemetry.sinks import Sinks, open_sinks
-from mcframe.training.assembly import assemble
+from mcframe.metrics.loggers import Loggers, open_loggers
+from mcframe.registry.discovery import PluginOptions
+from mcframe.training.build import build_components
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
-from mcframe.training.loop import Trainer
-from mcframe.training.plugin_record import changes, check_alike, fingerprint, given, write_record
-from mcframe.training.report import describe, optimizer_groups
+from mcframe.training.provenance import changes, check_alike, fingerprint, given, write_record
 from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, write_provenance
+from mcframe.training.startup_summary import describe, optimizer_groups
+from mcframe.training.trainer import Trainer
 from mcframe.training.weights import start_from
 
 
@@ -56,7 +56,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of every rank. Returns the exit code."""
     options = arguments().parse_args(argv)
-    return guarded(lambda: train(options), traceback=options.traceback)
+    return report_user_errors(lambda: train(options), traceback=options.traceback)
 
 
 def train(options: argparse.Namespace) -> int:
@@ -74,12 +74,12 @@ def train_in_group(options: argparse.Namespace) -> int:
     prepare_environment()
     console = Console(quiet=os.environ["RANK"] != "0")
     plugins = PluginOptions(tuple(options.plugin), tuple(options.no_plugin), options.strict_plugins)
-    loaded = load_recipe(options.gin, options.set, plugins)
+    loaded = load_run_config(options.gin, options.set, plugins)
     for warning in loaded.registry.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     run_plan = plan(Path(options.gin[-1]).stem, options.run_dir, options.resume)
-    recipe, checkpoint = loaded.recipe, run_plan.checkpoint
-    if checkpoint is not None and checkpoint.tokens >= recipe.steps * recipe.batch_tokens:
+    run_config, checkpoint = loaded.run_config, run_plan.checkpoint
+    if checkpoint is not None and checkpoint.tokens >= run_config.steps * run_config.batch_tokens:
         console.print(
             f"{run_plan.directory} is complete: {checkpoint.tokens:,} tokens. Train on with a larger "
             "run.total_tokens, or anew with --resume never.",
@@ -92,19 +92,19 @@ def train_in_group(options: argparse.Namespace) -> int:
 
 def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     """From a recipe to a trained model: the order in which the parts of a run come to life."""
-    recipe = loaded.recipe
-    assembly = assemble(recipe)
+    run_config = loaded.run_config
+    components = build_components(run_config)
     # A checkpoint of this run brings its own weights.
     begun = None
-    if recipe.start_from is not None and run_plan.checkpoint is None:
-        begun = start_from(assembly.model, recipe.start_from)
+    if run_config.start_from is not None and run_plan.checkpoint is None:
+        begun = start_from(components.model, run_config.start_from)
     device = start_distributed()
     rank, world_size = dist.get_rank(), dist.get_world_size()
     _check_shared(run_plan, world_size)
     fingerprints: list[list[str]] = [[]] * world_size
     dist.all_gather_object(fingerprints, fingerprint(loaded.registry))
     check_alike(fingerprints)
-    engine = Engine(assembly.model, recipe, world_size)
+    engine = Engine(components.model, run_config, world_size)
     extra = {
         "parameter groups": optimizer_groups(engine.optimizer),
         "ranks": f"{world_size} on {device}; micro-batches of {engine.micro_batch} sequences, "
@@ -117,17 +117,17 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         extra["starts from"] = begun
     if run_plan.checkpoint is not None:
         extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
-    console.print(describe(assembly, extra), highlight=False)
+    console.print(describe(components, extra), highlight=False)
     for change in changes(run_plan.directory, given(loaded.registry)) if run_plan.checkpoint is not None else ():
         console.print(f"note: {change}", style="yellow", highlight=False)
-    sinks = _sinks(loaded, run_plan, rank)  # before what has been read is written down
+    loggers = _sinks(loaded, run_plan, rank)  # before what has been read is written down
     if rank == 0:
         write_provenance(run_plan.directory, loaded.config.bound(), write_record(run_plan.directory, loaded.registry))
         (run_plan.directory / OPERATIVE).write_text(loaded.config.operative(), "utf-8")
     for binding in loaded.config.unused():
         console.print(f"note: nothing reads {binding.key} ({binding.place})", style="yellow", highlight=False)
     with console.status("Reading and tokenising text"):
-        trainer = Trainer(assembly, engine, run_plan, sinks, loaded.registry.hooks, device)
+        trainer = Trainer(components, engine, run_plan, loggers, loaded.registry.hooks, device)
     summary = trainer.run()
     if summary["status"] == "interrupted":
         again = "gin files and plug-ins" if given(loaded.registry) else "gin files"
@@ -156,23 +156,23 @@ def _check_shared(run_plan: RunPlan, world_size: int) -> None:
         )
 
 
-def _sinks(loaded: Loaded, run_plan: RunPlan, rank: int) -> Sinks:
-    telemetry, checkpoint, config = loaded.recipe.telemetry, run_plan.checkpoint, loaded.config.as_dict()
-    return open_sinks(
+def _sinks(loaded: Loaded, run_plan: RunPlan, rank: int) -> Loggers:
+    telemetry, checkpoint, config = loaded.run_config.telemetry, run_plan.checkpoint, loaded.config.as_dict()
+    return open_loggers(
         run_plan.directory,
         rank=rank,
         tensorboard=telemetry.tensorboard,
         wandb=telemetry.wandb,
         config=config,
         resume_tokens=checkpoint.tokens if checkpoint else None,
-        others=dict(zip(_sink_names(loaded, config), loaded.recipe.sinks, strict=True)),
+        others=dict(zip(_sink_names(loaded, config), loaded.run_config.loggers, strict=True)),
     )
 
 
 def _sink_names(loaded: Loaded, config: Mapping[str, Any]) -> list[str]:
-    """How messages call the sinks of `run.sinks`: as they are written, with the package that they come from."""
+    """How messages call the sinks of `run.loggers`: as they are written, with the package that they come from."""
     names: list[str] = []
-    for number, written in enumerate(config.get("run.sinks", ()), start=1):
+    for number, written in enumerate(config.get("run.loggers", ()), start=1):
         origin = loaded.registry.implementations["sink"][written.rpartition(".")[2]].origin
         again = f" ({number})" if any(name.startswith(f"{written} ") for name in names) else ""
         names.append(f"{written} of {origin}{again}")

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from mcframe.cli.train import arguments, train_in_group
-from mcframe.context.seeding import variant_seeds
-from mcframe.discovery import PluginOptions
-from mcframe.recipe import load_recipe
-from mcframe.training.assembly import Assembly, assemble, validation_windows
+from mcframe.config.run_config import load_run_config
+from mcframe.context.counter_rng import variant_seeds
+from mcframe.registry.discovery import PluginOptions
+from mcframe.training.build import Components, build_components, validation_windows
 from mcframe.training.checkpoints import find
 from mcframe.training.engine import prepare_environment
 from mcframe.training.weights import load_weights
@@ -89,25 +89,25 @@ def decisions(run_dir: Path, plugins: PluginOptions, rank: int) -> dict[str, Any
     random.seed(rank)
     np.random.seed(rank)
     torch.manual_seed(rank)
-    loaded = load_recipe([run_dir / "config.gin"], [], plugins)
+    loaded = load_run_config([run_dir / "config.gin"], [], plugins)
     with loaded.config.placing():
-        assembly = assemble(loaded.recipe)
-        assembly.model.load_state_dict(load_weights(find(run_dir)))
-        return _decided(assembly)
+        components = build_components(loaded.run_config)
+        components.model.load_state_dict(load_weights(find(run_dir)))
+        return _decided(components)
 
 
 @torch.no_grad()
-def _decided(assembly: Assembly) -> dict[str, Any]:
-    windows = validation_windows(assembly)[0][:WINDOWS]
-    model, recipe = assembly.model.eval(), assembly.recipe
+def _decided(components: Components) -> dict[str, Any]:
+    windows = validation_windows(components)[0][:WINDOWS]
+    model, run_config = components.model.eval(), components.run_config
     found: dict[str, Any] = {"held-out windows": _digest(windows)}
-    budget = recipe.context.target(1.0)
+    budget = run_config.context.target(1.0)
     if model.strategy.count:
-        seeds = variant_seeds(recipe.seed, torch.arange(len(windows)), model.strategy.count)
-        length = model.geometry.reachable(budget)[0]
+        seeds = variant_seeds(run_config.seed, torch.arange(len(windows)), model.strategy.count)
+        length = model.tree.reachable(budget)[0]
         found["variants"] = model(windows[:, :-1], seeds, length, task="proposals").tolist()
     if model.lensnet is not None:
-        focus, rounds = model(windows[:, :-1], assembly.allocator, budget, seeds[:, 0], task="refocus")
+        focus, rounds = model(windows[:, :-1], components.allocator, budget, seeds[:, 0], task="refocus")
         found |= {"focus": focus.tolist(), "rounds of refocusing": rounds.tolist()}
     return found
 

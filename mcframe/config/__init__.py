@@ -4,8 +4,8 @@ The path of a value: `source` finds and parses files into `Binding`s, `diagnosis
 `checks` compares bindings with the configurables they name, `loader` hands them to gin and calls constructors.
 """
 
+from mcframe.config.configurables import register
 from mcframe.config.loader import Config, clear, load
-from mcframe.config.published import register
 from mcframe.config.values import Binding
 
 __all__ = ["Binding", "Config", "clear", "load", "register"]

@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-from mcframe.config.published import Published
+from mcframe.config.configurables import Configurable
 from mcframe.config.values import Binding, Macro, Reference, leaves, map_leaves, render, scoped
 from mcframe.errors import UserError
-from mcframe.registry import KINDS, Registry, did_you_mean
+from mcframe.registry.plugins import KINDS, Registry, did_you_mean
 
-MOVED = {
+RENAMED_BINDINGS = {
     "gpt.rope_base": "positions.gaussian_rope.base",
     "gpt.placement": "positions.gaussian_rope.placement",
     "gpt.smoothing": "positions.gaussian_rope.smoothing",
@@ -25,7 +25,7 @@ MOVED = {
 class Checker:
     """Checks a whole configuration. Each check raises UserError at the binding's place."""
 
-    def __init__(self, bindings: Mapping[str, Binding], names: Mapping[str, Published], registry: Registry) -> None:
+    def __init__(self, bindings: Mapping[str, Binding], names: Mapping[str, Configurable], registry: Registry) -> None:
         self._bindings = bindings
         self._names = names
         self._registry = registry
@@ -78,9 +78,11 @@ class Checker:
             raise UserError(
                 f"{full} is supplied by the framework and cannot be bound", remedy="remove it", place=binding.place
             )
-        if full in MOVED:
+        if full in RENAMED_BINDINGS:
             raise UserError(
-                f"{full} is called {MOVED[full]} now", remedy=f"bind {MOVED[full]} instead", place=binding.place
+                f"{full} is called {RENAMED_BINDINGS[full]} now",
+                remedy=f"bind {RENAMED_BINDINGS[full]} instead",
+                place=binding.place,
             )
         if binding.parameter not in published.parameters and not published.accepts_any:
             there = ", ".join(published.parameters) or "none"

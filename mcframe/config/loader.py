@@ -11,11 +11,11 @@ from typing import Any
 import gin
 
 from mcframe.config.checks import Checker, missing_error, within
-from mcframe.config.published import Published, published_names
-from mcframe.config.source import Reader, preset_folders
+from mcframe.config.configurables import Configurable, configurables
+from mcframe.config.gin_reader import GinReader, preset_folders
 from mcframe.config.values import Binding, Macro, Reference, as_json, map_leaves, render, scoped
-from mcframe.errors import Place, UserError
-from mcframe.registry import Registry
+from mcframe.errors import Location, UserError
+from mcframe.registry.plugins import Registry
 
 _MACRO = "gin.macro"
 
@@ -25,7 +25,7 @@ _active: Config | None = None
 class Config:
     """A loaded configuration. gin holds one at a time: loading another ends the use of this one."""
 
-    def __init__(self, bindings: Mapping[str, Binding], names: Mapping[str, Published], checker: Checker) -> None:
+    def __init__(self, bindings: Mapping[str, Binding], names: Mapping[str, Configurable], checker: Checker) -> None:
         self.bindings = dict(bindings)
         self._names = names
         self._checker = checker
@@ -159,8 +159,8 @@ def load(files: Sequence[Path | str], overrides: Sequence[str], registry: Regist
     """
     global _active
     clear()
-    names = published_names(registry)
-    reader = Reader()
+    names = configurables(registry)
+    reader = GinReader()
     for file in files:
         reader.file(file)
     for text in overrides:
@@ -181,13 +181,13 @@ def clear() -> None:
     gin.clear_config()
 
 
-def _gin_key(binding: Binding, names: Mapping[str, Published]) -> tuple[str, str, str]:
+def _gin_key(binding: Binding, names: Mapping[str, Configurable]) -> tuple[str, str, str]:
     if binding.name:
         return binding.scope, names[binding.name].selector, binding.parameter
     return binding.key, _MACRO, "value"
 
 
-def _gin_value(value: Any, names: Mapping[str, Published]) -> Any:
+def _gin_value(value: Any, names: Mapping[str, Configurable]) -> Any:
     def leaf(item: Any) -> Any:
         if isinstance(item, Macro):
             return gin.config.ConfigurableReference(f"{item.name}/{_MACRO}", True)
@@ -198,7 +198,7 @@ def _gin_value(value: Any, names: Mapping[str, Published]) -> Any:
     return map_leaves(leaf, value)
 
 
-def _lies_in(folders: Sequence[Path], place: Place) -> bool:
+def _lies_in(folders: Sequence[Path], place: Location) -> bool:
     """Whether it is a line of a file there; what `--set` says has no line."""
     return place.line is not None and any(Path(place.file).resolve().is_relative_to(each) for each in folders)
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from mcframe.config.published import Published
+from mcframe.config.configurables import Configurable
 from mcframe.config.values import as_literal
 
 
@@ -35,7 +35,7 @@ class Parameter:
         return f"{self.binding} = %gin.REQUIRED" if self.required else f"# {self.binding} has a default of its own"
 
 
-def parameters_of(published: Published) -> list[Parameter]:
+def parameters_of(published: Configurable) -> list[Parameter]:
     """What a gin file may bind, in the order of the signature."""
     return [
         Parameter(
@@ -70,7 +70,7 @@ def type_in_words(annotation: Any) -> str:
     return re.sub(r"[\w.]+\.(?=\w)", "", str(annotation))  # without the modules of its names
 
 
-def _default(published: Published, parameter: inspect.Parameter) -> str | None:
+def _default(published: Configurable, parameter: inspect.Parameter) -> str | None:
     value = parameter.default
     if dataclasses.is_dataclass(published.factory):
         # Its signature holds a sentinel where the default is made anew for each instance.

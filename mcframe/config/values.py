@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mcframe.errors import Place
+from mcframe.errors import Location
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,7 +46,7 @@ class Binding:
     name: str
     parameter: str
     value: Any
-    place: Place
+    place: Location
 
     @property
     def key(self) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class WorkingContext:
               `surprise.of_entries`; None but where a LensNet `reads_nll`
     """
 
-    geometry: Geometry
+    tree: ContextTree
     focus: Tensor
     token: Tensor
     lod: Tensor
@@ -47,12 +47,12 @@ class WorkingContext:
     @property
     def span(self) -> Tensor:
         """[R, L] tokens that the entry's node covers."""
-        return torch.pow(self.geometry.block_size, self.lod)
+        return torch.pow(self.tree.block_size, self.lod)
 
     @property
     def slots(self) -> Tensor:
         """[R, L] slots of the entry's node."""
-        return torch.where(self.lod > 0, self.geometry.slots, 1)
+        return torch.where(self.lod > 0, self.tree.slots, 1)
 
     @property
     def slot(self) -> Tensor:
@@ -78,14 +78,14 @@ class WorkingContext:
     def row(self) -> Tensor:
         """[R, L] row of the node table (of the entry's own sequence) that holds its embedding."""
         offset = torch.zeros_like(self.lod)
-        for lod in range(1, self.geometry.levels + 1):
-            below = self.geometry.nodes(lod - 1) * self.geometry.slots_at(lod - 1)
+        for lod in range(1, self.tree.levels + 1):
+            below = self.tree.nodes(lod - 1) * self.tree.slots_at(lod - 1)
             offset = offset + (self.lod >= lod) * below
         return offset + self.slots * (self.token // self.span) + self.slot
 
-    def targets(self, following: Tensor) -> Tensor:
-        """[R, L] target ids from `following` [R, T], `following[t]` = token t + 1; meaningless where not `predicts`."""
-        return following.gather(1, self.end - 1)
+    def targets(self, next_tokens: Tensor) -> Tensor:
+        """[R, L] target ids from `next_tokens` [R, T], `next_tokens[t]` = token t + 1; meaningless where not `predicts`."""
+        return next_tokens.gather(1, self.end - 1)
 
     def positions(self, placement: str = "centre") -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [R, L] float32, in tokens, of the sub-interval that the entry stands for.
@@ -102,28 +102,28 @@ class WorkingContext:
 
         Every row ends with the same `T - cursor` raw tokens, so the cut has one length for all rows.
         """
-        keep = self.length - (self.geometry.window - self.geometry.cursor)
-        valid = self.valid[:, :keep] & (self.token[:, :keep] < self.geometry.cursor)
+        keep = self.length - (self.tree.window - self.tree.cursor)
+        valid = self.valid[:, :keep] & (self.token[:, :keep] < self.tree.cursor)
         nll = None if self.nll is None else self.nll[:, :keep]
         return replace(self, token=self.token[:, :keep], lod=self.lod[:, :keep], valid=valid, nll=nll)
 
 
-def block_lods_to_tokens(focus: Tensor, geometry: Geometry) -> Tensor:
+def block_lods_to_tokens(focus: Tensor, tree: ContextTree) -> Tensor:
     """[R, blocks] -> [R, T]: the LOD of every token; those beyond the last whole block are raw."""
-    lod = focus.repeat_interleave(geometry.block_size, dim=1)
-    return F.pad(lod, (0, geometry.window - lod.shape[1]))
+    lod = focus.repeat_interleave(tree.block_size, dim=1)
+    return F.pad(lod, (0, tree.window - lod.shape[1]))
 
 
-def unroll(focus: Tensor, geometry: Geometry, length: int | None = None) -> WorkingContext:
+def build_context(focus: Tensor, tree: ContextTree, length: int | None = None) -> WorkingContext:
     """The working contexts of valid focuses [R, blocks], with no Python loop and no host synchronisation.
 
     `length` promises that every row has exactly that many entries (a row that has not stops the program through an
     assertion on the device); without it rows are filled up to T.
     """
-    rows, window = focus.shape[0], geometry.window
-    lod = block_lods_to_tokens(focus, geometry)
+    rows, window = focus.shape[0], tree.window
+    lod = block_lods_to_tokens(focus, tree)
     token = torch.arange(window, device=focus.device)
-    is_entry = token % torch.pow(geometry.block_size, lod) < torch.where(lod > 0, geometry.slots, 1)
+    is_entry = token % torch.pow(tree.block_size, lod) < torch.where(lod > 0, tree.slots, 1)
     rank = is_entry.cumsum(dim=1)
     size = window if length is None else length
     if length is not None:
@@ -134,7 +134,7 @@ def unroll(focus: Tensor, geometry: Geometry, length: int | None = None) -> Work
     valid = torch.arange(size, device=focus.device) < rank[:, -1:]
     tokens = torch.where(valid, tokens, 0)
     return WorkingContext(
-        geometry=geometry,
+        tree=tree,
         focus=focus,
         token=tokens,
         lod=torch.where(valid, lod.gather(1, tokens), 0),
@@ -143,7 +143,7 @@ def unroll(focus: Tensor, geometry: Geometry, length: int | None = None) -> Work
     )
 
 
-def trimmed(context: WorkingContext) -> WorkingContext:
+def trim_padding(context: WorkingContext) -> WorkingContext:
     """The context without the columns that are filling in every row. Waits for the device: not for a training step."""
     longest = max(1, int(context.valid.sum(dim=1).max()))
     valid = context.valid[:, :longest]
@@ -156,13 +156,13 @@ def trimmed(context: WorkingContext) -> WorkingContext:
     )
 
 
-def raw_context(geometry: Geometry, rows: int, device: torch.device, length: int | None = None) -> WorkingContext:
+def raw_context(tree: ContextTree, rows: int, device: torch.device, length: int | None = None) -> WorkingContext:
     """The uncompressed baseline: every entry a token; of the first `length` tokens where that is given."""
-    size = geometry.window if length is None else length
+    size = tree.window if length is None else length
     token = torch.arange(size, device=device).expand(rows, -1)
     return WorkingContext(
-        geometry=geometry,
-        focus=torch.zeros(rows, size // geometry.block_size, dtype=torch.long, device=device),
+        tree=tree,
+        focus=torch.zeros(rows, size // tree.block_size, dtype=torch.long, device=device),
         token=token,
         lod=torch.zeros_like(token),
         valid=torch.ones_like(token, dtype=torch.bool),

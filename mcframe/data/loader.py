@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcframe.data.materialised import Progress, ShuffledWindows, token_file
 from mcframe.data.split import check_share, empty_split
 from mcframe.data.streaming import StreamedWindows, first_validation_windows
+from mcframe.data.token_file import Progress, ShuffledWindows, token_file
 from mcframe.errors import UserError
-from mcframe.hookspecs import TaskBatch, TextSource, Tokenizer
+from mcframe.hookspecs import SyntheticBatch, TextSource, Tokenizer
 
 
 class WindowStream(Protocol):
@@ -27,7 +27,7 @@ class WindowStream(Protocol):
     window: int
     """T."""
 
-    def take(self, indices: Sequence[int]) -> Tensor | TaskBatch:
+    def take(self, indices: Sequence[int]) -> Tensor | SyntheticBatch:
         """Sequences with these growing global indices, all of this rank -> int64 [n, T + 1].
 
         Those of a task say besides which targets count.
@@ -52,7 +52,7 @@ class Batch:
 
     tokens: Tensor
     indices: Tensor
-    scored: Tensor | None = None
+    loss_mask: Tensor | None = None
 
 
 class Loader:
@@ -146,8 +146,8 @@ class Loader:
         end = position + self._span
         indices = range(position + (self._rank - position) % self._world_size, end, self._world_size)
         taken = self._stream.take(indices)
-        tokens, scored = (taken.tokens, taken.scored) if isinstance(taken, TaskBatch) else (taken, None)
-        parts = tokens, torch.tensor(indices, dtype=torch.int64), scored
+        tokens, loss_mask = (taken.tokens, taken.loss_mask) if isinstance(taken, SyntheticBatch) else (taken, None)
+        parts = tokens, torch.tensor(indices, dtype=torch.int64), loss_mask
         batch = Batch(*(part.pin_memory() if self._pin and part is not None else part for part in parts))  # type: ignore[arg-type]
         return batch, {"position": end, "stream": self._stream.state()}
 

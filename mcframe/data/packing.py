@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcframe.data.returned import encoded
+from mcframe.data.plugin_checks import encoded
 from mcframe.hookspecs import Tokenizer
 
 Tokens = NDArray[np.unsignedinteger[Any]]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcframe.data import returned
+from mcframe.data import plugin_checks as returned
 from mcframe.data.packing import Tokens, batched, gather_windows, separated, window_count
 from mcframe.data.split import check_share, documents_of, empty_split, is_validation
 from mcframe.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcframe.data import returned
+from mcframe.data import plugin_checks as returned
 from mcframe.data.cache import cache_dir, make_folder
 from mcframe.data.packing import batched
 from mcframe.data.sources import StandardLibrary

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from mcframe.errors import UserError
-from mcframe.evaluation.pictures import draw
-from mcframe.hookspecs import Findings, Interval, Table
+from mcframe.evaluation.plots import draw
+from mcframe.hookspecs import EvalResult, Interval, Table
 
 JSON = "eval.json"
 
 
-def show(findings: Findings, console: Console) -> None:
+def show(findings: EvalResult, console: Console) -> None:
     """Print tables, verdicts and notes."""
     for table in findings.tables:
         console.print(as_rich(table), highlight=False)
@@ -54,7 +54,7 @@ def cell_text(cell: str | int | float | Interval | None) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell).replace(" [", "\n[")
 
 
-def write(findings: Mapping[str, Findings], facts: Mapping[str, Any], out: Path) -> list[Path]:
+def write(findings: Mapping[str, EvalResult], facts: Mapping[str, Any], out: Path) -> list[Path]:
     """Write `eval.json` and a picture a chart into `out`; returns their paths.
 
     The JSON has `metrics`, flat; `run`, what was evaluated; and `evaluations`, with tables, verdicts, notes and the

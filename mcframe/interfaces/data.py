@@ -79,7 +79,7 @@ class Tokenizer(ABC):
 
 
 @dataclass(frozen=True)
-class TaskBatch:
+class SyntheticBatch:
     """Generated sequences.
 
     tokens    [B, T + 1] int64
@@ -88,25 +88,25 @@ class TaskBatch:
     """
 
     tokens: Tensor
-    scored: Tensor
+    loss_mask: Tensor
     evidence: Tensor
 
 
-class Task(ABC):
-    """Sequences that are generated and whose answers are known. Factory: `factory(geometry)`.
+class SyntheticTask(ABC):
+    """Sequences that are generated and whose answers are known. Factory: `factory(tree)`.
 
     Noise, of which nothing is asked (docs/plugins/task.md has one that asks):
 
         class Noise(Task):
             vocab_size, identity = 64, "noise-1"
 
-            def __init__(self, geometry):
-                self.window = geometry.window
+            def __init__(self, tree):
+                self.window = tree.window
 
             def generate(self, seeds):
                 tokens = priorities(seeds, self.window + 1) % 64
                 nothing = torch.zeros(len(seeds), self.window, dtype=torch.int64)
-                return TaskBatch(tokens, nothing.bool(), nothing - 1)
+                return SyntheticBatch(tokens, nothing.bool(), nothing - 1)
 
     What is asked stands before the cursor (or is itself an earlier answer's place behind it), what answers it stands in
     blocks that may be collapsed, and the answers stand behind the cursor.
@@ -124,5 +124,5 @@ class Task(ABC):
         """A string that changes whenever the sequences do."""
 
     @abstractmethod
-    def generate(self, seeds: Tensor) -> TaskBatch:
+    def generate(self, seeds: Tensor) -> SyntheticBatch:
         """One sequence for each seed [B] int64, a function of that seed alone; the same on every machine."""

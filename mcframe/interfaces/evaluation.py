@@ -9,14 +9,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from mcframe.context.controls import Condition
-from mcframe.context.geometry import Geometry
-from mcframe.findings import Findings
-from mcframe.interfaces.data import Task
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.substitutions import Condition
+from mcframe.interfaces.data import SyntheticTask
+from mcframe.interfaces.eval_result import EvalResult
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class EvalData:
     """Held-out sequences that a model is judged on.
 
     tokens     [n, T + 1] int64
@@ -28,16 +28,16 @@ class HeldOut:
 
     tokens: Tensor
     documents: Tensor
-    scored: Tensor
+    loss_mask: Tensor
     evidence: Tensor | None = None
     chance: float | None = None
 
 
-class Subject(Protocol):
+class EvalModel(Protocol):
     """The trained model that an evaluation judges. Tensors that go in and come out lie on the CPU."""
 
     @property
-    def geometry(self) -> Geometry:
+    def tree(self) -> ContextTree:
         """The tree."""
 
     @property
@@ -61,10 +61,10 @@ class Subject(Protocol):
         """Whether it was trained with a LensNet, so that `refocus` works."""
 
     @property
-    def twins(self) -> Mapping[str, Subject]:
+    def twins(self) -> Mapping[str, EvalModel]:
         """Models to compare with: `drop`, trained to live with gaps; `mean`, trained with mean embeddings as gists."""
 
-    def held_out(self, windows: int, task: Callable[[Geometry], Task] | None = None) -> HeldOut:
+    def held_out(self, windows: int, task: Callable[[ContextTree], SyntheticTask] | None = None) -> EvalData:
         """Up to `windows` sequences: of `task` where one is given, else of what the run trains on."""
 
     def judge(self, tokens: Tensor, focus: Tensor, condition: Condition = "gist") -> tuple[Tensor, Tensor]:
@@ -93,14 +93,14 @@ class Evaluation(ABC):
 
             def run(self, subject):
                 held = subject.held_out(8)
-                raw = torch.zeros(len(held.tokens), subject.geometry.blocks, dtype=torch.int64)
+                raw = torch.zeros(len(held.tokens), subject.tree.blocks, dtype=torch.int64)
                 nll, _ = subject.judge(held.tokens, raw, "full")
-                return Findings({"eval/bits/plain": float(nll.nanmean()) / math.log(2)})
+                return EvalResult({"eval/bits/plain": float(nll.nanmean()) / math.log(2)})
     """
 
     name: str
     """Names its metrics, `eval/NAME/...`; two evaluations of a run must differ in it."""
 
     @abstractmethod
-    def run(self, subject: Subject) -> Findings:
+    def run(self, subject: EvalModel) -> EvalResult:
         """Ask. Every rank calls it with the same subject and must ask the same things in the same order."""

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import WorkingContext
 
 
 class Allocator(ABC):
-    """Turns scores and a budget into the next working context. Factory: `factory(geometry)`.
+    """Turns scores and a budget into the next working context. Factory: `factory(tree)`.
 
     One that never compresses, whatever the budget (an allocator must not, but it shows the form):
 
         class Raw(Allocator):
-            def __init__(self, geometry): ...
+            def __init__(self, tree): ...
 
             def allocate(self, scores, context, budget, seeds):
                 return torch.zeros_like(context.focus)
@@ -53,21 +53,21 @@ class Sequences:
     """What a variant strategy may look at: the tokens [B, T] and the geometry."""
 
     tokens: Tensor
-    geometry: Geometry
+    tree: ContextTree
 
 
 class VariantStrategy(ABC):
-    """Proposes the alternative working contexts that training compares. Factory: `factory(geometry)`.
+    """Proposes the alternative working contexts that training compares. Factory: `factory(tree)`.
 
     The first nodes behind the sink, as many as make the length, in every variant:
 
         class Oldest(VariantStrategy):
             count = 1
 
-            def __init__(self, geometry): ...
+            def __init__(self, tree): ...
 
             def propose(self, sequences, scores, length, seeds):
-                tree = sequences.geometry
+                tree = sequences.tree
                 nodes = (tree.window - length) // tree.saving(1)
                 block = torch.arange(tree.blocks, device=seeds.device)
                 focus = ((block >= tree.sink) & (block < tree.sink + nodes)).long()
@@ -84,7 +84,7 @@ class VariantStrategy(ABC):
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
         """Focuses of the asked length.
 
-        scores [B, T up to the cursor] or None; length is reachable (`Geometry.reachable`); seeds [B, V] int64
+        scores [B, T up to the cursor] or None; length is reachable (`ContextTree.reachable`); seeds [B, V] int64
         -> focus [B, V, blocks] int64, valid, each unrolling to exactly `length` entries, a function of its own
         sequence's seeds, distinct among a sequence's variants where possible.
         Another shape, dtype or length ends the run with a message that names the plug-in.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import WorkingContext
 
 
@@ -16,7 +16,7 @@ class ModelShape:
     """What a network plug-in must fit: the base model's width D and the tree's geometry."""
 
     width: int
-    geometry: Geometry
+    tree: ContextTree
 
 
 class GistNet(nn.Module, ABC):
@@ -27,7 +27,7 @@ class GistNet(nn.Module, ABC):
         class Last(GistNet):
             def __init__(self, shape):
                 super().__init__()
-                self.slots = shape.geometry.slots
+                self.slots = shape.tree.slots
 
             def forward(self, children, lod):
                 return children[:, :, -self.slots :]
@@ -93,7 +93,7 @@ class HeadShape:
 
     heads: int
     width: int
-    geometry: Geometry
+    tree: ContextTree
 
 
 class Positions(nn.Module, ABC):

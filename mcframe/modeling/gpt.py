@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
 from mcframe.hookspecs import HeadShape, Positions
 from mcframe.modeling.rope import GaussianRope, rotate
-from mcframe.plugin_contract import breach, expect
+from mcframe.registry.checks import check_shape, raise_contract_error
 
 LOGITS_AT_ONCE = 2**28
 """Logits held at a time; more are computed in chunks and again in the backward pass (1 GiB in float32)."""
@@ -121,7 +121,7 @@ class GPT(nn.Module):
 
     def __init__(
         self,
-        geometry: Geometry,
+        tree: ContextTree,
         tokenizer_vocab_size: int,
         positions: Callable[[HeadShape], Positions] = GaussianRope,
         /,
@@ -149,12 +149,10 @@ class GPT(nn.Module):
             )
         self.depth, self.width, self.heads = depth, width, heads
         self.activation_checkpointing = activation_checkpointing
-        self.positions = positions(HeadShape(heads, self.head_width, geometry))
+        self.positions = positions(HeadShape(heads, self.head_width, tree))
         self.token_embed = nn.Embedding(self.vocab_size, width)
-        self.lod_embed = nn.Embedding(geometry.levels + 1, width)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, self.head_width, geometry.levels, gist_bias) for _ in range(depth)
-        )
+        self.lod_embed = nn.Embedding(tree.levels + 1, width)
+        self.blocks = nn.ModuleList(Block(width, heads, self.head_width, tree.levels, gist_bias) for _ in range(depth))
         self.lm_head = nn.Linear(width, self.vocab_size, bias=False)
         self.reset_parameters()
 
@@ -217,11 +215,13 @@ class GPT(nn.Module):
     def _rotation(self, context: WorkingContext) -> tuple[Tensor, Tensor]:
         returned = self.positions(context)
         if not isinstance(returned, tuple) or len(returned) != 2:
-            breach(self.positions, "forward", "returned no pair; asked are cosine and sine")
+            raise_contract_error(self.positions, "forward", "returned no pair; asked are cosine and sine")
         for what, factors in zip(("cosine", "sine"), returned, strict=True):
             heads = self.heads if isinstance(factors, Tensor) and factors.shape[1:2] == (self.heads,) else 1
             shape = (context.token.shape[0], heads, context.length, self.head_width // 2)
-            expect(self.positions, "forward", f"{what} [R, 1 or heads, L, width / 2]", factors, shape, torch.float32)
+            check_shape(
+                self.positions, "forward", f"{what} [R, 1 or heads, L, width / 2]", factors, shape, torch.float32
+            )
         return returned
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ class GPT(nn.Module):
         both = self._chunked(self._nll_and_kl, hidden, targets, teacher.detach())
         return both[..., 0], both[..., 1]
 
-    def judged(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def tail_mask(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """NLL in nats [R, L], and 1.0 where the likeliest token is the target, else 0.0 [R, L]."""
         both = self._chunked(self._judged, hidden, targets)
         return both[..., 0], both[..., 1]

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcframe.context.focus import collapsible, expandable
-from mcframe.context.geometry import Geometry
-from mcframe.context.statistics import masked_mean
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.focus_ops import collapsible, expandable
+from mcframe.context.step_metrics import masked_mean
 from mcframe.context.working_context import WorkingContext
 from mcframe.modeling.preference import pair_indices
 
@@ -48,10 +48,10 @@ def span_difference_loss(
     """
     first, second = pair_indices(variants, block_scores.device)
     focus = context.focus.view(-1, variants, context.focus.shape[1])
-    score, judged = block_scores.view(focus.shape), verdict.view(-1, variants)
+    score, tail_mask = block_scores.view(focus.shape), verdict.view(-1, variants)
     one, other = score[:, first], score[:, second]
     less, more = focus[:, first] > focus[:, second], focus[:, first] < focus[:, second]
-    target = torch.tanh((judged[:, first] - judged[:, second]) / scale)
+    target = torch.tanh((tail_mask[:, first] - tail_mask[:, second]) / scale)
     as_coarse = masked_mean(one, less, dim=-1) - masked_mean(other, more, dim=-1)
     as_fine = masked_mean(other, less, dim=-1) - masked_mean(one, more, dim=-1)
     error = ((as_coarse - target).square() + (as_fine - target).square()) / 2
@@ -69,16 +69,16 @@ def attribution_margin(
     """
     first, second = pair_indices(variants, block_scores.device)
     focus = context.focus.view(-1, variants, context.focus.shape[1])
-    given_up = (_saved(focus, context.geometry, block_scores.dtype) * block_scores[:, None]).sum(dim=-1)
-    judged = verdict.view(-1, variants)
+    given_up = (_saved(focus, context.tree, block_scores.dtype) * block_scores[:, None]).sum(dim=-1)
+    tail_mask = verdict.view(-1, variants)
     differ = (focus[:, first] != focus[:, second]).any(dim=-1)
-    lost = torch.where(differ, judged[:, first] - judged[:, second], 0.0)
+    lost = torch.where(differ, tail_mask[:, first] - tail_mask[:, second], 0.0)
     return lost.sign() * (given_up[:, first] - given_up[:, second]), lost.abs()
 
 
-def _saved(focus: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
+def _saved(focus: Tensor, tree: ContextTree, dtype: torch.dtype) -> Tensor:
     """Entries saved by each block's level, its share of the node's, in units of LOD1's: 0 where raw, 1 at LOD1."""
-    size, slots = geometry.block_size, geometry.slots
+    size, slots = tree.block_size, tree.slots
     saved = size - slots * torch.pow(float(size), 1 - focus.to(dtype))
     return torch.where(focus > 0, saved / (size - slots), 0.0)
 

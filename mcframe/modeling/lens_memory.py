@@ -83,9 +83,9 @@ class LensMemory(nn.Module):
 
     def _note(self, focus: Tensor, verdict: Tensor, variants: int) -> None:
         first, second = pair_indices(variants, verdict.device)
-        judged, focus = verdict.double().view(-1, variants), focus.view(-1, variants, focus.shape[1])
+        tail_mask, focus = verdict.double().view(-1, variants), focus.view(-1, variants, focus.shape[1])
         differ = (focus[:, first] != focus[:, second]).any(dim=-1)
-        squares = torch.where(differ, (judged[:, first] - judged[:, second]).square(), 0.0)
+        squares = torch.where(differ, (tail_mask[:, first] - tail_mask[:, second]).square(), 0.0)
         self.pending += torch.stack((squares.sum(), differ.sum().double()))
 
     @torch.no_grad()

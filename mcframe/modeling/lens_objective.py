@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mcframe.context.focus import block_means
-from mcframe.context.pairing import Pairing, span_delta
-from mcframe.context.statistics import Statistics, masked_mean, masked_sum, moments, pearson
+from mcframe.context.delta_nll import PairedNLL, span_delta
+from mcframe.context.focus_ops import block_means
+from mcframe.context.step_metrics import StepMetrics, masked_mean, masked_sum, moments, pearson
 from mcframe.context.working_context import WorkingContext
 from mcframe.modeling.lens_losses import (
     attribution_loss,
@@ -25,13 +25,13 @@ from mcframe.modeling.preference import PreferencePairs, actionable, preference_
 def lens_objective(
     scores: Tensor,
     context: WorkingContext,
-    pairing: Pairing,
+    pairing: PairedNLL,
     verdict: Tensor,
     variants: int,
     objectives: Objectives,
     remembered: Remembered | None = None,
     uncompressed: Tensor | None = None,
-) -> tuple[Tensor, Statistics]:
+) -> tuple[Tensor, StepMetrics]:
     """LensNet's loss (scalar, not yet weighted by `lens_weight`) and its metrics.
 
     scores [R, Lc] belong to `context`, the entries before the cursor; verdict [R] is the mean ΔNLL behind the cursor
@@ -62,17 +62,17 @@ def lens_objective(
         former = block_means(known.scores, context)
         moved = policy_kl(per_block, former, actionable(context), objectives.temperature)
         loss = loss + objectives.policy_kl_weight * moved.mean()
-        statistics.means["mc/policy_kl"] = masked_sum(moved, torch.ones_like(moved).bool())
+        statistics.means["mc/ema_kl"] = masked_sum(moved, torch.ones_like(moved).bool())
     return loss, statistics
 
 
-def _score_statistics(scores: Tensor, context: WorkingContext, pairing: Pairing) -> Statistics:
+def _score_statistics(scores: Tensor, context: WorkingContext, pairing: PairedNLL) -> StepMetrics:
     scores = scores.detach().float()
     cut = context.length
     damage, followers = (part[:, :cut] for part in span_delta(pairing))
     mean = masked_mean(scores, context.valid, dim=1)[:, None]
     spread = masked_mean((scores - mean).square(), context.valid, dim=1).sqrt()
-    return Statistics(
+    return StepMetrics(
         means={
             "mc/policy_score_abs_mean": masked_sum(scores.abs(), context.valid),
             "mc/policy_score_std_mean": masked_sum(spread, torch.ones_like(spread, dtype=torch.bool)),
@@ -86,11 +86,11 @@ def _ranked(margin: Tensor) -> Tensor:
     return torch.where(margin > 0, 1.0, torch.where(margin == 0, 0.5, 0.0))
 
 
-def _pair_statistics(pairs: PreferencePairs, scale: Tensor | float) -> Statistics:
+def _pair_statistics(pairs: PreferencePairs, scale: Tensor | float) -> StepMetrics:
     signed = pairs.sign * torch.tanh(pairs.strength)[..., None]
     vote = torch.where(pairs.counts, pairs.sign * pairs.score.detach(), 0.0).sum(dim=-1)
     correlation = pearson(pairs.score, pairs.sign, pairs.counts)
-    return Statistics(
+    return StepMetrics(
         means={
             "mc/preference_agreement": masked_sum(_ranked(vote), pairs.exists),
             "mc/preference_strength": masked_sum(pairs.strength * scale, pairs.exists),

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mcframe.context.controls import by_target
-from mcframe.context.pairing import Pairing
-from mcframe.context.statistics import masked_mean
+from mcframe.context.delta_nll import PairedNLL
+from mcframe.context.step_metrics import masked_mean
+from mcframe.context.substitutions import scatter_to_targets
 from mcframe.errors import require
 
 
@@ -94,24 +94,24 @@ class Objectives:
         return stages[min(int(share * len(stages)), len(stages) - 1)]
 
 
-def variant_loss(pairing: Pairing) -> Tensor:
+def variant_loss(pairing: PairedNLL) -> Tensor:
     """Mean NLL of a variant's predicting entries, averaged over variants. Scalar, in nats."""
-    return masked_mean(pairing.nll, pairing.scored, dim=1).mean()
+    return masked_mean(pairing.nll, pairing.loss_mask, dim=1).mean()
 
 
-def gist_delta_penalty(pairing: Pairing) -> Tensor:
+def gist_delta_penalty(pairing: PairedNLL) -> Tensor:
     """relu(mean NLL of the variant - mean NLL of the baseline at the same targets), averaged over variants. In nats."""
-    return torch.relu(masked_mean(pairing.delta, pairing.scored, dim=1)).mean()
+    return torch.relu(masked_mean(pairing.delta, pairing.loss_mask, dim=1)).mean()
 
 
-def distillation(divergence: Tensor, pairing: Pairing, dropped: Pairing | None, objectives: Objectives) -> Tensor:
+def distillation(divergence: Tensor, pairing: PairedNLL, dropped: PairedNLL | None, objectives: Objectives) -> Tensor:
     """Mean KL [R, L] over scored targets, averaged over variants; weighted by what dropping costs where that is known.
 
     A gist's own target has no counterpart without the gist and weighs 1. Scalar, in nats.
     """
     weight = torch.ones_like(divergence)
     if dropped is not None and objectives.kl_contrast:
-        cost = by_target(dropped.delta, dropped.context, missing=0.0)
+        cost = scatter_to_targets(dropped.delta, dropped.context, missing=0.0)
         weight = weight + objectives.kl_contrast * torch.tanh(torch.relu(cost.gather(1, pairing.context.end - 1)))
-    weight = torch.where(pairing.scored, weight, 0.0)
+    weight = torch.where(pairing.loss_mask, weight, 0.0)
     return ((divergence * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-6)).mean()

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcframe.context.focus import block_means, collapsible, expandable
-from mcframe.context.seeding import mix
-from mcframe.context.statistics import masked_mean
+from mcframe.context.counter_rng import hash_combine
+from mcframe.context.focus_ops import block_means, collapsible, expandable
+from mcframe.context.step_metrics import masked_mean
 from mcframe.context.working_context import WorkingContext
 from mcframe.modeling.objectives import Objectives
 
@@ -80,8 +80,8 @@ def preference_pairs(
     """Pairs from judged contexts: block_scores [R, blocks], verdict [R] (lower is better, in nats), scale in nats."""
     blocks = block_scores.shape[1]
     first, second = pair_indices(variants, block_scores.device)
-    judged = verdict.view(-1, variants)
-    loss_first, loss_second = judged[:, first], judged[:, second]
+    tail_mask = verdict.view(-1, variants)
+    loss_first, loss_second = tail_mask[:, first], tail_mask[:, second]
     worse = torch.where(loss_first > loss_second, first, second)
     better = first + second - worse
 
@@ -131,5 +131,5 @@ def shuffled(verdict: Tensor, seeds: Tensor) -> Tensor:
     What is left of a pair is its strength; which of the two is better has nothing to do with what they hold. Nothing
     crosses sequences, so that neither ranks nor micro-batches change it.
     """
-    order = mix(seeds, _SHUFFLE).argsort(dim=1)
+    order = hash_combine(seeds, _SHUFFLE).argsort(dim=1)
     return verdict.view(seeds.shape).gather(1, order).flatten()

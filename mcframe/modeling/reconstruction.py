@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import mix, priorities
-from mcframe.context.working_context import unroll
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import hash_combine, random_keys
+from mcframe.context.working_context import build_context
 from mcframe.modeling.gpt import GPT
 
 _SALT = 0x7265636F  # this draw is not the one that chose the variants
@@ -26,9 +26,9 @@ class Reconstruction(nn.Module):
     what comes after it instead.
     """
 
-    def __init__(self, width: int, geometry: Geometry, share: float) -> None:
+    def __init__(self, width: int, tree: ContextTree, share: float) -> None:
         super().__init__()
-        self.geometry, self.share = geometry, share
+        self.tree, self.share = tree, share
         self.begin_embed = nn.Parameter(torch.randn(width) * 0.02)
 
     def forward(self, gpt: GPT, table: Tensor, tokens: Tensor, blocks: int, seeds: Tensor) -> Tensor:
@@ -36,18 +36,18 @@ class Reconstruction(nn.Module):
 
         table [B, rows, D]; tokens [B, T]; seeds [B] choose which groups, `share` of them.
         """
-        geometry, size = self.geometry, blocks * self.geometry.block_size
-        groups = geometry.nodes(1) // blocks
+        tree, size = self.tree, blocks * self.tree.block_size
+        groups = tree.nodes(1) // blocks
         count = max(1, round(groups * self.share))
-        group = priorities(mix(seeds, _SALT), groups).argsort(dim=-1)[:, :count]
-        offset, slots = geometry.offset(1), geometry.slots * blocks
+        group = random_keys(hash_combine(seeds, _SALT), groups).argsort(dim=-1)[:, :count]
+        offset, slots = tree.offset(1), tree.slots * blocks
         gists = _pick(table[:, offset : offset + groups * slots], group, slots)
         embeddings = _pick(table[:, : groups * size], group, size)
         begin = self.begin_embed.to(gists.dtype).expand(gists.shape[0], 1, -1)
         # A context of n gists followed by as many raw blocks has just the entries and the positions that are wanted.
-        told = replace(geometry, window=2 * size, levels=1, tail=size, sink=0)
+        told = replace(tree, window=2 * size, levels=1, tail=size, sink=0)
         focus = torch.arange(2 * blocks, device=table.device).lt(blocks).long()[None]
-        context = unroll(focus, told, slots + size)
+        context = build_context(focus, told, slots + size)
         hidden = gpt.hidden(torch.cat((gists, begin, embeddings[:, :-1]), dim=1), context)
         nll = gpt.nll(hidden[:, slots:], _pick(tokens[:, : groups * size, None], group, size)[..., 0])
         return nll.view(*group.shape, size)

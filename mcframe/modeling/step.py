@@ -15,22 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcframe.context.controls import Condition, by_target, mean_table, swapped_table, without_gists
-from mcframe.context.focus import block_means
-from mcframe.context.geometry import Geometry
-from mcframe.context.pairing import Pairing, pair, pairing_statistics, tail_delta
-from mcframe.context.statistics import Statistics, masked_mean, masked_sum
-from mcframe.context.surprise import of_entries
-from mcframe.context.tallies import context_tallies, lens_tallies
-from mcframe.context.working_context import WorkingContext, gather_embeddings, raw_context, trimmed, unroll
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.delta_nll import PairedNLL, pair_nll, pairing_statistics, tail_delta
+from mcframe.context.entry_nll import mean_entry_nll
+from mcframe.context.focus_ops import block_means
+from mcframe.context.step_histograms import context_tallies, lens_tallies
+from mcframe.context.step_metrics import StepMetrics, masked_mean, masked_sum
+from mcframe.context.substitutions import Condition, drop_gists, mean_table, scatter_to_targets, swap_gists
+from mcframe.context.working_context import WorkingContext, build_context, gather_embeddings, raw_context, trim_padding
 from mcframe.hookspecs import (
     Allocator,
-    Baseline,
     GistNet,
     LensNet,
     Sequences,
     StepView,
-    Variants,
+    UncompressedPass,
+    VariantPass,
     VariantStrategy,
 )
 from mcframe.modeling.added_objectives import AddedObjectives
@@ -41,13 +41,13 @@ from mcframe.modeling.node_table import build_node_table
 from mcframe.modeling.objectives import Objectives, distillation, gist_delta_penalty, variant_loss
 from mcframe.modeling.preference import shuffled
 from mcframe.modeling.reconstruction import Reconstruction
-from mcframe.plugin_contract import expect, expect_focus, expect_scores
+from mcframe.registry.checks import check_focus, check_scores, check_shape
 
 Timed = Callable[[str], AbstractContextManager[None]]
 """Takes the name of a phase, such as `build`; what is run inside is timed as that phase."""
 
 
-def untimed(phase: str) -> AbstractContextManager[None]:
+def no_timer(phase: str) -> AbstractContextManager[None]:
     """Nobody wants to know how long it takes."""
     return nullcontext()
 
@@ -66,7 +66,7 @@ class MegaContextStep(nn.Module):
         gistnet: GistNet | None,
         lensnet: LensNet | None,
         strategy: VariantStrategy,
-        geometry: Geometry,
+        tree: ContextTree,
         objectives: Objectives,
         reconstruction: Reconstruction | None = None,
         added: AddedObjectives | None = None,
@@ -78,8 +78,8 @@ class MegaContextStep(nn.Module):
         self.lens_memory: LensMemory | None = None
         if lensnet is not None and LensMemory.wanted(objectives):
             self.lens_memory = LensMemory(lensnet, objectives)
-        self.strategy, self.geometry, self.objectives = strategy, geometry, objectives
-        self.timed: Timed = untimed
+        self.strategy, self.tree, self.objectives = strategy, tree, objectives
+        self.timed: Timed = no_timer
         self._seen_once: set[str] = set()
 
     def forward(self, *arguments: Any, task: str = "losses", **options: Any) -> Any:
@@ -90,8 +90,8 @@ class MegaContextStep(nn.Module):
         return getattr(self, task)(*arguments, **options)
 
     def losses(
-        self, tokens: Tensor, seeds: Tensor, length: int, scored: Tensor | None = None, rebuild: int = 1
-    ) -> tuple[Tensor, Statistics]:
+        self, tokens: Tensor, seeds: Tensor, length: int, loss_mask: Tensor | None = None, rebuild: int = 1
+    ) -> tuple[Tensor, StepMetrics]:
         """Loss and statistics of a micro-batch.
 
         tokens [B, T + 1]; seeds [B, V] int64; length: entries of each variant (reachable; ignored without variants);
@@ -99,21 +99,21 @@ class MegaContextStep(nn.Module):
         reconstruction tells at once.
         """
         with self.timed("base"):
-            baseline = self._baseline(tokens, scored)
-            loss = self.objectives.baseline_weight * masked_mean(baseline.nll, baseline.scored, dim=1).mean()
-        statistics = Statistics(means={"train/loss_lod0": masked_sum(baseline.nll, baseline.scored)})
+            baseline = self._baseline(tokens, loss_mask)
+            loss = self.objectives.baseline_weight * masked_mean(baseline.nll, baseline.loss_mask, dim=1).mean()
+        statistics = StepMetrics(means={"train/loss_lod0": masked_sum(baseline.nll, baseline.loss_mask)})
         table = variants = None
         if self.strategy.count:
             with self.timed("build"):
-                table = self.table(baseline.embeddings, baseline.readable)
+                table = self.table(baseline.embeddings, baseline.gist_inputs)
             extra, more, variants = self._variants(baseline, table, seeds, length, rebuild)
             loss, statistics = loss + extra, statistics | more
         if self.added:
-            view = StepView(self.geometry, baseline, table, variants, seeds, self.gpt.nll, self.gpt.logits)
+            view = StepView(self.tree, baseline, table, variants, seeds, self.gpt.nll, self.gpt.logits)
             with self.timed("objectives"):
                 extra, more = self.added(view)
             loss, statistics = loss + extra, statistics | more
-        statistics.means["train/loss"] = masked_sum(loss[None], baseline.scored.new_ones(1))
+        statistics.means["train/loss"] = masked_sum(loss[None], baseline.loss_mask.new_ones(1))
         return loss, statistics
 
     def after_step(self) -> None:
@@ -122,25 +122,25 @@ class MegaContextStep(nn.Module):
             with self.timed("lens bookkeeping"):
                 self.lens_memory.after_step(self.lensnet)
 
-    def _baseline(self, tokens: Tensor, scored: Tensor | None) -> Baseline:
-        inputs, following = tokens[:, :-1], tokens[:, 1:]
+    def _baseline(self, tokens: Tensor, loss_mask: Tensor | None) -> UncompressedPass:
+        inputs, next_tokens = tokens[:, :-1], tokens[:, 1:]
         embeddings = self.gpt.embed(inputs)
         layer = 0 if self.gistnet is None else self.gistnet.reads_layer
-        hidden, readable = self.gpt.states(embeddings, raw_context(self.geometry, 1, tokens.device), layer)
-        nll = self.gpt.nll(hidden, following)
-        if scored is None:
-            scored = nll.new_ones(()).bool().expand_as(nll)
-        return Baseline(inputs, following, embeddings, readable, hidden, nll, scored)
+        hidden, gist_inputs = self.gpt.states(embeddings, raw_context(self.tree, 1, tokens.device), layer)
+        nll = self.gpt.nll(hidden, next_tokens)
+        if loss_mask is None:
+            loss_mask = nll.new_ones(()).bool().expand_as(nll)
+        return UncompressedPass(inputs, next_tokens, embeddings, gist_inputs, hidden, nll, loss_mask)
 
     def _variants(
-        self, baseline: Baseline, table: Tensor, seeds: Tensor, length: int, rebuild: int
-    ) -> tuple[Tensor, Statistics, Variants]:
+        self, baseline: UncompressedPass, table: Tensor, seeds: Tensor, length: int, rebuild: int
+    ) -> tuple[Tensor, StepMetrics, VariantPass]:
         """What the variants add to the loss, their statistics, and their pass."""
-        weights, one = self.objectives, baseline.scored.new_ones(1)
+        weights, one = self.objectives, baseline.loss_mask.new_ones(1)
         focus = self.propose(baseline.inputs, table, seeds, length, baseline.nll)
         with self.timed("sampling"):
-            context = unroll(focus, self.geometry, length)
-            context = without_gists(context) if self.gistnet is None else context
+            context = build_context(focus, self.tree, length)
+            context = drop_gists(context) if self.gistnet is None else context
         with self.timed("pack"):
             entries = gather_embeddings(table, context)
         with self.timed("variant"):
@@ -156,7 +156,7 @@ class MegaContextStep(nn.Module):
             statistics = pairing_statistics(pairing) | context_tallies(pairing)
             statistics.means["mc/gist_delta_penalty"] = masked_sum(penalty[None], one)
             if divergence is not None:
-                statistics.means["mc/gist_kl"] = masked_sum(divergence, pairing.scored)
+                statistics.means["mc/gist_kl"] = masked_sum(divergence, pairing.loss_mask)
         if self.reconstruction is not None:
             with self.timed("objectives"):
                 rebuilt = self.reconstruction(self.gpt, table, baseline.inputs, rebuild, seeds[:, 0])
@@ -167,11 +167,11 @@ class MegaContextStep(nn.Module):
             judge = pairing if dropped is None or weights.lens_judge == "gist" else dropped
             lens, about_lens, scores = self._train_lens(table, entries.detach(), pairing, judge, seeds, baseline.nll)
             loss, statistics = loss + weights.lens_weight * lens, statistics | about_lens
-        return loss, statistics, Variants(entries, hidden, pairing, scores)
+        return loss, statistics, VariantPass(entries, hidden, pairing, scores)
 
     def _train_lens(
-        self, table: Tensor, entries: Tensor, pairing: Pairing, judge: Pairing, seeds: Tensor, nll: Tensor
-    ) -> tuple[Tensor, Statistics, Tensor]:
+        self, table: Tensor, entries: Tensor, pairing: PairedNLL, judge: PairedNLL, seeds: Tensor, nll: Tensor
+    ) -> tuple[Tensor, StepMetrics, Tensor]:
         """LensNet's loss, metrics and scores.
 
         entries [R, L, D], gathered from the table, are detached: LensNet's loss must not shape what it judges. judge:
@@ -185,7 +185,7 @@ class MegaContextStep(nn.Module):
             scores = self._scored(seen, read)
             uncompressed = None
             if weights.attribution_weight:
-                raw = raw_context(self.geometry, table.shape[0], table.device)
+                raw = raw_context(self.tree, table.shape[0], table.device)
                 uncompressed = block_means(self.scores(raw, table, nll), raw.before_cursor())
         with self.timed("lens bookkeeping"):
             verdict = tail_delta(judge).detach()
@@ -200,16 +200,18 @@ class MegaContextStep(nn.Module):
             statistics = statistics | lens_tallies(scores, seen, pairing, seeds)
         return loss, statistics, scores
 
-    def _compare(self, hidden: Tensor, context: WorkingContext, baseline: Baseline) -> tuple[Pairing, Tensor | None]:
+    def _compare(
+        self, hidden: Tensor, context: WorkingContext, baseline: UncompressedPass
+    ) -> tuple[PairedNLL, Tensor | None]:
         """Pair working contexts with the baseline; with their KL [R, L] from it where distillation is on."""
         repeat = context.focus.shape[0] // baseline.nll.shape[0]
-        targets = context.targets(baseline.following.repeat_interleave(repeat, dim=0))
+        targets = context.targets(baseline.next_tokens.repeat_interleave(repeat, dim=0))
         if not self.objectives.gist_kl_weight:
-            return pair(context, self.gpt.nll(hidden, targets), baseline.nll, baseline.scored), None
+            return pair_nll(context, self.gpt.nll(hidden, targets), baseline.nll, baseline.loss_mask), None
         index = (context.end - 1)[..., None].expand(-1, -1, hidden.shape[-1])
         teacher = baseline.hidden.detach().repeat_interleave(repeat, dim=0).gather(1, index)
         nll, divergence = self.gpt.nll_and_kl(hidden, targets, teacher)
-        return pair(context, nll, baseline.nll, baseline.scored), divergence
+        return pair_nll(context, nll, baseline.nll, baseline.loss_mask), divergence
 
     @property
     def needs_dropped(self) -> bool:
@@ -219,38 +221,36 @@ class MegaContextStep(nn.Module):
         return self.gistnet is not None and (judge or bool(weights.gist_kl_weight and weights.kl_contrast))
 
     @torch.no_grad()
-    def _dropped(self, table: Tensor, context: WorkingContext, baseline: Baseline) -> Pairing:
+    def _dropped(self, table: Tensor, context: WorkingContext, baseline: UncompressedPass) -> PairedNLL:
         """The same contexts with their gists dropped, paired with the baseline."""
-        bare = without_gists(context)
+        bare = drop_gists(context)
         repeat = context.focus.shape[0] // baseline.nll.shape[0]
-        targets = bare.targets(baseline.following.repeat_interleave(repeat, dim=0))
+        targets = bare.targets(baseline.next_tokens.repeat_interleave(repeat, dim=0))
         nll = self.gpt.nll(self.gpt.hidden(gather_embeddings(table, bare), bare), targets)
         # A block that ends at the cursor predicts the first target behind it, and nobody does where it is dropped: two
         # contexts are judged by the targets that every context has.
-        position, cursor = torch.arange(self.geometry.window, device=nll.device), self.geometry.cursor
-        everywhere = (position < cursor - 1) | (
-            position >= cursor // self.geometry.block_size * self.geometry.block_size
-        )
-        return pair(bare, nll, baseline.nll, baseline.scored & everywhere)
+        position, cursor = torch.arange(self.tree.window, device=nll.device), self.tree.cursor
+        everywhere = (position < cursor - 1) | (position >= cursor // self.tree.block_size * self.tree.block_size)
+        return pair_nll(bare, nll, baseline.nll, baseline.loss_mask & everywhere)
 
-    def table(self, embeddings: Tensor, readable: Tensor) -> Tensor:
+    def table(self, embeddings: Tensor, gist_inputs: Tensor) -> Tensor:
         """The node table [B, rows, D]: of tokens alone where there is no GistNet."""
         if self.gistnet is None:
             return embeddings
-        return build_node_table(embeddings, self.gistnet, self.geometry, readable)
+        return build_node_table(embeddings, self.gistnet, self.tree, gist_inputs)
 
     def _read(self, inputs: Tensor, *, asks: bool) -> tuple[Tensor, Tensor | None]:
         """The node table of inputs [B, T]; with it, where LensNet `asks` for it, the NLL [B, T] it `reads_nll` of."""
         embeddings = self.gpt.embed(inputs)
-        readable, nll = embeddings, None
+        gist_inputs, nll = embeddings, None
         layer = 0 if self.gistnet is None else self.gistnet.reads_layer
         wanted = asks and self.lensnet is not None and self.lensnet.reads_nll
         if layer or wanted:
-            raw = raw_context(self.geometry, 1, inputs.device)
-            hidden, readable = self.gpt.states(embeddings, raw, layer)
+            raw = raw_context(self.tree, 1, inputs.device)
+            hidden, gist_inputs = self.gpt.states(embeddings, raw, layer)
             if wanted:  # what follows the last token is not known, and nobody asks
                 nll = F.pad(self.gpt.nll(hidden[:, :-1], inputs[:, 1:]), (0, 1))
-        return self.table(embeddings, readable), nll
+        return self.table(embeddings, gist_inputs), nll
 
     def _table_of(self, inputs: Tensor) -> Tensor:
         """The node table of inputs [B, T]."""
@@ -263,15 +263,15 @@ class MegaContextStep(nn.Module):
         """
         scores = None
         if self.strategy.needs_scores:
-            raw = raw_context(self.geometry, inputs.shape[0], inputs.device)
+            raw = raw_context(self.tree, inputs.shape[0], inputs.device)
             with torch.no_grad(), self.timed("variant"):
                 scores = self.scores(raw, table, nll)
         with self.timed("sampling"):
-            focus = self.strategy.propose(Sequences(inputs, self.geometry), scores, length, seeds)
-        shape = (*seeds.shape, self.geometry.blocks)
-        expect(self.strategy, "propose", "a focus [B, V, blocks]", focus, shape, torch.int64)
+            focus = self.strategy.propose(Sequences(inputs, self.tree), scores, length, seeds)
+        shape = (*seeds.shape, self.tree.blocks)
+        check_shape(self.strategy, "propose", "a focus [B, V, blocks]", focus, shape, torch.int64)
         if self._first("propose", focus):
-            expect_focus(self.strategy, "propose", focus.flatten(0, 1), self.geometry, length)
+            check_focus(self.strategy, "propose", focus.flatten(0, 1), self.tree, length)
         return focus.flatten(0, 1)
 
     def _first(self, method: str, values: Tensor) -> bool:
@@ -289,7 +289,7 @@ class MegaContextStep(nn.Module):
         if self.lensnet is None or not self.lensnet.reads_nll:
             return seen
         assert nll is not None, "a LensNet that reads_nll needs the uncompressed pass"
-        return replace(seen, nll=of_entries(nll, seen))
+        return replace(seen, nll=mean_entry_nll(nll, seen))
 
     def scores(self, context: WorkingContext, table: Tensor, nll: Tensor | None = None) -> Tensor:
         """LensNet's scores [R, Lc] of the entries before the cursor."""
@@ -301,15 +301,15 @@ class MegaContextStep(nn.Module):
         """Scores [R, L] of entries whose embeddings are [R, L, D], float32."""
         assert self.lensnet is not None
         scores = self.lensnet(seen, entries)
-        expect(self.lensnet, "forward", "a score an entry [R, L]", scores, entries.shape[:2])
+        check_shape(self.lensnet, "forward", "a score an entry [R, L]", scores, entries.shape[:2])
         if self._first("score", scores):
-            expect_scores(self.lensnet, torch.where(seen.valid, scores.detach(), 0.0))
+            check_scores(self.lensnet, torch.where(seen.valid, scores.detach(), 0.0))
         known: Tensor = scores.float()
         return known
 
     def validate(self, tokens: Tensor) -> Tensor:
         """Plain NLL in nats, float32 [B, T], of windows [B, T + 1] that are not compressed."""
-        raw = raw_context(self.geometry, 1, tokens.device)
+        raw = raw_context(self.tree, 1, tokens.device)
         return self.gpt.nll(self.gpt.hidden(self.gpt.embed(tokens[:, :-1]), raw), tokens[:, 1:])
 
     def refocus(self, inputs: Tensor, allocator: Allocator, budget: int, seeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -318,19 +318,19 @@ class MegaContextStep(nn.Module):
         inputs [B, T]; seeds [B] int64 -> (focus [B, blocks], rounds that changed something [B]).
         """
         table, nll = self._read(inputs, asks=True)
-        context = raw_context(self.geometry, inputs.shape[0], inputs.device)
+        context = raw_context(self.tree, inputs.shape[0], inputs.device)
         age = torch.full_like(context.focus, torch.iinfo(torch.int32).max)
         rounds = torch.zeros_like(seeds)
         for _ in range(allocator.iterations):
             seen = context.before_cursor()
             focus = allocator.allocate(self.scores(context, table, nll), seen, budget, seeds)
-            expect(allocator, "allocate", "a focus [R, blocks]", focus, context.focus.shape, torch.int64)
+            check_shape(allocator, "allocate", "a focus [R, blocks]", focus, context.focus.shape, torch.int64)
             if self._first("allocate", focus):
-                expect_focus(allocator, "allocate", focus, self.geometry)
+                check_focus(allocator, "allocate", focus, self.tree)
             changed = focus != context.focus
             rounds += changed.any(dim=1)
             age = torch.where(changed, 0, age + 1)
-            context = replace(unroll(focus, self.geometry), age=age)
+            context = replace(build_context(focus, self.tree), age=age)
         return context.focus, rounds
 
     def proposals(self, inputs: Tensor, seeds: Tensor, length: int) -> Tensor:
@@ -339,7 +339,7 @@ class MegaContextStep(nn.Module):
         return self.propose(inputs, table, seeds, length, nll)
 
     def judge(
-        self, tokens: Tensor, focus: Tensor, condition: Condition = "gist", partner: Tensor | None = None
+        self, tokens: Tensor, focus: Tensor, condition: Condition = "gist", baseline_nll: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """What the model makes of every target under a focus, whatever stands for its collapsed blocks.
 
@@ -348,28 +348,28 @@ class MegaContextStep(nn.Module):
         -> NLL in nats [R, T] and whether the likeliest token was right [R, T] (1.0 or 0.0), both NaN where no entry
         predicts the target. Position t holds the target that follows token t.
         """
-        inputs, following = tokens[:, :-1], tokens[:, 1:]
+        inputs, next_tokens = tokens[:, :-1], tokens[:, 1:]
         if condition == "full":
             focus = torch.zeros_like(focus)
         elif condition != "mean" and self.gistnet is None:
             condition = "drop"
-        context = unroll(focus, self.geometry)
+        context = build_context(focus, self.tree)
         if condition in ("full", "drop"):
             table = self.gpt.embed(inputs)
-            context = without_gists(context)
+            context = drop_gists(context)
         elif condition == "mean":
-            table = mean_table(self.gpt.embed(inputs), self.geometry)
+            table = mean_table(self.gpt.embed(inputs), self.tree)
         else:
             table = self._table_of(inputs)
         if condition == "swap":
-            assert partner is not None, "swap needs to know whose gists to take"
-            table = swapped_table(table, self.geometry, partner)
-        context = trimmed(context)
-        targets = context.targets(following.repeat_interleave(focus.shape[0] // tokens.shape[0], dim=0))
-        nll, right = self.gpt.judged(self.gpt.hidden(gather_embeddings(table, context), context), targets)
-        return by_target(nll, context), by_target(right, context)
+            assert baseline_nll is not None, "swap needs to know whose gists to take"
+            table = swap_gists(table, self.tree, baseline_nll)
+        context = trim_padding(context)
+        targets = context.targets(next_tokens.repeat_interleave(focus.shape[0] // tokens.shape[0], dim=0))
+        nll, right = self.gpt.tail_mask(self.gpt.hidden(gather_embeddings(table, context), context), targets)
+        return scatter_to_targets(nll, context), scatter_to_targets(right, context)
 
     def next_logits(self, tokens: Tensor) -> Tensor:
         """Logits [B, vocabulary], float32, of the token that follows tokens [B, L]; L up to the window."""
-        raw = raw_context(self.geometry, 1, tokens.device, tokens.shape[1])
+        raw = raw_context(self.tree, 1, tokens.device, tokens.shape[1])
         return self.gpt.logits(self.gpt.hidden(self.gpt.embed(tokens), raw)[:, -1])

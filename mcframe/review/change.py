@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mcframe.ablation.intervals import t_quantile
 from mcframe.review.series import Values
+from mcframe.sweep.intervals import t_quantile
 
 MIN_STRETCH = 5
 MIN_VALUES = 12

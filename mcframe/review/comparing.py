@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mcframe.ablation.intervals import LEVEL, Estimate, estimate
 from mcframe.review.document import Document, Grid, Items, Part, Text
 from mcframe.review.figures import NOTHING, figure, unit, with_error
 from mcframe.review.finding import Plot
@@ -13,7 +12,8 @@ from mcframe.review.record import Record
 from mcframe.review.rules import Rules
 from mcframe.review.run_facts import differences
 from mcframe.review.same_tokens import judge_tokens
-from mcframe.training.weight_change import METRIC as MOVED
+from mcframe.sweep.intervals import LEVEL, Estimate, estimate
+from mcframe.training.update_ratio import METRIC as MOVED
 
 _SEED = "run.seed"
 _OVERLAID = (
@@ -64,13 +64,13 @@ def spoken_tokens(runs: Mapping[str, Record]) -> list[str]:
     (first, base), *others = runs.items()
     items = []
     for label, run in others:
-        judged = judge_tokens(base, run)
+        tail_mask = judge_tokens(base, run)
         words = {
             True: "read the same tokens",
             False: "did not read the same tokens",
             None: "may or may not have read the same tokens",
         }
-        items.append(f"{first} and {label} {words[judged.same]}: {'; '.join(judged.reasons)}.")
+        items.append(f"{first} and {label} {words[tail_mask.same]}: {'; '.join(tail_mask.reasons)}.")
     return items
 
 

@@ -62,7 +62,7 @@ class Verbatim:
 
 @dataclass(frozen=True)
 class Strips:
-    """Working contexts as `mcframe.telemetry.picture` draws them, a line a context."""
+    """Working contexts as `mcframe.metrics.context_text` draws them, a line a context."""
 
     text: str
 

@@ -6,13 +6,13 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
+from mcframe.metrics.figure_data import PICTURES, readings
+from mcframe.metrics.figures import Image, pictures
+from mcframe.metrics.history import History
 from mcframe.review.document import Part, Picture
 from mcframe.review.record import Record
 from mcframe.review.run_facts import number
-from mcframe.telemetry.figures import Image, pictures
-from mcframe.telemetry.history import History
-from mcframe.telemetry.picture_record import PICTURES, readings
 
 _TITLES = {
     "contexts": "How often each block is compressed, by place in the window and time",
@@ -24,14 +24,14 @@ _SHAPE = ("window", "block_size", "levels", "slots", "tail", "sink")
 
 def drawn(run: Record) -> dict[str, list[Part]]:
     """Its pictures by name; none where the run recorded nothing for it, or the run's shape is unknown."""
-    geometry = _geometry(run.config)
+    tree = _geometry(run.config)
     file = run.directory / PICTURES
-    if geometry is None or not file.exists():
+    if tree is None or not file.exists():
         return {}
     label = f"{run.name}, {run.tokens[1]:,} tokens"
     return {
         name: [Picture(f"drawn_{name}", _TITLES[name], "", _png(image))]
-        for name, image in pictures(_history(file, run), geometry, label)
+        for name, image in pictures(_history(file, run), tree, label)
     }
 
 
@@ -43,10 +43,10 @@ def _history(file: Path, run: Record) -> History:
     return history
 
 
-def _geometry(config: Mapping[str, str]) -> Geometry | None:
+def _geometry(config: Mapping[str, str]) -> ContextTree | None:
     values = [number(config, f"context.{key}") for key in _SHAPE]
     known = [int(value) for value in values if value is not None]
-    return Geometry(*known) if len(known) == len(_SHAPE) else None
+    return ContextTree(*known) if len(known) == len(_SHAPE) else None
 
 
 def _png(image: Image) -> bytes:

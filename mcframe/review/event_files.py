@@ -110,7 +110,7 @@ def _ends(file: Path, tag: bytes) -> tuple[Any, Any] | None:
     return None if first is None or last is None else (first, last)
 
 
-def _nearest(content: mmap.mmap, tag: bytes, at: int, following: Callable[[bytes, int], int]) -> Any:
+def _nearest(content: mmap.mmap, tag: bytes, at: int, next_tokens: Callable[[bytes, int], int]) -> Any:
     """The event around a place where the tag stands; where none is whole there, around the next such place."""
     while at >= 0:
         for begin in range(at - _HEADER - 2, max(-1, at - _FARTHEST), -1):
@@ -120,7 +120,7 @@ def _nearest(content: mmap.mmap, tag: bytes, at: int, following: Callable[[bytes
             event = _event(data)
             if any(value.tag.encode() == tag for value in event.summary.value):  # else another text speaks of it
                 return event
-        at = following(tag, at + 1)
+        at = next_tokens(tag, at + 1)
     return None
 
 

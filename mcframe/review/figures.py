@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mcframe.metrics.catalogue import describe
 from mcframe.review.change import mean_bounds, rise_bounds
 from mcframe.review.document import Grid
 from mcframe.review.record import Record
 from mcframe.review.rules import Rules
-from mcframe.telemetry.metrics import describe
 
 NOTHING = "–"
 _COUNTS = ("entries", "iterations", "tokens", "micro-batches")

@@ -7,8 +7,8 @@ import html
 import re
 from importlib.resources import files
 
+from mcframe.metrics.context_text import CURSOR, RAW
 from mcframe.review.document import Document, Found, Grid, Items, Part, Picture, Section, Strips, Text, Tiles
-from mcframe.telemetry.picture import CURSOR, RAW
 
 _STRIP = re.compile(rf"[{re.escape(RAW + CURSOR)}\d]+(?=  )")
 """The blocks of a working context, up to the two blanks before its figures."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mcframe.metrics.catalogue import describe
 from mcframe.review.document import Picture
 from mcframe.review.finding import Plot
 from mcframe.review.record import Record
-from mcframe.telemetry.metrics import describe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mcframe.ablation.results import EVALUATION
 from mcframe.errors import UserError
+from mcframe.metrics.jsonl_logger import METRICS
+from mcframe.metrics.summary import SUMMARY
 from mcframe.review.event_files import event_files, read_scalars, read_texts
 from mcframe.review.series import Series
-from mcframe.telemetry.metrics_file import METRICS
-from mcframe.telemetry.summary import SUMMARY
+from mcframe.sweep.results import EVALUATION
 from mcframe.training.run_directory import OPERATIVE, PROVENANCE
 
 STRIPS = "working_contexts"

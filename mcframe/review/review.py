@@ -20,7 +20,7 @@ from mcframe.review.rules_of_time import SPEED
 from mcframe.review.same_tokens import judge_tokens
 from mcframe.review.section_parts import plot, present, runs
 from mcframe.review.time_section import throughput
-from mcframe.training.weight_change import METRIC as MOVED
+from mcframe.training.update_ratio import METRIC as MOVED
 
 _VALIDATION = ("val/bpb", "val/loss", "train/loss_lod0", "train/loss")
 _TOKENS_READ = {
@@ -48,7 +48,7 @@ def review(case: Case) -> tuple[Document, list[Finding]]:
         Found(number, finding, draw(finding.plot, runs(case)) if finding.plot else None)
         for number, finding in enumerate(found, 1)
     ]
-    document.section("Findings", *(shown or [Text("No rule found anything.")]), *_judged(unjudged, silent))
+    document.section("EvalResult", *(shown or [Text("No rule found anything.")]), *_judged(unjudged, silent))
     advice = [*(finding.step for finding in found), *(each.step for each in unjudged if each.step)]
     steps = list(dict.fromkeys(advice))
     document.section("Next steps", Items(steps, True) if steps else Text("None from the rules."))
@@ -101,8 +101,8 @@ def _tiles(case: Case, found: Sequence[Finding], name: str) -> list[Tile]:
 def _against(case: Case, twin: Record, name: str) -> list[str]:
     """The difference to the twin at the last tokens that both have."""
     mine, theirs = case.run.get(name), twin.get(name)
-    judged = judge_tokens(case.run, twin)
-    items = [f"{_TOKENS_READ[judged.same]}: {'; '.join(judged.reasons)}."]
+    tail_mask = judge_tokens(case.run, twin)
+    items = [f"{_TOKENS_READ[tail_mask.same]}: {'; '.join(tail_mask.reasons)}."]
     if mine is None or theirs is None or not len(mine) or not len(theirs):
         return items
     shared = sorted(set(mine.tokens.tolist()) & set(theirs.tokens.tolist()))

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mcframe.errors import Place, UserError
-from mcframe.registry import did_you_mean
+from mcframe.errors import Location, UserError
+from mcframe.registry.plugins import did_you_mean
 
 TESTS = "tests"
 SEVERITIES = ("high", "medium", "low")
@@ -67,12 +67,12 @@ def read_rules(file: Path | None = None) -> Rules:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}", remedy="give --rules a TOML file") from error
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"this is no TOML: {error}", remedy="see docs/review.md", place=Place(file)) from error
+        raise UserError(f"this is no TOML: {error}", remedy="see docs/review.md", place=Location(file)) from error
     for rule, table in own.items():
         if rule not in tables or not isinstance(table, dict):
             raise UserError(
                 f"there is no rule {rule}{did_you_mean(rule, tables)}",
-                remedy="the rules are in docs/review.md", place=Place(file),
+                remedy="the rules are in docs/review.md", place=Location(file),
             )  # fmt: skip
         for key, value in table.items():
             tables[rule][key] = _checked(file, rule, key, value, tables[rule])
@@ -83,7 +83,7 @@ def _checked(file: Path, rule: str, key: str, value: Any, known: Mapping[str, An
     if key not in known:
         raise UserError(
             f"{rule} has no threshold {key}{did_you_mean(key, known)}",
-            remedy=f"it has {', '.join(known)}", place=Place(file),
+            remedy=f"it has {', '.join(known)}", place=Location(file),
         )  # fmt: skip
     if key == "enabled":
         fits, wanted = isinstance(value, bool), "true or false"
@@ -96,5 +96,5 @@ def _checked(file: Path, rule: str, key: str, value: Any, known: Mapping[str, An
         fits = fits or (number and rule != TESTS and share and value == 1)
         wanted = "a number between 0 and 1" if share else "a number from 0 on"
     if not fits:
-        raise UserError(f"{rule}.{key} is {value!r}; it must be {wanted}", remedy="correct it", place=Place(file))
+        raise UserError(f"{rule}.{key} is {value!r}; it must be {wanted}", remedy="correct it", place=Location(file))
     return value

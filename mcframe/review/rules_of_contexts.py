@@ -22,14 +22,14 @@ def rising_lod_delta(case: Case) -> Outcome:
     names = run.named(LOD_DELTA)
     if not names:
         return case.missing(rule, f"{LOD_DELTA}1")
-    least, risen, judged = case.rules.number(rule, "nats"), [], 0
+    least, risen, tail_mask = case.rules.number(rule, "nats"), [], 0
     for name in names:
         # The interval is as wide as `alpha` asks: a change is called, not a mean.
         rise = rise_bounds(run.series[name].late(case.rules.late), 1 - case.rules.alpha)
-        judged += rise is not None
+        tail_mask += rise is not None
         if rise is not None and rise.low > 0 and rise.value >= least:
             risen.append((name, rise))
-    if not judged:
+    if not tail_mask:
         return case.short(rule, names[0])
     if not risen:
         return None
@@ -126,23 +126,23 @@ def gist_no_better(case: Case) -> Outcome:
     """Gists that do no better than leaving the span out, by the controls of `mcframe eval`."""
     rule, measured = "gist_no_better", case.run.evaluation
     names = [n for n in measured if any(d in n for d in _DROPS) and not n.endswith(("_low", "_high"))]
-    judged = {
+    tail_mask = {
         n: (measured[n], measured[f"{n}_low"], measured[f"{n}_high"])
         for n in names
         if {f"{n}_low", f"{n}_high"} <= measured.keys()
     }
-    if not judged:
+    if not tail_mask:
         step = "Run mcframe eval: whether a gist is better than leaving its block out was not measured."
         return NotJudged(
             rule,
             "no gist_minus/drop in evaluation/eval.json; mcframe eval writes it",
             step if case.run.get(ADV) else "",
         )
-    bad = {name: bounds for name, bounds in judged.items() if not bounds[2] < 0}
+    bad = {name: bounds for name, bounds in tail_mask.items() if not bounds[2] < 0}
     if not bad:
         return None
     worse = sum(low > 0 for _, low, _ in bad.values())
-    title = f"Gists are no better than dropping in {len(bad)} of {len(judged)} controls, surely worse in {worse}."
+    title = f"Gists are no better than dropping in {len(bad)} of {len(tail_mask)} controls, surely worse in {worse}."
     evidence = [
         f"{name.removeprefix('eval/')}: {value:+.3g} nats, interval {low:+.3g} to {high:+.3g}"
         for name, (value, low, high) in list(bad.items())[:_ENOUGH_SHOWN]

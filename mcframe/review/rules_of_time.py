@@ -7,13 +7,13 @@ import math
 
 import numpy as np
 
+from mcframe.metrics.flops import PEAK
+from mcframe.metrics.timers import OTHER, OTHER_PARTS, STEP
+from mcframe.metrics.timers import PARTS as CONTROLLER_PARTS
 from mcframe.review.change import Stretch, find_stretch, mean_bounds
 from mcframe.review.finding import Case, Finding, NotJudged, Outcome, Plot
 from mcframe.review.run_facts import device, plain_flops, ranks
 from mcframe.review.series import Series, Values
-from mcframe.telemetry.flops import PEAK
-from mcframe.telemetry.timers import OTHER, OTHER_PARTS, STEP
-from mcframe.telemetry.timers import PARTS as CONTROLLER_PARTS
 
 SPEED, MFU, PER_STEP = "train/tok_per_sec", "train/mfu", "train/tokens_per_step"
 PARTS = (*CONTROLLER_PARTS, OTHER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mcframe.review.change import outliers, rise_bounds
 from mcframe.review.finding import Case, Finding, NotJudged, Outcome, Plot
 from mcframe.review.same_tokens import judge_tokens
-from mcframe.training.weight_change import METRIC as MOVED
+from mcframe.training.update_ratio import METRIC as MOVED
 
 LOSSES = ("train/loss_lod0", "train/loss")
 _LR = "train/lr"
@@ -90,14 +90,14 @@ def unmoved_weights(case: Case) -> Outcome:
         return case.missing(rule, f"{MOVED}MODULE")
     late = {name: run.series[name].late(case.rules.late) for name in names}
     least = case.rules.number(rule, "readings")
-    judged = [name for name in names if len(late[name]) >= least]
-    if not judged:
+    tail_mask = [name for name in names if len(late[name]) >= least]
+    if not tail_mask:
         return case.short(rule, names[0])
     # A change is no less than 0: a mean of exactly 0 is made of nothing else.
-    still = [name for name in judged if not late[name].any()]
+    still = [name for name in tail_mask if not late[name].any()]
     if not still:
         return None
-    moving = [name for name in judged if name not in still]
+    moving = [name for name in tail_mask if name not in still]
     modules = ", ".join(name.removeprefix(MOVED) for name in still)
     title = f"Weights do not move: {modules}." if moving else "No weights move at all."
     evidence = [_stood_still(case, name) for name in still]
@@ -125,14 +125,14 @@ def misaligned_tokens(case: Case) -> Outcome:
     rule = "misaligned_tokens"
     if case.twin is None:
         return NotJudged(rule, "no twin was named with --against")
-    judged = judge_tokens(case.run, case.twin)
-    if judged.same is None:
-        return NotJudged(rule, "; ".join(judged.reasons))
-    if judged.same:
+    tail_mask = judge_tokens(case.run, case.twin)
+    if tail_mask.same is None:
+        return NotJudged(rule, "; ".join(tail_mask.reasons))
+    if tail_mask.same:
         return None
     title = f"{case.run.name} and {case.twin.name} did not read the same tokens."
     step = "Train the twin again with the run's gin file and run.variants alone changed."
-    return Finding(rule, case.rules.severity(rule), title, judged.reasons, step)
+    return Finding(rule, case.rules.severity(rule), title, tail_mask.reasons, step)
 
 
 def _loss(case: Case) -> str:

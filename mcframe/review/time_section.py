@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from mcframe.metrics.timers import OTHER, OTHER_PARTS
 from mcframe.review.document import Part, Text
 from mcframe.review.finding import Case
 from mcframe.review.rules_of_time import PARTS, SPEED
 from mcframe.review.section_parts import plot, present, tabled
-from mcframe.telemetry.timers import OTHER, OTHER_PARTS
 
 _TIME = (SPEED, "train/mfu", "train/hfu", "train/tokens_per_step")
 

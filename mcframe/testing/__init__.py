@@ -21,24 +21,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mcframe.testing.checking import Result as Result
     from mcframe.testing.checking import check_plugin as check_plugin
-    from mcframe.testing.clauses import Clause as Clause
-    from mcframe.testing.clauses import every_clause as every_clause
-    from mcframe.testing.contracts import AllocatorContract as AllocatorContract
-    from mcframe.testing.contracts import EvaluationContract as EvaluationContract
-    from mcframe.testing.contracts import GistNetContract as GistNetContract
-    from mcframe.testing.contracts import LensNetContract as LensNetContract
-    from mcframe.testing.contracts import ObjectiveContract as ObjectiveContract
-    from mcframe.testing.contracts import PositionsContract as PositionsContract
-    from mcframe.testing.contracts import SinkContract as SinkContract
-    from mcframe.testing.contracts import TaskContract as TaskContract
-    from mcframe.testing.contracts import TextSourceContract as TextSourceContract
-    from mcframe.testing.contracts import TokenizerContract as TokenizerContract
-    from mcframe.testing.contracts import VariantsContract as VariantsContract
+    from mcframe.testing.requirements import Requirement as Requirement
+    from mcframe.testing.requirements import every_clause as every_clause
+    from mcframe.testing.suites import AllocatorContract as AllocatorContract
+    from mcframe.testing.suites import EvaluationContract as EvaluationContract
+    from mcframe.testing.suites import GistNetContract as GistNetContract
+    from mcframe.testing.suites import LensNetContract as LensNetContract
+    from mcframe.testing.suites import ObjectiveContract as ObjectiveContract
+    from mcframe.testing.suites import PositionsContract as PositionsContract
+    from mcframe.testing.suites import SinkContract as SinkContract
+    from mcframe.testing.suites import TaskContract as TaskContract
+    from mcframe.testing.suites import TextSourceContract as TextSourceContract
+    from mcframe.testing.suites import TokenizerContract as TokenizerContract
+    from mcframe.testing.suites import VariantsContract as VariantsContract
 
 # Looked up when they are asked for: pytest loads this package's plug-in in every session on this machine, which must
 # cost nothing and need neither torch nor hypothesis.
 _HOME = {
-    "Clause": "clauses",
+    "Requirement": "clauses",
     "every_clause": "clauses",
     "Result": "checking",
     "check_plugin": "checking",
@@ -46,12 +46,12 @@ _HOME = {
 
 __all__ = [
     "AllocatorContract",
-    "Clause",
     "EvaluationContract",
     "GistNetContract",
     "LensNetContract",
     "ObjectiveContract",
     "PositionsContract",
+    "Requirement",
     "Result",
     "SinkContract",
     "TaskContract",

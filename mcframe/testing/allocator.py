@@ -8,22 +8,22 @@ from dataclasses import replace
 import torch
 from hypothesis import strategies as st
 
-from mcframe.context.focus import is_valid, lengths
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.focus_ops import is_valid, lengths
 from mcframe.errors import UserError
-from mcframe.testing.candidate import PLAIN, Candidate
-from mcframe.testing.clauses import Skipped, clause, expect
 from mcframe.testing.examples import for_all
 from mcframe.testing.inputs import allocator_trial, geometry_within_reach, trials
-from mcframe.testing.trials import AllocatorTrial
+from mcframe.testing.plugin_calls import AllocatorCall
+from mcframe.testing.plugin_under_test import PLAIN, PluginUnderTest
+from mcframe.testing.requirements import Skipped, expect, requirement
 
 
-@clause("A1", "A focus is int64 [R, blocks]", "allocator", after=("P9",))
-def a1_shape(plugin: Candidate) -> None:
+@requirement("A1", "A focus is int64 [R, blocks]", "allocator", after=("P9",))
+def a1_shape(plugin: PluginUnderTest) -> None:
     """For scores of float32 and bfloat16."""
 
-    def check(trial: AllocatorTrial) -> None:
-        wanted = [trial.rows, trial.geometry.blocks]
+    def check(trial: AllocatorCall) -> None:
+        wanted = [trial.rows, trial.tree.blocks]
         for dtype in (torch.float32, torch.bfloat16):
             focus = trial.given(scores=trial.scores.to(dtype)).run()
             expect(list(focus.shape) == wanted, f"the focus has the shape {list(focus.shape)}, not {wanted}")
@@ -32,78 +32,78 @@ def a1_shape(plugin: Candidate) -> None:
     for_all(trials(plugin), check, examples=25)
 
 
-@clause("A2", "A focus is valid: known levels, nodes whole and aligned", "allocator", after=("A1",))
-def a2_valid(plugin: Candidate) -> None:
+@requirement("A2", "A focus is valid: known levels, nodes whole and aligned", "allocator", after=("A1",))
+def a2_valid(plugin: PluginUnderTest) -> None:
     """From any valid focus, at any budget."""
 
-    def check(trial: AllocatorTrial) -> None:
+    def check(trial: AllocatorCall) -> None:
         focus = trial.run()
-        for row in (~is_valid(focus, replace(trial.geometry, tail=0, sink=0))).nonzero().flatten().tolist():
-            expect(False, f"{trial.context.focus[row].tolist()} became {focus[row].tolist()} ({trial.geometry})")
+        for row in (~is_valid(focus, replace(trial.tree, tail=0, sink=0))).nonzero().flatten().tolist():
+            expect(False, f"{trial.context.focus[row].tolist()} became {focus[row].tolist()} ({trial.tree})")
 
     for_all(trials(plugin), check, examples=25)
 
 
-@clause("A3", "Protected blocks stay raw: the tail and the sink", "allocator", after=("A1",))
-def a3_protected(plugin: Candidate) -> None:
+@requirement("A3", "Protected blocks stay raw: the tail and the sink", "allocator", after=("A1",))
+def a3_protected(plugin: PluginUnderTest) -> None:
     """Though their scores are the lowest."""
 
-    def check(trial: AllocatorTrial) -> None:
-        free = torch.tensor(trial.geometry.compressible[0], dtype=torch.bool)
+    def check(trial: AllocatorCall) -> None:
+        free = torch.tensor(trial.tree.compressible[0], dtype=torch.bool)
         compressed = (trial.run()[:, ~free] != 0).any(dim=0)
         blocks = (~free).nonzero().flatten()[compressed].tolist()
-        expect(not blocks, f"blocks {blocks} are protected and were compressed ({trial.geometry})")
+        expect(not blocks, f"blocks {blocks} are protected and were compressed ({trial.tree})")
 
     for_all(trials(plugin), check, examples=25)
 
 
-@clause("A4", "The context fits the budget", "allocator", after=("A2",))
-def a4_budget(plugin: Candidate) -> None:
+@requirement("A4", "The context fits the budget", "allocator", after=("A2",))
+def a4_budget(plugin: PluginUnderTest) -> None:
     """Of every budget that can be met, the least among them."""
 
-    def check(trial: AllocatorTrial) -> None:
-        longest = int(lengths(trial.run(), trial.geometry).max())
-        expect(longest <= trial.budget, f"a budget of {trial.budget} gave {longest} entries ({trial.geometry})")
+    def check(trial: AllocatorCall) -> None:
+        longest = int(lengths(trial.run(), trial.tree).max())
+        expect(longest <= trial.budget, f"a budget of {trial.budget} gave {longest} entries ({trial.tree})")
 
     for_all(trials(plugin), check, examples=25)
 
 
-@clause(
+@requirement(
     "A5", "From the raw context it keeps the largest reachable length within the budget", "allocator",
     needs="fills the budget", after=("A3", "A4"),
 )  # fmt: skip
-def a5_fills(plugin: Candidate) -> None:
+def a5_fills(plugin: PluginUnderTest) -> None:
     """Unless it declares that it does not: `fills_budget = False`."""
 
-    def check(trial: AllocatorTrial) -> None:
+    def check(trial: AllocatorCall) -> None:
         if not trial.part.fills_budget:
             return
-        wanted, _ = geometry_within_reach(trial.part, trial.geometry).reachable(trial.budget)
-        shortest = int(lengths(trial.run(), trial.geometry).min())
+        wanted, _ = geometry_within_reach(trial.part, trial.tree).reachable(trial.budget)
+        shortest = int(lengths(trial.run(), trial.tree).min())
         expect(shortest == wanted, f"of a budget of {trial.budget} it used {shortest}; {wanted} can be reached")
 
     for_all(trials(plugin, context="raw"), check, examples=25)
 
 
-@clause("A6", "Zero scores change nothing that fits", "allocator", after=("A1",))
-def a6_zero(plugin: Candidate) -> None:
+@requirement("A6", "Zero scores change nothing that fits", "allocator", after=("A1",))
+def a6_zero(plugin: PluginUnderTest) -> None:
     """Nobody asked for a change."""
 
-    def check(trial: AllocatorTrial) -> None:
+    def check(trial: AllocatorCall) -> None:
         before = trial.context.focus
-        budget = int(lengths(before, trial.geometry).max()) + trial.budget % 3
+        budget = int(lengths(before, trial.tree).max()) + trial.budget % 3
         after = replace(trial, budget=budget, scores=torch.zeros_like(trial.scores)).run()
         expect(torch.equal(after, before), f"{before.tolist()} became {after.tolist()} at a budget of {budget}")
 
     for_all(trials(plugin), check, examples=25)
 
 
-@clause("A7", "A budget that no context meets is a UserError that names the least", "allocator", after=("A1",))
-def a7_impossible(plugin: Candidate) -> None:
+@requirement("A7", "A budget that no context meets is a UserError that names the least", "allocator", after=("A1",))
+def a7_impossible(plugin: PluginUnderTest) -> None:
     """And the least itself is met."""
 
-    def check(trial: AllocatorTrial) -> None:
-        least = geometry_within_reach(trial.part, trial.geometry).minimum_length
+    def check(trial: AllocatorCall) -> None:
+        least = geometry_within_reach(trial.part, trial.tree).minimum_length
         replace(trial, budget=least).run()
         try:
             replace(trial, budget=least - 1).run()
@@ -116,24 +116,24 @@ def a7_impossible(plugin: Candidate) -> None:
     for_all(trials(plugin), check)
 
 
-@clause(
+@requirement(
     "A8", "From the raw context no block is compressed that scores above one that stays raw", "allocator",
     needs="follows scores", after=("A2", "A3"),
 )  # fmt: skip
-def a8_order(plugin: Candidate) -> None:
+def a8_order(plugin: PluginUnderTest) -> None:
     """At one level. Unless it declares that something else decides: `follows_scores = False`."""
 
-    def check(trial: AllocatorTrial) -> None:
-        geometry, focus = trial.geometry, trial.run()
-        whole = geometry.cursor // geometry.block_size
-        means = trial.scores[:, : whole * geometry.block_size].view(trial.rows, whole, -1).mean(dim=2)
-        free = torch.tensor(geometry.compressible[0], dtype=torch.bool)[:whole]
+    def check(trial: AllocatorCall) -> None:
+        tree, focus = trial.tree, trial.run()
+        whole = tree.cursor // tree.block_size
+        means = trial.scores[:, : whole * tree.block_size].view(trial.rows, whole, -1).mean(dim=2)
+        free = torch.tensor(tree.compressible[0], dtype=torch.bool)[:whole]
         for row in range(trial.rows):
             gists, raw = (means[row, free & (focus[row, :whole] == lod)].tolist() for lod in (1, 0))
             best, worst = max(gists, default=-1.0), min(raw, default=1.0)
             expect(best <= worst + 1e-6, f"a block that scores {best:.3f} was compressed, one of {worst:.3f} was not")
 
-    one_level = Geometry(window=50, block_size=4, levels=1, slots=1, tail=5, sink=1)
+    one_level = ContextTree(window=50, block_size=4, levels=1, slots=1, tail=5, sink=1)
     try:
         plugin.build(one_level)
     except UserError as refusal:
@@ -145,8 +145,8 @@ def a8_order(plugin: Candidate) -> None:
     for_all(cases, check)
 
 
-@clause("A9", "What is declared of it makes sense", "allocator", after=("A2",))
-def a9_declared(plugin: Candidate) -> None:
+@requirement("A9", "What is declared of it makes sense", "allocator", after=("A2",))
+def a9_declared(plugin: PluginUnderTest) -> None:
     """`iterations`, `highest_lod`, `fills_budget`, `follows_scores`."""
     part = plugin.specimen
     rounds, highest = part.iterations, part.highest_lod

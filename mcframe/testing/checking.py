@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mcframe.errors import UserError
-from mcframe.registry import Registry
-from mcframe.testing.candidate import Candidate, find, installed_plugins
+from mcframe.registry.plugins import Registry
 from mcframe.testing.capabilities import CAPABILITIES
-from mcframe.testing.clauses import Clause, NotConforming, Skipped, clauses_of, in_words
+from mcframe.testing.plugin_under_test import PluginUnderTest, find, installed_plugins
+from mcframe.testing.requirements import NotConforming, Requirement, Skipped, clauses_of, in_words
 
 Outcome = Literal["passed", "failed", "skipped", "known failure"]
 
@@ -79,7 +79,9 @@ def check_ids(ids: Iterable[str], kind: str) -> None:
         )
 
 
-def check_clause(candidate: Candidate, clause: Clause, broken: dict[str, str], known: str | None = None) -> Result:
+def check_clause(
+    candidate: PluginUnderTest, clause: Requirement, broken: dict[str, str], known: str | None = None
+) -> Result:
     """Run one check.
 
     broken  clauses that are broken so far, or mean nothing, and the one that is to blame; this one may join them
@@ -96,7 +98,7 @@ def check_clause(candidate: Candidate, clause: Clause, broken: dict[str, str], k
     return Result(clause.id, clause.title, outcome, message, time.perf_counter() - started)
 
 
-def _run(candidate: Candidate, clause: Clause, broken: dict[str, str]) -> tuple[Outcome, str]:
+def _run(candidate: PluginUnderTest, clause: Requirement, broken: dict[str, str]) -> tuple[Outcome, str]:
     if blamed := next((broken[id] for id in clause.after if id in broken), None):
         broken[clause.id] = blamed
         return "skipped", f"means nothing while {blamed} fails"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from allpairspy import AllPairs
 
-from mcframe.registry import Registered, Registry
-from mcframe.testing.candidate import find
-from mcframe.testing.clauses import NotConforming
+from mcframe.registry.plugins import Registered, Registry
+from mcframe.testing.plugin_under_test import find
+from mcframe.testing.requirements import NotConforming
 from mcframe.testing.trainings import Training
 
 KINDS = ("gistnet", "lensnet", "allocator", "variants")
@@ -41,8 +41,8 @@ class Case:
     def training(self) -> Training:
         """One step with all of them."""
         chosen = [f"run.{kind} = @{kind}.{name}" for kind, name in self.parts]
-        geometry = [f"context.slots = {self.slots}", f"context.levels = {self.levels}"]
-        return Training((*chosen, *geometry, *self.settings), self.plugins, steps=1)
+        tree = [f"context.slots = {self.slots}", f"context.levels = {self.levels}"]
+        return Training((*chosen, *tree, *self.settings), self.plugins, steps=1)
 
 
 def offered(registry: Registry, kinds: Sequence[str] = KINDS) -> dict[str, list[str]]:

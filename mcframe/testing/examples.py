@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError
 
 try:
@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
         remedy="pip install 'mcframe[testing]'",
     ) from error
 
-from mcframe.testing.clauses import NotConforming
+from mcframe.testing.requirements import NotConforming
 
 EXAMPLES = 10
 """How many examples a check tries by default."""
@@ -54,11 +54,11 @@ def for_all(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], exam
 
 
 @st.composite
-def geometries(draw: st.DrawFn) -> Geometry:
+def geometries(draw: st.DrawFn) -> ContextTree:
     """Small trees: T need not be a multiple of K, the top level need not fit, slots may be several."""
     block_size = draw(st.integers(2, 5))
     window = draw(st.integers(block_size, 60))
-    return Geometry(
+    return ContextTree(
         window=window,
         block_size=block_size,
         levels=draw(st.integers(1, 2)),

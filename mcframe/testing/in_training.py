@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mcframe.discovery import PluginOptions
-from mcframe.recipe import load_recipe
-from mcframe.testing.candidate import NETWORKS, PLAIN, Candidate
-from mcframe.testing.clauses import Skipped, clause, expect
+from mcframe.config.run_config import load_run_config
+from mcframe.registry.discovery import PluginOptions
 from mcframe.testing.inputs import plain_trial
+from mcframe.testing.plugin_under_test import NETWORKS, PLAIN, PluginUnderTest
+from mcframe.testing.requirements import Skipped, expect, requirement
 from mcframe.testing.runs import CALLED_IN_STEPS, alone, given, on_two_ranks
 from mcframe.testing.trainings import Trained, trained
-from mcframe.training.assembly import build_model
+from mcframe.training.build import build_model
 from mcframe.training.engine import check_compiler
 
 CURVES = ("train/loss", "train/loss_lod0", "mc/tail_delta")
@@ -32,14 +32,14 @@ def _finished(runs: Sequence[Trained]) -> Sequence[Trained]:
     return runs
 
 
-@clause(
+@requirement(
     "R1",
     "It trains under the launcher: every loss is finite, and the operative configuration names it",
     "*",
     after=("P8",),
     slow=True,
 )
-def r1_trains(plugin: Candidate) -> None:
+def r1_trains(plugin: PluginUnderTest) -> None:
     """Four steps of `smoke.gin` with it chosen."""
     (run, *_) = trained(*alone(plugin))
     _finished([run])
@@ -49,7 +49,7 @@ def r1_trains(plugin: Candidate) -> None:
     expect(run.chose(plugin.name), f"the operative configuration does not name @{plugin.name}")
 
 
-@clause(
+@requirement(
     "R2",
     "Every parameter of it moves in such a run, and stays finite",
     *NETWORKS,
@@ -57,11 +57,11 @@ def r1_trains(plugin: Candidate) -> None:
     after=("R1",),
     slow=True,
 )
-def r2_learns(plugin: Candidate) -> None:
+def r2_learns(plugin: PluginUnderTest) -> None:
     """From what the seed makes of it to what the checkpoint at the end holds."""
     (run, *_) = trained(*alone(plugin))
-    recipe = load_recipe([run.folder / "run" / "config.gin"], [], PluginOptions(given(plugin))).recipe
-    built = getattr(build_model(recipe, recipe.tokenizer().vocab_size), plugin.kind)
+    run_config = load_run_config([run.folder / "run" / "config.gin"], [], PluginOptions(given(plugin))).run_config
+    built = getattr(build_model(run_config, run_config.tokenizer().vocab_size), plugin.kind)
     began, ended = dict(built.named_parameters()), _own(run.weights(), plugin)
     still = [name for name, parameter in began.items() if torch.equal(ended[name], parameter)]
     expect(not still, f"not moved in four steps: {', '.join(still)}")
@@ -69,19 +69,19 @@ def r2_learns(plugin: Candidate) -> None:
     expect(not wild, f"not finite after four steps: {', '.join(wild)}")
 
 
-def _own(weights: dict[str, Tensor], plugin: Candidate) -> dict[str, Tensor]:
+def _own(weights: dict[str, Tensor], plugin: PluginUnderTest) -> dict[str, Tensor]:
     prefix = f"{plugin.kind}."
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-@clause(
+@requirement(
     "R3",
     "A run that goes on from a checkpoint equals one that was never interrupted, bit for bit",
     "*",
     after=("R1",),
     slow=True,
 )
-def r3_resumes(plugin: Candidate) -> None:
+def r3_resumes(plugin: PluginUnderTest) -> None:
     """Every metric and all weights; built anew in processes whose global state went on."""
     whole, resumed = _finished(trained(*alone(plugin)))
     for tokens, found in resumed.metrics.items():
@@ -93,17 +93,17 @@ def r3_resumes(plugin: Candidate) -> None:
     expect(not moved, f"at the end these weights differ: {', '.join(moved[:5])}")
 
 
-@clause("R4", "At ZeRO 3 no parameter is updated with an old gradient", *CALLED_IN_STEPS, after=("R1",), slow=True)
-def r4_fresh_gradients(plugin: Candidate) -> None:
+@requirement("R4", "At ZeRO 3 no parameter is updated with an old gradient", *CALLED_IN_STEPS, after=("R1",), slow=True)
+def r4_fresh_gradients(plugin: PluginUnderTest) -> None:
     """Every parameter that ever had a gradient has one in every step; two ranks."""
     sharded = trained(*on_two_ranks(plugin))[3]
     expect(STALE not in sharded.log, sharded.why)
 
 
-@clause(
+@requirement(
     "R5", "ZeRO 0, 1, 2 and 3 on two ranks train alike, and like one rank", *CALLED_IN_STEPS, after=("R4",), slow=True
 )
-def r5_zero(plugin: Candidate) -> None:
+def r5_zero(plugin: PluginUnderTest) -> None:
     """Curve by curve."""
     (reference, *_) = _finished(trained(*alone(plugin)))
     for stage, run in enumerate(_finished(trained(*on_two_ranks(plugin)))):
@@ -113,8 +113,8 @@ def r5_zero(plugin: Candidate) -> None:
             expect(worst <= TOLERANCE, f"at ZeRO {stage} on two ranks {name} differs by {worst:.2g} from one rank's")
 
 
-@clause("R6", "Every rank decides alike, whatever its own random state", "*", after=("R1",), slow=True)
-def r6_ranks_agree(plugin: Candidate) -> None:
+@requirement("R6", "Every rank decides alike, whatever its own random state", "*", after=("R1",), slow=True)
+def r6_ranks_agree(plugin: PluginUnderTest) -> None:
     """Held-out windows, proposals, focus and rounds of refocusing after a run on two ranks."""
     (run, *_) = _finished(trained(*on_two_ranks(plugin))[:1])
     first, second = run.decisions
@@ -122,8 +122,8 @@ def r6_ranks_agree(plugin: Candidate) -> None:
     expect(not differing, f"two ranks with equal weights and inputs differ in: {', '.join(differing)}")
 
 
-@clause("R7", "Compiled by inductor it gives what it gives uncompiled", *NETWORKS, after=("N3",), slow=True)
-def r7_inductor(plugin: Candidate) -> None:
+@requirement("R7", "Compiled by inductor it gives what it gives uncompiled", *NETWORKS, after=("N3",), slow=True)
+def r7_inductor(plugin: PluginUnderTest) -> None:
     """`torch.compile(fullgraph=True)` on a CPU, forward; rounding aside."""
     if missing := check_compiler():
         raise Skipped(f"inductor needs {missing}")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from mcframe.context.focus import is_valid, lengths
-from mcframe.testing.candidate import NETWORKS, PARTS, Candidate
-from mcframe.testing.clauses import clause, expect
+from mcframe.context.focus_ops import is_valid, lengths
+from mcframe.testing.plugin_under_test import NETWORKS, PARTS, PluginUnderTest
+from mcframe.testing.requirements import expect, requirement
 from mcframe.testing.training_step import GEOMETRY, build_step, some_tokens, train
 
 
-@clause(
+@requirement(
     "M9",
     "It works in real training steps: the loss is finite, and refocusing keeps the budget",
     *PARTS,
     after=("M1", "M5", "G1", "L1", "A3", "A4", "A9", "V4"),
 )
-def m9_step(plugin: Candidate) -> None:
+def m9_step(plugin: PluginUnderTest) -> None:
     """`MegaContextStep` with small reference parts beside it."""
     step = build_step(plugin)
     for number, loss in train(step, 2):
@@ -30,10 +30,10 @@ def m9_step(plugin: Candidate) -> None:
     expect(bool((lengths(focus, GEOMETRY) <= budget).all()), "refocusing ends beyond the budget")
 
 
-@clause(
+@requirement(
     "N7", "Within four real training steps every parameter moves", *NETWORKS, needs="parameters", after=("N5", "M9")
 )
-def n7_learns(plugin: Candidate) -> None:
+def n7_learns(plugin: PluginUnderTest) -> None:
     """From its own initialisation; what starts behind a zero may need a step or two."""
     step = build_step(plugin)
     part = getattr(step, plugin.kind)

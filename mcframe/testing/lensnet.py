@@ -6,32 +6,32 @@ from dataclasses import replace
 
 import torch
 
-from mcframe.context.working_context import raw_context, unroll
-from mcframe.testing.candidate import Candidate
-from mcframe.testing.clauses import clause, expect
+from mcframe.context.working_context import build_context, raw_context
 from mcframe.testing.examples import for_all
 from mcframe.testing.inputs import randn, trials
+from mcframe.testing.plugin_calls import LensNetCall
+from mcframe.testing.plugin_under_test import PluginUnderTest
+from mcframe.testing.requirements import expect, requirement
 from mcframe.testing.training_step import GEOMETRY, build_step, some_tokens
-from mcframe.testing.trials import LensTrial
 
 
-@clause("L1", "Scores have the shape [R, L], whatever the context", "lensnet", after=("P9",))
-def l1_shape(plugin: Candidate) -> None:
+@requirement("L1", "Scores have the shape [R, L], whatever the context", "lensnet", after=("P9",))
+def l1_shape(plugin: PluginUnderTest) -> None:
     """Uncompressed, compressed to several levels, with several slots, of equal and of different lengths."""
 
-    def check(trial: LensTrial) -> None:
+    def check(trial: LensNetCall) -> None:
         scores, wanted = trial.run(), list(trial.context.valid.shape)
-        expect(list(scores.shape) == wanted, f"{wanted} entries gave scores {list(scores.shape)} ({trial.geometry})")
+        expect(list(scores.shape) == wanted, f"{wanted} entries gave scores {list(scores.shape)} ({trial.tree})")
         expect(scores.is_floating_point(), f"scores are {scores.dtype}")
 
     for_all(trials(plugin), check, examples=25)
 
 
-@clause("L2", "Scores lie in [-1, 1], whatever the scale of the embeddings", "lensnet", after=("L1",))
-def l2_range(plugin: Candidate) -> None:
+@requirement("L2", "Scores lie in [-1, 1], whatever the scale of the embeddings", "lensnet", after=("L1",))
+def l2_range(plugin: PluginUnderTest) -> None:
     """All zeros among them."""
 
-    def check(trial: LensTrial) -> None:
+    def check(trial: LensNetCall) -> None:
         for scale in (0.0, 0.02, 1.0, 1e4):
             scores = trial.given(embeddings=trial.embeddings * scale).run()
             expect(bool(scores.isfinite().all()), f"embeddings of scale {scale} gave scores that are not finite")
@@ -41,11 +41,11 @@ def l2_range(plugin: Candidate) -> None:
     for_all(trials(plugin), check)
 
 
-@clause("L3", "What stands where `context.valid` is False does not matter", "lensnet", after=("L1", "M4"))
-def l3_filling(plugin: Candidate) -> None:
+@requirement("L3", "What stands where `context.valid` is False does not matter", "lensnet", after=("L1", "M4"))
+def l3_filling(plugin: PluginUnderTest) -> None:
     """Neither its embedding nor its place or level, nor whether it is there at all."""
 
-    def check(trial: LensTrial) -> None:
+    def check(trial: LensNetCall) -> None:
         valid, wanted = trial.context.valid, trial.run()
         noise = torch.where(valid[..., None], trial.embeddings, 50 * randn(tuple(trial.embeddings.shape), 1))
         filled = trial.given(embeddings=noise)
@@ -54,7 +54,7 @@ def l3_filling(plugin: Candidate) -> None:
         moved = _most(filled.run() - wanted)
         expect(moved < 1e-4, f"with something else in the filling, scores of entries change by up to {moved:.2g}")
         for row, length in enumerate(valid.sum(dim=1).tolist()):
-            alone = unroll(trial.context.focus[[row]], trial.geometry, length + trial.geometry.tail).before_cursor()
+            alone = build_context(trial.context.focus[[row]], trial.tree, length + trial.tree.tail).before_cursor()
             if trial.context.nll is not None:
                 alone = replace(alone, nll=trial.context.nll[[row], :length])
             scores = replace(trial, context=alone, embeddings=trial.embeddings[[row], :length]).run()
@@ -64,8 +64,8 @@ def l3_filling(plugin: Candidate) -> None:
     for_all(trials(plugin, context="padded"), check)
 
 
-@clause("L4", "Nothing at or behind the cursor changes a score", "lensnet", after=("L3",))
-def l4_hindsight(plugin: Candidate) -> None:
+@requirement("L4", "Nothing at or behind the cursor changes a score", "lensnet", after=("L3",))
+def l4_hindsight(plugin: PluginUnderTest) -> None:
     """In the real step: the framework passes entries before the cursor alone, and there is no other way to look."""
     step = build_step(plugin).eval()
     tokens, cursor = some_tokens(0)[:, :-1], GEOMETRY.cursor
@@ -75,7 +75,7 @@ def l4_hindsight(plugin: Candidate) -> None:
     focus[:, :4], focus[:, 4:6] = 2, 1
     raw = raw_context(GEOMETRY, len(tokens), tokens.device)
     with torch.no_grad():
-        for what, context in {"raw": raw, "compressed": unroll(focus, GEOMETRY)}.items():
+        for what, context in {"raw": raw, "compressed": build_context(focus, GEOMETRY)}.items():
             one, two = (step.scores(context, *step._read(each, asks=True)) for each in (tokens, other))
             moved = _most((one - two)[context.before_cursor().valid])
             expect(moved < 1e-5, f"tokens behind the cursor change scores of the {what} context by up to {moved:.2g}")

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from mcframe.recipe import load_recipe
-from mcframe.registry import Registered, Registry
-from mcframe.testing.candidate import Candidate, find
+from mcframe.config.run_config import load_run_config
+from mcframe.registry.plugins import Registered, Registry
 from mcframe.testing.checking import Result, check_plugin, waits_for
-from mcframe.testing.clauses import NotConforming, Skipped, clauses_of
 from mcframe.testing.cross import Case
+from mcframe.testing.plugin_under_test import PluginUnderTest, find
+from mcframe.testing.requirements import NotConforming, Skipped, clauses_of
 from mcframe.testing.runs import alone, on_two_ranks
 from mcframe.testing.trainings import Trained, Training, stop, trained
 
@@ -99,9 +99,9 @@ def run_matrix(registry: Registry, entries: Sequence[Registered], plan: Plan, sa
     return rows + [_case_row(case) for case in plan.cases]
 
 
-def _one_of_each_kind(candidates: Mapping[str, Candidate]) -> list[str]:
+def _one_of_each_kind(candidates: Mapping[str, PluginUnderTest]) -> list[str]:
     """Of every kind the one that the preset of short trainings chooses, else the first."""
-    preset = load_recipe(["smoke.gin"], []).config.as_dict()
+    preset = load_run_config(["smoke.gin"], []).config.as_dict()
     usual = {str(value).removeprefix("@") for value in preset.values()}
     chosen: dict[str, str] = {}
     for name, each in candidates.items():
@@ -110,7 +110,7 @@ def _one_of_each_kind(candidates: Mapping[str, Candidate]) -> list[str]:
     return list(chosen.values())
 
 
-def _train(candidates: Mapping[str, Candidate], thorough: set[str], plan: Plan, say: Say) -> None:
+def _train(candidates: Mapping[str, PluginUnderTest], thorough: set[str], plan: Plan, say: Say) -> None:
     """All trainings that clauses and cases will look at; those of as many ranks in one start of the launcher."""
     labels: dict[Training, str] = {}
     for name, each in candidates.items():
@@ -132,7 +132,7 @@ def _train(candidates: Mapping[str, Candidate], thorough: set[str], plan: Plan, 
     trained(*labels, progress=progress)
 
 
-def _quick(candidate: Candidate, say: Say) -> list[Result]:
+def _quick(candidate: PluginUnderTest, say: Say) -> list[Result]:
     name = candidate.name
     started = time.perf_counter()
     results = check_plugin(name, candidate.settings, registry=candidate.registry)
@@ -142,7 +142,7 @@ def _quick(candidate: Candidate, say: Say) -> list[Result]:
     return results
 
 
-def _row(candidate: Candidate, quick: Sequence[Result], *, thorough: bool, plan: Plan) -> Row:
+def _row(candidate: PluginUnderTest, quick: Sequence[Result], *, thorough: bool, plan: Plan) -> Row:
     name, package, asked = candidate.name, candidate.entry.distribution or _LOCAL, []
     # What clauses can say without building it, they have said.
     if any(each.clause == "P8" and each.outcome != "passed" for each in quick):

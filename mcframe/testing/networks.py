@@ -7,19 +7,19 @@ import io
 import torch
 from torch import nn
 
-from mcframe.context.geometry import Geometry
-from mcframe.testing.candidate import NETWORKS, PLAIN, Candidate
-from mcframe.testing.clauses import STEADY, clause, expect
+from mcframe.context.context_tree import ContextTree
+from mcframe.testing.host_sync import random_states, same
 from mcframe.testing.inputs import gist_trial, lens_trial, plain_trial, stirred
-from mcframe.testing.observing import random_states, same
+from mcframe.testing.plugin_calls import PluginCall
+from mcframe.testing.plugin_under_test import NETWORKS, PLAIN, PluginUnderTest
+from mcframe.testing.requirements import STEADY, expect, requirement
 from mcframe.testing.training_step import without_gradient
-from mcframe.testing.trials import Trial
 
-TREE = Geometry(window=66, block_size=4, levels=2, slots=2, tail=9)
+TREE = ContextTree(window=66, block_size=4, levels=2, slots=2, tail=9)
 
 
-@clause("N1", "Built under equal seeds it has equal parameters", *NETWORKS, after=("P9",))
-def n1_seed(plugin: Candidate) -> None:
+@requirement("N1", "Built under equal seeds it has equal parameters", *NETWORKS, after=("P9",))
+def n1_seed(plugin: PluginUnderTest) -> None:
     """Under torch's seed, which the framework sets; a twin starts from the same place."""
     built = []
     for others in (1, 2):
@@ -31,8 +31,8 @@ def n1_seed(plugin: Candidate) -> None:
     expect(not different, f"under the same seed {', '.join(different)} differ")
 
 
-@clause("N2", "What it knows is in its state dict", *NETWORKS, after=STEADY)
-def n2_state_dict(plugin: Candidate) -> None:
+@requirement("N2", "What it knows is in its state dict", *NETWORKS, after=STEADY)
+def n2_state_dict(plugin: PluginUnderTest) -> None:
     """Saved, loaded strictly into another one, it gives the same."""
     trial = plain_trial(plugin, TREE)
     wanted = trial.run()
@@ -44,8 +44,8 @@ def n2_state_dict(plugin: Candidate) -> None:
     expect(same(trial.of(other).run(), wanted), "another one that loads its state dict gives something else")
 
 
-@clause("N3", "It compiles as one graph", *NETWORKS, after=("M5", *STEADY))
-def n3_compiles(plugin: Candidate) -> None:
+@requirement("N3", "It compiles as one graph", *NETWORKS, after=("M5", *STEADY))
+def n3_compiles(plugin: PluginUnderTest) -> None:
     """`torch.compile(fullgraph=True)`: no break, and the same result."""
     trial = plain_trial(plugin, TREE)
     wanted = trial.run()
@@ -54,8 +54,8 @@ def n3_compiles(plugin: Candidate) -> None:
     expect(same(trial.of(compiled).run(), wanted), "compiled, it gives something else")
 
 
-@clause("N4", "It works in bfloat16", *NETWORKS, after=("P9",))
-def n4_bfloat16(plugin: Candidate) -> None:
+@requirement("N4", "It works in bfloat16", *NETWORKS, after=("P9",))
+def n4_bfloat16(plugin: PluginUnderTest) -> None:
     """As a run in bfloat16 makes it: parameters and embeddings alike."""
     trial = plain_trial(plugin, TREE)
     inputs = {name: tensor.bfloat16() for name, tensor in trial.inputs.items() if name in ("children", "embeddings")}
@@ -63,8 +63,8 @@ def n4_bfloat16(plugin: Candidate) -> None:
     expect(bool(result.isfinite().all()), "the result is not finite")
 
 
-@clause("N5", "Every parameter takes part in every step", *NETWORKS, needs="parameters", after=("P9",))
-def n5_used(plugin: Candidate) -> None:
+@requirement("N5", "Every parameter takes part in every step", *NETWORKS, needs="parameters", after=("P9",))
+def n5_used(plugin: PluginUnderTest) -> None:
     """At ZeRO 3 a parameter without a gradient would be moved by an old one."""
     part = stirred(plugin.build(TREE), 0).train()
     for what, steps in _steps(plugin).items():
@@ -78,7 +78,7 @@ def n5_used(plugin: Candidate) -> None:
         expect(not unused, f"{what}: no gradient reaches {', '.join(unused)}")
 
 
-def _steps(plugin: Candidate) -> dict[str, list[Trial]]:
+def _steps(plugin: PluginUnderTest) -> dict[str, list[PluginCall]]:
     """The calls that different kinds of step make."""
     if plugin.kind == "gistnet":
         return {"over all levels": [gist_trial(plugin, TREE, 1, lod=lod) for lod in (1, 2)]}
@@ -88,18 +88,18 @@ def _steps(plugin: Candidate) -> dict[str, list[Trial]]:
     }
 
 
-@clause(
+@requirement(
     "N6",
     "Tables and thin maps are called `..._embed`, so that AdamW trains them and not Muon",
     *NETWORKS,
     needs="parameters",
     after=("P9",),
 )
-def n6_names(plugin: Candidate) -> None:
+def n6_names(plugin: PluginUnderTest) -> None:
     """Muon is for maps between wide spaces: it takes what has two dimensions and no `embed` in its name."""
-    for geometry in (TREE, PLAIN):  # with one slot, what has a row for every slot is thin
-        wrong = _tables_called_otherwise(plugin.build(geometry))
-        expect(not wrong, f"with {geometry.slots} slot(s) Muon would train {', '.join(wrong)}")
+    for tree in (TREE, PLAIN):  # with one slot, what has a row for every slot is thin
+        wrong = _tables_called_otherwise(plugin.build(tree))
+        expect(not wrong, f"with {tree.slots} slot(s) Muon would train {', '.join(wrong)}")
 
 
 def _tables_called_otherwise(part: nn.Module) -> list[str]:

@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcframe.context.geometry import Geometry
-from mcframe.testing.candidate import PARTS, Candidate
-from mcframe.testing.clauses import STEADY, NotConforming, clause, expect
+from mcframe.context.context_tree import ContextTree
 from mcframe.testing.examples import for_all
+from mcframe.testing.host_sync import NoHostSync, NoReadingMethods, operations, random_state, random_states, same
 from mcframe.testing.inputs import plain_trial, trials
-from mcframe.testing.observing import NoReadingMethods, NoReads, operations, random_state, random_states, same
-from mcframe.testing.trials import Trial
+from mcframe.testing.plugin_calls import PluginCall
+from mcframe.testing.plugin_under_test import PARTS, PluginUnderTest
+from mcframe.testing.requirements import STEADY, NotConforming, expect, requirement
 
-SMALL = Geometry(window=66, block_size=4, levels=2, slots=1, tail=9)
+SMALL = ContextTree(window=66, block_size=4, levels=2, slots=1, tail=9)
 
 
-@clause("M1", "Its inputs are as they were afterwards", *PARTS, after=("P9",))
-def m1_inputs(plugin: Candidate) -> None:
+@requirement("M1", "Its inputs are as they were afterwards", *PARTS, after=("P9",))
+def m1_inputs(plugin: PluginUnderTest) -> None:
     """They belong to the step, which goes on using them."""
 
-    def check(trial: Trial) -> None:
+    def check(trial: PluginCall) -> None:
         before = {name: tensor.clone() for name, tensor in trial.inputs.items()}
         trial.run()
         changed = [name for name, tensor in trial.inputs.items() if not torch.equal(tensor, before[name])]
@@ -35,28 +35,28 @@ def m1_inputs(plugin: Candidate) -> None:
     for_all(trials(plugin), check)
 
 
-@clause(
+@requirement(
     "M2", "In eval mode equal inputs and seeds give equal results, whatever was called before", *PARTS, after=("M1",)
 )
-def m2_deterministic(plugin: Candidate) -> None:
+def m2_deterministic(plugin: PluginUnderTest) -> None:
     """A call on other rows lies between the two that are compared."""
 
-    def check(trial: Trial) -> None:
+    def check(trial: PluginCall) -> None:
         with random_states(1):
             first = trial.run()
         trial.chosen(list(range(trial.rows))[::-1]).run()
         with random_states(1):
             second = trial.run()
-        expect(same(first, second), f"a second call with the same inputs gave something else ({trial.geometry})")
+        expect(same(first, second), f"a second call with the same inputs gave something else ({trial.tree})")
 
     for_all(trials(plugin), check)
 
 
-@clause("M3", "In eval mode it neither reads nor moves a global random state", *PARTS, after=("M2",))
-def m3_random_state(plugin: Candidate) -> None:
+@requirement("M3", "In eval mode it neither reads nor moves a global random state", *PARTS, after=("M2",))
+def m3_random_state(plugin: PluginUnderTest) -> None:
     """Of torch, numpy and Python. Ranks, micro-batches and resumption must not change a result."""
 
-    def check(trial: Trial) -> None:
+    def check(trial: PluginCall) -> None:
         with random_states(1):
             before = random_state()
             first = trial.run()
@@ -67,13 +67,13 @@ def m3_random_state(plugin: Candidate) -> None:
     for_all(trials(plugin), check)
 
 
-@clause(
+@requirement(
     "M4", "A row's result depends on no other row: not on how many there are, nor on their order", *PARTS, after=STEADY
 )
-def m4_rows(plugin: Candidate) -> None:
+def m4_rows(plugin: PluginUnderTest) -> None:
     """Each row alone, and all of them in another order."""
 
-    def check(trial: Trial) -> None:
+    def check(trial: PluginCall) -> None:
         every = trial.run()
         backwards = list(range(trial.rows))[::-1]
         expect(same(trial.chosen(backwards).run(), every[backwards]), "in another order, rows have other results")
@@ -85,19 +85,19 @@ def m4_rows(plugin: Candidate) -> None:
     for_all(trials(plugin), check)
 
 
-@clause("M5", "Nothing is read back to the host", *PARTS, after=("P9",))
-def m5_host(plugin: Candidate) -> None:
+@requirement("M5", "Nothing is read back to the host", *PARTS, after=("P9",))
+def m5_host(plugin: PluginUnderTest) -> None:
     """No `.item()`, no `if tensor`, no indexing by a mask: each waits for the device."""
     trial = plain_trial(plugin, SMALL)
     trial.run()  # what depends on sizes alone may be made once
-    with NoReads(), NoReadingMethods():
+    with NoHostSync(), NoReadingMethods():
         result = trial.run()
         if result.requires_grad:
             torch.autograd.backward(result.float().square().sum())
 
 
-@clause("M6", "Nothing loops over rows or blocks", *PARTS, after=("P9",))
-def m6_loops(plugin: Candidate) -> None:
+@requirement("M6", "Nothing loops over rows or blocks", *PARTS, after=("P9",))
+def m6_loops(plugin: PluginUnderTest) -> None:
     """Operations are counted: no more of them for more rows, and not in proportion to blocks."""
     few, more_rows = (operations(plain_trial(plugin, SMALL, rows=rows).run) for rows in (2, 8))
     # A remainder may be empty and save an operation or two; a loop makes at least one for each of the six more.
@@ -110,8 +110,8 @@ def m6_loops(plugin: Candidate) -> None:
     expect(not loops, f"16, 32 and 64 blocks took {few}, {more} and {most} operations")
 
 
-@clause("M7", "It is made on any device and works there", *PARTS, after=("M5",))
-def m7_device(plugin: Candidate) -> None:
+@requirement("M7", "It is made on any device and works there", *PARTS, after=("M5",))
+def m7_device(plugin: PluginUnderTest) -> None:
     """On the meta device, where `mcframe check` builds models, and on a GPU where there is one."""
     trial = plain_trial(plugin, SMALL)
     wanted = trial.run()
@@ -125,8 +125,8 @@ def m7_device(plugin: Candidate) -> None:
         expect(found.shape == wanted.shape, f"on {device} the result has the shape {list(found.shape)}")
 
 
-@clause("M8", "It can be copied and pickled, and the copies do the same", *PARTS, after=(*STEADY, "P7"))
-def m8_copies(plugin: Candidate) -> None:
+@requirement("M8", "It can be copied and pickled, and the copies do the same", *PARTS, after=(*STEADY, "P7"))
+def m8_copies(plugin: PluginUnderTest) -> None:
     """Processes that load data, twins and evaluations copy what a factory made."""
     trial = plain_trial(plugin, SMALL)
     wanted = trial.run()

@@ -11,21 +11,21 @@ from typing import Any
 from mcframe.config.parameters import parameters_of
 from mcframe.errors import UserError
 from mcframe.hookspecs import API_VERSION, INTERFACES
-from mcframe.plugin_rules import API_ATTRIBUTE
-from mcframe.testing.candidate import Candidate
-from mcframe.testing.clauses import NotConforming, Skipped, clause, expect
+from mcframe.registry.hook_rules import API_ATTRIBUTE
+from mcframe.testing.plugin_under_test import PluginUnderTest
+from mcframe.testing.requirements import NotConforming, Skipped, expect, requirement
 
 
-@clause("P1", "Its name is lower case and does not repeat its kind", "*")
-def p1_name(plugin: Candidate) -> None:
+@requirement("P1", "Its name is lower case and does not repeat its kind", "*")
+def p1_name(plugin: PluginUnderTest) -> None:
     """`gistnet.last_child`, not `gistnet.LastChild` or `gistnet.last_child_gistnet`."""
     name = plugin.entry.name
     expect(bool(re.fullmatch(r"[a-z][a-z0-9_]*", name)), f"{name!r} is not lower case with underscores")
     expect(plugin.kind not in name.split("_"), f"{name!r} says once more that it is a {plugin.kind}")
 
 
-@clause("P2", "Its factory has a docstring that says what it does", "*")
-def p2_docstring(plugin: Candidate) -> None:
+@requirement("P2", "Its factory has a docstring that says what it does", "*")
+def p2_docstring(plugin: PluginUnderTest) -> None:
     """Its own: `mcframe plugins show` prints it."""
     doc = inspect.cleandoc(plugin.entry.factory.__doc__ or "")
     inherited = any(doc == inspect.cleandoc(base.__doc__ or "") for base in INTERFACES.values())
@@ -33,37 +33,37 @@ def p2_docstring(plugin: Candidate) -> None:
     expect(len(doc.splitlines()[0].split()) > 2, f"its first line says nothing: {doc.splitlines()[0]!r}")
 
 
-@clause("P3", "Its docstring names every parameter", "*", after=("P2",))
-def p3_documented(plugin: Candidate) -> None:
+@requirement("P3", "Its docstring names every parameter", "*", after=("P2",))
+def p3_documented(plugin: PluginUnderTest) -> None:
     """Those that a gin file may bind. They may stand in a table or in a sentence."""
     doc = inspect.getdoc(plugin.entry.factory) or ""
     missing = [name for name in plugin.published.parameters if not re.search(rf"\b{re.escape(name)}\b", doc)]
     expect(not missing, f"the docstring does not name {', '.join(missing)}")
 
 
-@clause("P4", "Every parameter has a type that can be resolved", "*")
-def p4_annotations(plugin: Candidate) -> None:
+@requirement("P4", "Every parameter has a type that can be resolved", "*")
+def p4_annotations(plugin: PluginUnderTest) -> None:
     """gin bindings are checked against it before anything is built."""
     published = plugin.published
     untyped = [name for name in published.parameters if published.annotation(name) is Any]
     expect(not untyped, f"no type, or one that cannot be imported: {', '.join(untyped)}")
 
 
-@clause("P5", "Every default can be written in a gin file", "*")
-def p5_defaults(plugin: Candidate) -> None:
+@requirement("P5", "Every default can be written in a gin file", "*")
+def p5_defaults(plugin: PluginUnderTest) -> None:
     """So that the operative configuration says what was run."""
     unwritten = [each.binding for each in parameters_of(plugin.published) if not each.required and each.default is None]
     expect(not unwritten, f"gin cannot write the default of {', '.join(unwritten)}")
 
 
-@clause("P6", "It says for which version of the plug-in API it was made", "*")
-def p6_api(plugin: Candidate) -> None:
+@requirement("P6", "It says for which version of the plug-in API it was made", "*")
+def p6_api(plugin: PluginUnderTest) -> None:
     """On its module or its object; one that does not fit is not even loaded."""
     expect(bool(plugin.entry.api), f'the plug-in {plugin.entry.plugin!r} has no {API_ATTRIBUTE} = "{API_VERSION}"')
 
 
-@clause("P7", "Its factory can be imported by name", "*")
-def p7_importable(plugin: Candidate) -> None:
+@requirement("P7", "Its factory can be imported by name", "*")
+def p7_importable(plugin: PluginUnderTest) -> None:
     """Or what it makes could not be sent to another process. A lambda, or a class within a function, cannot."""
     try:
         found = pickle.loads(pickle.dumps(plugin.entry.factory))
@@ -74,8 +74,8 @@ def p7_importable(plugin: Candidate) -> None:
     expect(found is plugin.entry.factory, f"the factory {plugin.entry.factory!r} cannot be imported by its name{said}")
 
 
-@clause("P8", "Its factory makes an instance of the interface of its kind", "*")
-def p8_interface(plugin: Candidate) -> None:
+@requirement("P8", "Its factory makes an instance of the interface of its kind", "*")
+def p8_interface(plugin: PluginUnderTest) -> None:
     """With its defaults and the given settings, for a plain geometry."""
     interface = INTERFACES[plugin.kind]
     if plugin.waits:
@@ -87,8 +87,8 @@ def p8_interface(plugin: Candidate) -> None:
     expect(isinstance(made, interface), f"it made a {type(made).__name__}, which is no {interface.__name__}")
 
 
-@clause("P9", "Its methods take what the interface's take", "*", after=("P8",))
-def p9_methods(plugin: Candidate) -> None:
+@requirement("P9", "Its methods take what the interface's take", "*", after=("P8",))
+def p9_methods(plugin: PluginUnderTest) -> None:
     """As many, by position: that is how the framework passes them."""
     interface = INTERFACES[plugin.kind]
     for name in sorted(getattr(interface, "__abstractmethods__", ())):

@@ -8,32 +8,32 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mcframe.context.geometry import Geometry
-from mcframe.context.working_context import WorkingContext, unroll
-from mcframe.testing.candidate import Candidate
-from mcframe.testing.clauses import clause, expect
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.working_context import WorkingContext, build_context
 from mcframe.testing.examples import SEEDS, for_all, geometries
+from mcframe.testing.host_sync import NoHostSync, NoReadingMethods, random_state, random_states, same
 from mcframe.testing.inputs import CONTEXTS, stirred, working_context
-from mcframe.testing.observing import NoReadingMethods, NoReads, random_state, random_states, same
 from mcframe.testing.parts import SMALL
+from mcframe.testing.plugin_under_test import PluginUnderTest
+from mcframe.testing.requirements import expect, requirement
 
 Placed = tuple[Callable[[WorkingContext], tuple[Tensor, Tensor]], WorkingContext]
 """Positions and a context to place."""
 
 
-def placed(plugin: Candidate) -> st.SearchStrategy[Callable[[], Placed]]:
+def placed(plugin: PluginUnderTest) -> st.SearchStrategy[Callable[[], Placed]]:
     """Positions on contexts of every kind."""
 
-    def making(geometry: Geometry, seed: int, context: str) -> Callable[[], Placed]:
-        return lambda: (stirred(plugin.build(geometry), seed), working_context(geometry, 3, seed, context))
+    def making(tree: ContextTree, seed: int, context: str) -> Callable[[], Placed]:
+        return lambda: (stirred(plugin.build(tree), seed), working_context(tree, 3, seed, context))
 
     return st.builds(making, geometries(), SEEDS, st.sampled_from(CONTEXTS))
 
 
-@clause(
+@requirement(
     "Q1", "Cosine and sine are float32 [R, 1 or heads, L, width / 2] of a length up to 1", "positions", after=("P9",)
 )
-def q1_shape(plugin: Candidate) -> None:
+def q1_shape(plugin: PluginUnderTest) -> None:
     """On contexts of every kind, also for a model in bfloat16."""
 
     def check(case: Placed) -> None:
@@ -52,8 +52,8 @@ def q1_shape(plugin: Candidate) -> None:
     for_all(placed(plugin), check, examples=20)
 
 
-@clause("Q2", "Equal contexts are placed alike, whatever the random state", "positions", after=("Q1",))
-def q2_deterministic(plugin: Candidate) -> None:
+@requirement("Q2", "Equal contexts are placed alike, whatever the random state", "positions", after=("Q1",))
+def q2_deterministic(plugin: PluginUnderTest) -> None:
     """And no row matters to another."""
 
     def check(case: Placed) -> None:
@@ -69,8 +69,8 @@ def q2_deterministic(plugin: Candidate) -> None:
     for_all(placed(plugin), check)
 
 
-@clause("Q3", "What stands behind an entry does not move it", "positions", after=("Q2",))
-def q3_causal(plugin: Candidate) -> None:
+@requirement("Q3", "What stands behind an entry does not move it", "positions", after=("Q2",))
+def q3_causal(plugin: PluginUnderTest) -> None:
     """A later block is compressed, and the entries before it stay where they are."""
     positions = stirred(plugin.build(SMALL), 0)
     focus = torch.zeros(1, SMALL.blocks, dtype=torch.long)
@@ -78,14 +78,14 @@ def q3_causal(plugin: Candidate) -> None:
     later = focus.clone()
     later[0, 8] = 1
     before = 8 * SMALL.block_size - SMALL.saving(1)  # entries of the first eight blocks
-    one, other = (torch.stack(positions(unroll(each, SMALL)))[..., :before, :] for each in (focus, later))
+    one, other = (torch.stack(positions(build_context(each, SMALL)))[..., :before, :] for each in (focus, later))
     expect(same(one, other), "entries move when a block behind them is compressed")
 
 
-@clause("Q4", "Nothing is read back to the host", "positions", after=("Q1",))
-def q4_host(plugin: Candidate) -> None:
+@requirement("Q4", "Nothing is read back to the host", "positions", after=("Q1",))
+def q4_host(plugin: PluginUnderTest) -> None:
     """Positions are computed in every pass of the base model."""
     positions, context = stirred(plugin.build(SMALL), 0), working_context(SMALL, 3, 0, "equal")
     positions(context)
-    with NoReads(), NoReadingMethods():
+    with NoHostSync(), NoReadingMethods():
         positions(context)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mcframe.context.controls import slot_means
-from mcframe.context.focus import block_means, compressible_nodes, lowest, over_blocks, over_nodes
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import below, mix, priorities
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import hash_combine, randint, random_keys
+from mcframe.context.focus_ops import block_means, bottomk_mask, compressible_nodes, expand_to_blocks, group_by_node
+from mcframe.context.substitutions import slot_means
 from mcframe.context.working_context import WorkingContext
 from mcframe.hookspecs import (
     API_VERSION,
@@ -30,9 +30,9 @@ class LinearGistNet(GistNet):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.slots = shape.geometry.slots
+        self.slots = shape.tree.slots
         self.map = nn.Linear(shape.width, shape.width, bias=False)
-        self.lod_embed = nn.Parameter(torch.randn(shape.geometry.levels, shape.width) * 0.02)
+        self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels, shape.width) * 0.02)
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
         """children [B, nodes, C, D] -> [B, nodes, G, D]."""
@@ -46,7 +46,7 @@ class LinearLensNet(LensNet):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.score_embed = nn.Linear(shape.width, 1)
-        self.lod_embed = nn.Parameter(torch.randn(shape.geometry.levels + 1) * 0.02)
+        self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels + 1) * 0.02)
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
         """embeddings [R, L, D] -> scores [R, L] in [-1, 1]."""
@@ -59,20 +59,20 @@ class LowestFirst(Allocator):
 
     highest_lod = 1
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
+    def __init__(self, tree: ContextTree) -> None:
+        self.tree = tree
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
         """Focus [R, blocks]. Raises UserError where LOD1 does not bring the context within the budget."""
-        geometry = Geometry(
-            self.geometry.window, self.geometry.block_size, 1, self.geometry.slots, self.geometry.tail,
-            self.geometry.sink,
+        tree = ContextTree(
+            self.tree.window, self.tree.block_size, 1, self.tree.slots, self.tree.tail,
+            self.tree.sink,
         )  # fmt: skip
-        _, ((needed,),) = geometry.reachable(budget)
+        _, ((needed,),) = tree.reachable(budget)
         gist = context.focus.clamp(max=1)
-        raw = compressible_nodes(geometry, 1, scores.device) & (gist == 0)
+        raw = compressible_nodes(tree, 1, scores.device) & (gist == 0)
         missing = (needed - gist.sum(dim=1)).clamp(min=0)
-        return gist + lowest(block_means(scores.float(), context), raw, missing).long()
+        return gist + bottomk_mask(block_means(scores.float(), context), raw, missing).long()
 
 
 class RandomNodes(VariantStrategy):
@@ -80,33 +80,35 @@ class RandomNodes(VariantStrategy):
 
     count = 2
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
+    def __init__(self, tree: ContextTree) -> None:
+        self.tree = tree
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
         """Focus [B, V, blocks] of exactly `length` entries."""
-        geometry = sequences.geometry
-        _, mixes = geometry.reachable(length)
+        tree = sequences.tree
+        _, mixes = tree.reachable(length)
         known = torch.tensor(mixes, device=seeds.device)
         # The second draws again where it would repeat the first, some times.
-        focus = _placed(known[below(seeds, len(mixes))], seeds, geometry)
+        focus = _placed(known[randint(seeds, len(mixes))], seeds, tree)
         for attempt in range(1, 5):
-            again = _placed(known[below(mix(seeds, attempt), len(mixes))], mix(seeds, attempt), geometry)
+            again = _placed(
+                known[randint(hash_combine(seeds, attempt), len(mixes))], hash_combine(seeds, attempt), tree
+            )
             repeats = (focus == focus[:, :1]).all(dim=-1, keepdim=True)
             repeats = repeats & (torch.arange(seeds.shape[1], device=seeds.device) > 0)[:, None]
             focus = torch.where(repeats, again, focus)
         return focus
 
 
-def _placed(counts: Tensor, seeds: Tensor, geometry: Geometry) -> Tensor:
+def _placed(counts: Tensor, seeds: Tensor, tree: ContextTree) -> Tensor:
     """Collapse `counts` [..., levels] random nodes of every level -> focus [..., blocks]."""
-    focus = counts.new_zeros(*counts.shape[:-1], geometry.blocks)
-    for lod in range(geometry.levels, 0, -1):
-        if geometry.nodes(lod) == 0:
+    focus = counts.new_zeros(*counts.shape[:-1], tree.blocks)
+    for lod in range(tree.levels, 0, -1):
+        if tree.nodes(lod) == 0:
             continue
-        free = (over_nodes(focus, geometry, lod) == 0).all(dim=-1) & compressible_nodes(geometry, lod, seeds.device)
-        chosen = lowest(priorities(mix(seeds, -lod), geometry.nodes(lod)), free, counts[..., lod - 1])
-        focus = torch.where(over_blocks(chosen, geometry, lod), lod, focus)
+        free = (group_by_node(focus, tree, lod) == 0).all(dim=-1) & compressible_nodes(tree, lod, seeds.device)
+        chosen = bottomk_mask(random_keys(hash_combine(seeds, -lod), tree.nodes(lod)), free, counts[..., lod - 1])
+        focus = torch.where(expand_to_blocks(chosen, tree, lod), lod, focus)
     return focus
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mcframe.recipe import choosing
-from mcframe.testing.candidate import PARTS, Candidate
-from mcframe.testing.clauses import Skipped
+from mcframe.config.run_config import choosing
+from mcframe.testing.plugin_under_test import PARTS, PluginUnderTest
+from mcframe.testing.requirements import Skipped
 from mcframe.testing.trainings import STEP_TOKENS, Training
 
 STAGES = (0, 1, 2, 3)
@@ -12,25 +12,25 @@ CALLED_IN_STEPS = (*PARTS, "positions", "objective")
 """The kinds that a training step calls, so that ZeRO may matter to them."""
 
 
-def alone(plugin: Candidate) -> list[Training]:
+def alone(plugin: PluginUnderTest) -> list[Training]:
     """Its runs on one rank: uninterrupted, and gone on with from the middle."""
     whole = Training(_settings(plugin), given(plugin))
     return [whole, Training(whole.settings, whole.plugins, resumes=whole)]
 
 
-def on_two_ranks(plugin: Candidate) -> list[Training]:
+def on_two_ranks(plugin: PluginUnderTest) -> list[Training]:
     """Its runs on two ranks, one a ZeRO stage; one in all where it is no part of the model."""
     stages = STAGES if plugin.kind in CALLED_IN_STEPS else STAGES[:1]
     settings = _settings(plugin)
     return [Training((*settings, f"deepspeed.zero_stage = {n}"), given(plugin), ranks=2) for n in stages]
 
 
-def _settings(plugin: Candidate) -> tuple[str, ...]:
+def _settings(plugin: PluginUnderTest) -> tuple[str, ...]:
     often = (f"cadence.evaluate_tokens = {2 * STEP_TOKENS}",) if plugin.kind == "evaluation" else ()
     return (choosing(plugin.entry), *often, *plugin.bindings)
 
 
-def given(plugin: Candidate) -> tuple[str, ...]:
+def given(plugin: PluginUnderTest) -> tuple[str, ...]:
     """What `--plugin` must name so that other processes know it too. Raises Skipped where nothing would help."""
     home = plugin.registry.plugins[plugin.entry.plugin]
     if not home.distribution and not home.spec:

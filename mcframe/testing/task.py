@@ -10,30 +10,30 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import variant_seeds
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import variant_seeds
 from mcframe.errors import UserError
-from mcframe.hookspecs import TaskBatch
-from mcframe.testing.candidate import Candidate
-from mcframe.testing.clauses import clause, expect
+from mcframe.hookspecs import SyntheticBatch
 from mcframe.testing.examples import SEEDS, for_all
-from mcframe.testing.observing import random_state, random_states
+from mcframe.testing.host_sync import random_state, random_states
+from mcframe.testing.plugin_under_test import PluginUnderTest
+from mcframe.testing.requirements import expect, requirement
 from mcframe.testing.text import expect_identity
 
-Generated = tuple[Any, Geometry, TaskBatch]
+Generated = tuple[Any, ContextTree, SyntheticBatch]
 """A task, its geometry, and eight of its sequences."""
 
 
-def generated(plugin: Candidate) -> st.SearchStrategy[Callable[[], Generated]]:
+def generated(plugin: PluginUnderTest) -> st.SearchStrategy[Callable[[], Generated]]:
     """Batches on trees with and without room; a task declines those that it does not fit."""
 
     def making(block_size: int, blocks: int, asked: int, behind: int, sink: int, seed: int) -> Callable[[], Generated]:
         cursor = blocks * block_size + asked % block_size
-        geometry = Geometry(cursor + 1 + behind, block_size, 1, 1, tail=1 + behind, sink=sink)
+        tree = ContextTree(cursor + 1 + behind, block_size, 1, 1, tail=1 + behind, sink=sink)
 
         def make() -> Generated:
-            task = plugin.build(geometry)
-            return task, geometry, task.generate(seeds(seed, 8))
+            task = plugin.build(tree)
+            return task, tree, task.generate(seeds(seed, 8))
 
         return make
 
@@ -48,13 +48,15 @@ def seeds(seed: int, count: int) -> torch.Tensor:
     return variant_seeds(seed, torch.arange(count), 1)[:, 0]
 
 
-@clause("T1", "A batch has tokens [B, T + 1] below `vocab_size`, and masks and places [B, T]", "task", after=("P9",))
-def t1_shape(plugin: Candidate) -> None:
+@requirement(
+    "T1", "A batch has tokens [B, T + 1] below `vocab_size`, and masks and places [B, T]", "task", after=("P9",)
+)
+def t1_shape(plugin: PluginUnderTest) -> None:
     """int64, bool and int64."""
 
     def check(case: Generated) -> None:
-        task, geometry, batch = case
-        rows, window = 8, geometry.window
+        task, tree, batch = case
+        rows, window = 8, tree.window
         for name, dtype, columns in (
             ("tokens", torch.int64, window + 1), ("scored", torch.bool, window), ("evidence", torch.int64, window),
         ):  # fmt: skip
@@ -67,8 +69,8 @@ def t1_shape(plugin: Candidate) -> None:
     for_all(generated(plugin), check)
 
 
-@clause("T2", "A sequence is a function of its own seed", "task", after=("T1",))
-def t2_seeds(plugin: Candidate) -> None:
+@requirement("T2", "A sequence is a function of its own seed", "task", after=("T1",))
+def t2_seeds(plugin: PluginUnderTest) -> None:
     """Neither other rows nor a global random state matter, and other seeds give other sequences."""
 
     def check(case: Generated) -> None:
@@ -87,30 +89,32 @@ def t2_seeds(plugin: Candidate) -> None:
     for_all(generated(plugin), check, examples=5)
 
 
-@clause("T3", "Answers stand behind the cursor, and every sequence has one", "task", after=("T1",))
-def t3_answers(plugin: Candidate) -> None:
+@requirement("T3", "Answers stand behind the cursor, and every sequence has one", "task", after=("T1",))
+def t3_answers(plugin: PluginUnderTest) -> None:
     """Targets from the cursor on: what stands before it may be looked at when a focus is chosen."""
 
     def check(case: Generated) -> None:
-        _, geometry, batch = case
-        early = batch.scored[:, : max(0, geometry.cursor - 1)].any().item()
-        expect(not early, f"a target before the cursor ({geometry.cursor}) is scored")
-        expect(bool(batch.scored.any(dim=1).all()), "a sequence has nothing that is scored")
+        _, tree, batch = case
+        early = batch.loss_mask[:, : max(0, tree.cursor - 1)].any().item()
+        expect(not early, f"a target before the cursor ({tree.cursor}) is scored")
+        expect(bool(batch.loss_mask.any(dim=1).all()), "a sequence has nothing that is scored")
 
     for_all(generated(plugin), check)
 
 
-@clause("T4", "Evidence stands in a block that may be collapsed, and holds the answer", "task", after=("T3",))
-def t4_evidence(plugin: Candidate) -> None:
+@requirement("T4", "Evidence stands in a block that may be collapsed, and holds the answer", "task", after=("T3",))
+def t4_evidence(plugin: PluginUnderTest) -> None:
     """-1 exactly where nothing is scored."""
 
     def check(case: Generated) -> None:
-        _, geometry, batch = case
-        expect(torch.equal(batch.evidence >= 0, batch.scored), "evidence is given where nothing is scored, or missing")
-        row, target = batch.scored.nonzero(as_tuple=True)
+        _, tree, batch = case
+        expect(
+            torch.equal(batch.evidence >= 0, batch.loss_mask), "evidence is given where nothing is scored, or missing"
+        )
+        row, target = batch.loss_mask.nonzero(as_tuple=True)
         place = batch.evidence[row, target]
-        block = place // geometry.block_size
-        inside = (block >= geometry.sink) & (block < geometry.cursor // geometry.block_size)
+        block = place // tree.block_size
+        inside = (block >= tree.sink) & (block < tree.cursor // tree.block_size)
         expect(
             bool(inside.all()), f"evidence at {place[~inside].tolist()[:3]} stands in no block that may be collapsed"
         )
@@ -120,22 +124,22 @@ def t4_evidence(plugin: Candidate) -> None:
     for_all(generated(plugin), check)
 
 
-@clause(
+@requirement(
     "T5",
     "`identity` changes with the geometry and with nothing else; `chance` is a share or None",
     "task",
     after=("P9",),
 )
-def t5_declared(plugin: Candidate) -> None:
+def t5_declared(plugin: PluginUnderTest) -> None:
     """It tells held-out sequences of one run from those of another."""
 
     def check(case: Generated) -> None:
-        task, geometry, _ = case
-        expect_identity(task, plugin.build(geometry))
-        longer = replace(geometry, window=geometry.window + geometry.block_size)
+        task, tree, _ = case
+        expect_identity(task, plugin.build(tree))
+        longer = replace(tree, window=tree.window + tree.block_size)
         with suppress(UserError):  # it may decline that one
             other = plugin.build(longer).identity
-            expect(other != task.identity, f"for {geometry} and for {longer} it is called {other!r}")
+            expect(other != task.identity, f"for {tree} and for {longer} it is called {other!r}")
         chance = task.chance
         expect(chance is None or 0 <= chance < 1, f"chance is {chance!r}; it is a share, or None")
 

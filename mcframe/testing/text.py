@@ -5,15 +5,15 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from mcframe.testing.candidate import Candidate
-from mcframe.testing.clauses import clause, expect
+from mcframe.testing.plugin_under_test import PluginUnderTest
+from mcframe.testing.requirements import expect, requirement
 
 FIRST = 20
 """Documents that are looked at."""
 
 
-@clause("D1", "Documents are strings, and there are some", "text", after=("P9",))
-def d1_strings(plugin: Candidate) -> None:
+@requirement("D1", "Documents are strings, and there are some", "text", after=("P9",))
+def d1_strings(plugin: PluginUnderTest) -> None:
     """The first twenty are read."""
     documents = first_documents(plugin.specimen)
     expect(bool(documents), "there is no document, and no UserError that says why")
@@ -22,8 +22,8 @@ def d1_strings(plugin: Candidate) -> None:
     expect(any(each.strip() for each in documents), "the first documents are all empty")
 
 
-@clause("D2", "An epoch has the same documents in the same order every time", "text", after=("D1",))
-def d2_order(plugin: Candidate) -> None:
+@requirement("D2", "An epoch has the same documents in the same order every time", "text", after=("D1",))
+def d2_order(plugin: PluginUnderTest) -> None:
     """Read twice, and by another instance: resumption and other ranks must find what was read."""
     for epoch in (0, 1):
         documents = first_documents(plugin.specimen, epoch)
@@ -31,13 +31,13 @@ def d2_order(plugin: Candidate) -> None:
         expect(first_documents(plugin.build(), epoch) == documents, f"another instance has another epoch {epoch}")
 
 
-@clause(
+@requirement(
     "D3",
     "`identity` is a string that stays while the documents do, `streaming` is True or False",
     "text",
     after=("P9",),
 )
-def d3_identity(plugin: Candidate) -> None:
+def d3_identity(plugin: PluginUnderTest) -> None:
     """It names the token cache."""
     expect_identity(plugin.specimen, plugin.build())
     expect(isinstance(plugin.specimen.streaming, bool), f"streaming is {plugin.specimen.streaming!r}")

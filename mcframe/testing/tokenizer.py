@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from mcframe.testing.candidate import Candidate
-from mcframe.testing.clauses import clause, expect
 from mcframe.testing.examples import for_all
+from mcframe.testing.plugin_under_test import PluginUnderTest
+from mcframe.testing.requirements import expect, requirement
 from mcframe.testing.text import expect_identity
 
 TEXTS = st.lists(st.text(max_size=20), min_size=1, max_size=4).map(lambda texts: lambda: texts)
 """Of any characters that UTF-8 can write."""
 
 
-@clause("K1", "Ids are whole numbers from 0 to `vocab_size` - 1, and never the separator", "tokenizer", after=("P9",))
-def k1_ids(plugin: Candidate) -> None:
+@requirement(
+    "K1", "Ids are whole numbers from 0 to `vocab_size` - 1, and never the separator", "tokenizer", after=("P9",)
+)
+def k1_ids(plugin: PluginUnderTest) -> None:
     """The separator stands between documents, and is an id too."""
     tokenizer = plugin.specimen
     size, separator = tokenizer.vocab_size, tokenizer.separator
@@ -30,8 +32,8 @@ def k1_ids(plugin: Candidate) -> None:
     for_all(TEXTS, check, examples=30)
 
 
-@clause("K2", "Text comes back from its ids", "tokenizer", after=("K1",))
-def k2_back(plugin: Candidate) -> None:
+@requirement("K2", "Text comes back from its ids", "tokenizer", after=("K1",))
+def k2_back(plugin: PluginUnderTest) -> None:
     """Samples and evaluations are read by people."""
 
     def check(texts: list[str]) -> None:
@@ -42,8 +44,8 @@ def k2_back(plugin: Candidate) -> None:
     for_all(TEXTS, check, examples=30)
 
 
-@clause("K3", "The ids of a text do not depend on the texts beside it", "tokenizer", after=("K1",))
-def k3_alone(plugin: Candidate) -> None:
+@requirement("K3", "The ids of a text do not depend on the texts beside it", "tokenizer", after=("K1",))
+def k3_alone(plugin: PluginUnderTest) -> None:
     """Documents are encoded in batches of any size. An empty text has no ids."""
     encode = plugin.specimen.encode_batch
     expect(encode([""]) == [[]], f"an empty text has the ids {encode([''])}")
@@ -55,8 +57,8 @@ def k3_alone(plugin: Candidate) -> None:
     for_all(TEXTS, check, examples=30)
 
 
-@clause("K4", "`byte_lengths` add up to the bytes of a text", "tokenizer", after=("K3",))
-def k4_bytes(plugin: Candidate) -> None:
+@requirement("K4", "`byte_lengths` add up to the bytes of a text", "tokenizer", after=("K3",))
+def k4_bytes(plugin: PluginUnderTest) -> None:
     """int64 [vocab_size], 0 for the separator: bits per byte are computed from it."""
     lengths = plugin.specimen.byte_lengths()
     size = plugin.specimen.vocab_size
@@ -71,8 +73,8 @@ def k4_bytes(plugin: Candidate) -> None:
     for_all(TEXTS, check, examples=30)
 
 
-@clause("K5", "Any ids can be decoded", "tokenizer", after=("K1",))
-def k5_decode(plugin: Candidate) -> None:
+@requirement("K5", "Any ids can be decoded", "tokenizer", after=("K1",))
+def k5_decode(plugin: PluginUnderTest) -> None:
     """What an untrained model samples: bytes that are no UTF-8, separators."""
     ids = st.lists(st.integers(0, plugin.specimen.vocab_size - 1), max_size=12).map(lambda ids: lambda: ids)
 
@@ -83,7 +85,7 @@ def k5_decode(plugin: Candidate) -> None:
     for_all(ids, check, examples=30)
 
 
-@clause("K6", "`identity` is a string that stays while the ids do", "tokenizer", after=("P9",))
-def k6_identity(plugin: Candidate) -> None:
+@requirement("K6", "`identity` is a string that stays while the ids do", "tokenizer", after=("P9",))
+def k6_identity(plugin: PluginUnderTest) -> None:
     """It names the token cache."""
     expect_identity(plugin.specimen, plugin.build())

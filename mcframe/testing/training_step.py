@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import variant_seeds
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import variant_seeds
 from mcframe.hookspecs import ModelShape
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.step import MegaContextStep
-from mcframe.testing.candidate import Candidate
+from mcframe.testing.host_sync import random_states
 from mcframe.testing.inputs import VOCABULARY
-from mcframe.testing.observing import random_states
+from mcframe.testing.plugin_under_test import PluginUnderTest
 from mcframe.testing.reference import LinearGistNet, LinearLensNet, RandomNodes
 
-GEOMETRY = Geometry(window=70, block_size=4, levels=2, slots=1, tail=9)
+GEOMETRY = ContextTree(window=70, block_size=4, levels=2, slots=1, tail=9)
 LENGTH = GEOMETRY.length((2, 1))
 """Two nodes of LOD1 and one of LOD2, or seven of LOD1."""
 
 
-def build_step(plugin: Candidate) -> MegaContextStep:
+def build_step(plugin: PluginUnderTest) -> MegaContextStep:
     """The module that a run trains, with the plug-in in its place where it is a part of it."""
     shape, own = ModelShape(plugin.width, GEOMETRY), plugin.build(GEOMETRY)
     with random_states(0):

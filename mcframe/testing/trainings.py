@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mcframe.telemetry.metrics import OF_THE_MACHINE
+from mcframe.metrics.catalogue import OF_THE_MACHINE
 from mcframe.training.checkpoints import find
 from mcframe.training.engine import free_port
 from mcframe.training.run_directory import METRICS, OPERATIVE

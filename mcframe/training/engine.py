@@ -17,11 +17,11 @@ import torch.distributed as dist
 from filelock import FileLock
 from torch.optim.lr_scheduler import LambdaLR
 
+from mcframe.config.schema import RunConfig
 from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
-from mcframe.modeling.step import MegaContextStep, Timed, untimed
+from mcframe.modeling.step import MegaContextStep, Timed, no_timer
 from mcframe.training.engine_config import engine_config
-from mcframe.training.settings import Recipe
 
 _SINGLE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
@@ -168,21 +168,23 @@ def _forget_shared_memory(rank: int) -> None:
 class Engine:
     """A DeepSpeed engine around the step module, with one backward a micro-batch and a watch on gradients."""
 
-    def __init__(self, model: MegaContextStep, recipe: Recipe, world_size: int) -> None:
+    def __init__(self, model: MegaContextStep, run_config: RunConfig, world_size: int) -> None:
         import deepspeed
 
-        _check_ranks(recipe, world_size)
-        self.micro_batch = micro_batch_for(recipe.sequences // world_size, recipe.micro_batch)
-        self.accumulation = recipe.sequences // (self.micro_batch * world_size)
-        self.config = engine_config(recipe, self.micro_batch, self.accumulation)
-        self.stage = recipe.deepspeed.zero_stage
-        self._reports_norm = recipe.optimizer.name != "muon"  # Muon's is the norm of its update
+        _check_ranks(run_config, world_size)
+        self.micro_batch = micro_batch_for(run_config.sequences // world_size, run_config.micro_batch)
+        self.accumulation = run_config.sequences // (self.micro_batch * world_size)
+        self.config = engine_config(run_config, self.micro_batch, self.accumulation)
+        self.stage = run_config.deepspeed.zero_stage
+        self._reports_norm = run_config.optimizer.name != "muon"  # Muon's is the norm of its update
         self._watch = GradientWatch(model) if self.stage == 3 else None
-        self._timed: Timed = untimed
+        self._timed: Timed = no_timer
         self.wrapped, self.optimizer, _, self._scheduler = deepspeed.initialize(
             model=model,
             config=self.config,
-            lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: recipe.schedule.factor(step, recipe.steps)),
+            lr_scheduler=lambda optimizer: LambdaLR(
+                optimizer, lambda step: run_config.schedule.factor(step, run_config.steps)
+            ),
         )
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
@@ -196,7 +198,7 @@ class Engine:
         return module
 
     def time_with(self, timed: Timed) -> None:
-        """Tell `timed` when each phase of a step begins and ends; see `mcframe.telemetry.timers.PHASES`."""
+        """Tell `timed` when each phase of a step begins and ends; see `mcframe.metrics.timers.PHASES`."""
         self._timed = self.model.timed = timed
 
     def backward_and_step(self, loss: torch.Tensor) -> None:
@@ -260,12 +262,12 @@ class GradientWatch:
             )
 
 
-def _check_ranks(recipe: Recipe, world_size: int) -> None:
-    if recipe.sequences % world_size:
-        window = recipe.context.window
-        near = max(1, round(recipe.sequences / world_size)) * world_size * window
+def _check_ranks(run_config: RunConfig, world_size: int) -> None:
+    if run_config.sequences % world_size:
+        window = run_config.context.window
+        near = max(1, round(run_config.sequences / world_size)) * world_size * window
         raise UserError(
-            f"run.batch_tokens = {recipe.batch_tokens} makes {recipe.sequences} sequences a step, which {world_size} "
+            f"run.batch_tokens = {run_config.batch_tokens} makes {run_config.sequences} sequences a step, which {world_size} "
             "ranks cannot share equally",
             remedy=f"set run.batch_tokens = {near}, or start another number of ranks",
         )

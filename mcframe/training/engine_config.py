@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mcframe.config.schema import DeepSpeedConfig, OptimizerConfig, RunConfig
 from mcframe.errors import UserError
-from mcframe.training.settings import DeepSpeedSettings, OptimizerSettings, Recipe
 
-OWNED = {
+RESERVED_DEEPSPEED_KEYS = {
     "train_batch_size": "run.batch_tokens",
     "train_micro_batch_size_per_gpu": "run.micro_batch",
     "gradient_accumulation_steps": "run.batch_tokens and run.micro_batch",
@@ -32,17 +32,17 @@ OWNED = {
 """Keys that have one place of their own in gin, so that the two cannot disagree."""
 
 
-def engine_config(recipe: Recipe, micro_batch: int, accumulation: int) -> dict[str, Any]:
+def engine_config(run_config: RunConfig, micro_batch: int, accumulation: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a run. Raises UserError for keys that mcframe sets itself."""
-    settings = recipe.deepspeed
+    settings = run_config.deepspeed
     _refuse_owned(settings.settings)
     config: dict[str, Any] = {
-        "train_batch_size": recipe.sequences,
+        "train_batch_size": run_config.sequences,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": recipe.optimizer.clipping,
-        "optimizer": _optimizer(recipe.optimizer),
-        "zero_optimization": _zero(settings, recipe.optimizer),
+        "gradient_clipping": run_config.optimizer.clipping,
+        "optimizer": _optimizer(run_config.optimizer),
+        "zero_optimization": _zero(settings, run_config.optimizer),
         "bf16": {"enabled": settings.precision == "bf16"},
         # An op that compiles for minutes is no default; gin can ask for it.
         "zero_force_ds_cpu_optimizer": False,
@@ -50,12 +50,12 @@ def engine_config(recipe: Recipe, micro_batch: int, accumulation: int) -> dict[s
         "wall_clock_breakdown": False,
     }
     merged = _merge(config, settings.settings)
-    if recipe.optimizer.name == "muon" and settings.zero_stage == 3:
+    if run_config.optimizer.name == "muon" and settings.zero_stage == 3:
         merged["zero_optimization"]["reduce_scatter"] = False
     return merged
 
 
-def _optimizer(optimizer: OptimizerSettings) -> dict[str, Any]:
+def _optimizer(optimizer: OptimizerConfig) -> dict[str, Any]:
     adam = {"betas": list(optimizer.betas), "eps": optimizer.eps, "weight_decay": optimizer.weight_decay}
     # torch's AdamW everywhere: DeepSpeed's own is compiled at the first start, for minutes on a CPU.
     if optimizer.name == "adamw":
@@ -64,7 +64,7 @@ def _optimizer(optimizer: OptimizerSettings) -> dict[str, Any]:
     return {"type": "Muon", "params": {"lr": optimizer.lr, **adam, **muon, "torch_adam": True}}
 
 
-def _zero(settings: DeepSpeedSettings, optimizer: OptimizerSettings) -> dict[str, Any]:
+def _zero(settings: DeepSpeedConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": settings.zero_stage}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -82,7 +82,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_owned(settings: Mapping[str, Any]) -> None:
-    for path, binding in OWNED.items():
+    for path, binding in RESERVED_DEEPSPEED_KEYS.items():
         value: Any = settings
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None

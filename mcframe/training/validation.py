@@ -23,7 +23,7 @@ class Validation:
         byte_lengths: Tensor,
         micro_batch: int,
         device: torch.device,
-        scored: Tensor | None = None,
+        loss_mask: Tensor | None = None,
     ) -> None:
         rank, world = dist.get_rank(), dist.get_world_size()
         share = -(-windows.shape[0] // world)
@@ -32,7 +32,7 @@ class Validation:
         self._weight = (mine < windows.shape[0]).float().to(device)
         mine = mine.clamp(max=windows.shape[0] - 1)
         self._windows = windows[mine].to(device)
-        counts = torch.ones_like(windows[:, 1:], dtype=torch.bool) if scored is None else scored
+        counts = torch.ones_like(windows[:, 1:], dtype=torch.bool) if loss_mask is None else loss_mask
         self._counts = counts[mine].to(device)
         self._bytes = byte_lengths.to(device)
         self._micro_batch = micro_batch

@@ -11,16 +11,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mcframe.context.focus import (
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.focus_ops import (
     block_means,
+    bottomk_mask,
     compressible_nodes,
+    expand_to_blocks,
     first_block,
+    group_by_node,
     lengths,
-    lowest,
-    over_blocks,
-    over_nodes,
 )
-from mcframe.context.geometry import Geometry
 from mcframe.context.working_context import WorkingContext
 from mcframe.hookspecs import Allocator
 
@@ -44,7 +44,7 @@ class GreedyAllocator(Allocator):
 
     def __init__(
         self,
-        geometry: Geometry,
+        tree: ContextTree,
         *,
         expand_threshold: float = 0.0,
         collapse_threshold: float = 1.0,
@@ -53,56 +53,56 @@ class GreedyAllocator(Allocator):
         cooldown: int = 0,
         protected_tail: int = 0,
     ) -> None:
-        self.geometry = geometry
+        self.tree = tree
         self.expand_threshold, self.collapse_threshold = expand_threshold, collapse_threshold
         self.replacements, self.iterations, self.cooldown = replacements, iterations, cooldown
         self.protected_tail = protected_tail
-        exact = geometry.slots == 1 or geometry.levels == 1
-        self.fills_budget = exact and collapse_threshold >= 1 and protected_tail <= geometry.tail
+        exact = tree.slots == 1 or tree.levels == 1
+        self.fills_budget = exact and collapse_threshold >= 1 and protected_tail <= tree.tail
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
         """Focus [R, blocks]; see the interface. Raises UserError where no context fits the budget."""
-        tail = max(context.geometry.tail, self.protected_tail)
-        geometry = replace(context.geometry, tail=tail)
-        geometry.reachable(budget)  # says so where nothing fits
+        tail = max(context.tree.tail, self.protected_tail)
+        tree = replace(context.tree, tail=tail)
+        tree.reachable(budget)  # says so where nothing fits
         value = block_means(scores.float(), context)
         cooling = torch.zeros_like(value, dtype=torch.bool)
         if context.age is not None:
             cooling = context.age < self.cooldown
-        focus = self._expand(context.focus, value, cooling, geometry, seeds)
+        focus = self._expand(context.focus, value, cooling, tree, seeds)
         # What has just changed is collapsed last, but a budget is a budget.
         order = value + _BEYOND_EVERY_SCORE * cooling
-        for lod in range(1, geometry.levels + 1):
-            excess = lengths(focus, geometry) - budget
-            focus = self._collapse(focus, order, excess, geometry, lod, seeds)
+        for lod in range(1, tree.levels + 1):
+            excess = lengths(focus, tree) - budget
+            focus = self._collapse(focus, order, excess, tree, lod, seeds)
         return focus
 
     def noise(self, seeds: Tensor, nodes: int, lod: int) -> Tensor | float:
         """What makes nodes [R, nodes] likelier to be taken than their scores do. None here: see `stochastic_greedy`."""
         return 0.0
 
-    def _expand(self, focus: Tensor, value: Tensor, cooling: Tensor, geometry: Geometry, seeds: Tensor) -> Tensor:
+    def _expand(self, focus: Tensor, value: Tensor, cooling: Tensor, tree: ContextTree, seeds: Tensor) -> Tensor:
         """Lower by one LOD the nodes that wish it most; whole nodes, found by their first block."""
-        first = first_block(focus, geometry)
+        first = first_block(focus, tree)
         block = torch.arange(focus.shape[1], device=focus.device)
         wish = (focus > 0) & (value > self.expand_threshold) & ~cooling & (first == block)
         if self.replacements is not None:
             limit = torch.full_like(focus[:, 0], self.replacements)
-            wish = lowest(-value - self.noise(seeds, geometry.blocks, 0), wish, limit)
+            wish = bottomk_mask(-value - self.noise(seeds, tree.blocks, 0), wish, limit)
         return torch.where(wish.gather(1, first), focus - 1, focus)
 
     def _collapse(
-        self, focus: Tensor, value: Tensor, excess: Tensor, geometry: Geometry, lod: int, seeds: Tensor
+        self, focus: Tensor, value: Tensor, excess: Tensor, tree: ContextTree, lod: int, seeds: Tensor
     ) -> Tensor:
         """Raise to `lod` the lowest-scored groups one level below, as many as `excess` [R] entries call for."""
-        if geometry.nodes(lod) == 0:
+        if tree.nodes(lod) == 0:
             return focus
-        together = (over_nodes(focus, geometry, lod) == lod - 1).all(dim=-1)
-        allowed = together & compressible_nodes(geometry, lod, focus.device)
-        worth = over_nodes(value, geometry, lod).mean(dim=-1)
-        gain = geometry.block_size * geometry.slots_at(lod - 1) - geometry.slots
+        together = (group_by_node(focus, tree, lod) == lod - 1).all(dim=-1)
+        allowed = together & compressible_nodes(tree, lod, focus.device)
+        worth = group_by_node(value, tree, lod).mean(dim=-1)
+        gain = tree.block_size * tree.slots_at(lod - 1) - tree.slots
         needed = (excess.clamp(min=0) + gain - 1) // gain
         unwanted = (allowed & (worth < -self.collapse_threshold)).sum(dim=-1)
-        order = worth - self.noise(seeds, geometry.nodes(lod), lod)
-        chosen = lowest(order, allowed, torch.maximum(needed, unwanted))
-        return torch.where(over_blocks(chosen, geometry, lod), lod, focus)
+        order = worth - self.noise(seeds, tree.nodes(lod), lod)
+        chosen = bottomk_mask(order, allowed, torch.maximum(needed, unwanted))
+        return torch.where(expand_to_blocks(chosen, tree, lod), lod, focus)

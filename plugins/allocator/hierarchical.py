@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mcframe.context.focus import block_means
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.focus_ops import block_means
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
 from mcframe.hookspecs import Allocator
@@ -34,18 +34,18 @@ class HierarchicalAllocator(Allocator):
     iterations  rounds of scoring and allocating
     """
 
-    def __init__(self, geometry: Geometry, *, kept: Sequence[float] | None = None, iterations: int = 2) -> None:
-        shares = entry_shares(geometry)[1:] if kept is None else list(kept)
-        if len(shares) != geometry.levels or any(not 0 <= share <= 1 for share in shares):
+    def __init__(self, tree: ContextTree, *, kept: Sequence[float] | None = None, iterations: int = 2) -> None:
+        shares = entry_shares(tree)[1:] if kept is None else list(kept)
+        if len(shares) != tree.levels or any(not 0 <= share <= 1 for share in shares):
             raise UserError(
-                f"allocator.hierarchical.kept is {kept}; it needs a share from 0 to 1 for each of {geometry.levels} "
+                f"allocator.hierarchical.kept is {kept}; it needs a share from 0 to 1 for each of {tree.levels} "
                 "level(s)",
                 remedy="give one number for LOD1 and one for each level above, or None for shares of entries",
             )
-        self.geometry, self.kept, self.iterations = geometry, (1.0, *shares), iterations
+        self.tree, self.kept, self.iterations = tree, (1.0, *shares), iterations
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
         """Focus [R, blocks]; see the interface. Raises UserError where no context fits the budget."""
         value = block_means(scores.float(), context)
         finest = torch.where(value > 0, 0, context.focus)
-        return best_focus(value, context.focus, finest, budget, context.geometry, self.kept)
+        return best_focus(value, context.focus, finest, budget, context.tree, self.kept)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import mix, priorities, uniform
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import hash_combine, random_keys, uniform
 from mcframe.context.working_context import WorkingContext
 from mcframe.hookspecs import Allocator
 from mcframe_plugins.allocator.tree import best_focus, entry_shares
@@ -22,11 +22,11 @@ class RandomAllocator(Allocator):
 
     follows_scores = False
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
+    def __init__(self, tree: ContextTree) -> None:
+        self.tree = tree
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
         """Focus [R, blocks], a function of seeds [R]; see the interface. Raises UserError where nothing fits."""
-        geometry, focus = context.geometry, context.focus
-        value = uniform(priorities(mix(seeds, _VALUES), geometry.blocks))
-        return best_focus(value, focus, focus, budget, geometry, entry_shares(geometry))
+        tree, focus = context.tree, context.focus
+        value = uniform(random_keys(hash_combine(seeds, _VALUES), tree.blocks))
+        return best_focus(value, focus, focus, budget, tree, entry_shares(tree))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import WorkingContext
 from mcframe.hookspecs import Allocator
 from mcframe_plugins.allocator.tree import best_focus, entry_shares
@@ -24,11 +24,11 @@ class RecencyAllocator(Allocator):
 
     follows_scores = False
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
+    def __init__(self, tree: ContextTree) -> None:
+        self.tree = tree
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
         """Focus [R, blocks]; see the interface. Raises UserError where no context fits the budget."""
-        geometry, focus = context.geometry, context.focus
-        place = torch.arange(1, geometry.blocks + 1, dtype=torch.float64, device=focus.device) / geometry.blocks
-        return best_focus(place.expand(focus.shape), focus, focus, budget, geometry, entry_shares(geometry))
+        tree, focus = context.tree, context.focus
+        place = torch.arange(1, tree.blocks + 1, dtype=torch.float64, device=focus.device) / tree.blocks
+        return best_focus(place.expand(focus.shape), focus, focus, budget, tree, entry_shares(tree))

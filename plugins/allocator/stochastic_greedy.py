@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import gumbel, mix, priorities
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import gumbel, hash_combine, random_keys
 from mcframe.errors import UserError
 from mcframe_plugins.allocator.greedy import GreedyAllocator
 
@@ -30,7 +30,7 @@ class StochasticGreedyAllocator(GreedyAllocator):
 
     def __init__(
         self,
-        geometry: Geometry,
+        tree: ContextTree,
         *,
         temperature: float = 0.25,
         expand_threshold: float = 0.0,
@@ -41,7 +41,7 @@ class StochasticGreedyAllocator(GreedyAllocator):
         protected_tail: int = 0,
     ) -> None:
         super().__init__(
-            geometry,
+            tree,
             expand_threshold=expand_threshold,
             collapse_threshold=collapse_threshold,
             replacements=replacements,
@@ -58,4 +58,4 @@ class StochasticGreedyAllocator(GreedyAllocator):
 
     def noise(self, seeds: Tensor, nodes: int, lod: int) -> Tensor | float:
         """Gumbel noise [R, nodes] of a level; LOD 0 stands for expansion."""
-        return self.temperature * gumbel(priorities(mix(seeds, _NOISE + lod), nodes))
+        return self.temperature * gumbel(random_keys(hash_combine(seeds, _NOISE + lod), nodes))

@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mcframe.context.focus import block_means, compressible_nodes
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.focus_ops import block_means, compressible_nodes
 from mcframe.context.working_context import WorkingContext
 from mcframe.hookspecs import Allocator
 
@@ -27,16 +27,16 @@ class TopKAllocator(Allocator):
 
     highest_lod = 1
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = replace(geometry, levels=1)
+    def __init__(self, tree: ContextTree) -> None:
+        self.tree = replace(tree, levels=1)
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
         """Focus [R, blocks]; see the interface."""
-        geometry = self.geometry.with_window(context.geometry.window)
-        _, mixes = geometry.reachable(budget)
+        tree = self.tree.with_window(context.tree.window)
+        _, mixes = tree.reachable(budget)
         collapsed = mixes[0][0]  # at one level a length has one mix
         value = block_means(scores.float(), context)
-        free = compressible_nodes(geometry, 1, scores.device)
+        free = compressible_nodes(tree, 1, scores.device)
         raw = context.focus == 0
         candidate = free & (raw | (value > 0))
         # Lexicographic: by score, among equals the raw ones first. Two stable sorts.
@@ -44,5 +44,5 @@ class TopKAllocator(Allocator):
         ordered = torch.where(candidate, value, -torch.inf).gather(1, by_state)
         order = by_state.gather(1, ordered.argsort(dim=1, descending=True, stable=True))
         rank = order.argsort(dim=1)
-        keep = candidate & (rank < geometry.compressible_nodes(1) - collapsed)
+        keep = candidate & (rank < tree.compressible_nodes(1) - collapsed)
         return torch.where(free & ~keep, 1, 0)

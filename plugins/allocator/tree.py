@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcframe.context.focus import compressible_nodes
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.focus_ops import compressible_nodes
 
 _STAYS = 1e-9
 """Added for every block that stays as it is: decides between contexts of one worth, and nothing else."""
 
 
 def best_focus(
-    value: Tensor, focus: Tensor, finest: Tensor, budget: int, geometry: Geometry, kept: Sequence[float]
+    value: Tensor, focus: Tensor, finest: Tensor, budget: int, tree: ContextTree, kept: Sequence[float]
 ) -> Tensor:
     """Of the longest focuses within `budget` entries the one worth most; of several, one that changes least.
 
@@ -35,46 +35,46 @@ def best_focus(
     focus [R, blocks] int64: the present one; finest [R, blocks] int64: no block gets more detail than this
     -> [R, blocks] int64. Raises UserError where nothing fits the budget.
     """
-    geometry.reachable(budget)  # says so where nothing fits
-    deepest = max(lod for lod in range(1, geometry.levels + 1) if geometry.nodes(lod))
+    tree.reachable(budget)  # says so where nothing fits
+    deepest = max(lod for lod in range(1, tree.levels + 1) if tree.nodes(lod))
     # Filled up to whole nodes of the highest level with blocks that are worth nothing and stay raw.
-    spare = -geometry.blocks % geometry.block_size ** (deepest - 1)
+    spare = -tree.blocks % tree.block_size ** (deepest - 1)
     value, focus, finest = F.pad(value.double(), (0, spare)), F.pad(focus, (0, spare)), F.pad(finest, (0, spare))
-    unit = gcd(*(geometry.saving(lod) for lod in range(1, deepest + 1)))
-    steps = [geometry.saving(lod) // unit for lod in range(1, deepest + 1)]
+    unit = gcd(*(tree.saving(lod) for lod in range(1, deepest + 1)))
+    steps = [tree.saving(lod) // unit for lod in range(1, deepest + 1)]
     table = torch.where(finest == 0, value * kept[0] + _STAYS * (focus == 0), -torch.inf)[..., None]
     gists, shares = [], []
     for lod in range(1, deepest + 1):
         if lod > 1:
-            table, share = _joined(table.unflatten(1, (-1, geometry.block_size)))
+            table, share = _joined(table.unflatten(1, (-1, tree.block_size)))
             shares.append(share)
         worth = torch.where(finest <= lod, value * kept[lod] + _STAYS * (focus == lod), -torch.inf)
-        table, better = _with_gist(table, _of_nodes(worth, geometry, lod), steps[lod - 1])
+        table, better = _with_gist(table, _of_nodes(worth, tree, lod), steps[lod - 1])
         gists.append(better)
     whole, top = _joined(table)
     saved = torch.arange(whole.shape[-1], device=whole.device)
-    enough = saved * unit >= geometry.window - budget
+    enough = saved * unit >= tree.window - budget
     # The longest context is the one that saves least of those that save enough.
     least = torch.where(whole.isfinite() & enough, saved, whole.shape[-1]).amin(dim=-1)
     state, found = _shared(least, top, table.shape[1]), torch.zeros_like(focus)
     for lod in range(deepest, 0, -1):
         chosen = gists[lod - 1] & (state == steps[lod - 1])
-        over = chosen.repeat_interleave(geometry.block_size ** (lod - 1), dim=1)
+        over = chosen.repeat_interleave(tree.block_size ** (lod - 1), dim=1)
         found = torch.where(over & (found == 0), lod, found)
         if lod > 1:  # below a gist nothing is saved again
-            state = _shared(torch.where(chosen, 0, state), shares[lod - 2], geometry.block_size).flatten(1)
-    return found[:, : geometry.blocks]
+            state = _shared(torch.where(chosen, 0, state), shares[lod - 2], tree.block_size).flatten(1)
+    return found[:, : tree.blocks]
 
 
-def entry_shares(geometry: Geometry) -> list[float]:
+def entry_shares(tree: ContextTree) -> list[float]:
     """Entries of a block at LOD 0, 1, ..., as shares of those it has raw."""
-    return [geometry.slots_at(lod) / geometry.span(lod) for lod in range(geometry.levels + 1)]
+    return [tree.slots_at(lod) / tree.span(lod) for lod in range(tree.levels + 1)]
 
 
-def _of_nodes(worth: Tensor, geometry: Geometry, lod: int) -> Tensor:
+def _of_nodes(worth: Tensor, tree: ContextTree, lod: int) -> Tensor:
     """Sums of `worth` [R, blocks] over the nodes at `lod` [R, nodes]; -inf where a node may not be compressed."""
-    total = worth.unflatten(1, (-1, geometry.block_size ** (lod - 1))).sum(dim=2)
-    allowed = compressible_nodes(geometry, lod, worth.device)
+    total = worth.unflatten(1, (-1, tree.block_size ** (lod - 1))).sum(dim=2)
+    allowed = compressible_nodes(tree, lod, worth.device)
     return torch.where(F.pad(allowed, (0, total.shape[1] - allowed.shape[0])), total, -torch.inf)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mcframe.context.controls import slot_means
+from mcframe.context.substitutions import slot_means
 from mcframe.errors import UserError
 from mcframe.hookspecs import GistNet, ModelShape
 from mcframe_plugins.gistnet.pooling import Head, HeadPooling, check_at_least, check_heads, gist_head
@@ -50,22 +50,22 @@ class ContextualGistNet(GistNet):
         from_tokens: bool = True,
     ) -> None:
         super().__init__()
-        width, geometry = shape.width, shape.geometry
+        width, tree = shape.width, shape.tree
         _check(layers, window, queries, base_layer)
         check_heads("contextual", heads, width)
         self.context_blocks = None if base_layer else layers * window
         self.reads_layer, self.reads_tokens = base_layer, from_tokens
-        self.slots, self.block_size, self.head_width = geometry.slots, geometry.block_size, width // heads
+        self.slots, self.block_size, self.head_width = tree.slots, tree.block_size, width // heads
         self.window, self.pooling, self.residual = window, pooling, residual
-        children = geometry.block_size * (1 if from_tokens else geometry.slots)
+        children = tree.block_size * (1 if from_tokens else tree.slots)
         self.child_embed = nn.Parameter(torch.randn(children, width) * 0.02)
-        self.lod_embed = nn.Parameter(torch.randn(geometry.levels, width) * 0.02)
+        self.lod_embed = nn.Parameter(torch.randn(tree.levels, width) * 0.02)
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
         if pooling == "query":
-            self.slot_embed = nn.Parameter(torch.randn(geometry.slots, width) * 0.02)
+            self.slot_embed = nn.Parameter(torch.randn(tree.slots, width) * 0.02)
             self.pool: nn.Module = Layer(width, heads)
         elif pooling == "heads":
-            self.pool = HeadPooling(width, heads, geometry.slots, queries)
+            self.pool = HeadPooling(width, heads, tree.slots, queries)
         self.head = gist_head(head, width, queries if pooling == "heads" else 1)
 
     def forward(self, children: Tensor, lod: int) -> Tensor:

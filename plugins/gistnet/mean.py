@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcframe.context.controls import slot_means
+from mcframe.context.substitutions import slot_means
 from mcframe.hookspecs import GistNet, ModelShape
 
 
@@ -13,7 +13,7 @@ class MeanGistNet(GistNet):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.slots = shape.geometry.slots
+        self.slots = shape.tree.slots
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
         """children [B, nodes, K * slots(lod - 1), D] -> [B, nodes, G, D]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mcframe.context.controls import slot_means
+from mcframe.context.substitutions import slot_means
 from mcframe.hookspecs import GistNet, ModelShape
 from mcframe_plugins.gistnet.pooling import Head, HeadPooling, check_at_least, check_heads, gist_head
 from mcframe_plugins.layers import Layer, rms_norm
@@ -36,15 +36,15 @@ class MultiheadGistNet(GistNet):
         residual: bool = True,
     ) -> None:
         super().__init__()
-        width, geometry = shape.width, shape.geometry
+        width, tree = shape.width, shape.tree
         check_heads("multihead", heads, width)
         check_at_least("multihead.queries", queries, 1)
         check_at_least("multihead.layers", layers, 0)
-        self.slots, self.residual = geometry.slots, residual
-        self.child_embed = nn.Parameter(torch.randn(geometry.block_size * geometry.slots, width) * 0.02)
-        self.lod_embed = nn.Parameter(torch.randn(geometry.levels, width) * 0.02)
+        self.slots, self.residual = tree.slots, residual
+        self.child_embed = nn.Parameter(torch.randn(tree.block_size * tree.slots, width) * 0.02)
+        self.lod_embed = nn.Parameter(torch.randn(tree.levels, width) * 0.02)
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
-        self.pool = HeadPooling(width, heads, geometry.slots, queries)
+        self.pool = HeadPooling(width, heads, tree.slots, queries)
         self.head = gist_head(head, width, queries)
 
     def forward(self, children: Tensor, lod: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mcframe.context.controls import slot_means
+from mcframe.context.substitutions import slot_means
 from mcframe.hookspecs import GistNet, ModelShape
 from mcframe_plugins.gistnet.pooling import Head, check_at_least, check_heads, gist_head
 from mcframe_plugins.layers import Layer, rms_norm
@@ -42,18 +42,18 @@ class TransformerGistNet(GistNet):
         base_layer: int = 0,
     ) -> None:
         super().__init__()
-        width, geometry = shape.width, shape.geometry
+        width, tree = shape.width, shape.tree
         check_heads("transformer", heads, width)
         check_at_least("transformer.base_layer", base_layer, 0)
         if base_layer:
             self.context_blocks, self.reads_layer = None, base_layer
-        self.slots, self.pooling, self.residual = geometry.slots, pooling, residual
+        self.slots, self.pooling, self.residual = tree.slots, pooling, residual
         # "embed" in a name keeps a parameter out of Muon: these are tables, not maps.
-        self.child_embed = nn.Parameter(torch.randn(geometry.block_size * geometry.slots, width) * 0.02)
-        self.lod_embed = nn.Parameter(torch.randn(geometry.levels, width) * 0.02)
+        self.child_embed = nn.Parameter(torch.randn(tree.block_size * tree.slots, width) * 0.02)
+        self.lod_embed = nn.Parameter(torch.randn(tree.levels, width) * 0.02)
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
         if pooling != "mean":
-            self.slot_embed = nn.Parameter(torch.randn(geometry.slots, width) * 0.02)
+            self.slot_embed = nn.Parameter(torch.randn(tree.slots, width) * 0.02)
         if pooling == "query":
             self.pool = Layer(width, heads)
         self.head = gist_head(head, width)

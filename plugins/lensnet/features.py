@@ -18,13 +18,13 @@ def entry_features(context: WorkingContext, *, surprise: bool = False) -> Tensor
     Log span, slots, log distance to the cursor, and waves of that distance; with `surprise` also how hard the
     uncompressed model found the entry's tokens (`context.nll`), log(1 + nats).
     """
-    cursor = context.geometry.cursor
+    cursor = context.tree.cursor
     span = context.span.float()
     distance = (cursor - context.end).clamp(min=0).float()
     near = torch.log1p(distance) / math.log1p(max(cursor, 1))
     octave = torch.pow(2.0, torch.arange(_WAVES, device=distance.device))
     angle = (distance / max(cursor, 1))[..., None] * octave * math.pi
-    plain = [span.log2() / 8, span / context.slots / context.geometry.block_size, near]
+    plain = [span.log2() / 8, span / context.slots / context.tree.block_size, near]
     if surprise:
         plain.append(known_nll(context).log1p())
     return torch.cat((torch.stack(plain, dim=-1), angle.sin(), angle.cos()), dim=-1)

@@ -43,7 +43,7 @@ class MLPLensNet(LensNet):
                 )
         self.reads_nll = surprise
         # Names that hold "embed" are trained by AdamW, not by Muon: tables and thin maps.
-        self.lod_embed = nn.Parameter(torch.randn(shape.geometry.levels + 1, hidden) * 0.02)
+        self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels + 1, hidden) * 0.02)
         self.feature_embed = nn.Linear(feature_count(surprise), hidden)
         self.read = nn.Linear(shape.width, hidden, bias=False) if embeddings else None
         self.layers = nn.ModuleList(nn.Linear(hidden, hidden, bias=False) for _ in range(layers - 1))

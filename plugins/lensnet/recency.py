@@ -19,6 +19,6 @@ class RecencyLensNet(LensNet):
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
         """Scores [R, L] from the entries' places alone."""
-        cursor = max(context.geometry.cursor, 1)
+        cursor = max(context.tree.cursor, 1)
         middle = (context.start + context.end - 1).float() / 2
         return (2 * middle / cursor - 1).clamp(-1, 1).to(embeddings.dtype)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcframe.context.focus import block_means
-from mcframe.context.statistics import masked_mean
-from mcframe.context.surprise import counts
+from mcframe.context.entry_nll import counts
+from mcframe.context.focus_ops import block_means
+from mcframe.context.step_metrics import masked_mean
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
 from mcframe.hookspecs import LensNet, ModelShape
@@ -48,6 +48,6 @@ class SurpriseLensNet(LensNet):
         apart = hard - masked_mean(hard, known, dim=1)[:, None]
         deviation = masked_mean(apart.square(), known, dim=1).sqrt()[:, None]
         scores = (apart / (self.scale * deviation.clamp(min=_LEAST_DEVIATION)) * known).tanh()
-        block = context.start // context.geometry.block_size
+        block = context.start // context.tree.block_size
         found = scores.gather(1, block.clamp(max=blocks - 1)) * (block < blocks)
         return found.to(embeddings.dtype)

@@ -36,7 +36,7 @@ class TransformerLensNet(LensNet):
                 remedy="choose lensnet.transformer.width as a multiple of lensnet.transformer.heads",
             )
         # Names that hold "embed" are trained by AdamW, not by Muon: tables and thin maps.
-        self.lod_embed = nn.Parameter(torch.randn(shape.geometry.levels + 1, own) * 0.02)
+        self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels + 1, own) * 0.02)
         self.read = nn.Linear(shape.width, own, bias=False)
         self.feature_embed = nn.Linear(feature_count(surprise), own)
         self.layers = nn.ModuleList(Layer(own, heads) for _ in range(layers))

@@ -14,10 +14,10 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from mcframe.context.controls import slot_means
-from mcframe.context.focus import compressible_nodes, lowest, over_blocks, over_nodes
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import below, mix, priorities
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import hash_combine, randint, random_keys
+from mcframe.context.focus_ops import bottomk_mask, compressible_nodes, expand_to_blocks, group_by_node
+from mcframe.context.substitutions import slot_means
 from mcframe.errors import UserError
 from mcframe.hookspecs import GistNet, ModelShape, Register, Sequences, VariantStrategy, hookimpl
 from torch import Tensor, nn
@@ -36,12 +36,12 @@ class SpectralGistNet(GistNet):
 
     def __init__(self, shape: ModelShape, *, frequencies: int = 4) -> None:
         super().__init__()
-        if not 1 <= frequencies <= shape.geometry.block_size:
+        if not 1 <= frequencies <= shape.tree.block_size:
             raise UserError(
-                f"gistnet.spectral.frequencies is {frequencies}; a block of {shape.geometry.block_size} has as many",
-                remedy=f"set it to a number from 1 to {shape.geometry.block_size}",
+                f"gistnet.spectral.frequencies is {frequencies}; a block of {shape.tree.block_size} has as many",
+                remedy=f"set it to a number from 1 to {shape.tree.block_size}",
             )
-        self.frequencies, self.slots = frequencies, shape.geometry.slots
+        self.frequencies, self.slots = frequencies, shape.tree.slots
         self.head = nn.Linear(frequencies * shape.width, self.slots * shape.width, bias=False)
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
@@ -66,52 +66,52 @@ class StridedVariants(VariantStrategy):
     attempts  draws in all, until the variants of a sequence differ
     """
 
-    def __init__(self, geometry: Geometry, *, count: int = 2, attempts: int = 6) -> None:
+    def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:
         if count < 1:
             raise UserError(
                 f"variants.strided.count is {count}; a strategy proposes at least one",
                 remedy="for none, set run.variants = @variants.none",
             )
-        self.geometry, self.count, self.attempts = geometry, count, attempts
+        self.tree, self.count, self.attempts = tree, count, attempts
 
-    def order(self, seeds: Tensor, lod: int, geometry: Geometry) -> Tensor:
+    def order(self, seeds: Tensor, lod: int, tree: ContextTree) -> Tensor:
         """In which order nodes at `lod` are collapsed, lowest first: seeds [B, V] -> [B, V, nodes(lod)].
 
         Node n stands at the n-th multiple of the golden section, wound around a circle; a variant takes the nodes of
         one arc. Arcs start at a random place of the sequence's own, the same distance apart.
         """
-        node = torch.arange(geometry.nodes(lod), device=seeds.device)
-        first = (priorities(mix(seeds[:, :1], lod), 1) >> 12).double() / 2**52
+        node = torch.arange(tree.nodes(lod), device=seeds.device)
+        first = (random_keys(hash_combine(seeds[:, :1], lod), 1) >> 12).double() / 2**52
         arc = torch.arange(seeds.shape[1], device=seeds.device)[:, None] / self.count
         return (node * _GOLDEN + first - arc) % 1.0
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
         """Focuses [B, V, blocks] of exactly `length` entries; a repeated one is drawn again."""
-        focus = self._draw(seeds, length, sequences.geometry)
+        focus = self._draw(seeds, length, sequences.tree)
         for attempt in range(1, self.attempts):
             same = (focus[:, :, None] == focus[:, None]).all(dim=-1).tril(diagonal=-1).any(dim=-1)
-            again = self._draw(mix(seeds, (1 << 32) + attempt), length, sequences.geometry)
+            again = self._draw(hash_combine(seeds, (1 << 32) + attempt), length, sequences.tree)
             focus = torch.where(same[..., None], again, focus)
         return focus
 
-    def _draw(self, seeds: Tensor, length: int, geometry: Geometry) -> Tensor:
-        mixes = _mixes(geometry, length, seeds.device)
-        counts = mixes[below(seeds, len(mixes))]  # nodes to collapse at each level [B, V, levels]
-        focus = counts.new_zeros(*seeds.shape, geometry.blocks)
-        for lod in range(geometry.levels, 0, -1):
-            if geometry.nodes(lod) == 0:  # the window is shorter than one node of this level
+    def _draw(self, seeds: Tensor, length: int, tree: ContextTree) -> Tensor:
+        mixes = _mixes(tree, length, seeds.device)
+        counts = mixes[randint(seeds, len(mixes))]  # nodes to collapse at each level [B, V, levels]
+        focus = counts.new_zeros(*seeds.shape, tree.blocks)
+        for lod in range(tree.levels, 0, -1):
+            if tree.nodes(lod) == 0:  # the window is shorter than one node of this level
                 continue
-            free = (over_nodes(focus, geometry, lod) == 0).all(dim=-1)
-            allowed = free & compressible_nodes(geometry, lod, seeds.device)
-            chosen = lowest(self.order(seeds, lod, geometry), allowed, counts[..., lod - 1])
-            focus = torch.where(over_blocks(chosen, geometry, lod), lod, focus)
+            free = (group_by_node(focus, tree, lod) == 0).all(dim=-1)
+            allowed = free & compressible_nodes(tree, lod, seeds.device)
+            chosen = bottomk_mask(self.order(seeds, lod, tree), allowed, counts[..., lod - 1])
+            focus = torch.where(expand_to_blocks(chosen, tree, lod), lod, focus)
         return focus
 
 
 @lru_cache(maxsize=256)
-def _mixes(geometry: Geometry, length: int, device: torch.device) -> Tensor:
+def _mixes(tree: ContextTree, length: int, device: torch.device) -> Tensor:
     """[mixes, levels] numbers of nodes that give this length; kept on the device, so that no step copies them."""
-    reached, mixes = geometry.reachable(length)
+    reached, mixes = tree.reachable(length)
     if reached != length:
         raise ValueError(f"no working context has exactly {length} entries; the nearest below has {reached}")
     return torch.tensor(mixes, device=device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
 from mcframe.hookspecs import Sequences, VariantStrategy
 from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, place, random_order
 
@@ -24,16 +24,16 @@ class Aggressive(VariantStrategy):
     At one level this is `random_collapse`.
     """
 
-    def __init__(self, geometry: Geometry, *, count: int = 2, attempts: int = 6) -> None:
-        self.geometry, self.count, self.attempts = geometry, checked_count("aggressive", count), attempts
+    def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:
+        self.tree, self.count, self.attempts = tree, checked_count("aggressive", count), attempts
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
         """Focuses [B, V, blocks] of exactly `length` entries; each a function of its own sequence's seeds."""
-        geometry = sequences.geometry
-        known = mixes(geometry, length, seeds.device, coarsest_first=True)
+        tree = sequences.tree
+        known = mixes(tree, length, seeds.device, coarsest_first=True)
 
         def draw(seeds: Tensor, attempt: int) -> Tensor:
             counts = known[min(attempt // 2, known.shape[0] - 1)]
-            return place(counts.expand(*seeds.shape, -1), random_order(seeds, geometry), geometry)
+            return place(counts.expand(*seeds.shape, -1), random_order(seeds, tree), tree)
 
         return distinct(draw, seeds, self.attempts)

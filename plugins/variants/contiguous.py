@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mcframe.context.focus import lowest
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import below, mix, priorities
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import hash_combine, randint, random_keys
+from mcframe.context.focus_ops import bottomk_mask
 from mcframe.hookspecs import Sequences, VariantStrategy
 from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, place, random_order
 
@@ -26,42 +26,44 @@ class Contiguous(VariantStrategy):
     attempts  draws in all until the variants of a sequence differ
     """
 
-    def __init__(self, geometry: Geometry, *, count: int = 2, attempts: int = 6) -> None:
-        self.geometry, self.count, self.attempts = geometry, checked_count("contiguous", count), attempts
+    def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:
+        self.tree, self.count, self.attempts = tree, checked_count("contiguous", count), attempts
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
         """Focuses [B, V, blocks] of exactly `length` entries; each a function of its own sequence's seeds."""
-        geometry = sequences.geometry
-        known = mixes(geometry, length, seeds.device)
+        tree = sequences.tree
+        known = mixes(tree, length, seeds.device)
 
         def draw(seeds: Tensor, attempt: int) -> Tensor:
-            counts = known[below(seeds, known.shape[0])]
-            allowed = run_starts(counts, geometry)
+            counts = known[randint(seeds, known.shape[0])]
+            allowed = run_starts(counts, tree)
             one = torch.ones_like(seeds)
-            start = lowest(priorities(mix(seeds, _START), geometry.blocks), allowed, one).int().argmax(dim=-1)
-            block = torch.arange(geometry.blocks, device=seeds.device)
-            run = (block >= start[..., None]) & (block < (start + run_blocks(counts, geometry))[..., None])
-            return place(counts, random_order(seeds, geometry), geometry, within=run)
+            start = (
+                bottomk_mask(random_keys(hash_combine(seeds, _START), tree.blocks), allowed, one).int().argmax(dim=-1)
+            )
+            block = torch.arange(tree.blocks, device=seeds.device)
+            run = (block >= start[..., None]) & (block < (start + run_blocks(counts, tree))[..., None])
+            return place(counts, random_order(seeds, tree), tree, within=run)
 
         return distinct(draw, seeds, self.attempts)
 
 
-def run_blocks(counts: Tensor, geometry: Geometry) -> Tensor:
+def run_blocks(counts: Tensor, tree: ContextTree) -> Tensor:
     """Blocks that `counts` [..., levels] nodes cover -> [...]."""
-    level = torch.arange(geometry.levels, device=counts.device)
-    return (counts * torch.pow(geometry.block_size, level)).sum(dim=-1)
+    level = torch.arange(tree.levels, device=counts.device)
+    return (counts * torch.pow(tree.block_size, level)).sum(dim=-1)
 
 
-def run_starts(counts: Tensor, geometry: Geometry) -> Tensor:
+def run_starts(counts: Tensor, tree: ContextTree) -> Tensor:
     """[..., blocks] bool: a run from there has room for `counts` [..., levels] nodes, aligned and unprotected."""
-    start = torch.arange(geometry.blocks, device=counts.device)
-    end = start + run_blocks(counts, geometry)[..., None]
-    allowed = (start >= geometry.sink) & (end <= geometry.cursor // geometry.block_size)
+    start = torch.arange(tree.blocks, device=counts.device)
+    end = start + run_blocks(counts, tree)[..., None]
+    allowed = (start >= tree.sink) & (end <= tree.cursor // tree.block_size)
     needed = torch.zeros_like(counts[..., :1])
-    for lod in range(geometry.levels, 0, -1):
-        width = geometry.block_size ** (lod - 1)
+    for lod in range(tree.levels, 0, -1):
+        width = tree.block_size ** (lod - 1)
         # A node above is made of block_size nodes of this level.
-        needed = needed * geometry.block_size + counts[..., lod - 1 : lod]
+        needed = needed * tree.block_size + counts[..., lod - 1 : lod]
         whole = end // width - (start + width - 1) // width
         allowed = allowed & ((whole >= needed) | (needed == 0))
     return allowed

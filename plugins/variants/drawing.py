@@ -12,9 +12,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mcframe.context.focus import compressible_nodes, lowest, over_blocks, over_nodes
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import mix, priorities
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import hash_combine, random_keys
+from mcframe.context.focus_ops import bottomk_mask, compressible_nodes, expand_to_blocks, group_by_node
 from mcframe.errors import UserError
 
 _REDRAW = 1 << 32
@@ -35,12 +35,12 @@ def checked_count(name: str, count: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def mixes(geometry: Geometry, length: int, device: torch.device, coarsest_first: bool = False) -> Tensor:
+def mixes(tree: ContextTree, length: int, device: torch.device, coarsest_first: bool = False) -> Tensor:
     """[mixes, levels] node counts that give this length; kept on the device so that no step copies them.
 
     `coarsest_first`: sorted by the number of nodes at the highest LOD, then at the one below, and so on, falling.
     """
-    reached, found = geometry.reachable(length)
+    reached, found = tree.reachable(length)
     if reached != length:
         raise ValueError(f"no working context has exactly {length} entries; the nearest below has {reached}")
     if coarsest_first:
@@ -48,26 +48,26 @@ def mixes(geometry: Geometry, length: int, device: torch.device, coarsest_first:
     return torch.tensor(found, device=device)
 
 
-def random_order(seeds: Tensor, geometry: Geometry) -> Order:
+def random_order(seeds: Tensor, tree: ContextTree) -> Order:
     """Every node's priority is a hash of its variant's seed [...]."""
-    return lambda lod: priorities(mix(seeds, lod), geometry.nodes(lod))
+    return lambda lod: random_keys(hash_combine(seeds, lod), tree.nodes(lod))
 
 
-def place(counts: Tensor, order: Order, geometry: Geometry, within: Tensor | None = None) -> Tensor:
+def place(counts: Tensor, order: Order, tree: ContextTree, within: Tensor | None = None) -> Tensor:
     """Collapse `counts` [..., levels] nodes of every level -> focus [..., blocks]; higher levels are placed first.
 
     within [..., blocks] bool: nothing outside is collapsed.
     """
-    focus = counts.new_zeros(*counts.shape[:-1], geometry.blocks)
-    for lod in range(geometry.levels, 0, -1):
-        if geometry.nodes(lod) == 0:  # the window is shorter than one node of this level
+    focus = counts.new_zeros(*counts.shape[:-1], tree.blocks)
+    for lod in range(tree.levels, 0, -1):
+        if tree.nodes(lod) == 0:  # the window is shorter than one node of this level
             continue
-        free = (over_nodes(focus, geometry, lod) == 0).all(dim=-1)
-        allowed = free & compressible_nodes(geometry, lod, counts.device)
+        free = (group_by_node(focus, tree, lod) == 0).all(dim=-1)
+        allowed = free & compressible_nodes(tree, lod, counts.device)
         if within is not None:
-            allowed = allowed & over_nodes(within, geometry, lod).all(dim=-1)
-        chosen = lowest(order(lod), allowed, counts[..., lod - 1])
-        focus = torch.where(over_blocks(chosen, geometry, lod), lod, focus)
+            allowed = allowed & group_by_node(within, tree, lod).all(dim=-1)
+        chosen = bottomk_mask(order(lod), allowed, counts[..., lod - 1])
+        focus = torch.where(expand_to_blocks(chosen, tree, lod), lod, focus)
     return focus
 
 
@@ -84,7 +84,7 @@ def distinct(draw: Callable[[Tensor, int], Tensor], seeds: Tensor, attempts: int
     """
     focus = draw(seeds, 0)
     for attempt in range(1, attempts):
-        again = draw(mix(seeds, _REDRAW + attempt), attempt)
+        again = draw(hash_combine(seeds, _REDRAW + attempt), attempt)
         replace = repeated(focus)
         if together:
             replace = replace.any(dim=1, keepdim=True)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcframe.context.focus import over_nodes
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import below, gumbel, mix, priorities, uniform
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import gumbel, hash_combine, randint, random_keys, uniform
+from mcframe.context.focus_ops import group_by_node
 from mcframe.errors import UserError
 from mcframe.hookspecs import Sequences, VariantStrategy
 from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, place
@@ -35,7 +35,7 @@ class LensGuided(VariantStrategy):
 
     def __init__(
         self,
-        geometry: Geometry,
+        tree: ContextTree,
         *,
         count: int = 2,
         temperature: float = 0.25,
@@ -52,35 +52,35 @@ class LensGuided(VariantStrategy):
                 f"variants.lens_guided.random_share is {random_share}; it must lie between 0 and 1",
                 remedy="choose a share, for example 0.25",
             )
-        self.geometry, self.count, self.attempts = geometry, checked_count("lens_guided", count), attempts
+        self.tree, self.count, self.attempts = tree, checked_count("lens_guided", count), attempts
         self.temperature, self.random_share = temperature, random_share
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
         """Focuses [B, V, blocks] of exactly `length` entries; each a function of its sequence's seeds and scores."""
         if scores is None:
             raise ValueError("lens_guided needs the scores of the uncompressed context")
-        geometry = sequences.geometry
-        known = mixes(geometry, length, seeds.device)
-        value = block_scores(scores.detach(), geometry)[:, None]
+        tree = sequences.tree
+        known = mixes(tree, length, seeds.device)
+        value = block_scores(scores.detach(), tree)[:, None]
 
         def draw(seeds: Tensor, attempt: int) -> Tensor:
-            ignored = (uniform(mix(seeds, _RANDOM)) < self.random_share)[..., None]
+            ignored = (uniform(hash_combine(seeds, _RANDOM)) < self.random_share)[..., None]
             # Noise alone, at any scale above 0, makes every set as likely as any other.
             scale = torch.where(ignored, 1.0, self.temperature + _MORE_NOISE * attempt)
 
             def order(lod: int) -> Tensor:
-                noise = gumbel(priorities(mix(seeds, _NOISE + lod), geometry.nodes(lod)))
-                wanted = over_nodes(value, geometry, lod).mean(dim=-1)
+                noise = gumbel(random_keys(hash_combine(seeds, _NOISE + lod), tree.nodes(lod)))
+                wanted = group_by_node(value, tree, lod).mean(dim=-1)
                 return torch.where(ignored, 0.0, wanted) - scale * noise
 
-            return place(known[below(seeds, known.shape[0])], order, geometry)
+            return place(known[randint(seeds, known.shape[0])], order, tree)
 
         return distinct(draw, seeds, self.attempts)
 
 
-def block_scores(scores: Tensor, geometry: Geometry) -> Tensor:
+def block_scores(scores: Tensor, tree: ContextTree) -> Tensor:
     """Mean score of every raw block before the cursor: scores [B, cursor] -> float64 [B, blocks], 0 behind it."""
-    whole = geometry.cursor // geometry.block_size
-    values = scores[:, : whole * geometry.block_size].double()
-    means = values.reshape(scores.shape[0], whole, geometry.block_size).mean(dim=-1)
-    return F.pad(means, (0, geometry.blocks - whole))
+    whole = tree.cursor // tree.block_size
+    values = scores[:, : whole * tree.block_size].double()
+    means = values.reshape(scores.shape[0], whole, tree.block_size).mean(dim=-1)
+    return F.pad(means, (0, tree.blocks - whole))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcframe.context.geometry import Geometry
+from mcframe.context.context_tree import ContextTree
 from mcframe.hookspecs import Sequences, VariantStrategy
 
 
@@ -13,9 +13,9 @@ class NoVariants(VariantStrategy):
 
     count = 0
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
+    def __init__(self, tree: ContextTree) -> None:
+        self.tree = tree
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
         """An empty focus [B, 0, blocks]."""
-        return seeds.new_zeros(sequences.tokens.shape[0], 0, sequences.geometry.blocks)
+        return seeds.new_zeros(sequences.tokens.shape[0], 0, sequences.tree.blocks)

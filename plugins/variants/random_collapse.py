@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import below
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import randint
 from mcframe.hookspecs import Sequences, VariantStrategy
 from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, place, random_order
 
@@ -21,16 +21,16 @@ class RandomCollapse(VariantStrategy):
     attempts  draws in all until the variants of a sequence differ
     """
 
-    def __init__(self, geometry: Geometry, *, count: int = 2, attempts: int = 6) -> None:
-        self.geometry, self.count, self.attempts = geometry, checked_count("random_collapse", count), attempts
+    def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:
+        self.tree, self.count, self.attempts = tree, checked_count("random_collapse", count), attempts
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
         """Focuses [B, V, blocks] of exactly `length` entries; each a function of its own sequence's seeds."""
-        geometry = sequences.geometry
-        known = mixes(geometry, length, seeds.device)
+        tree = sequences.tree
+        known = mixes(tree, length, seeds.device)
 
         def draw(seeds: Tensor, attempt: int) -> Tensor:
-            counts = known[below(seeds, known.shape[0])]
-            return place(counts, random_order(seeds, geometry), geometry)
+            counts = known[randint(seeds, known.shape[0])]
+            return place(counts, random_order(seeds, tree), tree)
 
         return distinct(draw, seeds, self.attempts)

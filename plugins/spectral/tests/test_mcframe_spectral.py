@@ -6,16 +6,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mcframe.context.geometry import Geometry
-from mcframe.context.seeding import variant_seeds
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import variant_seeds
 from mcframe.errors import UserError
 from mcframe.hookspecs import ModelShape, Sequences
 from torch import Tensor
 
 from mcframe_spectral import SpectralGistNet, StridedVariants, cosines
 
-GEOMETRY = Geometry(window=132, block_size=4, tail=4)  # 32 blocks that may be collapsed
-SHAPE = ModelShape(width=16, geometry=GEOMETRY)
+GEOMETRY = ContextTree(window=132, block_size=4, tail=4)  # 32 blocks that may be collapsed
+SHAPE = ModelShape(width=16, tree=GEOMETRY)
 
 
 @settings(deadline=None)

@@ -1,0 +1,103 @@
+"""How a command ends when something is wrong: one message, the place, the remedy, exit code 2."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from mcframe.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+
+_RANK_0_SPEAKS_FIRST_S = 10.0
+_NOTE_COUNTS_S = 60.0
+
+
+def show(error: UserError) -> None:
+    """Print the error in a frame, which launcher lines before and behind do not bury."""
+    text = Text(error.message)
+    if error.place:
+        text = Text(f"{error.place}\n", style="bold") + text
+    if error.remedy:
+        text = text + Text(f"\n→ {error.remedy}", style="green")
+    console = Console(stderr=True, soft_wrap=False)
+    console.print(Panel(text, title="mcframe cannot go on", title_align="left", border_style="red"), highlight=False)
+
+
+def _unwritable(error: OSError) -> UserError:
+    return UserError(
+        f"{error.filename}: {error.strerror}", remedy="name another place to this command, or make this one writable"
+    )
+
+
+def _is_said(error: UserError) -> bool:
+    """Has rank 0 said this already? Most errors meet every rank; what only another rank met is said after a wait.
+
+    Ranks of one machine have a launcher and a port in common, and a note there tells what rank 0 has said. Those of
+    other machines see none: the launcher ends them while they wait, as it does with ranks that have met nothing.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    try:
+        return _compare_notes(error)
+    except OSError:  # without a note all ranks say it: better too often than not at all
+        return False
+
+
+def _compare_notes(error: UserError) -> bool:
+    note = _notes() / f"{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+    if int(os.environ.get("RANK", "0")) == 0:
+        note.write_text(str(error), "utf-8")
+        return False
+    until = time.monotonic() + _RANK_0_SPEAKS_FIRST_S
+    while time.monotonic() < until:
+        if note.exists() and note.read_text("utf-8") == str(error):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _notes() -> Path:
+    """This user's folder of notes, in which nobody else can leave or redirect one; without those of earlier runs."""
+    folder = Path(tempfile.gettempdir()) / f"mcframe-said-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not this user's alone")
+    for note in folder.iterdir():
+        with suppress(FileNotFoundError):  # another rank was quicker
+            if time.time() - note.stat().st_mtime > _NOTE_COUNTS_S:
+                note.unlink()
+    return folder
+
+
+def report_user_errors(action: Callable[[], int], *, traceback: bool) -> int:
+    """Run `action`; turn a UserError into a message and exit code 2, a Ctrl-C into exit code 130.
+
+    With `traceback`, let both through.
+    """
+    try:
+        return action()
+    except KeyboardInterrupt:
+        if traceback:
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr)  # noqa: T201
+        return EXIT_INTERRUPTED
+    except (UserError, PermissionError, FileExistsError, NotADirectoryError) as failure:
+        if traceback:
+            raise
+        error = failure if isinstance(failure, UserError) else _unwritable(failure)
+        if not _is_said(error):
+            show(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return EXIT_USER_ERROR

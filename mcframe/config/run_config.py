@@ -1,0 +1,182 @@
+"""gin files to a `RunConfig`: where configuration, plug-ins and settings meet. Nothing below this module knows gin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mcframe import __version__, config
+from mcframe.config import Config
+from mcframe.config.schema import (
+    MULTI_KINDS,
+    CadenceConfig,
+    ContextConfig,
+    DataConfig,
+    DeepSpeedConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    RunConfig,
+    SamplingConfig,
+    ScheduleConfig,
+)
+from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
+from mcframe.data.synthetic.induction import Induction
+from mcframe.data.synthetic.needle import Needle
+from mcframe.data.synthetic.recall import Recall
+from mcframe.data.tokenizers import BPE, Bytes
+from mcframe.evaluation.focus_quality import FocusQuality
+from mcframe.evaluation.gist_quality import GistQuality
+from mcframe.hookspecs import API_VERSION, Register, hookimpl
+from mcframe.metrics.prometheus_logger import PrometheusLogger
+from mcframe.modeling.gpt import GPT
+from mcframe.modeling.objectives import Objectives
+from mcframe.modeling.rope import GaussianRope
+from mcframe.registry.attribution import explain
+from mcframe.registry.discovery import INSTALLED, PluginOptions, discover
+from mcframe.registry.factory import PluginFactory
+from mcframe.registry.plugins import KINDS, Registered, Registry
+
+SETTINGS = {
+    "context": ContextConfig,
+    "objectives": Objectives,
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "deepspeed": DeepSpeedConfig,
+    "cadence": CadenceConfig,
+    "data": DataConfig,
+    "sampling": SamplingConfig,
+    "telemetry": LoggingConfig,
+}
+"""Groups of settings that gin files bind by name: `context.window = 512`."""
+
+GIN_CONFIGURABLES = {**SETTINGS, "gpt": GPT, "run": RunConfig}
+"""All that gin files bind of a run besides its plug-ins."""
+
+
+DEFAULTS = {
+    "evaluations": ("evaluation.gist_quality", "evaluation.focus_quality"),
+    "positions": "positions.gaussian_rope",
+}
+"""What is taken where `run` says None of what it cannot be without."""
+
+
+class BuiltIn:
+    """What the framework cannot be without, registered as a plug-in's would be."""
+
+    mcframe_api = API_VERSION
+
+    @hookimpl
+    def register_positions(self, register: Register) -> None:
+        """`@positions.gaussian_rope`."""
+        register("gaussian_rope", GaussianRope)
+
+    @hookimpl
+    def register_text_sources(self, register: Register) -> None:
+        """`@text.standard_library`, `@text.local_files`, `@text.huggingface`."""
+        register("standard_library", StandardLibrary)
+        register("local_files", LocalFiles)
+        register("huggingface", HuggingFace)
+
+    @hookimpl
+    def register_tokenizers(self, register: Register) -> None:
+        """`@tokenizer.bytes`, `@tokenizer.bpe`."""
+        register("bytes", Bytes)
+        register("bpe", BPE)
+
+    @hookimpl
+    def register_tasks(self, register: Register) -> None:
+        """`@task.recall`, `@task.needle`, `@task.induction`."""
+        register("recall", Recall)
+        register("needle", Needle)
+        register("induction", Induction)
+
+    @hookimpl
+    def register_evaluations(self, register: Register) -> None:
+        """`@evaluation.gist_quality`, `@evaluation.focus_quality`."""
+        register("controls", GistQuality)
+        register("focus", FocusQuality)
+
+    @hookimpl
+    def register_sinks(self, register: Register) -> None:
+        """`@logger.prometheus`."""
+        register("prometheus", PrometheusLogger)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe, the configuration it came from, and the plug-ins that are installed."""
+
+    run_config: RunConfig
+    config: Config
+    registry: Registry
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Within it, a UserError that names a binding gets its place, and an error in a plug-in the plug-in's name."""
+        with self.config.placing():
+            try:
+                yield
+            except Exception as error:
+                if (explained := explain(error, self.registry)) is not None:
+                    raise explained from error
+                raise
+
+
+def all_plugins(options: PluginOptions = INSTALLED) -> Registry:
+    """What is installed, what comes with the framework itself, and what the options add. Raises as `discover` does."""
+    registry = discover(options)
+    registry.register_plugin(BuiltIn(), "mcframe.built-in", distribution="mcframe", version=__version__)
+    return registry
+
+
+def load_config(files: Sequence[Path | str], overrides: Sequence[str], registry: Registry) -> Config:
+    """`config.load` for all that a run is made of."""
+    for name, factory in GIN_CONFIGURABLES.items():
+        config.register("", name, factory)
+    return config.load(files, overrides, registry)
+
+
+def load_run_config(
+    files: Sequence[Path | str], overrides: Sequence[str], plugins: PluginOptions = INSTALLED
+) -> Loaded:
+    """Read gin files and `--set` overrides. Raises UserError, with file and line, for whatever is wrong."""
+    registry = all_plugins(plugins)
+    loaded = load_config(files, overrides, registry)
+    groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
+    run_config: RunConfig = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
+    return Loaded(replace(run_config, **_factories(run_config, loaded, registry)), loaded, registry)
+
+
+def _factories(run_config: RunConfig, loaded: Config, registry: Registry) -> dict[str, Any]:
+    """What is chosen of each kind, as gin files write it, ready to be called."""
+    bound, factories = loaded.as_dict(), dict[str, Any]()
+    for kind in KINDS:
+        field = MULTI_KINDS.get(kind, kind)
+        value, written = getattr(run_config, field), bound.get(f"run.{field}")
+        if value is None:
+            value = written = DEFAULTS.get(field)
+        if value is None:
+            continue
+
+        def chosen(factory: Any, name: str, *, kind: str = kind) -> PluginFactory:
+            return PluginFactory(registry.implementations[kind][name.rpartition(".")[2]], factory, loaded, registry)
+
+        if kind in MULTI_KINDS:
+            factories[field] = tuple(map(chosen, value, written or ()))
+        else:
+            factories[field] = chosen(value, str(written))
+    return factories
+
+
+def choosing(entry: Registered) -> str:
+    """The binding that selects a plug-in for a run."""
+    reference = f"@{entry.kind}.{entry.name}"
+    return (
+        f"run.{MULTI_KINDS[entry.kind]} = [{reference}]"
+        if entry.kind in MULTI_KINDS
+        else f"run.{entry.kind} = {reference}"
+    )

@@ -1,0 +1,193 @@
+"""The tree's shape: levels of detail, blocks, slots, protected tokens, and which lengths can be reached.
+
+Everything here is arithmetic on Python integers; nothing touches a tensor. The definitions are those of
+docs/concepts.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+
+from mcframe.errors import UserError
+
+
+@dataclass(frozen=True)
+class ContextTree:
+    """How a window of `window` tokens is divided into nodes of several levels of detail (LOD).
+
+    window      T, tokens that one sequence holds (targets need one more)
+    block_size  K, children that one gist summarises
+    levels      highest LOD; a node at LOD l spans K**l tokens
+    slots       G, embeddings of a gist (1 <= G < K); a token has one
+    tail        tokens at the end that are never compressed; the cursor stands before them
+    sink        blocks at the start that are never compressed
+    horizon     H, how many tokens behind a span tell what it costs (`mc/lod_delta`); 0 stands for K
+    """
+
+    window: int
+    block_size: int = 32
+    levels: int = 1
+    slots: int = 1
+    tail: int = 128
+    sink: int = 0
+    horizon: int = field(default=0, repr=False, compare=False)  # reported by, not what is computed: the same tree
+
+    def __post_init__(self) -> None:
+        if self.block_size < 2:
+            raise UserError(
+                f"context.block_size is {self.block_size}; a gist needs two children or more",
+                remedy="set context.block_size to 2 or more, for example 32",
+            )
+        if self.window < self.block_size:
+            raise UserError(
+                f"a window of {self.window} tokens does not hold one block of {self.block_size}",
+                remedy="raise context.window or lower context.block_size",
+            )
+        if not 1 <= self.slots < self.block_size:
+            raise UserError(
+                f"context.slots is {self.slots}; it must be at least 1 and below context.block_size "
+                f"({self.block_size})",
+                remedy="set context.slots to a smaller number",
+            )
+        if self.levels < 1:
+            raise UserError(f"context.levels is {self.levels}; it must be at least 1", remedy="set context.levels = 1")
+        if not 0 <= self.tail <= self.window:
+            raise UserError(
+                f"context.tail is {self.tail}; it must lie between 0 and context.window ({self.window})",
+                remedy="set context.tail to the number of recent tokens that stay raw, for example 128",
+            )
+        if self.sink < 0:
+            raise UserError(f"context.sink is {self.sink} blocks; it cannot be negative", remedy="set context.sink = 0")
+
+        if self.horizon < 0:
+            raise UserError(
+                f"context.horizon is {self.horizon} tokens; it cannot be negative",
+                remedy="set context.horizon = 0, which stands for one block, or to a number of tokens",
+            )
+
+    def with_window(self, window: int) -> ContextTree:
+        """The same tree over a window of another length."""
+        return replace(self, window=window)
+
+    # ---- nodes -----------------------------------------------------------------------------------
+    @property
+    def blocks(self) -> int:
+        """Whole blocks in the window, T // K."""
+        return self.window // self.block_size
+
+    @property
+    def cursor(self) -> int:
+        """First token that LensNet may not see, T - tail."""
+        return self.window - self.tail
+
+    @property
+    def delta_horizon(self) -> int:
+        """Tokens behind a span that tell what it costs, H: those less than this far from its end."""
+        return self.horizon or self.block_size
+
+    def span(self, lod: int) -> int:
+        """Tokens that a node at `lod` covers, K**lod."""
+        return int(self.block_size**lod)
+
+    def slots_at(self, lod: int) -> int:
+        """Embeddings of a node at `lod`: 1 for a token, G above."""
+        return 1 if lod == 0 else self.slots
+
+    def nodes(self, lod: int) -> int:
+        """Nodes at `lod` in one window, T // K**lod."""
+        return self.window // self.span(lod)
+
+    def offset(self, lod: int) -> int:
+        """Row of the node table at which `lod` begins."""
+        return sum(self.nodes(below) * self.slots_at(below) for below in range(lod))
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the node table of one sequence, N(0) + G * (N(1) + ...)."""
+        return self.offset(self.levels + 1)
+
+    def saving(self, lod: int) -> int:
+        """Entries saved by compressing one whole node to `lod`, K**lod - G."""
+        return self.span(lod) - self.slots_at(lod)
+
+    # ---- protection ------------------------------------------------------------------------------
+    @cached_property
+    def compressible(self) -> tuple[tuple[bool, ...], ...]:
+        """For each LOD from 1 up, for each node of it: may it be compressed (no protected block in it)?"""
+        last = self.cursor // self.block_size  # first block that reaches into the tail
+        free = [self.sink <= block < last for block in range(self.blocks)]
+        table = []
+        for lod in range(1, self.levels + 1):
+            width = self.span(lod - 1)
+            table.append(tuple(all(free[n * width : (n + 1) * width]) for n in range(self.nodes(lod))))
+        return tuple(table)
+
+    def compressible_nodes(self, lod: int) -> int:
+        """Number of nodes at `lod` that may be compressed."""
+        return sum(self.compressible[lod - 1])
+
+    # ---- lengths ---------------------------------------------------------------------------------
+    def length(self, counts: tuple[int, ...]) -> int:
+        """Entries of a context with `counts[l - 1]` nodes compressed at LOD l."""
+        return self.window - sum(n * self.saving(lod) for lod, n in enumerate(counts, start=1))
+
+    @cached_property
+    def minimum_length(self) -> int:
+        """Entries of the shortest valid context."""
+        return min(self.length((free, *above)) for above, free in self._above_level_1())
+
+    def reachable(self, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
+        """The largest reachable length that does not exceed `target`, and every mix of nodes that has it.
+
+        Returns `(length, mixes)`; `mix[l - 1]` is the number of nodes at LOD l.
+        Raises UserError, naming the minimum, where no context is that short.
+        """
+        return _reachable(self, target)
+
+    def _above_level_1(self) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Every number of nodes at LOD 2 and up that fits, with the LOD1 nodes that are left beside them."""
+
+        def place(lod: int, above: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
+            # A compressed node above takes K**(its LOD - lod) nodes away from this level.
+            taken = sum(n * self.block_size**distance for distance, n in enumerate(above, start=1))
+            free = self.compressible_nodes(lod) - taken
+            if lod == 1:
+                yield above, free
+                return
+            for n in range(free + 1):
+                yield from place(lod - 1, (n, *above))
+
+        yield from place(self.levels, ())
+
+    def usable_levels(self, targets: list[int]) -> dict[int, int]:
+        """For each LOD, the most nodes of it that a context at one of these target lengths can hold."""
+        most = dict.fromkeys(range(1, self.levels + 1), 0)
+        for target in targets:
+            for mix in self.reachable(target)[1]:
+                for lod, n in enumerate(mix, start=1):
+                    most[lod] = max(most[lod], n)
+        return most
+
+
+@lru_cache(maxsize=4096)
+def _reachable(tree: ContextTree, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    best, mixes = -1, list[tuple[int, ...]]()
+    for above, free in tree._above_level_1():
+        rest = tree.length((0, *above))
+        n = max(0, -((target - rest) // tree.saving(1)))  # LOD1 nodes needed: the excess, rounded up
+        length = rest - n * tree.saving(1)
+        if n > free or length < best:
+            continue
+        if length > best:
+            best, mixes = length, []
+        mixes.append((n, *above))
+    if best < 0:
+        raise UserError(
+            f"no working context of {target} entries or fewer: with a window of {tree.window}, blocks of "
+            f"{tree.block_size}, {tree.levels} level(s) and a tail of {tree.tail} the shortest has "
+            f"{tree.minimum_length}",
+            remedy="raise the target length, lower context.tail or raise context.levels",
+        )
+    return best, tuple(mixes)

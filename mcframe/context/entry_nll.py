@@ -1,0 +1,47 @@
+"""How hard the uncompressed model found the text itself: mean NLL of the tokens before the cursor, in nats.
+
+A token is told from the tokens before it, so position t of an NLL speaks of token t + 1. The first token of a window is
+nobody's target, and tokens from the cursor on are not looked at: no hindsight.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.working_context import WorkingContext
+
+
+def mean_entry_nll(nll: Tensor, context: WorkingContext) -> Tensor:
+    """Mean over the tokens that each entry's node covers: nll [B, T] -> [R, L] float32, detached.
+
+    Row r reads sequence r // (R // B). 0 where none of the tokens counts.
+    """
+    rows = context.focus.shape[0]
+    each = nll.detach().repeat_interleave(rows // nll.shape[0], dim=0)
+    return _means(each, context.start, context.end, context.tree)
+
+
+def mean_block_nll(nll: Tensor, tree: ContextTree) -> Tensor:
+    """Mean over each block's tokens: nll [n, T] -> [n, blocks] float32, detached; 0 where none of them counts."""
+    first = torch.arange(tree.blocks, device=nll.device) * tree.block_size
+    first = first.expand(nll.shape[0], -1)
+    return _means(nll.detach(), first, first + tree.block_size, tree)
+
+
+def counts(context: WorkingContext) -> Tensor:
+    """[R, L] bool: the entry has a surprise, that is, covers a token that is somebody's target before the cursor."""
+    return context.valid & (context.end > 1) & (context.start < context.tree.cursor)
+
+
+def _means(nll: Tensor, start: Tensor, end: Tensor, tree: ContextTree) -> Tensor:
+    """Means over tokens `start` to `end` - 1, both [n, m]: differences of running sums, in float64 to keep tokens."""
+    position = torch.arange(tree.window, device=nll.device)
+    told = (position > 0) & (position < tree.cursor)
+    of_token = torch.where(told, F.pad(nll[:, :-1], (1, 0)), 0.0).double()
+    total = F.pad(of_token.cumsum(dim=1), (1, 0))
+    number = F.pad(told.cumsum(dim=0), (1, 0))
+    mean = (total.gather(1, end) - total.gather(1, start)) / (number[end] - number[start]).clamp(min=1)
+    return mean.float()

@@ -1,0 +1,92 @@
+"""What a gist is compared with: the block dropped, its mean embedding, another document's gist.
+
+Every control has the same focus and the same targets as the gists it judges; see docs/concepts.md, Controls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.working_context import WorkingContext
+
+Condition = Literal["full", "gist", "drop", "mean", "swap"]
+"""What stands for a collapsed block: its tokens, its gist, nothing, its mean embedding, another document's gist."""
+
+CONDITIONS: tuple[Condition, ...] = ("full", "drop", "mean", "swap", "gist")
+
+
+def drop_gists(context: WorkingContext) -> WorkingContext:
+    """The context with its gists dropped: the tokens that are raw, in order, at their own positions.
+
+    Rows keep L entries; those that are left over are filling at the right.
+    """
+    raw = context.valid & (context.lod == 0)
+    rank = raw.cumsum(dim=1)
+    size = context.length
+    place = torch.where(raw, rank - 1, size)
+    token = torch.zeros_like(context.token)
+    token = torch.cat((token, token[:, :1]), dim=1).scatter(1, place, context.token)[:, :size]
+    valid = torch.arange(size, device=token.device) < rank[:, -1:]
+    return replace(
+        context, token=torch.where(valid, token, 0), lod=torch.zeros_like(context.lod), valid=valid, padded=True
+    )
+
+
+def slot_means(children: Tensor, slots: int) -> Tensor:
+    """Mean over the stretch of children that each slot stands for: [..., C, D] -> [..., slots, D].
+
+    Child c of C belongs to slot `c * slots // C`, so stretches tile the block as evenly as they can.
+    """
+    count = children.shape[-2]
+    slot = torch.arange(count, device=children.device) * slots // count
+    member = (slot == torch.arange(slots, device=children.device)[:, None]).to(children.dtype)
+    return (member / member.sum(dim=1, keepdim=True)) @ children
+
+
+def mean_table(tokens: Tensor, tree: ContextTree) -> Tensor:
+    """The node table whose gists are mean embeddings: tokens [B, T, D] -> [B, table_rows, D]."""
+    levels = [tokens]
+    for lod in range(1, tree.levels + 1):
+        if nodes := tree.nodes(lod):
+            size = tree.span(lod)
+            span = tokens[:, : nodes * size].reshape(tokens.shape[0], nodes, size, -1)
+            levels.append(slot_means(span, tree.slots).flatten(1, 2))
+    return torch.cat(levels, dim=1)
+
+
+def swap_gists(table: Tensor, tree: ContextTree, baseline_nll: Tensor) -> Tensor:
+    """The node table with the gists of another sequence: table [B, rows, D], partner [B] int64 -> [B, rows, D].
+
+    Tokens stay; every gist becomes that of the same node of sequence `partner[b]`.
+    """
+    tokens = tree.offset(1)
+    return torch.cat((table[:, :tokens], table[baseline_nll, tokens:]), dim=1)
+
+
+def scatter_to_targets(values: Tensor, context: WorkingContext, missing: float = torch.nan) -> Tensor:
+    """Values of predicting entries [R, L] at the position of their target: [R, T], `missing` where nothing predicts.
+
+    Position t holds what was said of token t + 1, whatever the focus, so that conditions can be subtracted.
+    """
+    window = context.tree.window
+    place = torch.where(context.predicts, context.end - 1, window)
+    empty = values.new_full((values.shape[0], window + 1), missing)
+    return empty.scatter(1, place, values)[:, :window]
+
+
+def distance_behind(lod: Tensor, tree: ContextTree) -> tuple[Tensor, Tensor]:
+    """For each token position: tokens since the end of the nearest collapsed span on its left, and that span's LOD.
+
+    lod [R, T] is the LOD of every token (`block_lods_to_tokens`) -> (distance [R, T], LOD [R, T]); -1 and 0 where no
+    span stands on the left, and inside spans.
+    """
+    position = torch.arange(lod.shape[1], device=lod.device).expand_as(lod)
+    ended = torch.where(lod > 0, position, -1).cummax(dim=1).values  # last compressed token at or before t
+    exists = (ended >= 0) & (lod == 0)
+    nearest = lod.gather(1, ended.clamp(min=0))
+    return torch.where(exists, position - ended - 1, -1), torch.where(exists, nearest, 0)

@@ -1,0 +1,51 @@
+"""Which targets a figure is about: behind the cursor, at a distance behind a span, the gist's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.delta_nll import DISTANCES
+from mcframe.context.substitutions import distance_behind
+from mcframe.context.working_context import block_lods_to_tokens
+from mcframe.hookspecs import EvalData
+
+TAIL, EVIDENCE, BEHIND, GIST_ENTRY = "tail", "evidence", "behind", "gist_entry"
+
+WORDS = {
+    TAIL: "behind the cursor",
+    EVIDENCE: "answer in a collapsed block",
+    BEHIND: "anywhere behind a span",
+    GIST_ENTRY: "the gist's own target",
+    **{str(high): f"{low} to {high - 1} behind a span" for low, high in zip((0, *DISTANCES), DISTANCES, strict=False)},
+}
+"""What each region is, for people."""
+
+
+def behind_cursor(tree: ContextTree) -> Tensor:
+    """[T] bool: the target stands at or behind the cursor (position t holds the target that follows token t)."""
+    return torch.arange(1, tree.window + 1) >= tree.cursor
+
+
+def regions(focus: Tensor, held: EvalData, tree: ContextTree) -> dict[str, Tensor]:
+    """Targets [n, T] bool by region, for focuses [n, blocks].
+
+    All but `gist_entry` are targets of raw tokens, which every condition predicts. Distances are those of
+    `mc/delta_after`, counted from the nearest span on the left; `evidence` are targets whose answer stands in a
+    collapsed block.
+    """
+    lod = block_lods_to_tokens(focus, tree)
+    raw = (lod == 0) & held.loss_mask
+    distance, _ = distance_behind(lod, tree)
+    found = {TAIL: raw & behind_cursor(tree)}
+    if held.evidence is not None:
+        hidden = lod.gather(1, held.evidence.clamp(min=0)) > 0
+        found[EVIDENCE] = raw & (held.evidence >= 0) & hidden
+    found[BEHIND] = raw & (distance >= 0)
+    for low, high in zip((0, *DISTANCES), DISTANCES, strict=False):
+        found[str(high)] = raw & (distance >= low) & (distance < high)
+    span = torch.pow(tree.block_size, lod)
+    last = (torch.arange(tree.window) + 1) % span == 0
+    found[GIST_ENTRY] = (lod > 0) & last & held.loss_mask
+    return found

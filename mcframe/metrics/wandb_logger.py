@@ -1,0 +1,129 @@
+"""Metrics for Weights & Biases, offline unless the user is logged in."""
+
+from __future__ import annotations
+
+import html
+import logging
+import os
+import secrets
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mcframe.errors import UserError
+from mcframe.hookspecs import Histogram, MetricLogger, RunStart
+
+Mode = Literal["online", "offline", "disabled"]
+
+_MODES: dict[str, Mode] = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    # what wandb used to call them
+    "run": "online",
+    "dryrun": "offline",
+}
+_AUTO = "auto"
+RUN_ID = "wandb_run_id.txt"
+_AXIS = "train/tokens"
+_log = logging.getLogger(__name__)
+
+
+class WandbLogger(MetricLogger):
+    """A wandb run whose x axis is `train/tokens`.
+
+    mode is `online` or `offline`. The run's id lies in the run directory, so that a resumed run continues the same
+    curves; rows carry the optimizer step, which tells wandb when a step is run a second time.
+    Raises whatever wandb raises where it cannot start.
+    """
+
+    def __init__(self, run: RunStart, mode: Mode) -> None:
+        import wandb
+
+        run_dir = run.directory
+        self._offline = run_dir / "wandb" if mode == "offline" else None
+        self._html, self._image, self._histogram = wandb.Html, wandb.Image, wandb.Histogram
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "mcframe"),
+            name=run_dir.resolve().name,
+            dir=str(run_dir),
+            id=_run_id(run_dir / RUN_ID, run.resume_tokens),
+            mode=mode,
+            resume="allow",
+            config=dict(run.config),
+            allow_val_change=True,  # a run may be resumed with other settings
+            # A dead network holds up neither the start nor the end for long; what is not uploaded stays on disk.
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30.0, finish_timeout=120.0),
+        )
+        self._run.define_metric(_AXIS)
+        self._run.define_metric("*", step_metric=_AXIS)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """A label, and the run's address or the command that uploads an offline run."""
+        if self._offline is None:
+            return "wandb", str(self._run.url)
+        return "wandb (offline)", f"wandb sync {shlex.quote(str(self._offline))}/offline-run-*-{self._run.id}"
+
+    def write(self, tokens: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Add a row; two of the same step become one."""
+        self._run.log({**metrics, _AXIS: tokens}, step=step)
+
+    def text(self, tokens: int, name: str, text: str) -> None:
+        """Show a text, with the row of the latest step."""
+        page = f'<meta charset="utf-8"><pre>{html.escape(text)}</pre>'
+        self._run.log({name: self._html(page)}, commit=False)
+
+    def image(self, tokens: int, name: str, image: npt.NDArray[np.uint8]) -> None:
+        """Show a picture, with the row of the latest step."""
+        self._run.log({name: self._image(image, caption=f"{tokens:,} tokens")}, commit=False)
+
+    def histogram(self, tokens: int, name: str, histogram: Histogram) -> None:
+        """Show a distribution, with the row of the latest step."""
+        bins = (np.asarray(histogram.counts), np.asarray(histogram.edges))
+        self._run.log({name: self._histogram(np_histogram=bins)}, commit=False)
+
+    def close(self) -> None:
+        """Finish the run: upload what is left, or close the offline file."""
+        self._run.finish()
+
+
+def resolve_mode(mode: str) -> Mode:
+    """`online`, `offline` or `disabled` for a mode that may be `auto`. No network, no prompt.
+
+    `auto` is what WANDB_MODE says; where it says nothing, online for a user who is logged in, else offline.
+    Raises UserError for any other mode.
+    """
+    asked, source = mode, "telemetry's wandb mode"
+    if mode == _AUTO:
+        asked, source = os.environ.get("WANDB_MODE", ""), "WANDB_MODE"
+        if not asked:
+            return "online" if _logged_in() else "offline"
+    if asked not in _MODES:
+        raise UserError(f"{source} is {asked!r}", remedy="use auto, online, offline or disabled")
+    return _MODES[asked]
+
+
+def _logged_in() -> bool:
+    import wandb
+
+    # Silent also keeps login from asking the server for the user's name.
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except wandb.Error as error:
+        _log.warning("wandb's credentials cannot be used, the run is kept offline: %s", error)
+        return False
+
+
+def _run_id(path: Path, resume_tokens: int | None) -> str:
+    """The id of the run that is resumed, or a new one."""
+    if resume_tokens is not None and path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    run_id = secrets.token_hex(4)
+    path.write_text(run_id + "\n", encoding="utf-8")
+    return run_id

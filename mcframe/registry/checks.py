@@ -1,0 +1,132 @@
+"""What is checked of plug-ins while they work: what a factory makes, and the form of what a method returns.
+
+All of it looks at Python's side of tensors, shape and type, and costs nothing that can be measured in a step. Values
+are looked at once, in the first step: that waits for the device.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.focus_ops import is_valid, lengths
+from mcframe.hookspecs import INTERFACES
+
+
+class ContractError(Exception):
+    """A plug-in does not keep its interface. `culprit` is the object, `method` what does not, `remedy` what helps."""
+
+    def __init__(self, culprit: object, problem: str, *, method: str = "", remedy: str = "") -> None:
+        super().__init__(f"{type(culprit).__name__}: {problem}")
+        self.culprit, self.problem, self.method, self.remedy = culprit, problem, method, remedy
+
+
+def check_product(kind: str, product: object) -> None:
+    """Is this what a factory of the kind should make? Raises Breach where it is not."""
+    interface = INTERFACES[kind]
+    if not isinstance(product, interface):
+        other = next((name for name, known in INTERFACES.items() if isinstance(product, known)), None)
+        raise ContractError(
+            product,
+            f"it is no {interface.__name__}: the factory returned {_described(product)}"
+            + (f", which is a {INTERFACES[other].__name__}" if other else ""),
+            remedy=f"offer it as {other}, not as {kind}" if other else f"derive it from {_public(interface)}",
+        )
+    for base in reversed(interface.__mro__):
+        for name in vars(base).get("__annotations__", {}) if base.__module__.startswith("mcframe.") else ():
+            if not hasattr(product, name):
+                raise ContractError(
+                    product,
+                    f"it has no {name!r}, which every {interface.__name__} has",
+                    remedy=f"set `{name}` in the class or in __init__, as {_public(interface)} says",
+                )
+    for name in getattr(interface, "__abstractmethods__", ()):
+        _check_signature(product, interface, name)
+
+
+def check_shape(
+    culprit: object, method: str, what: str, value: object, shape: Sequence[int], dtype: torch.dtype | None = None
+) -> None:
+    """Raises Breach unless `value` is a tensor of this shape, and of this type where one is given."""
+    if not isinstance(value, Tensor) or value.shape != tuple(shape) or (dtype and value.dtype != dtype):
+        wanted = f"{list(shape)}" + (f" {_type(dtype)}" if dtype else "")
+        raise_contract_error(culprit, method, f"returned {_described(value)}; asked is {what}, here {wanted}")
+
+
+def check_focus(culprit: object, method: str, focus: Tensor, tree: ContextTree, length: int | None = None) -> None:
+    """Raises Breach unless focuses [R, blocks] are valid and of this length. Waits for the device."""
+    if not bool(is_valid(focus, tree).all()):
+        raise_contract_error(
+            culprit,
+            method,
+            "returned a focus that is not valid: nodes must be whole and aligned, their LOD known, and none may reach "
+            "into the sink or the tail",
+        )
+    if length is not None and not bool((lengths(focus, tree) == length).all()):
+        there = sorted(set(lengths(focus, tree).tolist()))
+        raise_contract_error(
+            culprit, method, f"returned focuses of {', '.join(map(str, there))} entries where {length} were asked"
+        )
+
+
+def check_scores(culprit: object, scores: Tensor) -> None:
+    """Raises Breach unless scores lie in [-1, 1]. Waits for the device."""
+    low, high = (float(bound) for bound in scores.aminmax())  # both are NaN where a score is
+    if not -1 <= low <= high <= 1:
+        raise_contract_error(
+            culprit, "forward", f"returned scores from {low:.3g} to {high:.3g}; asked are scores in [-1, 1]"
+        )
+
+
+def raise_contract_error(culprit: object, method: str, problem: str) -> NoReturn:
+    """Raise Breach for what a method did."""
+    told = _public(_interface(culprit))
+    raise ContractError(
+        culprit, f"{method} {problem}", method=method, remedy=f"correct {method}: {told} says what it returns"
+    )
+
+
+def _check_signature(product: object, interface: type, name: str) -> None:
+    declared = inspect.getattr_static(interface, name)
+    if isinstance(declared, property):
+        return
+    wanted = [each for each in inspect.signature(declared).parameters.values() if each.name != "self"]
+    method = getattr(product, name)
+    try:
+        inspect.signature(method).bind(*(None for each in wanted if each.default is each.empty))
+    except TypeError as error:
+        call = f"{name}({', '.join(each.name for each in wanted)})"
+        raise ContractError(
+            product,
+            f"{name}{inspect.signature(method)} cannot be called as the framework does, {call}: {error}",
+            method=name,
+            remedy=f"declare it as {_public(interface)} does: def {call.replace('(', '(self, ', 1)}",
+        ) from None
+    except ValueError:  # written in C: nothing is known
+        return
+
+
+def _interface(culprit: object) -> type:
+    return next((known for known in INTERFACES.values() if isinstance(culprit, known)), type(culprit))
+
+
+def _public(interface: type) -> str:
+    return f"mcframe.hookspecs.{interface.__name__}"
+
+
+def _described(value: Any) -> str:
+    """A value in words: form and type of a tensor, the name of another's type."""
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {_type(value.dtype)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_described, value))})"
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

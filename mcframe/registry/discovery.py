@@ -1,0 +1,120 @@
+"""Finding plug-ins: what is installed, what the command line adds, and what it leaves out.
+
+Entry points are loaded one by one: a package that does not import must not take every command down with it. It
+is remembered instead, mentioned in one warning line, and becomes the likely cause once a run asks for a name that
+nobody offers. What `--plugin` names is wanted, so it must load.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from mcframe.errors import UserError, did_you_mean
+from mcframe.hookspecs import ENTRY_POINT_GROUP, PROJECT
+from mcframe.registry.hook_rules import OtherApi
+from mcframe.registry.load_from_path import Spec, load_from_path
+from mcframe.registry.plugins import BrokenPlugin, NameTaken, Plugin, Registry, last_line
+
+
+@dataclass(frozen=True)
+class PluginOptions:
+    """What a command line says about plug-ins.
+
+    named      `--plugin`: `module[:object]` or `path/to/file.py[:object]`, on top of what is installed
+    without    `--no-plugin`: names of plug-ins, or of packages, that are not even imported
+    strict     `--strict-plugins`: one that is broken is an error though nothing may need it
+    """
+
+    named: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    strict: bool = False
+
+
+INSTALLED = PluginOptions()
+"""What is installed, and nothing else."""
+
+
+def discover(options: PluginOptions = INSTALLED) -> Registry:
+    """Every plug-in that is installed, ours included, less and plus what the options say.
+
+    Raises UserError where mcframe itself is not installed, two plug-ins offer the same name, a name of `--no-plugin` is
+    nobody's, what `--plugin` names does not load, or, under `--strict-plugins`, any plug-in is broken.
+    """
+    registry = Registry()
+    found = installed()
+    if PROJECT not in {_distribution(point)[0] for point in found}:
+        raise UserError(
+            "mcframe's own plug-ins are not installed: this looks like a bare checkout",
+            remedy="run `pip install -e . -c constraints.txt` in the checkout",
+        )
+    _check_without(options.without, found)
+    for point in found:
+        if any(is_called(point, name) for name in options.without):
+            registry.left_out.append(point.name)
+        else:
+            _load(registry, point)
+    for spec in dict.fromkeys(map(Spec.parse, options.named)):
+        load_from_path(registry, spec)
+    if options.strict and registry.broken:
+        raise UserError(
+            "under --strict-plugins a plug-in that is broken stops the command:"
+            + "".join(f"\n  {broken}" for broken in registry.broken),
+            remedy="; ".join([*(b.remedy for b in registry.broken), "or leave it out with --no-plugin NAME"]),
+        )
+    return registry
+
+
+def installed() -> list[EntryPoint]:
+    """The entry points of all installed plug-ins, none of them loaded, in the order of their packages."""
+    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (_distribution(point), point.name))
+
+
+def is_called(point: EntryPoint, name: str) -> bool:
+    """Does `name` mean this plug-in, by its own name, its package's or both (`package:plugin`)?"""
+    return _normal(name) in map(_normal, _names(point))
+
+
+def _load(registry: Registry, point: EntryPoint) -> None:
+    distribution, version = _distribution(point)
+    # The distribution's name makes entry points of two packages with one name two plug-ins.
+    known = Plugin(f"{distribution}:{point.name}", distribution, version)
+    try:
+        registry.add(point.load(), known)
+    except NameTaken:
+        raise
+    except OtherApi as error:
+        broken = BrokenPlugin(point.name, distribution, version, error.message, error.remedy)
+        registry.broken.append(broken)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - importing a stranger's package can raise anything
+        registry.broken.append(BrokenPlugin(point.name, distribution, version, last_line(error)))
+
+
+def _check_without(without: Iterable[str], found: list[EntryPoint]) -> None:
+    for name in without:
+        if not any(is_called(point, name) for point in found):
+            names = sorted({each for point in found for each in _names(point)[:2]})
+            raise UserError(
+                f"--no-plugin {name}: no plug-in and no package that has one is called so{did_you_mean(name, names)}",
+                remedy=f"write one of: {', '.join(names)} (mcframe plugins lists what they offer)",
+            )
+
+
+def _names(point: EntryPoint) -> tuple[str, str, str]:
+    distribution = _distribution(point)[0]
+    return point.name, distribution or point.name, f"{distribution}:{point.name}"
+
+
+def _normal(name: str) -> str:
+    """Names that pip takes for one are one here."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _distribution(point: EntryPoint) -> tuple[str, str]:
+    """Name and version of the package; empty where its removal was interrupted and left no metadata."""
+    if point.dist is None:
+        return "", ""
+    metadata = dict(point.dist.metadata.json)
+    return str(metadata.get("name", "")), str(metadata.get("version", ""))

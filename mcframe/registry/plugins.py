@@ -1,0 +1,302 @@
+"""Which plug-ins there are, and what they offer. `mcframe.registry.discovery` finds them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from mcframe.errors import UserError
+from mcframe.errors import did_you_mean as did_you_mean
+from mcframe.hookspecs import API_VERSION, PROJECT, EvalResult, Hooks, RunInfo
+from mcframe.registry.hook_rules import implemented_hooks, stated_api
+
+KINDS: Mapping[str, str] = {
+    "gistnet": "register_gistnets",
+    "lensnet": "register_lensnets",
+    "allocator": "register_allocators",
+    "variants": "register_variants",
+    "positions": "register_positions",
+    "text": "register_text_sources",
+    "tokenizer": "register_tokenizers",
+    "task": "register_tasks",
+    "objective": "register_objectives",
+    "evaluation": "register_evaluations",
+    "sink": "register_sinks",
+}
+"""Each kind of plug-in, and the hook that offers plug-ins of that kind."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plug-in, and where it comes from.
+
+    name           no other plug-in has it
+    distribution, version   of its package; empty for a local file
+    spec, code     how `--plugin` named it, and the source of a local file as it was run; empty for an entry point
+    api            the version of the plug-in API that it says it was made for; empty where it does not say
+    file           its source file, where it is known
+    lifecycle      the hooks it implements besides `register_*`
+    """
+
+    name: str
+    distribution: str = ""
+    version: str = ""
+    spec: str = ""
+    code: bytes = field(default=b"", repr=False)
+    api: str = ""
+    file: str = ""
+    lifecycle: tuple[str, ...] = ()
+
+    @property
+    def short(self) -> str:
+        """Its name without that of its package."""
+        return self.name.removeprefix(f"{self.distribution}:")
+
+    @property
+    def origin(self) -> str:
+        """It and its package, in words."""
+        return _origin(self.name, self.distribution, self.version)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One implementation: `kind.name` in a gin file, and where it comes from."""
+
+    kind: str
+    name: str
+    factory: Callable[..., Any]
+    plugin: str
+    distribution: str = ""
+    version: str = ""
+    api: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Who offers it, in words."""
+        return _origin(self.plugin, self.distribution, self.version)
+
+    @property
+    def file(self) -> str:
+        """The file that defines it; empty where nobody knows."""
+        return _source_file(inspect.unwrap(self.factory))
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """An entry point that could not be loaded, the last line of the error, and what helps where that is known."""
+
+    entry_point: str
+    distribution: str
+    version: str
+    error: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{_origin(self.entry_point, self.distribution, self.version)} could not be loaded: {self.error}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        package = self.distribution or "the package"
+        return self.advice or (
+            f"upgrade {package} to a version made for mcframe's plug-in API {API_VERSION} (pip install --upgrade "
+            f"{package}), report the error to its authors, or pip uninstall {package}"
+        )
+
+
+class NameTaken(UserError):
+    """Two plug-ins offer the same name: neither is broken, so a person has to choose."""
+
+
+class Lifecycle:
+    """The life-cycle hooks of every plug-in, as typed methods. See `mcframe.hookspecs.Hooks`."""
+
+    def __init__(self, relay: pluggy.HookRelay) -> None:
+        self._relay = relay
+
+    def checkpoint_loaded(self, run: RunInfo, checkpoint: Path) -> None:
+        """The run goes on from this checkpoint. Every rank."""
+        self._relay.checkpoint_loaded(run=run, checkpoint=checkpoint)
+
+    def run_started(self, run: RunInfo) -> None:
+        """The first step comes next. Every rank."""
+        self._relay.run_started(run=run)
+
+    def step_finished(self, run: RunInfo) -> None:
+        """An optimizer step is done. Every rank."""
+        self._relay.step_finished(run=run)
+
+    def metrics_logged(self, run: RunInfo, metrics: Mapping[str, float]) -> None:
+        """Metrics have been read back and reduced. Rank 0."""
+        self._relay.metrics_logged(run=run, metrics=metrics)
+
+    def checkpoint_saved(self, run: RunInfo, checkpoint: Path) -> None:
+        """A checkpoint is complete on disk. Every rank."""
+        self._relay.checkpoint_saved(run=run, checkpoint=checkpoint)
+
+    def evaluated(self, run: RunInfo, name: str, findings: EvalResult) -> None:
+        """An evaluation has been run. Rank 0."""
+        self._relay.evaluated(run=run, name=name, findings=findings)
+
+    def run_finished(self, run: RunInfo, summary: Mapping[str, Any]) -> None:
+        """The run has ended well. Rank 0."""
+        self._relay.run_finished(run=run, summary=summary)
+
+    def run_failed(self, run: RunInfo, error: Exception) -> None:
+        """The run ends by an error, to which whatever a plug-in raises here is noted. Every rank that met it."""
+        try:
+            self._relay.run_failed(run=run, error=error)
+        except Exception as another:  # noqa: BLE001 - the first error is the one to tell
+            error.add_note(f"a plug-in's hook run_failed failed in turn: {last_line(another)}")
+
+
+class Registry:
+    """Plug-ins and what they offer: `implementations[kind][name]`."""
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(Hooks)
+        self.hooks = Lifecycle(self._manager.hook)
+        self.implementations: dict[str, dict[str, Registered]] = {kind: {} for kind in KINDS}
+        self.plugins: dict[str, Plugin] = {}
+        self.broken: list[BrokenPlugin] = []
+        self.left_out: list[str] = []
+        self._made: dict[int, tuple[object, Registered]] = {}
+
+    def register_plugin(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
+        """Add a plug-in, a module or an instance, under a name of its own; all of it or, on an error, nothing.
+
+        Raises UserError where it breaks a rule of the hook API, was made for another version of it, or offers a name
+        that is already taken.
+        """
+        self.add(plugin, Plugin(name, distribution, version))
+
+    def add(self, plugin: object, known: Plugin) -> None:
+        """`register_plugin`, with all that is known about its origin."""
+        api = stated_api(plugin, known.distribution)
+        implemented = implemented_hooks(self._manager, plugin)
+        self._check_new(plugin, known.name)
+        known = replace(
+            known,
+            api=api,
+            file=known.file or _source_file(plugin if inspect.ismodule(plugin) else type(plugin)),
+            lifecycle=tuple(hook for hook in implemented if hook not in KINDS.values()),
+        )
+        try:
+            self._manager.register(plugin, known.name)
+            offered = self._offers(plugin, known)
+        except BaseException:  # a stranger's hook may call sys.exit; its other hooks must not stay behind
+            self._manager.unregister(name=known.name)
+            raise
+        self.plugins[known.name] = known
+        for entry in offered:
+            self.implementations[entry.kind][entry.name] = entry
+
+    def has(self, plugin: object) -> bool:
+        """Is this very module or instance registered already?"""
+        return self._manager.is_registered(plugin)
+
+    def remember(self, product: object, entry: Registered) -> None:
+        """This object was made by that factory: what goes wrong in it is told with the plug-in's name."""
+        self._made[id(product)] = product, entry
+
+    def maker(self, product: object) -> Registered | None:
+        """What offered the factory that made this very object; None where it is nobody's."""
+        made = self._made.get(id(product))
+        return made[1] if made is not None and made[0] is product else None
+
+    def warnings(self) -> list[str]:
+        """One line for each plug-in that could not be loaded."""
+        return [f"{broken}; runs that do not need it are not affected" for broken in self.broken]
+
+    def versions(self) -> dict[str, str]:
+        """Version of every package that has a plug-in here, for checkpoints and reports."""
+        return {plugin.distribution: plugin.version for plugin in self.plugins.values() if plugin.distribution}
+
+    def unknown(self, kind: str, name: str) -> UserError:
+        """The error for a name that no plug-in of this kind has: near misses, what there is, likely causes."""
+        full = f"@{kind}.{name}"
+        offered = [f"@{kind}.{known}" for known in sorted(self.implementations[kind])]
+        message = f"no plug-in offers {full}{did_you_mean(full, offered)}"
+        message += f"; of this kind there are: {', '.join(offered) or 'none'}"
+        remedy = f"write one of these names, install the package that offers {full}, or name its file with --plugin"
+        if self.left_out:
+            message += f"\n  left out with --no-plugin: {', '.join(self.left_out)}"
+        if self.broken:
+            message += "\n  likely cause, a plug-in that is installed but broken:"
+            message += "".join(f"\n    {broken} (mcframe's plug-in API is {API_VERSION})" for broken in self.broken)
+            remedy = "; ".join([remedy, *(broken.remedy for broken in self.broken)])
+        return UserError(message, remedy=remedy)
+
+    def _check_new(self, plugin: object, name: str) -> None:
+        if self._manager.has_plugin(name):
+            raise UserError(f"a plug-in called {name!r} is already registered", remedy="give it another name")
+        if self.has(plugin):
+            raise UserError(
+                f"it is the plug-in {self._manager.get_name(plugin)!r} once more", remedy="publish it under one name"
+            )
+
+    def _offers(self, plugin: object, known: Plugin) -> list[Registered]:
+        """What one plug-in offers through its `register_*` hooks."""
+        offered: dict[tuple[str, str], Registered] = {}
+        others = [other for other in self._manager.get_plugins() if other is not plugin]
+        for kind, hook in KINDS.items():
+
+            def register(item: str, factory: Callable[..., Any], /, *, kind: str = kind) -> None:
+                entry = Registered(kind, item, factory, known.name, known.distribution, known.version, known.api)
+                _check_offer(entry, offered.get((kind, item)) or self.implementations[kind].get(item))
+                offered[kind, item] = entry
+
+            self._manager.subset_hook_caller(hook, others)(register=register)
+        return list(offered.values())
+
+
+def _check_offer(entry: Registered, taken: Registered | None) -> None:
+    if not isinstance(entry.name, str) or not _NAME.fullmatch(entry.name):
+        raise UserError(
+            f"{entry.kind} name {entry.name!r} is not letters, digits and underscores",
+            remedy="rename it, for example my_net",
+        )
+    if not callable(entry.factory):
+        raise UserError(f"{entry.kind}.{entry.name} is not callable", remedy="register a class or a function")
+    try:
+        inspect.signature(entry.factory)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{entry.kind}.{entry.name} has no signature to read its parameters from",
+            remedy="register a Python function or class that calls it",
+        ) from None
+    if taken:
+        raise NameTaken(
+            f"two plug-ins offer {entry.kind}.{entry.name}: {taken.origin} and {entry.origin}",
+            remedy="uninstall one of them, leave one out with --no-plugin NAME, or rename one implementation",
+        )
+
+
+def _origin(plugin: str, distribution: str, version: str) -> str:
+    """A plug-in and its package in words; the package's name is not said twice."""
+    plugin = plugin.removeprefix(f"{distribution}:")
+    return f"plug-in {plugin!r}" + (f" of {distribution} {version}".rstrip() if distribution else "")
+
+
+def _source_file(item: object) -> str:
+    try:
+        return inspect.getsourcefile(item) or ""  # type: ignore[arg-type]
+    except (TypeError, OSError):  # written in C, or at a prompt
+        return ""
+
+
+def last_line(error: BaseException) -> str:
+    """The error in one line; a UserError's remedy belongs to its author and is kept."""
+    text = f"{error.message}: {error.remedy}" if isinstance(error, UserError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    name = "" if isinstance(error, UserError) else type(error).__name__
+    return ": ".join(filter(None, [name, lines[-1] if lines else ""]))

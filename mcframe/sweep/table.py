@@ -1,0 +1,140 @@
+"""A comparison as a page of Markdown and as JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from mcframe.metrics.catalogue import describe
+from mcframe.sweep.intervals import LEVEL, Estimate
+from mcframe.sweep.results import Comparison, RowResult
+
+PICTURE, PAGE, DATA = "ablation.png", "ablation.md", "ablation.json"
+_NOTHING = "–"
+
+
+def page(comparison: Comparison) -> str:
+    """The comparison as Markdown, ready to be put into a page of docs/."""
+    grid, metrics = comparison.grid, comparison.metrics
+    compared = len(grid.rows) > 1
+    header = ["row", "set"]
+    for name in metrics:
+        header += [_title(name), f"less {grid.baseline}"] if compared else [_title(name)]
+    body = [_cells(comparison, row, compared) for row in comparison.rows]
+    lines = [f"# {grid.file.stem}", "", _preamble(comparison), ""]
+    lines += [_line(header), _line(["---"] * len(header)), *map(_line, body)]
+    if comparison.notes:
+        lines += ["", *(f"- {note}" for note in comparison.notes)]
+    if metrics:
+        lines += ["", f"![the same as a picture]({PICTURE})"]
+    return "\n".join([*lines, ""])
+
+
+def as_data(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as plain values; every metric of every run is in it, not the reported ones alone."""
+    grid = comparison.grid
+    return {
+        "grid": str(grid.file), "gin": list(grid.gin), "set": list(grid.set), "tokens": grid.tokens,
+        "baseline": grid.baseline, "metrics": list(grid.metrics), "level": LEVEL, "notes": list(comparison.notes),
+        "rows": [
+            {
+                "name": result.row.name, "set": list(result.row.set), "from": result.row.start,
+                "comparable": result.comparable,
+                "values": {name: asdict(value) for name, value in result.values.items()},
+                "differences": {name: asdict(value) for name, value in result.differences.items()},
+                "seeds": {str(seed): dict(metrics) for seed, metrics in result.seeds.items()},
+            }
+            for result in comparison.rows
+        ],
+    }  # fmt: skip
+
+
+def unit(name: str) -> str:
+    """The unit of a metric where the catalogue knows it."""
+    try:
+        return describe(name).unit
+    except KeyError:
+        return ""
+
+
+def better(name: str) -> str:
+    """Which way is better, lower, higher or neither; neither too where the catalogue does not know the metric."""
+    try:
+        return describe(name).better
+    except KeyError:
+        return "neither"
+
+
+def figure(value: float, *, sign: bool = False) -> str:
+    """A number as a table shows it."""
+    plus = "+" if sign else ""
+    if value and abs(value) < 1e-3:
+        return f"{value:{plus}.2e}"
+    return f"{value:{plus},.0f}" if abs(value) >= 1000 else f"{value:{plus}.4f}"
+
+
+def _preamble(comparison: Comparison) -> str:
+    grid = comparison.grid
+    # Small grids are read against all their runs, so it is the runs that are counted and not the plan.
+    seeds = sorted({seed for row in comparison.rows for seed in row.seeds})
+    base = ", ".join(f"`{name}`" for name in grid.gin)
+    shared = f" with {_code(grid.set)}" if grid.set else ""
+    averaged = f"; `train/` and `mc/` are means over the last {100 * grid.average:g} % of training"
+    return (
+        f"{base}{shared}; {grid.tokens:,} tokens a run; seeds {', '.join(map(str, seeds)) or 'none'}. Means over seeds "
+        f"with {100 * LEVEL:g} % t-intervals, where there are two seeds or more; differences are paired by seed, bold "
+        f"where the interval leaves out 0{averaged}."
+    )
+
+
+def _cells(comparison: Comparison, result: RowResult, compared: bool) -> list[str]:
+    grid = comparison.grid
+    start = [f"from {result.row.start}"] if result.row.start else []
+    cells = [
+        result.row.name + ("" if result.comparable else " †"),
+        "<br>".join([*start, *(_code([binding]) for binding in result.row.set)]) or _NOTHING,
+    ]
+    for name in comparison.metrics:
+        value, difference = result.values.get(name), result.differences.get(name)
+        cells.append(_NOTHING if value is None else _counted(value, len(result.seeds)))
+        if not compared:
+            continue
+        if result.row.name == grid.baseline:
+            cells.append("baseline")
+        elif not result.comparable:
+            cells.append("not comparable")
+        else:
+            cells.append(_NOTHING if difference is None else _difference(difference, len(result.seeds)))
+    return cells
+
+
+def shown(value: Estimate, *, sign: bool = False) -> str:
+    """A mean; where it has an interval, both to the interval's third digit: more of them would say nothing."""
+    if not value.half:
+        return figure(value.mean, sign=sign) + ("" if value.half is None else " ± 0")
+    digits = min(8, max(0, 2 - math.floor(math.log10(value.half))))
+    return f"{value.mean:{'+' if sign else ''},.{digits}f} ± {value.half:,.{digits}f}"
+
+
+def _counted(value: Estimate, seeds: int, *, sign: bool = False) -> str:
+    """The same; where it comes from fewer than the row's seeds, it says so."""
+    text = shown(value, sign=sign)
+    return text if value.n == seeds else f"{text} (n = {value.n})"
+
+
+def _difference(value: Estimate, seeds: int) -> str:
+    text = _counted(value, seeds, sign=True)
+    return f"**{text}**" if value.clear else text
+
+
+def _title(name: str) -> str:
+    return f"`{name}`" + (f" ({unit(name)})" if unit(name) not in ("", "1") else "")
+
+
+def _code(bindings: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(f"`{' '.join(binding.split())}`" for binding in bindings)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

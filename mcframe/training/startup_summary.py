@@ -1,0 +1,111 @@
+"""The start-up report: what was chosen and why, before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mcframe.config.schema import RunConfig
+from mcframe.modeling.gpt import parameter_count
+from mcframe.modeling.step import MegaContextStep
+from mcframe.training.build import Components, parameter_counts
+from mcframe.training.flops import Costs
+
+
+def memory_estimate(model: MegaContextStep, run_config: RunConfig, world_size: int) -> dict[str, float]:
+    """Bytes a rank needs for weights, gradients and optimizer states. Activations and logits come on top."""
+    parameters = parameter_count(model)
+    stage, half = run_config.deepspeed.zero_stage, run_config.deepspeed.precision == "bf16"
+    # AdamW keeps two moments; Muon one, but for embeddings and head, which are AdamW's.
+    tables = parameter_count(model.gpt.token_embed) + parameter_count(model.gpt.lm_head)
+    states = 8 * parameters if run_config.optimizer.name == "adamw" else 4 * parameters + 4 * tables
+    weight = 2 if half else 4
+    master = 4 * parameters if half or stage else 0  # ZeRO holds a flat float32 copy of the weights
+    share = {
+        name: world_size if stage >= least else 1 for name, least in (("optimizer", 1), ("grad", 2), ("weight", 3))
+    }
+    return {
+        "weights": parameters * weight / share["weight"],
+        "gradients": parameters * weight / share["grad"],
+        "optimizer": (states + master) / share["optimizer"],
+    }
+
+
+def describe(components: Components, extra: dict[str, str]) -> RenderableType:
+    """The report as a table, with `extra` rows at its end."""
+    run_config, model = components.run_config, components.model
+    table = Table(show_header=False, title="mcframe", title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    parts = _parts(run_config, model, components.costs, components.tokenizer.vocab_size)
+    for name, value in {**parts, **_clock(run_config), **extra}.items():
+        table.add_row(name, value)
+    return Group(table, Text(""))
+
+
+def _parts(run_config: RunConfig, model: MegaContextStep, costs: Costs, tokenizer_size: int) -> dict[str, str]:
+    counts = parameter_counts(model)
+    rows = {name: f"{count / 1e6:,.1f} M parameters" for name, count in counts.items()} | left_out(model)
+    if model.gpt.vocab_size > tokenizer_size:
+        unused = model.gpt.vocab_size - tokenizer_size
+        rows["base model"] += f"; {unused:,} of {model.gpt.vocab_size:,} embeddings have no token"
+    tree, count = model.tree, model.strategy.count
+    rows["context"] = (
+        f"{tree.window:,} tokens in blocks of {tree.block_size}, LOD0-{tree.levels}, "
+        f"{tree.slots} slot(s) a gist, tail {tree.tail}"
+    )
+    if count:
+        rows["variants"] = variants_in_words(run_config, count)
+    else:
+        rows["variants"] = "none: the plain twin; GistNet and LensNet are not built"
+    flops = costs.at(run_config.extreme_lengths[0] if count else 0, run_config.rebuild(0))
+    rows["FLOPs a token"] = f"{flops.plain / 1e9:.3g} G plain, {flops.total / 1e9:.3g} G with all that a step runs"
+    return rows | {f"FLOPs of {name}": note for name, note in costs.notes.items()}
+
+
+def left_out(model: MegaContextStep) -> dict[str, str]:
+    """What a run does without: its GistNet and LensNet where they are None, objectives that need what is not there."""
+    rows = {}
+    if model.strategy.count and model.gistnet is None:
+        rows["GistNet"] = "none; collapsed blocks are dropped"
+    if model.strategy.count and model.lensnet is None:
+        why = ": without gists it has nothing to judge" if model.gistnet is None else ""
+        rows["LensNet"] = f"none; no scores are learned{why}"
+    lacking = model.added.left_out.items()
+    return rows | {f"objective {name}": f"left out; this run has no {need}" for name, need in lacking}
+
+
+def variants_in_words(run_config: RunConfig, count: int) -> str:
+    """How many variants a sequence has, and of which lengths."""
+    first, last = run_config.extreme_lengths
+    mixed = "; every step draws between the two" if run_config.context.mixed_lengths else ""
+    return f"{count} a sequence, of {first:,} entries at the start, {last:,} at the end{mixed}"
+
+
+def _clock(run_config: RunConfig) -> dict[str, str]:
+    return {
+        "steps": f"{run_config.steps:,} of {run_config.batch_tokens:,} tokens ({run_config.sequences} sequences), "
+        f"{run_config.steps * run_config.batch_tokens:,} in all",
+        "optimizer": _optimizer(run_config),
+    }
+
+
+def _optimizer(run_config: RunConfig) -> str:
+    optimizer, stage = run_config.optimizer, run_config.deepspeed.zero_stage
+    clipping = f"gradients clipped at {optimizer.clipping}" if optimizer.clipping else "no clipping"
+    if optimizer.name == "muon":
+        clipping += " (it would act on Muon's orthogonalised update)"
+    return f"{optimizer.name}, {clipping}; ZeRO {stage}, {run_config.deepspeed.precision}"
+
+
+def optimizer_groups(optimizer: Any) -> str:
+    """What the optimizer's groups hold, in words: DeepSpeed sorts parameters for Muon by itself."""
+    groups = getattr(optimizer, "optimizer", optimizer).param_groups
+    parts = []
+    for group in groups:
+        name = "Muon" if group.get("use_muon") else "AdamW"
+        parts.append(f"{name} at learning rate {group.get('initial_lr', group['lr']):g}")
+    return ", ".join(parts)

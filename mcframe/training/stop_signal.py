@@ -1,0 +1,41 @@
+"""Ctrl-C and SIGTERM: finish the step, save, say how to go on. All ranks stop at the same step."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+
+class StopSignal:
+    """Remembers that somebody asked to stop. A second Ctrl-C stops at once, as usual.
+
+    The launcher passes a Ctrl-C on as SIGTERM on top of the terminal's own SIGINT, so SIGTERM never counts twice.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        # A group on the CPU, so that agreeing on a stop never waits for the GPU.
+        alone = not dist.is_initialized() or dist.get_world_size() == 1
+        self._group = None if alone else dist.new_group(backend="gloo")
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def agreed(self) -> bool:
+        """Whether any rank has been asked. Collective: every rank must call it after the same step."""
+        if self._group is None:
+            return self._asked
+        asked = torch.tensor([int(self._asked)])
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(asked)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

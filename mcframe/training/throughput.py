@@ -1,0 +1,103 @@
+"""How fast a run is, what share of the device it uses, and how much memory it takes; asked once a logging interval."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+
+from mcframe.context.step_metrics import StepMetrics
+from mcframe.metrics.flops import device_peak, mfu
+from mcframe.training.build import Components
+from mcframe.training.flops import Cost
+from mcframe.training.train_state import TrainState
+
+
+class ThroughputMeter:
+    """The stopwatch of a logging interval: training proper, without validation, samples and checkpoints.
+
+    micro_batch  sequences of a rank's forward pass
+    """
+
+    def __init__(
+        self, components: Components, clock: TrainState, *, micro_batch: int, world_size: int, device: torch.device
+    ) -> None:
+        self._assembly, self._clock, self._micro_batch = components, clock, micro_batch
+        self._world_size, self._device = world_size, device
+        self._noted = dict(components.costs.notes)  # the start-up report has said these
+        self.restart()
+
+    def restart(self) -> None:
+        """A new interval begins."""
+        self._tokens, self._step = self._clock.tokens, self._clock.step
+        self._start, self._paused, self._pause = time.monotonic(), 0.0, time.monotonic()
+
+    def pause(self) -> None:
+        """What follows is no training."""
+        self._pause = time.monotonic()
+
+    def go_on(self) -> None:
+        """Training goes on."""
+        self._paused += time.monotonic() - self._pause
+
+    def metrics(self, say: Callable[[str], None]) -> dict[str, float]:
+        """Tokens a second; MFU where the device's peak is known, HFU where something is computed twice besides.
+
+        `say` is told of a figure that cannot be: it is not logged, and does not end the run; and of what could not be
+        counted, when that changes.
+        """
+        elapsed = time.monotonic() - self._start - self._paused
+        rate = (self._clock.tokens - self._tokens) / max(1e-9, elapsed)
+        found = {"train/tok_per_sec": rate}
+        peak = self._peak()
+        if peak is None:
+            return found
+        costs = self._mean_cost()
+        for name, note in self._assembly.costs.notes.items():
+            if self._noted.get(name) != note:
+                say(f"note: FLOPs of {name}: {note}")
+        self._noted = dict(self._assembly.costs.notes)
+        flops = {"train/mfu": costs.total}
+        if costs.recomputed:
+            flops["train/hfu"] = costs.total + costs.recomputed
+        for name, each in flops.items():
+            try:
+                found[name] = mfu(each * rate, peak, self._world_size)
+            except ValueError as error:
+                say(f"note: {name}: {error}")
+        return found
+
+    def _peak(self) -> float | None:
+        """FLOP/s of this rank's device in the run's precision; None where unknown."""
+        if self._device.type != "cuda":
+            return None
+        precision = torch.bfloat16 if self._assembly.run_config.deepspeed.precision == "bf16" else torch.float32
+        return device_peak(torch.cuda.get_device_name(self._device), precision)
+
+    def _mean_cost(self) -> Cost:
+        """FLOPs a dataset token over the logging interval, whose steps may differ in length."""
+        steps = range(self._step, self._clock.step)
+        each = Counter(self._cost(step) for step in steps)
+        total = sum(cost.total * n for cost, n in each.items())
+        recomputed = sum(cost.recomputed * n for cost, n in each.items())
+        n = max(1, len(steps))
+        return Cost(self._cost(self._step).plain, total / n, recomputed / n)
+
+    def _cost(self, step: int) -> Cost:
+        run_config = self._assembly.run_config
+        length = run_config.variant_length(step) if self._assembly.model.strategy.count else 0
+        return self._assembly.costs.at(length, run_config.rebuild(step), self._micro_batch)
+
+
+def memory(device: torch.device) -> StepMetrics:
+    """Peaks of this rank in GiB: resident memory of its process so far, and on a GPU of tensors since the last call."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"train/rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peaks["train/memory_gib"] = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    return StepMetrics(samples={name: torch.tensor([size / 2**30], device=device) for name, size in peaks.items()})

@@ -1,0 +1,207 @@
+"""A stranger's package in runs of two ranks: its parts train, its hooks are called where the API says, it fails."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mcframe.cli.app import app
+from mcframe.config.run_config import load_run_config
+from mcframe.training.build import build_model
+from mcframe.training.checkpoints import find
+from mcframe.training.weights import load_weights
+
+pytestmark = pytest.mark.launcher
+
+STEP = 1024
+PACKAGE = '''
+    """Positions that are learned, an objective with a map of its own, and a diary of every hook."""
+
+    import os
+
+    import torch
+    from torch import nn
+
+    from mcframe.hookspecs import Objective, Positions, Term, hookimpl
+
+    class Learned(Positions):
+        """Rotation by learned frequencies."""
+
+        def __init__(self, shape):
+            super().__init__()
+            self.frequency_embed = nn.Parameter(torch.logspace(0, -3, shape.width // 2))
+
+        def forward(self, context):
+            angle = context.token[:, None, :, None].float() * self.frequency_embed.float()
+            return angle.cos(), angle.sin()
+
+    class Nearby(Objective):
+        """States of variants, through a map, stay near those of the baseline."""
+
+        name = "nearby"
+
+        def __init__(self, shape, *, weight: float = 0.1):
+            super().__init__()
+            self.weight = weight
+            self.map = nn.Linear(shape.width, shape.width)
+
+        def forward(self, view):
+            pairing = view.variants.pairing
+            index = (pairing.context.end - 1)[..., None].expand_as(view.variants.hidden)
+            states = view.baseline.hidden.detach().repeat_interleave(len(index) // len(view.seeds), dim=0)
+            error = (self.map(view.variants.hidden) - states.gather(1, index)).square().mean(dim=-1)
+            return Term(view.by_sequence(error.mean(dim=1)), {"largest": error.amax(dim=1).detach()})
+
+    @hookimpl
+    def register_positions(register):
+        register("learned", Learned)
+
+    @hookimpl
+    def register_objectives(register):
+        register("nearby", Nearby)
+
+    def note(run, *words):
+        with open(run.directory / f"diary-{run.rank}.txt", "a") as file:
+            print(run.step, *words, file=file)
+
+    @hookimpl
+    def checkpoint_loaded(run, checkpoint):
+        note(run, "checkpoint_loaded", checkpoint.name)
+
+    @hookimpl
+    def run_started(run):
+        note(run, "run_started")
+
+    @hookimpl
+    def step_finished(run):
+        note(run, "step_finished")
+        if run.step == int(os.environ.get("FAIL", "0")):
+            raise OSError("the pager is down")
+
+    @hookimpl
+    def metrics_logged(run, metrics):
+        note(run, "metrics_logged", next(name for name in metrics if not name.startswith("mc/")).split("/")[0])
+
+    @hookimpl
+    def checkpoint_saved(run, checkpoint):
+        note(run, "checkpoint_saved", checkpoint.name)
+
+    @hookimpl
+    def evaluated(run, name, findings):
+        note(run, "evaluated", name, len(findings.metrics) > 0)
+
+    @hookimpl
+    def run_finished(run, summary):
+        note(run, "run_finished", summary["status"])
+
+    @hookimpl
+    def run_failed(run, error):
+        note(run, "run_failed", type(error).__name__)
+'''
+SETTINGS = (
+    "run.positions = @positions.learned",
+    "run.added_losses = [@loss.nearby]",
+    "deepspeed.zero_stage = 3",
+    f"cadence.log_tokens = {STEP}",
+    f"cadence.eval_tokens = {2 * STEP}",
+    f"cadence.checkpoint_tokens = {STEP}",
+    f"cadence.evaluate_tokens = {2 * STEP}",
+    "run.evaluations = [@evaluation.gist_quality]",
+    "evaluation.gist_quality.windows = 4",
+    "evaluation.gist_quality.resamples = 10",
+)
+
+
+def saved(step):
+    return f"{step} checkpoint_saved tokens-{step * STEP:015d}"
+
+
+STARTED = ["0 run_started", "0 metrics_logged val"]
+FIRST = ["1 step_finished", "1 metrics_logged train", saved(1)]
+LAST = ["2 step_finished", "2 metrics_logged train", "2 metrics_logged val", saved(2), "2 evaluated controls True",
+        "2 metrics_logged eval", "2 run_finished finished"]  # fmt: skip
+RESUMED = ["2 checkpoint_loaded tokens-000000000002048", "2 run_started"]
+FAILED = ["3 step_finished", "3 run_failed OSError"]
+RANK_0_ONLY = ("metrics_logged", "evaluated", "run_finished")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, new_site):
+    site = new_site(tmp_path_factory.mktemp("stranger"))
+    site.install("stranger", PACKAGE)
+    return site
+
+
+@pytest.fixture(scope="module")
+def finished(launches, site):
+    return launches.run(*SETTINGS, f"run.total_tokens = {2 * STEP}", ranks=2, environment=site.environment).succeeded()
+
+
+@pytest.fixture(scope="module")
+def failed(launches, site, finished):
+    """The same run goes on, and a hook fails behind its first step."""
+    directory = launches.folder / "failed"
+    shutil.copytree(finished.run_dir, directory)
+    for diary in directory.glob("diary-*"):
+        diary.unlink()
+    return launches.run(
+        *SETTINGS,
+        f"run.total_tokens = {6 * STEP}",
+        ranks=2,
+        launcher=True,  # which ends the other rank before it says the same
+        run_dir=directory,
+        environment={**site.environment, "FAIL": "3"},
+    )
+
+
+def diary(result, rank):
+    return (result.run_dir / f"diary-{rank}.txt").read_text().splitlines()
+
+
+def of_rank(lines, rank):
+    return [line for line in lines if rank == 0 or line.split()[1] not in RANK_0_ONLY]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_hooks_are_called_in_the_order_of_the_api_on_the_ranks_that_it_says(finished, failed, rank):
+    assert diary(finished, rank) == of_rank(STARTED + FIRST + LAST, rank)
+    assert diary(failed, rank) == of_rank(RESUMED + FAILED, rank)
+
+
+def test_positions_and_objectives_of_others_train_and_lie_in_checkpoints(finished, site, smoke, monkeypatch):
+    monkeypatch.syspath_prepend(str(site.folder))
+    run_config = load_run_config([smoke], SETTINGS).run_config
+    before = build_model(run_config, run_config.tokenizer().vocab_size).state_dict()
+    after = load_weights(find(finished.run_dir))
+    assert before.keys() == after.keys()
+    for name in ("gpt.positions.frequency_embed", "added.nearby.map.weight", "added.nearby.map.bias"):
+        assert not torch.equal(before[name], after[name]), name
+    assert len(finished.curve("loss/nearby")) == 2
+    assert all(big > mean for big, mean in zip(
+        finished.curve("loss/nearby/largest"), finished.curve("loss/nearby"), strict=True
+    ))  # fmt: skip
+
+
+def test_a_hook_that_raises_ends_the_run_in_one_message_and_what_was_written_is_kept(failed, site):
+    assert failed.code == 2, failed.output[-6000:]
+    assert failed.output.count("mcframe cannot go on") == 1
+    assert "Traceback" not in failed.output
+    said = "plug-in 'it' of stranger 1.0 failed in its hook step_finished: OSError: the pager is down"
+    assert said in failed.words
+    line = PACKAGE.splitlines().index('            raise OSError("the pager is down")') + 1
+    assert f"{site.folder / 'stranger.py'}:{line}" in failed.words
+    assert failed.checkpoints == [STEP, 2 * STEP]
+    assert sorted(failed.metrics) == [0, STEP, 2 * STEP]
+
+
+def test_evaluations_of_a_checkpoint_are_told_too(finished, site, tmp_path, monkeypatch):
+    directory = tmp_path / "run"
+    shutil.copytree(finished.run_dir, directory)
+    monkeypatch.syspath_prepend(str(site.folder))
+    result = CliRunner().invoke(app, ["eval", str(directory), "--windows", "4"])
+    assert result.exit_code == 0, result.output
+    lines = (directory / "diary-0.txt").read_text().splitlines()
+    assert lines == [*diary(finished, 0), "2 evaluated controls True"]

@@ -1,0 +1,92 @@
+"""A real run, watched from outside: its timers sum to the step, an interval reads back once, names are as listed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from mcframe.metrics.catalogue import CATALOGUE, describe
+from mcframe.metrics.timers import PARTS
+
+pytestmark = pytest.mark.launcher
+
+ROOT_SUPPORT = Path(__file__).resolve().parents[1] / "support"
+WATCHER = ROOT_SUPPORT / "outside_watcher.py"
+NAMED = ("data", "base", "objectives", "metrics", "backward", "optimizer")
+"""What `mc/other_ms` is made of, each timed on its own."""
+
+
+ELSEWHERE = {
+    "train/mfu", "train/hfu", "train/memory_gib_max",  # need a GPU
+    "mc/adv_delta_undefined", "mc/preference_corr_undefined",  # where something is undefined
+    "loss/{objective}", "loss/{objective}/{figure}",  # of plug-ins that are not chosen here
+}  # fmt: skip
+"""What this run need not log, besides evaluations."""
+
+
+@pytest.fixture(scope="module")
+def run(launches):
+    return launches.run(
+        "run.total_tokens = 12288",
+        "cadence.log_tokens = 4096",
+        "cadence.eval_tokens = 0",
+        "cadence.checkpoint_tokens = 0",
+        "optimizer.name = 'adamw'",
+        "deepspeed.zero_stage = 1",  # so that a gradient's norm is logged
+        "gpt.width = 128",
+        "objectives.reconstruction_weight = 0.1",
+        "objectives.gist_kl_weight = 0.1",
+        "objectives.policy_kl_weight = 0.1",
+        "objectives.attribution_weight = 0.1",
+        options=["--plugin", str(WATCHER)],
+    ).succeeded()
+
+
+@pytest.fixture(scope="module")
+def lines(run):
+    return [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def watched(run, lines):
+    """What the run says of each logging interval, and what the watcher saw of it."""
+    logged = {line["tokens"]: line for line in lines if "train/loss" in line}
+    seen = [json.loads(line) for line in (run.run_dir / "watched.jsonl").read_text("utf-8").splitlines()]
+    intervals = [(logged[each["tokens"]], each) for each in seen if each["steps"]]
+    assert len(intervals) == 3
+    return intervals
+
+
+def test_phases_timed_on_their_own_sum_to_the_step(watched):
+    """The first interval is left out: its first step has the run's start before it."""
+    for metrics, seen in watched[1:]:
+        summed = sum(metrics[name] for name in PARTS) + sum(metrics[f"train/{name}_ms"] for name in NAMED)
+        assert summed == pytest.approx(fmean(seen["steps"]), rel=0.03)
+        assert metrics["train/step_ms"] == pytest.approx(fmean(seen["steps"]), rel=0.03)
+        assert all(metrics[name] > 0 for name in (*PARTS, "mc/overhead_ms"))
+
+
+def test_a_logging_interval_is_read_back_once(watched):
+    edges = []
+    for metrics, seen in watched:
+        edges += [read for read in seen["reads"] if read.startswith("tallies.py")]
+        assert [read.split()[-1] for read in seen["reads"] if read not in edges] == ["cpu"], seen["reads"]
+        assert metrics["train/grad_norm"] > 0
+    assert len(edges) <= 2  # of the histograms' two scales: tensors of the host, looked at once in a run
+
+
+def test_what_is_logged_is_what_the_catalogue_lists(lines):
+    logged = {name for line in lines for name in line} - {"tokens", "step", "time"}
+    described = {describe(name).name for name in logged}  # a KeyError names what is not in it
+    listed = {metric.name for metric in CATALOGUE if not metric.name.startswith("eval/")}
+    assert listed - ELSEWHERE <= described
+    assert described <= listed - {"train/mfu", "train/hfu"}
+
+
+def test_memory_is_that_of_the_process(lines):
+    peaks = [line["train/rss_gib_max"] for line in lines if "train/rss_gib_max" in line]
+    assert peaks == sorted(peaks)
+    assert 0.2 < peaks[-1] < 20

@@ -1,0 +1,133 @@
+"""Real runs that leave parts out: no GistNet, no LensNet, parts that do not learn, a task instead of text."""
+
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mcframe.cli.app import app
+from mcframe.config.run_config import load_run_config
+from mcframe.errors import UserError
+from mcframe.training.build import build_components, build_model
+from mcframe.training.checkpoints import find
+from mcframe.training.weights import load_weights
+
+pytestmark = pytest.mark.launcher
+
+SHORT = (
+    "run.total_tokens = 4096",
+    "cadence.log_tokens = 1024",
+    "cadence.eval_tokens = 2048",
+    "cadence.sample_tokens = 0",
+)
+RECALL = ("run.task = @task.recall", "task.recall.keys = 56", "context.tail = 15")
+
+
+def moved(result, settings, root):
+    """The parts of the model of which something is not as it was initialised; a part is the first word of a name."""
+    run_config = load_run_config([root / "gin/smoke.gin"], list(settings)).run_config
+    before = build_model(run_config, run_config.tokenizer().vocab_size).state_dict()
+    after = load_weights(find(result.run_dir))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert all(torch.isfinite(value).all() for value in after.values())
+    return {name.split(".")[0] for name in changed}
+
+
+@pytest.mark.parametrize(("stage", "ranks", "optimizer"), [(1, 1, "muon"), (3, 2, "adamw")])
+def test_only_what_is_trainable_moves(launches, root, stage, ranks, optimizer):
+    settings = (
+        *SHORT,
+        "run.trainable = ('gistnet',)",
+        "objectives.reconstruction_weight = 1.0",
+        "objectives.gist_kl_weight = 1.0",
+        "gpt.gist_bias = -1",
+        f"deepspeed.zero_stage = {stage}",
+        f"optimizer.name = '{optimizer}'",
+    )
+    result = launches.run(*settings, ranks=ranks).succeeded()
+    assert moved(result, settings, root) == {"gistnet", "reconstruction"}
+    last = result.metrics[4096]
+    changes = {name: change for name, change in last.items() if name.startswith("train/update_ratio/")}
+    assert {name.split("/")[2].split(".")[0] for name in changes} == {"gistnet", "reconstruction"}
+    assert all(change > 0 for change in changes.values())
+    assert len(result.curve("mc/reconstruction_loss")) == 4
+    first, *others = result.curve("val/loss")  # the base model stands still, so plain validation does
+    assert others == pytest.approx([first] * len(others), abs=1e-6)
+
+
+def test_a_task_is_trained_on_and_its_answers_alone_are_judged(launches, root):
+    settings = (*SHORT, *RECALL, "run.lensnet = None", "gpt.gist_bias = -4")
+    result = launches.run(*settings, ranks=2).succeeded()
+    assert "LensNet none" in result.words
+    assert moved(result, settings, root) == {"gpt", "gistnet"}
+    assert result.curve("mc/lens_loss") == []
+    for loss, bits in zip(result.curve("val/loss"), result.curve("val/bpb"), strict=True):
+        assert bits == pytest.approx(loss / math.log(2), rel=1e-6)  # an answer is a byte
+    last = max(tokens for tokens, metrics in result.metrics.items() if "mc/tail_delta" in metrics)
+    # No answer is predicted by a gist, for the last token before the cursor is a question.
+    assert "mc/lod_loss/0" in result.metrics[last]
+    assert not any("mc/lod_loss/1" in metrics for metrics in result.metrics.values())
+
+
+def test_a_run_without_gistnet_drops_and_says_so(launches, root):
+    settings = (*SHORT, "run.gistnet = None")
+    result = launches.run(*settings).succeeded()
+    assert "GistNet none; collapsed blocks are dropped" in result.words
+    assert moved(result, settings, root) == {"gpt"}
+    assert {"mc/tail_delta", "mc/lod_loss/0", "val/bpb"} <= set.union(*(set(m) for m in result.metrics.values()))
+    assert result.curve("mc/gist_entry_delta/1") == []
+    assert result.curve("mc/adv_delta_mean") == []
+
+
+def test_a_task_whose_ids_are_no_text_has_no_bits_per_byte(launches):
+    settings = (*SHORT, *RECALL, "task.recall.keys = 300", "gpt.vocab_size = 400", "run.variants = @variants.none")
+    result = launches.run(*settings).succeeded()
+    assert result.curve("val/loss")
+    assert result.curve("val/bpb") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["run.gistnet = None"], ["GistNet none; collapsed blocks are dropped", "LensNet none"]),
+        (["run.gistnet = None", "run.lensnet = None"], ["GistNet none; collapsed blocks are dropped", "LensNet none"]),
+        (["run.lensnet = None"], ["GistNet", "LensNet none"]),
+        (["run.lensnet = None", "run.variants = @variants.none"], ["base model"]),
+    ],
+)
+def test_check_says_what_is_left_out(root, tmp_path, monkeypatch, settings, words):
+    monkeypatch.setenv("MCFRAME_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    checked = CliRunner().invoke(app, ["check", str(root / "gin/smoke.gin"), *(f"--set={s}" for s in settings)])
+    assert checked.exit_code == 0, checked.output
+    said = " ".join(checked.output.replace("│", " ").split())
+    assert all(each in said for each in words)
+    assert "None" not in said  # a part that is left out is no plug-in
+    assert ("LensNet none" in said) == ("LensNet none" in words)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("run.trainable = ('base', 'gistnets')", "gistnets"),
+        ("run.trainable = ()", "nothing would learn"),
+        ("objectives.reconstruction_blocks = (1, 99)", "99 neighbouring blocks"),
+        ("context.tail = 16", "context.tail = 15"),
+        ("gpt.vocab_size = 300", "300"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_anything_starts(root, tmp_path, monkeypatch, setting, words):
+    """`mcframe check` says the same."""
+    monkeypatch.setenv("MCFRAME_CACHE", str(tmp_path))
+    settings = [*SHORT, *RECALL, "objectives.reconstruction_weight = 1.0", "task.recall.keys = 300"]
+    settings = [s for s in settings if s.split(" ")[0] != setting.split(" ")[0]] + [setting]
+    if "vocab" not in setting:
+        settings.append("gpt.vocab_size = 400")
+    settings.remove("task.recall.keys = 56")
+    with pytest.raises(UserError) as caught:
+        build_components(load_run_config([root / "gin/smoke.gin"], settings).run_config)
+    assert words in f"{caught.value.message} {caught.value.remedy}"
+    checked = CliRunner().invoke(app, ["check", str(root / "gin/smoke.gin"), *(f"--set={s}" for s in settings)])
+    assert checked.exit_code == 2

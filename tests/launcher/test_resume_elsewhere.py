@@ -1,0 +1,65 @@
+"""Going on from a checkpoint with something changed: what fits is done right, what does not is refused."""
+
+import shutil
+
+import pytest
+
+from mcframe.config.schema import ScheduleConfig
+
+pytestmark = pytest.mark.launcher
+
+STEP = 1024
+EVERY_STEP = ("cadence.log_tokens = 1024", "cadence.checkpoint_tokens = 1024", "cadence.eval_tokens = 0")
+FOUR_STEPS = (*EVERY_STEP, "cadence.keep = 9", "run.total_tokens = 4096")
+
+
+@pytest.fixture
+def trained(launches, tmp_path):
+    """A copy of a run of four steps with a checkpoint behind each."""
+    result = launches.shared(*FOUR_STEPS).succeeded()
+    return shutil.copytree(result.run_dir, tmp_path / "run")
+
+
+def test_more_tokens_stretch_the_schedule(launches, trained):
+    result = launches.run(*EVERY_STEP, "run.total_tokens = 6144", run_dir=trained).succeeded()
+    assert "resumed from" in result.words
+    rates = [result.metrics[step * STEP]["train/lr"] for step in (5, 6)]
+    # The checkpoint's own rate for step 5 was the old schedule's end: 0.
+    expected = [0.003 * ScheduleConfig().factor(step, 6) for step in (4, 5)]
+    assert rates == pytest.approx(expected)
+    assert min(rates) > 0.001
+
+
+@pytest.mark.parametrize(
+    ("setting", "was"),
+    [
+        ("run.batch_tokens = 2048", "run.batch_tokens = 1024"),
+        ("run.seed = 7", "run.seed = 0"),
+    ],
+)
+def test_another_clock_is_refused(launches, trained, setting, was):
+    before = (trained / "metrics.jsonl").read_text("utf-8")
+    result = launches.run(*EVERY_STEP, "run.total_tokens = 8192", setting, run_dir=trained)
+    assert result.code == 2
+    assert was in result.words
+    assert (trained / "metrics.jsonl").read_text("utf-8").startswith(before)
+
+
+def test_an_older_checkpoint_begins_a_branch_and_keeps_the_other(launches, trained):
+    older = trained / "checkpoints" / f"tokens-{2 * STEP:015d}"
+    settings = (*EVERY_STEP, "run.total_tokens = 3072", "cadence.keep = 1")
+    result = launches.run(*settings, run_dir=trained, options=("--resume", str(older))).succeeded()
+    assert result.checkpoints == [3 * STEP]
+    aside = trained / "checkpoints" / "superseded"
+    assert sorted(path.name for path in aside.iterdir()) == [f"tokens-{n * STEP:015d}" for n in (3, 4)]
+    assert sorted(result.metrics) == [0, STEP, 2 * STEP, 3 * STEP]
+
+
+def test_the_report_counts_whole_parameters_at_zero_3(launches):
+    short = ("run.total_tokens = 2048", "gpt.width = 256")
+    plain, split = (launches.run(*short, f"deepspeed.zero_stage = {stage}").succeeded().words for stage in (0, 3))
+    for row in ("base model 1.7 M parameters", "G plain"):
+        assert row in plain
+        assert row in split
+    figures = [words.partition("FLOPs a token")[2][:60] for words in (plain, split)]
+    assert figures[0] == figures[1]

@@ -1,0 +1,355 @@
+"""What DeepSpeed and Python do silently wrong, and that no user of mcframe gets there."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from mcframe.config.run_config import load_run_config
+from mcframe.errors import UserError
+from mcframe.training.engine import extensions_directory
+from mcframe.training.engine_config import RESERVED_DEEPSPEED_KEYS, engine_config
+
+launcher = pytest.mark.launcher
+
+STEPS = 4
+SHORT = (f"run.total_tokens = {STEPS * 1024}", "cadence.log_tokens = 1024", "cadence.eval_tokens = 0")
+
+
+def run_config(smoke, *settings):
+    return load_run_config([smoke], list(settings)).run_config
+
+
+# ---- Muon and clipping ---------------------------------------------------------------------------
+def test_muon_refuses_clipping_and_says_where_it_was_asked_for(smoke, tmp_path):
+    file = tmp_path / "mine.gin"
+    file.write_text(f"include '{smoke}'\noptimizer.name = 'muon'\noptimizer.gradient_clipping = 1.0\n")
+    with pytest.raises(UserError, match="cannot be combined with Muon") as caught:
+        load_run_config([file], [])
+    assert "remove optimizer.gradient_clipping" in caught.value.remedy
+
+
+def test_muon_is_given_no_clipping_where_adamw_is_given_some(smoke):
+    assert engine_config(run_config(smoke, "optimizer.name = 'muon'"), 4, 2)["gradient_clipping"] == 0.0
+    assert engine_config(run_config(smoke, "optimizer.name = 'adamw'"), 4, 2)["gradient_clipping"] == 1.0
+    zero = run_config(smoke, "optimizer.name = 'muon'", "optimizer.gradient_clipping = 0.0")
+    assert engine_config(zero, 4, 2)["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize("path", RESERVED_DEEPSPEED_KEYS)
+@pytest.mark.parametrize("value", [1.0, {}, False])
+def test_deepspeeds_own_settings_cannot_reach_what_mcframe_sees_to(smoke, path, value):
+    settings = value
+    for key in reversed(path.split(".")):
+        settings = {key: settings}
+    # With clipping in another place than gin's own, Muon's update would be clipped at ZeRO 1 to 3 and not at 0.
+    wanted = run_config(smoke, "optimizer.name = 'muon'", f"deepspeed.settings = {settings!r}")
+    with pytest.raises(UserError) as caught:
+        engine_config(wanted, 4, 2)
+    assert repr(path) in caught.value.message
+    assert RESERVED_DEEPSPEED_KEYS[path] in caught.value.remedy
+
+
+def test_owned_are_the_keys_that_lead_to_a_trap():
+    assert {"gradient_clipping", "optimizer.params.max_grad_norm", "activation_checkpointing"} <= set(
+        RESERVED_DEEPSPEED_KEYS
+    )
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_muon_at_zero_3_never_scatters_its_gradients(smoke, stage):
+    wanted = run_config(
+        smoke,
+        "optimizer.name = 'muon'",
+        f"deepspeed.zero_stage = {stage}",
+        "deepspeed.settings = {'zero_optimization': {'reduce_scatter': True, 'sub_group_size': 1000}}",
+    )
+    zero = engine_config(wanted, 4, 2)["zero_optimization"]
+    assert zero == {"stage": stage, "reduce_scatter": stage != 3, "sub_group_size": 1000}
+    adamw = replace(wanted, optimizer=replace(wanted.optimizer, name="adamw"))
+    assert engine_config(adamw, 4, 2)["zero_optimization"]["reduce_scatter"] is True
+
+
+# ---- reentrant checkpointing ---------------------------------------------------------------------
+def test_every_checkpoint_of_ours_is_non_reentrant(root):
+    calls = [
+        (file, call)
+        for folder in ("mcframe", "plugins")
+        for file in (root / folder).rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).split(".")[-1] in ("checkpoint", "checkpoint_sequential")
+    ]
+    assert len(calls) >= 2
+    for file, call in calls:
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert keywords.get("use_reentrant") == "False", f"{file}:{call.lineno}"
+
+
+# ---- a plug-in that looks on: the script's folder, and one backward a micro-batch ---------------------------------
+SPY = """
+    import json
+
+    import config
+    import context
+    import data
+    import deepspeed
+    from mcframe.hookspecs import hookimpl
+
+    EVENTS = []
+
+    def noted(name):
+        original = getattr(deepspeed.DeepSpeedEngine, name)
+
+        def method(self, *arguments, **options):
+            EVENTS.append(name)
+            return original(self, *arguments, **options)
+
+        setattr(deepspeed.DeepSpeedEngine, name, method)
+
+    for name in ("forward", "backward", "step"):
+        noted(name)
+
+    @hookimpl
+    def run_started():
+        EVENTS.clear()
+
+    @hookimpl
+    def step_finished(run):
+        whose = [module.WHOSE for module in (data, config, context)]
+        (run.directory / f"spy-{run.step}.json").write_text(json.dumps({"events": EVENTS, "whose": whose}))
+        EVENTS.clear()
+"""
+
+
+# ---- stale gradients at ZeRO 3 -------------------------------------------------------------------
+TRAP = """
+    import sys
+
+    from mcframe.training.engine import prepare_environment, start_distributed
+
+    prepare_environment()
+    start_distributed()
+
+    import deepspeed
+    import torch
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.always = torch.nn.Linear(4, 4)
+            self.sometimes = torch.nn.Linear(4, 4)
+
+        def forward(self, x, both):
+            return (self.always(x) + (self.sometimes(x) if both else 0)).square().mean()
+
+    def weight(stage):
+        '''Of the part that the second step leaves out, before that step and behind it.'''
+        torch.manual_seed(0)
+        model = Two()
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            # Without momentum: what has no gradient has no reason to move.
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            config={
+                "train_batch_size": 2,
+                "zero_optimization": {"stage": stage},
+                "zero_allow_untested_optimizer": True,
+                "gradient_clipping": 0.0,
+            },
+        )
+        seen = []
+        for both in (True, False):
+            engine.backward(engine(torch.ones(2, 4), both))
+            engine.step()
+            with deepspeed.zero.GatheredParameters(list(model.sometimes.parameters()), enabled=stage == 3):
+                seen.append(model.sometimes.weight.detach().clone())
+        return (seen[0] - seen[1]).abs().max().item()
+
+    print("moved", {stage: weight(stage) > 1e-4 for stage in (1, 3)})
+"""
+
+SKIPPING = """
+    import torch
+    from mcframe.hookspecs import LensNet, hookimpl
+
+    class Skipping(LensNet):
+        def __init__(self, shape):
+            super().__init__()
+            self.always = torch.nn.Linear(shape.width, 1)
+            self.sometimes = torch.nn.Linear(shape.width, 1)
+            self.calls = 0
+
+        def forward(self, context, embeddings):
+            scores = self.always(embeddings)
+            if self.training:
+                self.calls += 1
+                if self.calls % 2:
+                    scores = scores + self.sometimes(embeddings)
+            return scores.squeeze(-1).tanh()
+
+    @hookimpl
+    def register_lensnets(register):
+        register("skipping", Skipping)
+"""
+
+
+@launcher
+def test_deepspeed_applies_a_stale_gradient_again_at_zero_3(launches, site):
+    """The trap itself. Where this fails, DeepSpeed was mended and our watch has become a needless refusal."""
+    site.install("trap", "from mcframe.hookspecs import hookimpl\n")
+    code = launches.folder / "trap.py"
+    code.write_text(textwrap.dedent(TRAP))
+    assert "moved {1: False, 3: True}" in launches.execute([sys.executable, str(code)]).succeeded().output
+
+
+@launcher
+def test_a_plugin_that_skips_a_parameter_is_stopped_at_zero_3(launches, site):
+    site.install("skipping", SKIPPING)
+    settings = (*SHORT, "run.lensnet = @lensnet.skipping", "run.micro_batch = 8", "deepspeed.zero_stage = 3")
+    result = launches.run(*settings, environment=site.environment)
+    assert result.code == 2, result.output[-6000:]
+    assert "no gradient reached lensnet.sometimes.bias and 1 more parameters in this step" in result.words
+    assert "run every part of the plug-in in every step" in result.words
+    assert "Traceback" not in result.output
+    assert len(result.curve("train/loss")) == 1
+
+
+@launcher
+def test_at_zero_1_it_trains_with_one_backward_a_micro_batch_among_modules_called_data(launches, site, tmp_path):
+    """Several things in one run, to save time: skipping is allowed, backward runs once, nobody's name is shadowed."""
+    site.install("skipping", SKIPPING)
+    site.install("spying", SPY)
+    for name in ("data", "config", "context", "training", "run"):
+        (site.folder / f"{name}.py").write_text("WHOSE = 'user'\n")
+    run_dir = tmp_path / "run"
+    command = [sys.executable, launches.script, "--gin", "gin/smoke.gin", "--run-dir", str(run_dir)]
+    skipping = ("run.lensnet = @lensnet.skipping", "run.micro_batch = 2", "deepspeed.zero_stage = 1")
+    for setting in (*SHORT, *skipping):
+        command += ["--set", setting]
+    group = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": launches.port(),
+    }
+    # Started from the folder that holds those modules: presets are found from anywhere.
+    result = launches.execute(
+        command, run_dir=run_dir, cwd=site.folder, environment={**site.environment, **group}
+    ).succeeded()
+    # DeepSpeed's buffer of 66 MiB, which it names by the port and never removes.
+    assert list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{group['MASTER_PORT']}_*")) == []
+    assert len(result.curve("train/loss")) == STEPS
+    for step in range(2, STEPS):  # around the first and the last step validation runs, forward only
+        found = json.loads((run_dir / f"spy-{step}.json").read_text())
+        assert found["events"] == ["forward", "backward", "step"] * 4
+        assert found["whose"] == ["user"] * 3
+
+
+# ---- what the machine lacks, and ranks -----------------------------------------------------------
+def test_each_installation_builds_the_op_in_a_folder_of_its_own(monkeypatch):
+    """In one folder, two environments with other include paths would build it anew in turn."""
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    here = extensions_directory()
+    assert extensions_directory() == here
+    monkeypatch.setattr("torch.__file__", "/elsewhere/torch/__init__.py")
+    assert extensions_directory().parent == here.parent
+    assert extensions_directory() != here
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/chosen")
+    assert extensions_directory() == Path("/chosen")
+
+
+START = """
+from mcframe.training.engine import prepare_environment, start_distributed
+prepare_environment()
+start_distributed()
+"""
+
+# Says when it is about to ask for the op, and leaves a file once it has begun to load it.
+TOLD = """
+import sys
+from pathlib import Path
+
+from mcframe.training.engine import prepare_environment, start_distributed
+prepare_environment()
+from deepspeed.accelerator import get_accelerator
+
+builder = type(get_accelerator().create_op_builder("ShareMemCommBuilder"))
+load = builder.load
+
+def told(self, **options):
+    Path(sys.argv[1]).touch()
+    return load(self, **options)
+
+builder.load = told
+print("the op alone is lacking", flush=True)
+start_distributed()
+"""
+
+
+@pytest.fixture
+def built(launches, tmp_path):
+    """A copy of the folder where the op is built, chosen by `TORCH_EXTENSIONS_DIR`."""
+    launches.shared(*SHORT).succeeded()
+    return shutil.copytree(extensions_directory(), tmp_path / "extensions")
+
+
+@launcher
+def test_nobody_waits_for_a_build_that_was_killed(launches, built):
+    """torch's own lock is a file, which a killed process leaves behind."""
+    (op,) = built.rglob("deepspeed_shm_comm.so")
+    lock = op.with_name("lock")
+    lock.touch()
+    command = ["timeout", "60", sys.executable, "-c", START]
+    assert launches.execute(command, environment={"TORCH_EXTENSIONS_DIR": str(built)}).code == 0
+    assert not lock.exists()
+
+
+@launcher
+def test_a_build_that_goes_on_is_waited_for(launches, built, tmp_path):
+    environment = {**launches.environment, "TORCH_EXTENSIONS_DIR": str(built)}
+    begun = tmp_path / "begun"
+    command = [sys.executable, "-c", TOLD, str(begun)]
+    with (
+        FileLock(built / "mcframe.lock") as lock,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            assert any("the op alone is lacking" in line for line in process.stdout)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(5)
+            assert not begun.exists()
+            lock.release()
+            assert process.wait(120) == 0
+            assert begun.exists()
+        finally:
+            process.kill()
+
+
+@launcher
+def test_a_missing_compiler_is_a_clear_message(launches, tmp_path):
+    (tmp_path / "bin").mkdir()
+    environment = {"PATH": str(tmp_path / "bin"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
+    result = launches.run(*SHORT, environment=environment)
+    assert result.code == 2, result.output[-6000:]
+    assert "DeepSpeed needs a C++ compiler (g++ was not found)" in result.words
+    assert "apt-get install g++" in result.words
+    assert "Traceback" not in result.output
+
+
+@launcher
+def test_a_batch_that_the_ranks_cannot_share_is_told_once(launches):
+    result = launches.shared("run.batch_tokens = 1152", ranks=2, launcher=True)
+    assert result.code == 2, result.output[-6000:]
+    assert result.output.count("mcframe cannot go on") == 1
+    assert "makes 9 sequences a step, which 2 ranks cannot share equally" in result.words
+    assert "set run.batch_tokens = 1024" in result.words
+    assert "Traceback" not in result.output

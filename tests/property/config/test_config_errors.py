@@ -1,0 +1,249 @@
+"""Every mistake in a gin file names the file, the line, what was probably meant, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+
+from mcframe import config
+from mcframe.config.diagnosis import explain
+from mcframe.config.values import render
+from mcframe.errors import UserError
+from mcframe.hookspecs import hookimpl
+from mcframe.registry.plugins import Registry
+
+if TYPE_CHECKING:
+    from nowhere import Unresolvable
+
+
+class Transformer:
+    def __init__(self, shape: Any, layers: int = 2, heads: int = 4, pooling: Literal["mean", "query"] = "mean") -> None:
+        pass
+
+
+def needy(shape: Any, *, path: str) -> None: ...
+
+
+def run(
+    *,
+    name: str = "",
+    gistnet: Callable[..., Any] | None = None,
+    steps: int = 1,
+    rate: float = 0.1,
+    share: Annotated[float, Field(le=1)] = 0.5,
+    sizes: Sequence[int] = (),
+    pair: tuple[int, int] = (0, 0),
+    flag: bool = False,
+    slip: int = None,  # noqa: RUF013 - the slip is the point
+    hidden: Unresolvable | None = None,
+    extra: Any = None,
+) -> None: ...
+
+
+def anything(**keywords: Any) -> dict[str, Any]:
+    return keywords
+
+
+class Plugin:
+    @hookimpl
+    def register_gistnets(self, register):
+        register("transformer", Transformer)
+        register("needy", needy)
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config.register("", "run", run)
+    config.register("", "anything", anything)
+    registry = Registry()
+    registry.register_plugin(Plugin(), "tests")
+
+    def load(text: str, *overrides: str, **files: str) -> config.Config:
+        Path("main.gin").write_text(text)
+        for name, content in files.items():
+            Path(f"{name}.gin").write_text(content)
+        return config.load(["main.gin"], overrides, registry)
+
+    yield load
+    config.clear()
+
+
+# The mistake stands in line 3; each row: the line, then everything that the message and the remedy must say.
+MISTAKES = {
+    "no equals sign": ("run.steps 3", ["one binding a line"]),
+    "colon for equals": ("run.steps: 3", ["'=', not with ':'"]),
+    "no value": ("run.steps =", ["run.steps has no value"]),
+    "unquoted string": ("run.name = foo", ["without quotes", "quote it: run.name = 'foo'"]),
+    "unquoted path": ("run.name = /data/x.txt", ["quote it: run.name = '/data/x.txt'"]),
+    "unquoted words": ("run.name = my-first run # try", ["quote it: run.name = 'my-first run'"]),
+    "unquoted in a list": ("run.extra = ['a', foo]", ["foo is a string without quotes", "quote it: 'foo'"]),
+    "true": ("run.flag = true", ["did you mean True?", "write True"]),
+    "null": ("run.extra = null", ["did you mean None?"]),
+    "misspelt constant": ("run.flag = Flase", ["did you mean False?"]),
+    "expression": ("run.steps = 2*3", ["2*3 is an expression", "gin does not calculate", "write the result"]),
+    "power in a list": ("run.extra = [2**16, 1]", ["gin does not calculate"]),
+    "call": ("run.name = str(3)", ["gin does not calculate"]),
+    "unterminated quote": ("run.name = 'foo", ["no closing quote", "close the quote"]),
+    "unterminated triple quote": ("run.name = '''foo", ["no closing quote", "close the quote"]),
+    "unclosed bracket": ("run.extra = [1, 2", ["a bracket is never closed: run.extra = [1, 2", "close it"]),
+    "strange sign": ("run.steps = $3", ["one binding a line"]),
+    "leading zero": ("run.steps = 007", ["one binding a line"]),
+    "unclosed bracket in the middle": ("run.extra = [1, 2\nrun.steps = 3\nrun.rate = 4.0", ["never closed: run.extra"]),
+    "arguments in a reference": ("run.gistnet = @gistnet.transformer(4)", ["takes no arguments", "line of its own"]),
+    "two on a line": ("run.steps = 3 run.rate = 4", ["one binding a line"]),
+    "import": ("import os", ["cannot import modules (import os)", "entry-point group mcframe.plugins"]),
+    "unknown plug-in": (
+        "run.gistnet = @gistnet.tranformer",
+        ["no plug-in offers @gistnet.tranformer", "did you mean @gistnet.transformer?", "there are: @gistnet.needy, @"],
+    ),
+    "unknown plug-in, none of its kind": ("run.extra = @lensnet.mean", ["of this kind there are: none"]),
+    "unknown plug-in within a list": ("run.extra = [{'a': @gistnet.x}]", ["no plug-in offers @gistnet.x"]),
+    "parameter of an unknown plug-in": ("gistnet.tranformer.layers = 3", ["did you mean @gistnet.transformer?"]),
+    "short name": ("run.gistnet = @transformer", ["did you mean gistnet.transformer?", "written in full"]),
+    "unknown kind": ("run.gistnet = @gistnets.transformer", ["did you mean gistnet.transformer?"]),
+    "unknown configurable": ("rum.steps = 3", ["nothing is called rum", "did you mean run?"]),
+    "choice as a parameter": ("gistnet.transformer = 3", ["something to choose", "as @gistnet.transformer"]),
+    "unknown parameter": (
+        "gistnet.transformer.layer = 3",
+        ["no parameter 'layer'", "did you mean layers?", "its parameters are: layers, heads, pooling"],
+    ),
+    "parameter of the framework": ("gistnet.transformer.shape = 3", ["supplied by the framework", "remove it"]),
+    "unknown parameter in a block": ("run:\n    stepps = 3", ["did you mean steps?"]),
+    "undefined macro": ("run.steps = %DEPHT", ["%DEPHT, which is not defined", "did you mean %DEPTH?", "DEPHT = ..."]),
+    "macros in a circle": ("A = %B\nB = %A", ["stand for each other: A = %B = %A"]),
+    "bound twice": ("run.steps = 3\nrun.rate = 1.0\nrun.steps = 4", ["in line 3 and in line 5", "remove one"]),
+    "bound twice by block": ("run.steps = 3\nrun:\n  steps = 4", ["in line 3 and in line 5"]),
+    "float for int": ("run.steps = 3.0", ["expected int, got float"]),
+    "bool for int": ("run.steps = True", ["expected int, got bool"]),
+    "quoted int": ("run.steps = '3'", ["expected int, got str", "without quotes: run.steps = 3"]),
+    "string for float": ("run.rate = 'fast'", ["expected float, got str", "a value of type float"]),
+    "int for bool": ("run.flag = 1", ["expected bool, got int"]),
+    "None": ("run.steps = None", ["expected int, got NoneType"]),
+    "wrong choice": ("gistnet.transformer.pooling = 'men'", ["did you mean mean?", "write one of: 'mean', 'query'"]),
+    "wrong item": ("run.sizes = [1, 'b']", ["expected Sequence[int], got list", "at position 1"]),
+    "list for tuple": ("run.pair = [1, 2]", ["write a tuple: run.pair = (1, 2)"]),
+    "wrong length": ("run.pair = (1, 2, 3)", ["tuple[int, int]"]),
+    "out of range": ("run.share = 1.5", ["less than or equal to 1"]),
+    "macro of a wrong type": ("run.steps = %WORD", ["expected int, got str"]),
+    "string for a reference": ("run.gistnet = 'transformer'", ["refer to it: run.gistnet = @gistnet.transformer"]),
+    "reference for an int": ("run.steps = @gistnet.transformer", ["expected int"]),
+    "called reference": ("run.gistnet = @gistnet.transformer()", ["remove the parentheses", "= @gistnet.transformer"]),
+    "incomplete reference": (
+        "run.gistnet = @gistnet.needy",
+        ["needs a value for path", "add gistnet.needy.path = ..."],
+    ),
+    "REQUIRED": ("run.steps = %gin.REQUIRED\nrun.rate = %gin.REQUIRED", ["set for: run.steps, run.rate", "--set"]),
+    "REQUIRED macro": ("LATER = %gin.REQUIRED\nrun.steps = %LATER", ["must be set for: LATER", "'LATER = ...'"]),
+    "missing include": ("include 'bsae.gin'", ["no gin file 'bsae.gin'", "did you mean base.gin?", "looked in"]),
+    "include in a circle": ("include 'loop.gin'", ["include each other", "main.gin includes", "loop.gin"]),
+    "unquoted include": ("include base.gin", ["one binding a line"]),
+}
+
+LINES = {"bound twice": 5, "bound twice by block": 5, "unknown parameter in a block": 4}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_explained_where_it_is(load, mistake):
+    line, expected = MISTAKES[mistake]
+    with pytest.raises(UserError) as caught:
+        load(f"DEPTH = 4\nWORD = 'w'\n{line}\n", base="", loop="include 'main.gin'\n")
+    error, text = caught.value, str(caught.value)
+    assert error.remedy
+    for part in expected:
+        assert part in text
+    file, number = ("loop.gin", 1) if "circle" in mistake and "loop" in line else ("main.gin", LINES.get(mistake, 3))
+    assert text.startswith(f"{file}:{number}: "), text
+
+
+def test_a_mistake_in_an_included_file_is_placed_there(load):
+    Path("sub").mkdir()
+    Path("sub/base.gin").write_text("include 'deep.gin'\nrun.stepz = 1\n")
+    Path("sub/deep.gin").write_text("run.rate = 1\n")
+    with pytest.raises(UserError, match=r"^sub/base\.gin:2: ") as caught:
+        load("\n\ninclude 'sub/base.gin'\n")
+    assert "did you mean steps?" in str(caught.value)
+
+
+def test_a_mistake_on_the_command_line_is_placed_there(load):
+    with pytest.raises(UserError) as caught:
+        load("run.name = 'a'\n", "run.steps = 2", "run.name = foo")
+    assert str(caught.value).startswith("--set 'run.name = foo': foo is a string without quotes")
+    with pytest.raises(UserError, match=r"^--set 'run.steps = 1.5'"):
+        load("run.name = 'a'\n", "run.steps = 1.5")
+
+
+def test_a_file_that_is_not_there(load):
+    load("run.name = 'a'\n", quickstart="")
+    with pytest.raises(UserError, match=r"no gin file 'quikstart.gin' \(did you mean quickstart.gin"):
+        config.load(["quikstart.gin"], [], Registry())
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00bad"])
+def test_a_file_that_is_no_text(load, content):
+    load("")
+    Path("data.gin").write_bytes(content)
+    with pytest.raises(UserError, match="not UTF-8") as caught:
+        load("\ninclude 'data.gin'\n")
+    assert str(caught.value).startswith("main.gin:2")
+
+
+RIGHT = [
+    "run.rate = 1",
+    "run.share = 1",
+    "run.sizes = (1, 2)",
+    "run.slip = None",
+    "run.hidden = 3",
+    "run.extra = @gistnet.needy\ngistnet.needy.path = 'p'",
+    "run.extra = @a/gistnet.needy\na/gistnet.needy.path = 'p'",
+    "run.extra = @run()",
+    "run.extra = %LATER\nLATER = %gin.REQUIRED\ninclude 'later.gin'",
+    "anything.at_all = 3",
+    "run:\n    steps = 3\n    # comment\n    rate = 2.0\nrun.name = 'x'",
+    "run.extra = [\n    1,  # one\n    2,\n]",
+    "run.name = 'a#b' 'c'",
+    "run.extra = - 3",
+]
+
+
+@pytest.mark.parametrize("text", RIGHT)
+def test_what_is_right_loads(load, text):
+    load(f"{text}\n", later="LATER = 3\n")
+
+
+def test_required_values_may_come_from_the_command_line(load):
+    assert load("run.steps = %gin.REQUIRED\n", "run.steps = 3").bindings["run.steps"].value == 3
+
+
+def test_the_same_file_may_be_included_on_two_paths(load):
+    load("include 'a.gin'\ninclude 'b.gin'\n", a="include 'base.gin'\n", b="include 'base.gin'\n", base="run.steps=2\n")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text("abc'\""), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(VALUES)
+def test_every_value_survives_being_written_and_read(value):
+    config.register("", "run", run)
+    loaded = config.load([], [f"run.extra = {render(value)}"], Registry())
+    assert loaded.bindings["run.extra"].value == value
+    again = config.load([], loaded.bound().splitlines(), Registry())
+    assert again.bindings["run.extra"].value == value
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=30), st.text(max_size=20))
+def test_explaining_never_fails(line, error):
+    message, remedy = explain(error, line)
+    assert message
+    assert remedy

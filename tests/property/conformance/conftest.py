@@ -1,0 +1,1 @@
+from tests.support.registries import registry_of as registry_of

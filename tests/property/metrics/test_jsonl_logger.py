@@ -1,0 +1,98 @@
+import json
+import math
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcframe.hookspecs import RunStart
+from mcframe.metrics.jsonl_logger import METRICS, SUPERSEDED, JsonlLogger
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def recorded(run_dir, tokens, resume_tokens=None):
+    sink = JsonlLogger(RunStart(run_dir, {}, resume_tokens))
+    for count in tokens:
+        sink.write(count, count // 10, {"train/loss": float(count)})
+    sink.close()
+
+
+def test_a_line_holds_the_clock_and_the_metrics(tmp_path):
+    sink = JsonlLogger(RunStart(tmp_path, {}, None))
+    sink.write(2048, 3, {"train/loss": 5.5, "mc/lod_delta/1": -0.25})
+    (line,) = lines(tmp_path / METRICS)  # flushed: readable before the file is closed
+    assert abs(line.pop("time") - time.time()) < 60
+    assert line == {"tokens": 2048, "step": 3, "train/loss": 5.5, "mc/lod_delta/1": -0.25}
+    sink.close()
+
+
+def test_values_that_json_does_not_have_become_null(tmp_path):
+    sink = JsonlLogger(RunStart(tmp_path, {}, None))
+    sink.write(1, 1, {"a": math.nan, "b": math.inf, "c": 1.0})
+    sink.close()
+    (line,) = (tmp_path / METRICS).read_text().splitlines()
+    parsed = json.loads(line, parse_constant=pytest.fail)
+    assert (parsed["a"], parsed["b"], parsed["c"]) == (None, None, 1.0)
+
+
+def test_resuming_moves_what_will_be_computed_anew(tmp_path):
+    recorded(tmp_path, [10, 20, 30, 40])
+    recorded(tmp_path, [30, 40, 50], resume_tokens=20)
+    assert [line["tokens"] for line in lines(tmp_path / METRICS)] == [10, 20, 30, 40, 50]
+    assert [line["tokens"] for line in lines(tmp_path / SUPERSEDED)] == [30, 40]
+    recorded(tmp_path, [40], resume_tokens=30)
+    assert [line["tokens"] for line in lines(tmp_path / METRICS)] == [10, 20, 30, 40]
+    assert [line["tokens"] for line in lines(tmp_path / SUPERSEDED)] == [30, 40, 40, 50]
+
+
+def test_a_line_without_its_end_does_not_run_into_the_next(tmp_path):
+    recorded(tmp_path, [10, 20])
+    path = tmp_path / METRICS
+    path.write_bytes(path.read_bytes()[:-1])
+    recorded(tmp_path, [20, 30], resume_tokens=20)
+    assert [line["tokens"] for line in lines(path)] == [10, 20, 30]
+    assert [line["tokens"] for line in lines(tmp_path / SUPERSEDED)] == [20]
+
+
+def test_a_fresh_start_in_a_used_directory_loses_nothing(tmp_path):
+    recorded(tmp_path, [0, 10])
+    recorded(tmp_path, [0, 10, 20], resume_tokens=None)
+    assert [line["tokens"] for line in lines(tmp_path / METRICS)] == [0, 10, 20]
+    assert [line["tokens"] for line in lines(tmp_path / SUPERSEDED)] == [0, 10]
+
+
+def test_a_resumption_with_nothing_to_move_leaves_no_second_file(tmp_path):
+    recorded(tmp_path, [10])
+    recorded(tmp_path, [20], resume_tokens=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [METRICS]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_wherever_a_crash_cuts_no_byte_is_lost_and_every_line_can_be_read(tmp_path_factory, data):
+    run_dir = tmp_path_factory.mktemp("run")
+    recorded(run_dir, [10, 20, 30])
+    path = run_dir / METRICS
+    whole = path.read_bytes()
+    cut = whole[: data.draw(st.integers(0, 300))]  # a line has some 70 bytes
+    path.write_bytes(cut)
+    resume = data.draw(st.sampled_from([0, 10, 20, 30]))
+    JsonlLogger(RunStart(run_dir, {}, resume)).close()
+    kept = lines(path)
+    complete = cut.count(b"\n")
+    assert [line["tokens"] for line in kept] == [t for t in [10, 20, 30][:complete] if t <= resume]
+    moved = (run_dir / SUPERSEDED).read_bytes() if (run_dir / SUPERSEDED).exists() else b""
+    assert (path.read_bytes() + moved).rstrip(b"\n") == cut.rstrip(b"\n")
+
+
+def test_a_torn_line_in_bytes_that_are_no_text(tmp_path):
+    recorded(tmp_path, [10])
+    with (tmp_path / METRICS).open("ab") as file:
+        file.write(b'{"tokens": \xff\xfe\n[]\n7\n{"step": 1}\n')
+    recorded(tmp_path, [20], resume_tokens=10)
+    assert [line["tokens"] for line in lines(tmp_path / METRICS)] == [10, 20]
+    assert (tmp_path / SUPERSEDED).read_bytes().count(b"\n") == 4

@@ -1,0 +1,210 @@
+"""Distillation, reconstruction, masks, dropped contexts and other ways to read, against the slow step."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcframe.modeling.objectives import Objectives
+from tests.support import oracle
+from tests.support.modeling_builders import TREE, Given, build_step, equal_lengths, random_tokens, seeds_for
+from tests.support.step_checks import check_against_the_slow_step, random_mask
+
+ALL = Objectives(
+    baseline_weight=0.7,
+    variant_weight=1.3,
+    gist_delta_weight=0.9,
+    gist_kl_weight=0.8,
+    kl_contrast=3.0,
+    reconstruction_weight=0.6,
+    lens_weight=1.1,
+)
+TREES = {
+    "levels": TREE,
+    "no multiple of K": oracle.Tree(window=26, block_size=4, levels=1, slots=1, tail=5, sink=0),
+    "slots": oracle.Tree(window=32, block_size=4, levels=1, slots=3, tail=6, sink=1),
+    "slots and levels": oracle.Tree(window=36, block_size=3, levels=2, slots=2, tail=4, sink=0),
+    "no tail": oracle.Tree(window=20, block_size=2, levels=2, slots=1, tail=0, sink=0),
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_all_terms_on_other_trees(tree):
+    check_against_the_slow_step(TREES[tree], variants=2, sequences=1, seed=3, objectives=ALL, rebuild=2)
+
+
+def test_every_gradient_of_all_terms():
+    check_against_the_slow_step(TREE, variants=2, seed=4, objectives=ALL, gradients=True, masked=True, gist_bias=-0.5)
+
+
+@pytest.mark.parametrize("weight", ["gist_kl_weight", "reconstruction_weight", "gist_delta_weight"])
+def test_each_term_alone_with_gradients(weight):
+    only = dict.fromkeys(("baseline_weight", "variant_weight", "gist_delta_weight", "lens_weight"), 0.0)
+    objectives = Objectives(**only | {weight: 1.0})
+    check_against_the_slow_step(TREE, variants=2, sequences=1, seed=5, objectives=objectives, gradients=True)
+
+
+@pytest.mark.parametrize("contrast", [0.0, 0.5, 20.0])
+def test_contrast(contrast):
+    objectives = Objectives(gist_kl_weight=1.0, kl_contrast=contrast)
+    check_against_the_slow_step(TREE, variants=2, sequences=1, seed=6, objectives=objectives)
+
+
+@pytest.mark.parametrize("judge", ["gist", "drop"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_judge_of_contexts(judge, masked):
+    objectives = Objectives(lens_weight=1.0, lens_judge=judge)
+    check_against_the_slow_step(TREE, variants=3, seed=7, objectives=objectives, masked=masked)
+
+
+@pytest.mark.parametrize("gistnet", ["states", "last states", "tokens", "mean"])
+def test_what_a_gistnet_reads(gistnet):
+    check_against_the_slow_step(TREE, variants=2, sequences=1, seed=8, objectives=ALL, gistnet=gistnet, gradients=True)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_without_a_gistnet_what_is_collapsed_is_dropped(masked):
+    check_against_the_slow_step(
+        TREE, variants=2, seed=9, objectives=ALL, gistnet=None, masked=masked, gradients=True, gist_bias=0.3
+    )
+
+
+def test_without_a_lensnet():
+    check_against_the_slow_step(TREE, variants=2, sequences=1, seed=10, objectives=ALL, lensnet=None, gradients=True)
+
+
+@pytest.mark.parametrize("head_width", [6, 10])
+def test_heads_of_another_width(head_width):
+    options = {"head_width": head_width, "gist_bias": 0.5}
+    check_against_the_slow_step(TREE, variants=2, sequences=1, seed=12, objectives=ALL, gradients=True, **options)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(sorted(TREES)), st.integers(0, 2**20), st.integers(1, 3), st.booleans(), st.sampled_from([0.2, 1.0])
+)
+def test_random_draws(tree, seed, rebuild, masked, share):
+    objectives = Objectives(gist_kl_weight=0.5, kl_contrast=1.0, reconstruction_weight=1.0, reconstruction_share=share)
+    check_against_the_slow_step(
+        TREES[tree],
+        variants=1 + seed % 2,
+        sequences=2,
+        seed=seed,
+        objectives=objectives,
+        rebuild=rebuild,
+        masked=masked,
+        lensnet="entry" if seed % 3 else None,
+        gist_bias=(None, -1.0)[seed % 2],
+        depth=1,
+        width=8,
+    )
+
+
+# ---- masks ----------------------------------------------------------------------------------------
+def model_and_batch(objectives: Objectives = ALL, variants: int = 2, seed: int = 0, **options: object):
+    focuses, length = equal_lengths(TREE, 3, variants, seed)
+    model = build_step(TREE, Given(focuses), objectives=objectives, seed=seed, **options)
+    return model, random_tokens(TREE, 3, seed), seeds_for(3, variants), length, focuses
+
+
+def test_a_mask_of_all_targets_is_no_mask():
+    model, tokens, seeds, length, _ = model_and_batch()
+    plain, known = model(tokens, seeds, length)
+    masked, found = model(tokens, seeds, length, torch.ones(3, TREE.window, dtype=torch.bool))
+    assert torch.equal(plain, masked)
+    for kind in ("means", "sums", "moments"):
+        one, other = getattr(known, kind), getattr(found, kind)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("objectives", [ALL, Objectives(gist_kl_weight=1.0, kl_contrast=1.0, lens_judge="drop")])
+def test_targets_that_do_not_count_change_nothing(objectives):
+    """Only the last token is a target and no input: another one in its place may change what is asked of it alone."""
+    model, tokens, seeds, length, _ = model_and_batch(objectives)
+    other = tokens.clone()
+    other[:, -1] = (other[:, -1] + 1) % 13
+    mask = torch.ones(3, TREE.window, dtype=torch.bool)
+    assert not torch.equal(model(tokens, seeds, length, mask)[0], model(other, seeds, length, mask)[0])
+    mask[:, -1] = False
+    before, after = model(tokens, seeds, length, mask), model(other, seeds, length, mask)
+    assert torch.equal(before[0], after[0])
+    for kind in ("means", "sums", "moments"):
+        one, two = getattr(before[1], kind), getattr(after[1], kind)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_sequence_without_targets_adds_nothing():
+    objectives = Objectives(gist_kl_weight=1.0, kl_contrast=2.0, lens_weight=0.0)
+    model, tokens, seeds, length, _ = model_and_batch(objectives, lensnet=None)
+    loss, _ = model(tokens, seeds, length, torch.zeros(3, TREE.window, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_one_masked_batch_is_cut_as_one_likes():
+    model, tokens, seeds, length, focuses = model_and_batch()
+    mask = random_mask(TREE, 3, 1)
+    whole = model(tokens, seeds, length, mask, 2)[0]
+    parts = []
+    for row in range(3):
+        model.strategy = Given(focuses[row : row + 1])
+        parts.append(model(tokens[row : row + 1], seeds[row : row + 1], length, mask[row : row + 1], 2)[0])
+    torch.testing.assert_close(torch.stack(parts).mean(), whole, atol=1e-6, rtol=1e-6)
+
+
+# ---- the twin that drops ---------------------------------------------------------------------------
+def test_nothing_of_a_collapsed_block_is_read():
+    """Inputs inside collapsed blocks change no variant's loss, but for the one target that is such a token."""
+    objectives = Objectives(baseline_weight=0.0, gist_delta_weight=0.0, variant_weight=1.0)
+    model, tokens, seeds, length, focuses = model_and_batch(objectives, variants=1, gistnet=None)
+    lod = torch.tensor([[row[0][t // 3] if t // 3 < len(row[0]) else 0 for t in range(TREE.window)] for row in focuses])
+    # A raw token in front of a block predicts the block's first token: that target is read, as a target.
+    first = torch.nn.functional.pad((lod[:, 1:] > 0) & (lod[:, :-1] == 0), (1, 0))
+    inside = (lod > 0) & ~first
+    assert inside.sum(dim=1).min() > 2
+    other = tokens.clone()
+    other[:, :-1] = torch.where(inside, (tokens[:, :-1] + 5) % 13, tokens[:, :-1])
+    before = model(tokens, seeds, length)[0]
+    assert torch.equal(before, model(other, seeds, length)[0])
+    with_gists, *_ = model_and_batch(objectives, variants=1)
+    assert not torch.equal(with_gists(tokens, seeds, length)[0], with_gists(other, seeds, length)[0])
+
+
+# ---- reconstruction --------------------------------------------------------------------------------
+def told_by(model, tokens, blocks):
+    inputs = tokens[:, :-1]
+    embeddings = model.gpt.embed(inputs)
+    return model.reconstruction(model.gpt, model.table(embeddings, embeddings), inputs, blocks, torch.tensor([1, 2, 3]))
+
+
+def test_a_token_is_told_from_the_gists_and_the_tokens_before_it():
+    objectives = Objectives(reconstruction_weight=1.0, reconstruction_share=1.0)
+    model, tokens, *_ = model_and_batch(objectives, gistnet="mean")
+    before = told_by(model, tokens, 2)
+    assert before.shape == (3, 4, 6)
+    model.gistnet.register_forward_hook(lambda _, __, gists: gists * 0 + 1)
+    blind = told_by(model, tokens, 2)
+    assert ((blind - before).abs() > 1e-6).float().mean() > 0.9  # all of it hangs on the gists
+    # Told from gists that say nothing, the last token of a group is read as a target alone.
+    other = tokens.clone()
+    other[:, 5:24:6] = (other[:, 5:24:6] + 1) % 13
+    moved = (told_by(model, other, 2) - blind).abs() > 1e-6
+    assert moved[..., -1].all()
+    assert not moved[..., :-1].any()
+
+
+@pytest.mark.parametrize(
+    ("share", "blocks", "groups"), [(1.0, 1, 9), (0.5, 1, 4), (0.5, 2, 2), (0.01, 4, 1), (1.0, 4, 2)]
+)
+def test_a_share_of_the_groups_is_told(share, blocks, groups):
+    objectives = Objectives(reconstruction_weight=1.0, reconstruction_share=share)
+    model, tokens, *_ = model_and_batch(objectives)
+    assert told_by(model, tokens, blocks).shape == (3, groups, 3 * blocks)
+
+
+def test_stages_divide_training_equally():
+    objectives = Objectives(reconstruction_blocks=(1, 2, 4))
+    assert [objectives.rebuild(step / 8) for step in range(9)] == [1, 1, 1, 2, 2, 2, 4, 4, 4]
+    assert Objectives(reconstruction_blocks=(3,)).rebuild(1.0) == 3

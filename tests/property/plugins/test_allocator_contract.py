@@ -1,0 +1,188 @@
+"""What `hookspecs.Allocator` asks, of every allocator, and what greedy and topk promise of their own."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcframe.context.focus_ops import block_means
+from mcframe.context.working_context import raw_context
+from mcframe.errors import UserError
+from mcframe_plugins.allocator import GreedyAllocator, TopKAllocator
+from tests.support import oracle
+from tests.support.allocations import KINDS, allocate, random_scores
+from tests.support.generators import SOME, focused_trees, geometry_of
+
+EXACT = ("hierarchical", "random", "recency")
+"""Longest contexts over several levels and slots."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@SOME
+@given(case=focused_trees(), seed=st.integers(0, 2**32), share=st.floats(0, 1))
+def test_focus_is_valid_and_within_the_budget(kind, case, seed, share):
+    tree, focuses = case
+    if kind == "topk":  # it knows LOD1 and nothing above
+        tree = tree._replace(levels=1)
+        focuses = [[min(lod, 1) for lod in focus] for focus in focuses]
+    shortest = min(oracle.mixes(tree))
+    budget = shortest + round(share * (tree.window - shortest))
+    allocator = KINDS[kind](geometry_of(tree))
+    for focus in allocate(allocator, tree, focuses, random_scores(tree, len(focuses), seed), budget):
+        assert oracle.is_valid(tree, focus)  # so that protected blocks are raw
+        assert len(oracle.unroll(tree, focus)) <= budget
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@SOME
+@given(case=focused_trees(max_rows=1), seed=st.integers(0, 2**32), share=st.floats(0, 1))
+def test_from_the_raw_context_the_length_is_the_largest_reachable(kind, case, seed, share):
+    """Exact at one level; with one slot, each step of greedy saves the same and several levels are exact too."""
+    tree, _ = case
+    greedy = "greedy" in kind and tree.slots == 1
+    levels = tree.levels if greedy or kind in EXACT else 1
+    tree = tree._replace(levels=levels)
+    known = oracle.mixes(tree)
+    budget = min(known) + round(share * (tree.window - min(known)))
+    raw = [[0] * tree.blocks]
+    (focus,) = allocate(KINDS[kind](geometry_of(tree)), tree, raw, random_scores(tree, 1, seed), budget)
+    assert len(oracle.unroll(tree, focus)) == max(length for length in known if length <= budget)
+
+
+# ---- topk ------------------------------------------------------------------------------------------
+@SOME
+@given(case=focused_trees(max_rows=2, max_window=36), seed=st.integers(0, 2**32), share=st.floats(0, 1))
+def test_topk_is_the_best_of_all_subsets(case, seed, share):
+    """Brute force: of all sets of raw blocks that fit, the one with the highest sum; gists join only above 0."""
+    tree, focuses = case
+    tree = tree._replace(levels=1)
+    focuses = [[min(lod, 1) for lod in focus] for focus in focuses]
+    known = oracle.mixes(tree)
+    budget = min(known) + round(share * (tree.window - min(known)))
+    scores = random_scores(tree, len(focuses), seed)
+    found = allocate(TopKAllocator(geometry_of(tree)), tree, focuses, scores, budget)
+    free = [b for b in range(tree.blocks) if not oracle.is_protected(tree, b)]
+    must = (tree.window - budget + tree.block_size - tree.slots - 1) // (tree.block_size - tree.slots)
+    room = len(free) - max(0, must)  # raw blocks that the budget has room for
+    for row, focus in enumerate(focuses):
+        entries = [e for e in oracle.unroll(tree, focus) if e.end <= tree.cursor]
+        values = oracle.block_means(tree, entries, [scores[row, e.start + e.slot].item() for e in entries])
+        candidates = [b for b in free if focus[b] == 0 or values[b] > 0]
+        size = min(room, len(candidates))
+        best = max(sum(values[b] for b in subset) for subset in combinations(candidates, size))
+        kept = [b for b in free if found[row][b] == 0]
+        assert set(kept) <= set(candidates)
+        assert len(kept) == size
+        assert sum(values[b] for b in kept) == pytest.approx(best, abs=1e-5)
+
+
+def test_topk_swaps_a_wanted_gist_for_an_unwanted_block():
+    tree = oracle.Tree(window=20, block_size=4, levels=1, slots=1, tail=4, sink=0)
+    scores = torch.zeros(1, 20)
+    scores[0, 4] = 0.9  # the gist of block 1 (slot 0 stands at its first token)
+    scores[0, 8:12] = -0.5
+    assert allocate(TopKAllocator(geometry_of(tree)), tree, [[0, 1, 0, 0, 0]], scores, 17) == [[0, 0, 1, 0, 0]]
+
+
+def test_topk_keeps_between_equal_scores_what_is_raw():
+    tree = oracle.Tree(window=20, block_size=4, levels=1, slots=1, tail=4, sink=0)
+    scores = torch.full((1, 20), 0.5)
+    for focus in ([1, 0, 0, 0, 0], [0, 1, 0, 1, 0]):
+        budget = len(oracle.unroll(tree, focus))
+        assert allocate(TopKAllocator(geometry_of(tree)), tree, [focus], scores, budget) == [focus]
+
+
+# ---- greedy ----------------------------------------------------------------------------------------
+TREE = oracle.Tree(window=44, block_size=3, levels=2, slots=1, tail=8, sink=0)  # 14 blocks, 12 of them free
+
+
+def by_block(values):
+    scores = torch.zeros(1, TREE.window)
+    for block, value in values.items():
+        scores[0, 3 * block : 3 * block + 3] = value
+    return scores
+
+
+def greedy(values, focus, budget, age=None, **options):
+    allocator = GreedyAllocator(geometry_of(TREE), **options)
+    return allocate(allocator, TREE, [focus], by_block(values), budget, age)[0]
+
+
+def test_greedy_collapses_what_is_least_wanted():
+    values = {b: 0.1 * b for b in range(14)} | {5: -0.9, 9: -0.8}
+    assert [b for b, lod in enumerate(greedy(values, [0] * 14, 40)) if lod] == [5, 9]
+
+
+def test_greedy_expands_one_level_above_the_threshold():
+    focus = [1, 1, 0, 2, 2, 2] + [0] * 8
+    values = {0: 0.4, 1: 0.6, 3: 0.9}
+    assert greedy(values, focus, 44) == [0, 0, 0, 1, 1, 1] + [0] * 8
+    assert greedy(values, focus, 44, expand_threshold=0.5) == [1, 0, 0, 1, 1, 1] + [0] * 8
+    assert greedy(values, focus, 44, expand_threshold=0.95) == focus
+
+
+def test_greedy_expands_no_more_nodes_than_replacements():
+    focus = [1, 1, 0, 2, 2, 2] + [0] * 8
+    values = {0: 0.4, 1: 0.6, 3: 0.9}
+    assert greedy(values, focus, 44, replacements=0) == focus
+    assert greedy(values, focus, 44, replacements=1) == [1, 1, 0, 1, 1, 1] + [0] * 8
+    assert greedy(values, focus, 44, replacements=2) == [1, 0, 0, 1, 1, 1] + [0] * 8
+
+
+def test_greedy_collapses_below_the_threshold_though_there_is_room():
+    values = {1: -0.7, 4: -0.5, 7: -0.9}
+    assert greedy(values, [0] * 14, 44) == [0] * 14
+    collapsed = greedy(values, [0] * 14, 44, collapse_threshold=0.6)
+    assert [b for b, lod in enumerate(collapsed) if lod] == [1, 7]
+
+
+def test_greedy_merges_gists_that_are_not_wanted():
+    focus = [1] * 12 + [0, 0]
+    values = dict.fromkeys(range(12), -0.1) | {6: -0.5, 7: -0.5, 8: -0.5}
+    assert greedy(values, focus, 18) == [1] * 6 + [2] * 3 + [1] * 3 + [0, 0]
+
+
+def test_greedy_leaves_alone_what_has_just_changed():
+    focus = [1, 1] + [0] * 12
+    age = torch.full((1, 14), 5)
+    age[0, 0] = 0
+    values = {0: 0.9, 1: 0.9}
+    assert greedy(values, focus, 44, age, cooldown=1)[:2] == [1, 0]
+    assert greedy(values, focus, 44, age)[:2] == [0, 0]
+    age[0, 0] = 1
+    assert greedy(values, focus, 44, age, cooldown=1)[:2] == [0, 0]
+    # collapsed last, but a budget is a budget
+    age[:] = 5
+    age[0, 4] = 0
+    raw = [0] * 14
+    assert greedy({4: -0.9, 6: -0.1}, raw, 42, age, cooldown=1)[4] == 0
+    assert greedy({4: -0.9, 6: -0.1}, raw, 42, age)[4] == 1
+    shortest = min(oracle.mixes(TREE))
+    assert len(oracle.unroll(TREE, greedy({4: -0.9}, raw, shortest, age, cooldown=1))) == shortest
+
+
+def test_greedy_keeps_a_longer_tail_raw():
+    focus = greedy(dict.fromkeys(range(14), -0.5), [0] * 14, 34, protected_tail=20)
+    assert any(focus)
+    assert not any(focus[8:])  # tokens from 24 on
+    with pytest.raises(UserError):
+        greedy({}, [0] * 14, 20, protected_tail=30)
+
+
+@SOME
+@given(case=focused_trees(max_rows=1), seed=st.integers(0, 2**32))
+def test_greedy_keeps_what_scores_highest(case, seed):
+    """At one level, no collapsed block scores above one that stayed raw."""
+    tree = case[0]._replace(levels=1)
+    known = sorted(oracle.mixes(tree))
+    budget = known[len(known) // 2]
+    scores = random_scores(tree, 1, seed)
+    (focus,) = allocate(GreedyAllocator(geometry_of(tree)), tree, [[0] * tree.blocks], scores, budget)
+    context = raw_context(geometry_of(tree), 1, torch.device("cpu")).before_cursor()
+    value = block_means(scores[:, : tree.cursor], context)[0].tolist()
+    free = [b for b in range(tree.blocks) if not oracle.is_protected(tree, b)]
+    raw = [value[b] for b in free if focus[b] == 0]
+    gists = [value[b] for b in free if focus[b]]
+    assert not raw or not gists or max(gists) <= min(raw)

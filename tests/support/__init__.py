@@ -1,0 +1,1 @@
+"""Oracles, builders and fixtures that several tests share."""

@@ -1,0 +1,40 @@
+"""How the tests of allocators ask for focuses."""
+
+from dataclasses import replace
+
+import torch
+
+from mcframe.context.working_context import build_context
+from mcframe_plugins.allocator import (
+    GreedyAllocator,
+    HierarchicalAllocator,
+    RandomAllocator,
+    RecencyAllocator,
+    StochasticGreedyAllocator,
+    TopKAllocator,
+)
+from tests.support.generators import focus_tensor, geometry_of
+
+KINDS = {
+    "greedy": GreedyAllocator,
+    "hierarchical": HierarchicalAllocator,
+    "random": RandomAllocator,
+    "recency": RecencyAllocator,
+    "stochastic_greedy": StochasticGreedyAllocator,
+    "topk": TopKAllocator,
+}
+
+
+def allocate(allocator, tree, focuses, scores, budget, age=None, seeds=None):
+    """The next focuses, as lists; scores [R, T] by the token that makes an entry."""
+    context = replace(build_context(focus_tensor(focuses), geometry_of(tree)), age=age).before_cursor()
+    of_entries = scores.gather(1, context.token)
+    seeds = torch.arange(len(focuses)) if seeds is None else seeds
+    found = allocator.allocate(of_entries, context, budget, seeds)
+    assert found.dtype == torch.long
+    assert torch.equal(found, allocator.allocate(of_entries, context, budget, seeds))
+    return found.tolist()
+
+
+def random_scores(tree, rows, seed):
+    return torch.rand(rows, tree.window, generator=torch.Generator().manual_seed(seed)) * 2 - 1

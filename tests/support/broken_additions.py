@@ -1,0 +1,232 @@
+"""Positions, objectives, evaluations and sinks that break one clause each, and one of each that breaks none."""
+
+import random
+
+import torch
+from torch import nn
+
+from mcframe.hookspecs import EvalResult, Evaluation, Loss, LossTerm, MetricLogger, Positions
+from tests.support.planted import breaks, keeps
+
+
+@keeps("positions")
+class Ramp(Positions):
+    """Turns by the entry's first token, less and less from pair to pair."""
+
+    def __init__(self, shape) -> None:
+        super().__init__()
+        self.pairs = shape.width // 2
+
+    def places(self, context):
+        return context.start.float()
+
+    def forward(self, context):
+        speed = torch.arange(1, self.pairs + 1, device=context.token.device).float().reciprocal()
+        angle = self.places(context)[:, None, :, None] * speed
+        return angle.cos(), angle.sin()
+
+
+@breaks("Q1", "positions")
+class TurnsInBfloat16(Ramp):
+    """Cannot tell position 2,047 from 2,048."""
+
+    def forward(self, context):
+        cosine, sine = super().forward(context)
+        return cosine.bfloat16(), sine.bfloat16()
+
+
+@breaks("Q1", "positions")
+class Stretches(Ramp):
+    """Makes queries longer than they are."""
+
+    def forward(self, context):
+        cosine, sine = super().forward(context)
+        return 1.5 * cosine, 1.5 * sine
+
+
+@breaks("Q2", "positions")
+class Trembles(Ramp):
+    """A little noise from the global random state."""
+
+    def places(self, context):
+        return super().places(context) + torch.rand(())
+
+
+@breaks("Q3", "positions")
+class CountsFromTheEnd(Ramp):
+    """The last entry stands at 0: whatever is compressed behind an entry moves it."""
+
+    def places(self, context):
+        return (context.valid.sum(dim=1, keepdim=True) - torch.arange(context.length)).float()
+
+
+@breaks("Q4", "positions")
+class AsksForTheLast(Ramp):
+    """Reads a number back."""
+
+    def places(self, context):
+        return super().places(context) + 0.0 * float(context.token[0, -1])
+
+
+@keeps("objective")
+class SmallStates(Loss):
+    """Keeps final states small."""
+
+    name, needs = "small_states", "baseline"
+
+    def __init__(self, shape) -> None:
+        super().__init__()
+
+    def forward(self, view):
+        return LossTerm(view.baseline.hidden.square().mean(dim=(1, 2)))
+
+
+@breaks("O1", "objective")
+class WantsEverything(SmallStates):
+    """Needs what nobody knows."""
+
+    needs = "everything"
+
+
+@breaks("O2", "objective")
+class ReturnsAScalar(SmallStates):
+    """One figure for the batch; the step says so, too."""
+
+    def forward(self, view):
+        return LossTerm(view.baseline.hidden.square().mean())
+
+
+@breaks("O2", "objective")
+class TakesARoot(SmallStates):
+    """The logarithm of what may be zero."""
+
+    def forward(self, view):
+        return LossTerm((0 * view.baseline.hidden).square().mean(dim=(1, 2)).log())
+
+
+@breaks("O3", "objective")
+class ComparesSequences(SmallStates):
+    """Distance from the mean of the batch."""
+
+    def forward(self, view):
+        hidden = view.baseline.hidden
+        return LossTerm((hidden - hidden.mean(dim=0, keepdim=True)).square().mean(dim=(1, 2)))
+
+
+@breaks("O4", "objective")
+class LooksAtItsLoss(SmallStates):
+    """A branch on data."""
+
+    def forward(self, view):
+        term = super().forward(view)
+        return term if term.loss.max() < 1e9 else LossTerm(0 * term.loss)
+
+
+@breaks("O5", "objective")
+class TrainsNothing(SmallStates):
+    """Detached all over."""
+
+    def forward(self, view):
+        return LossTerm(view.baseline.hidden.detach().square().mean(dim=(1, 2)))
+
+
+@breaks("O5", "objective")
+class HasASpareHead(SmallStates):
+    """A parameter that is never used."""
+
+    def __init__(self, shape) -> None:
+        super().__init__(shape)
+        self.spare = nn.Linear(shape.width, 1)
+
+
+@keeps("evaluation")
+class MeanLoss(Evaluation):
+    """Mean NLL without compression."""
+
+    name = "mean_loss"
+
+    def run(self, subject):
+        held = subject.held_out(4)
+        focus = torch.zeros(len(held.tokens), subject.tree.blocks, dtype=torch.long)
+        nll, _ = subject.judge(held.tokens, focus)
+        return EvalResult({f"eval/{self.name}/nll": nll.nanmean().item()})
+
+
+@breaks("E1", "evaluation")
+class CallsItByAnotherName(MeanLoss):
+    """Metrics that nobody finds."""
+
+    def run(self, subject):
+        return EvalResult({"val/nll": 1.0, **super().run(subject).metrics})
+
+
+@breaks("E1", "evaluation")
+class ReturnsANumber(MeanLoss):
+    """Not even findings."""
+
+    def run(self, subject):
+        return 0.0
+
+
+@breaks("E2", "evaluation")
+class DrawsAnew(MeanLoss):
+    """A random focus from a global generator."""
+
+    def run(self, subject):
+        found = dict(super().run(subject).metrics)
+        return EvalResult({**found, f"eval/{self.name}/share": random.random()})
+
+
+@breaks("E2", "evaluation")
+class IsUndefinedAtTimes(MeanLoss):
+    """NaN, and a number the next time."""
+
+    asked = 0
+
+    def run(self, subject):
+        IsUndefinedAtTimes.asked += 1
+        figure = float("nan") if self.asked % 2 == 0 else 1.0
+        return EvalResult({f"eval/{self.name}/figure": figure})
+
+
+@keeps("sink")
+class Keeps(MetricLogger):
+    """Keeps everything in memory."""
+
+    def __init__(self, run) -> None:
+        self.kept = []
+
+    def write(self, tokens, step, metrics):
+        self.kept.append((tokens, step, dict(metrics)))
+
+
+@breaks("S1", "sink")
+class WantsWholeNumbers(Keeps):
+    """Cannot write what is not a number."""
+
+    def write(self, tokens, step, metrics):
+        self.kept.append([round(value) for value in metrics.values()])
+
+
+@breaks("S2", "sink")
+class WantsFullBins(Keeps):
+    """Divides by a bin that may be empty."""
+
+    def histogram(self, tokens, name, histogram):
+        self.kept.append(sum(histogram.counts) / histogram.counts[0])
+
+
+@breaks("S3", "sink")
+class SaysOnlyWhere(Keeps):
+    """A place without a label."""
+
+    place = "metrics.txt"
+
+
+@breaks("S4", "sink")
+class CleansUp(Keeps):
+    """Takes metrics away from those behind it."""
+
+    def write(self, tokens, step, metrics):
+        self.kept.append(dict(metrics))
+        metrics.clear()

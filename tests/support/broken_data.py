@@ -1,0 +1,253 @@
+"""Text sources, tokenizers and tasks that break one clause each, and one of each that breaks none."""
+
+import random
+from dataclasses import replace
+
+import torch
+
+from mcframe.context.counter_rng import hash_combine, randint
+from mcframe.data.tokenizers import Bytes
+from mcframe.errors import UserError
+from mcframe.hookspecs import SyntheticBatch, SyntheticTask, TextSource
+from tests.support.planted import breaks, keeps
+
+
+@keeps("text")
+class ThreePoems(TextSource):
+    """Three documents, in another order in every epoch."""
+
+    identity = "three-poems-1"
+
+    def documents(self, epoch=0):
+        poems = ["one", "two two", "three three three"]
+        random.Random(epoch).shuffle(poems)
+        yield from poems
+
+
+@breaks("D1", "text")
+class SpeaksBytes(ThreePoems):
+    """Documents that nobody has decoded."""
+
+    def documents(self, epoch=0):
+        yield from (poem.encode() for poem in super().documents(epoch))
+
+
+@breaks("D1", "text")
+class HasNothing(ThreePoems):
+    """No document, and no word about it."""
+
+    def documents(self, epoch=0):
+        yield from ()
+
+
+@breaks("D2", "text")
+class ShufflesAnew(ThreePoems):
+    """Another order whenever it is read."""
+
+    def __init__(self) -> None:
+        self.dice = random.Random(0)
+
+    def documents(self, epoch=0):
+        poems = [f"poem {number}" for number in range(9)]
+        self.dice.shuffle(poems)
+        yield from poems
+
+
+@breaks("D3", "text")
+class NamesItself(ThreePoems):
+    """Called after the object: never cached twice under one name."""
+
+    def __init__(self) -> None:
+        self.identity_ = random.SystemRandom().random()
+
+    @property
+    def identity(self):
+        return f"poems-{self.identity_}"
+
+
+@keeps("tokenizer")
+class Letters(Bytes):
+    """UTF-8 bytes, the separator first."""
+
+    separator = 0
+
+    @property
+    def identity(self):
+        return "letters-1"
+
+    def encode_batch(self, texts):
+        return [[each + 1 for each in ids] for ids in super().encode_batch(texts)]
+
+    def decode(self, ids):
+        return super().decode([each - 1 for each in ids if each])
+
+    def byte_lengths(self):
+        return (torch.arange(self.vocab_size) > 0).long()
+
+
+@breaks("K1", "tokenizer")
+class EndsEveryText(Letters):
+    """Puts the separator behind every text."""
+
+    def encode_batch(self, texts):
+        return [[*ids, 0] for ids in super().encode_batch(texts)]
+
+
+@breaks("K2", "tokenizer")
+class LosesCase(Letters):
+    """Everything comes back in lower case."""
+
+    def decode(self, ids):
+        return super().decode(ids).lower()
+
+
+@breaks("K3", "tokenizer")
+class MarksEmptyTexts(Letters):
+    """An empty text becomes a space, so that no list is empty."""
+
+    def encode_batch(self, texts):
+        return [ids or [33] for ids in super().encode_batch(texts)]
+
+    def decode(self, ids):
+        return "" if list(ids) == [33] else super().decode(ids)
+
+
+@breaks("K4", "tokenizer")
+class CountsTheSeparator(Letters):
+    """The separator stands for a byte."""
+
+    def byte_lengths(self):
+        return torch.ones(self.vocab_size, dtype=torch.int64)
+
+
+@breaks("K4", "tokenizer")
+class CountsInFloats(Letters):
+    """Lengths that are no whole numbers."""
+
+    def byte_lengths(self):
+        return super().byte_lengths().float()
+
+
+@breaks("K5", "tokenizer")
+class DecodesStrictly(Letters):
+    """Raises for bytes that are no UTF-8."""
+
+    def decode(self, ids):
+        return bytes(each - 1 for each in ids if each).decode()
+
+
+@breaks("K6", "tokenizer")
+class HasNoName(Letters):
+    """An identity that is no string."""
+
+    identity = 7
+
+
+@keeps("task")
+class OneDigit(SyntheticTask):
+    """Dots, a digit somewhere in a block that may be collapsed, a question mark, the digit again."""
+
+    vocab_size = 64
+    chance = 0.1
+
+    def __init__(self, tree) -> None:
+        if tree.cursor % tree.block_size == 0 or tree.cursor < (tree.sink + 1) * tree.block_size:
+            raise UserError("no room for the question", remedy="set context.tail to one token less than a block")
+        self.tree = tree
+
+    @property
+    def identity(self):
+        return f"one_digit-1 {self.tree}"
+
+    def generate(self, seeds):
+        tree, row = self.tree, torch.arange(len(seeds))
+        first, behind = tree.sink * tree.block_size, tree.cursor // tree.block_size * tree.block_size
+        place = first + randint(hash_combine(seeds, 1), behind - first)
+        digit = ord("0") + randint(hash_combine(seeds, 2), 10)
+        tokens = torch.full((len(seeds), tree.window + 1), ord("."))
+        tokens[row, place] = digit
+        tokens[:, tree.cursor - 1] = ord("?")
+        tokens[:, tree.cursor] = digit
+        loss_mask = torch.zeros(len(seeds), tree.window, dtype=torch.bool)
+        loss_mask[:, tree.cursor - 1] = True
+        return SyntheticBatch(tokens, loss_mask, torch.where(loss_mask, place[:, None], -1))
+
+
+@breaks("T1", "task")
+class SpeaksBeyondItsVocabulary(OneDigit):
+    """A question mark that its vocabulary does not have."""
+
+    vocab_size = 60
+
+
+@breaks("T1", "task")
+class ForgetsTheLastToken(OneDigit):
+    """T tokens, so that the last target is missing."""
+
+    def generate(self, seeds):
+        batch = super().generate(seeds)
+        return replace(batch, tokens=batch.tokens[:, :-1])
+
+
+@breaks("T2", "task")
+class RollsDice(OneDigit):
+    """Global random numbers in the filler."""
+
+    def generate(self, seeds):
+        batch = super().generate(seeds)
+        batch.tokens[:, -1] = torch.randint(10, (len(seeds),))
+        return batch
+
+
+@breaks("T2", "task")
+class CountsItsRows(OneDigit):
+    """A sequence says which row it is."""
+
+    def generate(self, seeds):
+        batch = super().generate(seeds)
+        batch.tokens[:, -1] = torch.arange(len(seeds)) % 10
+        return batch
+
+
+@breaks("T3", "task")
+class AsksForTheQuestion(OneDigit):
+    """The question mark itself is scored, before the cursor."""
+
+    def generate(self, seeds):
+        batch = super().generate(seeds)
+        batch.loss_mask[:, self.tree.cursor - 2] = True
+        return batch
+
+
+@breaks("T4", "task")
+class PointsBesideIt(OneDigit):
+    """Evidence one token too late."""
+
+    def generate(self, seeds):
+        batch = super().generate(seeds)
+        last = self.tree.cursor // self.tree.block_size * self.tree.block_size - 1
+        return replace(batch, evidence=torch.where(batch.loss_mask, (batch.evidence + 1).clamp(max=last), -1))
+
+
+@breaks("T4", "task")
+class HidesItInTheTail(OneDigit):
+    """The answer is read where nothing is ever collapsed."""
+
+    def generate(self, seeds):
+        batch = super().generate(seeds)
+        batch.tokens[:, -1] = batch.tokens[:, self.tree.cursor]
+        return replace(batch, evidence=torch.where(batch.loss_mask, self.tree.window, -1))
+
+
+@breaks("T5", "task")
+class HasOneName(OneDigit):
+    """Held-out sequences of one length are taken for those of another."""
+
+    identity = "one_digit-1"
+
+
+@breaks("T5", "task")
+class PromisesTooMuch(OneDigit):
+    """A share above one."""
+
+    chance = 10.0

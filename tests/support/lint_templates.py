@@ -1,0 +1,47 @@
+"""Style and types of what `mcframe new-plugin` writes, for every kind, and of the worked example in plugins/spectral.
+
+`python tests/support/lint_templates.py`. They are held to this repository's rules, each as a package of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from mcframe.scaffold.kinds import KINDS
+from mcframe.scaffold.names import Names
+from mcframe.scaffold.package import render, write
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "plugins" / "spectral"
+
+
+def main() -> int:
+    """The number of tools that are not content."""
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["ruff"]["lint"]
+    with tempfile.TemporaryDirectory() as folder:
+        packages = []
+        for kind in KINDS:
+            names = Names.of("probe", kind)
+            packages.append(Path(folder, kind))
+            write(packages[-1], render(Names(f"probe-{kind}", names.name), kind))
+        packages.append(EXAMPLE)
+        style = ["--select", ",".join(rules["select"]), "--ignore", ",".join(rules["ignore"])]
+        places = [place for package in packages for place in (package, package / "tests")]
+        modules = [str(file) for place in places for file in place.glob("*mcframe_*.py")]
+        commands = (
+            ["ruff", "check", "--no-cache", *style, "--per-file-ignores", "test_*.py:D1", folder, EXAMPLE],
+            ["ruff", "format", "--no-cache", "--check", folder, EXAMPLE],
+            [sys.executable, "-m", "mypy", "--strict", *modules],
+        )
+        search = os.pathsep.join(map(str, [ROOT, *packages]))
+        results = [subprocess.run(each, cwd=ROOT, env={**os.environ, "MYPYPATH": search}) for each in commands]
+    return sum(result.returncode != 0 for result in results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

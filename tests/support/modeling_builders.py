@@ -1,0 +1,144 @@
+"""Small step modules with random weights, and focuses of equal length for them."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mcframe.context.working_context import WorkingContext
+from mcframe.hookspecs import GistNet, LensNet, ModelShape, Sequences, VariantStrategy
+from mcframe.modeling.gpt import GPT
+from mcframe.modeling.objectives import Objectives
+from mcframe.modeling.reconstruction import Reconstruction
+from mcframe.modeling.rope import GaussianRope
+from mcframe.modeling.step import MegaContextStep
+from mcframe_plugins.gistnet import MeanGistNet, TransformerGistNet
+from mcframe_plugins.lensnet import MLPLensNet, RecencyLensNet, SurpriseLensNet, TransformerLensNet
+from tests.support import oracle
+from tests.support.generators import focus_tensor, geometry_of
+
+VOCABULARY = 13
+TREE = oracle.Tree(window=29, block_size=3, levels=2, slots=1, tail=6, sink=0)
+
+
+class EntryLens(LensNet):
+    """Scores each entry on its own, so that a slow reference can do the same."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.randn(shape.width))
+        self.by_lod = nn.Parameter(torch.randn(shape.tree.levels + 1))
+
+    def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
+        return (embeddings @ self.direction + self.by_lod[context.lod]).tanh()
+
+
+class Given(VariantStrategy):
+    """Proposes the focuses that it was given, [B][V][blocks]."""
+
+    def __init__(self, focuses: Sequence[Sequence[oracle.Focus]]) -> None:
+        self.focuses = torch.stack([focus_tensor(of_sequence) for of_sequence in focuses])
+        self.count = self.focuses.shape[1]
+
+    def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
+        return self.focuses
+
+
+class Reader(GistNet):
+    """A learned map of each slot's weighted sum of children: of embeddings or states, of tokens or of gists below."""
+
+    def __init__(self, shape: ModelShape, reads_layer: int = 0, reads_tokens: bool = False) -> None:
+        super().__init__()
+        self.reads_layer, self.reads_tokens, self.slots = reads_layer, reads_tokens, shape.tree.slots
+        self.maps = nn.Parameter(torch.randn(shape.tree.levels, shape.width, shape.width))
+
+    def forward(self, children: Tensor, lod: int) -> Tensor:
+        place = torch.arange(1, children.shape[2] + 1, dtype=children.dtype, device=children.device)
+        weights = torch.stack([torch.cos(place * (slot + 1)) for slot in range(self.slots)])
+        return weights @ children @ self.maps[lod - 1]
+
+
+GISTNETS = {
+    "mean": MeanGistNet,
+    "states": lambda shape: Reader(shape, reads_layer=1),
+    "last states": lambda shape: Reader(shape, reads_layer=2, reads_tokens=True),
+    "tokens": lambda shape: Reader(shape, reads_tokens=True),
+    "transformer": lambda shape: TransformerGistNet(shape, layers=1, heads=2),
+}
+LENSNETS = {
+    "entry": EntryLens,
+    "mlp": lambda shape: MLPLensNet(shape, hidden=8, surprise=True, embeddings=True),
+    "recency": RecencyLensNet,
+    "surprise": SurpriseLensNet,
+    "transformer": lambda shape: TransformerLensNet(shape, layers=1, heads=2),
+}
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """Weights that make every part matter: nothing is zero, embeddings have unit scale."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            scale = 1.0 if "embed" in name or parameter.dim() < 2 else parameter.shape[-1] ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def build_gpt(tree: oracle.Tree, seed: int = 0, **options: object) -> GPT:
+    rotation = {"base": 100.0} | {key: options.pop(key) for key in ("placement", "smoothing") if key in options}
+    settings = {"depth": 2, "width": 16, "heads": 2} | options
+    gpt = GPT(geometry_of(tree), VOCABULARY, partial(GaussianRope, **rotation), **settings)
+    randomise(gpt, seed)
+    return gpt
+
+
+def build_step(
+    tree: oracle.Tree,
+    strategy: VariantStrategy,
+    *,
+    gistnet: str | None = "transformer",
+    lensnet: str | None = "entry",
+    objectives: Objectives | None = None,
+    seed: int = 0,
+    **options: object,
+) -> MegaContextStep:
+    gpt, tree, objectives = build_gpt(tree, seed, **options), geometry_of(tree), objectives or Objectives()
+    shape = ModelShape(gpt.width, tree)
+    gist = None if gistnet is None else GISTNETS[gistnet](shape)
+    lens = None if lensnet is None or gist is None else LENSNETS[lensnet](shape)
+    told = None
+    if gist is not None and objectives.reconstruction_weight:
+        told = Reconstruction(gpt.width, tree, objectives.reconstruction_share)
+    for number, module in enumerate((gist, lens, told), start=1):
+        if module is not None:
+            randomise(module, seed + number)
+    if lens is not None and lensnet in ("entry", "mlp"):  # or every score is at the end of its range
+        with torch.no_grad():
+            for parameter in lens.parameters():
+                parameter.mul_(0.2)
+    return MegaContextStep(gpt, gist, lens, strategy, tree, objectives, told)
+
+
+def random_tokens(tree: oracle.Tree, sequences: int, seed: int) -> Tensor:
+    return torch.randint(VOCABULARY, (sequences, tree.window + 1), generator=torch.Generator().manual_seed(seed))
+
+
+def equal_lengths(tree: oracle.Tree, sequences: int, variants: int, seed: int) -> tuple[list[list[list[int]]], int]:
+    """Different valid focuses of one common length: [B][V][blocks], and the length."""
+    rng = random.Random(seed)
+    by_length: dict[int, set[tuple[int, ...]]] = defaultdict(set)
+    for _ in range(400):
+        focus = tuple(oracle.random_focus(tree, rng, rng.choice((0.2, 0.4, 0.6))))
+        by_length[len(oracle.unroll(tree, focus))].add(focus)
+    rich = sorted(length for length, found in by_length.items() if len(found) >= max(4, variants))
+    length = rng.choice(rich)
+    pool = sorted(by_length[length])
+    return [[list(f) for f in rng.sample(pool, variants)] for _ in range(sequences)], length
+
+
+def seeds_for(sequences: int, variants: int) -> Tensor:
+    return torch.arange(sequences * variants).view(sequences, variants) * 7919 + 11

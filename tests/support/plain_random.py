@@ -1,0 +1,29 @@
+"""The counter-based random numbers in Python's own integers, and what the twins of the tasks draw with them."""
+
+from __future__ import annotations
+
+WORD = 2**64
+
+
+def mix(state: int, salt: int) -> int:
+    """SplitMix64 as `mcframe.context.counter_rng.mix`; a signed number."""
+    x = (state + (salt + 1) * 0x9E3779B97F4A7C15) % WORD
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % WORD
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % WORD
+    x ^= x >> 31
+    return x - WORD if x >= WORD // 2 else x
+
+
+def below(seed: int, bound: int) -> int:
+    """One number from 0 to bound - 1."""
+    return (mix(seed, 0) % WORD >> 1) % bound
+
+
+def many_below(seed: int, count: int, bound: int) -> list[int]:
+    """`count` numbers from 0 to bound - 1."""
+    return [below(mix(seed, i), bound) for i in range(count)]
+
+
+def shuffled(seed: int, count: int) -> list[int]:
+    """0 to count - 1 in a random order."""
+    return sorted(range(count), key=lambda i: mix(seed, i))

@@ -1,0 +1,131 @@
+"""Examples of settings that factories declare: when they are made, and which are taken."""
+
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mcframe.hookspecs import TextSource, hookimpl
+from mcframe.testing.plugin_under_test import _example, find
+from mcframe.testing.requirements import NotConforming
+
+CALLS = []
+
+
+class Slow(TextSource):
+    """Documents of the file at path, which takes a while to write."""
+
+    identity = "slow"
+
+    def __init__(self, path: str = "") -> None:
+        pass
+
+    def documents(self, epoch=0):
+        yield "one"
+
+    @staticmethod
+    def example_settings(folder):
+        CALLS.append("slow")
+        time.sleep(0.2)
+        return {"path": str(folder)}
+
+
+class Spoilt(Slow):
+    """Documents of the file at path, which cannot be written."""
+
+    @staticmethod
+    def example_settings(folder):
+        CALLS.append("spoilt")
+        raise OSError("the disk is full")
+
+
+class Other(Slow):
+    """Documents of a server, at this address; the base's example is none of its."""
+
+    def __init__(self, address: str = "") -> None:
+        pass
+
+
+class Same(Slow):
+    """Documents of the file at path, as its base writes it."""
+
+
+class Misspelt(Slow):
+    """Documents of the file at path; its example gives another parameter."""
+
+    @staticmethod
+    def example_settings(folder):
+        return {"paths": str(folder), "path": str(folder)}
+
+
+class Unwritten(Slow):
+    """Documents of the file at path; its example gives what no gin file can say."""
+
+    @staticmethod
+    def example_settings(folder):
+        return {"path": folder}
+
+
+class Keywords(Slow):
+    """Documents of the file at path; takes anything."""
+
+    def __init__(self, **options: str) -> None:
+        pass
+
+
+@hookimpl
+def register_text_sources(register):
+    for each in (Slow, Spoilt, Other, Same, Misspelt, Unwritten, Keywords):
+        register(each.__name__.lower(), each)
+
+
+@pytest.fixture
+def candidate(registry_of):
+    CALLS.clear()
+    registry = registry_of(sys.modules[__name__])
+    return lambda name, *settings: find(f"text.{name}", settings, registry=registry)
+
+
+def test_threads_share_one_example(candidate):
+    """Another one would have another folder, and everything would be trained again."""
+    together = threading.Barrier(2)
+
+    def example(each):
+        together.wait(10)
+        return _example(each.published)  # `bindings` of Python 3.11 let in one thread at a time
+
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(example, [candidate("slow"), candidate("slow")])
+    assert one == other
+    assert CALLS == ["slow"]
+
+
+def test_an_inherited_example_is_taken_where_it_fits(candidate):
+    assert candidate("other").bindings == ()
+    for name in ("same", "keywords"):
+        (binding,) = candidate(name).bindings
+        assert binding.startswith(f"text.{name}.path = '/")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("misspelt", "its example_settings gives paths, which it does not take"),
+        ("unwritten", r"its example_settings gives path = PosixPath\('.*'\), which no gin file can say"),
+    ],
+)
+def test_an_example_that_gin_cannot_bind_is_told(candidate, name, said):
+    with pytest.raises(NotConforming, match=said):
+        _ = candidate(name).bindings
+
+
+def test_an_example_that_fails_is_tried_once(candidate):
+    said = set()
+    for _ in range(2):
+        with pytest.raises(NotConforming, match="its example_settings raised OSError: the disk is full") as caught:
+            _ = candidate("spoilt").bindings
+        said.add(str(caught.value))
+    assert len(said) == 1
+    assert CALLS == ["spoilt"]

@@ -1,0 +1,1 @@
+from tests.support.data_cache import cache as cache

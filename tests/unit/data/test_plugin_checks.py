@@ -1,0 +1,105 @@
+"""What strangers' text sources, tokenizers and tasks return is held against their interfaces before it is used."""
+
+import numpy as np
+import pytest
+import torch
+
+from mcframe.context.context_tree import ContextTree
+from mcframe.data import plugin_checks as returned
+from mcframe.data.packing import separated
+from mcframe.data.synthetic.recall import Recall
+from mcframe.data.synthetic_stream import GeneratedWindows, held_out
+from mcframe.data.tokenizers import Bytes
+from mcframe.hookspecs import TextSource
+from mcframe.registry.checks import ContractError
+
+TREE = ContextTree(64, 8, tail=15)
+
+
+class Numbers(TextSource):
+    identity = "numbers"
+
+    def documents(self, epoch=0):
+        yield "one"
+        yield 2
+
+
+class Wrong(Bytes):
+    """A tokenizer whose `encode_batch` is given."""
+
+    def __init__(self, ids, separator=256):
+        self.ids, self.separator = ids, separator
+
+    def encode_batch(self, texts):
+        return self.ids
+
+
+def test_documents_are_texts():
+    found = returned.documents(Numbers())
+    assert next(found) == "one"
+    with pytest.raises(
+        ContractError, match="Numbers: documents yielded a value of type int; asked are texts"
+    ) as caught:
+        next(found)
+    assert isinstance(caught.value.culprit, Numbers)
+
+
+def test_ids_that_are_right_are_passed_on_with_the_separator():
+    first, second = separated(Wrong([[1, 2], []]), ["a", "b"])
+    assert (first.tolist(), second.tolist(), first.dtype) == ([1, 2, 256], [256], np.uint16)
+    assert separated(Wrong([]), []) == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "separator", "message"),
+    [
+        ([[1], [2]], 256, "2 lists of ids for 1 texts"),
+        ([[1, 300]], 256, "returned the id 300; asked are ids, and a separator, below vocab_size = 257"),
+        ([[1]], 257, "returned the id 257"),
+        ([[70_000]], 256, "an id that is none"),
+        ([[-1]], 256, "an id that is none"),
+    ],
+)
+def test_ids_are_entries_of_the_vocabulary(ids, separator, message):
+    with pytest.raises(ContractError, match=message):
+        separated(Wrong(ids, separator), ["a"])
+
+
+class Changed(Recall):
+    """A task whose batch is changed."""
+
+    def __init__(self, change):
+        super().__init__(TREE)
+        self.change = change
+
+    def generate(self, seeds):
+        return self.change(super().generate(seeds))
+
+
+def tokens(change):
+    def changed(batch):
+        return type(batch)(change(batch.tokens), batch.loss_mask, batch.evidence)
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch: batch.tokens, "returned a value of type Tensor; asked is a SyntheticBatch"),
+        (tokens(lambda t: t[:, 1:]), r"returned \[3, 64\] int64; asked is tokens \[B, T \+ 1\], here \[3, 65\]"),
+        (tokens(lambda t: t.int()), r"returned \[3, 65\] int32; asked is tokens"),
+        (tokens(lambda t: t + 10_000), "asked are ids below vocab_size"),
+        (lambda batch: type(batch)(batch.tokens, batch.loss_mask.int(), batch.evidence), "asked is scored"),
+        (lambda batch: type(batch)(batch.tokens, batch.loss_mask, batch.evidence[:1]), "asked is evidence"),
+    ],
+)
+def test_batches_have_the_form_of_the_interface(change, message):
+    with pytest.raises(ContractError, match=message):
+        GeneratedWindows(Changed(change), 64, seed=0).take([0, 1, 2])
+
+
+def test_a_batch_that_is_right_is_passed_on():
+    batch = GeneratedWindows(Changed(lambda batch: batch), 64, seed=0).take([0, 1, 2])
+    assert batch.tokens.shape == (3, 65)
+    assert torch.equal(held_out(Recall(TREE), 2).tokens, held_out(Changed(lambda batch: batch), 2).tokens)

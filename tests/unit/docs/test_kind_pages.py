@@ -1,0 +1,160 @@
+"""docs/plugins/KIND.md: each page's example, installed as a package, selected by the page's gin lines, and used."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mcframe.config.run_config import load_run_config
+from mcframe.context.counter_rng import variant_seeds
+from mcframe.context.focus_ops import is_valid, lengths
+from mcframe.data.packing import separated
+from mcframe.hookspecs import INTERFACES
+from mcframe.training.build import build_components
+from mcframe.training.evaluation import subject_of
+
+FOLDER = Path(__file__).parents[3] / "docs" / "plugins"
+
+
+@pytest.fixture
+def chosen(tmp_path, monkeypatch, new_site):
+    """A run that has chosen the example of a page, with all its parts built; the engine alone is missing."""
+    monkeypatch.setenv("MCFRAME_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.chdir(tmp_path)
+
+    def choose(kind):
+        page = (FOLDER / f"{kind}.md").read_text("utf-8")
+        example = page.split("## Example")[1]
+        code, gin = (
+            re.search(rf"^```{language}\n(.*?)^```$", example, re.M | re.S)[1] for language in ("python", "gin")
+        )
+        new_site(tmp_path / "site").install("mcframe_of_the_page", code)
+        importlib.invalidate_caches()
+        (tmp_path / "mine.gin").write_text(gin, "utf-8")
+        loaded = load_run_config([tmp_path / "mine.gin"], ["data.validation_windows = 4"])
+        offered = loaded.registry.implementations[kind].items()
+        names = [name for name, entry in offered if entry.distribution != "mcframe"]
+        assert len(names) == 1
+        assert f"@{kind}.{names[0]}" in gin
+        return build_components(loaded.run_config)
+
+    yield choose
+    sys.modules.pop("mcframe_of_the_page", None)
+
+
+def step(components):
+    """A training step of two sequences: the loss is finite and reaches every parameter."""
+    model, tree, run_config = components.model, components.tree, components.run_config
+    torch.manual_seed(0)
+    for block in model.gpt.blocks:  # they start at zero
+        torch.nn.init.normal_(block.attention.out.weight, std=0.3)
+        torch.nn.init.normal_(block.down.weight, std=0.3)
+    tokens = torch.randint(0, model.gpt.vocab_size, (2, tree.window + 1))
+    seeds = variant_seeds(0, torch.arange(2), model.strategy.count)
+    loss, statistics = model(tokens, seeds, run_config.variant_length(0))
+    assert torch.isfinite(loss)
+    loss.backward()
+    return model, statistics, tokens
+
+
+def learns(part):
+    parameters = dict(part.named_parameters())
+    assert all(each.grad is not None and each.grad.count_nonzero() for each in parameters.values()), part
+    return len(parameters)
+
+
+def test_gistnet(chosen):
+    model, statistics, _ = step(chosen("gistnet"))
+    assert learns(model.gistnet) == 2
+    assert "mc/gist_entry_delta/2" in statistics.means
+
+
+def test_lensnet(chosen):
+    model, statistics, _ = step(chosen("lensnet"))
+    assert learns(model.lensnet) == 2
+    assert "mc/lens_loss" in statistics.means
+
+
+def test_positions(chosen):
+    model, *_ = step(chosen("positions"))
+    assert type(model.gpt.positions).__name__ == "Counted"
+    assert model.gpt.positions.base == 500.0
+
+
+def test_objective(chosen):
+    model, statistics, _ = step(chosen("objective"))
+    assert model.added.near_mean.weight == 0.05
+    mean, cosine = (statistics.means[f"loss/near_mean{end}"] for end in ("", "/cosine"))
+    assert float(mean[0] / mean[1]) == pytest.approx(1 - float(cosine[0] / cosine[1]), abs=1e-5)
+    assert "loss/z_loss/log_z" in statistics.means
+
+
+def test_variants(chosen):
+    components = chosen("variants")
+    model, _, tokens = step(components)
+    length, seeds = components.run_config.variant_length(0), variant_seeds(1, torch.arange(2), 3)
+    focus = model(tokens[:, :-1], seeds, length, task="proposals")
+    assert focus.shape == (6, components.tree.blocks)
+    assert (lengths(focus, components.tree) == length).all()
+    assert not ((focus[:, 1:] > 0) & (focus[:, :-1] > 0)).any()  # no neighbours
+    assert len({tuple(row) for row in focus.tolist()}) == 6
+
+
+def test_allocator(chosen):
+    components = chosen("allocator")
+    model, _, tokens = step(components)
+    tree = components.tree
+    with torch.no_grad():
+        for budget in (tree.window, 113, tree.minimum_length):
+            focus, _ = model(tokens[:, :-1], components.allocator, budget, torch.arange(2), task="refocus")
+            assert is_valid(focus, tree).all()
+            assert (lengths(focus, tree) == tree.reachable(budget)[0]).all()
+
+
+def test_text_and_tokenizer(chosen):
+    text = chosen("text").text
+    first, again, other = (list(text.documents(epoch)) for epoch in (0, 0, 1))
+    assert first == again != other
+    assert len(first) == 1000
+    assert len(first[0].splitlines()) == 40
+    assert all(eval(line.replace("=", "==")) for line in first[0].splitlines())
+
+
+def test_tokenizer(chosen):
+    tokenizer = chosen("tokenizer").tokenizer
+    (ids,) = separated(tokenizer, ["Over the hill, 7"])
+    assert tokenizer.decode(ids.tolist()) == "over the hill, ?"
+    assert int(tokenizer.byte_lengths()[torch.from_numpy(ids.astype("int64"))].sum()) == 16
+
+
+def test_task(chosen):
+    """What the sequences hold is tested in test_task_example."""
+    components = chosen("task")
+    assert components.task.generate(torch.arange(3)).tokens.shape == (3, components.tree.window + 1)
+
+
+def test_evaluation(chosen):
+    components = chosen("evaluation")
+    subject = subject_of(
+        components.run_config, components.tokenizer, components.model, components.model, torch.device("cpu")
+    )
+    (evaluation,) = components.evaluations
+    findings = evaluation.run(subject)
+    assert evaluation.windows == 4
+    assert findings.metrics["eval/plain/nll"] == pytest.approx(5.55, abs=0.3)  # of 257 ids, before training
+
+
+def test_sink(chosen):
+    """The example itself runs in tests/telemetry/test_sinks."""
+    assert len(chosen("sink").run_config.loggers) == 1
+
+
+def test_every_kind_is_here():
+    named = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert set(INTERFACES) - named - {"text"} == set()

@@ -1,0 +1,48 @@
+"""docs/review.md has the rules of the package; the rules file says of each threshold what it means."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+from mcframe.cli.app import app
+from mcframe.review.judging import RULES
+from mcframe.review.rules import SEVERITIES, TESTS, shipped
+from tests.support.rules_table import PAGE, entries, with_table
+
+TABLES = tomllib.loads(shipped())
+
+
+def test_the_table_is_that_of_the_rules_file() -> None:
+    page = PAGE.read_text("utf-8")
+    assert page == with_table(page), "run python tests/support/rules_table.py"
+
+
+def test_the_table_has_every_threshold() -> None:
+    listed = {(rule, key) for rule, key, _, _ in entries() if key}
+    assert listed == {(rule, key) for rule, table in TABLES.items() for key in table}
+    # Two rules need a twin or a finished evaluation, and have nothing to set; each says what it looks at.
+    assert all(
+        meaning
+        for rule, key, _, meaning in entries()
+        if key not in ("enabled", "severity", "") or (not key and rule != TESTS)
+    )
+
+
+def test_every_rule_has_a_table_and_every_table_a_rule() -> None:
+    assert {*RULES, TESTS} == set(TABLES)
+    for rule in RULES:
+        assert TABLES[rule]["enabled"] is True
+        assert TABLES[rule]["severity"] in SEVERITIES
+
+
+def test_the_examples_name_options_that_exist() -> None:
+    commands = {command.callback.__name__: command for command in app.registered_commands if command.callback}
+    page = PAGE.read_text("utf-8")
+    for name in ("review", "compare"):
+        import inspect
+
+        source = inspect.getsource(inspect.getmodule(commands[name].callback))  # type: ignore[arg-type]
+        for line in re.findall(rf"^mcframe {name} .*$", page, re.M):
+            for option in re.findall(r"--(\w+)", line):
+                assert f'"--{option}"' in source or f"    {option}: " in source, (name, option)

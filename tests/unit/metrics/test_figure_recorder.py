@@ -1,0 +1,264 @@
+"""What pictures are drawn from, kept over a run's time, and what is drawn."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.step_histograms import NATS, SCORES
+from mcframe.metrics import figures, history
+from mcframe.metrics.figure_data import PICTURES, SUPERSEDED, PictureRecord, histograms
+from mcframe.metrics.figure_recorder import FOLDER, FigureRecorder
+from mcframe.metrics.history import History
+from mcframe.metrics.loggers import Loggers
+from mcframe.metrics.tally import Reading
+
+TREE = ContextTree(window=64, block_size=4, levels=2, tail=8)
+
+
+def reading(seed=0):
+    """Made up: 8 contexts, in which LOD2 covers the first four blocks of `seed % 8` of them."""
+    rng = np.random.default_rng(seed)
+    blocks = np.zeros((3, TREE.blocks), np.int64)
+    blocks[0] = 8
+    blocks[2, :4] = seed % 8
+    blocks[0, :4] -= seed % 8
+    scores = rng.integers(0, 9, (3, SCORES.bins))
+    deltas = rng.integers(0, 9, (3, NATS.bins))
+    spans = np.stack((rng.uniform(-1, 1, 20), rng.normal(0, 0.2, 20), rng.integers(1, 3, 20)), axis=1).round(4)
+    counts = {"mc/blocks/variants": blocks, "mc/lens_score": scores, "mc/entry_delta": deltas}
+    return Reading(counts | {"mc/variant_delta": deltas[:1]}, {"mc/spans": spans})
+
+
+def focus(seed=0):
+    return Reading({"mc/blocks/lens": reading(seed).counts["mc/blocks/variants"]}, {})
+
+
+class Watching:
+    """A sink that remembers what it is shown."""
+
+    def __init__(self):
+        self.images, self.histograms, self.place = {}, {}, None
+
+    def image(self, tokens, name, image):
+        self.images[name, tokens] = image
+
+    def histogram(self, tokens, name, histogram):
+        self.histograms[name, tokens] = histogram
+
+    def close(self):
+        pass
+
+
+# ---- the record ----------------------------------------------------------------------------------
+def test_a_line_explains_itself(tmp_path):
+    PictureRecord(tmp_path, None).write(2048, 2, reading(3))
+    (line,) = [json.loads(line) for line in (tmp_path / PICTURES).read_text().splitlines()]
+    assert (line["tokens"], line["step"]) == (2048, 2)
+    made = reading(3)
+    assert line["counts"]["mc/lens_score/1"] == made.counts["mc/lens_score"][1].tolist()
+    assert line["counts"]["mc/variant_delta"] == made.counts["mc/variant_delta"][0].tolist()
+    assert line["counts"]["mc/blocks/variants/2"][:5] == [3, 3, 3, 3, 0]
+    assert "mc/blocks/variants/1" not in line["counts"]  # nothing is at LOD1
+    assert line["edges"] == {
+        "mc/lens_score": SCORES.edges, "mc/entry_delta": NATS.edges, "mc/variant_delta": NATS.edges,
+    }  # fmt: skip
+    assert line["points"]["mc/spans"] == made.points["mc/spans"].tolist()
+
+
+def test_what_is_written_is_read_and_what_is_computed_anew_is_put_aside(tmp_path):
+    record = PictureRecord(tmp_path, None)
+    for tokens in (0, 10, 20, 30):
+        record.write(tokens, tokens, reading(tokens))
+    resumed = PictureRecord(tmp_path, 20)
+    found = list(resumed.read())
+    assert [tokens for tokens, _ in found] == [0, 10, 20]
+    for tokens, each in found:
+        for name, counts in reading(tokens).counts.items():
+            known = np.zeros_like(counts)
+            known[: len(each.counts.get(name, ()))] = each.counts.get(name, np.zeros((0, counts.shape[1])))
+            assert np.array_equal(known, counts)
+        assert np.array_equal(each.points["mc/spans"], reading(tokens).points["mc/spans"])
+    assert json.loads((tmp_path / SUPERSEDED).read_text())["tokens"] == 30
+    assert list(PictureRecord(tmp_path / "nothing", None).read()) == []
+
+
+def test_distributions_for_sinks_have_names_of_their_own():
+    found = histograms(reading(1))
+    assert set(found) == {
+        "mc/variant_delta", *(f"mc/{name}/{lod}" for name in ("lens_score", "entry_delta") for lod in range(3))
+    }  # fmt: skip
+    assert found["mc/lens_score/2"].counts == reading(1).counts["mc/lens_score"][2].tolist()
+    assert found["mc/lens_score/2"].edges == SCORES.edges
+    assert histograms(focus(1)) == {}
+
+
+# ---- over time -----------------------------------------------------------------------------------
+def test_a_long_run_has_bounded_rows_and_loses_no_count(monkeypatch):
+    monkeypatch.setattr(history, "ROWS", 8)
+    monkeypatch.setattr(history, "POINTS", 50)
+    long = History()
+    for tokens in range(1, 101):
+        long.add(tokens, reading(tokens))
+    ends, counts = long.table("mc/lens_score", 1)
+    assert len(ends) <= 8
+    assert ends[-1] == 100
+    assert (np.diff(ends) > 0).all()
+    assert np.array_equal(counts.sum(axis=0), sum(reading(t).counts["mc/lens_score"][1] for t in range(1, 101)))
+    first = sum(reading(t).counts["mc/lens_score"][1] for t in range(1, ends[0] + 1))
+    assert np.array_equal(counts[0], first)
+    newest = np.concatenate([reading(t).points["mc/spans"] for t in (98, 99, 100)])[-50:]
+    assert np.array_equal(long.points["mc/spans"], newest)
+
+
+def test_rows_that_a_reading_lacks_are_zero():
+    known = History()
+    known.add(10, Reading({"mc/blocks/lens": np.full((1, 16), 8)}, {}))
+    known.add(20, focus(5))
+    ends, counts = known.table("mc/blocks/lens", 2)
+    assert (ends.tolist(), counts[:, 0].tolist()) == ([10, 20], [0, 5])
+    assert known.table("mc/nothing", 0)[1].size == 0
+
+
+# ---- what is drawn -------------------------------------------------------------------------------
+def meshes(figure):
+    """Title -> what a panel shows, [places or bins, times] as drawn."""
+    from matplotlib.collections import QuadMesh
+
+    found = {}
+    for axis in figure.axes:
+        for item in axis.collections:
+            if isinstance(item, QuadMesh) and axis.get_title():
+                found[axis.get_title()] = np.asarray(item.get_array())
+    return found
+
+
+@pytest.fixture
+def known():
+    known = History()
+    known.add(0, focus(7))
+    for tokens in (1000, 2000, 3000):
+        known.add(tokens, reading(tokens // 1000))
+    known.add(3000, focus(4))
+    return known
+
+
+def test_shares_of_contexts_by_place_and_time(known):
+    figure = figures._contexts(known, TREE, "a run")
+    shown = meshes(figure)
+    variants = shown["variants in training: in a gist of LOD2"]
+    assert variants.shape == (3, TREE.blocks)
+    assert variants[:, :5].tolist() == [[1 / 8] * 4 + [0], [2 / 8] * 4 + [0], [3 / 8] * 4 + [0]]
+    lens = shown["LensNet's focus on held-out windows: in a gist of LOD2"]
+    assert lens[:, 0].tolist() == [7 / 8, 4 / 8]
+    assert not shown["variants in training: in a gist of LOD1"].any()
+    assert figure.get_suptitle() == "How often a block of the window is compressed (a run)"
+    assert {axis.get_ylabel() for axis in figure.axes} >= {"dataset tokens", "share of contexts"}
+
+
+def test_distributions_of_scores_and_costs(known):
+    shown = meshes(figures._lens(known, TREE, "a run"))
+    for lod, title in enumerate(("raw tokens", "gists of LOD1", "gists of LOD2")):
+        counts = reading(2).counts["mc/lens_score"][lod]
+        assert shown[title][:, 1] == pytest.approx(counts / counts.sum())
+    costs = meshes(figures._gist_cost(known, TREE, "a run"))
+    assert list(costs) == ["mean of a variant", "gists of LOD1", "gists of LOD2", "raw tokens behind a gist"]
+    counts = reading(3).counts["mc/entry_delta"][0]
+    assert costs["raw tokens behind a gist"][:, 2] == pytest.approx(counts / counts.sum())
+
+
+def test_spans_are_scattered_and_their_correlation_told(known):
+    scatter = figures._lens(known, TREE, "a run").axes[3]
+    spans = known.points["mc/spans"]
+    drawn = np.concatenate([each.get_offsets() for each in scatter.collections])
+    wanted = np.concatenate([spans[spans[:, 2] == lod] for lod in (1, 2)])[:, [1, 0]]
+    assert np.asarray(drawn) == pytest.approx(wanted)
+    r = np.corrcoef(spans[:, 0], spans[:, 1])[0, 1]
+    assert scatter.get_title() == f"newest 60 spans: r = {r:+.2f}"
+    assert [text.get_text() for text in scatter.get_legend().get_texts()] == ["LOD1", "LOD2"]
+
+
+def test_an_album_records_shows_and_draws(tmp_path):
+    sink = Watching()
+    album = FigureRecorder(tmp_path, TREE, Loggers({"watching": sink}), None)
+    album.take(1000, 1, Reading({}, {}))  # a plain twin's
+    album.draw(1000)
+    assert list(tmp_path.iterdir()) == []
+    album.take(1000, 1, reading(1))
+    album.take(2000, 2, focus(2))
+    album.draw(2000)
+    assert {name for name, tokens in sink.histograms if tokens == 1000} == set(histograms(reading(1)))
+    assert {tokens for _, tokens in sink.histograms} == {1000}
+    files = {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in (tmp_path / "pictures").iterdir()}
+    assert set(files) == {"contexts", "lens", "gist_cost"}
+    for name, pixels in files.items():
+        shown = sink.images[f"pictures/{name}", 2000]
+        assert shown.dtype == np.uint8
+        assert np.array_equal(shown, pixels)
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_an_album_goes_on_where_the_run_is_resumed(tmp_path):
+    whole, first = (FigureRecorder(tmp_path / name, TREE, Loggers({}), None) for name in ("whole", "parted"))
+    for folder in ("whole", "parted"):
+        (tmp_path / folder).mkdir()
+    for tokens in (10, 20, 30, 40):
+        whole.take(tokens, tokens, reading(tokens))
+        if tokens <= 30:
+            first.take(tokens, tokens, reading(tokens))
+    resumed = FigureRecorder(tmp_path / "parted", TREE, Loggers({}), 20)
+    for tokens in (30, 40):
+        resumed.take(tokens, tokens, reading(tokens))
+    for name, counts in reading().counts.items():
+        for row in range(len(counts)):
+            for ours, theirs in zip(resumed._history.table(name, row), whole._history.table(name, row), strict=True):
+                assert np.array_equal(ours, theirs)
+
+
+def test_one_level_no_lens_and_a_twin_that_drops():
+    """What is not there has no panel, and nothing fails for it."""
+    flat = ContextTree(window=64, block_size=4, levels=1, tail=8)
+    known = History()
+    counts = {name: table[:2] for name, table in reading(1).counts.items() if name != "mc/lens_score"}
+    known.add(10, Reading(counts, {}))
+    assert figures._lens(known, flat, "") is None
+    assert [name for name, _ in figures.pictures(known, flat, "")] == ["contexts", "gist_cost"]
+    assert [name for name, _ in figures.pictures(History(), flat, "")] == []
+    bare = History()
+    bare.add(10, Reading({"mc/blocks/variants": counts["mc/blocks/variants"], "mc/entry_delta": np.zeros((2, 61))}, {}))
+    assert [name for name, _ in figures.pictures(bare, flat, "")] == ["contexts"]
+
+
+def test_a_run_that_goes_on_with_other_blocks_is_drawn_from_what_it_reads_then(tmp_path):
+    PictureRecord(tmp_path, None).write(1000, 1, reading(1))
+    coarse = ContextTree(window=64, block_size=8, levels=1, tail=8)
+    album = FigureRecorder(tmp_path, coarse, Loggers({}), 1000)
+    album.draw(1000)
+    assert not (tmp_path / FOLDER / "contexts.png").exists()
+    blocks = np.full((2, coarse.blocks), 4)
+    album.take(2000, 2, Reading({"mc/blocks/variants": blocks}, {}))
+    album.draw(2000)
+    assert (tmp_path / FOLDER / "contexts.png").exists()
+    assert np.array_equal(album._history.table("mc/blocks/variants", 1)[1], blocks[:1])
+
+
+def test_a_run_may_be_called_anything(tmp_path):
+    album = FigureRecorder(tmp_path / r"$\frac$", TREE, Loggers({}), None)
+    (tmp_path / r"$\frac$").mkdir()
+    album.take(1000, 1, reading(1))
+    album.draw(1000)
+    assert {path.stem for path in (tmp_path / r"$\frac$" / FOLDER).iterdir()} == {"contexts", "lens", "gist_cost"}
+
+
+def test_a_picture_that_cannot_be_drawn_or_kept_does_not_end_a_run(tmp_path, monkeypatch, caplog):
+    sink = Watching()
+    album = FigureRecorder(tmp_path, TREE, Loggers({"watching": sink}), None)
+    album.take(1000, 1, reading(1))
+    monkeypatch.setattr(figures, "_lens", lambda *_: 1 / 0)
+    (tmp_path / FOLDER).touch()
+    album.draw(1000)
+    assert "the picture lens could not be drawn: ZeroDivisionError" in caplog.text
+    assert "the picture contexts could not be kept: " in caplog.text
+    assert {name for name, _ in sink.images} == {"pictures/contexts", "pictures/gist_cost"}

@@ -1,0 +1,180 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from wandb.proto import wandb_internal_pb2
+
+from mcframe.errors import UserError
+from mcframe.hookspecs import Histogram, RunStart
+from mcframe.metrics.wandb_logger import RUN_ID, WandbLogger, resolve_mode
+
+BLOCK = 32768
+FILE_HEADER = 7
+RECORD_HEADER = 7
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def finished_records(path):
+    """All records of a run that has finished: wandb's own process writes them, a moment after `finish` returns."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found = list(records(path.read_bytes()))
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.05)
+    return pytest.fail(f"{path} was never completed")
+
+
+def records(data):
+    """The records of a `.wandb` file: LevelDB's log format behind a header of seven bytes, protobuf inside."""
+    at, part = FILE_HEADER, b""
+    assert data[:4] == b":W&B"
+    while at < len(data):
+        if BLOCK - at % BLOCK < RECORD_HEADER:
+            at += BLOCK - at % BLOCK
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if at + RECORD_HEADER + length > len(data):
+            return  # being written
+        body = data[at + RECORD_HEADER : at + RECORD_HEADER + length]
+        at += RECORD_HEADER + length
+        part = body if kind in (FULL, FIRST) else part + body
+        if kind in (FULL, LAST):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(part)
+            yield record
+
+
+def offline_files(run_dir):
+    return sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def history(found):
+    return [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in found
+        if record.WhichOneof("record_type") == "history"
+    ]
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_logged_in(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    path = tmp_path / "my run"
+    path.mkdir()
+    return path
+
+
+def test_an_offline_run_holds_metrics_config_and_pictures(run_dir, capfd):
+    sink = WandbLogger(RunStart(run_dir, {"gpt.depth": 12, "run.gistnet": "@gistnet.mean"}, None), "offline")
+    sink.write(2048, 1, {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625})
+    sink.write(2048, 1, {"val/bpb": 7.9})
+    sink.text(2048, "contexts", "··1·<|··")
+    sink.write(4096, 2, {"train/loss": 4.5})
+    sink.close()
+    assert capfd.readouterr() == ("", "")
+
+    (path,) = offline_files(run_dir)
+    found = finished_records(path)
+    first, second = history(found)
+    picture = {name: first.pop(name) for name in list(first) if name.startswith("contexts/")}
+    shown = {name: value for name, value in first.items() if not name.startswith("_")}
+    assert shown == {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625, "val/bpb": 7.9, "train/tokens": 2048}
+    assert (first["_step"], second["_step"], second["train/tokens"]) == (1, 2, 4096)
+    page = (path.parent / "files" / picture["contexts/path"]).read_text()
+    assert "<pre>··1·&lt;|··</pre>" in page
+    assert '<meta charset="utf-8">' in page
+
+    run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
+    config = {item.key or "/".join(item.nested_key): item.value_json for item in run.config.update}
+    assert json.loads(config["gpt.depth"]) == 12
+    assert json.loads(config["run.gistnet"]) == "@gistnet.mean"
+    axes = [record.metric for record in found if record.WhichOneof("record_type") == "metric"]
+    assert any(metric.step_metric == "train/tokens" for metric in axes)
+    assert sink.place == ("wandb (offline)", f"wandb sync '{run_dir}/wandb'/offline-run-*-{run.run_id}")
+
+
+def test_an_offline_run_holds_pictures_and_distributions(run_dir):
+    sink = WandbLogger(RunStart(run_dir, {}, None), "offline")
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    sink.write(2048, 1, {"train/loss": 5.5})
+    sink.image(2048, "mc/scores", image)
+    sink.histogram(2048, "mc/score/0", Histogram([-1.0, 0.0, 2.0], [3, 5]))
+    sink.close()
+    (path,) = offline_files(run_dir)
+    (row,) = history(finished_records(path))
+    assert (np.asarray(Image.open(path.parent / "files" / row["mc/scores/path"])) == image).all()
+    assert row["mc/scores/caption"] == "2,048 tokens"
+    assert (row["mc/score/0/_type"], row["mc/score/0/bins"], row["mc/score/0/values"]) == (
+        "histogram", [-1.0, 0.0, 2.0], [3, 5],
+    )  # fmt: skip
+    assert (row["train/tokens"], row["train/loss"]) == (2048, 5.5)
+
+
+def test_a_resumed_run_has_the_same_id_and_a_fresh_one_another(run_dir):
+    ids = []
+    for resume in (None, 2048, None):
+        WandbLogger(RunStart(run_dir, {"seed": len(ids)}, resume), "offline").close()
+        ids.append((run_dir / RUN_ID).read_text().strip())
+    assert ids[0] == ids[1] != ids[2]
+    assert sorted(path.stem.removeprefix("run-") for path in offline_files(run_dir)) == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    ("mode", "environment", "expected"),
+    [
+        ("auto", "", "offline"),
+        ("auto", "online", "online"),
+        ("auto", "disabled", "disabled"),
+        ("auto", "dryrun", "offline"),
+        ("offline", "online", "offline"),
+        ("online", "", "online"),
+        ("disabled", "online", "disabled"),
+    ],
+)
+def test_the_mode(monkeypatch, mode, environment, expected):
+    if environment:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    assert resolve_mode(mode) == expected
+
+
+@pytest.mark.parametrize(("mode", "environment"), [("on", ""), ("", ""), ("auto", "ofline")])
+def test_an_unknown_mode_is_the_users_to_put_right(monkeypatch, mode, environment):
+    monkeypatch.setenv("WANDB_MODE", environment)
+    with pytest.raises(UserError) as caught:
+        resolve_mode(mode)
+    assert "auto, online, offline or disabled" in caught.value.remedy
+    assert ("WANDB_MODE" in caught.value.message) == bool(environment)
+
+
+@pytest.mark.parametrize("how", ["key", "netrc", "nothing", "malformed key"])
+def test_auto_is_online_for_who_is_logged_in_and_asks_nobody(tmp_path, how):
+    """In a process of its own, since wandb remembers a login; every connection fails, so none may be needed."""
+    environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HOME": str(tmp_path)}
+    if how == "key":
+        environment["WANDB_API_KEY"] = "0" * 40
+    if how == "malformed key":
+        environment["WANDB_API_KEY"] = "no key"
+    if how == "netrc":
+        (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {'0' * 40}\n")
+    code = "from mcframe.metrics.wandb_logger import resolve_mode; print(resolve_mode('auto'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.stdout == ("online\n" if how in ("key", "netrc") else "offline\n")
+    if how == "malformed key":
+        assert "the run is kept offline" in done.stderr
+    else:
+        assert done.stderr == ""

@@ -1,0 +1,177 @@
+"""Objectives that plug-ins add: what they see, that they train, that cutting a batch changes nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mcframe.errors import UserError
+from mcframe.hookspecs import Loss, LossTerm, ModelShape
+from mcframe.modeling.added_objectives import AddedObjectives
+from mcframe.registry.checks import ContractError
+from mcframe_plugins.objective import BagOfTokens, ZLoss
+from tests.support import oracle
+from tests.support.generators import geometry_of
+from tests.support.modeling_builders import TREE, Given, build_step, equal_lengths, random_tokens, seeds_for
+
+SLOTTED = oracle.Tree(window=29, block_size=4, levels=1, slots=2, tail=6, sink=0)
+
+
+class Everything(Loss):
+    """Takes part of all that an objective sees."""
+
+    name, needs = "everything", "scores"
+
+    def __init__(self, weight=0.5):
+        super().__init__()
+        self.weight = weight
+        self.map = nn.Linear(16, 1)
+
+    def forward(self, view):
+        variants = view.variants
+        pairing = variants.pairing
+        by_row = torch.where(pairing.loss_mask, pairing.delta, 0.0).mean(dim=1) + variants.scores.square().mean(dim=1)
+        by_row = by_row + self.map(variants.hidden).mean(dim=(1, 2)) + variants.entries.square().mean(dim=(1, 2))
+        own = self.map(view.baseline.hidden).square().mean(dim=(1, 2)) + view.table.square().mean(dim=(1, 2))
+        drawn = (view.seeds % 7).double().mean(dim=1)
+        metrics = {"delta": pairing.delta, "half": torch.where(pairing.loss_mask, 1.0, torch.nan)}
+        return LossTerm(view.by_sequence(by_row) + own * drawn, metrics)
+
+
+def step_with(*objectives, tree=TREE, sequences=4, gistnet="transformer", lacking=(), **options):
+    focuses, length = equal_lengths(tree, sequences, 2, seed=3)
+    step = build_step(tree, Given(focuses), gistnet=gistnet, **options).double()
+    step.added = AddedObjectives([objective.double() for objective in objectives], lacking)
+    return step, (random_tokens(tree, sequences, 5), seeds_for(sequences, 2), length)
+
+
+def test_the_loss_is_the_weighted_sum_and_is_logged_unweighted():
+    plain, given = step_with()
+    torch.manual_seed(0)
+    added = Everything(weight=0.25)
+    step, _ = step_with(added)
+    before, (loss, statistics) = plain(*given)[0].detach(), step(*given)
+    total, count = statistics.means["loss/everything"].tolist()
+    assert count == 4
+    assert float(loss.detach() - before) == pytest.approx(0.25 * total / count)
+    assert statistics.means["loss/everything/half"][1] == statistics.means["loss/everything/half"][0]
+    assert statistics.means["loss/everything/delta"][1] > 0
+    assert float(statistics.means["train/loss"][0]) == pytest.approx(float(loss.detach()))
+
+
+def test_cutting_a_batch_changes_nothing():
+    torch.manual_seed(0)
+    step, (tokens, seeds, length) = step_with(Everything())
+    whole, _ = step(tokens, seeds, length)
+    whole.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in step.named_parameters()}
+    step.zero_grad()
+    focuses = step.strategy.focuses
+    for part in range(2):
+        rows = slice(2 * part, 2 * part + 2)
+        step.strategy.focuses = focuses[rows]
+        (step(tokens[rows], seeds[rows], length)[0] / 2).backward()
+    for name, parameter in step.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+    assert expected["added.everything.map.weight"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_weight_of_zero_trains_nothing_and_still_gives_every_parameter_a_gradient(weight):
+    step, given = step_with(Everything(weight))
+    step(*given)[0].backward()
+    gradient = step.added.everything.map.weight.grad
+    assert gradient is not None
+    assert bool(gradient.abs().sum() > 0) is bool(weight)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "needs", "kept"),
+    [
+        ((), "scores", True),
+        (("scores",), "scores", False),
+        (("scores",), "gists", True),
+        (("baseline",), "gists", True),
+    ],
+)
+def test_what_needs_what_is_not_there_is_left_out(lacking, needs, kept):
+    objective = Everything()
+    objective.needs = needs
+    added = AddedObjectives([objective], lacking)
+    assert bool(len(added)) is kept
+    assert added.left_out == ({} if kept else {"everything": needs})
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "1st", "forward"])
+def test_a_name_that_is_none_is_refused(name):
+    objective = Everything()
+    objective.name = name
+    with pytest.raises(UserError, match="loss/NAME"):
+        AddedObjectives([objective])
+
+
+def test_two_of_one_name_are_refused():
+    with pytest.raises(UserError, match="two objectives are called 'everything'"):
+        AddedObjectives([Everything(), Everything()])
+
+
+def test_a_metric_that_is_no_tensor_is_told_of_the_objective():
+    class Careless(Everything):
+        def forward(self, view):
+            return replace(super().forward(view), metrics={"share": 0.5})
+
+    objective = Careless()
+    step, given = step_with(objective)
+    with pytest.raises(
+        ContractError, match="returned a Term whose metric 'share' is a value of type float; asked is a"
+    ) as caught:
+        step(*given)
+    assert (caught.value.culprit, caught.value.method) == (objective, "forward")
+
+
+# ---- what comes with mcframe ---------------------------------------------------------------------
+def logits_of(step, hidden):
+    """One state at a time, without the model's own code."""
+    return [float(row @ hidden) for row in step.gpt.lm_head.weight.detach()]
+
+
+def test_z_loss_is_the_scalar_formula():
+    shape = ModelShape(16, geometry_of(TREE))
+    step, (tokens, seeds, length) = step_with(ZLoss(shape, weight=0.1, stride=3), sequences=2)
+    loss_mask = torch.rand(2, TREE.window, generator=torch.Generator().manual_seed(0)) < 0.5
+    baseline = step._baseline(tokens, loss_mask)
+    expected = []
+    for hidden, counts in zip(baseline.hidden.detach(), loss_mask, strict=True):
+        taken = [t for t in range(0, TREE.window, 3) if counts[t]]
+        log_z = [math.log(sum(map(math.exp, logits_of(step, hidden[t])))) for t in taken]
+        expected.append(sum(z * z for z in log_z) / len(taken))
+    statistics = step(tokens, seeds, length, loss_mask)[1]
+    total, count = statistics.means["loss/z_loss"].tolist()
+    assert total / count == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("tree", [TREE, SLOTTED])
+def test_bag_of_tokens_is_the_scalar_formula(tree):
+    torch.manual_seed(1)
+    objective = BagOfTokens(ModelShape(16, geometry_of(tree)))
+    step, (tokens, seeds, length) = step_with(objective, tree=tree, sequences=2, gistnet="mean")
+    table = step._table_of(tokens[:, :-1]).detach()
+    expected = []
+    for sequence in range(2):
+        for block in range(tree.window // tree.block_size):
+            first = tree.window + block * tree.slots
+            gist = table[sequence, first : first + tree.slots].mean(dim=0)
+            known = objective.map.weight.detach() @ (gist / gist.square().mean().sqrt())
+            logits = logits_of(step, known)
+            log_z = math.log(sum(map(math.exp, logits)))
+            block_tokens = tokens[sequence, block * tree.block_size : (block + 1) * tree.block_size]
+            expected += [log_z - logits[token] for token in block_tokens.tolist()]
+    loss, statistics = step(tokens, seeds, length)
+    total, count = statistics.means["loss/bag_of_tokens"].tolist()
+    assert total / count == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    loss.backward()
+    assert objective.map.weight.grad.abs().sum() > 0

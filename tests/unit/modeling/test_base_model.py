@@ -1,0 +1,169 @@
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import mcframe.modeling.gpt
+from mcframe.context.working_context import build_context, raw_context
+from mcframe.errors import UserError
+from mcframe.modeling.gpt import GPT
+from tests.support import oracle
+from tests.support.generators import focus_tensor
+from tests.support.modeling_builders import TREE, VOCABULARY, build_gpt, geometry_of, random_tokens
+
+
+def mixed_context(rows: int = 3):
+    rng = random.Random(2)
+    focuses = [oracle.random_focus(TREE, rng, 0.5) for _ in range(rows)]
+    return build_context(focus_tensor(focuses), geometry_of(TREE))
+
+
+@pytest.fixture
+def gpt():
+    return build_gpt(TREE)
+
+
+def test_an_entry_sees_nothing_to_its_right(gpt):
+    context = mixed_context()
+    embeddings = torch.randn(3, context.length, gpt.width, generator=torch.Generator().manual_seed(0))
+    before = gpt.hidden(embeddings, context)
+    for place in (0, 7, 12):
+        moved = embeddings.clone()
+        moved[:, place] += 1.0
+        after = gpt.hidden(moved, context)
+        torch.testing.assert_close(after[:, :place], before[:, :place], rtol=0, atol=0)
+        assert ((after - before).abs().amax(dim=-1)[:, place : place + 3] > 1e-6).all()
+
+
+def test_filling_changes_no_real_entry(gpt):
+    context = mixed_context()
+    embeddings = torch.randn(3, context.length, gpt.width, generator=torch.Generator().manual_seed(0))
+    before = gpt.hidden(embeddings, context)
+    after = gpt.hidden(torch.where(context.valid[..., None], embeddings, 99.0), context)
+    torch.testing.assert_close(after[context.valid], before[context.valid])
+
+
+def test_one_row_of_the_context_stands_for_all(gpt):
+    embeddings = gpt.embed(random_tokens(TREE, 4, 0)[:, :-1])
+    one = gpt.hidden(embeddings, raw_context(geometry_of(TREE), 1, embeddings.device))
+    four = gpt.hidden(embeddings, raw_context(geometry_of(TREE), 4, embeddings.device))
+    torch.testing.assert_close(one, four)
+
+
+def test_queries_and_keys_are_normalised(gpt):
+    context = mixed_context()
+    embeddings = torch.randn(3, context.length, gpt.width, generator=torch.Generator().manual_seed(0))
+    before = gpt.hidden(embeddings, context)
+    with torch.no_grad():
+        for block in gpt.blocks:
+            block.attention.query.weight *= 50
+            block.attention.key.weight *= 0.2
+    torch.testing.assert_close(gpt.hidden(embeddings, context), before, atol=1e-4, rtol=1e-4)
+
+
+def test_the_norm_comes_before_the_rotation_so_that_the_damping_survives(gpt):
+    """With every query and key the same vector, attention to a gist falls with its spread."""
+    attention = gpt.blocks[0].attention
+    seen: list[torch.Tensor] = []
+    original = F.scaled_dot_product_attention
+    x = torch.ones(1, 2, gpt.width)
+    cosine, sine = torch.ones(1, 1, 2, 4), torch.zeros(1, 1, 2, 4)
+    cosine[..., 1, :] = 0.25
+
+    def spy(query, key, value, **options):
+        seen.append(key)
+        return original(query, key, value, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mcframe.modeling.gpt.F, "scaled_dot_product_attention", spy)
+        attention(x, cosine, sine, torch.zeros(1, 2, dtype=torch.long))
+    norms = seen[0].norm(dim=-1)
+    torch.testing.assert_close(norms[..., 1], 0.25 * norms[..., 0])
+    torch.testing.assert_close(norms[..., 0], torch.full((1, 2), 8**0.5))
+
+
+def test_the_norm_of_an_embedding_is_thrown_away_and_the_lod_is_not(gpt):
+    context = mixed_context()
+    embeddings = torch.randn(3, context.length, gpt.width, generator=torch.Generator().manual_seed(0))
+    before = gpt.hidden(embeddings, context)
+    torch.testing.assert_close(gpt.hidden(embeddings * 9, context), before, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        gpt.lod_embed.weight[2] += 1
+    changed = ((gpt.hidden(embeddings, context) - before).abs().amax(dim=-1) > 1e-6) & context.valid
+    first = [next((c for c, e in enumerate(row) if e == 2), None) for row in context.lod.tolist()]
+    for row, column in enumerate(first):
+        if column is None:
+            assert not changed[row].any()
+        else:
+            assert changed[row, column]
+            assert not changed[row, :column].any()
+    assert any(column is not None for column in first)
+
+
+def test_chunks_of_logits_change_neither_nll_nor_gradient(gpt, monkeypatch):
+    hidden = torch.randn(3, 11, gpt.width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    targets = torch.randint(VOCABULARY, (3, 11), generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(3, 11, generator=torch.Generator().manual_seed(2))
+    results = []
+    for at_once in (2**28, VOCABULARY * 4, VOCABULARY, 1):
+        monkeypatch.setattr(mcframe.modeling.gpt, "LOGITS_AT_ONCE", at_once)
+        gpt.zero_grad()
+        hidden.grad = None
+        nll = gpt.nll(hidden, targets)
+        assert nll.shape == (3, 11)
+        (nll * weight).sum().backward()
+        results.append((nll.detach(), hidden.grad, gpt.lm_head.weight.grad.clone()))
+    whole = results[0]
+    torch.testing.assert_close(
+        whole[0], F.cross_entropy(gpt.logits(hidden).flatten(0, 1), targets.flatten(), reduction="none").view(3, 11)
+    )
+    for chunked in results[1:]:
+        for found, wanted in zip(chunked, whole, strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    context = mixed_context()
+    embeddings = torch.randn(3, context.length, 16, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for checkpointing in (False, True):
+        gpt = build_gpt(TREE, activation_checkpointing=checkpointing)
+        read = embeddings.clone().requires_grad_()
+        hidden = gpt.hidden(read, context)
+        (hidden * torch.linspace(-1, 1, 16)).sum().backward()
+        gradients.append([hidden.detach(), read.grad, *(p.grad for p in gpt.blocks.parameters())])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+        assert plain.count_nonzero() > 0
+
+
+def test_activation_checkpointing_recomputes_the_blocks():
+    gpt = build_gpt(TREE, activation_checkpointing=True)
+    calls = []
+    for block in gpt.blocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    embeddings = gpt.embed(random_tokens(TREE, 1, 0)[:, :-1])
+    gpt.hidden(embeddings, raw_context(geometry_of(TREE), 1, embeddings.device)).sum().backward()
+    assert len(calls) == 2 * gpt.depth
+
+
+def test_parameters_are_counted_as_documented():
+    gpt = GPT(geometry_of(TREE), 100, depth=3, width=32, heads=4)
+    blocks = 12 * 3 * 32**2
+    assert gpt.non_embedding_parameters == blocks + 100 * 32
+    assert sum(p.numel() for p in gpt.parameters()) == blocks + 2 * 100 * 32 + 3 * 32
+
+
+def test_an_untrained_model_is_near_uniform():
+    torch.manual_seed(0)
+    gpt = GPT(geometry_of(TREE), 256, depth=2, width=64, heads=4)
+    tokens = torch.randint(256, (2, TREE.window + 1))
+    hidden = gpt.hidden(gpt.embed(tokens[:, :-1]), raw_context(geometry_of(TREE), 1, tokens.device))
+    assert gpt.nll(hidden, tokens[:, 1:]).mean().item() == pytest.approx(5.545, abs=0.1)
+
+
+@pytest.mark.parametrize("settings", [{"heads": 3}, {"heads": 16}, {"vocab_size": 5}])
+def test_settings_that_do_not_fit_are_refused(settings):
+    with pytest.raises(UserError, match=r"gpt\."):
+        GPT(geometry_of(TREE), 10, **{"depth": 1, "width": 16, "heads": 2} | settings)

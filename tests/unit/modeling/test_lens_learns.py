@@ -1,0 +1,158 @@
+"""LensNet learns what a block is worth where only its content tells, and learns nothing from shuffled verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import hash_combine, variant_seeds
+from mcframe.context.delta_nll import PairedNLL, pair_nll
+from mcframe.context.focus_ops import block_means
+from mcframe.context.step_metrics import StepMetrics
+from mcframe.context.working_context import WorkingContext, build_context, gather_embeddings, raw_context
+from mcframe.hookspecs import LensNet, ModelShape, Sequences
+from mcframe.modeling.lens_objective import lens_objective
+from mcframe.modeling.node_table import build_node_table
+from mcframe.modeling.objectives import Objectives
+from mcframe.modeling.preference import shuffled
+from mcframe_plugins.gistnet import MeanGistNet
+from mcframe_plugins.lensnet import TransformerLensNet
+from mcframe_plugins.variants import RandomCollapse
+
+GEOMETRY = ContextTree(window=52, block_size=4, levels=1, slots=1, tail=4)
+LENGTH = 52 - 6 * 3  # half of the twelve blocks that can be collapsed
+WIDTH, SEQUENCES, STEPS = 16, 16, 150
+SHAPE = ModelShape(WIDTH, GEOMETRY)
+
+
+@dataclass
+class Batch:
+    """Random text in which some blocks hold a marker; a context loses 0.3 nats with every marked block it collapses."""
+
+    context: WorkingContext
+    embeddings: Tensor
+    pairing: PairedNLL
+    verdict: Tensor
+    tokens: Tensor
+    seeds: Tensor
+    useful: Tensor
+
+
+def batches(first: int, count: int, *, decisive: bool = False) -> Iterator[Batch]:
+    """With `decisive`, one block of each sequence is marked and decides by itself: a nat if it is collapsed."""
+    gistnet, strategy = MeanGistNet(SHAPE), RandomCollapse(GEOMETRY)
+    for number in range(first, first + count):
+        generator = torch.Generator().manual_seed(number)
+        seeds = hash_combine(variant_seeds(0, torch.arange(SEQUENCES), 2), number)
+        tokens = torch.randn(SEQUENCES, GEOMETRY.window, WIDTH, generator=generator)
+        useful = torch.rand(SEQUENCES, GEOMETRY.blocks, generator=generator) < 0.4
+        if decisive:
+            useful = torch.nn.functional.one_hot(torch.randint(12, (SEQUENCES,), generator=generator), 13).bool()
+        tokens[:, :: GEOMETRY.block_size, 0] += 8.0 * useful
+        focus = strategy.propose(Sequences(tokens, GEOMETRY), None, LENGTH, seeds).flatten(0, 1)
+        table = build_node_table(tokens, gistnet, GEOMETRY, tokens)
+        whole = build_context(focus, GEOMETRY, LENGTH)
+        seen = whole.before_cursor()
+        lost = ((focus > 0) & useful.repeat_interleave(2, dim=0)).sum(dim=1)
+        flat = torch.zeros(SEQUENCES, GEOMETRY.window)
+        yield Batch(
+            seen,
+            gather_embeddings(table, seen),
+            pair_nll(whole, torch.zeros_like(whole.token, dtype=torch.float32), flat),
+            (1.0 if decisive else 0.3) * lost.float(),
+            tokens,
+            seeds,
+            useful,
+        )
+
+
+def objective(lens: LensNet, batch: Batch, objectives: Objectives) -> tuple[Tensor, StepMetrics]:
+    verdict = shuffled(batch.verdict, batch.seeds) if objectives.lens_shuffle else batch.verdict
+    scores = lens(batch.context, batch.embeddings)
+    uncompressed = of_blocks(lens, batch) if objectives.attribution_weight else None
+    return lens_objective(scores, batch.context, batch.pairing, verdict, 2, objectives, None, uncompressed)
+
+
+def of_blocks(lens: LensNet, batch: Batch) -> Tensor:
+    """What LensNet says of the blocks of the uncompressed sequences."""
+    raw = raw_context(GEOMETRY, SEQUENCES, batch.tokens.device).before_cursor()
+    return block_means(lens(raw, batch.tokens[:, : GEOMETRY.cursor]), raw)
+
+
+def train(objectives: Objectives, *, decisive: bool = False) -> LensNet:
+    torch.manual_seed(0)
+    lens = TransformerLensNet(SHAPE, layers=1, heads=2)
+    optimizer = torch.optim.AdamW(lens.parameters(), lr=3e-3, weight_decay=0.0)
+    for batch in batches(0, STEPS, decisive=decisive):
+        optimizer.zero_grad()
+        objective(lens, batch, objectives)[0].backward()
+        optimizer.step()
+    return lens
+
+
+@torch.no_grad()
+def measure(lens: LensNet, objectives: Objectives) -> tuple[float, float]:
+    """On batches that were not trained on: agreement, and how much more marked blocks are wanted than others."""
+    agreed = pairs = 0.0
+    wanted = torch.zeros(2, 2)
+    for batch in batches(100_000, 20):
+        found = objective(lens, batch, objectives)[1].means["mc/preference_agreement"]
+        agreed, pairs = agreed + found[0].item(), pairs + found[1].item()
+        scores = lens(batch.context, batch.embeddings)
+        block = batch.context.start // GEOMETRY.block_size
+        marked = batch.useful.repeat_interleave(2, dim=0).gather(1, block)
+        for kind, mask in enumerate((marked, ~marked)):
+            wanted[kind] += torch.stack((scores[mask].sum(), mask.sum().float()))
+    means = wanted[:, 0] / wanted[:, 1]
+    assert pairs > 200
+    return agreed / pairs, (means[0] - means[1]).item()
+
+
+@pytest.mark.parametrize("kind", ["preference", "span_difference"])
+def test_content_is_learned(kind):
+    objectives = Objectives(lens_objective=kind, preference_scale=0.3, utility_scale=0.6)
+    agreement, contrast = measure(train(objectives), objectives)
+    assert agreement > 0.9
+    assert contrast > 0.3
+
+
+@torch.no_grad()
+def found_in_the_uncompressed_context(lens: LensNet) -> float:
+    """Share of sequences in which the block that decides has the highest score, uncompressed."""
+    right = total = 0
+    for batch in batches(100_000, 20, decisive=True):
+        best = of_blocks(lens, batch)[:, :12].argmax(dim=1)
+        right, total = right + int((best == batch.useful[:, :12].int().argmax(dim=1)).sum()), total + SEQUENCES
+    return right / total
+
+
+def test_attribution_finds_the_block_that_decides():
+    """Among twelve, and more often than preference pairs alone do: measured 0.94 against 0.83."""
+    objectives = Objectives(attribution_weight=1.0, budget_weight=0.0)
+    with_it, without = (
+        found_in_the_uncompressed_context(train(each, decisive=True))
+        for each in (objectives, replace(objectives, attribution_weight=0.0))
+    )
+    assert with_it > 0.9
+    assert with_it > without + 0.05
+
+
+def test_shuffled_verdicts_teach_nothing():
+    objectives = Objectives(lens_shuffle=True, preference_scale=0.3)
+    lens = train(objectives)
+    agreement, contrast = measure(lens, objectives)
+    assert abs(agreement - 0.5) < 0.08
+    assert abs(contrast) < 0.1
+
+
+def test_on_the_worse_context_alone_the_level_of_detail_is_learned_instead():
+    """What made both sides the default: agreement is perfect, and marked blocks are wanted no more than others."""
+    objectives = Objectives(preference_sides="worse", preference_scale=0.3)
+    agreement, contrast = measure(train(objectives), objectives)
+    assert agreement > 0.99
+    assert abs(contrast) < 0.05

@@ -1,0 +1,332 @@
+"""What LensNet's objective remembers: it is fixed within a step, moves once a step, and travels with checkpoints."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from mcframe.config.run_config import load_run_config
+from mcframe.errors import UserError
+from mcframe.hookspecs import ModelShape
+from mcframe.modeling.lens_memory import LensMemory, Remembered
+from mcframe.modeling.objectives import Objectives
+from mcframe.modeling.preference import shuffled
+from mcframe_plugins.lensnet import TransformerLensNet
+from mcframe_plugins.variants import RandomCollapse
+from tests.property.modeling.test_lens_oracle import FLAT, TALL, case_of
+from tests.support.lens_oracle import average, slow_kl, slow_objective
+from tests.support.modeling_builders import TREE, EntryLens, build_step, geometry_of, random_tokens, seeds_for
+from tests.support.step_checks import check_everything_learns
+from tests.unit.modeling.test_step_properties import Operations, real_step
+
+LENGTH = 21
+RUNNING = Objectives(normalise_strength=True, strength_decay=0.7, preference_scale=0.4)
+COPYING = Objectives(policy_kl_weight=1.0, policy_decay=0.8)
+EVERYTHING = Objectives(
+    normalise_strength=True, policy_kl_weight=0.5, hard_negative_gamma=1.5, lens_shuffle=True, lens_weight=1.0
+)
+
+
+def lensnet(seed: int = 0) -> TransformerLensNet:
+    torch.manual_seed(seed)
+    return TransformerLensNet(ModelShape(16, geometry_of(TREE)), layers=1, heads=2)
+
+
+def whole_step(objectives: Objectives, seed: int = 0):
+    return build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", objectives=objectives, seed=seed)
+
+
+def note(memory: LensMemory, case) -> Remembered:
+    embeddings = torch.zeros(*case.context.token.shape, 16)
+    return memory(case.context, embeddings, case.verdict, case.variants)
+
+
+# ---- running deviation ----------------------------------------------------------------------------
+@pytest.mark.parametrize("variants", [2, 3])
+def test_the_scale_is_a_running_root_mean_square(variants):
+    memory = LensMemory(lensnet(), RUNNING)
+    steps: list[list[float]] = []
+    for step in range(4):
+        squares: list[float] = []
+        for micro in range(2):
+            case = case_of(FLAT, variants=variants, sequences=5, seed=10 * step + micro)
+            if step == 2:
+                case.focuses = [case.focuses[0]] * len(case.focuses)
+                case.__post_init__()  # nothing differs: there are no pairs, and the scale stays
+            scale = note(memory, case).scale
+            weights = [0.7 ** (len(steps) - 1 - i) for i in range(len(steps))]
+            above = sum(w * sum(s) for w, s in zip(weights, steps, strict=True))
+            below = sum(w * len(s) for w, s in zip(weights, steps, strict=True))
+            assert scale.item() == pytest.approx(math.sqrt(above / below) if steps else 0.4)
+            for a, b in case.pairs:
+                if case.focuses[a] != case.focuses[b]:
+                    squares.append((case.verdicts[a] - case.verdicts[b]) ** 2)
+        assert bool(squares) == (step != 2)
+        steps.append(squares)
+        memory.after_step(lensnet())
+
+
+def test_the_scale_divides_strength():
+    case = case_of(FLAT)
+    loss, found = case.objective(RUNNING, Remembered(scale=torch.tensor(0.05)))
+    assert loss.item() == pytest.approx(slow_objective(case, RUNNING, 0.05, False).loss.item())
+    assert loss.item() != pytest.approx(slow_objective(case, RUNNING, 0.4, False).loss.item())
+    fixed, same = case.objective(replace(RUNNING, preference_scale=0.05))
+    assert fixed.item() == pytest.approx(loss.item())
+    # logged in nats, whatever it is divided by
+    assert found.means["mc/preference_strength"].tolist() == pytest.approx(
+        same.means["mc/preference_strength"].tolist()
+    )
+
+
+def test_verdicts_that_all_agree_divide_nothing_by_zero():
+    memory = LensMemory(lensnet(), RUNNING)
+    case = case_of(FLAT)
+    case.verdicts = [0.3] * len(case.verdicts)
+    note(memory, case)
+    memory.after_step(lensnet())
+    loss, _ = case.objective(RUNNING, note(memory, case))
+    assert loss.isfinite()
+
+
+def test_evaluation_leaves_no_trace():
+    memory = LensMemory(lensnet(), RUNNING).eval()
+    note(memory, case_of(FLAT))
+    assert not memory.pending.any()
+    memory.train()
+    note(memory, case_of(FLAT))
+    assert memory.pending.all()
+
+
+# ---- the slow copy --------------------------------------------------------------------------------
+def test_the_copy_follows_slowly():
+    memory, nets = LensMemory(lensnet(0), COPYING), [lensnet(seed) for seed in range(4)]
+    expected = None
+    for net in nets:
+        memory.after_step(net)
+        now = [p.detach().double() for p in net.parameters()]
+        expected = now if expected is None else [0.8 * e + 0.2 * n for e, n in zip(expected, now, strict=True)]
+        slow = dict(memory.copy.named_buffers())
+        torch.testing.assert_close([slow[name].double() for name, _ in net.named_parameters()], expected)
+    assert not list(memory.parameters())
+
+
+def test_the_penalty_is_the_distance_from_the_copy():
+    model = whole_step(replace(COPYING, lens_weight=1.0))
+    tokens, seeds = random_tokens(TREE, 3, 0), seeds_for(3, 2)
+
+    def run():
+        loss, statistics = model(tokens, seeds, LENGTH)
+        total, count = statistics.means["mc/ema_kl"].tolist()
+        assert count == 6
+        return loss.item(), total / count
+
+    loss, divergence = run()
+    assert divergence == pytest.approx(0, abs=1e-7)
+    with torch.no_grad():
+        for weight in model.lens_memory.copy.buffers():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    farther, divergence = run()
+    assert divergence > 1e-4
+    assert farther == pytest.approx(loss + divergence, abs=1e-5)
+    model.after_step()
+    assert run()[1] == pytest.approx(0, abs=1e-7)
+
+
+def test_the_copy_is_never_trained():
+    model = whole_step(EVERYTHING)
+    tokens = random_tokens(TREE, 4, 0)
+    assert not model.train().lens_memory.copy.training
+    assert not any(name.startswith("lens_memory") for name, _ in model.named_parameters())
+    check_everything_learns(model, lambda i: model(tokens, seeds_for(4, 2) + i, LENGTH)[0], model.parameters())
+
+
+def test_kl_is_that_of_two_coins():
+    """The twin's own check, on numbers worked out by hand: 3/4 against 1/2."""
+    case = case_of(TALL, sequences=1)
+    objectives = Objectives(temperature=0.5)
+    with torch.no_grad():
+        case.scores.zero_()
+        case.previous.fill_(0.5 * math.log(3))
+    wanted = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert average([slow_kl(case, 0, objectives)]).item() == pytest.approx(wanted)
+
+
+# ---- within a step, between steps -----------------------------------------------------------------
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_micro_batches_of_any_size_give_the_same_losses_step_after_step(cut):
+    """Three optimizer steps; before the third, the scale and the copy have both been moved by two."""
+    results = []
+    for size in (6, cut):
+        model, losses = whole_step(EVERYTHING), []
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+        for step in range(3):
+            tokens, seeds = random_tokens(TREE, 6, step), seeds_for(6, 2) + 100 * step
+            parts = [model(t, s, LENGTH)[0] for t, s in zip(tokens.split(size), seeds.split(size), strict=True)]
+            loss = torch.stack(parts).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            model.after_step()
+            losses.append(loss.item())
+        results.append((losses, model.state_dict()))
+    (whole, state), (parts, other) = results
+    assert parts == pytest.approx(whole, abs=1e-5)
+    torch.testing.assert_close(other, state, atol=1e-4, rtol=1e-3)
+    assert state["lens_memory.running"].all()
+
+
+def _two_steps(rank: int, ranks: int, place: str) -> None:
+    """What one of several ranks does with its share of two steps of four sequences; leaves its state in a file."""
+    if ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=ranks)
+    model = whole_step(RUNNING)
+    for step in range(2):
+        tokens, seeds = random_tokens(TREE, 4, step), seeds_for(4, 2) + 100 * step
+        model(tokens[rank::ranks], seeds[rank::ranks], LENGTH)
+        model.after_step()
+    torch.save(model.lens_memory.state_dict(), f"{place}/{rank}-of-{ranks}.pt")
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+def test_ranks_share_one_scale(tmp_path):
+    mp.spawn(_two_steps, args=(2, str(tmp_path)), nprocs=2)
+    _two_steps(0, 1, str(tmp_path))
+    alone, first, second = (torch.load(tmp_path / name) for name in ("0-of-1.pt", "0-of-2.pt", "1-of-2.pt"))
+    assert torch.equal(first["running"], second["running"])
+    torch.testing.assert_close(first, alone)
+    assert alone["running"].all()
+
+
+def test_a_state_dict_carries_all_of_it_on():
+    first, second = whole_step(EVERYTHING), whole_step(EVERYTHING, seed=5)
+    tokens, seeds = random_tokens(TREE, 4, 0), seeds_for(4, 2)
+    first(tokens, seeds, LENGTH)
+    first.after_step()
+    with torch.no_grad():
+        first.lensnet.score_embed.bias.add_(0.2)
+    second.load_state_dict(first.state_dict())
+    for model in (first, second):
+        model(random_tokens(TREE, 4, 1), seeds + 9, LENGTH)
+        model.after_step()
+    assert first.lens_memory.scale == second.lens_memory.scale
+    assert first(tokens, seeds, LENGTH)[0] == second(tokens, seeds, LENGTH)[0]
+
+
+def test_nothing_is_remembered_by_default():
+    model = whole_step(Objectives())
+    assert model.lens_memory is None
+    assert not any("memory" in name for name in model.state_dict())
+    model.after_step()
+
+
+def test_bfloat16_takes_no_precision_from_what_moves_slowly():
+    model = real_step(TREE, EVERYTHING)
+    for parameter in model.parameters():  # as DeepSpeed does
+        parameter.data = parameter.data.bfloat16()
+    memory = model.lens_memory
+    model(random_tokens(TREE, 3, 0), seeds_for(3, 2), LENGTH)[0].backward()
+    model.after_step()
+    before = memory.copy.read.weight.clone()
+    assert before.dtype == torch.float32
+    with torch.no_grad():
+        model.lensnet.read.weight.mul_(1.01)
+    model.after_step()
+    assert (memory.copy.read.weight != before).float().mean() > 0.9
+
+
+class Tied(EntryLens):
+    """A LensNet with a weight under two names, and a buffer."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__(shape)
+        self.again = self.direction
+        self.register_buffer("seen", torch.zeros(1))
+
+
+def test_tied_weights_and_buffers_are_followed_too():
+    shape = ModelShape(16, geometry_of(TREE))
+    net = Tied(shape)
+    memory = LensMemory(net, COPYING)
+    assert memory.copy.again is memory.copy.direction
+    memory.after_step(net)
+    start = net.direction.detach().clone()
+    with torch.no_grad():
+        net.direction.add_(1.0)
+        net.seen.add_(5.0)
+    memory.after_step(net)
+    torch.testing.assert_close(memory.copy.direction, start + 0.2)
+    assert memory.copy.seen == 5
+
+
+# ---- the control run ------------------------------------------------------------------------------
+def test_a_shuffled_step_turns_round_the_pairs_whose_verdicts_changed_places():
+    tokens, seeds = random_tokens(TREE, 12, 0), seeds_for(12, 2)
+    true, dealt = (
+        whole_step(Objectives(lens_shuffle=shuffle))(tokens, seeds, LENGTH)[1].samples["mc/preference_corr"]
+        for shuffle in (False, True)
+    )
+    swapped = shuffled(torch.arange(24.0), seeds).view(12, 2)[:, 0] % 2 == 1
+    assert 2 <= swapped.sum() <= 10
+    torch.testing.assert_close(dealt, torch.where(swapped, -true, true), equal_nan=True)
+
+
+# ---- nothing is read back -------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["preference", "span_difference"])
+@pytest.mark.parametrize("sides", ["both", "worse"])
+def test_nothing_waits_for_the_device(kind, sides, monkeypatch):
+    model = real_step(TREE, replace(EVERYTHING, lens_objective=kind, preference_sides=sides))
+    tokens, seeds = random_tokens(TREE, 3, 0), seeds_for(3, 2)
+    model(tokens, seeds, LENGTH)  # the first step looks at what plug-ins return
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a tensor was read")
+
+    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    with Operations(refuse=True):
+        model(tokens, seeds, LENGTH)[0].backward()
+        model.after_step()
+
+
+# ---- what is refused ------------------------------------------------------------------------------
+SMOKE = Path(__file__).parents[3] / "gin" / "smoke.gin"
+
+
+def test_a_copy_at_zero_3_is_refused():
+    copying = "objectives.policy_kl_weight = 0.1"
+    load_run_config([SMOKE], [copying, "deepspeed.zero_stage = 2"])
+    load_run_config([SMOKE], ["objectives.normalise_strength = True", "deepspeed.zero_stage = 3"])
+    with pytest.raises(UserError, match="ZeRO 3"):
+        load_run_config([SMOKE], [copying, "deepspeed.zero_stage = 3"])
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "objectives.lens_shuffle = True",
+        "objectives.lens_objective = 'span_difference'",
+        "objectives.attribution_weight = 0.5",
+    ],
+)
+def test_one_variant_has_no_pairs(binding):
+    from mcframe.training.build import build_model
+
+    build_model(load_run_config([SMOKE], [binding]).run_config, 256)
+    with pytest.raises(UserError, match="variants"):
+        build_model(load_run_config([SMOKE], [binding, "variants.random_collapse.count = 1"]).run_config, 256)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"preference_scale": 0.0}, {"hard_negative_gamma": -1.0}, {"policy_kl_weight": -0.1}, {"strength_decay": 1.0},
+     {"policy_decay": -0.1}, {"attribution_weight": -0.1}],
+)  # fmt: skip
+def test_settings_out_of_range(setting):
+    with pytest.raises(UserError, match=f"objectives.{next(iter(setting))}"):
+        Objectives(**setting)

@@ -1,0 +1,55 @@
+"""Every plug-in that comes with mcframe, through the classes that anybody else's tests use."""
+
+import pytest
+
+from mcframe.config.run_config import all_plugins
+from mcframe.registry.plugins import KINDS
+from mcframe.testing import check_plugin
+from mcframe.testing.requirements import clauses_of
+from mcframe.testing.suites import CONTRACTS
+
+
+def contract_of(kind):
+    """A test class as somebody would write it, with a fixture that goes through all plug-ins of a kind."""
+    names = [f"{kind}.{name}" for name in all_plugins().implementations[kind]]
+
+    class Test(CONTRACTS[kind]):
+        @pytest.fixture(params=names)
+        def plugin(self, request):
+            return request.param
+
+    return Test
+
+
+for _kind in KINDS:
+    globals()[f"Test{_kind.title()}"] = contract_of(_kind)
+
+
+ODD = [
+    ("gistnet.transformer", "pooling = 'query'", "head = 'linear'"),
+    ("gistnet.transformer", "pooling = 'cls'", "residual = False"),
+    ("gistnet.transformer", "base_layer = 2"),
+    ("gistnet.multihead", "layers = 0", "queries = 2", "residual = False"),
+    ("gistnet.contextual", "layers = 1", "window = 2", "pooling = 'query'"),
+    ("gistnet.contextual", "window = 1", "pooling = 'heads'", "residual = False"),
+    ("gistnet.contextual", "layers = 1", "window = 1", "from_tokens = False"),
+    ("gistnet.contextual", "layers = 0", "base_layer = 1", "from_tokens = False"),
+    ("lensnet.transformer", "layers = 1", "width = 8"),
+    ("lensnet.transformer", "layers = 1", "surprise = True"),
+    ("lensnet.mlp", "hidden = 6", "layers = 3", "surprise = True", "embeddings = True"),
+    ("allocator.greedy", "expand_threshold = 0.2", "collapse_threshold = 0.5", "replacements = 1", "cooldown = 1"),
+    ("allocator.hierarchical", "kept = (0.9, 0.5)"),
+    ("variants.lens_guided", "temperature = 0.05", "random_share = 0.0"),
+    ("variants.single_span", "count = 3"),
+]
+
+
+@pytest.mark.parametrize("case", ODD, ids=lambda case: " ".join(case))
+def test_other_options_conform_too(case):
+    """What the option can change: compiling, copying and the plug-in's papers are the same for all."""
+    name, *options = case
+    kind = name.partition(".")[0]
+    spared = {"M1", "M5", "M6", "M7", "M8", "N1", "N2", "N3", "N4", "N6"}
+    wanted = [each.id for each in clauses_of(kind) if each.id not in spared and not each.slow]
+    results = check_plugin(name, [f"{name}.{option}" for option in options], only=wanted)
+    assert {each.clause: each.message for each in results if each.outcome == "failed"} == {}

@@ -1,0 +1,327 @@
+"""`--plugin`, `--no-plugin`, `--strict-plugins` and the API version, with real packages and files."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mcframe.config.run_config import all_plugins, load_run_config
+from mcframe.errors import UserError
+from mcframe.hookspecs import API_VERSION
+from mcframe.registry.discovery import PluginOptions, discover
+from mcframe.registry.hook_rules import api_fits
+from mcframe.registry.plugins import Registry
+
+NET = '''
+    """A plug-in in one file."""
+
+    from dataclasses import dataclass
+    from typing import Literal
+
+    from torch import nn
+
+    from mcframe.hookspecs import GistNet, ModelShape, hookimpl
+
+    @dataclass
+    class Held:
+        by: "int" = 1
+
+    class Last(GistNet):
+        """The last child."""
+
+        def __init__(self, shape: ModelShape, *, bias: bool = False, mode: Literal["a", "b"] = "a"):
+            super().__init__()
+            self.head = nn.Linear(shape.width, shape.width, bias=bias)
+
+        def forward(self, children, lod):
+            return self.head(children[:, :, -1:])
+
+    @hookimpl
+    def register_gistnets(register):
+        register("{name}", Last)
+'''
+HELD_BY_AN_OBJECT = """
+    from mcframe.hookspecs import hookimpl
+
+    class Plugin:
+        @hookimpl
+        def run_finished(self, run): ...
+
+    class inner:
+        plugin = Plugin()
+"""
+
+
+@pytest.fixture
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a plug-in's file, away from everything that Python imports from; works in that folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def write(name: str, source: str = NET.replace("{name}", "last")) -> Path:
+        file = Path(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(source), "utf-8")
+        return file.resolve()
+
+    return write
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_site):
+    """Installs packages for this test."""
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    before = set(sys.modules)
+
+    def install(package: str, source: str) -> None:
+        new_site(tmp_path / "site").install(package, source)
+        importlib.invalidate_caches()
+
+    yield install
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def with_plugin(*named: str) -> Registry:
+    return discover(PluginOptions(named=named))
+
+
+def refusal(*named: str, **others: object) -> UserError:
+    with pytest.raises(UserError) as caught:
+        discover(PluginOptions(named=named, **others))  # type: ignore[arg-type]
+    return caught.value
+
+
+# ---- --plugin ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("spec", ["nets.py", "./nets.py", "deep/down/nets.py"])
+def test_a_local_file_offers_what_it_registers(put, spec):
+    file = put(spec)
+    registry = with_plugin(spec)
+    offered = registry.implementations["gistnet"]["last"]
+    assert (offered.plugin, offered.distribution, offered.file) == (str(file), "", str(file))
+    assert offered.origin == f"plug-in {str(file)!r}"
+    known = registry.plugins[str(file)]
+    assert (known.spec, known.code) == (str(file), file.read_bytes())
+    assert "transformer" in registry.implementations["gistnet"]
+    assert str(file.parent) not in sys.path  # modules beside it must shadow nobody's
+
+
+def test_a_file_that_was_changed_is_read_again(put):
+    put("nets.py")
+    first = with_plugin("nets.py").implementations["gistnet"]["last"].factory
+    assert with_plugin("nets.py").implementations["gistnet"]["last"].factory is first
+    put("nets.py", NET.replace("{name}", "other"))
+    assert set(with_plugin("nets.py").implementations["gistnet"]) >= {"other"}
+    assert "last" not in with_plugin("nets.py").implementations["gistnet"]
+
+
+def test_an_object_of_a_file_or_a_module(put, install):
+    file = put("nets.py", HELD_BY_AN_OBJECT)
+    assert with_plugin("nets.py:inner.plugin").plugins[f"{file}:inner.plugin"].lifecycle == ("run_finished",)
+    install("a_package_of_objects", HELD_BY_AN_OBJECT)
+    (info,) = (file.parent / ".." / "site").glob("a_package_of_objects-*")
+    (info / "RECORD").write_text("a_package_of_objects.py,,\n")  # what an installer leaves
+    registry = with_plugin("a_package_of_objects:inner.plugin")
+    known = registry.plugins["a_package_of_objects:inner.plugin"]
+    assert (known.distribution, known.version, known.lifecycle) == ("a_package_of_objects", "1.0", ("run_finished",))
+    assert registry.versions()["a_package_of_objects"] == "1.0"  # it offers nothing, and takes part all the same
+
+
+def test_naming_what_is_installed_or_named_already_does_no_harm(put, install):
+    install("nets_of_others", NET.replace("{name}", "theirs"))
+    put("nets.py")
+    registry = with_plugin("nets_of_others", "nets.py", "./nets.py")
+    assert {"theirs", "last"} <= set(registry.implementations["gistnet"])
+    assert registry.implementations["gistnet"]["theirs"].plugin == "nets_of_others:it"
+
+
+WRONG = {
+    "no file": ("nowhere.py", None, ["nowhere.py: No such file"], "a file that ends in .py", None),
+    "no module": ("no_such_module_at_all", None, ["there is no module 'no_such_module_at_all'"], "PYTHONPATH", None),
+    "a file taken for a module": (
+        "nets",
+        ("nets.py", "x = 1"),
+        ["no module 'nets'"],
+        "name the file: --plugin nets.py",
+        None,
+    ),
+    "no such object": (
+        "nets.py:plugin",
+        ("nets.py", "plugins = 1"),
+        ["no 'plugin' (did you mean plugins?)"],
+        "colon",
+        None,
+    ),
+    "no hook": ("nets.py", ("nets.py", "x = 1"), ["it implements no hook"], "mark its functions", None),
+    "no Python": ("nets.py", ("nets.py", "x = 1\ndef ("), ["SyntaxError"], "put that right", 2),
+    "raises": (
+        "nets.py",
+        ("nets.py", "x = 1\n\nraise RuntimeError('no luck')"),
+        ["RuntimeError: no luck"],
+        "put that",
+        3,
+    ),
+    "lacks a module": (
+        "nets.py",
+        ("nets.py", "import not_there_at_all"),
+        ["ModuleNotFoundError", "not_there"],
+        "put",
+        1,
+    ),
+    "a class": ("nets.py:P", ("nets.py", "class P: ..."), ["P is a class"], "publish an instance", None),
+    "a misspelt hook": (
+        "nets.py",
+        ("nets.py", "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnet(register): ..."),
+        ["mcframe has no hook 'register_gistnet' (did you mean register_gistnets"],
+        "rename the function",
+        None,
+    ),
+    "nothing": ("", None, ["names nothing"], "module, module:object or path/to/file.py", None),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_named_must_load(put, case):
+    spec, file, said, remedy, line = WRONG[case]
+    path = put(*file) if file else None
+    error = refusal(spec)
+    for words in said:
+        assert words in error.message
+    assert remedy in error.remedy
+    assert str(error.place) == f"{path}:{line}" if line else error.place is None
+    assert case == "nothing" or error.message.startswith("--plugin ")
+
+
+def test_a_file_that_failed_may_be_put_right(put, monkeypatch):
+    condition = "import os\nassert 'READY' in os.environ\n" + textwrap.dedent(NET.replace("{name}", "last"))
+    put("nets.py", condition)
+    refusal("nets.py")
+    monkeypatch.setenv("READY", "yes")  # what half of it left behind is not taken for the whole
+    assert "last" in with_plugin("nets.py").implementations["gistnet"]
+
+
+def test_one_name_twice_is_refused_with_both_origins_and_one_may_be_left_out(put, install):
+    install("nets_of_somebody", NET.replace("{name}", "last"))
+    file = put("nets.py")
+    error = refusal("nets.py")
+    assert error.message == (
+        f"two plug-ins offer gistnet.last: plug-in 'it' of nets_of_somebody 1.0 and plug-in {str(file)!r}"
+    )
+    assert "--no-plugin NAME" in error.remedy
+    registry = discover(PluginOptions(named=("nets.py",), without=("nets_of_somebody",)))
+    assert registry.implementations["gistnet"]["last"].plugin == str(file)
+
+
+# ---- --no-plugin ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["it", "left-out_PACKAGE", "left_out_package:it"])
+def test_what_is_left_out_is_not_even_imported(install, name):
+    install("left_out_package", "raise SystemExit('imported')")
+    registry = discover(PluginOptions(without=(name,)))
+    assert (registry.broken, registry.left_out) == ([], ["it"])
+    assert "left_out_package" not in registry.versions()
+    assert "left out with --no-plugin: it" in registry.unknown("gistnet", "nothing").message
+
+
+def test_leaving_out_what_is_not_there_is_a_mistake():
+    error = refusal(without=("first-party-gistnet",))
+    assert "--no-plugin first-party-gistnet: no plug-in" in error.message
+    assert "(did you mean first-party-gistnets?)" in error.message
+    assert "mcframe" in error.remedy
+
+
+# ---- --strict-plugins ----------------------------------------------------------------------------
+def test_a_broken_plugin_stops_only_who_uses_it_or_is_strict(install, smoke):
+    install("broken_one", "import not_there_at_all")
+    registry = load_run_config([smoke], []).registry
+    (warning,) = registry.warnings()
+    assert "plug-in 'it' of broken_one 1.0 could not be loaded: ModuleNotFoundError: No module named" in warning
+    with pytest.raises(UserError, match="likely cause") as used:
+        load_run_config([smoke], ["run.gistnet = @gistnet.theirs"])
+    assert "of broken_one 1.0" in used.value.message
+    assert str(used.value.place).startswith("--set")
+    error = refusal(strict=True)
+    assert warning.split(";")[0] in error.message
+    assert "pip install --upgrade broken_one" in error.remedy
+    assert "--no-plugin NAME" in error.remedy
+    assert not discover(PluginOptions(without=("broken_one",), strict=True)).broken
+
+
+# ---- API version ---------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("stated", "ours", "fits"),
+    [
+        ("0.1", "0.1", True), ("0.2", "0.1", False), ("0.1", "0.2", False), ("1.0", "0.1", False),
+        ("1.0", "1.0", True), ("1.0", "1.3", True), ("1.4", "1.3", False), ("1.9", "1.10", True), ("1.0", "2.0", False),
+    ],
+)  # fmt: skip
+def test_which_versions_fit(stated, ours, fits):
+    assert api_fits(stated, ours) is fits
+
+
+def test_a_stated_version_that_fits_is_listed(put):
+    file = put("nets.py", f'mcframe_api = "{API_VERSION}"\n' + textwrap.dedent(NET.replace("{name}", "last")))
+    registry = with_plugin("nets.py")
+    assert registry.plugins[str(file)].api == registry.implementations["gistnet"]["last"].api == API_VERSION
+
+
+@pytest.mark.parametrize(
+    ("stated", "message", "remedy"),
+    [
+        ('"9.2"', r"made for mcframe's plug-in API 9\.2, and mcframe \S+ has API 0\.1", "upgrade mcframe"),
+        ('"0.0"', r"plug-in API 0\.0, and mcframe", "bring its code to API 0.1"),
+        ("0.1", r"mcframe_api is 0\.1, which is no version", 'write mcframe_api = "0.1"'),
+        ('"0.1.3"', r"mcframe_api is '0\.1\.3', which is no version", 'write mcframe_api = "0.1"'),
+    ],
+)
+def test_a_version_that_does_not_fit(put, stated, message, remedy):
+    # Its hooks are not ours, which is not what is said of a plug-in that was made for another API.
+    put("nets.py", f"mcframe_api = {stated}\nfrom mcframe.hookspecs import hookimpl\n@hookimpl\ndef new(x): ...\n")
+    error = refusal("nets.py")
+    assert re.search(message, error.message), error.message
+    assert remedy in error.remedy
+
+
+@pytest.mark.parametrize(("stated", "remedy"), [("9.0", "upgrade mcframe"), ("0.0", "upgrade made_for_another")])
+def test_an_installed_plugin_for_another_api_is_broken_not_fatal(install, stated, remedy):
+    install("made_for_another", f'mcframe_api = "{stated}"\n' + textwrap.dedent(NET.replace("{name}", "theirs")))
+    registry = discover()
+    assert "theirs" not in registry.implementations["gistnet"]
+    (broken,) = registry.broken
+    assert f"'it' of made_for_another 1.0 could not be loaded: it was made for mcframe's plug-in API {stated}" in str(
+        broken
+    )
+    assert broken.remedy.startswith(remedy)
+
+
+def test_all_that_comes_with_mcframe_states_its_api():
+    registry = all_plugins()
+    own = {plugin.short: plugin.api for plugin in registry.plugins.values() if plugin.distribution == "mcframe"}
+    assert len(own) >= 5
+    assert set(own.values()) == {API_VERSION}
+
+
+# ---- parameters of a third party's plug-in -------------------------------------------------------
+@pytest.mark.parametrize(
+    ("binding", "message", "remedy"),
+    [
+        ("gistnet.last.bias = 'yes'", "expected bool, got str", "gistnet.last.bias"),
+        ("gistnet.last.mode = 'c'", "not one of the choices", "'a', 'b'"),
+        ("gistnet.last.bais = True", "no parameter 'bais' (did you mean bias?)", "bias, mode"),
+        ("gistnet.last.shape = 1", "supplied by the framework", "remove it"),
+    ],
+)
+def test_bindings_of_a_file_are_checked_before_training(put, smoke, binding, message, remedy):
+    put("nets.py")
+    put("mine.gin", f"include '{smoke}'\nrun.gistnet = @gistnet.last\n{binding}\n")
+    with pytest.raises(UserError) as caught:
+        load_run_config(["mine.gin"], [], PluginOptions(named=("nets.py",)))
+    assert message in caught.value.message
+    assert remedy in caught.value.remedy
+    assert str(caught.value.place) == "mine.gin:3"

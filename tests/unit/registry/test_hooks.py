@@ -1,0 +1,112 @@
+"""Every hook, implemented by a plug-in and called as the framework calls it; that a run calls them: test_lifecycle."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mcframe.config.run_config import all_plugins
+from mcframe.hookspecs import INTERFACES, EvalResult, Hooks, RunInfo, hookimpl
+from mcframe.registry.plugins import KINDS, Registry
+
+RUN = RunInfo(directory=Path("run"), rank=1, world_size=2, tokens=3, step=4, total_tokens=5)
+HOOKS = sorted(name for name in vars(Hooks) if not name.startswith("_"))
+
+
+def thing(size: int = 1) -> None:
+    """What is offered."""
+
+
+def plugin(hook: str, implementation: Callable[..., None]) -> ModuleType:
+    """A module that implements one hook."""
+    module = ModuleType(f"with_{hook}")
+    setattr(module, hook, hookimpl(implementation, specname=hook))
+    return module
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "checkpoint_loaded": {"run": RUN, "checkpoint": Path("run/checkpoints/tokens-3")},
+    "run_started": {"run": RUN},
+    "step_finished": {"run": RUN},
+    "metrics_logged": {"run": RUN, "metrics": {"train/loss": 1.0}},
+    "checkpoint_saved": {"run": RUN, "checkpoint": Path("run/checkpoints/tokens-3")},
+    "evaluated": {"run": RUN, "name": "controls", "findings": EvalResult({"eval/gist_quality/full": 1.0})},
+    "run_finished": {"run": RUN, "summary": {"status": "finished"}},
+    "run_failed": {"run": RUN, "error": ValueError("no luck")},
+}
+"""What each hook that offers nothing is called with."""
+
+
+@pytest.mark.parametrize("hook", [hook for hook in HOOKS if not hook.startswith("register_")])
+def test_a_plugin_hears_what_happens(hook: str) -> None:
+    """One that takes every parameter gets each, once, beside one that takes none, through the typed method."""
+    seen: list[dict[str, Any]] = []
+    expected = CALLS[hook]  # a new hook needs a line there
+    declared = [name for name in inspect.signature(getattr(Hooks, hook)).parameters if name != "self"]
+    scope: dict[str, Any] = {"seen": seen}
+    taken = ", ".join(f"{name}={name}" for name in declared)
+    exec(f"def implementation({', '.join(declared)}): seen.append(dict({taken}))", scope)
+    registry = Registry()
+    registry.register_plugin(plugin(hook, scope["implementation"]), "one")
+    registry.register_plugin(plugin(hook, lambda: None), "takes no parameter")
+    getattr(registry.hooks, hook)(**expected)
+    assert seen == [expected]
+
+
+@pytest.mark.parametrize("hook", [hook for hook in HOOKS if hook.startswith("register_")])
+def test_a_plugin_offers_things_of_one_kind(hook: str) -> None:
+    """Two things, and nothing of any other kind."""
+    kind, names = next(kind for kind, known in KINDS.items() if known == hook), ["first", "second_2"]
+
+    def register_all(register):
+        for name in names:
+            register(name, thing)
+
+    registry = Registry()
+    registry.register_plugin(plugin(hook, register_all), "one")
+    found = {
+        k: {name: entry.factory for name, entry in offers.items()} for k, offers in registry.implementations.items()
+    }
+    assert found == {**{k: {} for k in KINDS}, kind: dict.fromkeys(names, thing)}
+
+
+def test_an_error_in_run_failed_is_noted_to_the_first_one() -> None:
+    registry, error = Registry(), ValueError("no luck")
+
+    def fail():
+        raise OSError("mail server is down")
+
+    registry.register_plugin(plugin("run_failed", fail), "one")
+    registry.hooks.run_failed(RUN, error)
+    assert error.__notes__ == ["a plug-in's hook run_failed failed in turn: OSError: mail server is down"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_reached_through_a_typed_method_or_a_kind(hook: str) -> None:
+    """Nobody calls pluggy's untyped relay: a hook without either would never be called."""
+    if hook.startswith("register_"):
+        assert hook in KINDS.values()
+        return
+    method = getattr(type(Registry().hooks), hook)
+    assert inspect.signature(method) == inspect.signature(getattr(Hooks, hook))
+
+
+def test_every_kind_has_an_interface() -> None:
+    assert set(KINDS) == set(INTERFACES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_a_test_of_what_comes_with_it(kind: str) -> None:
+    """Some test, of this folder's others, uses each implementation that comes with mcframe."""
+    files = [file.read_text("utf-8") for file in Path(__file__).parent.rglob("test_*.py") if file != Path(__file__)]
+    own = [entry for entry in all_plugins().implementations[kind].values() if entry.distribution == "mcframe"]
+    assert own, f"nothing that comes with mcframe shows how a {kind} is written"
+    for entry in own:
+        words = (rf"\b{entry.factory.__name__}\b", rf"@?{kind}\.{entry.name}\b", rf"[\"']{entry.name}[\"']")
+        assert any(re.search("|".join(words), text) for text in files), f"write a test of {kind}.{entry.name}"

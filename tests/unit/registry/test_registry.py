@@ -1,0 +1,249 @@
+"""Plug-in discovery, with real packages: modules and *.dist-info folders on sys.path, as pip leaves them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from mcframe.errors import UserError
+from mcframe.hookspecs import RunInfo, hookimpl
+from mcframe.registry.discovery import discover
+from mcframe.registry.plugins import KINDS, Registry
+
+GOOD = """
+    from mcframe.hookspecs import hookimpl
+
+    class Net:
+        def __init__(self, shape, layers: int = 2): ...
+
+    @hookimpl
+    def register_gistnets(register):
+        register("{name}", Net)
+"""
+
+
+class Site:
+    """A folder that stands for site-packages."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def install(self, package: str, source: str, *, points: str = "", version: str = "1.2") -> None:
+        module = package.replace("-", "_")
+        (self.folder / f"{module}.py").write_text(textwrap.dedent(source))
+        info = self.folder / f"{module}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+        points = points or f"{module}-point = {module}"
+        (info / "entry_points.txt").write_text(f"[mcframe.plugins]\n{points}\n")
+        importlib.invalidate_caches()
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield Site(tmp_path)
+    for name in set(sys.modules) - before:  # the next test has modules of the same names
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def installed(site):
+    """With a package called mcframe, first on the path: it hides the one that may be installed."""
+    (site.folder / "own_nets.py").write_text(textwrap.dedent(GOOD.replace("{name}", "own")))
+    info = site.folder / "mcframe-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mcframe\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[mcframe.plugins]\nnets = own_nets\n")
+    return site
+
+
+def test_finds_what_packages_offer_and_where_it_comes_from(installed):
+    installed.install("third-party-good", GOOD.replace("{name}", "theirs"))
+    registry = discover()
+    theirs = registry.implementations["gistnet"]["theirs"]
+    assert (theirs.plugin, theirs.distribution, theirs.version) == (
+        "third-party-good:third_party_good-point",
+        "third-party-good",
+        "1.2",
+    )
+    assert theirs.factory.__name__ == "Net"
+    assert "own" in registry.implementations["gistnet"]
+    assert set(registry.implementations) == set(KINDS)
+    assert not registry.warnings()
+    assert registry.versions() == {"mcframe": "0.1.0", "third-party-good": "1.2"}
+
+
+BROKEN = {
+    "import_error": ("import no_such_module_of_theirs", "", "ModuleNotFoundError: No module named"),
+    "syntax_error": ("def (", "", "SyntaxError"),
+    "exits_at_import": ("raise SystemExit(3)", "", "SystemExit: 3"),
+    "missing_attribute": ("", "p = missing_attribute:nothing", "AttributeError"),
+    "misspelt_hook": (
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnet(register): ...",
+        "",
+        "no hook 'register_gistnet' (did you mean register_gistnets",
+    ),
+    "a_class": (
+        "from mcframe.hookspecs import hookimpl\n"
+        "class Plugin:\n    @hookimpl\n    def register_gistnets(self, register): ...",
+        "p = a_class:Plugin",
+        "Plugin is a class; a plug-in is an instance or a module: publish an instance: `plugin = Plugin()`",
+    ),
+    "default_value": (
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef step_finished(run=None): ...",
+        "",
+        "parameter 'run' has a default value",
+    ),
+    "unknown_argument": (
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef step_finished(trainer): ...",
+        "",
+        "PluginValidationError",
+    ),
+    "hook_raises": (
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnets(register):\n"
+        "    register('half', print)\n    raise RuntimeError('no luck')",
+        "",
+        "RuntimeError: no luck",
+    ),
+    "bad_name": (
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnets(register): register('a-b', print)",
+        "",
+        "'a-b' is not letters, digits and underscores",
+    ),
+    "not_callable": (
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnets(register): register('a', 3)",
+        "",
+        "gistnet.a is not callable",
+    ),
+    "no_signature": (
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnets(register): register('a', dict)",
+        "",
+        "gistnet.a has no signature",
+    ),
+    "no_hook": ("def register_gistnets(register): ...", "", "implements no hook: mark its functions"),
+}
+
+
+@pytest.mark.parametrize("module", BROKEN)
+def test_a_broken_plugin_is_recorded_and_the_others_work(installed, module):
+    source, points, expected = BROKEN[module]
+    installed.install(module, source, points=points, version="0.7")
+    registry = discover()
+    assert list(registry.implementations["gistnet"]) == ["own"]
+    (warning,) = registry.warnings()
+    assert "\n" not in warning
+    assert f"of {module} 0.7 could not be loaded" in warning.replace("-", "_")
+    assert expected in warning
+    registry.hooks.run_finished(RunInfo(Path(), 0, 1, 0, 0, 0), {})  # nothing of it is left behind
+
+
+def test_a_plugin_with_no_metadata_left_is_recorded_like_others(installed):
+    info = installed.folder / "leftover-1.0.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text("[mcframe.plugins]\nleft = leftover_of_an_uninstall\n")
+    (warning,) = discover().warnings()
+    assert "'left' could not be loaded: ModuleNotFoundError" in warning
+
+
+def test_an_unknown_name_lists_near_misses_and_blames_the_broken_plugin(installed):
+    installed.install("fancy-nets", "import no_such_module_of_theirs", version="3.1")
+    error = discover().unknown("gistnet", "oen")
+    assert "did you mean @gistnet.own?" in error.message
+    assert "likely cause" in error.message
+    assert "'fancy_nets-point' of fancy-nets 3.1 could not be loaded: ModuleNotFoundError" in error.message
+    assert "pip install --upgrade fancy-nets" in error.remedy
+    assert "pip uninstall fancy-nets" in error.remedy
+
+
+def test_an_unknown_name_without_broken_plugins_blames_nobody(installed):
+    error = discover().unknown("lensnet", "x")
+    assert "likely cause" not in error.message
+    assert "there are: none" in error.message
+
+
+def test_two_packages_with_one_name_are_refused_and_both_named(installed):
+    installed.install("first-one", GOOD.replace("{name}", "same"))
+    installed.install("second-one", GOOD.replace("{name}", "same"), version="9")
+    with pytest.raises(UserError, match=r"first-one 1\.2.*second-one 9") as caught:
+        discover()
+    assert "gistnet.same" in caught.value.message
+    assert "uninstall one" in caught.value.remedy
+
+
+def test_entry_points_of_two_packages_may_have_one_name(installed):
+    installed.install("first-one", GOOD.replace("{name}", "a"), points="nets = first_one")
+    installed.install("second-one", GOOD.replace("{name}", "b"), points="nets = second_one")
+    registry = discover()
+    assert not registry.warnings()
+    assert {"a", "b"} <= set(registry.implementations["gistnet"])
+
+
+def test_a_bare_checkout_says_how_to_install(site, monkeypatch):
+    site.install("someone-else", GOOD.replace("{name}", "x"))
+    monkeypatch.setattr(
+        "mcframe.registry.discovery.entry_points",
+        lambda group: [point for point in importlib.metadata.entry_points(group=group) if point.dist.name != "mcframe"],
+    )
+    with pytest.raises(UserError, match="bare checkout") as caught:
+        discover()
+    assert "pip install -e . -c constraints.txt" in caught.value.remedy
+
+
+class InProcess:
+    def __init__(self, name="mine"):
+        self.name = name
+        self.seen = []
+
+    @hookimpl
+    def register_text_sources(self, register):
+        register(self.name, print)
+
+    @hookimpl
+    def run_started(self, run):
+        self.seen.append(run)
+
+    @hookimpl
+    def metrics_logged(self, metrics):
+        self.seen.append(metrics)
+
+
+def test_plugins_in_the_process_offer_and_hear():
+    registry, plugin = Registry(), InProcess()
+    registry.register_plugin(plugin, "tests")
+    assert registry.implementations["text"]["mine"].factory is print
+    assert registry.implementations["text"]["mine"].origin == "plug-in 'tests'"
+    run = RunInfo(Path("x"), 0, 1, 2, 3, 4)
+    registry.hooks.run_started(run)
+    registry.hooks.step_finished(run)
+    registry.hooks.metrics_logged(run, {"loss": 1.0})
+    registry.hooks.checkpoint_saved(run, Path("c"))
+    assert plugin.seen == [run, {"loss": 1.0}]
+
+
+def test_a_refused_plugin_leaves_nothing_behind():
+    registry = Registry()
+    registry.register_plugin(InProcess(), "first")
+    second = InProcess()
+    with pytest.raises(UserError, match=r"text\.mine: plug-in 'first' and plug-in 'second'"):
+        registry.register_plugin(second, "second")
+    registry.hooks.run_started(RunInfo(Path(), 0, 1, 0, 0, 0))
+    assert second.seen == []
+    second.name = "other"
+    registry.register_plugin(second, "second")
+    assert set(registry.implementations["text"]) == {"mine", "other"}
+
+
+def test_a_plugin_name_is_taken_once():
+    registry = Registry()
+    registry.register_plugin(InProcess("a"), "one")
+    with pytest.raises(UserError, match="already registered"):
+        registry.register_plugin(InProcess("b"), "one")
+    assert "a" in registry.implementations["text"]

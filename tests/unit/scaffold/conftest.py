@@ -1,0 +1,1 @@
+from tests.support.written_packages import packages as packages

@@ -1,0 +1,103 @@
+"""`mcframe new-plugin` at the prompt, and its packages under their own tests."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mcframe.cli.app import app
+from mcframe.config.run_config import load_run_config
+from mcframe.scaffold.kinds import KINDS
+from mcframe.training.build import build_model
+from tests.support.linking import link
+
+
+def new_plugin(*arguments: str) -> tuple[int, str]:
+    """Exit code and output."""
+    result = CliRunner().invoke(app, ["new-plugin", *arguments], env={"COLUMNS": "200"})
+    return result.exit_code, result.output
+
+
+def test_it_shows_what_it_wrote_and_what_comes_next(tmp_path: Path) -> None:
+    code, output = new_plugin("last-child", "--kind", "gistnet", "--dir", str(tmp_path / "new folder"))
+    assert code == 0, output
+    folder = tmp_path / "new folder" / "mcframe-last-child"
+    for file in (file for file in folder.rglob("*") if file.is_file()):
+        assert file.name in output
+    assert "LastChildGistNet.weights in mcframe_last_child.py" in output
+    commands = [line.strip() for line in output.splitlines()[-3:]]
+    assert commands[0] == f"cd '{folder}'"
+    assert [command.split(" -m ")[1] for command in commands[1:]] == ["pip install -e '.[test]'", "tox"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("mine", "--kind", "gisnet"), "no kind of plug-in called 'gisnet' (did you mean gistnet?)"),
+        (("mean", "--kind", "gistnet"), "there is a gistnet.mean already"),
+        (("My Net", "--kind", "gistnet"), "for example my-net"),
+    ],
+)
+def test_mistakes_end_in_one_message(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    code, output = new_plugin(*arguments, "--dir", str(tmp_path))
+    assert code == 2
+    assert said in " ".join(output.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
+    assert new_plugin("mine", "--kind", "task", "--dir", str(tmp_path))[0] == 0
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    code, output = new_plugin("mine", "--kind", "text", "--dir", str(tmp_path))
+    assert code == 2
+    assert "nothing was written" in " ".join(output.replace("│", " ").split())
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+SITE = "import site, sys; site.addsitedir(sys.argv[1]); import pytest; sys.exit(pytest.main(sys.argv[2:]))"
+"""pytest where a folder counts as installed."""
+
+
+def test_new_packages_pass_their_own_tests(packages: dict[str, Path], tmp_path: Path) -> None:
+    """All kinds in one process; `tox -e scaffold` installs them one by one and runs tox in each."""
+    for folder in packages.values():
+        link(folder, tmp_path)
+    arguments = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-rA", "--tb=short"]
+    tests = [str(folder / "tests") for folder in packages.values()]
+    result = subprocess.run(
+        [sys.executable, "-c", SITE, str(tmp_path), *arguments, *tests],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    for about in KINDS.values():
+        assert f"TestProbe{about.suffix}::test_every_clause_is_checked" in result.stdout
+
+
+@pytest.fixture
+def installed(packages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The packages as this process finds them, until the test is over."""
+    for folder in packages.values():
+        link(folder, tmp_path)
+        monkeypatch.syspath_prepend(folder)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield
+    for name in [name for name in sys.modules if name.startswith("mcframe_probe_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("installed")
+def test_gin_files_select_what_was_written(packages: dict[str, Path]) -> None:
+    for kind, folder in packages.items():
+        (gin,) = folder.glob("*.gin")
+        loaded = load_run_config([gin], [])
+        assert loaded.registry.broken == []
+        assert [key for key, value in loaded.config.as_dict().items() if f"@{kind}.probe" in str(value)], kind
+        build_model(loaded.run_config, loaded.run_config.tokenizer().vocab_size)

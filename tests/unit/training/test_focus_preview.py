@@ -1,0 +1,49 @@
+"""What is shown while a run is under way, for strategies that look at scores too."""
+
+import torch
+
+from mcframe.context.context_tree import ContextTree
+from mcframe.hookspecs import ModelShape, VariantStrategy
+from mcframe.modeling.gpt import GPT
+from mcframe.modeling.objectives import Objectives
+from mcframe.modeling.step import MegaContextStep
+from mcframe.training.sampling import focuses
+from mcframe_plugins.allocator.greedy import GreedyAllocator
+from mcframe_plugins.gistnet.mean import MeanGistNet
+from mcframe_plugins.lensnet.recency import RecencyLensNet
+from mcframe_plugins.variants.random_collapse import RandomCollapse
+
+GEOMETRY = ContextTree(32, 4, 1, 1, 8)
+
+
+class Guided(VariantStrategy):
+    """Wants LensNet's scores, and says so where it does not get them."""
+
+    count = 2
+    needs_scores = True
+
+    def __init__(self, tree):
+        self.random = RandomCollapse(tree)
+        self.seen = []
+
+    def propose(self, sequences, scores, length, seeds):
+        assert scores is not None
+        self.seen.append(tuple(scores.shape))
+        return self.random.propose(sequences, None, length, seeds)
+
+
+def test_a_strategy_that_needs_scores_gets_them():
+    strategy, shape = Guided(GEOMETRY), ModelShape(16, GEOMETRY)
+    gpt = GPT(GEOMETRY, 20, depth=1, width=16, heads=2)
+    model = MegaContextStep(gpt, MeanGistNet(shape), RecencyLensNet(shape), strategy, GEOMETRY, Objectives())
+    windows = torch.randint(20, (3, 33))
+    cpu = torch.device("cpu")
+    chosen, proposed, rounds = focuses(model, GreedyAllocator(GEOMETRY), windows, 24, 0, 2, cpu)
+    assert strategy.seen == [(1, 24)]
+    assert (tuple(chosen.shape), tuple(proposed.shape)) == ((3, 8), (1, 8))
+    assert all(row.sum() == 3 for row in (*chosen, *proposed))  # 32 - 3 * 3 = 23 entries
+    assert rounds >= 1
+    for batch in (1, 3):  # cutting them changes nothing
+        again = focuses(model, GreedyAllocator(GEOMETRY), windows, 24, 0, batch, cpu)
+        assert torch.equal(again[0], chosen)
+        assert (torch.equal(again[1], proposed), again[2]) == (True, rounds)

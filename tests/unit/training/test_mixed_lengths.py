@@ -1,0 +1,45 @@
+"""Lengths of variants from step to step: annealed, or drawn between the annealed one and the first."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from mcframe.config.run_config import load_run_config
+from mcframe.config.schema import RunConfig
+
+MIXED = ["context.mixed_lengths = True", "context.start_length = 0.9", "context.train_wc_length = 0.5"]
+
+
+def run_config(*overrides: str) -> RunConfig:
+    return load_run_config(["smoke.gin"], ["run.total_tokens = 1024000", *overrides]).run_config
+
+
+def test_every_step_draws_between_the_annealed_target_and_the_first() -> None:
+    mixed, plain = run_config(*MIXED), run_config(*MIXED[1:])
+    first = plain.variant_length(0)
+    assert mixed.variant_length(0) == first
+    for step in range(0, mixed.steps, 7):
+        assert plain.variant_length(step) <= mixed.variant_length(step) <= first
+    late = Counter(mixed.variant_length(step) for step in range(mixed.steps - 200, mixed.steps))
+    assert min(late) <= plain.variant_length(mixed.steps - 1) + 8, "the shortest lengths are among them"
+    assert max(late) >= first - 8, "and so are the longest, to the end"
+
+
+def test_a_step_s_length_depends_on_the_seed_and_the_step_alone() -> None:
+    lengths = [[r.variant_length(step) for step in range(500, 560)] for r in (run_config(*MIXED), run_config(*MIXED))]
+    assert lengths[0] == lengths[1]
+    other = run_config(*MIXED, "run.seed = 1")
+    assert [other.variant_length(step) for step in range(500, 560)] != lengths[0]
+
+
+@pytest.mark.parametrize("name", ["recall.gin", "recall_focus.gin", "recall_base.gin"])
+def test_the_recall_presets_build(name: str) -> None:
+    from mcframe.training.build import build_components
+
+    built = build_components(load_run_config([name], []).run_config)
+    assert built.task is not None
+    first, last = built.run_config.extreme_lengths
+    assert built.tree.minimum_length == last or name == "recall_base.gin"
+    assert first > last

@@ -1,0 +1,136 @@
+"""What a run remembers of the plug-ins that it was given, and how it is opened again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mcframe.errors import UserError
+from mcframe.registry.discovery import PluginOptions, discover
+from mcframe.training.provenance import changes, check_alike, fingerprint, given, reopened, write_record
+
+HOOK = """
+from mcframe.hookspecs import hookimpl
+
+@hookimpl
+def run_finished(run):
+    {what}
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run directory that was given `nets.py`, and leaves out our LensNets."""
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(HOOK.format(what="..."))
+    options = PluginOptions(named=("nets.py",), without=("first-party-lensnets",))
+    return record(Path("run"), options)
+
+
+def record(directory, options):
+    directory.mkdir(exist_ok=True)
+    (directory / "provenance.json").write_text(json.dumps(write_record(directory, discover(options))))
+    return directory
+
+
+def test_a_file_is_kept_as_it_was_run(run, tmp_path):
+    facts = json.loads((run / "provenance.json").read_text())
+    (named,) = facts["plugin_options"]["named"]
+    assert named["spec"] == str(tmp_path / "nets.py")
+    assert (run / named["copy"]).read_text() == Path("nets.py").read_text()
+    assert facts["plugin_options"]["without"] == ["first-party-lensnets"]
+    assert "mcframe" in facts["plugins"]
+
+
+@pytest.mark.parametrize("lost", ["", "changed", "removed"])
+def test_the_copy_is_opened_whatever_became_of_the_file(run, lost):
+    was = Path("nets.py").read_text()
+    if lost == "changed":
+        Path("nets.py").write_text(HOOK.format(what="raise RuntimeError"))
+    elif lost == "removed":
+        Path("nets.py").unlink()
+    options = reopened(run, PluginOptions())
+    assert options.without == ("first-party-lensnets",)
+    registry = discover(options)
+    (plugin,) = (plugin for plugin in registry.plugins.values() if plugin.spec)
+    assert plugin.code.decode() == was
+    assert Path(plugin.file).is_relative_to(run.resolve())
+    assert not registry.implementations["lensnet"]
+
+
+def test_without_its_copy_the_file_will_do_if_it_is_as_it_was(run, tmp_path):
+    (copy,) = run.glob("plugins/*/nets.py")
+    copy.unlink()
+    assert reopened(run, PluginOptions()).named == (str(tmp_path / "nets.py"),)
+    for spoil in (lambda: Path("nets.py").write_text("x = 1"), Path("nets.py").unlink):
+        spoil()
+        with pytest.raises(UserError) as caught:
+            reopened(run, PluginOptions())
+        assert f"was trained with the plug-in file {tmp_path / 'nets.py'}" in caught.value.message
+        assert str(copy.relative_to(run)) in caught.value.message
+        assert "--plugin FILE" in caught.value.remedy
+        assert str(caught.value.place) == str(run / "provenance.json")
+
+
+def test_a_file_of_the_same_name_stands_in_for_it_and_it_may_be_left_out(run):
+    Path("new").mkdir()
+    Path("new/nets.py").write_text(HOOK.format(what="pass"))
+    assert reopened(run, PluginOptions(named=("new/nets.py",))).named == ("new/nets.py",)
+    assert len(reopened(run, PluginOptions(named=("other.py",))).named) == 2
+    left = reopened(run, PluginOptions(without=("nets.py", "first-party-variants")))
+    assert left.named == ()
+    assert set(left.without) == {"first-party-variants", "first-party-lensnets"}
+    discover(left)
+
+
+def test_what_is_no_longer_installed_need_not_be_left_out(run):
+    facts = json.loads((run / "provenance.json").read_text())
+    facts["plugin_options"]["without"].append("gone-since")
+    (run / "provenance.json").write_text(json.dumps(facts))
+    assert reopened(run, PluginOptions()).without == ("first-party-lensnets",)
+
+
+def test_a_run_of_before_is_opened_with_what_is_asked(tmp_path):
+    (tmp_path / "provenance.json").write_text('{"plugins": {}}')
+    options = PluginOptions(named=("a.py",), strict=True)
+    assert reopened(tmp_path, options) == options
+    assert reopened(tmp_path / "nowhere", options) == options
+
+
+def test_a_run_that_was_opened_again_is_recorded_like_the_first(run):
+    again = record(Path("again"), reopened(run, PluginOptions()))
+    Path("nets.py").unlink()
+    (run / "provenance.json").unlink()
+    discover(reopened(again, PluginOptions()))
+
+
+def test_going_on_with_other_plugins_is_told(run, tmp_path):
+    def told(*named):
+        return changes(run, given(discover(PluginOptions(named=named))))
+
+    file = tmp_path / "nets.py"
+    assert told("nets.py") == []
+    assert told() == [f"--plugin {file} was given before"]
+    Path("more.py").write_text(HOOK.format(what="pass"))
+    assert told("nets.py", "more.py") == [f"--plugin {tmp_path / 'more.py'} was not given before"]
+    Path("nets.py").write_text(HOOK.format(what="pass"))
+    assert told("nets.py") == [f"{file} has been changed"]
+    assert changes(tmp_path / "new", given(discover(PluginOptions(named=("nets.py",))))) == []
+
+
+def test_ranks_must_have_the_same_plugins(run):
+    def rank(*named):
+        return fingerprint(discover(PluginOptions(named=named)))
+
+    first = rank("nets.py")
+    check_alike([first, rank("nets.py"), first])
+    with pytest.raises(UserError, match=r"rank 0 has nets\.py \w{12} where rank 2 has nothing"):
+        check_alike([first, first, rank()])
+    Path("nets.py").write_text(HOOK.format(what="pass"))
+    with pytest.raises(UserError, match=r"rank 0 has nets\.py \w{12} where rank 1 has nets\.py \w{12}") as caught:
+        check_alike([first, rank("nets.py")])
+    assert "storage that all nodes share" in caught.value.remedy
+    with pytest.raises(UserError, match=r"rank 0 has nothing where rank 1 has stranger 1\.0"):
+        check_alike([first, [*first, "stranger 1.0"]])
