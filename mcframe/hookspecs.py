@@ -1,7 +1,7 @@
 """The plug-in API: every hook, and every interface that a plug-in implements. All of it is imported from here.
 
 A plug-in is a module or an object with functions marked `@hookimpl`, published under the entry-point group
-`mcframe.plugins`. A `register_*` hook receives `register(name, factory)`; what is registered becomes a gin
+`mcframe.plugins`. The hook `register_plugins` receives `register(name, factory)`; what is registered becomes a gin
 configurable in a module named after the kind, so that
 
     run.gistnet = @gistnet.NAME
@@ -19,7 +19,7 @@ variants     VariantStrategy    interfaces/focus.py        tokens and seeds
 text         TextSource         interfaces/data.py         whatever it likes
 tokenizer    Tokenizer          interfaces/data.py         texts
 task         Task               interfaces/data.py         seeds
-objective    Objective          interfaces/objective.py    a micro-batch within the training step
+objective    Loss          interfaces/objective.py    a micro-batch within the training step
 evaluation   Evaluation         interfaces/evaluation.py   a trained model
 sink         MetricLogger      interfaces/telemetry.py    what is measured
 
@@ -95,9 +95,9 @@ INTERFACES: Mapping[str, type] = {
     "text": TextSource,
     "tokenizer": Tokenizer,
     "task": SyntheticTask,
-    "objective": Loss,
+    "loss": Loss,
     "evaluation": Evaluation,
-    "sink": MetricLogger,
+    "logger": MetricLogger,
 }
 """What a plug-in of each kind is: its factory returns an instance of this class."""
 
@@ -121,17 +121,23 @@ class RunInfo:
 class Register(Protocol):
     """What a `register_*` hook calls, once for each thing it has to offer."""
 
-    def __call__(self, name: str, factory: Callable[..., Any], /) -> None:
-        """Offer `factory` under `name` (letters, digits and underscores)."""
+    def __call__(self, name: str, factory: Callable[..., Any], /, *, kind: str | None = None) -> None:
+        """Register `factory` under `name`.
+
+        Args:
+            name: Letters, digits and underscores; gin files write `@KIND.NAME`.
+            factory: A class that derives from an interface, or a function annotated to return one.
+            kind: The kind, where it cannot be inferred from the factory.
+        """
 
 
 class Hooks:
     """Hook specifications, in the order of a run's life. Implement any of them with `@hookimpl`.
 
     Parameters may be left out, not renamed. None returns anything. An error that a hook raises ends the command with a
-    message that names the plug-in; `register_*` hooks are the exception: theirs marks the plug-in as broken.
+    message that names the plug-in; `register_plugins` is the exception: its error marks the plug-in as broken.
 
-    Every command calls `register_*`, once a plug-in. A run calls, on the ranks that are said:
+    Every command calls `register_plugins`, once a plug-in. A run calls, on the ranks that are said:
 
         checkpoint_loaded             every rank, where the run goes on
         run_started                   every rank
@@ -144,102 +150,15 @@ class Hooks:
     """
 
     @hookspec
-    def register_gistnets(self, register: Register) -> None:
-        """Offer GistNets, `@gistnet.NAME`.
+    def register_plugins(self, register: Register) -> None:
+        """Register implementations, each under a name for gin files.
+
+        The kind follows from the base class of what is registered, or from the return annotation of a factory function.
 
         @hookimpl
-        def register_gistnets(register):
+        def register_plugins(register):
             register("last", Last)
-        """
-
-    @hookspec
-    def register_lensnets(self, register: Register) -> None:
-        """Offer LensNets, `@lensnet.NAME`.
-
-        @hookimpl
-        def register_lensnets(register):
-            register("direction", Direction)
-        """
-
-    @hookspec
-    def register_allocators(self, register: Register) -> None:
-        """Offer allocators, `@allocator.NAME`.
-
-        @hookimpl
-        def register_allocators(register):
             register("raw", Raw)
-        """
-
-    @hookspec
-    def register_variants(self, register: Register) -> None:
-        """Offer variant strategies, `@variants.NAME`.
-
-        @hookimpl
-        def register_variants(register):
-            register("oldest", Oldest)
-        """
-
-    @hookspec
-    def register_positions(self, register: Register) -> None:
-        """Offer positions, `@positions.NAME`.
-
-        @hookimpl
-        def register_positions(register):
-            register("nowhere", Nowhere)
-        """
-
-    @hookspec
-    def register_text_sources(self, register: Register) -> None:
-        """Offer text sources, `@text.NAME`.
-
-        @hookimpl
-        def register_text_sources(register):
-            register("numbers", Numbers)
-        """
-
-    @hookspec
-    def register_tokenizers(self, register: Register) -> None:
-        """Offer tokenizers, `@tokenizer.NAME`.
-
-        @hookimpl
-        def register_tokenizers(register):
-            register("ascii", Ascii)
-        """
-
-    @hookspec
-    def register_tasks(self, register: Register) -> None:
-        """Offer generated tasks, `@task.NAME`.
-
-        @hookimpl
-        def register_tasks(register):
-            register("noise", Noise)
-        """
-
-    @hookspec
-    def register_objectives(self, register: Register) -> None:
-        """Offer objectives, `@loss.NAME`.
-
-        @hookimpl
-        def register_objectives(register):
-            register("small_states", SmallStates)
-        """
-
-    @hookspec
-    def register_evaluations(self, register: Register) -> None:
-        """Offer evaluations, `@evaluation.NAME`.
-
-        @hookimpl
-        def register_evaluations(register):
-            register("bits", Bits)
-        """
-
-    @hookspec
-    def register_sinks(self, register: Register) -> None:
-        """Offer telemetry sinks, `@logger.NAME`.
-
-        @hookimpl
-        def register_sinks(register):
-            register("terminal", Terminal)
         """
 
     @hookspec

@@ -173,7 +173,7 @@ def _sink_names(loaded: Loaded, config: Mapping[str, Any]) -> list[str]:
     """How messages call the sinks of `run.loggers`: as they are written, with the package that they come from."""
     names: list[str] = []
     for number, written in enumerate(config.get("run.loggers", ()), start=1):
-        origin = loaded.registry.implementations["sink"][written.rpartition(".")[2]].origin
+        origin = loaded.registry.implementations["logger"][written.rpartition(".")[2]].origin
         again = f" ({number})" if any(name.startswith(f"{written} ") for name in names) else ""
         names.append(f"{written} of {origin}{again}")
     return names

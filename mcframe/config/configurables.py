@@ -15,8 +15,8 @@ from mcframe.registry.plugins import Registry
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_SUPPLIED_NAMES = ("shape", "geometry")
-_SUPPLIED_KINDS = ("gistnet", "lensnet", "allocator", "variants", "positions", "objective", "sink")
+_SUPPLIED_NAMES = ("shape", "tree")
+_SUPPLIED_KINDS = ("gistnet", "lensnet", "allocator", "variants", "positions", "loss", "logger")
 
 
 @dataclass(frozen=True)

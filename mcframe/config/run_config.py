@@ -65,44 +65,24 @@ DEFAULTS = {
 
 
 class BuiltIn:
-    """What the framework cannot be without, registered as a plug-in's would be."""
+    """The implementations that mcframe itself registers."""
 
     mcframe_api = API_VERSION
 
     @hookimpl
-    def register_positions(self, register: Register) -> None:
-        """`@positions.gaussian_rope`."""
+    def register_plugins(self, register: Register) -> None:
+        """Register positions, text sources, tokenizers, synthetic tasks, evaluations and loggers."""
         register("gaussian_rope", GaussianRope)
-
-    @hookimpl
-    def register_text_sources(self, register: Register) -> None:
-        """`@text.standard_library`, `@text.local_files`, `@text.huggingface`."""
         register("standard_library", StandardLibrary)
         register("local_files", LocalFiles)
         register("huggingface", HuggingFace)
-
-    @hookimpl
-    def register_tokenizers(self, register: Register) -> None:
-        """`@tokenizer.bytes`, `@tokenizer.bpe`."""
         register("bytes", Bytes)
         register("bpe", BPE)
-
-    @hookimpl
-    def register_tasks(self, register: Register) -> None:
-        """`@task.recall`, `@task.needle`, `@task.induction`."""
         register("recall", Recall)
         register("needle", Needle)
         register("induction", Induction)
-
-    @hookimpl
-    def register_evaluations(self, register: Register) -> None:
-        """`@evaluation.gist_quality`, `@evaluation.focus_quality`."""
-        register("controls", GistQuality)
-        register("focus", FocusQuality)
-
-    @hookimpl
-    def register_sinks(self, register: Register) -> None:
-        """`@logger.prometheus`."""
+        register("gist_quality", GistQuality)
+        register("focus_quality", FocusQuality)
         register("prometheus", PrometheusLogger)
 
 

@@ -258,7 +258,7 @@ class LoggingConfig:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
 
 
-MULTI_KINDS: Mapping[str, str] = {"evaluation": "evaluations", "objective": "added_objectives", "sink": "sinks"}
+MULTI_KINDS: Mapping[str, str] = {"evaluation": "evaluations", "loss": "added_losses", "logger": "loggers"}
 """Kinds of which a run may have any number, and what `run` calls them; of others it has one, under the kind's name."""
 
 

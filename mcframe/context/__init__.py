@@ -1,6 +1,6 @@
 """Pure tensor functions of MegaContext: no nn.Module, no I/O, no state.
 
-geometry         levels, blocks, slots, protected tokens, reachable lengths
+tree         levels, blocks, slots, protected tokens, reachable lengths
 working_context  a focus unrolled: entries, targets, positions, rows of the node table
 focus            validity, legality, block-wise views of a focus
 seeding          counter-based random numbers: a value is a function of (seed, sequence, variant)

@@ -19,7 +19,7 @@ from mcframe.context.context_tree import ContextTree
 class WorkingContext:
     """Entries of R rows, L entries each; rows that are shorter are filled at the right (`valid` False).
 
-    geometry  the tree
+    tree  the tree
     focus     [R, blocks] int64, LOD of every block
     token     [R, L] int64, the token position t that makes the entry (0 where not valid)
     lod       [R, L] int64, level of detail (0 where not valid)

@@ -37,7 +37,7 @@ class FocusQuality(Evaluation):
     def __init__(
         self,
         *,
-        name: str = "focus",
+        name: str = "focus_quality",
         windows: int = 128,
         budgets: Sequence[float] = (0.25, 0.5, 0.75, 0.9),
         draws: int = 4,

@@ -53,7 +53,7 @@ class GistQuality(Evaluation):
     def __init__(
         self,
         *,
-        name: str = "controls",
+        name: str = "gist_quality",
         windows: int = 256,
         lengths: Sequence[float] | None = None,
         task: Callable[[ContextTree], SyntheticTask] | None = None,

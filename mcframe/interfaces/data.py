@@ -97,14 +97,14 @@ class SyntheticTask(ABC):
 
     Noise, of which nothing is asked (docs/plugins/task.md has one that asks):
 
-        class Noise(Task):
+        class Noise(SyntheticTask):
             vocab_size, identity = 64, "noise-1"
 
             def __init__(self, tree):
                 self.window = tree.window
 
             def generate(self, seeds):
-                tokens = priorities(seeds, self.window + 1) % 64
+                tokens = random_keys(seeds, self.window + 1) % 64
                 nothing = torch.zeros(len(seeds), self.window, dtype=torch.int64)
                 return SyntheticBatch(tokens, nothing.bool(), nothing - 1)
 

@@ -50,7 +50,7 @@ class Allocator(ABC):
 
 @dataclass(frozen=True)
 class Sequences:
-    """What a variant strategy may look at: the tokens [B, T] and the geometry."""
+    """What a variant strategy may look at: the tokens [B, T] and the tree."""
 
     tokens: Tensor
     tree: ContextTree

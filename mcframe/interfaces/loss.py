@@ -93,7 +93,7 @@ class Loss(nn.Module, ABC):
 
     shape is a `ModelShape`. Parameters that it has are trained and kept in checkpoints. Small final states:
 
-        class SmallStates(Objective):
+        class SmallStates(Loss):
             name, needs = "small_states", "baseline"
 
             def __init__(self, shape, *, weight: float = 0.01):
@@ -101,7 +101,7 @@ class Loss(nn.Module, ABC):
                 self.weight = weight
 
             def forward(self, view):
-                return Term(view.baseline.hidden.square().mean(dim=(1, 2)))
+                return LossTerm(view.baseline.hidden.square().mean(dim=(1, 2)))
     """
 
     name: str
@@ -119,8 +119,8 @@ class Loss(nn.Module, ABC):
     def forward(self, view: StepView) -> LossTerm:
         """The loss of each sequence.
 
-        view holds the tensors of a micro-batch of B sequences, R = B * V rows -> a `Term` whose loss is [B].
+        view holds the tensors of a micro-batch of B sequences, R = B * V rows -> a `LossTerm` whose loss is [B].
         The loss of a sequence depends on that sequence alone. Runs within the step's one forward, in every micro-batch,
         in training only: nothing may be read back to the host, and every parameter takes part every time. Anything
-        else than a `Term` of that shape ends the run with a message that names the plug-in.
+        else than a `LossTerm` of that shape ends the run with a message that names the plug-in.
         """

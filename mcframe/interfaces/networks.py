@@ -13,7 +13,7 @@ from mcframe.context.working_context import WorkingContext
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a network plug-in must fit: the base model's width D and the tree's geometry."""
+    """What a network plug-in must fit: the base model's width D and the tree's tree."""
 
     width: int
     tree: ContextTree
@@ -89,7 +89,7 @@ class LensNet(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What positions must fit: the base model's attention heads, the width of one (even), and the tree's geometry."""
+    """What positions must fit: the base model's attention heads, the width of one (even), and the tree's tree."""
 
     heads: int
     width: int

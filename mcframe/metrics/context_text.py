@@ -17,7 +17,7 @@ def strip(focus_row: Sequence[int], tree: ContextTree) -> str:
     """One context as text, for example `··1··11····|····  1831 of 2048 entries, 7 gists`.
 
     focus_row [blocks] holds the LOD of each block: `·` is raw, a digit the LOD of a gist, `|` the cursor.
-    Raises ValueError where the row does not fit the geometry.
+    Raises ValueError where the row does not fit the tree.
     """
     return colored(focus_row, tree).plain
 

@@ -54,14 +54,14 @@ class AddedObjectives(nn.Module):
             term = module(view)
             if not isinstance(term, LossTerm):
                 raise_contract_error(
-                    module, "forward", f"returned a value of type {type(term).__name__}; asked is a Term"
+                    module, "forward", f"returned a value of type {type(term).__name__}; asked is a LossTerm"
                 )
-            check_shape(module, "forward", "a Term whose loss is [B]", term.loss, view.baseline.inputs.shape[:1])
+            check_shape(module, "forward", "a LossTerm whose loss is [B]", term.loss, view.baseline.inputs.shape[:1])
             total = total + module.weight * term.loss.float().mean()
             figures: dict[str, object] = {"": term.loss, **term.metrics}
             for label, values in figures.items():
                 if not isinstance(values, Tensor):
-                    told = f"returned a Term whose metric {label!r} is a value of type {type(values).__name__}"
+                    told = f"returned a LossTerm whose metric {label!r} is a value of type {type(values).__name__}"
                     raise_contract_error(module, "forward", f"{told}; asked is a tensor")
                 full = f"loss/{name}/{label}".rstrip("/")
                 statistics.means[full] = masked_sum(values, ~torch.isnan(values))

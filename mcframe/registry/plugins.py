@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +15,13 @@ import pluggy
 
 from mcframe.errors import UserError
 from mcframe.errors import did_you_mean as did_you_mean
-from mcframe.hookspecs import API_VERSION, PROJECT, EvalResult, Hooks, RunInfo
+from mcframe.hookspecs import API_VERSION, INTERFACES, PROJECT, EvalResult, Hooks, RunInfo
 from mcframe.registry.hook_rules import implemented_hooks, stated_api
 
-KINDS: Mapping[str, str] = {
-    "gistnet": "register_gistnets",
-    "lensnet": "register_lensnets",
-    "allocator": "register_allocators",
-    "variants": "register_variants",
-    "positions": "register_positions",
-    "text": "register_text_sources",
-    "tokenizer": "register_tokenizers",
-    "task": "register_tasks",
-    "objective": "register_objectives",
-    "evaluation": "register_evaluations",
-    "sink": "register_sinks",
-}
-"""Each kind of plug-in, and the hook that offers plug-ins of that kind."""
+KINDS: tuple[str, ...] = tuple(INTERFACES)
+"""The kinds of plug-ins, as gin files name them."""
+
+REGISTRATION_HOOK = "register_plugins"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -188,7 +180,7 @@ class Registry:
             known,
             api=api,
             file=known.file or _source_file(plugin if inspect.ismodule(plugin) else type(plugin)),
-            lifecycle=tuple(hook for hook in implemented if hook not in KINDS.values()),
+            lifecycle=tuple(hook for hook in implemented if hook != REGISTRATION_HOOK),
         )
         try:
             self._manager.register(plugin, known.name)
@@ -245,18 +237,47 @@ class Registry:
             )
 
     def _offers(self, plugin: object, known: Plugin) -> list[Registered]:
-        """What one plug-in offers through its `register_*` hooks."""
+        """Return what one plug-in registers through its hook `register_plugins`."""
         offered: dict[tuple[str, str], Registered] = {}
         others = [other for other in self._manager.get_plugins() if other is not plugin]
-        for kind, hook in KINDS.items():
 
-            def register(item: str, factory: Callable[..., Any], /, *, kind: str = kind) -> None:
-                entry = Registered(kind, item, factory, known.name, known.distribution, known.version, known.api)
-                _check_offer(entry, offered.get((kind, item)) or self.implementations[kind].get(item))
-                offered[kind, item] = entry
+        def register(name: str, factory: Callable[..., Any], /, *, kind: str | None = None) -> None:
+            kind = kind_of(name, factory) if kind is None else kind
+            entry = Registered(kind, name, factory, known.name, known.distribution, known.version, known.api)
+            _check_offer(entry, offered.get((kind, name)) or self.implementations[kind].get(name))
+            offered[kind, name] = entry
 
-            self._manager.subset_hook_caller(hook, others)(register=register)
+        self._manager.subset_hook_caller(REGISTRATION_HOOK, others)(register=register)
         return list(offered.values())
+
+
+def kind_of(name: str, factory: Callable[..., Any]) -> str:
+    """Return the kind of what `factory` builds.
+
+    A class belongs to the kind of its base class, a function to that of its return annotation.
+
+    Raises:
+        UserError: The kind cannot be inferred, or more than one fits.
+    """
+    inner = inspect.unwrap(factory.func if isinstance(factory, partial) else factory)
+    product = inner if inspect.isclass(inner) else _return_annotation(inner)
+    kinds = [kind for kind, base in INTERFACES.items() if inspect.isclass(product) and issubclass(product, base)]
+    if len(kinds) == 1:
+        return kinds[0]
+    shown = getattr(inner, "__name__", repr(inner))
+    names = ", ".join(sorted(interface.__name__ for interface in INTERFACES.values()))
+    raise UserError(
+        f"register({name!r}, {shown}): expected a class that derives from one interface, or a function annotated to "
+        f"return one, got {shown}",
+        remedy=f"derive it from one of {names} (mcframe.hookspecs), or pass kind='...' to register",
+    )
+
+
+def _return_annotation(function: Callable[..., Any]) -> Any:
+    try:
+        return typing.get_type_hints(function).get("return")
+    except (NameError, TypeError, AttributeError):
+        return None
 
 
 def _check_offer(entry: Registered, taken: Registered | None) -> None:

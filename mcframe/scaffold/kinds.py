@@ -66,16 +66,16 @@ KINDS: Mapping[str, Kind] = {
         "generated task", "Task", "TaskContract", "find the digit behind the mark",
         "generate", "writes the sequences",
     ),
-    "objective": Kind(
-        "objective", "Objective", "ObjectiveContract", "gists as long as tokens are",
+    "loss": Kind(
+        "loss", "Loss", "LossContract", "gists as long as tokens are",
         "cost", "says what is asked of the gists of a sequence",
     ),
     "evaluation": Kind(
         "evaluation", "Evaluation", "EvaluationContract", "which block is missed most",
         "costs", "makes figures of the losses",
     ),
-    "sink": Kind(
-        "telemetry sink", "Sink", "SinkContract", "a table that spreadsheets open",
+    "logger": Kind(
+        "telemetry sink", "Sink", "LoggerContract", "a table that spreadsheets open",
         "chosen", "says which metrics are written",
     ),
 }  # fmt: skip

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from mcframe.testing.suites import EvaluationContract as EvaluationContract
     from mcframe.testing.suites import GistNetContract as GistNetContract
     from mcframe.testing.suites import LensNetContract as LensNetContract
-    from mcframe.testing.suites import ObjectiveContract as ObjectiveContract
+    from mcframe.testing.suites import LoggerContract as LoggerContract
+    from mcframe.testing.suites import LossContract as LossContract
     from mcframe.testing.suites import PositionsContract as PositionsContract
-    from mcframe.testing.suites import SinkContract as SinkContract
     from mcframe.testing.suites import TaskContract as TaskContract
     from mcframe.testing.suites import TextSourceContract as TextSourceContract
     from mcframe.testing.suites import TokenizerContract as TokenizerContract
@@ -49,11 +49,11 @@ __all__ = [
     "EvaluationContract",
     "GistNetContract",
     "LensNetContract",
-    "ObjectiveContract",
+    "LoggerContract",
+    "LossContract",
     "PositionsContract",
     "Requirement",
     "Result",
-    "SinkContract",
     "TaskContract",
     "TextSourceContract",
     "TokenizerContract",

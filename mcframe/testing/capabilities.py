@@ -13,7 +13,7 @@ class Capability:
 
     declared   where its author says so
     otherwise  why clauses that need it are skipped for the others
-    has        looks at a plug-in, built with the default geometry
+    has        looks at a plug-in, built with the default tree
     """
 
     declared: str

@@ -19,7 +19,7 @@ SLOTS, LEVELS = (1, 2), (1, 2)
 
 @dataclass(frozen=True)
 class Case:
-    """One plug-in of each kind, in a geometry.
+    """One plug-in of each kind, in a tree.
 
     parts     kind -> name
     settings  gin bindings that the parts need
@@ -91,7 +91,7 @@ def _needed(
 
 
 def covering(names: Mapping[str, Sequence[str]]) -> list[Case]:
-    """Cases in which any two plug-ins of different kinds meet, as does each plug-in with every geometry."""
+    """Cases in which any two plug-ins of different kinds meet, as does each plug-in with every tree."""
     if not all(names.values()):
         return []
     factors = [*names.values(), SLOTS, LEVELS]

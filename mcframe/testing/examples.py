@@ -50,7 +50,7 @@ def for_all(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], exam
         options(given(strategy)(body))()
     except Unsatisfiable:
         last = f"; the last time: {declined[-1]}" if declined else ""
-        raise NotConforming(f"it declines every geometry that was tried{last}") from None
+        raise NotConforming(f"it declines every tree that was tried{last}") from None
 
 
 @st.composite

@@ -19,7 +19,7 @@ from mcframe.testing.plugin_calls import AllocatorCall, GistNetCall, LensNetCall
 from mcframe.testing.plugin_under_test import PluginUnderTest
 
 Making = Callable[[], PluginCall]
-"""Builds the plug-in and its inputs; raises UserError where the plug-in declines the geometry."""
+"""Builds the plug-in and its inputs; raises UserError where the plug-in declines the tree."""
 
 CONTEXTS = ("raw", "equal", "padded")
 """Uncompressed; of one length, as in a training step; of several lengths, filled at the right."""
@@ -85,11 +85,11 @@ def trials(plugin: PluginUnderTest, *, rows: int = 3, context: str = "") -> st.S
     def making(make: Callable[..., PluginCall], tree: ContextTree, seed: int, **options: Any) -> Making:
         return lambda: make(plugin, tree, seed, rows=rows, **options)
 
-    drawn: dict[str, Any] = {"geometry": trees, "seed": SEEDS}
+    drawn: dict[str, Any] = {"tree": trees, "seed": SEEDS}
     if plugin.kind == "gistnet":
         return st.builds(making, st.just(gist_trial), lod=st.integers(1, 2), **drawn)
     if plugin.kind == "lensnet":
-        drawn["geometry"] = trees.filter(lambda tree: tree.cursor > 0)
+        drawn["tree"] = trees.filter(lambda tree: tree.cursor > 0)
         return st.builds(making, st.just(lens_trial), context=contexts, **drawn)
     if plugin.kind == "allocator":
         return st.builds(making, st.just(allocator_trial), share=share, context=contexts, **drawn)

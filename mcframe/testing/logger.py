@@ -13,7 +13,9 @@ from mcframe.testing.plugin_under_test import PluginUnderTest
 from mcframe.testing.requirements import expect, requirement
 
 
-@requirement("S1", "It takes metrics, whatever their values, and may be told of one step twice", "sink", after=("P9",))
+@requirement(
+    "S1", "It takes metrics, whatever their values, and may be told of one step twice", "logger", after=("P9",)
+)
 def s1_metrics(plugin: PluginUnderTest) -> None:
     """NaN, infinity and very small numbers among them; a logging interval and a validation at one token count."""
     sink = plugin.build()
@@ -23,7 +25,7 @@ def s1_metrics(plugin: PluginUnderTest) -> None:
     sink.close()
 
 
-@requirement("S2", "It takes texts, pictures and distributions, or leaves them alone", "sink", after=("P9",))
+@requirement("S2", "It takes texts, pictures and distributions, or leaves them alone", "logger", after=("P9",))
 def s2_others(plugin: PluginUnderTest) -> None:
     """Of several lines, of any size, with empty bins."""
     sink = plugin.build()
@@ -33,7 +35,7 @@ def s2_others(plugin: PluginUnderTest) -> None:
     sink.close()
 
 
-@requirement("S3", "`place` is None, or a label and where to look", "sink", after=("P9",))
+@requirement("S3", "`place` is None, or a label and where to look", "logger", after=("P9",))
 def s3_place(plugin: PluginUnderTest) -> None:
     """The closing summary prints it."""
     sink = plugin.build()
@@ -43,7 +45,7 @@ def s3_place(plugin: PluginUnderTest) -> None:
     expect(place is None or pair, f"place is {place!r}")
 
 
-@requirement("S4", "It does not change what a run computes", "sink", after=("S1",))
+@requirement("S4", "It does not change what a run computes", "logger", after=("S1",))
 def s4_aside(plugin: PluginUnderTest) -> None:
     """Neither a global random state nor the metrics that it is shown."""
     before, metrics = random_state(), {"train/loss": 2.5}

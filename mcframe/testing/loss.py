@@ -34,7 +34,7 @@ def term_of(plugin: PluginUnderTest, rows: list[int]) -> tuple[LossTerm, Any]:
     return seen[0][1], step
 
 
-@requirement("O1", "It says what it is called, what it weighs and what it needs", "objective", after=("P9",))
+@requirement("O1", "It says what it is called, what it weighs and what it needs", "loss", after=("P9",))
 def o1_declared(plugin: PluginUnderTest) -> None:
     """Letters, digits and underscores; a number; one of the four needs."""
     part = plugin.specimen
@@ -44,7 +44,7 @@ def o1_declared(plugin: PluginUnderTest) -> None:
     expect(part.needs in known, f"needs is {part.needs!r}; it is one of {', '.join(known)}")
 
 
-@requirement("O2", "It returns a Term with one finite figure a sequence", "objective", after=("O1",))
+@requirement("O2", "It returns a LossTerm with one finite figure a sequence", "loss", after=("O1",))
 def o2_term(plugin: PluginUnderTest) -> None:
     """In a real training step with all that an objective may need."""
     term, _ = term_of(plugin, [0, 1, 2])
@@ -53,7 +53,7 @@ def o2_term(plugin: PluginUnderTest) -> None:
     expect(bool(loss.isfinite().all()), f"the loss is {loss.tolist()}")
 
 
-@requirement("O3", "The loss of a sequence depends on that sequence alone", "objective", after=("O2",))
+@requirement("O3", "The loss of a sequence depends on that sequence alone", "loss", after=("O2",))
 def o3_rows(plugin: PluginUnderTest) -> None:
     """Or cutting a batch into micro-batches and ranks would change it."""
     every = term_of(plugin, [0, 1, 2])[0].loss
@@ -63,7 +63,7 @@ def o3_rows(plugin: PluginUnderTest) -> None:
         expect(same, f"sequence {row} has {every[row]:.5f} among others and {alone[0]:.5f} alone")
 
 
-@requirement("O4", "Nothing is read back to the host", "objective", after=("O2",))
+@requirement("O4", "Nothing is read back to the host", "loss", after=("O2",))
 def o4_host(plugin: PluginUnderTest) -> None:
     """It runs within every training step."""
     step = step_with(plugin.build(GEOMETRY), plugin)
@@ -74,7 +74,7 @@ def o4_host(plugin: PluginUnderTest) -> None:
 
 
 @requirement(
-    "O5", "It trains something, and every parameter of its own takes part in every step", "objective", after=("O2",)
+    "O5", "It trains something, and every parameter of its own takes part in every step", "loss", after=("O2",)
 )
 def o5_gradient(plugin: PluginUnderTest) -> None:
     """At ZeRO 3 a parameter without a gradient would be moved by an old one."""

@@ -22,7 +22,7 @@ class PluginCall(ABC):
     """A plug-in that is built, and what it is called with.
 
     part      what the factory made, in eval mode where it is a network
-    geometry  what it was made for
+    tree  what it was made for
     """
 
     part: Any

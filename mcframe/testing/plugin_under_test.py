@@ -30,7 +30,7 @@ from mcframe.testing.capabilities import CAPABILITIES
 from mcframe.testing.requirements import expect, in_words
 
 PLAIN = ContextTree(window=50, block_size=4, levels=2, slots=1, tail=5)
-"""The geometry that every plug-in must take: two levels, a window that is no whole number of blocks."""
+"""The tree that every plug-in must take: two levels, a window that is no whole number of blocks."""
 
 ROOMS = (ContextTree(window=96, block_size=16, tail=20), ContextTree(window=80, block_size=16, tail=15))
 """Geometries of which a task must take one: four blocks that may be collapsed, and room to ask, some tokens or one."""
@@ -40,7 +40,7 @@ EXAMPLE = "example_settings"
 
 NETWORKS = ("gistnet", "lensnet")
 PARTS = (*NETWORKS, "allocator", "variants")
-"""The kinds that a model is made of; their factories take a shape or a geometry."""
+"""The kinds that a model is made of; their factories take a shape or a tree."""
 
 _TRYING = threading.RLock()
 
@@ -94,7 +94,7 @@ class PluginUnderTest:
 
     @cached_property
     def specimen(self) -> Any:
-        """One that is built for the plain geometry. Raises what the factory raises."""
+        """One that is built for the plain tree. Raises what the factory raises."""
         if self.kind != "task":
             return self.build()
         for tree in ROOMS:
@@ -116,7 +116,7 @@ class PluginUnderTest:
     def build(self, tree: ContextTree = PLAIN, *, seed: int = 0, device: str = "cpu") -> Any:
         """What the factory makes, through gin and under a seed, leaving torch's random state as it was.
 
-        Raises what the factory raises; a UserError means that it does not support the geometry.
+        Raises what the factory raises; a UserError means that it does not support the tree.
         """
         # Every call within a device's context takes longer; the CPU needs none.
         place = nullcontext() if device == "cpu" else torch.device(device)
@@ -127,11 +127,11 @@ class PluginUnderTest:
 
     def _supplied(self, tree: ContextTree) -> tuple[object, ...]:
         """What the framework passes by position."""
-        if self.kind in (*NETWORKS, "objective"):
+        if self.kind in (*NETWORKS, "loss"):
             return (ModelShape(self.width, tree),)
         if self.kind == "positions":
             return (HeadShape(2, self.width // 2, tree),)
-        if self.kind == "sink":
+        if self.kind == "logger":
             return (RunStart(Path(tempfile.mkdtemp(dir=self._folder)), {"run.seed": 0}, None),)
         return (tree,) if self.published.supplied else ()
 

@@ -76,7 +76,7 @@ def p7_importable(plugin: PluginUnderTest) -> None:
 
 @requirement("P8", "Its factory makes an instance of the interface of its kind", "*")
 def p8_interface(plugin: PluginUnderTest) -> None:
-    """With its defaults and the given settings, for a plain geometry."""
+    """With its defaults and the given settings, for a plain tree."""
     interface = INTERFACES[plugin.kind]
     if plugin.waits:
         raise Skipped(plugin.waits)

@@ -113,24 +113,9 @@ def _placed(counts: Tensor, seeds: Tensor, tree: ContextTree) -> Tensor:
 
 
 @hookimpl
-def register_gistnets(register: Register) -> None:
-    """Offer it."""
+def register_plugins(register: Register) -> None:
+    """Register one implementation of each kind."""
     register("linear", LinearGistNet)
-
-
-@hookimpl
-def register_lensnets(register: Register) -> None:
-    """Offer it."""
     register("linear", LinearLensNet)
-
-
-@hookimpl
-def register_allocators(register: Register) -> None:
-    """Offer it."""
     register("lowest_first", LowestFirst)
-
-
-@hookimpl
-def register_variants(register: Register) -> None:
-    """Offer it."""
     register("random_nodes", RandomNodes)

@@ -8,7 +8,7 @@ from mcframe.testing.requirements import Skipped
 from mcframe.testing.trainings import STEP_TOKENS, Training
 
 STAGES = (0, 1, 2, 3)
-CALLED_IN_STEPS = (*PARTS, "positions", "objective")
+CALLED_IN_STEPS = (*PARTS, "positions", "loss")
 """The kinds that a training step calls, so that ZeRO may matter to them."""
 
 

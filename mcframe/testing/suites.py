@@ -102,10 +102,10 @@ VariantsContract: Any = _contract("VariantsContract", "variants")
 TextSourceContract: Any = _contract("TextSourceContract", "text")
 TokenizerContract: Any = _contract("TokenizerContract", "tokenizer")
 TaskContract: Any = _contract("TaskContract", "task")
-ObjectiveContract: Any = _contract("ObjectiveContract", "objective")
+LossContract: Any = _contract("LossContract", "loss")
 PositionsContract: Any = _contract("PositionsContract", "positions")
 EvaluationContract: Any = _contract("EvaluationContract", "evaluation")
-SinkContract: Any = _contract("SinkContract", "sink")
+LoggerContract: Any = _contract("LoggerContract", "logger")
 
 CONTRACTS: Mapping[str, type[RequirementSuite]] = {each.kind: each for each in RequirementSuite.__subclasses__()}
 """The contract of every kind."""

@@ -21,7 +21,7 @@ from mcframe.testing.requirements import expect, requirement
 from mcframe.testing.text import expect_identity
 
 Generated = tuple[Any, ContextTree, SyntheticBatch]
-"""A task, its geometry, and eight of its sequences."""
+"""A task, its tree, and eight of its sequences."""
 
 
 def generated(plugin: PluginUnderTest) -> st.SearchStrategy[Callable[[], Generated]]:
@@ -126,7 +126,7 @@ def t4_evidence(plugin: PluginUnderTest) -> None:
 
 @requirement(
     "T5",
-    "`identity` changes with the geometry and with nothing else; `chance` is a share or None",
+    "`identity` changes with the tree and with nothing else; `chance` is a share or None",
     "task",
     after=("P9",),
 )

@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a run: geometry, tokenizer, the step module, each initialised from the seed."""
+"""From a recipe to the parts of a run: tree, tokenizer, the step module, each initialised from the seed."""
 
 from __future__ import annotations
 

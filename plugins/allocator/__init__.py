@@ -12,7 +12,7 @@ mcframe_api = "0.1"
 
 
 @hookimpl
-def register_allocators(register: Register) -> None:
+def register_plugins(register: Register) -> None:
     """Offer what this folder holds."""
     register("greedy", GreedyAllocator)
     register("hierarchical", HierarchicalAllocator)

@@ -10,7 +10,7 @@ mcframe_api = "0.1"
 
 
 @hookimpl
-def register_gistnets(register: Register) -> None:
+def register_plugins(register: Register) -> None:
     """Offer what this folder holds."""
     register("contextual", ContextualGistNet)
     register("mean", MeanGistNet)

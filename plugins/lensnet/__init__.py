@@ -10,7 +10,7 @@ mcframe_api = "0.1"
 
 
 @hookimpl
-def register_lensnets(register: Register) -> None:
+def register_plugins(register: Register) -> None:
     """Offer what this folder holds."""
     register("mlp", MLPLensNet)
     register("recency", RecencyLensNet)

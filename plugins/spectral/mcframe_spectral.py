@@ -118,12 +118,7 @@ def _mixes(tree: ContextTree, length: int, device: torch.device) -> Tensor:
 
 
 @hookimpl
-def register_gistnets(register: Register) -> None:
-    """Offer the GistNet under the name that gin files use."""
+def register_plugins(register: Register) -> None:
+    """Register the GistNet and the variant strategy under the names that gin files use."""
     register("spectral", SpectralGistNet)
-
-
-@hookimpl
-def register_variants(register: Register) -> None:
-    """Offer the variants under the name that gin files use."""
     register("strided", StridedVariants)

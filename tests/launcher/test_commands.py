@@ -192,11 +192,11 @@ import sys
 sys.modules["deepspeed"] = None  # importing it raises
 from safetensors import safe_open
 from safetensors.torch import load_file
-from mcframe.config.run_config import load_recipe
+from mcframe.config.run_config import load_run_config
 from mcframe.training.build import build_model
 with safe_open(sys.argv[1], "pt") as file, open(sys.argv[2], "w") as config:
     config.write(file.metadata()["config.gin"])
-recipe = load_recipe([sys.argv[2]], []).recipe
+recipe = load_run_config([sys.argv[2]], []).recipe
 model = build_model(recipe, recipe.tokenizer().vocab_size)
 print(model.load_state_dict(load_file(sys.argv[1])))
 """

@@ -85,7 +85,7 @@ def test_the_command_finds_what_training_logged_and_writes_it(ask, evaluated):
     assert "fewer than 20,000" in result.output
     whole = json.loads((folder / "eval.json").read_text("utf-8"))
     assert whole["run"]["tokens"] == 2048
-    assert whole["evaluations"].keys() == {"controls", "focus"}
+    assert whole["evaluations"].keys() == {"gist_quality", "focus_quality"}
     charts = [chart for each in whole["evaluations"].values() for chart in each["charts"]]
     assert {chart["name"] for chart in charts} >= {"controls_lod1_at_75_delta", "focus_drop", "focus_gist"}
     for chart in charts:
@@ -95,7 +95,14 @@ def test_the_command_finds_what_training_logged_and_writes_it(ask, evaluated):
 
 def test_one_evaluation_with_other_settings_goes_elsewhere(ask, tmp_path):
     result = ask(
-        "--evaluation", "focus", "--out", tmp_path, "--windows", 6, "--set", "evaluation.focus_quality.budgets=(0.9,)"
+        "--evaluation",
+        "focus_quality",
+        "--out",
+        tmp_path,
+        "--windows",
+        6,
+        "--set",
+        "evaluation.focus_quality.budgets=(0.9,)",
     )
     assert result.exit_code == 0, result.output
     found = metrics(tmp_path)
@@ -131,11 +138,11 @@ QUICK = ("run.total_tokens = 1024", "cadence.eval_tokens = 0", "data.validation_
 
 def test_twins(ask, launches, evaluated, tmp_path):
     twin = launches.shared(*QUICK, "run.gistnet = @gistnet.mean").succeeded().run_dir
-    result = ask("--evaluation", "controls", "--out", tmp_path, "--mean-twin", twin)
+    result = ask("--evaluation", "gist_quality", "--out", tmp_path, "--mean-twin", twin)
     assert result.exit_code == 0, result.output
     found = metrics(tmp_path)
     assert "eval/gist_quality/lod1_at_75/delta/mean_twin/tail" in found
-    same = ask("--evaluation", "controls", "--out", tmp_path, "--mean-twin", twin, run=twin)
+    same = ask("--evaluation", "gist_quality", "--out", tmp_path, "--mean-twin", twin, run=twin)
     assert same.exit_code == 0, same.output
     found = metrics(tmp_path)
     assert found["eval/gist_quality/lod1_at_75/delta/mean_twin/tail"] == pytest.approx(
@@ -203,7 +210,7 @@ class Plain(Evaluation):
 
 
 @hookimpl
-def register_evaluations(register):
+def register_plugins(register):
     register("plain", Plain)
 '''
 

@@ -25,7 +25,7 @@ PACKAGE = '''
     import torch
     from torch import nn
 
-    from mcframe.hookspecs import Objective, Positions, Term, hookimpl
+    from mcframe.hookspecs import Loss, Positions, LossTerm, hookimpl
 
     class Learned(Positions):
         """Rotation by learned frequencies."""
@@ -38,7 +38,7 @@ PACKAGE = '''
             angle = context.token[:, None, :, None].float() * self.frequency_embed.float()
             return angle.cos(), angle.sin()
 
-    class Nearby(Objective):
+    class Nearby(Loss):
         """States of variants, through a map, stay near those of the baseline."""
 
         name = "nearby"
@@ -53,14 +53,11 @@ PACKAGE = '''
             index = (pairing.context.end - 1)[..., None].expand_as(view.variants.hidden)
             states = view.baseline.hidden.detach().repeat_interleave(len(index) // len(view.seeds), dim=0)
             error = (self.map(view.variants.hidden) - states.gather(1, index)).square().mean(dim=-1)
-            return Term(view.by_sequence(error.mean(dim=1)), {"largest": error.amax(dim=1).detach()})
+            return LossTerm(view.by_sequence(error.mean(dim=1)), {"largest": error.amax(dim=1).detach()})
 
     @hookimpl
-    def register_positions(register):
+    def register_plugins(register):
         register("learned", Learned)
-
-    @hookimpl
-    def register_objectives(register):
         register("nearby", Nearby)
 
     def note(run, *words):

@@ -200,7 +200,7 @@ def refuse(run):
     raise ConnectionError("nobody there")
 
 @hookimpl
-def register_sinks(register):
+def register_plugins(register):
     register("refusing", refuse)
     register("no_sink", lambda run: {})
 """
@@ -251,7 +251,7 @@ class Failing(MetricLogger):
             raise OSError("no space left")
 
 @hookimpl
-def register_sinks(register):
+def register_plugins(register):
     register("failing", Failing)
 """
 

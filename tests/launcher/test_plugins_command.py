@@ -49,11 +49,8 @@ PLUGIN = '''
         def __init__(self, folder: str, *, limit: int | None = None): ...
 
     @hookimpl
-    def register_gistnets(register):
+    def register_plugins(register):
         register("last", Last)
-
-    @hookimpl
-    def register_text_sources(register):
         register("pages", Pages)
 
     @hookimpl

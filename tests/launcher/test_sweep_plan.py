@@ -226,7 +226,7 @@ from mcframe.hookspecs import hookimpl
 from mcframe_plugins.gistnet.mean import MeanGistNet
 
 @hookimpl
-def register_gistnets(register):
+def register_plugins(register):
     register("mine", MeanGistNet)
 """
 

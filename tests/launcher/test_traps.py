@@ -196,7 +196,7 @@ SKIPPING = """
             return scores.squeeze(-1).tanh()
 
     @hookimpl
-    def register_lensnets(register):
+    def register_plugins(register):
         register("skipping", Skipping)
 """
 

@@ -31,7 +31,7 @@ class Loose(TransformerLensNet):
         return super().forward(context, embeddings) + 0.0 * self.cut.weight.detach().sum()
 
 @hookimpl
-def register_lensnets(register):
+def register_plugins(register):
     register("loose", Loose)
 """
 

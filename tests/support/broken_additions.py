@@ -68,7 +68,7 @@ class AsksForTheLast(Ramp):
         return super().places(context) + 0.0 * float(context.token[0, -1])
 
 
-@keeps("objective")
+@keeps("loss")
 class SmallStates(Loss):
     """Keeps final states small."""
 
@@ -81,14 +81,14 @@ class SmallStates(Loss):
         return LossTerm(view.baseline.hidden.square().mean(dim=(1, 2)))
 
 
-@breaks("O1", "objective")
+@breaks("O1", "loss")
 class WantsEverything(SmallStates):
     """Needs what nobody knows."""
 
     needs = "everything"
 
 
-@breaks("O2", "objective")
+@breaks("O2", "loss")
 class ReturnsAScalar(SmallStates):
     """One figure for the batch; the step says so, too."""
 
@@ -96,7 +96,7 @@ class ReturnsAScalar(SmallStates):
         return LossTerm(view.baseline.hidden.square().mean())
 
 
-@breaks("O2", "objective")
+@breaks("O2", "loss")
 class TakesARoot(SmallStates):
     """The logarithm of what may be zero."""
 
@@ -104,7 +104,7 @@ class TakesARoot(SmallStates):
         return LossTerm((0 * view.baseline.hidden).square().mean(dim=(1, 2)).log())
 
 
-@breaks("O3", "objective")
+@breaks("O3", "loss")
 class ComparesSequences(SmallStates):
     """Distance from the mean of the batch."""
 
@@ -113,7 +113,7 @@ class ComparesSequences(SmallStates):
         return LossTerm((hidden - hidden.mean(dim=0, keepdim=True)).square().mean(dim=(1, 2)))
 
 
-@breaks("O4", "objective")
+@breaks("O4", "loss")
 class LooksAtItsLoss(SmallStates):
     """A branch on data."""
 
@@ -122,7 +122,7 @@ class LooksAtItsLoss(SmallStates):
         return term if term.loss.max() < 1e9 else LossTerm(0 * term.loss)
 
 
-@breaks("O5", "objective")
+@breaks("O5", "loss")
 class TrainsNothing(SmallStates):
     """Detached all over."""
 
@@ -130,7 +130,7 @@ class TrainsNothing(SmallStates):
         return LossTerm(view.baseline.hidden.detach().square().mean(dim=(1, 2)))
 
 
-@breaks("O5", "objective")
+@breaks("O5", "loss")
 class HasASpareHead(SmallStates):
     """A parameter that is never used."""
 
@@ -189,7 +189,7 @@ class IsUndefinedAtTimes(MeanLoss):
         return EvalResult({f"eval/{self.name}/figure": figure})
 
 
-@keeps("sink")
+@keeps("logger")
 class Keeps(MetricLogger):
     """Keeps everything in memory."""
 
@@ -200,7 +200,7 @@ class Keeps(MetricLogger):
         self.kept.append((tokens, step, dict(metrics)))
 
 
-@breaks("S1", "sink")
+@breaks("S1", "logger")
 class WantsWholeNumbers(Keeps):
     """Cannot write what is not a number."""
 
@@ -208,7 +208,7 @@ class WantsWholeNumbers(Keeps):
         self.kept.append([round(value) for value in metrics.values()])
 
 
-@breaks("S2", "sink")
+@breaks("S2", "logger")
 class WantsFullBins(Keeps):
     """Divides by a bin that may be empty."""
 
@@ -216,14 +216,14 @@ class WantsFullBins(Keeps):
         self.kept.append(sum(histogram.counts) / histogram.counts[0])
 
 
-@breaks("S3", "sink")
+@breaks("S3", "logger")
 class SaysOnlyWhere(Keeps):
     """A place without a label."""
 
     place = "metrics.txt"
 
 
-@breaks("S4", "sink")
+@breaks("S4", "logger")
 class CleansUp(Keeps):
     """Takes metrics away from those behind it."""
 

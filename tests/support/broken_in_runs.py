@@ -124,16 +124,8 @@ class Stuck(_Mean):
 
 
 @hookimpl
-def register_gistnets(register):
+def register_plugins(register):
     for each in (Sound, NotANumber, Idle, Forgetful, Crowded, Compiled, Dying, Stuck):
         register(f"broken_{each.__name__.lower()}", each)
-
-
-@hookimpl
-def register_lensnets(register):
     register("broken_skipping", Skipping)
-
-
-@hookimpl
-def register_variants(register):
     register("broken_arbitrary", Arbitrary)

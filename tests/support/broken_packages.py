@@ -104,5 +104,5 @@ class StatesNoVersion:
     """A plug-in that does not say which API it was made for."""
 
     @hookimpl
-    def register_gistnets(self, register):
+    def register_plugins(self, register):
         register("unversioned", LinearGistNet)

@@ -22,7 +22,7 @@ HEAD = """import torch
 from torch import nn
 
 from mcframe.errors import UserError
-from mcframe.hookspecs import Allocator, GistNet, LensNet, Objective, Positions, Term, VariantStrategy, hookimpl
+from mcframe.hookspecs import Allocator, GistNet, LensNet, Loss, Positions, LossTerm, VariantStrategy, hookimpl
 
 """
 GISTNET = """
@@ -37,7 +37,7 @@ class Mine(GistNet):
 
 
 @hookimpl
-def register_gistnets(register):
+def register_plugins(register):
     register("mine", Mine)
 """
 CHOSEN = ("run.gistnet = @gistnet.mine",)
@@ -58,7 +58,7 @@ STRATEGY = """
 class Mine(VariantStrategy):
     def __init__(self, tree):
         self.count = 2
-        self.tree = geometry
+        self.tree = tree
 
     def propose(self, sequences, scores, length, seeds):
         focus = torch.zeros(*seeds.shape, self.tree.blocks, dtype=torch.int64)
@@ -95,7 +95,7 @@ CASES = {
         "is not of its kind",
         of_kind(
             "gistnet",
-            "register_gistnets",
+            "register_plugins",
             "class Mine(LensNet):\n    def __init__(self, shape):\n        super().__init__()\n\n"
             "    def forward(self, context, embeddings):\n        return embeddings.mean(dim=-1).tanh()",
         ),
@@ -103,15 +103,13 @@ CASES = {
     ),
     "nothing": Case(
         "has a factory that returns something else",
-        of_kind(
-            "gistnet", "register_gistnets", "def Mine(shape):\n    return lambda children, lod: children[:, :, :1]"
-        ),
+        of_kind("gistnet", "register_plugins", "def Mine(shape):\n    return lambda children, lod: children[:, :, :1]"),
         CHOSEN,
     ),
     "signature": Case("has a method of another signature", gistnet("children, lod)", "children)"), CHOSEN),
     "attribute": Case(
         "lacks an attribute",
-        of_kind("variants", "register_variants", STRATEGY.replace("self.count = 2", "self.many = 2").format(body="")),
+        of_kind("variants", "register_plugins", STRATEGY.replace("self.count = 2", "self.many = 2").format(body="")),
         ("run.variants = @variants.mine",),
     ),
     # ---- in a training step
@@ -129,7 +127,7 @@ CASES = {
         "scores beyond its range",
         of_kind(
             "lensnet",
-            "register_lensnets",
+            "register_plugins",
             "class Mine(LensNet):\n    def __init__(self, shape):\n        super().__init__()\n"
             "        self.scale = nn.Parameter(torch.ones(1))\n\n"
             "    def forward(self, context, embeddings):\n        return 3 * self.scale + embeddings.mean(dim=-1)",
@@ -139,22 +137,22 @@ CASES = {
     ),
     "invalid focus": Case(
         "proposes a focus that is not valid",
-        of_kind("variants", "register_variants", STRATEGY.format(body="focus[..., 1] = 2  # a quarter of a node")),
+        of_kind("variants", "register_plugins", STRATEGY.format(body="focus[..., 1] = 2  # a quarter of a node")),
         ("run.variants = @variants.mine",),
         "step",
     ),
     "length": Case(
         "proposes another length than was asked",
-        of_kind("variants", "register_variants", STRATEGY.format(body="focus[..., 0] = 1")),
+        of_kind("variants", "register_plugins", STRATEGY.format(body="focus[..., 0] = 1")),
         ("run.variants = @variants.mine",),
         "step",
     ),
-    "objective": Case(
-        "is an objective that returns no Term",
+    "loss": Case(
+        "is an objective that returns no LossTerm",
         of_kind(
-            "objective",
-            "register_objectives",
-            "class Mine(Objective):\n    name = 'mine'\n\n    def __init__(self, shape):\n"
+            "loss",
+            "register_plugins",
+            "class Mine(Loss):\n    name = 'mine'\n\n    def __init__(self, shape):\n"
             "        super().__init__()\n\n    def forward(self, view):\n        return view.baseline.nll.mean()",
         ),
         ("run.added_losses = [@loss.mine]",),
@@ -164,7 +162,7 @@ CASES = {
         "is positions of another width",
         of_kind(
             "positions",
-            "register_positions",
+            "register_plugins",
             "class Mine(Positions):\n    def __init__(self, shape):\n        super().__init__()\n"
             "        self.width = shape.width\n\n    def forward(self, context):\n"
             "        angle = context.token[:, None, :, None] / torch.arange(1, self.width + 1)\n"

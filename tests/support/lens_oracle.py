@@ -68,7 +68,7 @@ class Case:
         return [pair_nll for start in starts for pair_nll in combinations(range(start, start + self.variants), 2)]
 
     def seen(self, row: int) -> list[oracle.Entry]:
-        return [e for e in oracle.unroll(self.tree, self.focuses[row]) if e.end <= self.tree.cursor]
+        return [e for e in oracle.build_context(self.tree, self.focuses[row]) if e.end <= self.tree.cursor]
 
     def own(self, row: int, scores: Tensor) -> list[Tensor]:
         return [scores[row, i] for i in range(len(self.seen(row)))]

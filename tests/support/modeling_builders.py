@@ -133,7 +133,7 @@ def equal_lengths(tree: oracle.Tree, sequences: int, variants: int, seed: int) -
     by_length: dict[int, set[tuple[int, ...]]] = defaultdict(set)
     for _ in range(400):
         focus = tuple(oracle.random_focus(tree, rng, rng.choice((0.2, 0.4, 0.6))))
-        by_length[len(oracle.unroll(tree, focus))].add(focus)
+        by_length[len(oracle.build_context(tree, focus))].add(focus)
     rich = sorted(length for length, found in by_length.items() if len(found) >= max(4, variants))
     length = rng.choice(rich)
     pool = sorted(by_length[length])

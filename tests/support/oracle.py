@@ -98,7 +98,7 @@ def random_focus(tree: Tree, rng: random.Random, density: float) -> list[int]:
     return focus
 
 
-def unroll(tree: Tree, focus: Focus) -> list[Entry]:
+def build_context(tree: Tree, focus: Focus) -> list[Entry]:
     entries, token = [], 0
     while token < tree.window:
         block = token // tree.block_size

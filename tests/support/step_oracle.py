@@ -114,7 +114,7 @@ class SlowStep:
         embeddings = [self.p["gpt.token_embed.weight"][t] for t in tokens[: self.tree.window]]
         if self.gistnet is None or self.gistnet.reads_layer == 0:
             return self.table(embeddings, embeddings)
-        states = self.states(embeddings, oracle.unroll(self.tree, [0] * self.tree.blocks))
+        states = self.states(embeddings, oracle.build_context(self.tree, [0] * self.tree.blocks))
         return self.table(embeddings, states[self.gistnet.reads_layer])
 
     def rotated(self, x: Vector, entry: oracle.Entry) -> Vector:
@@ -190,7 +190,7 @@ class SlowStep:
         """`groups` are the groups of `blocks` neighbouring blocks that are rebuilt of each sequence."""
         tree, o = self.tree, self.objectives
         baselines, sequences, told = [], [], []
-        raw = oracle.unroll(tree, [0] * tree.blocks)
+        raw = oracle.build_context(tree, [0] * tree.blocks)
         outcome = Outcome(loss=torch.zeros(()), parts={})
         for row, (tokens, proposed) in enumerate(zip(batch, focuses, strict=True)):
             counts = [True] * tree.window if loss_mask is None else loss_mask[row]
@@ -235,7 +235,7 @@ class SlowStep:
         baseline: list[Tensor],
         counts: list[bool],
     ) -> Variant:
-        every = oracle.unroll(self.tree, focus)
+        every = oracle.build_context(self.tree, focus)
         bare = [e for e in every if e.lod == 0]
         entries = every if self.gistnet is not None else bare
         partners = [b.detach() for b in baseline]

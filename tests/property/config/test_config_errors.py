@@ -52,7 +52,7 @@ def anything(**keywords: Any) -> dict[str, Any]:
 
 class Plugin:
     @hookimpl
-    def register_gistnets(self, register):
+    def register_plugins(self, register):
         register("transformer", Transformer)
         register("needy", needy)
 

@@ -139,7 +139,7 @@ class Named(StandardLibrary):
 
 
 @hookimpl
-def register_text_sources(register):
+def register_plugins(register):
     register("far", Far)
     register("named", Named)
 

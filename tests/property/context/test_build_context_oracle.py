@@ -18,7 +18,7 @@ def test_entries_are_those_of_a_walk_through_the_window(case):
     context = build_context(focus_tensor(focuses), geometry_of(tree))
     assert context.length == tree.window
     for row, focus in enumerate(focuses):
-        entries = oracle.unroll(tree, focus)
+        entries = oracle.build_context(tree, focus)
         here = slice(0, len(entries))
         assert context.valid[row].tolist() == [True] * len(entries) + [False] * (tree.window - len(entries))
         for name in ("lod", "slot", "start", "end", "span", "slots", "predicts"):
@@ -39,7 +39,7 @@ def test_the_promised_length_gives_the_same_entries_without_filling(case):
     tree, focuses = case
     tree = geometry_of(tree)
     for focus in focuses:
-        entries = oracle.unroll(tree, focus)
+        entries = oracle.build_context(tree, focus)
         context = build_context(focus_tensor([focus, focus]), tree, len(entries))
         assert not context.padded
         assert context.valid.all()
@@ -62,7 +62,7 @@ def test_targets_are_the_first_token_after_the_span(case):
     context = build_context(focus_tensor(focuses), geometry_of(tree))
     found = context.targets(next_tokens)
     for row, focus in enumerate(focuses):
-        for column, entry in enumerate(oracle.unroll(tree, focus)):
+        for column, entry in enumerate(oracle.build_context(tree, focus)):
             if entry.predicts:
                 assert found[row, column] == tokens[entry.end]
 
@@ -75,7 +75,7 @@ def test_rows_of_the_node_table(case):
     assert tree.table_rows == len(rows)
     context = build_context(focus_tensor(focuses), tree)
     for row, focus in enumerate(focuses):
-        entries = oracle.unroll(tree, focus)
+        entries = oracle.build_context(tree, focus)
         wanted = [rows[e.lod, e.start, e.slot] for e in entries]
         assert context.row[row, : len(entries)].tolist() == wanted
 
@@ -88,7 +88,7 @@ def test_positions(case, placement):
     mu, sigma = context.positions(placement)
     assert mu.dtype == sigma.dtype == torch.float32
     for row, focus in enumerate(focuses):
-        for column, entry in enumerate(oracle.unroll(tree, focus)):
+        for column, entry in enumerate(oracle.build_context(tree, focus)):
             mean, spread = oracle.position(entry, placement)
             assert mu[row, column].item() == pytest.approx(mean, abs=1e-4)
             assert sigma[row, column].item() == pytest.approx(spread, abs=1e-4)
@@ -101,7 +101,7 @@ def test_positions(case, placement):
 def test_lengths(case):
     tree, focuses = case
     found = lengths(focus_tensor(focuses), geometry_of(tree))
-    assert found.tolist() == [len(oracle.unroll(tree, focus)) for focus in focuses]
+    assert found.tolist() == [len(oracle.build_context(tree, focus)) for focus in focuses]
 
 
 @MANY
@@ -154,7 +154,7 @@ def test_block_means(case, seed, whole):
     values = torch.randn(len(focuses), context.length, dtype=torch.float64)
     found = block_means(values, context)
     for row, focus in enumerate(focuses):
-        entries = [e for e in oracle.unroll(tree, focus) if whole or e.end <= tree.cursor]
+        entries = [e for e in oracle.build_context(tree, focus) if whole or e.end <= tree.cursor]
         assert entries or not whole
         wanted = oracle.block_means(tree, entries, values[row, : len(entries)].tolist())
         assert found[row].tolist() == pytest.approx(wanted, abs=1e-9)
@@ -167,7 +167,7 @@ def test_what_can_be_expanded_and_collapsed(case):
     context = build_context(focus_tensor(focuses), geometry_of(tree))
     up, down = expandable(context), collapsible(context)
     for row, focus in enumerate(focuses):
-        entries = oracle.unroll(tree, focus)
+        entries = oracle.build_context(tree, focus)
         filling = [False] * (tree.window - len(entries))
         assert up[row].tolist() == [e.lod > 0 for e in entries] + filling
         assert down[row].tolist() == [oracle.can_collapse(tree, e) for e in entries] + filling
@@ -179,7 +179,7 @@ def test_before_the_cursor(case):
     tree, focuses = case
     for padded in (True, False):
         for focus in focuses:
-            entries = oracle.unroll(tree, focus)
+            entries = oracle.build_context(tree, focus)
             context = build_context(focus_tensor([focus]), geometry_of(tree), None if padded else len(entries))
             seen = context.before_cursor()
             before = [e for e in entries if e.end <= tree.cursor]
@@ -217,7 +217,7 @@ def test_gather_is_a_lookup_of_each_entry_and_so_is_its_gradient(case, variants,
     gradient = torch.zeros_like(table)
     for row, focus in enumerate(focuses):
         sequence = row // variants
-        for column, entry in enumerate(oracle.unroll(tree, focus)):
+        for column, entry in enumerate(oracle.build_context(tree, focus)):
             place = rows[entry.lod, entry.start, entry.slot]
             assert torch.equal(found[row, column], table[sequence, place])
             gradient[sequence, place] += weight[row, column]

@@ -23,7 +23,7 @@ def test_an_entry_has_the_mean_of_its_nodes_tokens(case, variants, seed, padded)
     focuses = [focus for focus in focuses for _ in range(variants)]
     torch.manual_seed(seed)
     nll = torch.rand(len(focuses) // variants, tree.window, requires_grad=True) * 9
-    lengths = {len(oracle.unroll(tree, focus)) for focus in focuses}
+    lengths = {len(oracle.build_context(tree, focus)) for focus in focuses}
     length = None if padded or len(lengths) > 1 else lengths.pop()
     context = build_context(focus_tensor(focuses), geometry_of(tree), length).before_cursor()
     found, counts = surprise.of_entries(nll, context), surprise.counts(context)
@@ -31,7 +31,7 @@ def test_an_entry_has_the_mean_of_its_nodes_tokens(case, variants, seed, padded)
     assert not found.requires_grad
     for row, focus in enumerate(focuses):
         own = nll[row // variants].tolist()
-        entries = [e for e in oracle.unroll(tree, focus) if e.end <= tree.cursor]
+        entries = [e for e in oracle.build_context(tree, focus) if e.end <= tree.cursor]
         heard = [told(tree, own, e.start, e.end) for e in entries]
         assert found[row, : len(entries)].tolist() == pytest.approx([oracle.mean(each) for each in heard], abs=1e-5)
         assert counts[row, : len(entries)].tolist() == [bool(each) for each in heard]

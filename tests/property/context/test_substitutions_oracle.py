@@ -26,14 +26,14 @@ def test_without_gists_only_the_raw_tokens_are_left(case, padded):
     tree, focuses = case
     if not padded:
         focuses = focuses[:1]
-    length = None if padded else len(oracle.unroll(tree, focuses[0]))
+    length = None if padded else len(oracle.build_context(tree, focuses[0]))
     context = build_context(focus_tensor(focuses), geometry_of(tree), length)
     bare = drop_gists(context)
     assert bare.length == context.length
     assert bare.padded
     assert torch.equal(bare.focus, context.focus)
     for row, focus in enumerate(focuses):
-        raw = [e for e in oracle.unroll(tree, focus) if e.lod == 0]
+        raw = [e for e in oracle.build_context(tree, focus) if e.lod == 0]
         filling = bare.length - len(raw)
         assert bare.valid[row].tolist() == [True] * len(raw) + [False] * filling
         assert bare.token[row].tolist() == [e.start for e in raw] + [0] * filling
@@ -81,7 +81,7 @@ def test_the_mean_table_holds_means_of_token_embeddings(case, seed):
     assert table.shape == (len(focuses), len(oracle.table_rows(tree)), 3)
     read = gather_embeddings(table, context)
     for row, focus in enumerate(focuses):
-        for column, e in enumerate(oracle.unroll(tree, focus)):
+        for column, e in enumerate(oracle.build_context(tree, focus)):
             mine = [t for t in range(e.start, e.end) if (t - e.start) * e.slots // e.span == e.slot]
             wanted = sum(tokens[row, t] for t in mine) / len(mine)
             torch.testing.assert_close(read[row, column], wanted, atol=1e-5, rtol=1e-5)
@@ -113,7 +113,7 @@ def test_values_find_the_place_of_their_target(case, seed, bare, missing):
     assert found.shape == (len(focuses), tree.window)
     for row, focus in enumerate(focuses):
         wanted = [missing] * tree.window
-        entries = [e for e in oracle.unroll(tree, focus) if not bare or e.lod == 0]
+        entries = [e for e in oracle.build_context(tree, focus) if not bare or e.lod == 0]
         for column, e in enumerate(entries):
             if e.predicts:
                 wanted[e.end - 1] = values[row, column].item()
@@ -136,7 +136,7 @@ def test_distance_behind_the_nearest_span(case):
     distance, lod = distance_behind(block_lods_to_tokens(focus_tensor(focuses), tree), tree)
     for row, focus in enumerate(focuses):
         last = None
-        for e in oracle.unroll(tree, focus):
+        for e in oracle.build_context(tree, focus):
             if e.lod:
                 last = e
                 assert distance[row, e.start : e.end].tolist() == [-1] * e.span

@@ -142,7 +142,7 @@ def test_values_and_places_are_even():
 
 
 @pytest.mark.parametrize(
-    ("geometry", "settings_", "words", "remedy"),
+    ("tree", "settings_", "words", "remedy"),
     [
         ({"tail": 10}, {}, "begin a block", "context.tail = 11"),
         ({"tail": 12}, {}, "begin a block", "context.tail = 11"),
@@ -235,13 +235,13 @@ def test_another_stream_is_refused(other):
 def test_the_identity_says_all_that_a_sequence_depends_on():
     kinds = [
         {},
-        {"pairs": 1, "asked_blocks": 5, "geometry": ContextTree(32, 4, tail=7)},
+        {"pairs": 1, "asked_blocks": 5, "tree": ContextTree(32, 4, tail=7)},
         {"keys": 33},
         {"values": 17},
         {"asked_blocks": 4},
         {"questions": 5},
     ]
-    names = {Recall(**{"geometry": GEOMETRY} | kind).identity for kind in kinds}
+    names = {Recall(**{"tree": GEOMETRY} | kind).identity for kind in kinds}
     assert len(names) == len(kinds)
 
 

@@ -45,7 +45,7 @@ def told(
     table = slow.table_of(tokens)
     if condition == "full":
         focus = [0] * tree.blocks
-    entries = oracle.unroll(tree, focus)
+    entries = oracle.build_context(tree, focus)
     if condition == "drop" or (slow.gistnet is None and condition in ("gist", "swap")):
         entries = [e for e in entries if e.lod == 0]
     other = slow.table_of(batch[baseline_nll[row]]) if condition == "swap" else table

@@ -100,7 +100,7 @@ def check_metrics(case, found, wanted, former, attributed):
 def spans_that_hurt(case):
     """Score of each collapsed span's last slot, with the mean ΔNLL of the tokens right behind the span."""
     for row, focus in enumerate(case.focuses):
-        entries = oracle.unroll(case.tree, focus)
+        entries = oracle.build_context(case.tree, focus)
         baseline = case.baseline[row // case.variants].tolist()
         tail_mask = oracle.judge(entries, case.nll[row, : len(entries)].tolist(), baseline)
         deltas = oracle.span_deltas(tail_mask, case.tree.delta_horizon)

@@ -32,7 +32,7 @@ def test_focus_is_valid_and_within_the_budget(kind, case, seed, share):
     allocator = KINDS[kind](geometry_of(tree))
     for focus in allocate(allocator, tree, focuses, random_scores(tree, len(focuses), seed), budget):
         assert oracle.is_valid(tree, focus)  # so that protected blocks are raw
-        assert len(oracle.unroll(tree, focus)) <= budget
+        assert len(oracle.build_context(tree, focus)) <= budget
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,7 +48,7 @@ def test_from_the_raw_context_the_length_is_the_largest_reachable(kind, case, se
     budget = min(known) + round(share * (tree.window - min(known)))
     raw = [[0] * tree.blocks]
     (focus,) = allocate(KINDS[kind](geometry_of(tree)), tree, raw, random_scores(tree, 1, seed), budget)
-    assert len(oracle.unroll(tree, focus)) == max(length for length in known if length <= budget)
+    assert len(oracle.build_context(tree, focus)) == max(length for length in known if length <= budget)
 
 
 # ---- topk ------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def test_topk_is_the_best_of_all_subsets(case, seed, share):
     must = (tree.window - budget + tree.block_size - tree.slots - 1) // (tree.block_size - tree.slots)
     room = len(free) - max(0, must)  # raw blocks that the budget has room for
     for row, focus in enumerate(focuses):
-        entries = [e for e in oracle.unroll(tree, focus) if e.end <= tree.cursor]
+        entries = [e for e in oracle.build_context(tree, focus) if e.end <= tree.cursor]
         values = oracle.block_means(tree, entries, [scores[row, e.start + e.slot].item() for e in entries])
         candidates = [b for b in free if focus[b] == 0 or values[b] > 0]
         size = min(room, len(candidates))
@@ -90,7 +90,7 @@ def test_topk_keeps_between_equal_scores_what_is_raw():
     tree = oracle.Tree(window=20, block_size=4, levels=1, slots=1, tail=4, sink=0)
     scores = torch.full((1, 20), 0.5)
     for focus in ([1, 0, 0, 0, 0], [0, 1, 0, 1, 0]):
-        budget = len(oracle.unroll(tree, focus))
+        budget = len(oracle.build_context(tree, focus))
         assert allocate(TopKAllocator(geometry_of(tree)), tree, [focus], scores, budget) == [focus]
 
 
@@ -160,7 +160,7 @@ def test_greedy_leaves_alone_what_has_just_changed():
     assert greedy({4: -0.9, 6: -0.1}, raw, 42, age, cooldown=1)[4] == 0
     assert greedy({4: -0.9, 6: -0.1}, raw, 42, age)[4] == 1
     shortest = min(oracle.mixes(TREE))
-    assert len(oracle.unroll(TREE, greedy({4: -0.9}, raw, shortest, age, cooldown=1))) == shortest
+    assert len(oracle.build_context(TREE, greedy({4: -0.9}, raw, shortest, age, cooldown=1))) == shortest
 
 
 def test_greedy_keeps_a_longer_tail_raw():

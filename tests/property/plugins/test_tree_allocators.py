@@ -42,7 +42,7 @@ def every_focus(tree, start=0):
 def entry_values(tree, focus, values):
     """The sum over a context's entries, as shares of a block, of the mean value of the blocks that each stands for."""
     total = Fraction(0)
-    for entry in oracle.unroll(tree, focus):
+    for entry in oracle.build_context(tree, focus):
         first, last = entry.start // tree.block_size, (entry.end - 1) // tree.block_size
         covered = [values[b] if b < tree.blocks else Fraction(0) for b in range(first, last + 1)]
         total += sum(covered) / len(covered) / tree.block_size
@@ -51,9 +51,9 @@ def entry_values(tree, focus, values):
 
 def best(tree, focuses, budget, worth):
     """The longest of these focuses that fit; of them those worth most."""
-    fitting = [focus for focus in focuses if len(oracle.unroll(tree, focus)) <= budget]
-    longest = max(len(oracle.unroll(tree, focus)) for focus in fitting)
-    found = [focus for focus in fitting if len(oracle.unroll(tree, focus)) == longest]
+    fitting = [focus for focus in focuses if len(oracle.build_context(tree, focus)) <= budget]
+    longest = max(len(oracle.build_context(tree, focus)) for focus in fitting)
+    found = [focus for focus in fitting if len(oracle.build_context(tree, focus)) == longest]
     most = max(worth(focus) for focus in found)
     return [focus for focus in found if worth(focus) == most]
 
@@ -154,7 +154,7 @@ def test_several_slots_and_levels_leave_greedy_a_rest_and_hierarchical_none():
     budget = 50 - 23  # exactly one node of LOD2
     (greedy,) = allocate(GreedyAllocator(geometry_of(tree)), tree, raw, scores, budget)
     (exact,) = allocate(HierarchicalAllocator(geometry_of(tree)), tree, raw, scores, budget)
-    assert len(oracle.unroll(tree, greedy)) == 26
+    assert len(oracle.build_context(tree, greedy)) == 26
     assert exact == [0] * 5 + [2] * 5
 
 
@@ -177,7 +177,7 @@ def test_many_rows_and_a_long_window_are_one_batch():
     allocator = HierarchicalAllocator(geometry_of(tree))
     every = allocate(allocator, tree, [[0] * 64] * 8, scores, 700)
     assert every[5] == allocate(allocator, tree, [[0] * 64], scores[5:6], 700)[0]
-    assert {len(oracle.unroll(tree, focus)) for focus in every} == {2048 - 31 * 44}
+    assert {len(oracle.build_context(tree, focus)) for focus in every} == {2048 - 31 * 44}
 
 
 @pytest.mark.parametrize("kept", [(), (0.5,), (0.5, 1.5), (-0.1, 0.0), (0.5, 0.5, 0.5)])

@@ -30,7 +30,7 @@ def test_valid_and_of_exactly_the_asked_length(kind, tree, seed, count):
         for of_sequence in propose(kind, tree, length, variant_seeds(seed, torch.arange(3), count)).tolist():
             for focus in of_sequence:
                 assert oracle.is_valid(tree, focus)
-                assert len(oracle.unroll(tree, focus)) == length
+                assert len(oracle.build_context(tree, focus)) == length
 
 
 @every_kind

@@ -23,7 +23,7 @@ class OneSlot(LinearGistNet):
 
 
 @hookimpl
-def register_gistnets(register):
+def register_plugins(register):
     register("one_slot", OneSlot)
 '''
 
@@ -118,7 +118,7 @@ class Silent(Shown):
 
 
 @hookimpl
-def register_text_sources(register):
+def register_plugins(register):
     for each in (Far, Named, Shown, Spoilt, Silent):
         register(each.__name__.lower(), each)
 '''

@@ -67,7 +67,7 @@ def nested(value: int, *, other: Any = None) -> int:
 
 class Plugin:
     @hookimpl
-    def register_gistnets(self, register):
+    def register_plugins(self, register):
         register("transformer", Transformer)
         register("needy", Needy)
 
@@ -181,7 +181,7 @@ class Offer:
         self.factory = factory
 
     @hookimpl
-    def register_gistnets(self, register):
+    def register_plugins(self, register):
         register("net", self.factory)
 
 

@@ -76,7 +76,7 @@ class Keywords(Slow):
 
 
 @hookimpl
-def register_text_sources(register):
+def register_plugins(register):
     for each in (Slow, Spoilt, Other, Same, Misspelt, Unwritten, Keywords):
         register(each.__name__.lower(), each)
 

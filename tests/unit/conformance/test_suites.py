@@ -32,7 +32,7 @@ class Mine(GistNet):
 
 
 @hookimpl
-def register_gistnets(register):
+def register_plugins(register):
     """Offer it."""
     register("mine", Mine)
 '''
@@ -140,7 +140,7 @@ class Ours(Tokenizer):
 
 
 @hookimpl
-def register_tokenizers(register):
+def register_plugins(register):
     register("ours", Ours)
 '''
 

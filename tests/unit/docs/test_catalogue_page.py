@@ -13,7 +13,7 @@ from mcframe.config.run_config import all_plugins
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "catalogue.md").read_text("utf-8")
 SECTIONS = {"allocator": "Allocators", "gistnet": "GistNets", "lensnet": "LensNets"}
-SECTIONS |= {"variants": "Variant strategies", "objective": "Objectives"}
+SECTIONS |= {"variants": "Variant strategies", "loss": "Objectives"}
 
 
 def rows(kind):

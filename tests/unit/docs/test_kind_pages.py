@@ -88,7 +88,7 @@ def test_positions(chosen):
 
 
 def test_objective(chosen):
-    model, statistics, _ = step(chosen("objective"))
+    model, statistics, _ = step(chosen("loss"))
     assert model.added.near_mean.weight == 0.05
     mean, cosine = (statistics.means[f"loss/near_mean{end}"] for end in ("", "/cosine"))
     assert float(mean[0] / mean[1]) == pytest.approx(1 - float(cosine[0] / cosine[1]), abs=1e-5)
@@ -152,7 +152,7 @@ def test_evaluation(chosen):
 
 def test_sink(chosen):
     """The example itself runs in tests/telemetry/test_sinks."""
-    assert len(chosen("sink").run_config.loggers) == 1
+    assert len(chosen("logger").run_config.loggers) == 1
 
 
 def test_every_kind_is_here():

@@ -120,7 +120,7 @@ def test_every_page_names_what_comes_with_mcframe(kind: str) -> None:
 def test_every_interface_is_described_in_the_code_with_the_shapes_of_its_tensors(interface: type) -> None:
     """In the docstrings, where an editor shows them: what the class is, its factory, an example, every shape."""
     told = inspect.getdoc(interface) or ""
-    assert re.search(r"Factory: `factory\((shape|geometry|run)?\)`", told), "say how the factory is called"
+    assert re.search(r"Factory: `factory\((shape|tree|run)?\)`", told), "say how the factory is called"
     assert re.search(rf"^    class \w+\({interface.__name__}\):", told, re.M), "show one"
     for method in interface.__abstractmethods__:
         function = inspect.getattr_static(interface, method)
@@ -145,7 +145,7 @@ def test_the_example_of_every_interface_is_one(kind: str, interface: type) -> No
     scope |= {"torch": torch, "nn": torch.nn, "priorities": random_keys, "math": math}
     exec(textwrap.dedent(found[0]), scope)
     tree = ContextTree(32, 4, tail=4)
-    arguments = {"shape": ModelShape(8, tree), "geometry": tree, "run": RunStart(Path(), {}, None)}
+    arguments = {"shape": ModelShape(8, tree), "tree": tree, "run": RunStart(Path(), {}, None)}
     supplied = re.search(r"Factory: `factory\((\w*)\)`", told)
     assert supplied
     shape = HeadShape(2, 4, tree) if kind == "positions" else arguments.get(supplied[1])

@@ -27,7 +27,7 @@ def one_digit(tmp_path, monkeypatch, new_site, smoke):
 
 
 @pytest.mark.parametrize(
-    "geometry", [ContextTree(64, 8, tail=10), ContextTree(67, 8, tail=16, sink=2), ContextTree(9, 8, tail=0)]
+    "tree", [ContextTree(64, 8, tail=10), ContextTree(67, 8, tail=16, sink=2), ContextTree(9, 8, tail=0)]
 )
 def test_the_digit_is_read_in_front_and_answered_behind(one_digit, tree):
     task = one_digit(tree)

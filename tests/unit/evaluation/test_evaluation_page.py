@@ -22,7 +22,7 @@ def test_the_example_is_an_evaluation():
     made = {}
     exec(block("python"), made)
     offered = {}
-    made["register_evaluations"](lambda name, factory: offered.update({name: factory}))
+    made["register_plugins"](lambda name, factory: offered.update({name: factory}))
     evaluation = offered["worst_block"](windows=4)
     assert isinstance(evaluation, Evaluation)
     told = []
@@ -37,7 +37,7 @@ def test_the_gin_of_the_page_loads(tmp_path):
     (tmp_path / "mine.gin").write_text("include 'smoke.gin'\n" + block("gin"), "utf-8")
     run_config = load_run_config([tmp_path / "mine.gin"], []).run_config
     made = [make() for make in run_config.evaluations]
-    assert [evaluation.name for evaluation in made] == ["controls", "recall"]
+    assert [evaluation.name for evaluation in made] == ["gist_quality", "recall"]
     assert made[0].task is None
     assert made[1].task is not None
 

@@ -25,7 +25,7 @@ def keep_best(tree, values, raw_tokens_budget):
     """Collapse the least valuable blocks, one at a time, until the context fits."""
     focus = [0] * tree.blocks
     for block in sorted(free_blocks(tree), key=lambda block: (values[block], block)):
-        if len(oracle.unroll(tree, focus)) <= raw_tokens_budget:
+        if len(oracle.build_context(tree, focus)) <= raw_tokens_budget:
             break
         focus[block] = 1
     return focus

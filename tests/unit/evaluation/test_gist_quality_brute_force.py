@@ -119,7 +119,7 @@ def test_every_figure_of_every_condition(tree, gistnet):
         lod, entries = int(prefix.split("lod")[1][0]), int(found.metrics[f"{prefix}entries"])
         count = (tree.window - entries) // tree.saving(lod)
         focuses = random_focus(seeds, tree, lod, count).tolist()
-        assert all(len(oracle.unroll(tree, focus)) == entries for focus in focuses)
+        assert all(len(oracle.build_context(tree, focus)) == entries for focus in focuses)
         values, documents = brute_force(SlowStep(model, tree), tree, ordered, focuses, names, slow_twins)
         deltas = {n: v for n, v in found.metrics.items() if n.startswith(f"{prefix}delta/drop")}
         costly = {

@@ -127,7 +127,7 @@ def test_a_metric_that_is_no_tensor_is_told_of_the_objective():
     objective = Careless()
     step, given = step_with(objective)
     with pytest.raises(
-        ContractError, match="returned a Term whose metric 'share' is a value of type float; asked is a"
+        ContractError, match="returned a LossTerm whose metric 'share' is a value of type float; asked is a"
     ) as caught:
         step(*given)
     assert (caught.value.culprit, caught.value.method) == (objective, "forward")

@@ -49,7 +49,7 @@ def check_nll(context, nll, tree):
     repeat = context.focus.shape[0] // nll.shape[0]
     for row, focus in enumerate(context.focus.tolist()):
         own = nll[row // repeat].tolist()
-        entries = [e for e in oracle.unroll(tree, focus) if e.end <= tree.cursor]
+        entries = [e for e in oracle.build_context(tree, focus) if e.end <= tree.cursor]
         wanted = [oracle.mean([own[t - 1] for t in range(e.start, e.end) if t]) for e in entries]
         assert context.nll[row, : len(entries)].tolist() == pytest.approx(wanted, abs=1e-4)
 

@@ -88,7 +88,7 @@ def test_focus(tree, lensnet, allocator):
         assert (rounds >= 1).all()
         for row in found.tolist():
             assert oracle.is_valid(tree, row)
-            assert len(oracle.unroll(tree, row)) <= BUDGET[name]
+            assert len(oracle.build_context(tree, row)) <= BUDGET[name]
         return found
 
     before = focus(tokens)

@@ -14,7 +14,7 @@ from mcframe.context.focus_ops import is_valid, lengths
 from mcframe.training.build import build_model
 
 GIN = Path(__file__).parents[3] / "gin"
-KINDS = ("allocator", "gistnet", "lensnet", "objective", "variants")
+KINDS = ("allocator", "gistnet", "lensnet", "loss", "variants")
 PRESETS = sorted(f"{kind}/{file.stem}" for kind in KINDS for file in (GIN / kind).glob("*.gin"))
 
 

@@ -64,7 +64,7 @@ def test_recency_rises_from_the_start_to_the_cursor():
     context = seen_of(focus_tensor(focuses()))
     scores = build("recency")(context, embeddings_for(context))
     for row, focus in enumerate(focuses()):
-        entries = [e for e in oracle.unroll(TREE, focus) if e.end <= TREE.cursor]
+        entries = [e for e in oracle.build_context(TREE, focus) if e.end <= TREE.cursor]
         wanted = [2 * ((e.start + e.end - 1) / 2) / TREE.cursor - 1 for e in entries]
         assert scores[row, : len(entries)].tolist() == pytest.approx(wanted, abs=1e-6)
 
@@ -175,7 +175,7 @@ def test_surprise_is_the_squashed_distance_of_a_block_from_the_mean_block(tail):
         known = [each for each in hard if each is not None]
         mean = oracle.mean(known)
         spread = oracle.mean([(each - mean) ** 2 for each in known]) ** 0.5
-        for place, entry in enumerate(e for e in oracle.unroll(tree, focus) if e.end <= tree.cursor):
+        for place, entry in enumerate(e for e in oracle.build_context(tree, focus) if e.end <= tree.cursor):
             block = entry.start // tree.block_size
             wanted = math.tanh((hard[block] - mean) / spread / 2.0) if block < tree.blocks else 0.0
             assert scores[row, place].item() == pytest.approx(wanted, abs=1e-5)

@@ -43,7 +43,7 @@ NET = '''
             return self.head(children[:, :, -1:])
 
     @hookimpl
-    def register_gistnets(register):
+    def register_plugins(register):
         register("{name}", Last)
 '''
 HELD_BY_AN_OBJECT = """
@@ -179,7 +179,7 @@ WRONG = {
     "a misspelt hook": (
         "nets.py",
         ("nets.py", "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnet(register): ..."),
-        ["mcframe has no hook 'register_gistnet' (did you mean register_gistnets"],
+        ["mcframe has no hook 'register_gistnet' (did you mean register_plugins"],
         "rename the function",
         None,
     ),

@@ -58,7 +58,7 @@ EXPECTED = {
     "scores": ["lensnet.mine of plug-in 'it'", "forward returned scores from", "asked are scores in [-1, 1]"],
     "invalid focus": ["variants.mine", "propose returned a focus that is not valid"],
     "length": ["variants.mine", "propose returned focuses of 125 entries where 113 were asked"],
-    "objective": ["objective.mine", "forward returned a value of type Tensor; asked is a Term"],
+    "loss": ["loss.mine", "forward returned a value of type Tensor; asked is a LossTerm"],
     "positions": ["positions.mine", "forward returned [1, 1, 128, 16] float32; asked is cosine [R, 1 or heads"],
     "hook": ["mylab.py:10", "plug-in 'it' of mylab 1.0 failed in its hook step_finished: OSError: the pager is down"],
 }  # fmt: skip

@@ -22,7 +22,7 @@ GOOD = """
         def __init__(self, shape, layers: int = 2): ...
 
     @hookimpl
-    def register_gistnets(register):
+    def register_plugins(register):
         register("{name}", Net)
 """
 
@@ -89,11 +89,11 @@ BROKEN = {
     "misspelt_hook": (
         "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnet(register): ...",
         "",
-        "no hook 'register_gistnet' (did you mean register_gistnets",
+        "no hook 'register_gistnet' (did you mean register_plugins",
     ),
     "a_class": (
         "from mcframe.hookspecs import hookimpl\n"
-        "class Plugin:\n    @hookimpl\n    def register_gistnets(self, register): ...",
+        "class Plugin:\n    @hookimpl\n    def register_plugins(self, register): ...",
         "p = a_class:Plugin",
         "Plugin is a class; a plug-in is an instance or a module: publish an instance: `plugin = Plugin()`",
     ),
@@ -108,27 +108,27 @@ BROKEN = {
         "PluginValidationError",
     ),
     "hook_raises": (
-        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnets(register):\n"
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_plugins(register):\n"
         "    register('half', print)\n    raise RuntimeError('no luck')",
         "",
         "RuntimeError: no luck",
     ),
     "bad_name": (
-        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnets(register): register('a-b', print)",
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_plugins(register): register('a-b', print)",
         "",
         "'a-b' is not letters, digits and underscores",
     ),
     "not_callable": (
-        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnets(register): register('a', 3)",
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_plugins(register): register('a', 3)",
         "",
         "gistnet.a is not callable",
     ),
     "no_signature": (
-        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnets(register): register('a', dict)",
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_plugins(register): register('a', dict)",
         "",
         "gistnet.a has no signature",
     ),
-    "no_hook": ("def register_gistnets(register): ...", "", "implements no hook: mark its functions"),
+    "no_hook": ("def register_plugins(register): ...", "", "implements no hook: mark its functions"),
 }
 
 
@@ -203,7 +203,7 @@ class InProcess:
         self.seen = []
 
     @hookimpl
-    def register_text_sources(self, register):
+    def register_plugins(self, register):
         register(self.name, print)
 
     @hookimpl

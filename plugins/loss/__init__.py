@@ -8,7 +8,7 @@ mcframe_api = "0.1"
 
 
 @hookimpl
-def register_objectives(register: Register) -> None:
+def register_plugins(register: Register) -> None:
     """Offer what this folder holds."""
     register("bag_of_tokens", BagOfTokens)
     register("z_loss", ZLoss)
