@@ -113,7 +113,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("train/step_ms", "ms", "lower", "an optimizer step, its data included, timed as a whole"),
     Metric("train/data_ms", "ms", "lower", "part of mc/other_ms: waiting for sequences and moving them to the device"),
     Metric("train/base_ms", "ms", "lower", "part of mc/other_ms: the uncompressed forward pass and its loss"),
-    Metric("train/objectives_ms", "ms", "lower", "part of mc/other_ms: objectives with passes of their own"),
+    Metric("train/losses_ms", "ms", "lower", "part of mc/other_ms: objectives with passes of their own"),
     Metric("train/metrics_ms", "ms", "lower", "part of mc/other_ms: statistics of variants and adding them up"),
     Metric("train/backward_ms", "ms", "lower", "part of mc/other_ms: the backward pass of everything"),
     Metric("train/optimizer_ms", "ms", "lower", "part of mc/other_ms: DeepSpeed's step"),

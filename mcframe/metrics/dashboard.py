@@ -81,7 +81,7 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
             "Parts of the rest (ms)",
             (
                 "train/base_ms",
-                "train/objectives_ms",
+                "train/losses_ms",
                 "train/backward_ms",
                 "train/optimizer_ms",
                 "train/data_ms",

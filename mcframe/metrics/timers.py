@@ -28,7 +28,7 @@ PHASES: dict[str, tuple[str, ...]] = {
     "pack": ("mc/variant_pack_ms", _CONTROLLER, _OVERHEAD),
     "lens": ("mc/lens_ms", _CONTROLLER),
     "lens bookkeeping": ("mc/lens_ms", _CONTROLLER, _OVERHEAD),
-    "objectives": ("train/objectives_ms",),
+    "losses": ("train/losses_ms",),
     "metrics": ("train/metrics_ms", _OVERHEAD),
     "backward": ("train/backward_ms",),
     "optimizer": ("train/optimizer_ms",),

@@ -242,9 +242,9 @@ class GPT(nn.Module):
         both = self._chunked(self._nll_and_kl, hidden, targets, teacher.detach())
         return both[..., 0], both[..., 1]
 
-    def tail_mask(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def nll_and_correct(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """NLL in nats [R, L], and 1.0 where the likeliest token is the target, else 0.0 [R, L]."""
-        both = self._chunked(self._judged, hidden, targets)
+        both = self._chunked(self._nll_and_correct, hidden, targets)
         return both[..., 0], both[..., 1]
 
     def _chunked(self, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class GPT(nn.Module):
     def _nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.logits(hidden), targets, reduction="none")
 
-    def _judged(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _nll_and_correct(self, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = self.logits(hidden)
         nll = F.cross_entropy(logits, targets, reduction="none")
         return torch.stack((nll, (logits.argmax(dim=-1) == targets).float()), dim=-1)

@@ -37,6 +37,7 @@ from mcframe.training.run_directory import OPERATIVE, RunPlan
 from mcframe.training.stop_signal import StopSignal
 from mcframe.training.throughput import ThroughputMeter, memory
 from mcframe.training.train_state import TrainState
+from mcframe.training.train_step import StepBatch
 from mcframe.training.update_ratio import UpdateRatio
 from mcframe.training.validation import Validation
 
@@ -64,7 +65,7 @@ class Trainer:
         self.accumulator, self.tally = Accumulator(device), Tally(device)
         self.timers = Timers(device)
         engine.time_with(self.timers.phase)
-        self.weight_change = UpdateRatio(engine.model, device)
+        self.weight_change = UpdateRatio(engine.step, device)
         resumed = plan.checkpoint.tokens if plan.checkpoint else None
         self.album = FigureRecorder(plan.directory, components.tree, loggers, resumed) if self.rank == 0 else None
         self.loader = Loader(
@@ -132,7 +133,7 @@ class Trainer:
         """One optimizer step: micro-batches forward and backward, then the update. Nothing is read back."""
         variants = self.components.model.strategy.count
         length = self.run_config.variant_length(self.clock.step) if variants else 0
-        rebuild = self.run_config.rebuild(self.clock.step)
+        self.engine.step.begin_step(self.run_config.progress(self.clock.step))
         self._learning_rate = self.engine.learning_rate
         timed = self.timers.phase
         with self.timers.step():
@@ -143,12 +144,12 @@ class Trainer:
                     indices = batch.indices.to(self.device, non_blocking=True)
                     loss_mask = None if batch.loss_mask is None else batch.loss_mask.to(self.device, non_blocking=True)
                     seeds = variant_seeds(self.run_config.seed, indices, variants)
-                loss, statistics = self.engine(tokens, seeds, length, loss_mask, rebuild)
+                loss, statistics = self.engine(StepBatch(tokens, seeds, length, loss_mask))
                 with timed("metrics"):
                     self.accumulator.add(statistics)
                     self.tally.add(statistics)
                 self.engine.backward_and_step(loss)
-            self.engine.model.after_step()
+            self.engine.step.after_step()
         self._loss = loss.detach()
         self.clock.tick()
         self.progress.update(self.clock.tokens)
