@@ -17,6 +17,7 @@ from mcframe.context.working_context import WorkingContext, build_context, gathe
 from mcframe.hookspecs import Allocator, GistNet, LensNet, Sequences, UncompressedPass, VariantStrategy
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.node_table import build_node_table
+from mcframe.registry.checks import check_focus, check_shape
 
 PhaseTimer = Callable[[str], AbstractContextManager[None]]
 """Takes the name of a phase, such as `build`, and returns a context manager that times its body as that phase."""
@@ -180,6 +181,9 @@ class MegaContextModel(nn.Module):
 
         Returns:
             The focus [B, blocks], and the number of iterations that changed it [B].
+
+        Raises:
+            ContractError: The allocator returns something else than a valid focus.
         """
         table, nll = self.encode(inputs, with_nll=True)
         context = raw_context(self.tree, inputs.shape[0], inputs.device)
@@ -187,6 +191,8 @@ class MegaContextModel(nn.Module):
         rounds = torch.zeros_like(seeds)
         for _ in range(allocator.iterations):
             focus = allocator.allocate(self.scores(context, table, nll), context.before_cursor(), budget, seeds)
+            check_shape(allocator, "allocate", "a focus [R, blocks]", focus, context.focus.shape, torch.int64)
+            check_focus(allocator, "allocate", focus, self.tree)
             changed = focus != context.focus
             rounds += changed.any(dim=1)
             age = torch.where(changed, 0, age + 1)

@@ -33,6 +33,7 @@ from mcframe.training import sampling as watching
 from mcframe.training.build import Components, training_stream, validation_windows
 from mcframe.training.engine import Engine
 from mcframe.training.evaluation import Evaluating
+from mcframe.training.probe import probe_plugins
 from mcframe.training.run_directory import OPERATIVE, RunPlan
 from mcframe.training.stop_signal import StopSignal
 from mcframe.training.throughput import ThroughputMeter, memory
@@ -109,6 +110,7 @@ class Trainer:
         saved: Path | None = self.plan.checkpoint.path if self.plan.checkpoint else None
         try:
             self.hooks.run_started(self._info())
+            self._probe()
             if self.clock.step == 0:
                 self._validate()
             status = "finished"
@@ -128,6 +130,13 @@ class Trainer:
             self.loader.close()
             self.progress.close()
         return status, saved, self.clock.tokens - began_at, time.monotonic() - started
+
+    def _probe(self) -> None:
+        """Check what plug-ins return on two held-out windows."""
+        length = self.run_config.variant_length(0) if self.components.model.strategy.count else 0
+        self.engine.wrapped.eval()
+        probe_plugins(self.engine.step, self.engine, self._held_out[:2].to(self.device), length)
+        self.engine.wrapped.train()
 
     def step(self) -> None:
         """One optimizer step: micro-batches forward and backward, then the update. Nothing is read back."""
