@@ -13,8 +13,9 @@ from torch import Tensor
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.preference_pairs import pair_indices, ranked_correctly
 from mcframe.context.step_metrics import StepMetrics, masked_sum
+from mcframe.context.working_context import WorkingContext
 from mcframe.errors import require
-from mcframe.hookspecs import LensPass, Loss, LossTerm, ModelShape, StepView
+from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
 class Attribution(Loss):
@@ -38,30 +39,41 @@ class Attribution(Loss):
     def forward(self, view: StepView) -> LossTerm:
         """Return the mean over the pairs of each sequence [B]; metric `mc/attribution_agreement`."""
         lens = view.with_lens()
-        margin, nats = attribution_margin(lens, view.seeds.shape[1])
-        scaled = nats / lens.scale_nats
-        logit = margin * scaled.clamp(min=1.0) / self.temperature
-        loss = (F.softplus(-logit) * torch.tanh(scaled)).mean(dim=1)
+        assert lens.uncompressed is not None
+        margin, nats = attribution_margin(lens.uncompressed, lens.prefix, lens.tail_delta, view.seeds.shape[1])
+        loss = pair_loss(margin, nats / lens.scale_nats, self.temperature).mean(dim=1)
         agreement = masked_sum(ranked_correctly(margin), nats > 0)
         return LossTerm(loss, StepMetrics(means={"mc/attribution_agreement": agreement}))
 
 
-def attribution_margin(lens: LensPass, variants: int) -> tuple[Tensor, Tensor]:
+def pair_loss(margin: Tensor, scaled: Tensor, temperature: float) -> Tensor:
+    """Return the loss of each pair [B, P] from its margin and its scaled difference of ΔNLL, not negative."""
+    logit = margin * scaled.clamp(min=1.0) / temperature
+    return F.softplus(-logit) * torch.tanh(scaled)
+
+
+def attribution_margin(
+    block_scores: Tensor, context: WorkingContext, tail_delta: Tensor, variants: int
+) -> tuple[Tensor, Tensor]:
     """Return by how much the worse context of each pair collapses more score, and by how much more it loses.
 
     A block's score is weighted by the entries that its level saves, so a constant added to all scores cancels between
     contexts of equal length.
 
+    Args:
+        block_scores: Scores of the uncompressed sequence, averaged over each block [B, blocks].
+        context: The variants, R rows.
+        tail_delta: Mean ΔNLL of each variant after the cursor [R], in nats.
+        variants: V.
+
     Returns:
         The margin [B, P] in units of score, and the difference of ΔNLL [B, P] in nats, not negative. Both are 0 for equal
         contexts.
     """
-    assert lens.uncompressed is not None
-    first, second = pair_indices(variants, lens.scores.device)
-    focus = lens.prefix.focus.view(-1, variants, lens.prefix.focus.shape[1])
-    saved = entries_saved(focus, lens.prefix.tree, lens.uncompressed.dtype)
-    collapsed = (saved * lens.uncompressed[:, None]).sum(dim=-1)
-    delta = lens.tail_delta.view(-1, variants)
+    first, second = pair_indices(variants, block_scores.device)
+    focus = context.focus.view(-1, variants, context.focus.shape[1])
+    collapsed = (entries_saved(focus, context.tree, block_scores.dtype) * block_scores[:, None]).sum(dim=-1)
+    delta = tail_delta.view(-1, variants)
     differ = (focus[:, first] != focus[:, second]).any(dim=-1)
     lost = torch.where(differ, delta[:, first] - delta[:, second], 0.0)
     return lost.sign() * (collapsed[:, first] - collapsed[:, second]), lost.abs()

@@ -53,7 +53,7 @@ class EMAKL(Loss):
         lens = view.with_lens()
         assert isinstance(self.average, LensNet)
         with torch.no_grad():
-            average = block_means(self.average(lens.prefix, lens.embeddings.float()).float(), lens.prefix)
+            average = block_means(self.average(lens.prefix, lens.embeddings.float()).to(lens.scores.dtype), lens.prefix)
         kl = mean_policy_kl(lens.block_scores, average, actionable(lens.prefix), self.temperature)
         figure = masked_sum(kl, torch.ones_like(kl, dtype=torch.bool))
         return LossTerm(view.by_sequence(kl), StepMetrics(means={"mc/ema_kl": figure}))

@@ -61,6 +61,10 @@ class Preference(Loss):
         both = up.any(dim=-1) & down.any(dim=-1)
         loss = loss + self.rank_weight * torch.where(both, torch.relu(self.rank_margin - gap), 0.0)
         if self.focal_gamma:
-            mean_logit = masked_mean(logit, pairs.mask, dim=-1).detach()
-            loss = loss * (2 * torch.sigmoid(-mean_logit)).pow(self.focal_gamma)
+            loss = loss * focal_weight(masked_mean(logit, pairs.mask, dim=-1), self.focal_gamma)
         return loss
+
+
+def focal_weight(logit: Tensor, gamma: float) -> Tensor:
+    """Return the detached weight of pairs with these mean logits: 1 where undecided, more where wrong."""
+    return (2 * torch.sigmoid(-logit.detach())).pow(gamma)

@@ -11,12 +11,11 @@ from torch import Tensor
 from mcframe.data.tokenizers import Bytes
 from mcframe.evaluation.eval_model import EngineEvalModel
 from mcframe.hookspecs import EvalData
-from mcframe.modeling.step import MegaContextStep
 from mcframe_plugins.allocator import TopKAllocator
 from mcframe_plugins.variants import RandomCollapse
 from tests.support import oracle
 from tests.support.generators import geometry_of
-from tests.support.modeling_builders import build_step, random_tokens
+from tests.support.modeling_builders import Step, build_step, random_tokens
 
 TREE = oracle.Tree(window=29, block_size=3, levels=2, slots=1, tail=6, sink=0)
 FLAT = oracle.Tree(window=25, block_size=3, levels=1, slots=1, tail=7, sink=0)
@@ -32,12 +31,12 @@ class GivenSubject(EngineEvalModel):
         return self.held
 
 
-def build_model(tree: oracle.Tree, seed: int = 0, **options: object) -> MegaContextStep:
+def build_model(tree: oracle.Tree, seed: int = 0, **options: object) -> Step:
     """In float64, so that only the logits round."""
     return build_step(tree, RandomCollapse(geometry_of(tree)), seed=seed, **options).double().eval()
 
 
-def build_subject(model: MegaContextStep, held: EvalData, **options: object) -> GivenSubject:
+def build_subject(model: Step, held: EvalData, **options: object) -> GivenSubject:
     settings = {
         "model": model, "tree": model.tree, "tokenizer": Bytes(), "text": None, "share": 0.1, "own_task": None,
         "allocator": TopKAllocator(model.tree), "vocab_size": model.gpt.vocab_size, "length": 0.75,

@@ -12,16 +12,29 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mcframe.context.delta_nll import PairedNLL, pair_nll
+from mcframe.context.focus_ops import block_means
+from mcframe.context.preference_pairs import preference_pairs
 from mcframe.context.working_context import WorkingContext, build_context
-from mcframe.modeling.lens_memory import Remembered
-from mcframe.modeling.lens_objective import lens_objective
-from mcframe.modeling.objectives import Objectives
+from mcframe.hookspecs import LensNet, LensPass, ModelShape, StepMetrics, StepView, UncompressedPass, VariantPass
+from mcframe.losses.lens_metrics import lens_metrics
 from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of, trees
+from tests.support.loss_settings import LossSettings
 from tests.support.step_oracle import correlation, number
 
 SOMETHING = 0.0, 0.02, -0.4, 0.3, 2.5
 """Verdicts in nats: few, so that some contexts are equally good."""
+
+
+class Said(LensNet):
+    """Returns fixed scores."""
+
+    def __init__(self, scores: Tensor) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
+        return self.scores
 
 
 @dataclass
@@ -55,11 +68,40 @@ class Case:
     def verdict(self) -> Tensor:
         return torch.tensor(self.verdicts, dtype=torch.float64)
 
-    def objective(self, objectives: Objectives, remembered: Remembered | None = None):
-        uncompressed = self.uncompressed if objectives.attribution_weight else None
-        return lens_objective(
-            self.scores, self.context, self.pairing, self.verdict, self.variants, objectives, remembered, uncompressed
-        )
+    def lens_pass(self, settings: LossSettings, scale: float | Tensor | None = None) -> LensPass:
+        block_scores, delta = block_means(self.scores, self.context), self.verdict
+        pairs = None
+        if self.variants > 1:
+            pairs = preference_pairs(self.context, delta, block_scores, self.variants, settings.sides)
+        nats = torch.as_tensor(settings.scale_nats if scale is None else scale, dtype=torch.float64)
+        embeddings = torch.zeros(*self.context.token.shape, 1)
+        return LensPass(
+            self.context, embeddings, self.scores, block_scores, delta, nats, pairs, self.uncompressed
+        )  # fmt: skip
+
+    def objective(
+        self, settings: LossSettings, scale: float | Tensor | None = None, average: Tensor | None = None
+    ) -> tuple[Tensor, StepMetrics]:
+        """Return the weighted sum of LensNet's losses and their metrics, divided by `settings.lens`."""
+        lens = self.lens_pass(settings, scale)
+        variants = VariantPass(lens.embeddings, lens.embeddings, self.pairing, lens=lens)
+        sequences = len(self.focuses) // self.variants
+        inputs = torch.zeros(sequences, 1)
+        passed = UncompressedPass(*[inputs] * 7)
+        seeds = torch.zeros(sequences, self.variants, dtype=torch.long)
+        view = StepView(self.context.tree, passed, None, variants, seeds, *[lambda *_: inputs] * 3)
+        total, metrics = torch.zeros((), dtype=torch.float64), lens_metrics(lens, self.pairing)
+        for loss in settings.lens_losses(ModelShape(1, self.context.tree)):
+            if loss.name == "ema_kl":
+                if average is None:
+                    continue
+                loss.average = Said(average)
+            if self.variants == 1 and "pairs" in loss.needs:
+                continue
+            term = loss(view)
+            total = total + loss.weight / settings.lens * term.loss.mean()
+            metrics |= term.metrics if isinstance(term.metrics, StepMetrics) else StepMetrics()
+        return total, metrics
 
     # ---- what the twin walks through ------------------------------------------------------------
     @property
@@ -126,25 +168,23 @@ class Wanted:
     kls: list[float] = field(default_factory=list)
 
 
-def slow_objective(case: Case, o: Objectives, scale: float, with_previous: bool) -> Wanted:
+def slow_objective(case: Case, o: LossSettings, scale: float, with_previous: bool) -> Wanted:
     wanted = Wanted(torch.zeros((), dtype=torch.float64))
     rows = range(len(case.focuses))
-    loss = o.budget_weight * average([slow_budget(case, row) for row in rows])
+    loss = o.balance * average([slow_budget(case, row) for row in rows])
     preferences = [slow_preference(case, a, b, o, scale, wanted) for a, b in case.pairs]
-    if case.variants == 1 or o.lens_objective == "span_utility":
+    if o.kind == "span_utility":
         loss = loss + average([slow_utility(case, row, o) for row in rows])
-    elif o.lens_objective == "span_difference":
+    elif case.variants > 1 and o.kind == "span_difference":
         loss = loss + average([slow_difference(case, a, b, o) for a, b in case.pairs])
-    else:
+    elif case.variants > 1:
         loss = loss + average(preferences)
-    if o.attribution_weight:
-        loss = loss + o.attribution_weight * average(
-            [slow_attribution(case, a, b, o, scale, wanted) for a, b in case.pairs]
-        )
+    if o.attribution:
+        loss = loss + o.attribution * average([slow_attribution(case, a, b, o, scale, wanted) for a, b in case.pairs])
     if with_previous:
         kls = [slow_kl(case, row, o) for row in rows]
         wanted.kls = [number(kl) for kl in kls]
-        loss = loss + o.policy_kl_weight * average(kls)
+        loss = loss + o.ema_kl * average(kls)
     wanted.loss = loss
     return wanted
 
@@ -165,13 +205,13 @@ def slow_budget(case: Case, row: int) -> Tensor:
     return ((expand - collapse) / total).square() if total > 0 else total
 
 
-def slow_preference(case: Case, one: int, other: int, o: Objectives, scale: float, wanted: Wanted) -> Tensor:
+def slow_preference(case: Case, one: int, other: int, o: LossSettings, scale: float, wanted: Wanted) -> Tensor:
     worse, better = (one, other) if case.verdicts[one] > case.verdicts[other] else (other, one)
     nats = case.verdicts[worse] - case.verdicts[better]
     strength = nats / scale
     sharpness = max(1.0, strength) / o.temperature
     terms, logits, up, down, signs = [], [], [], [], []
-    for side in (worse,) if o.preference_sides == "worse" else (worse, better):
+    for side in (worse,) if o.sides == "worse" else (worse, better):
         scores = case.of_blocks(side)
         for block in range(case.tree.blocks):
             difference = case.focuses[worse][block] - case.focuses[better][block]
@@ -192,18 +232,18 @@ def slow_preference(case: Case, one: int, other: int, o: Objectives, scale: floa
     wanted.strengths.append(nats)
     loss = average(terms)
     if up and down:
-        loss = loss + o.rank_weight * (o.margin - (average(up) - average(down))).relu()
+        loss = loss + o.rank_weight * (o.rank_margin - (average(up) - average(down))).relu()
     margin = sum(logits) / len(logits)
-    return loss * (2 / (1 + math.exp(margin))) ** o.hard_negative_gamma
+    return loss * (2 / (1 + math.exp(margin))) ** o.focal_gamma
 
 
-def slow_utility(case: Case, row: int, o: Objectives) -> Tensor:
+def slow_utility(case: Case, row: int, o: LossSettings) -> Tensor:
     wish = math.tanh(case.verdicts[row] / o.utility_scale)
     scores = zip(case.seen(row), case.own(row, case.scores), strict=True)
     return average([(score - wish) ** 2 for entry, score in scores if entry.lod])
 
 
-def slow_difference(case: Case, a: int, b: int, o: Objectives) -> Tensor:
+def slow_difference(case: Case, a: int, b: int, o: LossSettings) -> Tensor:
     of_a, of_b = case.of_blocks(a), case.of_blocks(b)
     blocks = range(case.tree.blocks)
     less_in_a = [block for block in blocks if case.focuses[a][block] > case.focuses[b][block]]
@@ -216,7 +256,7 @@ def slow_difference(case: Case, a: int, b: int, o: Objectives) -> Tensor:
     return ((gists - wish) ** 2 + (raw - wish) ** 2) / 2
 
 
-def slow_attribution(case: Case, one: int, other: int, o: Objectives, scale: float, wanted: Wanted) -> Tensor:
+def slow_attribution(case: Case, one: int, other: int, o: LossSettings, scale: float, wanted: Wanted) -> Tensor:
     """The pair's chance to be told the right way round, when every entry that is saved costs its block's score."""
     worse, better = (one, other) if case.verdicts[one] > case.verdicts[other] else (other, one)
     nats = case.verdicts[worse] - case.verdicts[better]
@@ -236,7 +276,7 @@ def slow_attribution(case: Case, one: int, other: int, o: Objectives, scale: flo
     return -torch.log(1 / (1 + torch.exp(-margin * sharpness))) * math.tanh(nats / scale)
 
 
-def slow_kl(case: Case, row: int, o: Objectives) -> Tensor:
+def slow_kl(case: Case, row: int, o: LossSettings) -> Tensor:
     """Of two coins, from their probabilities."""
     now, former = case.of_blocks(row), case.of_blocks(row, case.previous.detach())
     terms = []

@@ -6,21 +6,23 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mcframe.context.working_context import WorkingContext
-from mcframe.hookspecs import GistNet, LensNet, ModelShape, Sequences, VariantStrategy
+from mcframe.hookspecs import GistNet, LensNet, Loss, ModelShape, Sequences, StepMetrics, VariantStrategy
 from mcframe.modeling.gpt import GPT
-from mcframe.modeling.objectives import Objectives
-from mcframe.modeling.reconstruction import Reconstruction
+from mcframe.modeling.model import MegaContextModel
 from mcframe.modeling.rope import GaussianRope
-from mcframe.modeling.step import MegaContextStep
+from mcframe.training.train_step import StepBatch, TrainStep
 from mcframe_plugins.gistnet import MeanGistNet, TransformerGistNet
 from mcframe_plugins.lensnet import MLPLensNet, RecencyLensNet, SurpriseLensNet, TransformerLensNet
+from mcframe_plugins.loss import Reconstruction
 from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of
+from tests.support.loss_settings import LossSettings
 
 VOCABULARY = 13
 TREE = oracle.Tree(window=29, block_size=3, levels=2, slots=1, tail=6, sink=0)
@@ -96,23 +98,51 @@ def build_gpt(tree: oracle.Tree, seed: int = 0, **options: object) -> GPT:
     return gpt
 
 
+class Step(TrainStep):
+    """A train step with a short call, and the parts of its model as attributes."""
+
+    settings: LossSettings
+
+    def forward(
+        self, tokens: Tensor, seeds: Tensor, length: int, loss_mask: Tensor | None = None, blocks: int = 1
+    ) -> tuple[Tensor, StepMetrics]:
+        """Run a micro-batch; `blocks` neighbouring blocks are reconstructed at once."""
+        if self.reconstruction is not None:
+            self.reconstruction.stages, self.reconstruction.stage = (blocks,), 0
+        return super().forward(StepBatch(tokens, seeds, length, loss_mask))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("gpt", "gistnet", "lensnet", "strategy", "tree"):
+            return getattr(self.model, name)
+        return super().__getattr__(name)
+
+    @property
+    def reconstruction(self) -> Reconstruction | None:
+        return self.losses["reconstruction"] if "reconstruction" in self.losses else None
+
+    @property
+    def ema(self) -> nn.Module:
+        return self.losses["ema_kl"].average
+
+
 def build_step(
     tree: oracle.Tree,
     strategy: VariantStrategy,
     *,
     gistnet: str | None = "transformer",
     lensnet: str | None = "entry",
-    objectives: Objectives | None = None,
+    settings: LossSettings | None = None,
+    losses: Sequence[Loss] = (),
     seed: int = 0,
     **options: object,
-) -> MegaContextStep:
-    gpt, tree, objectives = build_gpt(tree, seed, **options), geometry_of(tree), objectives or Objectives()
-    shape = ModelShape(gpt.width, tree)
+) -> Step:
+    """Build a small step with random weights; `losses` are added to those of the settings."""
+    gpt, settings = build_gpt(tree, seed, **options), settings or LossSettings()
+    shape = ModelShape(gpt.width, geometry_of(tree))
     gist = None if gistnet is None else GISTNETS[gistnet](shape)
     lens = None if lensnet is None or gist is None else LENSNETS[lensnet](shape)
-    told = None
-    if gist is not None and objectives.reconstruction_weight:
-        told = Reconstruction(gpt.width, tree, objectives.reconstruction_share)
+    built = settings.losses(shape)
+    told = next((loss for loss in built if loss.name == "reconstruction"), None) if gist is not None else None
     for number, module in enumerate((gist, lens, told), start=1):
         if module is not None:
             randomise(module, seed + number)
@@ -120,7 +150,18 @@ def build_step(
         with torch.no_grad():
             for parameter in lens.parameters():
                 parameter.mul_(0.2)
-    return MegaContextStep(gpt, gist, lens, strategy, tree, objectives, told)
+    return assemble(MegaContextModel(gpt, gist, lens, strategy, shape.tree), settings, [*built, *losses])
+
+
+def assemble(model: MegaContextModel, settings: LossSettings, losses: Sequence[Loss] | None = None) -> Step:
+    """Put a model and its losses together."""
+    if losses is None:
+        losses = settings.losses(ModelShape(model.gpt.width, model.tree))
+    if model.strategy.count == 1:
+        losses = [loss for loss in losses if "pairs" not in loss.needs]
+    step = Step(model, losses, settings.lens_targets)
+    step.settings = settings
+    return step
 
 
 def random_tokens(tree: oracle.Tree, sequences: int, seed: int) -> Tensor:

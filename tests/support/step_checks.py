@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mcframe.context.step_metrics import StepMetrics
-from mcframe.modeling.objectives import Objectives
-from mcframe.modeling.step import MegaContextStep
 from tests.support import oracle
-from tests.support.modeling_builders import Given, build_step, equal_lengths, random_tokens, seeds_for
+from tests.support.loss_settings import LossSettings
+from tests.support.modeling_builders import Given, Step, build_step, equal_lengths, random_tokens, seeds_for
 from tests.support.step_oracle import Outcome, SlowStep, correlation, number
 from tests.unit.context.test_counter_rng import splitmix
 
@@ -31,7 +30,7 @@ def check_against_the_slow_step(
     variants: int,
     seed: int,
     sequences: int = 2,
-    objectives: Objectives | None = None,
+    settings: LossSettings | None = None,
     gradients: bool = False,
     masked: bool = False,
     rebuild: int = 1,
@@ -39,11 +38,11 @@ def check_against_the_slow_step(
 ) -> None:
     """Loss, its parts, the metrics and on request every gradient of `losses` equal the slow step's."""
     focuses, length = equal_lengths(tree, sequences, variants, seed)
-    model = build_step(tree, Given(focuses), objectives=objectives, seed=seed, **options)
+    model = build_step(tree, Given(focuses), settings=settings, seed=seed, **options)
     tokens, seeds = random_tokens(tree, sequences, seed), seeds_for(sequences, variants)
     loss_mask = random_mask(tree, sequences, seed) if masked else None
     slow = SlowStep(model, tree)
-    loss, statistics = model.losses(tokens, seeds, length, loss_mask, rebuild)
+    loss, statistics = model(tokens, seeds, length, loss_mask, rebuild)
     groups = rebuilt_groups(model, tree, seeds, rebuild) if model.reconstruction is not None else ()
     wanted = slow.losses(tokens.tolist(), focuses, None if loss_mask is None else loss_mask.tolist(), groups, rebuild)
     assert loss.item() == pytest.approx(wanted.loss.item(), abs=1e-5, rel=1e-5)
@@ -52,9 +51,9 @@ def check_against_the_slow_step(
         loss.backward()
         wanted.loss.backward()
         for name, parameter in model.named_parameters():
-            expected = slow.p[name].grad
+            expected = slow.p[name.removeprefix("model.")].grad
             found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            expected = torch.zeros_like(slow.p[name]) if expected is None else expected
+            expected = torch.zeros_like(parameter, dtype=torch.float64) if expected is None else expected
             torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-3, msg=f"gradient of {name}")
 
 
@@ -65,10 +64,10 @@ def random_mask(tree: oracle.Tree, sequences: int, seed: int) -> Tensor:
     return mask
 
 
-def rebuilt_groups(model: MegaContextStep, tree: oracle.Tree, seeds: Tensor, blocks: int) -> list[list[int]]:
+def rebuilt_groups(model: Step, tree: oracle.Tree, seeds: Tensor, blocks: int) -> list[list[int]]:
     """Which groups of neighbouring blocks are rebuilt: the first in an order that the first variant's seed draws."""
     groups = tree.window // tree.block_size // blocks
-    count = max(1, round(groups * model.objectives.reconstruction_share))
+    count = max(1, round(groups * model.settings.fraction))
     chosen = []
     for seed in seeds[:, 0].tolist():
         draw = splitmix(seed % 2**64, 0x7265636F)
@@ -77,13 +76,12 @@ def rebuilt_groups(model: MegaContextStep, tree: oracle.Tree, seeds: Tensor, blo
     return chosen
 
 
-def check_statistics(found: StepMetrics, wanted: Outcome, tree: oracle.Tree, model: MegaContextStep) -> None:
+def check_statistics(found: StepMetrics, wanted: Outcome, tree: oracle.Tree, model: Step) -> None:
     means = oracle.metrics(
         tree, [(e, [j._replace(nll=number(j.nll), delta=number(j.delta)) for j in js]) for e, js in wanted.rows]
     )
     advantages = means.pop("mc/adv_delta")
     means |= {
-        "mc/gist_delta_penalty": [wanted.parts["penalty"].item()],
         "train/loss": [wanted.loss.item()],
         "train/loss_lod0": wanted.baseline,
     }
@@ -93,7 +91,7 @@ def check_statistics(found: StepMetrics, wanted: Outcome, tree: oracle.Tree, mod
             "mc/policy_score_std_mean": wanted.spreads,
             "mc/lens_loss": [wanted.parts["lens"].item()],
         }
-    if model.objectives.gist_kl_weight:
+    if model.settings.distillation:
         means["mc/gist_kl"] = wanted.divergences
     if model.reconstruction is not None:
         means["mc/reconstruction_loss"] = wanted.told
@@ -105,7 +103,10 @@ def check_statistics(found: StepMetrics, wanted: Outcome, tree: oracle.Tree, mod
         assert pearson_of_sums(found.moments["mc/pref_span_corr"]) == pytest.approx(
             correlation(wanted.span_pairs), abs=1e-4, nan_ok=True
         )
-    assert found.means.keys() == means.keys()
+    own = {name for name in found.means if name.startswith("loss/")} | {"mc/gist_delta_penalty"}
+    penalty, sequences = found.means["mc/gist_delta_penalty"].tolist()
+    assert penalty / sequences == pytest.approx(wanted.parts["penalty"].item(), abs=1e-5)
+    assert found.means.keys() - own == means.keys()
     for name, values in means.items():
         total, count = found.means[name].tolist()
         assert count == len(values), name

@@ -14,9 +14,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from mcframe.modeling.objectives import Objectives
-from mcframe.modeling.step import MegaContextStep
 from tests.support import oracle
+from tests.support.loss_settings import LossSettings
+from tests.support.modeling_builders import Step
 
 Vector = Tensor
 
@@ -81,12 +81,14 @@ class Outcome:
 
 
 class SlowStep:
-    """The oracle of `MegaContextStep.losses`, with copies of its parameters in float64."""
+    """The oracle of the train step, with copies of its parameters in float64."""
 
-    def __init__(self, model: MegaContextStep, tree: oracle.Tree) -> None:
+    def __init__(self, model: Step, tree: oracle.Tree) -> None:
         self.tree, self.gpt, self.gistnet, self.lensnet = tree, model.gpt, model.gistnet, model.lensnet
-        self.objectives: Objectives = model.objectives
-        self.p = {name: p.detach().double().requires_grad_() for name, p in model.named_parameters()}
+        self.settings: LossSettings = model.settings
+        self.p = {
+            name.removeprefix("model."): p.detach().double().requires_grad_() for name, p in model.named_parameters()
+        }
 
     # ---- networks ---------------------------------------------------------------------------------
     def table(self, embeddings: list[Vector], gist_inputs: list[Vector]) -> dict[tuple[int, int, int], Vector]:
@@ -188,7 +190,7 @@ class SlowStep:
         blocks: int = 1,
     ) -> Outcome:
         """`groups` are the groups of `blocks` neighbouring blocks that are rebuilt of each sequence."""
-        tree, o = self.tree, self.objectives
+        tree, o = self.tree, self.settings
         baselines, sequences, told = [], [], []
         raw = oracle.build_context(tree, [0] * tree.blocks)
         outcome = Outcome(loss=torch.zeros(()), parts={})
@@ -215,12 +217,12 @@ class SlowStep:
         }
         outcome.parts = parts
         outcome.loss = (
-            o.baseline_weight * parts["baseline"]
-            + o.variant_weight * parts["variant"]
-            + o.gist_delta_weight * parts["penalty"]
-            + o.gist_kl_weight * parts["kl"]
-            + o.reconstruction_weight * parts["told"]
-            + o.lens_weight * parts["lens"]
+            o.next_token * parts["baseline"]
+            + o.variants * parts["variant"]
+            + o.delta_penalty * parts["penalty"]
+            + o.distillation * parts["kl"]
+            + o.reconstruction * parts["told"]
+            + parts["lens"]
         )
         for v in every:
             self.describe(v, outcome)
@@ -263,7 +265,7 @@ class SlowStep:
         cost = {j.entry.end: max(0.0, number(j.delta)) for j in variant.dropped} if self.gistnet is not None else {}
         ends = [j.entry.end for j in variant.tail_mask]
         outcome.divergences += [number(variant.divergence[end]) for end in ends]
-        weights = [1 + self.objectives.kl_contrast * math.tanh(cost.get(end, 0.0)) for end in ends]
+        weights = [1 + self.settings.contrast * math.tanh(cost.get(end, 0.0)) for end in ends]
         total = sum(w * variant.divergence[end] for w, end in zip(weights, ends, strict=True))
         return total / sum(weights) if weights else average([])
 
@@ -280,7 +282,7 @@ class SlowStep:
         k, first = tree.block_size, group * size
         gists = [(block, slot) for block in range(blocks) for slot in range(tree.slots)]
         read = [table[1, first + block * k, slot] for block, slot in gists]
-        read += [self.p["reconstruction.begin_embed"]] + [table[0, first + i, 0] for i in range(size - 1)]
+        read += [self.p["losses.reconstruction.begin_embed"]] + [table[0, first + i, 0] for i in range(size - 1)]
         entries = [oracle.Entry(block * k, (block + 1) * k, 1, slot, tree.slots) for block, slot in gists]
         entries += [oracle.Entry(size + i, size + i + 1, 0, 0, 1) for i in range(size)]
         said = self.predictions(read, entries)[len(gists) :]
@@ -289,17 +291,17 @@ class SlowStep:
         return average(nll)
 
     def lens(self, sequences: list[list[Variant]], outcome: Outcome) -> Tensor:
-        o, every = self.objectives, [v for variants in sequences for v in variants]
-        loss = o.budget_weight * average([self.budget(v) for v in every])
+        o, every = self.settings, [v for variants in sequences for v in variants]
+        loss = o.lens * o.balance * average([self.budget(v) for v in every])
         paired = [pair for variants in sequences for pair in combinations(variants, 2)]
         terms = [self.preference(one, other, outcome) for one, other in paired]
-        if paired and o.lens_objective != "span_utility":
-            return loss + average(terms)
-        return loss + average([self.utility(v) for v in every])
+        if o.kind == "preference":
+            return loss + o.lens * average(terms)
+        return loss + o.lens * average([self.utility(v) for v in every])
 
     def judgement(self, variant: Variant) -> float:
         tail_mask = variant.tail_mask
-        if self.objectives.lens_judge == "drop":
+        if self.settings.condition == "drop":
             # Where a block ends at the cursor, its own target is nobody's once it is dropped: it judges no context.
             last = self.tree.cursor if self.tree.cursor % self.tree.block_size == 0 else None
             tail_mask = [j for j in variant.dropped if j.entry.end != last]
@@ -317,11 +319,11 @@ class SlowStep:
         return ((expand - collapse) / total).square() if total > 0 else total
 
     def preference(self, one: Variant, other: Variant, outcome: Outcome) -> Tensor:
-        o, tree = self.objectives, self.tree
+        o, tree = self.settings, self.tree
         worse, better = (one, other) if self.judgement(one) > self.judgement(other) else (other, one)
         strength = abs(self.judgement(one) - self.judgement(other))
         sides = [oracle.block_means(tree, worse.seen, worse.scores)]
-        if o.preference_sides == "both":
+        if o.sides == "both":
             sides.append(oracle.block_means(tree, better.seen, better.scores))
         terms, up, down, votes, signs = [], [], [], [], []
         for means in sides:
@@ -343,11 +345,11 @@ class SlowStep:
             outcome.strengths.append(strength)
         loss = oracle.mean(terms) + torch.zeros(())
         if up and down:
-            loss = loss + o.rank_weight * (o.margin - (oracle.mean(up) - oracle.mean(down))).relu()
+            loss = loss + o.rank_weight * (o.rank_margin - (oracle.mean(up) - oracle.mean(down))).relu()
         return loss
 
     def utility(self, variant: Variant) -> Tensor:
-        wanted = math.tanh(self.judgement(variant) / self.objectives.utility_scale)
+        wanted = math.tanh(self.judgement(variant) / self.settings.utility_scale)
         errors = [(score - wanted) ** 2 for entry, score in zip(variant.seen, variant.scores, strict=True) if entry.lod]
         return oracle.mean(errors) + torch.zeros(())
 

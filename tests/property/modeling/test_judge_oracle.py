@@ -75,7 +75,7 @@ def check(tree: oracle.Tree, condition: str, seed: int, rows: int, gistnet: str 
     focuses = [oracle.random_focus(tree, rng, rng.choice((0.3, 0.7, 1.0))) for _ in range(2 * rows)]
     baseline_nll = torch.tensor([1, 0])
     with torch.no_grad():
-        nll, right = model(tokens, focus_tensor(focuses), condition, baseline_nll, task="judge")
+        nll, right = model.model.evaluate_focus(tokens, focus_tensor(focuses), condition, baseline_nll)
     assert nll.shape == right.shape == (2 * rows, tree.window)
     for row, focus in enumerate(focuses):
         wanted = told(slow, tree, tokens.tolist(), focus, row // rows, condition, baseline_nll.tolist())
@@ -109,14 +109,14 @@ def test_random_focuses(tree, condition, seed, rows):
 
 
 def by_condition(model, tokens: Tensor, focus: Tensor, condition: str) -> Tensor:
-    return model.judge(tokens, focus, condition, torch.tensor([1, 0]))[0]
+    return model.model.evaluate_focus(tokens, focus, condition, torch.tensor([1, 0]))[0]
 
 
 def test_full_is_plain_validation():
     focuses, _ = equal_lengths(TREE, 2, 1, 0)
     model, tokens = build_step(TREE, Given(focuses)), random_tokens(TREE, 2, 0)
     nll = by_condition(model, tokens, model.strategy.focuses.flatten(0, 1), "full")
-    torch.testing.assert_close(nll, model.validate(tokens))
+    torch.testing.assert_close(nll, model.model.nll(tokens))
 
 
 @pytest.mark.parametrize(("gistnet", "same"), [("transformer", {"gist"}), (None, {"gist", "drop", "swap"})])
@@ -124,9 +124,9 @@ def test_gist_is_what_training_pairs(gistnet, same):
     """Of the conditions only `gist` has the very losses of the training step; without a GistNet it is `drop`."""
     focuses, length = equal_lengths(TREE, 2, 2, 0)
     model, tokens = build_step(TREE, Given(focuses), gistnet=gistnet), random_tokens(TREE, 2, 0)
-    _, statistics = model.losses(tokens, seeds_for(2, 2), length)
+    _, statistics = model(tokens, seeds_for(2, 2), length)
     total, count = statistics.means["mc/tail_delta"].tolist()
-    focus, plain = model.strategy.focuses.flatten(0, 1), model.validate(tokens).repeat_interleave(2, dim=0)
+    focus, plain = model.strategy.focuses.flatten(0, 1), model.model.nll(tokens).repeat_interleave(2, dim=0)
     for condition in CONDITIONS:
         delta = (by_condition(model, tokens, focus, condition) - plain)[:, TREE.cursor - 1 :]
         delta = delta[~delta.isnan()]
@@ -139,8 +139,8 @@ def test_swapping_with_oneself_changes_nothing():
     focuses, _ = equal_lengths(TREE, 2, 1, 0)
     model, tokens = build_step(TREE, Given(focuses)), random_tokens(TREE, 2, 0)
     focus = model.strategy.focuses.flatten(0, 1)
-    own = model.judge(tokens, focus, "swap", torch.tensor([0, 1]))[0]
+    own = model.model.evaluate_focus(tokens, focus, "swap", torch.tensor([0, 1]))[0]
     torch.testing.assert_close(own, by_condition(model, tokens, focus, "gist"), equal_nan=True)
     assert not torch.allclose(own, by_condition(model, tokens, focus, "swap"), equal_nan=True)
     with pytest.raises(AssertionError, match="whose gists"):
-        model.judge(tokens, focus, "swap")
+        model.model.evaluate_focus(tokens, focus, "swap")

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import block_means, expandable
+from mcframe.context.preference_pairs import actionable, preference_pairs
 from mcframe.context.working_context import build_context
-from mcframe.modeling.lens_losses import attribution_loss, attribution_margin
-from mcframe.modeling.lens_memory import Remembered
-from mcframe.modeling.objectives import Objectives
-from mcframe.modeling.preference import actionable, hardness, preference_pairs, shuffled
+from mcframe.losses.lens_targets import shuffle_targets
+from mcframe_plugins.loss.attribution import attribution_margin, pair_loss
+from mcframe_plugins.loss.preference import focal_weight
 from tests.support import oracle
 from tests.support.generators import MANY
 from tests.support.lens_oracle import Case, cases, random_case, slow_objective
+from tests.support.loss_settings import LossSettings
 from tests.support.step_checks import pearson_of_sums
 from tests.support.step_oracle import correlation, number
 
@@ -25,15 +26,15 @@ FLAT = oracle.Tree(window=40, block_size=4, levels=1, slots=1, tail=5, sink=1, h
 TALL = oracle.Tree(window=44, block_size=3, levels=2, slots=2, tail=4, sink=0)
 
 options = st.builds(
-    Objectives,
-    lens_objective=st.sampled_from(["auto", "preference", "span_utility", "span_difference"]),
-    preference_sides=st.sampled_from(["both", "worse"]),
-    hard_negative_gamma=st.sampled_from([0.0, 0.5, 2.0]),
-    policy_kl_weight=st.sampled_from([0.3, 1.5]),
+    LossSettings,
+    kind=st.sampled_from(["preference", "span_utility", "span_difference"]),
+    sides=st.sampled_from(["both", "worse"]),
+    focal_gamma=st.sampled_from([0.0, 0.5, 2.0]),
+    ema_kl=st.sampled_from([0.3, 1.5]),
     rank_weight=st.sampled_from([0.0, 0.7]),
-    budget_weight=st.sampled_from([0.0, 0.4]),
-    attribution_weight=st.sampled_from([0.0, 0.8]),
-    margin=st.sampled_from([0.1, 0.8]),
+    balance=st.sampled_from([0.0, 0.4]),
+    attribution=st.sampled_from([0.0, 0.8]),
+    rank_margin=st.sampled_from([0.1, 0.8]),
     temperature=st.sampled_from([0.5, 1.0]),
     utility_scale=st.sampled_from([0.1, 2.0]),
 )
@@ -45,11 +46,10 @@ def case_of(tree: oracle.Tree, *, variants: int = 2, sequences: int = 8, seed: i
 
 # ---- the twin -------------------------------------------------------------------------------------
 @MANY
-@given(case=cases(), objectives=options, scale=st.sampled_from([0.05, 1.0, 3.0]), former=st.booleans())
-def test_loss_gradient_and_metrics(case, objectives, scale, former):
-    remembered = Remembered(torch.tensor(scale, dtype=torch.float64), case.previous if former else None)
-    loss, found = case.objective(objectives, remembered)
-    wanted = slow_objective(case, objectives, scale, former)
+@given(case=cases(), settings=options, scale=st.sampled_from([0.05, 1.0, 3.0]), former=st.booleans())
+def test_loss_gradient_and_metrics(case, settings, scale, former):
+    loss, found = case.objective(settings, scale, case.previous if former else None)
+    wanted = slow_objective(case, settings, scale, former)
     assert loss.item() == pytest.approx(wanted.loss.item(), abs=1e-9)
     for leaf in (case.scores, case.uncompressed):
         gradient, expected = (
@@ -61,7 +61,7 @@ def test_loss_gradient_and_metrics(case, objectives, scale, former):
         torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=1e-9)
     if former:
         assert torch.autograd.grad(loss, case.previous, allow_unused=True)[0] is None
-    check_metrics(case, found, wanted, former, attributed=bool(objectives.attribution_weight))
+    check_metrics(case, found, wanted, former, attributed=bool(settings.attribution))
 
 
 def check_metrics(case, found, wanted, former, attributed):
@@ -116,7 +116,7 @@ def test_the_level_of_detail_gives_signs_away_on_the_worse_context_alone(sides, 
     """Where levels are 0 and 1, +1 on gists and -1 on raw blocks is right of every sign there, reading nothing."""
     case = case_of(FLAT, seed=seed)
     case.scores = torch.where(expandable(case.context), 1.0, -1.0)
-    _, found = case.objective(Objectives(preference_sides=sides))
+    _, found = case.objective(LossSettings(sides=sides))
     total, pairs = found.means["mc/preference_agreement"].tolist()
     assert pairs >= 4
     assert total / pairs == agreement
@@ -132,9 +132,9 @@ def test_the_level_of_detail_gives_signs_away_on_the_worse_context_alone(sides, 
 @given(case=cases(min_variants=2))
 def test_when_better_and_worse_change_places_every_vote_turns_round(case):
     """So that over both contexts nothing agrees with more than half of the pairs unless it tells which is better."""
-    _, found = case.objective(Objectives())
+    _, found = case.objective(LossSettings())
     case.verdicts = [-verdict for verdict in case.verdicts]
-    _, other = case.objective(Objectives())
+    _, other = case.objective(LossSettings())
     torch.testing.assert_close(
         other.samples["mc/preference_corr"], -found.samples["mc/preference_corr"], equal_nan=True
     )
@@ -151,7 +151,7 @@ def test_knowing_which_blocks_are_wanted_agrees_on_both_sides():
     block = (case.context.start // FLAT.block_size).clamp(max=FLAT.blocks - 1)
     case.scores = wish.gather(1, block)
     for sides in ("both", "worse"):
-        _, found = case.objective(Objectives(preference_sides=sides))
+        _, found = case.objective(LossSettings(sides=sides))
         agreed, pairs = found.means["mc/preference_agreement"].tolist()
         assert agreed == pairs >= 3
 
@@ -173,8 +173,8 @@ def test_blocks_that_differ_can_act_in_both_contexts(case):
 @pytest.mark.parametrize("tree", [FLAT, TALL])
 def test_scores_without_an_action_matter_to_no_loss(kind, tree):
     case = case_of(tree)
-    objectives = Objectives(lens_objective=kind, policy_kl_weight=1.0, hard_negative_gamma=1.0)
-    loss, _ = case.objective(objectives, Remembered(scores=case.previous))
+    settings = LossSettings(kind=kind, ema_kl=1.0, focal_gamma=1.0)
+    loss, _ = case.objective(settings, average=case.previous)
     loss.backward()
     idle = [
         (row, i)
@@ -188,15 +188,15 @@ def test_scores_without_an_action_matter_to_no_loss(kind, tree):
     for place in idle:
         moved[place] *= -1
     case.scores = moved
-    assert case.objective(objectives, Remembered(scores=case.previous))[0].item() == pytest.approx(loss.item())
+    assert case.objective(settings, average=case.previous)[0].item() == pytest.approx(loss.item())
 
 
 # ---- who gets a gradient --------------------------------------------------------------------------
 @pytest.mark.parametrize("sides", ["both", "worse"])
 def test_preference_reaches_exactly_what_differs(sides):
     case = case_of(TALL, variants=3, sequences=4)
-    objectives = Objectives(preference_sides=sides, budget_weight=0.0)
-    case.objective(objectives)[0].backward()
+    settings = LossSettings(sides=sides, balance=0.0)
+    case.objective(settings)[0].backward()
     reached = block_means(case.scores.grad.abs(), case.context) > 0
     wanted = torch.zeros_like(reached)
     for a, b in case.pairs:
@@ -213,15 +213,15 @@ def test_preference_reaches_exactly_what_differs(sides):
 def test_signs_pull_scores_their_way():
     case = case_of(FLAT)
     case.scores = torch.zeros_like(case.scores).requires_grad_()
-    objectives = Objectives(budget_weight=0.0, rank_weight=0.0)
-    case.objective(objectives)[0].backward()
+    settings = LossSettings(balance=0.0, rank_weight=0.0)
+    case.objective(settings)[0].backward()
     pairs = preference_pairs(case.context, case.verdict, block_means(-case.scores.grad, case.context), 2)
-    assert (pairs.sign * pairs.score)[pairs.counts].min() > 0
+    assert (pairs.sign * pairs.score)[pairs.mask].min() > 0
 
 
 def test_attribution_reaches_what_one_of_a_pair_collapses_further():
     case = case_of(TALL, variants=2, sequences=4)
-    case.objective(Objectives(attribution_weight=1.0))[0].backward()
+    case.objective(LossSettings(attribution=1.0))[0].backward()
     reached = case.uncompressed.grad != 0
     wanted = torch.zeros_like(reached)
     for a, b in case.pairs:
@@ -271,7 +271,7 @@ def test_attribution_gives_credit_to_the_block_and_not_to_the_context():
     scores = torch.zeros(1, 6, dtype=torch.float64, requires_grad=True)
     for _ in range(200):
         margin, nats = attribution_margin(scores.expand(len(focus), -1), context, verdict, 2)
-        pull = torch.autograd.grad(attribution_loss(margin, nats, 1.0), scores)[0]
+        pull = torch.autograd.grad(pair_loss(margin, nats, 1.0).mean(), scores)[0]
         scores = (scores - 2 * pull).detach().requires_grad_()
     others = scores[0, torch.arange(6) != 2]
     assert scores[0, 2] - others.max() > 10 * (others.max() - others.min())
@@ -279,15 +279,15 @@ def test_attribution_gives_credit_to_the_block_and_not_to_the_context():
 
 def test_policy_kl_holds_scores_where_they_were():
     case = case_of(TALL)
-    objectives = Objectives(budget_weight=0.0, rank_weight=0.0, policy_kl_weight=1.0)
-    without, _ = case.objective(objectives)
+    settings = LossSettings(balance=0.0, rank_weight=0.0, ema_kl=1.0)
+    without, _ = case.objective(settings)
     still = torch.autograd.grad(without, case.scores)[0]
-    loss, found = case.objective(objectives, Remembered(scores=case.scores.detach()))
+    loss, found = case.objective(settings, average=case.scores.detach())
     torch.testing.assert_close(loss, without)
     torch.testing.assert_close(torch.autograd.grad(loss, case.scores)[0], still)
     assert found.means["mc/ema_kl"][0] == pytest.approx(0, abs=1e-9)
     case.verdicts = [0.0] * len(case.verdicts)  # nothing to prefer: the penalty alone pulls
-    case.objective(objectives, Remembered(scores=case.previous))[0].backward()
+    case.objective(settings, average=case.previous)[0].backward()
     acts = actionable(case.context)
     now, former = (block_means(s.detach(), case.context) for s in (case.scores, case.previous))
     pull = block_means(-case.scores.grad, case.context)
@@ -299,22 +299,22 @@ def test_policy_kl_holds_scores_where_they_were():
 def test_wrong_pairs_weigh_more():
     margin = torch.linspace(-2, 2, 9, dtype=torch.float64, requires_grad=True)
     for gamma in (0.5, 2.0):
-        weight = hardness(margin, gamma)
+        weight = focal_weight(margin, gamma)
         assert not weight.requires_grad
         assert weight[4] == 1
         assert (weight.diff() < 0).all()
-    assert (hardness(margin, 2.0) / hardness(margin, 1.0)).diff().max() < 0
+    assert (focal_weight(margin, 2.0) / focal_weight(margin, 1.0)).diff().max() < 0
 
 
 # ---- the control run ------------------------------------------------------------------------------
 def test_shuffled_verdicts_stay_with_their_sequence():
     seeds = torch.arange(600).view(200, 3) * 7919
     verdict = torch.arange(600.0)
-    dealt = shuffled(verdict, seeds)
+    dealt = shuffle_targets(verdict, seeds)
     assert torch.equal(dealt.view(200, 3).sort(dim=1).values, verdict.view(200, 3))
     places = torch.stack(
         [(dealt.view(200, 3) - verdict.view(200, 3)[:, :1] == i).float().mean(dim=0) for i in range(3)]
     )
     assert (places - 1 / 3).abs().max() < 0.1  # every verdict anywhere, equally often
-    parts = [shuffled(v, s) for v, s in zip(verdict.split(150), seeds.split(50), strict=True)]
+    parts = [shuffle_targets(v, s) for v, s in zip(verdict.split(150), seeds.split(50), strict=True)]
     assert torch.equal(torch.cat(parts), dealt)

@@ -1,4 +1,4 @@
-"""Objectives that plug-ins add: what they see, that they train, that cutting a batch changes nothing."""
+"""LossSettings that plug-ins add: what they see, that they train, that cutting a batch changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mcframe.errors import UserError
 from mcframe.hookspecs import Loss, LossTerm, ModelShape
 from mcframe.modeling.added_objectives import AddedObjectives
 from mcframe.registry.checks import ContractError
-from mcframe_plugins.objective import BagOfTokens, ZLoss
+from mcframe_plugins.loss import BagOfTokens, ZLoss
 from tests.support import oracle
 from tests.support.generators import geometry_of
 from tests.support.modeling_builders import TREE, Given, build_step, equal_lengths, random_tokens, seeds_for
@@ -42,10 +42,10 @@ class Everything(Loss):
         return LossTerm(view.by_sequence(by_row) + own * drawn, metrics)
 
 
-def step_with(*objectives, tree=TREE, sequences=4, gistnet="transformer", lacking=(), **options):
+def step_with(*settings, tree=TREE, sequences=4, gistnet="transformer", lacking=(), **options):
     focuses, length = equal_lengths(tree, sequences, 2, seed=3)
     step = build_step(tree, Given(focuses), gistnet=gistnet, **options).double()
-    step.added = AddedObjectives([objective.double() for objective in objectives], lacking)
+    step.added = AddedObjectives([objective.double() for objective in settings], lacking)
     return step, (random_tokens(tree, sequences, 5), seeds_for(sequences, 2), length)
 
 
@@ -115,7 +115,7 @@ def test_a_name_that_is_none_is_refused(name):
 
 
 def test_two_of_one_name_are_refused():
-    with pytest.raises(UserError, match="two objectives are called 'everything'"):
+    with pytest.raises(UserError, match="two settings are called 'everything'"):
         AddedObjectives([Everything(), Everything()])
 
 
@@ -159,7 +159,7 @@ def test_bag_of_tokens_is_the_scalar_formula(tree):
     torch.manual_seed(1)
     objective = BagOfTokens(ModelShape(16, geometry_of(tree)))
     step, (tokens, seeds, length) = step_with(objective, tree=tree, sequences=2, gistnet="mean")
-    table = step._table_of(tokens[:, :-1]).detach()
+    table = step.model.encode(tokens[:, :-1])[0].detach()
     expected = []
     for sequence in range(2):
         for block in range(tree.window // tree.block_size):

@@ -12,13 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from mcframe.hookspecs import LensNet, Loss, LossTerm
 from mcframe.modeling import gpt as base_model
 from mcframe.modeling.added_objectives import AddedObjectives
-from mcframe.modeling.objectives import Objectives
-from mcframe.modeling.step import MegaContextStep
 from mcframe.training.flops import Cost, Costs
 from mcframe.training.throughput import ThroughputMeter
 from mcframe_plugins.variants import LensGuided, NoVariants, RandomCollapse
 from tests.support import oracle
-from tests.support.modeling_builders import Reader, build_step, geometry_of, random_tokens, seeds_for
+from tests.support.loss_settings import LossSettings
+from tests.support.modeling_builders import Reader, Step, build_step, geometry_of, random_tokens, seeds_for
 
 TREE = oracle.Tree(window=128, block_size=8, levels=1, slots=1, tail=16, sink=0)
 DEEP = oracle.Tree(window=128, block_size=4, levels=2, slots=2, tail=16, sink=1)
@@ -29,7 +28,7 @@ EXACT = 1e-6
 """Plug-in networks are counted and everything else is a formula without neglect: nothing is left to differ."""
 
 
-def step_flops(model: MegaContextStep, tree: oracle.Tree, length: int, rebuild: int = 1) -> float:
+def step_flops(model: Step, tree: oracle.Tree, length: int, rebuild: int = 1) -> float:
     """FLOPs of a step on two sequences, counted."""
     tokens, seeds = random_tokens(tree, 2, 0), seeds_for(2, model.strategy.count)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -37,7 +36,7 @@ def step_flops(model: MegaContextStep, tree: oracle.Tree, length: int, rebuild: 
     return float(counter.get_total_flops())
 
 
-def compare(model: MegaContextStep, tree: oracle.Tree, length: int, rebuild: int = 1) -> Cost:
+def compare(model: Step, tree: oracle.Tree, length: int, rebuild: int = 1) -> Cost:
     """Assert that model and counter agree on what the device does; returns what the model says."""
     cost = Costs(model).at(length, rebuild, micro_batch=2)
     counted = step_flops(model, tree, length, rebuild) / (2 * tree.window)
@@ -45,27 +44,27 @@ def compare(model: MegaContextStep, tree: oracle.Tree, length: int, rebuild: int
     return cost
 
 
-def build(tree: oracle.Tree = TREE, objectives: Objectives | None = None, **options: object) -> MegaContextStep:
+def build(tree: oracle.Tree = TREE, settings: LossSettings | None = None, **options: object) -> Step:
     settings = {**SMALL, "gistnet": "transformer", "lensnet": "transformer", **options}
     strategy = settings.pop("strategy", RandomCollapse(geometry_of(tree)))
-    return build_step(tree, strategy, objectives=objectives, **settings)
+    return build_step(tree, strategy, settings=settings, **settings)
 
 
 OBJECTIVES = {
-    "plain": Objectives(),
-    "kl": Objectives(gist_kl_weight=1.0),
-    "contrast": Objectives(gist_kl_weight=1.0, kl_contrast=1.0),
-    "judged by drop": Objectives(lens_judge="drop"),
-    "attribution": Objectives(attribution_weight=0.5),
-    "policy copy": Objectives(policy_kl_weight=0.1),
-    "all told": Objectives(reconstruction_weight=1.0, reconstruction_share=1.0),
-    "half told": Objectives(reconstruction_weight=1.0, reconstruction_share=0.5),
+    "plain": LossSettings(),
+    "kl": LossSettings(distillation=1.0),
+    "contrast": LossSettings(distillation=1.0, contrast=1.0),
+    "judged by drop": LossSettings(condition="drop"),
+    "attribution": LossSettings(attribution=0.5),
+    "policy copy": LossSettings(ema_kl=0.1),
+    "all told": LossSettings(reconstruction=1.0, fraction=1.0),
+    "half told": LossSettings(reconstruction=1.0, fraction=0.5),
 }
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_context_that_an_objective_runs_is_counted(name):
-    compare(build(objectives=OBJECTIVES[name]), TREE, LENGTH, rebuild=4)
+    compare(build(settings=OBJECTIVES[name]), TREE, LENGTH, rebuild=4)
 
 
 @pytest.mark.parametrize("gistnet", ["mean", "states", "last states", "tokens", "transformer", None])
@@ -97,7 +96,7 @@ def test_a_plain_twin_costs_what_the_formula_says():
 
 @pytest.mark.parametrize("trainable", ["gistnet", "lensnet"])
 def test_what_is_frozen_is_not_run_backward(trainable):
-    model = build(objectives=OBJECTIVES["kl"])
+    model = build(settings=OBJECTIVES["kl"])
     whole = Costs(model).at(LENGTH).total
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(trainable))
@@ -106,10 +105,10 @@ def test_what_is_frozen_is_not_run_backward(trainable):
 
 @pytest.mark.parametrize("name", ["contrast", "half told"])
 def test_what_is_computed_twice_counts_apart(name, monkeypatch):
-    plain = compare(build(objectives=OBJECTIVES[name]), TREE, LENGTH, rebuild=2)
-    blocks = compare(build(objectives=OBJECTIVES[name], activation_checkpointing=True), TREE, LENGTH, rebuild=2)
+    plain = compare(build(settings=OBJECTIVES[name]), TREE, LENGTH, rebuild=2)
+    blocks = compare(build(settings=OBJECTIVES[name], activation_checkpointing=True), TREE, LENGTH, rebuild=2)
     monkeypatch.setattr(base_model, "LOGITS_AT_ONCE", 64)
-    both = compare(build(objectives=OBJECTIVES[name], activation_checkpointing=True), TREE, LENGTH, rebuild=2)
+    both = compare(build(settings=OBJECTIVES[name], activation_checkpointing=True), TREE, LENGTH, rebuild=2)
     assert plain.total == blocks.total == both.total
     assert plain.recomputed == 0 < blocks.recomputed < both.recomputed
 
@@ -175,7 +174,7 @@ def test_what_can_no_longer_be_counted_is_said_once(monkeypatch):
         speed.metrics(said.append)
         speed.restart()
     (note,) = [each for each in said if "FLOPs of" in each]
-    assert note.startswith("note: FLOPs of added objectives: left out: it does not run on the meta device (")
+    assert note.startswith("note: FLOPs of added settings: left out: it does not run on the meta device (")
 
 
 def test_a_lensnet_that_reads_the_baselines_nll_is_counted():

@@ -16,13 +16,13 @@ from mcframe.context.focus_ops import block_means
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.context.working_context import WorkingContext, build_context, gather_embeddings, raw_context
 from mcframe.hookspecs import LensNet, ModelShape, Sequences
-from mcframe.modeling.lens_objective import lens_objective
+from mcframe.modeling.kind import kind
 from mcframe.modeling.node_table import build_node_table
-from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.preference import shuffled
 from mcframe_plugins.gistnet import MeanGistNet
 from mcframe_plugins.lensnet import TransformerLensNet
 from mcframe_plugins.variants import RandomCollapse
+from tests.support.loss_settings import LossSettings
 
 GEOMETRY = ContextTree(window=52, block_size=4, levels=1, slots=1, tail=4)
 LENGTH = 52 - 6 * 3  # half of the twelve blocks that can be collapsed
@@ -71,11 +71,11 @@ def batches(first: int, count: int, *, decisive: bool = False) -> Iterator[Batch
         )
 
 
-def objective(lens: LensNet, batch: Batch, objectives: Objectives) -> tuple[Tensor, StepMetrics]:
-    verdict = shuffled(batch.verdict, batch.seeds) if objectives.lens_shuffle else batch.verdict
+def objective(lens: LensNet, batch: Batch, settings: LossSettings) -> tuple[Tensor, StepMetrics]:
+    verdict = shuffled(batch.verdict, batch.seeds) if settings.shuffle else batch.verdict
     scores = lens(batch.context, batch.embeddings)
-    uncompressed = of_blocks(lens, batch) if objectives.attribution_weight else None
-    return lens_objective(scores, batch.context, batch.pairing, verdict, 2, objectives, None, uncompressed)
+    uncompressed = of_blocks(lens, batch) if settings.attribution else None
+    return kind(scores, batch.context, batch.pairing, verdict, 2, settings, None, uncompressed)
 
 
 def of_blocks(lens: LensNet, batch: Batch) -> Tensor:
@@ -84,24 +84,24 @@ def of_blocks(lens: LensNet, batch: Batch) -> Tensor:
     return block_means(lens(raw, batch.tokens[:, : GEOMETRY.cursor]), raw)
 
 
-def train(objectives: Objectives, *, decisive: bool = False) -> LensNet:
+def train(settings: LossSettings, *, decisive: bool = False) -> LensNet:
     torch.manual_seed(0)
     lens = TransformerLensNet(SHAPE, layers=1, heads=2)
     optimizer = torch.optim.AdamW(lens.parameters(), lr=3e-3, weight_decay=0.0)
     for batch in batches(0, STEPS, decisive=decisive):
         optimizer.zero_grad()
-        objective(lens, batch, objectives)[0].backward()
+        objective(lens, batch, settings)[0].backward()
         optimizer.step()
     return lens
 
 
 @torch.no_grad()
-def measure(lens: LensNet, objectives: Objectives) -> tuple[float, float]:
+def measure(lens: LensNet, settings: LossSettings) -> tuple[float, float]:
     """On batches that were not trained on: agreement, and how much more marked blocks are wanted than others."""
     agreed = pairs = 0.0
     wanted = torch.zeros(2, 2)
     for batch in batches(100_000, 20):
-        found = objective(lens, batch, objectives)[1].means["mc/preference_agreement"]
+        found = objective(lens, batch, settings)[1].means["mc/preference_agreement"]
         agreed, pairs = agreed + found[0].item(), pairs + found[1].item()
         scores = lens(batch.context, batch.embeddings)
         block = batch.context.start // GEOMETRY.block_size
@@ -115,8 +115,8 @@ def measure(lens: LensNet, objectives: Objectives) -> tuple[float, float]:
 
 @pytest.mark.parametrize("kind", ["preference", "span_difference"])
 def test_content_is_learned(kind):
-    objectives = Objectives(lens_objective=kind, preference_scale=0.3, utility_scale=0.6)
-    agreement, contrast = measure(train(objectives), objectives)
+    settings = LossSettings(kind=kind, scale_nats=0.3, utility_scale=0.6)
+    agreement, contrast = measure(train(settings), settings)
     assert agreement > 0.9
     assert contrast > 0.3
 
@@ -133,26 +133,26 @@ def found_in_the_uncompressed_context(lens: LensNet) -> float:
 
 def test_attribution_finds_the_block_that_decides():
     """Among twelve, and more often than preference pairs alone do: measured 0.94 against 0.83."""
-    objectives = Objectives(attribution_weight=1.0, budget_weight=0.0)
+    settings = LossSettings(attribution=1.0, balance=0.0)
     with_it, without = (
         found_in_the_uncompressed_context(train(each, decisive=True))
-        for each in (objectives, replace(objectives, attribution_weight=0.0))
+        for each in (settings, replace(settings, attribution=0.0))
     )
     assert with_it > 0.9
     assert with_it > without + 0.05
 
 
 def test_shuffled_verdicts_teach_nothing():
-    objectives = Objectives(lens_shuffle=True, preference_scale=0.3)
-    lens = train(objectives)
-    agreement, contrast = measure(lens, objectives)
+    settings = LossSettings(shuffle=True, scale_nats=0.3)
+    lens = train(settings)
+    agreement, contrast = measure(lens, settings)
     assert abs(agreement - 0.5) < 0.08
     assert abs(contrast) < 0.1
 
 
 def test_on_the_worse_context_alone_the_level_of_detail_is_learned_instead():
     """What made both sides the default: agreement is perfect, and marked blocks are wanted no more than others."""
-    objectives = Objectives(preference_sides="worse", preference_scale=0.3)
-    agreement, contrast = measure(train(objectives), objectives)
+    settings = LossSettings(sides="worse", scale_nats=0.3)
+    agreement, contrast = measure(train(settings), settings)
     assert agreement > 0.99
     assert abs(contrast) < 0.05

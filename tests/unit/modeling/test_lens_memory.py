@@ -13,22 +13,20 @@ from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
 from mcframe.hookspecs import ModelShape
 from mcframe.modeling.lens_memory import LensMemory, Remembered
-from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.preference import shuffled
 from mcframe_plugins.lensnet import TransformerLensNet
 from mcframe_plugins.variants import RandomCollapse
 from tests.property.modeling.test_lens_oracle import FLAT, TALL, case_of
 from tests.support.lens_oracle import average, slow_kl, slow_objective
+from tests.support.loss_settings import LossSettings
 from tests.support.modeling_builders import TREE, EntryLens, build_step, geometry_of, random_tokens, seeds_for
 from tests.support.step_checks import check_everything_learns
 from tests.unit.modeling.test_step_properties import Operations, real_step
 
 LENGTH = 21
-RUNNING = Objectives(normalise_strength=True, strength_decay=0.7, preference_scale=0.4)
-COPYING = Objectives(policy_kl_weight=1.0, policy_decay=0.8)
-EVERYTHING = Objectives(
-    normalise_strength=True, policy_kl_weight=0.5, hard_negative_gamma=1.5, lens_shuffle=True, lens_weight=1.0
-)
+RUNNING = LossSettings(normalise=True, decay=0.7, scale_nats=0.4)
+COPYING = LossSettings(ema_kl=1.0, ema_decay=0.8)
+EVERYTHING = LossSettings(normalise=True, ema_kl=0.5, focal_gamma=1.5, shuffle=True, lens=1.0)
 
 
 def lensnet(seed: int = 0) -> TransformerLensNet:
@@ -36,8 +34,8 @@ def lensnet(seed: int = 0) -> TransformerLensNet:
     return TransformerLensNet(ModelShape(16, geometry_of(TREE)), layers=1, heads=2)
 
 
-def whole_step(objectives: Objectives, seed: int = 0):
-    return build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", objectives=objectives, seed=seed)
+def whole_step(settings: LossSettings, seed: int = 0):
+    return build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", settings=settings, seed=seed)
 
 
 def note(memory: LensMemory, case) -> Remembered:
@@ -75,7 +73,7 @@ def test_the_scale_divides_strength():
     loss, found = case.objective(RUNNING, Remembered(scale=torch.tensor(0.05)))
     assert loss.item() == pytest.approx(slow_objective(case, RUNNING, 0.05, False).loss.item())
     assert loss.item() != pytest.approx(slow_objective(case, RUNNING, 0.4, False).loss.item())
-    fixed, same = case.objective(replace(RUNNING, preference_scale=0.05))
+    fixed, same = case.objective(replace(RUNNING, scale_nats=0.05))
     assert fixed.item() == pytest.approx(loss.item())
     # logged in nats, whatever it is divided by
     assert found.means["mc/preference_strength"].tolist() == pytest.approx(
@@ -116,7 +114,7 @@ def test_the_copy_follows_slowly():
 
 
 def test_the_penalty_is_the_distance_from_the_copy():
-    model = whole_step(replace(COPYING, lens_weight=1.0))
+    model = whole_step(replace(COPYING, lens=1.0))
     tokens, seeds = random_tokens(TREE, 3, 0), seeds_for(3, 2)
 
     def run():
@@ -148,12 +146,12 @@ def test_the_copy_is_never_trained():
 def test_kl_is_that_of_two_coins():
     """The twin's own check, on numbers worked out by hand: 3/4 against 1/2."""
     case = case_of(TALL, sequences=1)
-    objectives = Objectives(temperature=0.5)
+    settings = LossSettings(temperature=0.5)
     with torch.no_grad():
         case.scores.zero_()
         case.previous.fill_(0.5 * math.log(3))
     wanted = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert average([slow_kl(case, 0, objectives)]).item() == pytest.approx(wanted)
+    assert average([slow_kl(case, 0, settings)]).item() == pytest.approx(wanted)
 
 
 # ---- within a step, between steps -----------------------------------------------------------------
@@ -219,7 +217,7 @@ def test_a_state_dict_carries_all_of_it_on():
 
 
 def test_nothing_is_remembered_by_default():
-    model = whole_step(Objectives())
+    model = whole_step(LossSettings())
     assert model.lens_memory is None
     assert not any("memory" in name for name in model.state_dict())
     model.after_step()
@@ -268,7 +266,7 @@ def test_tied_weights_and_buffers_are_followed_too():
 def test_a_shuffled_step_turns_round_the_pairs_whose_verdicts_changed_places():
     tokens, seeds = random_tokens(TREE, 12, 0), seeds_for(12, 2)
     true, dealt = (
-        whole_step(Objectives(lens_shuffle=shuffle))(tokens, seeds, LENGTH)[1].samples["mc/preference_corr"]
+        whole_step(LossSettings(shuffle=shuffle))(tokens, seeds, LENGTH)[1].samples["mc/preference_corr"]
         for shuffle in (False, True)
     )
     swapped = shuffled(torch.arange(24.0), seeds).view(12, 2)[:, 0] % 2 == 1
@@ -280,7 +278,7 @@ def test_a_shuffled_step_turns_round_the_pairs_whose_verdicts_changed_places():
 @pytest.mark.parametrize("kind", ["preference", "span_difference"])
 @pytest.mark.parametrize("sides", ["both", "worse"])
 def test_nothing_waits_for_the_device(kind, sides, monkeypatch):
-    model = real_step(TREE, replace(EVERYTHING, lens_objective=kind, preference_sides=sides))
+    model = real_step(TREE, replace(EVERYTHING, kind=kind, sides=sides))
     tokens, seeds = random_tokens(TREE, 3, 0), seeds_for(3, 2)
     model(tokens, seeds, LENGTH)  # the first step looks at what plug-ins return
 
@@ -299,9 +297,9 @@ SMOKE = Path(__file__).parents[3] / "gin" / "smoke.gin"
 
 
 def test_a_copy_at_zero_3_is_refused():
-    copying = "objectives.policy_kl_weight = 0.1"
+    copying = "settings.ema_kl = 0.1"
     load_run_config([SMOKE], [copying, "deepspeed.zero_stage = 2"])
-    load_run_config([SMOKE], ["objectives.normalise_strength = True", "deepspeed.zero_stage = 3"])
+    load_run_config([SMOKE], ["settings.normalise = True", "deepspeed.zero_stage = 3"])
     with pytest.raises(UserError, match="ZeRO 3"):
         load_run_config([SMOKE], [copying, "deepspeed.zero_stage = 3"])
 
@@ -309,9 +307,9 @@ def test_a_copy_at_zero_3_is_refused():
 @pytest.mark.parametrize(
     "binding",
     [
-        "objectives.lens_shuffle = True",
-        "objectives.lens_objective = 'span_difference'",
-        "objectives.attribution_weight = 0.5",
+        "settings.shuffle = True",
+        "settings.kind = 'span_difference'",
+        "settings.attribution = 0.5",
     ],
 )
 def test_one_variant_has_no_pairs(binding):
@@ -324,9 +322,9 @@ def test_one_variant_has_no_pairs(binding):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"preference_scale": 0.0}, {"hard_negative_gamma": -1.0}, {"policy_kl_weight": -0.1}, {"strength_decay": 1.0},
-     {"policy_decay": -0.1}, {"attribution_weight": -0.1}],
+    [{"scale_nats": 0.0}, {"focal_gamma": -1.0}, {"ema_kl": -0.1}, {"decay": 1.0},
+     {"ema_decay": -0.1}, {"attribution": -0.1}],
 )  # fmt: skip
 def test_settings_out_of_range(setting):
-    with pytest.raises(UserError, match=f"objectives.{next(iter(setting))}"):
-        Objectives(**setting)
+    with pytest.raises(UserError, match=f"settings.{next(iter(setting))}"):
+        LossSettings(**setting)

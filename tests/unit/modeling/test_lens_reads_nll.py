@@ -7,11 +7,11 @@ import torch
 
 from mcframe.context.entry_nll import mean_block_nll
 from mcframe.context.working_context import build_context, raw_context
-from mcframe.modeling.objectives import Objectives
 from mcframe_plugins.allocator import GreedyAllocator, TopKAllocator
 from mcframe_plugins.variants import LensGuided, RandomCollapse
 from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of
+from tests.support.loss_settings import LossSettings
 from tests.support.modeling_builders import TREE, build_step, random_tokens, seeds_for
 
 
@@ -39,7 +39,7 @@ def plain_nll(model, tokens):
     """Position t: the NLL of token t + 1, from tokens up to t alone, each in a pass of its own length."""
     found = []
     for place in range(tokens.shape[1] - 1):
-        logits = model.next_logits(tokens[:, : place + 1])
+        logits = model.model.next_logits(tokens[:, : place + 1])
         found.append(-logits.log_softmax(dim=-1).gather(1, tokens[:, place + 1 :][:, :1]))
     return torch.cat(found, dim=1)
 
@@ -56,13 +56,13 @@ def check_nll(context, nll, tree):
 
 @pytest.mark.parametrize("lensnet", ["surprise", "mlp"])
 def test_training_gives_it_without_another_pass(lensnet):
-    model, passes = build(lensnet, objectives=Objectives(gist_kl_weight=1.0))
-    other, fewest = build("transformer", objectives=Objectives(gist_kl_weight=1.0))
+    model, passes = build(lensnet, settings=LossSettings(distillation=1.0))
+    other, fewest = build("transformer", settings=LossSettings(distillation=1.0))
     tokens = random_tokens(TREE, 3, 0)
     with torch.no_grad():
         nll = plain_nll(model, tokens)
     for each in (model, other):
-        each.losses(tokens, seeds_for(3, 2), 21)[0].backward()
+        each(tokens, seeds_for(3, 2), 21)[0].backward()
     assert passes.count == fewest.count + TREE.window  # those of `plain_nll`
     (context,) = passes.given
     assert not context.nll.requires_grad
@@ -73,13 +73,13 @@ def test_training_gives_it_without_another_pass(lensnet):
 def test_strategies_that_want_scores_get_those_of_a_surprised_lens():
     model, passes = build("surprise", LensGuided)
     tokens = random_tokens(TREE, 3, 0)
-    model.losses(tokens, seeds_for(3, 2), 21)
+    model(tokens, seeds_for(3, 2), 21)
     assert passes.count == 2  # the baseline and the variants
     raw, variants = passes.given
     assert raw.length == TREE.cursor
     assert raw.nll.shape == (3, TREE.cursor)
     assert variants.nll.shape == (6, variants.length)
-    model.proposals(tokens[:, :-1], seeds_for(3, 2), 21)
+    model.model.propose(tokens[:, :-1], seeds_for(3, 2), 21)
     torch.testing.assert_close(passes.given[-1].nll, raw.nll)
 
 
@@ -89,7 +89,7 @@ def test_refocusing_runs_the_uncompressed_pass_once_and_only_for_who_asks(gistne
     for lensnet, wanted in (("surprise", 1), ("transformer", int(gistnet == "states"))):
         model, passes = build(lensnet, gistnet=gistnet)
         chooser = GreedyAllocator(model.tree, iterations=3)
-        model.refocus(tokens[:, :-1], chooser, 21, torch.arange(3))
+        model.model.refocus(tokens[:, :-1], chooser, 21, torch.arange(3))
         assert passes.count == wanted
         if lensnet == "surprise":
             assert len(passes.given) == 3
@@ -104,8 +104,8 @@ def test_its_focus_is_the_evaluations():
     tree = TREE._replace(levels=1)
     model = build_step(tree, RandomCollapse(geometry_of(tree)), lensnet="surprise")
     tokens = random_tokens(tree, 6, 3)
-    focus, _ = model.refocus(tokens[:, :-1], TopKAllocator(model.tree), 21, torch.arange(6))
-    values = mean_block_nll(model.validate(tokens), model.tree)
+    focus, _ = model.model.refocus(tokens[:, :-1], TopKAllocator(model.tree), 21, torch.arange(6))
+    values = mean_block_nll(model.model.nll(tokens), model.tree)
     for row in range(6):
         free = [b for b in range(tree.blocks) if not oracle.is_protected(tree, b)]
         easiest = sorted(free, key=lambda b, row=row: values[row, b].item())[:4]  # 29 - 4 * 2 = 21
@@ -116,7 +116,7 @@ def test_a_surprised_lens_cannot_be_asked_without_the_pass():
     model, _ = build("surprise")
     tokens = random_tokens(TREE, 1, 0)
     with pytest.raises(AssertionError, match="uncompressed pass"):
-        model.scores(raw_context(model.tree, 1, tokens.device), model._table_of(tokens[:, :-1]))
+        model.model.scores(raw_context(model.tree, 1, tokens.device), model.model.encode(tokens[:, :-1])[0])
 
 
 def test_the_cut_before_the_cursor_cuts_it_too():

@@ -10,7 +10,7 @@ from mcframe.context.step_metrics import StepMetrics
 from mcframe.metrics.accumulator import Accumulator
 from mcframe.metrics.tally import Tally
 from mcframe.metrics.timers import Timers
-from mcframe.modeling.step import no_timer
+from mcframe.modeling.model import no_timer
 from tests.support.modeling_builders import TREE, Given, build_step, equal_lengths, random_tokens, seeds_for
 
 

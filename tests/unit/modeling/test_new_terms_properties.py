@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from mcframe.modeling.gpt import GPT
-from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.reconstruction import Reconstruction
-from mcframe.modeling.step import MegaContextStep
 from mcframe_plugins.variants import RandomCollapse
+from tests.support.loss_settings import LossSettings
 from tests.support.modeling_builders import (
     TREE,
     VOCABULARY,
     Given,
+    Step,
     build_step,
     equal_lengths,
     geometry_of,
@@ -21,20 +21,20 @@ from tests.support.modeling_builders import (
 from tests.support.step_checks import check_everything_learns, random_mask
 from tests.unit.modeling.test_step_properties import LENGTH, Operations, real_step
 
-NOTHING = dict.fromkeys(("baseline_weight", "variant_weight", "gist_delta_weight", "lens_weight"), 0.0)
-ALL = Objectives(gist_kl_weight=1.0, kl_contrast=2.0, reconstruction_weight=0.5, lens_judge="drop")
+NOTHING = dict.fromkeys(("next_token", "variants", "delta_penalty", "lens"), 0.0)
+ALL = LossSettings(distillation=1.0, contrast=2.0, reconstruction=0.5, condition="drop")
 
 
-def full_step(objectives: Objectives = ALL, tree=TREE) -> MegaContextStep:
-    """Real parts, with everything that objectives can ask for."""
-    model = real_step(tree, objectives)
+def full_step(settings: LossSettings = ALL, tree=TREE) -> Step:
+    """Real parts, with everything that settings can ask for."""
+    model = real_step(tree, settings)
     tree = geometry_of(tree)
     gpt = GPT(tree, VOCABULARY, depth=2, width=16, heads=2, gist_bias=-1.0)
-    told = Reconstruction(16, tree, objectives.reconstruction_share)
-    return MegaContextStep(gpt, model.gistnet, model.lensnet, model.strategy, tree, objectives, told)
+    told = Reconstruction(16, tree, settings.fraction)
+    return Step(gpt, model.gistnet, model.lensnet, model.strategy, tree, settings, told)
 
 
-def reached(model: MegaContextStep) -> set[str]:
+def reached(model: Step) -> set[str]:
     return {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.count_nonzero())}
 
 
@@ -52,25 +52,23 @@ def test_distillation_alone_trains_base_model_gistnet_and_bias():
     model = build_step(
         TREE,
         RandomCollapse(geometry_of(TREE)),
-        objectives=Objectives(**NOTHING, gist_kl_weight=1.0),
+        settings=LossSettings(**NOTHING, distillation=1.0),
         lensnet="transformer",
         gist_bias=0.1,
     )
     model(random_tokens(TREE, 4, 0), seeds_for(4, 2), LENGTH)[0].backward()
     learned = reached(model)
-    everything = {n for n, _ in model.named_parameters() if not n.startswith("lensnet.")}
+    everything = {n for n, _ in model.named_parameters() if not n.startswith("model.lensnet.")}
     assert learned == everything
 
 
 def test_reconstruction_alone_trains_base_model_and_gistnet():
-    objectives = Objectives(**NOTHING, reconstruction_weight=1.0)
-    model = build_step(
-        TREE, RandomCollapse(geometry_of(TREE)), objectives=objectives, lensnet="transformer", gist_bias=0.1
-    )
+    settings = LossSettings(**NOTHING, reconstruction=1.0)
+    model = build_step(TREE, RandomCollapse(geometry_of(TREE)), settings=settings, lensnet="transformer", gist_bias=0.1)
     model(random_tokens(TREE, 4, 0), seeds_for(4, 2), LENGTH)[0].backward()
     learned = reached(model)
     assert "reconstruction.begin_embed" in learned
-    everything = {n for n, _ in model.named_parameters() if not n.startswith("lensnet.")}
+    everything = {n for n, _ in model.named_parameters() if not n.startswith("model.lensnet.")}
     assert learned == everything
     # LOD1 alone is told from: what is of LOD2 gets nothing.
     assert model.gistnet.lod_embed.grad[0].any()
@@ -81,8 +79,8 @@ def test_the_contrast_is_a_weight_and_no_way_for_a_gradient():
     """What dropping costs is measured without a graph: its forward passes leave no trace in the gradient."""
     gradients = []
     for contrast in (0.0, 1e-9):
-        objectives = Objectives(**NOTHING, gist_kl_weight=1.0, kl_contrast=contrast)
-        model = build_step(TREE, RandomCollapse(geometry_of(TREE)), objectives=objectives)
+        settings = LossSettings(**NOTHING, distillation=1.0, contrast=contrast)
+        model = build_step(TREE, RandomCollapse(geometry_of(TREE)), settings=settings)
         model(random_tokens(TREE, 3, 0), seeds_for(3, 2), LENGTH)[0].backward()
         gradients.append([p.grad for p in model.parameters()])
     torch.testing.assert_close(*gradients)
@@ -91,8 +89,8 @@ def test_the_contrast_is_a_weight_and_no_way_for_a_gradient():
 def test_the_teacher_of_the_distillation_does_not_learn():
     """What the variant does not read gets no gradient: tokens inside collapsed blocks teach and do not learn."""
     focuses = [[[1, 0, 0, 0, 0, 0, 0, 0, 0]]]
-    objectives = Objectives(**NOTHING, gist_kl_weight=1.0)
-    model = build_step(TREE, Given(focuses), objectives=objectives, gistnet=None)
+    settings = LossSettings(**NOTHING, distillation=1.0)
+    model = build_step(TREE, Given(focuses), settings=settings, gistnet=None)
     tokens = torch.arange(TREE.window + 1)[None] % VOCABULARY
     tokens[:, 3:] = 3 + tokens[:, 3:] % (VOCABULARY - 3)  # tokens 0 to 2 stand in the collapsed block alone
     model(tokens, seeds_for(1, 1), TREE.window - 2)[0].backward()
@@ -118,7 +116,7 @@ def test_a_part_that_is_not_trained_gets_no_gradient_and_passes_one_on():
 def test_nothing_waits_for_the_device(gistless, monkeypatch):
     model = full_step()
     if gistless:
-        model = MegaContextStep(model.gpt, None, None, model.strategy, model.tree, ALL)
+        model = Step(model.gpt, None, None, model.strategy, model.tree, ALL)
     tokens, seeds, mask = random_tokens(TREE, 3, 0), seeds_for(3, 2), random_mask(TREE, 3, 0)
     model(tokens, seeds, LENGTH, mask, 2)  # the first step looks at what plug-ins return
 
@@ -163,21 +161,21 @@ def test_a_step_runs_without_any_data():
 @pytest.mark.parametrize(
     "weights",
     [
-        {"gist_kl_weight": 1.0},
-        {"gist_kl_weight": 1.0, "kl_contrast": 5.0},
-        {"reconstruction_weight": 1.0},
-        {"lens_weight": 1.0, "lens_judge": "drop"},
-        {"baseline_weight": 1.0, "variant_weight": 1.0, "gist_delta_weight": 1.0},
+        {"distillation": 1.0},
+        {"distillation": 1.0, "contrast": 5.0},
+        {"reconstruction": 1.0},
+        {"lens": 1.0, "condition": "drop"},
+        {"next_token": 1.0, "variants": 1.0, "delta_penalty": 1.0},
     ],
     ids=lambda weights: "-".join(weights),
 )
 def test_micro_batches_of_any_size_give_the_same_loss_and_gradient(weights, cut, gistnet):
-    objectives = Objectives(**NOTHING | weights)
+    settings = LossSettings(**NOTHING | weights)
     tokens, seeds, mask = random_tokens(TREE, 6, 3), seeds_for(6, 2), random_mask(TREE, 6, 3)
     results = []
     for size in (6, cut):
         strategy = RandomCollapse(geometry_of(TREE))
-        model = build_step(TREE, strategy, lensnet="transformer", gistnet=gistnet, objectives=objectives)
+        model = build_step(TREE, strategy, lensnet="transformer", gistnet=gistnet, settings=settings)
         parts = zip(tokens.split(size), seeds.split(size), mask.split(size), strict=True)
         loss = torch.stack([model(t, s, LENGTH, m, 2)[0] for t, s, m in parts]).mean()
         loss.backward()
@@ -189,11 +187,11 @@ def test_micro_batches_of_any_size_give_the_same_loss_and_gradient(weights, cut,
 
 def test_a_sequence_is_rebuilt_alike_in_any_batch():
     focuses, length = equal_lengths(TREE, 4, 2, 0)
-    objectives = Objectives(**NOTHING, reconstruction_weight=1.0)
+    settings = LossSettings(**NOTHING, reconstruction=1.0)
     tokens, seeds = random_tokens(TREE, 4, 0), seeds_for(4, 2)
-    model = build_step(TREE, Given(focuses), objectives=objectives)
+    model = build_step(TREE, Given(focuses), settings=settings)
     whole = model(tokens, seeds, length, None, 2)[1].means["mc/reconstruction_loss"]
     order = torch.tensor([2, 0, 3, 1])
-    model.strategy = Given([focuses[i] for i in order.tolist()])
+    model.model.strategy = Given([focuses[i] for i in order.tolist()])
     again = model(tokens[order], seeds[order], length, None, 2)[1].means["mc/reconstruction_loss"]
     torch.testing.assert_close(again, whole)

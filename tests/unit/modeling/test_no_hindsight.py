@@ -48,10 +48,10 @@ def perturbed(tokens: torch.Tensor, places: list[int]) -> torch.Tensor:
 
 
 def scores_of(model, inputs, focuses):
-    table, nll = model._read(inputs, asks=True)
+    table, nll = model.model.encode(inputs, with_nll=True)
     context = build_context(focuses, model.tree)
     seen = context.before_cursor()
-    return model.scores(context, table, nll)[seen.valid]
+    return model.model.scores(context, table, nll)[seen.valid]
 
 
 @pytest.mark.parametrize("tree", TREES)
@@ -84,7 +84,7 @@ def test_focus(tree, lensnet, allocator):
     chooser = ALLOCATORS[allocator](tree)
 
     def focus(of):
-        found, rounds = model.refocus(of[:, :-1], chooser, BUDGET[name], seeds)
+        found, rounds = model.model.refocus(of[:, :-1], chooser, BUDGET[name], seeds)
         assert (rounds >= 1).all()
         for row in found.tolist():
             assert oracle.is_valid(tree, row)
@@ -108,7 +108,7 @@ def test_what_lensnet_is_given_while_training(lensnet):
     model.lensnet.register_forward_hook(lambda _, arguments, scores: given.append((*arguments, scores)))
     tokens = random_tokens(TREE, 3, 0)
     for batch in (tokens, perturbed(tokens, list(range(TREE.cursor, TREE.window + 1)))):
-        model.losses(batch, seeds_for(3, 2), 21)
+        model(batch, seeds_for(3, 2), 21)
     (context, embeddings, scores), (other, other_embeddings, other_scores) = given
     assert int(context.end[context.valid].max()) == TREE.cursor
     assert not embeddings.requires_grad
@@ -143,7 +143,7 @@ def test_refocusing_starts_from_the_uncompressed_context():
     contexts = []
     model.lensnet.register_forward_hook(lambda _, arguments, scores: contexts.append(arguments[0]))
     chooser = GreedyAllocator(model.tree, iterations=2)
-    model.refocus(random_tokens(TREE, 2, 0)[:, :-1], chooser, 21, torch.arange(2))
+    model.model.refocus(random_tokens(TREE, 2, 0)[:, :-1], chooser, 21, torch.arange(2))
     raw = raw_context(model.tree, 2, torch.device("cpu")).before_cursor()
     assert torch.equal(contexts[0].token, raw.token)
     assert len(contexts) == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import mcframe.modeling.step
+import mcframe.training.train_step
 from mcframe.context.delta_nll import pair_nll
 from mcframe.context.working_context import WorkingContext, gather_embeddings
 from mcframe_plugins.variants import RandomCollapse
@@ -34,8 +34,8 @@ def test_targets_shifted_by_one(monkeypatch, shift):
 
 def test_partners_shifted_by_one(monkeypatch):
     monkeypatch.setattr(
-        mcframe.modeling.step,
-        "pair",
+        mcframe.training.train_step,
+        "pair_nll",
         lambda context, nll, baseline, counts: pair_nll(context, nll, baseline.roll(1, dims=1), counts),
     )
     with pytest.raises(AssertionError):
@@ -67,7 +67,9 @@ def test_the_gist_of_the_neighbouring_block(monkeypatch, step):
             return moved.clamp(max=self.context.tree.table_rows - 1)
 
     monkeypatch.setattr(
-        mcframe.modeling.step, "gather_embeddings", lambda table, context: gather_embeddings(table, Neighbour(context))
+        mcframe.training.train_step,
+        "gather_embeddings",
+        lambda table, context: gather_embeddings(table, Neighbour(context)),
     )
     with pytest.raises(AssertionError):
         check()
@@ -75,7 +77,9 @@ def test_the_gist_of_the_neighbouring_block(monkeypatch, step):
 
 def test_a_gist_of_another_sequence(monkeypatch):
     monkeypatch.setattr(
-        mcframe.modeling.step, "gather_embeddings", lambda table, context: gather_embeddings(table.flip(0), context)
+        mcframe.training.train_step,
+        "gather_embeddings",
+        lambda table, context: gather_embeddings(table.flip(0), context),
     )
     with pytest.raises(AssertionError):
         check_against_the_slow_step(TREE, variants=2, sequences=2, seed=3)
@@ -87,7 +91,7 @@ def test_a_module_left_out_of_the_optimizer(left_out):
     tokens = random_tokens(TREE, 2, 0)
 
     def loss(step: int) -> Tensor:
-        return model.losses(tokens, seeds_for(2, 2) + step, 21)[0]
+        return model(tokens, seeds_for(2, 2) + step, 21)[0]
 
     missing = {id(p) for p in model.get_submodule(left_out).parameters()}
     with pytest.raises(AssertionError, match="did not move"):
@@ -99,7 +103,9 @@ def test_a_module_that_the_loss_does_not_reach(monkeypatch):
     model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer")
     tokens = random_tokens(TREE, 2, 0)
     monkeypatch.setattr(
-        mcframe.modeling.step, "gather_embeddings", lambda table, context: gather_embeddings(table.detach(), context)
+        mcframe.training.train_step,
+        "gather_embeddings",
+        lambda table, context: gather_embeddings(table.detach(), context),
     )
     with pytest.raises(AssertionError, match="without a gradient"):
-        check_everything_learns(model, lambda i: model.losses(tokens, seeds_for(2, 2) + i, 21)[0], model.parameters())
+        check_everything_learns(model, lambda i: model(tokens, seeds_for(2, 2) + i, 21)[0], model.parameters())

@@ -1,25 +1,25 @@
 import pytest
 
-from mcframe.modeling.objectives import Objectives
 from tests.support import oracle
+from tests.support.loss_settings import LossSettings
 from tests.support.modeling_builders import TREE
 from tests.support.step_checks import check_against_the_slow_step
 
-WEIGHTS = Objectives(
-    baseline_weight=0.7,
-    variant_weight=1.3,
-    gist_delta_weight=0.9,
-    lens_weight=2.0,
+WEIGHTS = LossSettings(
+    next_token=0.7,
+    variants=1.3,
+    delta_penalty=0.9,
+    lens=2.0,
     rank_weight=0.6,
-    budget_weight=0.8,
-    margin=0.3,
+    balance=0.8,
+    rank_margin=0.3,
     temperature=0.7,
 )
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_two_variants_with_gradients(seed):
-    check_against_the_slow_step(TREE, variants=2, seed=seed, gradients=True, objectives=WEIGHTS)
+    check_against_the_slow_step(TREE, variants=2, seed=seed, gradients=True, settings=WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ def test_two_variants_with_gradients(seed):
     ],
 )
 def test_other_trees(tree):
-    check_against_the_slow_step(tree, variants=2, sequences=1, seed=11, objectives=WEIGHTS)
+    check_against_the_slow_step(tree, variants=2, sequences=1, seed=11, settings=WEIGHTS)
 
 
 def test_three_variants_are_three_pairs():
-    check_against_the_slow_step(TREE, variants=3, sequences=1, seed=5, objectives=WEIGHTS)
+    check_against_the_slow_step(TREE, variants=3, sequences=1, seed=5, settings=WEIGHTS)
 
 
 def test_default_weights():
@@ -46,8 +46,8 @@ def test_default_weights():
 
 @pytest.mark.parametrize("variants", [1, 2])
 def test_span_utility(variants):
-    objectives = Objectives(lens_weight=1.0, lens_objective="auto" if variants == 1 else "span_utility")
-    check_against_the_slow_step(TREE, variants=variants, seed=8, objectives=objectives, sequences=1)
+    settings = LossSettings(lens=1.0, kind="preference" if variants == 1 else "span_utility")
+    check_against_the_slow_step(TREE, variants=variants, seed=8, settings=settings, sequences=1)
 
 
 @pytest.mark.parametrize("options", [{"placement": "start"}, {"placement": "end", "smoothing": False}])

@@ -12,20 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mcframe.context.working_context import raw_context
 from mcframe.hookspecs import ModelShape
 from mcframe.modeling.gpt import GPT
-from mcframe.modeling.objectives import Objectives
-from mcframe.modeling.step import MegaContextStep
 from mcframe_plugins.gistnet import TransformerGistNet
 from mcframe_plugins.lensnet import TransformerLensNet
 from mcframe_plugins.variants import NoVariants, RandomCollapse
 from tests.support import oracle
-from tests.support.modeling_builders import TREE, VOCABULARY, build_step, geometry_of, random_tokens, seeds_for
+from tests.support.loss_settings import LossSettings
+from tests.support.modeling_builders import TREE, VOCABULARY, Step, build_step, geometry_of, random_tokens, seeds_for
 from tests.support.step_checks import check_everything_learns
 
 LENGTH = 21
 LENS = {
-    "preference": {"lens_objective": "preference"},
-    "span_utility": {"lens_objective": "span_utility"},
-    "attribution": {"attribution_weight": 0.6},
+    "preference": {"kind": "preference"},
+    "span_utility": {"kind": "span_utility"},
+    "attribution": {"attribution": 0.6},
 }
 READS_BACK = {
     "_local_scalar_dense",
@@ -64,22 +63,22 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def real_step(tree: oracle.Tree, objectives: Objectives | None = None, **gist: object) -> MegaContextStep:
+def real_step(tree: oracle.Tree, settings: LossSettings | None = None, **gist: object) -> Step:
     """A step as a run builds it: its own initialisation, real plug-ins."""
     torch.manual_seed(0)
     tree = geometry_of(tree)
     shape = ModelShape(16, tree)
-    return MegaContextStep(
+    return Step(
         GPT(tree, VOCABULARY, depth=2, width=16, heads=2),
         TransformerGistNet(shape, layers=1, heads=2, **gist),
         TransformerLensNet(shape, layers=1, heads=2),
         RandomCollapse(tree),
         tree,
-        objectives or Objectives(),
+        settings or LossSettings(),
     )
 
 
-def step_of(model: MegaContextStep, tokens: torch.Tensor, step: int = 0):
+def step_of(model: Step, tokens: torch.Tensor, step: int = 0):
     count = model.strategy.count
     return model(tokens, seeds_for(len(tokens), count) + 1000 * step, LENGTH)
 
@@ -95,14 +94,12 @@ def test_every_parameter_learns(pooling, head):
 
 @pytest.mark.parametrize("objective", LENS)
 def test_the_lens_loss_trains_lensnet_alone(objective):
-    objectives = Objectives(
-        baseline_weight=0.0, variant_weight=0.0, gist_delta_weight=0.0, lens_weight=1.0, **LENS[objective]
-    )
-    model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", objectives=objectives)
+    settings = LossSettings(next_token=0.0, variants=0.0, delta_penalty=0.0, lens=1.0, **LENS[objective])
+    model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", settings=settings)
     step_of(model, random_tokens(TREE, 3, 0))[0].backward()
     for name, parameter in model.named_parameters():
         reached = parameter.grad is not None and bool(parameter.grad.count_nonzero())
-        assert reached == name.startswith("lensnet."), name
+        assert reached == name.startswith("model.lensnet."), name
 
 
 @pytest.mark.parametrize("lensnet", ["transformer", "mlp"])
@@ -112,22 +109,22 @@ def test_attribution_is_of_the_uncompressed_context_and_of_the_same_verdicts(jud
     with_it, without = (
         build_step(
             TREE, RandomCollapse(geometry_of(TREE)), lensnet=lensnet,
-            objectives=Objectives(lens_judge=judge, attribution_weight=weight),
+            settings=LossSettings(condition=judge, attribution=weight),
         )
         for weight in (0.5, 0.0)
     )  # fmt: skip
     tokens, seeds = random_tokens(TREE, 5, 0), seeds_for(5, 2)
     (_, more), (_, less) = (model(tokens, seeds, LENGTH) for model in (with_it, without))
     found = (more.means["mc/lens_loss"] - less.means["mc/lens_loss"])[0].item() / 0.5
-    focus = without.proposals(tokens[:, :-1], seeds, LENGTH)
-    nll, _ = without.judge(tokens, focus, judge)
-    full, _ = without.judge(tokens, torch.zeros_like(focus), "full")
+    focus = without.model.propose(tokens[:, :-1], seeds, LENGTH)
+    nll, _ = without.model.evaluate_focus(tokens, focus, judge)
+    full, _ = without.model.evaluate_focus(tokens, torch.zeros_like(focus), "full")
     cursor, size = without.tree.cursor, TREE.block_size
     first = cursor - 1 if judge == "gist" else max(cursor - 1, cursor // size * size)
     verdict = (nll - full)[:, first:].nanmean(dim=1)
     raw = raw_context(without.tree, 5, tokens.device)
     embeddings = without.gpt.embed(tokens[:, :-1])
-    scores = without.scores(raw, without.table(embeddings, embeddings), without.validate(tokens))
+    scores = without.model.scores(raw, without.table(embeddings, embeddings), without.model.nll(tokens))
     wanted, right = 0.0, 0.0
     for sequence in range(5):
         told = []
@@ -146,23 +143,21 @@ def test_attribution_is_of_the_uncompressed_context_and_of_the_same_verdicts(jud
 
 
 def test_the_other_losses_train_no_lensnet():
-    model = build_step(
-        TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", objectives=Objectives(lens_weight=0.0)
-    )
+    model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", settings=LossSettings(lens=0.0))
     step_of(model, random_tokens(TREE, 3, 0))[0].backward()
     for name, parameter in model.named_parameters():
         reached = parameter.grad is not None and bool(parameter.grad.count_nonzero())
-        assert reached != name.startswith("lensnet."), name
+        assert reached != name.startswith("model.lensnet."), name
 
 
 def test_the_penalty_pulls_the_variant_and_leaves_the_baseline():
     """With nothing but the penalty, what only the baseline reads gets no gradient: its NLL is detached."""
-    objectives = Objectives(baseline_weight=0.0, variant_weight=0.0, gist_delta_weight=1.0, lens_weight=0.0)
+    settings = LossSettings(next_token=0.0, variants=0.0, delta_penalty=1.0, lens=0.0)
     tree = oracle.Tree(window=12, block_size=4, levels=1, slots=1, tail=4, sink=0)
     tokens = torch.arange(13)[None] % VOCABULARY  # every token once
     for seed in range(20):
         strategy = RandomCollapse(geometry_of(tree), count=1)
-        model = build_step(tree, strategy, gistnet="mean", seed=seed, objectives=objectives)
+        model = build_step(tree, strategy, gistnet="mean", seed=seed, settings=settings)
         # so that gists of token 0 to 7 carry nothing back
         model.gistnet.register_forward_hook(lambda _, __, gists: gists.detach())
         loss, statistics = model(tokens, torch.tensor([[5]]), 12 - 2 * 3)
@@ -186,9 +181,9 @@ def test_statistics_hold_no_graph():
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("objective", LENS)
 def test_nothing_waits_for_the_device(objective, plain, monkeypatch):
-    model = real_step(TREE, Objectives(**LENS[objective]))
+    model = real_step(TREE, LossSettings(**LENS[objective]))
     if plain:
-        model.strategy = NoVariants(model.tree)
+        model.model.strategy = NoVariants(model.tree)
     tokens, seeds = random_tokens(TREE, 3, 0), seeds_for(3, 2)
     model(tokens, seeds, LENGTH)  # the first step looks at what plug-ins return
 
@@ -213,7 +208,7 @@ def test_the_guard_notices_a_read():
 @pytest.mark.parametrize("objective", LENS)
 def test_the_number_of_operations_depends_on_no_size(objective):
     def operations(sequences: int, window: int, length: int) -> Counter:
-        model = real_step(TREE._replace(window=window), Objectives(**LENS[objective]))
+        model = real_step(TREE._replace(window=window), LossSettings(**LENS[objective]))
         tokens = random_tokens(TREE._replace(window=window), sequences, 0)
         arguments = (tokens, seeds_for(sequences, 2), length)
         model(*arguments)  # the mixes of this length are looked up once
@@ -241,11 +236,11 @@ def test_a_step_runs_without_any_data():
 @pytest.mark.parametrize("objective", LENS)
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_micro_batches_of_any_size_give_the_same_loss_and_gradient(objective, cut):
-    weights = Objectives(gist_delta_weight=0.7, lens_weight=0.9, **LENS[objective])
+    weights = LossSettings(delta_penalty=0.7, lens=0.9, **LENS[objective])
     tokens, seeds = random_tokens(TREE, 6, 3), seeds_for(6, 2)
     results = []
     for size in (6, cut):
-        model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", objectives=weights)
+        model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", settings=weights)
         losses = [model(t, s, LENGTH)[0] for t, s in zip(tokens.split(size), seeds.split(size), strict=True)]
         loss = torch.stack(losses).mean()
         loss.backward()
@@ -258,7 +253,7 @@ def test_micro_batches_of_any_size_give_the_same_loss_and_gradient(objective, cu
 # ---- twins ----------------------------------------------------------------------------------------
 def test_without_variants_the_loss_is_that_of_a_plain_language_model():
     model = real_step(TREE)
-    twin = MegaContextStep(model.gpt, None, None, NoVariants(model.tree), model.tree, Objectives())
+    twin = Step(model.gpt, None, None, NoVariants(model.tree), model.tree, LossSettings())
     tokens = random_tokens(TREE, 3, 0)
     loss, statistics = twin(tokens, torch.zeros(3, 0, dtype=torch.long), 0)
     logits = torch.stack([twin(tokens[:, : t + 1], task="next_logits") for t in range(TREE.window)], dim=1)
