@@ -19,7 +19,7 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.context.delta_nll import PairedNLL, pair_nll, pairing_statistics, tail_delta
 from mcframe.context.entry_nll import mean_entry_nll
 from mcframe.context.focus_ops import block_means
-from mcframe.context.step_histograms import context_tallies, lens_tallies
+from mcframe.context.step_histograms import context_histograms, lens_histograms
 from mcframe.context.step_metrics import StepMetrics, masked_mean, masked_sum
 from mcframe.context.substitutions import Condition, drop_gists, mean_table, scatter_to_targets, swap_gists
 from mcframe.context.working_context import WorkingContext, build_context, gather_embeddings, raw_context, trim_padding
@@ -110,7 +110,7 @@ class MegaContextStep(nn.Module):
             loss, statistics = loss + extra, statistics | more
         if self.added:
             view = StepView(self.tree, baseline, table, variants, seeds, self.gpt.nll, self.gpt.logits)
-            with self.timed("objectives"):
+            with self.timed("losses"):
                 extra, more = self.added(view)
             loss, statistics = loss + extra, statistics | more
         statistics.means["train/loss"] = masked_sum(loss[None], baseline.loss_mask.new_ones(1))
@@ -153,12 +153,12 @@ class MegaContextStep(nn.Module):
                 # What a token would lose without the span shows how much of it the gist has to carry.
                 loss = loss + weights.gist_kl_weight * distillation(divergence, pairing, dropped, weights)
         with self.timed("metrics"):
-            statistics = pairing_statistics(pairing) | context_tallies(pairing)
+            statistics = pairing_statistics(pairing) | context_histograms(pairing)
             statistics.means["mc/gist_delta_penalty"] = masked_sum(penalty[None], one)
             if divergence is not None:
                 statistics.means["mc/gist_kl"] = masked_sum(divergence, pairing.loss_mask)
         if self.reconstruction is not None:
-            with self.timed("objectives"):
+            with self.timed("losses"):
                 rebuilt = self.reconstruction(self.gpt, table, baseline.inputs, rebuild, seeds[:, 0])
                 loss = loss + weights.reconstruction_weight * rebuilt.mean()
                 statistics.means["mc/reconstruction_loss"] = masked_sum(rebuilt, torch.ones_like(rebuilt).bool())
@@ -197,7 +197,7 @@ class MegaContextStep(nn.Module):
         with self.timed("lens bookkeeping"):
             loss, statistics = lens_objective(scores, seen, pairing, verdict, count, weights, known, uncompressed)
             statistics.means["mc/lens_loss"] = masked_sum(loss[None], verdict.new_ones(1).bool())
-            statistics = statistics | lens_tallies(scores, seen, pairing, seeds)
+            statistics = statistics | lens_histograms(scores, seen, pairing, seeds)
         return loss, statistics, scores
 
     def _compare(
