@@ -23,7 +23,6 @@ _Key = tuple[str, ...]
 """A field of `StepMetrics`, and the names whose values are stacked in one tensor."""
 
 _SUMMED = ("means", "roots", "sums", "moments", "counts")
-_GATHERED = ("samples", "points")
 
 _CONSTANT = 1e-12
 """A variance below this fraction of the mean square is rounding: the values are constant."""
@@ -102,17 +101,24 @@ class Accumulator:
         world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
         if world > 1:
             self._check_agreement(group)
-        summed, gathered = (
-            {key: self._held[key] for key in self._held if key[0] in kinds} for kinds in (_SUMMED, _GATHERED)
-        )
-        host = self._reduce(summed, gathered, world, group).cpu().numpy()
-        self._held = {}
+        held, self._held = self._held, {}
+        summed = {key: value for key, value in held.items() if key[0] in _SUMMED}
+        gathered = {key: value for key, value in held.items() if key not in summed}
+        sums, own = self._flat(summed), self._flat(gathered)
+        ranks = [own]
+        if world > 1:
+            ranks = [torch.empty_like(own) for _ in range(world)]
+            if sums.numel():
+                dist.all_reduce(sums, group=group)
+            if own.numel():
+                dist.all_gather(ranks, own, group=group)
+        host = torch.cat((sums, *ranks)).cpu().numpy()
         totals, host = _split(host, summed)
-        ranks = []
-        for _ in range(world):
-            rank, host = _split(host, gathered)
-            ranks.append(rank)
-        return _reading(totals, {key: np.concatenate([rank[key] for rank in ranks]) for key in gathered})
+        parts = []
+        for _ in ranks:
+            part, host = _split(host, gathered)
+            parts.append(part)
+        return _reading(totals, {key: np.concatenate([part[key] for part in parts]) for key in gathered})
 
     def state(self) -> dict[str, Any]:
         """Return this rank's unread interval on the host, for a checkpoint. Synchronises."""
@@ -132,22 +138,10 @@ class Accumulator:
         if highest != -lowest:
             raise RuntimeError(f"Accumulator.read: ranks disagree about the metrics of this interval; got {held}")
 
-    def _reduce(
-        self, summed: Mapping[_Key, Tensor], gathered: Mapping[_Key, Tensor], world: int, group: dist.ProcessGroup | None
-    ) -> Tensor:
-        """Return float64 on the device: sums over ranks, then the gathered values rank by rank, all flat."""
-        sums, own = (
-            torch.cat([torch.empty(0, dtype=torch.float64, device=self.device), *(v.flatten() for v in part.values())])
-            for part in (summed, gathered)
-        )
-        if world == 1:
-            return torch.cat((sums, own))
-        ranks = [torch.empty_like(own) for _ in range(world)]
-        if sums.numel():
-            dist.all_reduce(sums, group=group)
-        if own.numel():
-            dist.all_gather(ranks, own, group=group)
-        return torch.cat((sums, *ranks))
+    def _flat(self, values: Mapping[_Key, Tensor]) -> Tensor:
+        """Return the values as one float64 tensor [n], which holds counts exactly up to 2**53."""
+        empty = torch.empty(0, dtype=torch.float64, device=self.device)
+        return torch.cat([empty, *(value.flatten() for value in values.values())])
 
 
 def _concatenate(held: Tensor, new: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -131,10 +132,14 @@ def _declared(source: str) -> Iterator[Metric]:
 
 
 def _collect() -> Iterator[Metric]:
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        source = file.read_text("utf-8")
-        if "\nDECLARED_METRICS = " in source:
-            yield from _declared(source)
+    """Yield the entries of mcframe and of its first-party plug-ins."""
+    for package in ("mcframe", "mcframe_plugins"):
+        spec = find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            for file in sorted(Path(folder).rglob("*.py")):
+                source = file.read_text("utf-8")
+                if "\nDECLARED_METRICS = " in source:
+                    yield from _declared(source)
 
 
 CATALOGUE: tuple[Metric, ...] = tuple(_collect())

@@ -98,8 +98,8 @@ def resolve_mode(mode: str) -> Mode:
     """Return `online`, `offline` or `disabled` without network access or a prompt.
 
     Args:
-        mode: one of these or `auto`, which takes the mode from WANDB_MODE. Without this variable, `auto` is online for a
-            user who is logged in, else offline.
+        mode: one of these or `auto`, which takes the mode from WANDB_MODE. Without this variable, `auto` is online for
+            a user who is logged in, else offline.
 
     Raises:
         UserError: the mode is unknown.

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.launcher
 
 ROOT_SUPPORT = Path(__file__).resolve().parents[1] / "support"
 WATCHER = ROOT_SUPPORT / "outside_watcher.py"
-NAMED = ("data", "base", "objectives", "metrics", "backward", "optimizer")
+NAMED = ("data", "base", "losses", "metrics", "backward", "optimizer")
 """What `mc/other_ms` is made of, each timed on its own."""
 
 
