@@ -27,7 +27,7 @@ def run(progress, clock, steps, tokens=10_000, seconds=0.5):
     return steps * tokens
 
 
-def test_a_plain_line_tells_everything_that_is_known():
+def test_plain_line():
     progress, clock, output = start(terminal=False)
     tokens = run(progress, clock, 20)
     progress.line({"train/loss_lod0": 5.54321, "val/bpb": 7.9, "train/mfu": 0.0041}, tokens)
@@ -38,7 +38,7 @@ def test_a_plain_line_tells_everything_that_is_known():
     )
 
 
-def test_what_is_unknown_is_left_out():
+def test_unknown_values_are_omitted():
     progress, _, output = start(terminal=False)
     progress.line({"train/loss_lod0": 5.5}, 0)
     assert output.getvalue() == "  0.0 %   0/1M tokens   loss 5.5000\n"
@@ -88,13 +88,13 @@ def test_a_bar_on_a_terminal():
     tokens = run(progress, clock, 50)
     progress.line({"train/loss_lod0": 5.5, "val/bpb": 7.9}, tokens)
     progress.update(510_000)
-    progress.message("··1·|··  a picture")
+    progress.message("··1·|··  a strip")
     progress.close()
     shown = output.getvalue()
     last = " ".join(shown.rsplit("\r", 1)[-1].split())
     for part in ("51.0 %", "━", "510k/1M tokens", "loss 5.5000", "tokens/s", "ETA 0:00:", "val 7.9000 bits/byte"):
         assert part in last  # two lines of it: nothing is cut off
-    assert "a picture" in shown
+    assert "a strip" in shown
 
 
 def test_a_wide_terminal_has_room_for_everything():
