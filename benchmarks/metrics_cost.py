@@ -26,7 +26,7 @@ from mcframe.cli.train import _sinks
 from mcframe.config.run_config import load_run_config
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.metrics.progress import Progress
-from mcframe.modeling import added_losses, lens_objective, step
+from mcframe.modeling import added_objectives, lens_objective, step
 from mcframe.modeling.step import no_timer
 from mcframe.training.build import build_components
 from mcframe.training.engine import Engine, prepare_environment, start_distributed
@@ -65,7 +65,7 @@ def without_metrics(trainer: Trainer) -> Iterator[None]:
             (lens_objective, "_pair_statistics"),
         ):
             stack.enter_context(patch.object(module, name, lambda *_: StepMetrics()))
-        for module in (step, lens_objective, added_losses):
+        for module in (step, lens_objective, added_objectives):
             stack.enter_context(patch.object(module, "masked_sum", lambda *_, **__: zero))
         stack.enter_context(patch.object(trainer.accumulator, "add", lambda _: None))
         stack.enter_context(patch.object(trainer.timers, "phase", no_timer))
