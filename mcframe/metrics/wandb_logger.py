@@ -19,14 +19,8 @@ from mcframe.hookspecs import Histogram, MetricLogger, RunStart
 
 Mode = Literal["online", "offline", "disabled"]
 
-_MODES: dict[str, Mode] = {
-    "online": "online",
-    "offline": "offline",
-    "disabled": "disabled",
-    # older names in WANDB_MODE
-    "run": "online",
-    "dryrun": "offline",
-}
+_MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
+_MODES |= {"run": "online", "dryrun": "offline"}  # older names in WANDB_MODE
 RUN_ID = "wandb_run_id.txt"
 _AXIS = "train/tokens"
 _log = logging.getLogger(__name__)

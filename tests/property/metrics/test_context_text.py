@@ -13,9 +13,7 @@ def test_run10_with_seven_gists():
     for block in (2, 5, 6, 20, 33, 40, 59):
         focus[block] = 1
     text = strip(focus, RUN10)
-    assert text == (
-        "··1··11·············1············1······1··················1|····  1831 of 2048 entries, 7 gists"
-    )
+    assert text == ("··1··11·············1············1······1··················1|····  1831 of 2048 entries, 7 gists")
 
 
 def test_levels_have_their_digits():

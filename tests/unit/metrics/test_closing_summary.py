@@ -62,7 +62,9 @@ def test_table_has_results_and_locations():
 
 
 def test_table_of_a_run_without_metrics():
-    text = rendered(example(status="interrupted", session_tokens=0, session_seconds=0.0, first={}, last={}, locations={}))
+    text = rendered(
+        example(status="interrupted", session_tokens=0, session_seconds=0.0, first={}, last={}, locations={})
+    )
     assert "Run interrupted" in text
     assert "tokens/s" not in text
     assert "ΔNLL" not in text

@@ -90,4 +90,4 @@ def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_is_drawn_once(run, m
     assert CliRunner().invoke(app, ["review", str(run)]).exit_code == 0
     assert (run / "review" / "review.html").read_text("utf-8").count('src="data:image/png;base64,') == 2
     assert calls == ["lens"]
-    assert "the picture lens could not be drawn: ValueError: no such colour" in caplog.text
+    assert "figure lens cannot be drawn: ValueError: no such colour" in caplog.text
