@@ -6,38 +6,16 @@ attention, with or without a causal mask.
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import torch
 
 PEAK: dict[str, float] = {
-    "NVIDIA B200": 2250e12,
-    "NVIDIA GH200 480GB": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H200 NVL": 835e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H800": 989e12,
-    "NVIDIA H20": 148e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100-PCIE-80GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA A800-SXM4-80GB": 312e12,
-    "NVIDIA A800 80GB PCIe": 312e12,
-    "NVIDIA A40": 149.7e12,
-    "NVIDIA A30": 165e12,
-    "NVIDIA A10": 125e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA L40": 181e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA GeForce RTX 4090": 165.2e12,
-    "NVIDIA GeForce RTX 3090": 71e12,
+    name: 1e12 * tera
+    for name, tera in tomllib.loads(Path(__file__).with_name("peak_flops.toml").read_text("utf-8")).items()
 }
-"""Dense bf16 FLOP/s (fp32 accumulation, no sparsity) by `torch.cuda.get_device_name`, from NVIDIA's data sheets.
-
-Names must match exactly: a laptop part, a MIG slice or a custom board has another peak.
-"""
+"""Dense bf16 FLOP/s by `torch.cuda.get_device_name`."""
 
 
 def network_flops(parameters: int, tokens: float, depth: int, width: int, attended: float) -> float:

@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
 from mcframe.hookspecs import Histogram, MetricLogger, RunStart
-from mcframe.metrics import wandb_logger
 from mcframe.metrics.jsonl_logger import METRICS
 from mcframe.metrics.loggers import open_loggers
 from mcframe.metrics.prometheus_logger import PrometheusLogger
@@ -70,10 +69,6 @@ def test_an_unknown_wandb_mode_stops_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="sometimes"):
         open_loggers(tmp_path / "run", rank=0, tensorboard=False, wandb="sometimes", config={}, resume_tokens=None)
     assert not (tmp_path / "run").exists()
-
-
-def test_wandb_is_not_imported_where_it_is_disabled():
-    assert not hasattr(wandb_logger, "wandb")
 
 
 # ---- loggers of plug-ins ---------------------------------------------------------------------------

@@ -150,26 +150,6 @@ def test_rows_without_a_point_are_dropped():
     assert found == pytest.approx(np.array([[0.1, 0.2, 1.0], [0.3, 0.4, 2.0]]))
 
 
-def test_names_of_a_reading():
-    reading = filled(range(8)).read()
-    assert set(reading.metrics) == {
-        "train/loss_lod0",
-        "train/update_ratio/gpt",
-        "mc/gist_entry_delta/1",
-        "mc/preference_pair_count",
-        "mc/adv_delta_mean",
-        "mc/adv_delta_p95",
-        "mc/adv_delta_std",
-        "mc/adv_delta_undefined",
-        "mc/preference_corr_mean",
-        "mc/preference_corr_max",
-        "mc/preference_corr_min",
-        "mc/preference_corr_undefined",
-        "mc/pref_span_corr",
-    }
-    assert reading.metrics["mc/preference_pair_count"] == 24.0
-
-
 def test_micro_batches_may_hold_different_names():
     accumulator = Accumulator()
     accumulator.add(micro_batch(0))

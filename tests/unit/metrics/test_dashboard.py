@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from mcframe.metrics.catalogue import CATALOGUE, describe, pattern
+from mcframe.metrics.catalogue import CATALOGUE, describe
 from mcframe.metrics.dashboard import GROUPS, Panel, matching, tensorboard_layout
 from mcframe.metrics.wandb_workspace import workspace_script
 
@@ -84,8 +84,3 @@ def test_names_of_folders_are_escaped(name):
     scope = script(f"{name}.py", None, f"The dashboard of {name}")
     assert scope["__doc__"].startswith(f"The dashboard of {name} on wandb.")
     assert shlex.quote(f"{name}.py") in scope["__doc__"]
-
-
-def test_a_pattern_of_the_catalogue_stands_for_numbers():
-    assert pattern("mc/lod_delta/{lod}").fullmatch("mc/lod_delta/2")
-    assert not pattern("mc/lod_delta/{lod}").fullmatch("mc/lod_delta/x")

@@ -30,22 +30,17 @@ def test_curves_with_tokens_as_x(tmp_path):
     assert set(read(tmp_path).Tags()["scalars"]) == {"train/loss", "mc/gist_entry_delta/1"}
 
 
-def test_working_contexts_are_a_code_block(tmp_path):
-    logger = TensorBoardLogger(RunStart(tmp_path, {}, None))
-    logger.text(2048, "contexts", "··1·|··\n·11·|··")
-    logger.close()
-    (event,) = read(tmp_path).Tensors("contexts/text_summary")
-    assert event.step == 2048
-    assert event.tensor_proto.string_val[0].decode() == "    ··1·|··\n    ·11·|··"
-
-
-def test_pictures_and_distributions(tmp_path):
+def test_texts_images_and_histograms(tmp_path):
     logger = TensorBoardLogger(RunStart(tmp_path, {}, None))
     image = np.zeros((4, 6, 3), np.uint8)
     image[0, 5] = (255, 128, 0)
+    logger.text(2048, "contexts", "··1·|··\n·11·|··")
     logger.image(2048, "mc/scores", image)
     logger.histogram(2048, "mc/score/0", Histogram([-1.0, 0.0, 2.0], [3, 5]))
     logger.close()
+    (text,) = read(tmp_path).Tensors("contexts/text_summary")
+    assert text.step == 2048
+    assert text.tensor_proto.string_val[0].decode() == "    ··1·|··\n    ·11·|··"
     (shown,) = read(tmp_path).Images("mc/scores")
     assert (shown.step, shown.height, shown.width) == (2048, 4, 6)
     decoded = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)))

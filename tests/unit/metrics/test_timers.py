@@ -84,16 +84,6 @@ def test_each_timer_is_the_sum_that_its_definition_names():
     }
 
 
-def test_a_phase_may_come_more_than_once_in_a_step():
-    stream = Stream()
-    timers = Timers(torch.device("cpu"), stream.mark)
-    with timers.step():
-        for ms in (1.0, 2.0, 4.0):
-            with timers.phase("backward"):
-                stream.now += ms
-    assert read(timers) == {"train/backward_ms": 7.0, STEP: 7.0}
-
-
 def test_a_plain_baseline_has_no_timers_of_working_contexts():
     plain = {name: MS[name] for name in ("data", "base", "metrics", "backward", "optimizer")}
     assert read(timed_steps(Stream(), plain)) == {

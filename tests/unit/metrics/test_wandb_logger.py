@@ -77,11 +77,14 @@ def run_dir(tmp_path):
     return path
 
 
-def test_an_offline_run_holds_metrics_config_and_pictures(run_dir, capfd):
+def test_an_offline_run_has_metrics_config_texts_images_and_histograms(run_dir, capfd):
     logger = WandbLogger(RunStart(run_dir, {"gpt.depth": 12, "run.gistnet": "@gistnet.mean"}, None), "offline")
     logger.write(2048, 1, {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625})
     logger.write(2048, 1, {"val/bpb": 7.9})
     logger.text(2048, "contexts", "··1·<|··")
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    logger.image(2048, "mc/scores", image)
+    logger.histogram(2048, "mc/score/0", Histogram([-1.0, 0.0, 2.0], [3, 5]))
     logger.write(4096, 2, {"train/loss": 4.5})
     logger.close()
     assert capfd.readouterr() == ("", "")
@@ -89,13 +92,16 @@ def test_an_offline_run_holds_metrics_config_and_pictures(run_dir, capfd):
     (path,) = offline_files(run_dir)
     found = finished_records(path)
     first, second = history(found)
-    picture = {name: first.pop(name) for name in list(first) if name.startswith("contexts/")}
+    media = {name: first.pop(name) for name in list(first) if name.startswith(("contexts/", "mc/score"))}
     shown = {name: value for name, value in first.items() if not name.startswith("_")}
     assert shown == {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625, "val/bpb": 7.9, "train/tokens": 2048}
     assert (first["_step"], second["_step"], second["train/tokens"]) == (1, 2, 4096)
-    page = (path.parent / "files" / picture["contexts/path"]).read_text()
+    page = (path.parent / "files" / media["contexts/path"]).read_text()
     assert "<pre>··1·&lt;|··</pre>" in page
     assert '<meta charset="utf-8">' in page
+    assert (np.asarray(Image.open(path.parent / "files" / media["mc/scores/path"])) == image).all()
+    assert media["mc/scores/caption"] == "2,048 tokens"
+    assert (media["mc/score/0/bins"], media["mc/score/0/values"]) == ([-1.0, 0.0, 2.0], [3, 5])
 
     run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
     config = {item.key or "/".join(item.nested_key): item.value_json for item in run.config.update}
@@ -104,23 +110,6 @@ def test_an_offline_run_holds_metrics_config_and_pictures(run_dir, capfd):
     axes = [record.metric for record in found if record.WhichOneof("record_type") == "metric"]
     assert any(metric.step_metric == "train/tokens" for metric in axes)
     assert logger.location == ("wandb (offline)", f"wandb sync '{run_dir}/wandb'/offline-run-*-{run.run_id}")
-
-
-def test_an_offline_run_holds_pictures_and_distributions(run_dir):
-    logger = WandbLogger(RunStart(run_dir, {}, None), "offline")
-    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    logger.write(2048, 1, {"train/loss": 5.5})
-    logger.image(2048, "mc/scores", image)
-    logger.histogram(2048, "mc/score/0", Histogram([-1.0, 0.0, 2.0], [3, 5]))
-    logger.close()
-    (path,) = offline_files(run_dir)
-    (row,) = history(finished_records(path))
-    assert (np.asarray(Image.open(path.parent / "files" / row["mc/scores/path"])) == image).all()
-    assert row["mc/scores/caption"] == "2,048 tokens"
-    assert (row["mc/score/0/_type"], row["mc/score/0/bins"], row["mc/score/0/values"]) == (
-        "histogram", [-1.0, 0.0, 2.0], [3, 5],
-    )  # fmt: skip
-    assert (row["train/tokens"], row["train/loss"]) == (2048, 5.5)
 
 
 def test_a_resumed_run_has_the_same_id_and_a_fresh_one_another(run_dir):
