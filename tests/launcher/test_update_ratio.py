@@ -160,7 +160,7 @@ def test_modules_that_nothing_connects_are_found_in_a_real_run(launches, tmp_pat
     assert all("has never moved" in line for line in finding.evidence)
     assert "unmoved_weights" not in {each.rule for each in unjudged}
     # GistNet is frozen, so nobody expects it to move; of what trains, everything else does.
-    changes = {name: values for name, values in read_run(run.run_dir).series.items() if "weight_change" in name}
+    changes = {name: values for name, values in read_run(run.run_dir).series.items() if "update_ratio" in name}
     assert not any("gistnet" in name for name in changes)
     assert all((v.means > 0).all() for n, v in changes.items() if not n.endswith((".cut", ".spare")))
     assert len(changes) == 12
