@@ -25,9 +25,10 @@ import torch
 from mcframe.cli.train import _sinks
 from mcframe.config.run_config import load_run_config
 from mcframe.context.step_metrics import StepMetrics
+from mcframe.losses import terms
 from mcframe.metrics.progress import Progress
-from mcframe.modeling import added_objectives, lens_objective, step
-from mcframe.modeling.step import no_timer
+from mcframe.modeling.model import no_timer
+from mcframe.training import train_step
 from mcframe.training.build import build_components
 from mcframe.training.engine import Engine, prepare_environment, start_distributed
 from mcframe.training.run_directory import plan
@@ -46,7 +47,7 @@ def build(gin: Path, settings: list[str], directory: Path) -> Trainer:
     with loaded.config.placing():
         components = build_components(loaded.run_config)
         device = start_distributed()
-        engine = Engine(components.model, loaded.run_config, world_size=1)
+        engine = Engine(components.step, loaded.run_config, world_size=1)
         trainer = Trainer(components, engine, run_plan, _sinks(loaded, run_plan, 0), loaded.registry.hooks, device)
     trainer.progress = Progress(trainer.clock.total_tokens, 0, False)
     return trainer
@@ -58,14 +59,14 @@ def without_metrics(trainer: Trainer) -> Iterator[None]:
     zero, timed = torch.zeros((), device=trainer.device), trainer.timers.phase
     with ExitStack() as stack:
         for module, name in (
-            (step, "pairing_statistics"),
-            (step, "context_histograms"),
-            (step, "lens_histograms"),
-            (lens_objective, "_score_statistics"),
-            (lens_objective, "_pair_statistics"),
+            (train_step, "delta_metrics"),
+            (train_step, "context_histograms"),
+            (train_step, "lens_histograms"),
+            (train_step, "lens_metrics"),
+            (terms, "_logged"),
         ):
             stack.enter_context(patch.object(module, name, lambda *_: StepMetrics()))
-        for module in (step, lens_objective, added_objectives):
+        for module in (train_step, terms):
             stack.enter_context(patch.object(module, "masked_sum", lambda *_, **__: zero))
         stack.enter_context(patch.object(trainer.accumulator, "add", lambda _: None))
         stack.enter_context(patch.object(trainer.timers, "phase", no_timer))

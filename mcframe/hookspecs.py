@@ -36,12 +36,14 @@ from typing import Any, Protocol
 
 import pluggy
 
+from mcframe.context.preference_pairs import PreferencePairs
+from mcframe.context.step_metrics import StepMetrics
 from mcframe.interfaces.data import SyntheticBatch, SyntheticTask, TextSource, Tokenizer
 from mcframe.interfaces.eval_result import Chart, EvalResult, Interval, Table
 from mcframe.interfaces.evaluation import EvalData, EvalModel, Evaluation
 from mcframe.interfaces.focus import Allocator, Sequences, VariantStrategy
 from mcframe.interfaces.logger import Histogram, MetricLogger, RunStart
-from mcframe.interfaces.loss import Loss, LossTerm, StepView, UncompressedPass, VariantPass
+from mcframe.interfaces.loss import LensPass, Loss, LossTerm, Need, StepView, UncompressedPass, VariantPass
 from mcframe.interfaces.networks import GistNet, HeadShape, LensNet, ModelShape, Positions
 
 __all__ = [
@@ -61,15 +63,19 @@ __all__ = [
     "Hooks",
     "Interval",
     "LensNet",
+    "LensPass",
     "Loss",
     "LossTerm",
     "MetricLogger",
     "ModelShape",
+    "Need",
     "Positions",
+    "PreferencePairs",
     "Register",
     "RunInfo",
     "RunStart",
     "Sequences",
+    "StepMetrics",
     "StepView",
     "SyntheticBatch",
     "SyntheticTask",

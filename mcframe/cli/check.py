@@ -16,13 +16,13 @@ from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.config.schema import MULTI_KINDS, RunConfig
 from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
-from mcframe.modeling.step import MegaContextStep
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import KINDS
-from mcframe.training.build import build_evaluations, build_model, build_task, parameter_counts
+from mcframe.training.build import build_evaluations, build_step, build_task, parameter_counts
 from mcframe.training.engine_config import engine_config
-from mcframe.training.flops import Costs
+from mcframe.training.flops import StepFlops
 from mcframe.training.startup_summary import left_out, memory_estimate, variants_in_words
+from mcframe.training.train_step import TrainStep
 
 
 def check(
@@ -49,22 +49,23 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
     run_config, console = loaded.run_config, Console()
     vocab_size = _vocab_size(loaded, console)
     with torch.device("meta"):
-        model = build_model(run_config, vocab_size)
+        step = build_step(run_config, vocab_size)
+    model = step.model
     run_config.allocator(run_config.context.tree)
     run_config.text()
     build_evaluations(run_config)
     build_task(run_config, model)
     rows = {
         "plug-ins": _plugins(loaded),
-        **{name: f"{count:,} parameters ({count / 1e6:.1f} M)" for name, count in parameter_counts(model).items()},
-        **left_out(model),
+        **{name: f"{count:,} parameters ({count / 1e6:.1f} M)" for name, count in parameter_counts(step).items()},
+        **left_out(step),
     }
     variants = model.strategy.count
     lengths = run_config.extreme_lengths if variants else (0, 0)
-    costs = Costs(model)
+    costs = StepFlops(step)
     flops = [
-        costs.at(lengths[0], run_config.rebuild(0)),
-        costs.at(lengths[1], run_config.rebuild(run_config.steps - 1)),
+        costs.at(lengths[0]),
+        costs.at(lengths[1], progress=1.0),
     ]
     rows["FLOPs a token"] = f"{flops[0].plain / 1e9:.3g} G plain; {flops[0].total / 1e9:.3g} G at the start and " + (
         f"{flops[1].total / 1e9:.3g} G at the end with all that a step runs"
@@ -77,7 +78,7 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
     if variants:
         rows["variants"] = variants_in_words(run_config, variants)
         rows["usable nodes"] = _usable(run_config)
-    rows["memory a rank"] = _memory(model, run_config, ranks)
+    rows["memory a rank"] = _memory(step, run_config, ranks)
     if run_config.sequences % ranks == 0:
         micro = micro_batch_for(run_config.sequences // ranks, run_config.micro_batch)
         engine_config(run_config, micro, run_config.sequences // (micro * ranks))
@@ -122,8 +123,8 @@ def _usable(run_config: RunConfig) -> str:
     return ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in most.items())
 
 
-def _memory(model: MegaContextStep, run_config: RunConfig, ranks: int) -> str:
-    parts = memory_estimate(model, run_config, ranks)
+def _memory(step: TrainStep, run_config: RunConfig, ranks: int) -> str:
+    parts = memory_estimate(step, run_config, ranks)
     whole = sum(parts.values())
     listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
     return f"{whole / 2**30:.2f} GiB on each of {ranks} rank(s) before activations and logits ({listed})"

@@ -130,7 +130,7 @@ class _Asked:
 
     def _subject(self, run: TrainedRun) -> EngineEvalModel:
         model = run.model.to(self.device)
-        subject = subject_of(self.trained.run_config, run.tokenizer, model, model, self.device)
+        subject = subject_of(self.trained.run_config, run.tokenizer, model, self.device)
         return replace(subject, windows=self.windows)
 
     def _facts(self) -> dict[str, Any]:

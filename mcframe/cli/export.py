@@ -14,10 +14,7 @@ from mcframe.cli.user_errors import report_user_errors
 from mcframe.errors import UserError
 from mcframe.training.checkpoints import find
 from mcframe.training.run_directory import BOUND
-from mcframe.training.weights import load_weights
-
-MEMORY = "lens_memory."
-"""What training remembers from step to step: not a weight of the model."""
+from mcframe.training.weights import load_weights, model_weights
 
 
 def export(
@@ -31,7 +28,7 @@ def export(
 
 def _export(run: Path, out: Path) -> int:
     checkpoint = find(run)
-    weights = {name: w for name, w in load_weights(checkpoint).items() if not name.startswith(MEMORY)}
+    weights = model_weights(load_weights(checkpoint))
     config = checkpoint.path.parents[1] / BOUND
     facts = {"mcframe": __version__, "tokens": str(checkpoint.tokens)}
     if config.exists():

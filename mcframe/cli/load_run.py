@@ -10,14 +10,14 @@ from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.config.schema import RunConfig
 from mcframe.errors import Location, UserError
 from mcframe.hookspecs import Tokenizer
-from mcframe.modeling.step import MegaContextStep
+from mcframe.modeling.model import MegaContextModel
 from mcframe.registry.discovery import INSTALLED, PluginOptions
 from mcframe.registry.load_from_path import NotLoaded, Spec
 from mcframe.training.build import build_model
 from mcframe.training.checkpoints import Checkpoint, find
 from mcframe.training.provenance import reopened
 from mcframe.training.run_directory import BOUND, PROVENANCE
-from mcframe.training.weights import load_weights
+from mcframe.training.weights import load_weights, model_weights
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TrainedRun:
 
     run_config: RunConfig
     tokenizer: Tokenizer
-    model: MegaContextStep
+    model: MegaContextModel
     checkpoint: Checkpoint
     loaded: Loaded
 
@@ -62,7 +62,7 @@ def load_run(
     tokenizer = run_config.tokenizer()
     model = build_model(run_config, tokenizer.vocab_size)
     try:
-        model.load_state_dict(load_weights(checkpoint))
+        model.load_state_dict(model_weights(load_weights(checkpoint)))
     except RuntimeError as error:
         raise UserError(
             f"{checkpoint.path} does not fit this configuration: {str(error).splitlines()[1].strip()}",

@@ -19,7 +19,7 @@ from mcframe.cli.options import NoPlugin, Plugin, Set, StrictPlugins, Traceback,
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.configurables import Configurable
 from mcframe.config.parameters import gin_lines, parameters_of
-from mcframe.config.run_config import all_plugins, choosing
+from mcframe.config.run_config import all_plugins, selecting_line
 from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import API_VERSION
 from mcframe.registry.discovery import PluginOptions
@@ -169,7 +169,7 @@ def _show(registry: Registry, name: str, *, as_json: bool) -> int:
     published = Configurable(f"{entry.kind}.{entry.name}", entry.factory, entry.kind)
     parameters, doc = parameters_of(published), inspect.getdoc(entry.factory) or ""
     facts = _origin(registry, entry)
-    chosen = choosing(entry)
+    chosen = selecting_line(entry)
     if as_json:
         described = [{**dataclasses.asdict(each), "line": each.line} for each in parameters]
         typer.echo(json.dumps({**facts, "doc": doc, "select": chosen, "parameters": described}, indent=2))

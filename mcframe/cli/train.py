@@ -97,14 +97,14 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     # A checkpoint of this run brings its own weights.
     begun = None
     if run_config.start_from is not None and run_plan.checkpoint is None:
-        begun = start_from(components.model, run_config.start_from)
+        begun = start_from(components.step, run_config.start_from)
     device = start_distributed()
     rank, world_size = dist.get_rank(), dist.get_world_size()
     _check_shared(run_plan, world_size)
     fingerprints: list[list[str]] = [[]] * world_size
     dist.all_gather_object(fingerprints, fingerprint(loaded.registry))
     check_alike(fingerprints)
-    engine = Engine(components.model, run_config, world_size)
+    engine = Engine(components.step, run_config, world_size)
     extra = {
         "parameter groups": optimizer_groups(engine.optimizer),
         "ranks": f"{world_size} on {device}; micro-batches of {engine.micro_batch} sequences, "

@@ -92,7 +92,7 @@ def decisions(run_dir: Path, plugins: PluginOptions, rank: int) -> dict[str, Any
     loaded = load_run_config([run_dir / "config.gin"], [], plugins)
     with loaded.config.placing():
         components = build_components(loaded.run_config)
-        components.model.load_state_dict(load_weights(find(run_dir)))
+        components.step.load_state_dict(load_weights(find(run_dir)))
         return _decided(components)
 
 
@@ -105,9 +105,9 @@ def _decided(components: Components) -> dict[str, Any]:
     if model.strategy.count:
         seeds = variant_seeds(run_config.seed, torch.arange(len(windows)), model.strategy.count)
         length = model.tree.reachable(budget)[0]
-        found["variants"] = model(windows[:, :-1], seeds, length, task="proposals").tolist()
+        found["variants"] = model.propose(windows[:, :-1], seeds, length).tolist()
     if model.lensnet is not None:
-        focus, rounds = model(windows[:, :-1], components.allocator, budget, seeds[:, 0], task="refocus")
+        focus, rounds = model.refocus(windows[:, :-1], components.allocator, budget, seeds[:, 0])
         found |= {"focus": focus.tolist(), "rounds of refocusing": rounds.tolist()}
     return found
 

@@ -31,9 +31,9 @@ from mcframe.data.tokenizers import BPE, Bytes
 from mcframe.evaluation.focus_quality import FocusQuality
 from mcframe.evaluation.gist_quality import GistQuality
 from mcframe.hookspecs import API_VERSION, Register, hookimpl
+from mcframe.losses.lens_targets import LensTargetsConfig
 from mcframe.metrics.prometheus_logger import PrometheusLogger
 from mcframe.modeling.gpt import GPT
-from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.rope import GaussianRope
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import INSTALLED, PluginOptions, discover
@@ -42,7 +42,7 @@ from mcframe.registry.plugins import KINDS, Registered, Registry
 
 SETTINGS = {
     "context": ContextConfig,
-    "objectives": Objectives,
+    "lens_targets": LensTargetsConfig,
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
     "deepspeed": DeepSpeedConfig,
@@ -59,9 +59,13 @@ GIN_CONFIGURABLES = {**SETTINGS, "gpt": GPT, "run": RunConfig}
 
 DEFAULTS = {
     "evaluations": ("evaluation.gist_quality", "evaluation.focus_quality"),
+    "losses": ("loss.next_token", "loss.variants", "loss.delta_penalty", "loss.preference", "loss.balance"),
     "positions": "positions.gaussian_rope",
 }
-"""What is taken where `run` says None of what it cannot be without."""
+"""The plug-ins of fields of `run` that are None, where a run cannot do without."""
+
+PLUGIN_FIELDS: dict[str, str] = {MULTI_KINDS.get(kind, kind): kind for kind in KINDS} | {"extra_losses": "loss"}
+"""The fields of `run` that hold plug-ins, and the kind of each."""
 
 
 class BuiltIn:
@@ -132,31 +136,31 @@ def load_run_config(
 
 
 def _factories(run_config: RunConfig, loaded: Config, registry: Registry) -> dict[str, Any]:
-    """What is chosen of each kind, as gin files write it, ready to be called."""
+    """Return the plug-ins that a run selects, as factories ready to be called, by the name of their field in `run`."""
     bound, factories = loaded.as_dict(), dict[str, Any]()
-    for kind in KINDS:
-        field = MULTI_KINDS.get(kind, kind)
+    for field, kind in PLUGIN_FIELDS.items():
         value, written = getattr(run_config, field), bound.get(f"run.{field}")
         if value is None:
             value = written = DEFAULTS.get(field)
         if value is None:
             continue
 
-        def chosen(factory: Any, name: str, *, kind: str = kind) -> PluginFactory:
-            return PluginFactory(registry.implementations[kind][name.rpartition(".")[2]], factory, loaded, registry)
+        def factory_of(factory: Any, name: str, *, kind: str = kind) -> PluginFactory:
+            entry = registry.implementations[kind][name.rpartition(".")[2]]
+            return PluginFactory(entry, factory, loaded, registry)
 
-        if kind in MULTI_KINDS:
-            factories[field] = tuple(map(chosen, value, written or ()))
+        if isinstance(value, (list, tuple)):
+            factories[field] = tuple(map(factory_of, value, written or ()))
         else:
-            factories[field] = chosen(value, str(written))
+            factories[field] = factory_of(value, str(written))
     return factories
 
 
-def choosing(entry: Registered) -> str:
-    """The binding that selects a plug-in for a run."""
+def selecting_line(entry: Registered) -> str:
+    """Return the binding that selects a plug-in for a run."""
     reference = f"@{entry.kind}.{entry.name}"
-    return (
-        f"run.{MULTI_KINDS[entry.kind]} = [{reference}]"
-        if entry.kind in MULTI_KINDS
-        else f"run.{entry.kind} = {reference}"
-    )
+    if entry.kind == "loss":  # added to the losses of the run, not in place of them
+        return f"run.extra_losses = [{reference}]"
+    if entry.kind in MULTI_KINDS:
+        return f"run.{MULTI_KINDS[entry.kind]} = [{reference}]"
+    return f"run.{entry.kind} = {reference}"

@@ -25,8 +25,8 @@ from mcframe.hookspecs import (
     Tokenizer,
     VariantStrategy,
 )
+from mcframe.losses.lens_targets import LensTargetsConfig
 from mcframe.modeling.gpt import GPT
-from mcframe.modeling.objectives import Objectives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +258,7 @@ class LoggingConfig:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
 
 
-MULTI_KINDS: Mapping[str, str] = {"evaluation": "evaluations", "loss": "added_losses", "logger": "loggers"}
+MULTI_KINDS: Mapping[str, str] = {"evaluation": "evaluations", "loss": "losses", "logger": "loggers"}
 """Kinds of which a run may have any number, and what `run` calls them; of others it has one, under the kind's name."""
 
 
@@ -273,7 +273,8 @@ class RunConfig:
     task            generated sequences instead of text: `run.task = @task.recall`
     evaluations     what a trained model is asked: `run.evaluations = [@evaluation.gist_quality, @evaluation.focus_quality]`, these
                     two where it is None
-    added_objectives   loss terms beside those that `objectives` weighs: `run.added_losses = [@loss.z_loss]`
+    losses, extra_losses   terms of the loss, in order: `run.losses = [@loss.next_token, @loss.variants]`; None is a
+                    default list; extra_losses are added to it
     sinks           where telemetry goes besides what `telemetry` switches: `run.loggers = [@logger.prometheus]`
     start_from      a run directory or a checkpoint of another run whose weights this one begins with, part by part
                     (base model, GistNet, LensNet) where names and shapes fit
@@ -293,7 +294,8 @@ class RunConfig:
     task: Callable[[ContextTree], SyntheticTask] | None = None
     evaluations: Sequence[Callable[[], Evaluation]] | None = None
     positions: Callable[[HeadShape], Positions] | None = None
-    added_losses: Sequence[Callable[[ModelShape], Loss]] = ()
+    losses: Sequence[Callable[[ModelShape], Loss]] | None = None
+    extra_losses: Sequence[Callable[[ModelShape], Loss]] = ()
     loggers: Sequence[Callable[[RunStart], MetricLogger]] = ()
     total_tokens: int
     batch_tokens: int
@@ -303,7 +305,7 @@ class RunConfig:
     trainable: Sequence[Literal["base", "gistnet", "lensnet"]] = ("base", "gistnet", "lensnet")
     gpt: Callable[[ContextTree, int, Callable[[HeadShape], Positions]], GPT]
     context: ContextConfig
-    objectives: Objectives
+    lens_targets: LensTargetsConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     deepspeed: DeepSpeedConfig
@@ -328,21 +330,15 @@ class RunConfig:
             )
         require(self.micro_batch >= 1, "run.micro_batch", self.micro_batch, "1 or more")
         require(0 <= self.seed < 2**63, "run.seed", self.seed, "from 0 to 2**63 - 1")
-        if self.objectives.policy_kl_weight and self.deepspeed.zero_stage == 3:
-            raise UserError(
-                "objectives.policy_kl_weight keeps a copy of LensNet, which cannot follow weights that ZeRO 3 divides "
-                "among ranks",
-                remedy="set deepspeed.zero_stage to 0, 1 or 2, or objectives.policy_kl_weight = 0.0",
-            )
-
-    def rebuild(self, step: int) -> int:
-        """Neighbouring blocks that reconstruction tells at once in optimizer step `step`."""
-        return self.objectives.rebuild(step / max(1, self.steps - 1))
 
     @property
     def sequences(self) -> int:
         """Sequences of one optimizer step over all ranks."""
         return self.batch_tokens // self.context.window
+
+    def progress(self, step: int) -> float:
+        """Return the fraction of training that is done before optimizer step `step`, 0 at the first and 1 at the last."""
+        return step / max(1, self.steps - 1)
 
     @property
     def steps(self) -> int:
@@ -358,7 +354,7 @@ class RunConfig:
 
     def variant_length(self, step: int) -> int:
         """Entries of each variant in optimizer step `step`: the largest reachable under the step's target."""
-        target = self.context.target(step / max(1, self.steps - 1))
+        target = self.context.target(self.progress(step))
         if self.context.mixed_lengths:
             first = self.context.target(0.0)
             low, high = min(first, target), max(first, target)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
+import torch
+
 from mcframe.errors import UserError
 
 
@@ -144,7 +146,8 @@ class ContextTree:
         Returns `(length, mixes)`; `mix[l - 1]` is the number of nodes at LOD l.
         Raises UserError, naming the minimum, where no context is that short.
         """
-        return _reachable(self, target)
+        found: tuple[int, tuple[tuple[int, ...], ...]] = _reachable(self, target)
+        return found
 
     def _above_level_1(self) -> Iterator[tuple[tuple[int, ...], int]]:
         """Every number of nodes at LOD 2 and up that fits, with the LOD1 nodes that are left beside them."""
@@ -172,6 +175,7 @@ class ContextTree:
 
 
 @lru_cache(maxsize=4096)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # integers: nothing to trace
 def _reachable(tree: ContextTree, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
     best, mixes = -1, list[tuple[int, ...]]()
     for above, free in tree._above_level_1():

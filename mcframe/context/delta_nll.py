@@ -96,7 +96,7 @@ def tail_delta(pairing: PairedNLL) -> Tensor:
     return masked_mean(pairing.delta, pairing.tail_mask, dim=1)
 
 
-def pairing_statistics(pairing: PairedNLL) -> StepMetrics:
+def delta_metrics(pairing: PairedNLL) -> StepMetrics:
     """The metrics of docs/concepts.md that compare variants with their baseline."""
     context, delta, loss_mask = pairing.context, pairing.delta.detach(), pairing.loss_mask
     tree, lod = context.tree, context.lod

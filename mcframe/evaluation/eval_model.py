@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +15,7 @@ from mcframe.context.substitutions import Condition
 from mcframe.errors import UserError
 from mcframe.evaluation.eval_data import from_task, from_text
 from mcframe.hookspecs import Allocator, EvalData, EvalModel, SyntheticTask, TextSource, Tokenizer
+from mcframe.modeling.model import MegaContextModel
 
 SEED = 0
 
@@ -28,7 +28,7 @@ def _silent(contexts: int) -> None:
 class EngineEvalModel:
     """A `Subject`: a step module, or an engine around one, and the run's data.
 
-    model      called as `model(..., task="judge")`, in eval mode
+    model      in eval mode
     text       makes the source of held-out documents; share: of them that are held out
     own_task   what the run trains on instead of text; None for text
     batch      contexts that are judged at once
@@ -37,7 +37,7 @@ class EngineEvalModel:
     Every rank must call the methods alike: the ranks share the work and all get the whole result.
     """
 
-    model: Callable[..., Any]
+    model: MegaContextModel
     tree: ContextTree
     tokenizer: Tokenizer
     text: Callable[[], TextSource]
@@ -81,8 +81,8 @@ class EngineEvalModel:
         variants = each.shape[1]
 
         def compute(some: Tensor, focuses: Tensor) -> Tensor:
-            baseline_nll = torch.arange(some.shape[0], device=self.device) ^ 1 if condition == "swap" else None
-            both = torch.stack(self.model(some, focuses.flatten(0, 1), condition, baseline_nll, task="judge"), dim=-1)
+            swap = torch.arange(some.shape[0], device=self.device) ^ 1 if condition == "swap" else None
+            both = torch.stack(self.model.evaluate_focus(some, focuses.flatten(0, 1), condition, swap), dim=-1)
             self.tail_mask(both.shape[0])
             return both.view(some.shape[0], variants, *both.shape[1:])
 
@@ -101,7 +101,7 @@ class EngineEvalModel:
         seeds = variant_seeds(self.seed, torch.arange(tokens.shape[0]), 1)[:, 0]
 
         def compute(some: Tensor, own: Tensor) -> Tensor:
-            focus: Tensor = self.model(some[:, :-1], self.allocator, budget, own, task="refocus")[0]
+            focus: Tensor = self.model.refocus(some[:, :-1], self.allocator, budget, own)[0]
             self.tail_mask(some.shape[0])
             return focus
 

@@ -1,4 +1,4 @@
-"""The interface of a loss term that is added to a training step, and what it sees of the step."""
+"""The interface of a loss, and the tensors of a training step that a loss reads."""
 
 from __future__ import annotations
 
@@ -11,17 +11,33 @@ from torch import Tensor, nn
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.delta_nll import PairedNLL
+from mcframe.context.preference_pairs import PreferencePairs
+from mcframe.context.step_metrics import StepMetrics
+from mcframe.context.working_context import WorkingContext
+
+Need = Literal["variants", "pairs", "gists", "scores", "kl", "dropped", "uncompressed_scores"]
+"""A part of a run, or a tensor of the step, that a loss requires.
+
+The first four are parts of a run: variants; two or more variants a sequence; a GistNet; a LensNet. The others are
+computed in a step only if a loss requires them.
+"""
+
+PARTS: tuple[Need, ...] = ("variants", "gists", "scores")
+"""A loss that requires one of these is skipped, with a notice, in a run without it."""
 
 
 @dataclass(frozen=True)
 class UncompressedPass:
-    """The uncompressed pass over a micro-batch.
+    """The uncompressed pass over a micro-batch of B sequences.
 
-    inputs, following   [B, T] tokens and the tokens that follow them
-    embeddings          [B, T, D] of the inputs
-    readable            [B, T, D] what GistNet reads: the embeddings, or the states after `reads_layer` blocks
-    hidden              [B, T, D] final hidden states
-    nll, scored         [B, T] in nats, and which targets count
+    Attributes:
+        inputs: Token ids [B, T].
+        next_tokens: The targets [B, T]: the token after each input.
+        embeddings: Input embeddings [B, T, D].
+        gist_inputs: What GistNet reads [B, T, D]: the embeddings, or the hidden states after `reads_layer` blocks.
+        hidden: Final hidden states [B, T, D].
+        nll: NLL of the targets [B, T], in nats.
+        loss_mask: The targets that count [B, T], bool.
     """
 
     inputs: Tensor
@@ -34,93 +50,175 @@ class UncompressedPass:
 
 
 @dataclass(frozen=True)
-class VariantPass:
-    """The pass over the variants of a micro-batch, V of each sequence.
+class LensPass:
+    """LensNet's scores of the variants, and the targets that LensNet is trained on.
 
-    entries   [R, L, D] embeddings of the entries: rows of the node table
-    hidden    [R, L, D] final hidden states
-    pairing   the variants against the baseline: `context`, `nll` and `partner` [R, L] in nats, `scored`, `nearest`
-    scores    [R, entries before the cursor] LensNet's, with gradient; None where there is no LensNet
+    Attributes:
+        prefix: The entries before the cursor, Lc a row.
+        embeddings: Their embeddings [R, Lc, D], detached.
+        scores: LensNet's scores [R, Lc], with gradient.
+        block_scores: The scores averaged over each block [R, blocks].
+        tail_delta: The target [R]: each variant's mean ΔNLL after the cursor in nats, detached. Lower is better.
+        scale_nats: Scalar; the difference of `tail_delta` that counts as a clear preference.
+        pairs: Preference pairs of variants; None with one variant.
+        uncompressed: Scores of the uncompressed sequence, averaged over each block [B, blocks]; None unless a loss
+            requires `uncompressed_scores`.
+    """
+
+    prefix: WorkingContext
+    embeddings: Tensor
+    scores: Tensor
+    block_scores: Tensor
+    tail_delta: Tensor
+    scale_nats: Tensor
+    pairs: PreferencePairs | None
+    uncompressed: Tensor | None
+
+
+@dataclass(frozen=True)
+class VariantPass:
+    """The pass over the variants of a micro-batch: R = B * V rows of L entries.
+
+    Attributes:
+        entries: Embeddings of the entries [R, L, D], rows of the node table.
+        hidden: Final hidden states [R, L, D].
+        paired: Their NLL next to the NLL of the uncompressed pass at the same targets.
+        kl: KL from the uncompressed prediction to the variant's [R, L], in nats; None unless a loss requires `kl`.
+        dropped: The same contexts with their gists dropped; None unless a loss or LensNet's targets require it.
+        lens: LensNet's scores and targets; None without a LensNet.
     """
 
     entries: Tensor
     hidden: Tensor
-    pairing: PairedNLL
-    scores: Tensor | None = None
+    paired: PairedNLL
+    kl: Tensor | None = None
+    dropped: PairedNLL | None = None
+    lens: LensPass | None = None
 
 
 @dataclass(frozen=True)
 class StepView:
-    """What an objective sees of a micro-batch. Nothing is detached but what says so.
+    """The tensors of a micro-batch, for losses. Tensors carry gradients unless they are documented as detached.
 
-    table     [B, rows, D] embeddings of every node (`ContextTree.offset` says where a level begins); tokens alone
-              without a GistNet, and None without variants
-    variants  None without variants
-    seeds     [B, V] int64, of each sequence's variants: what is drawn must be a function of them
-    nll       (hidden [n, l, D], targets [n, l]) -> NLL [n, l] in nats, float32; never holds all logits of a large
-              vocabulary
-    logits    hidden [..., D] -> logits [..., vocabulary], float32
+    Attributes:
+        tree: The context tree.
+        uncompressed: The uncompressed pass.
+        table: Node table [B, rows, D], `ContextTree.offset` is the first row of a level; the tokens alone without a
+            GistNet, None without variants.
+        variants: The pass over the variants; None without variants.
+        seeds: Seeds of the variants [B, V], int64. Random numbers of a loss must be a function of them.
+        nll: (hidden [n, l, D], targets [n, l]) -> NLL [n, l] in nats, float32, computed in chunks of the vocabulary.
+        logits: hidden [..., D] -> logits [..., vocabulary], float32.
+        run_base: (embeddings [n, l, D], context) -> final hidden states [n, l, D] of the base model.
     """
 
     tree: ContextTree
-    baseline: UncompressedPass
+    uncompressed: UncompressedPass
     table: Tensor | None
     variants: VariantPass | None
     seeds: Tensor
     nll: Callable[[Tensor, Tensor], Tensor]
     logits: Callable[[Tensor], Tensor]
+    run_base: Callable[[Tensor, WorkingContext], Tensor]
 
     def by_sequence(self, values: Tensor) -> Tensor:
-        """Means over the variants of each sequence: values [R] -> [B]."""
-        return values.view(self.baseline.inputs.shape[0], -1).mean(dim=1)
+        """Return the mean over the variants of each sequence: values [R] or [R, ...] -> [B]."""
+        return values.reshape(self.uncompressed.inputs.shape[0], -1).mean(dim=1)
+
+    def with_variants(self) -> VariantPass:
+        """Return the variants, for a loss that requires them."""
+        assert self.variants is not None, "a loss that reads variants must list 'variants' in `needs`"
+        return self.variants
+
+    def with_lens(self) -> LensPass:
+        """Return LensNet's pass, for a loss that requires `scores`."""
+        lens = self.with_variants().lens
+        assert lens is not None, "a loss that reads LensNet must list 'scores' in `needs`"
+        return lens
+
+    def with_table(self) -> Tensor:
+        """Return the node table, for a loss that requires variants or gists."""
+        assert self.table is not None, "a loss that reads the node table must list 'gists' in `needs`"
+        return self.table
 
 
 @dataclass(frozen=True)
 class LossTerm:
-    """What an objective returns.
+    """The value of a loss.
 
-    loss      [B] one figure a sequence, differentiable. The framework takes their mean, so that cutting a batch into
-              micro-batches and ranks changes nothing
-    metrics   more figures to log, by name, of any shape: their mean, without those that are NaN
+    Attributes:
+        loss: One value a sequence [B], differentiable. The step takes their mean, so that the result does not depend on
+            micro-batches and ranks.
+        metrics: More values to log. A mapping name -> tensor of any shape is logged as `loss/NAME/name`, the mean
+            without NaN. A `StepMetrics` is logged under the names that it holds.
     """
 
     loss: Tensor
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] | StepMetrics = field(default_factory=dict)
 
 
 class Loss(nn.Module, ABC):
-    """A loss term beside those of the framework. Factory: `factory(shape)`.
+    """A term of the training loss. Factory: `factory(shape)`, with a `ModelShape`.
 
-    shape is a `ModelShape`. Parameters that it has are trained and kept in checkpoints. Small final states:
+    Its parameters are trained and stored in checkpoints. Small final hidden states:
 
         class SmallStates(Loss):
-            name, needs = "small_states", "baseline"
+            name, needs = "small_states", ()
 
             def __init__(self, shape, *, weight: float = 0.01):
                 super().__init__()
                 self.weight = weight
 
             def forward(self, view):
-                return LossTerm(view.baseline.hidden.square().mean(dim=(1, 2)))
+                return LossTerm(view.uncompressed.hidden.square().mean(dim=(1, 2)))
     """
 
     name: str
-    """Names its metrics, `loss/NAME` (the loss, unweighted) and `loss/NAME/METRIC`; two objectives of a
-    run must differ in it. Letters, digits and underscores."""
+    """Names its metrics: `loss/NAME`, unweighted, and `loss/NAME/METRIC`. Letters, digits and underscores; unique in a
+    run."""
 
     weight: float = 1.0
-    """What the loss is multiplied with in the step's; 0.0 computes and logs it, and trains nothing."""
+    """Factor of the loss in the total. With 0.0 the loss is computed and logged, and trains nothing."""
 
-    needs: Literal["baseline", "variants", "gists", "scores"] = "variants"
-    """What it cannot do without: the uncompressed pass alone, variants, a GistNet, a LensNet. A run that lacks it, such
-    as the plain twin, leaves the objective out and says so."""
+    needs: tuple[Need, ...] = ("variants",)
+    """The parts of a run and the tensors of a step that the loss requires. A run that has no variants, no GistNet or no
+    LensNet skips the losses that require them, and reports it."""
+
+    part: Literal["base", "gistnet", "lensnet"] | None = None
+    """The part of the model that the parameters of this loss belong to: they are frozen with it by `run.trainable`."""
+
+    max_zero_stage: int = 3
+    """The highest ZeRO stage that the loss supports."""
+
+    stage: int = 0
+    """The stage of a curriculum, if the loss has one. `begin_step` sets it; the cost of a step may depend on it."""
 
     @abstractmethod
     def forward(self, view: StepView) -> LossTerm:
-        """The loss of each sequence.
+        """Return the loss of each sequence.
 
-        view holds the tensors of a micro-batch of B sequences, R = B * V rows -> a `LossTerm` whose loss is [B].
-        The loss of a sequence depends on that sequence alone. Runs within the step's one forward, in every micro-batch,
-        in training only: nothing may be read back to the host, and every parameter takes part every time. Anything
-        else than a `LossTerm` of that shape ends the run with a message that names the plug-in.
+        The loss of a sequence depends on that sequence alone. The call is part of the step's one forward, in training
+        only: no tensor is read back to the host, and every parameter takes part in every call.
+
+        Args:
+            view: The tensors of a micro-batch of B sequences and R = B * V variants.
+
+        Returns:
+            A `LossTerm` with a loss of shape [B].
         """
+
+    def setup(self, parts: Mapping[str, nn.Module]) -> None:
+        """Prepare the loss once all parts of the model exist, before the optimizer is built.
+
+        Args:
+            parts: The modules `base`, `gistnet` and `lensnet`, as far as the run has them. Keep no reference to them.
+        """
+        return
+
+    def begin_step(self, progress: float) -> None:
+        """Receive the fraction of training that is done, from 0 to 1, before each optimizer step."""
+        return
+
+    def after_step(self, parts: Mapping[str, nn.Module]) -> None:
+        """Update what the loss keeps from step to step. Called on every rank after each optimizer step."""
+        return

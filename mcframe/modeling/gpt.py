@@ -19,7 +19,6 @@ from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
 from mcframe.hookspecs import HeadShape, Positions
 from mcframe.modeling.rope import GaussianRope, rotate
-from mcframe.registry.checks import check_shape, raise_contract_error
 
 LOGITS_AT_ONCE = 2**28
 """Logits held at a time; more are computed in chunks and again in the backward pass (1 GiB in float32)."""
@@ -202,7 +201,7 @@ class GPT(nn.Module):
         kept = embeddings
         # Normalising the input throws a gist's norm away; the LOD embedding is added behind it.
         x = rms_norm(embeddings) + self.lod_embed(context.lod)
-        cosine, sine = self._rotation(context)
+        cosine, sine = self.positions(context)
         for number, block in enumerate(self.blocks, start=1):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, cosine, sine, context.lod, use_reentrant=False)
@@ -211,18 +210,6 @@ class GPT(nn.Module):
             if number == layer:
                 kept = x
         return rms_norm(x), kept
-
-    def _rotation(self, context: WorkingContext) -> tuple[Tensor, Tensor]:
-        returned = self.positions(context)
-        if not isinstance(returned, tuple) or len(returned) != 2:
-            raise_contract_error(self.positions, "forward", "returned no pair; asked are cosine and sine")
-        for what, factors in zip(("cosine", "sine"), returned, strict=True):
-            heads = self.heads if isinstance(factors, Tensor) and factors.shape[1:2] == (self.heads,) else 1
-            shape = (context.token.shape[0], heads, context.length, self.head_width // 2)
-            check_shape(
-                self.positions, "forward", f"{what} [R, 1 or heads, L, width / 2]", factors, shape, torch.float32
-            )
-        return returned
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., vocabulary], float32."""
@@ -242,9 +229,9 @@ class GPT(nn.Module):
         both = self._chunked(self._nll_and_kl, hidden, targets, teacher.detach())
         return both[..., 0], both[..., 1]
 
-    def tail_mask(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def nll_and_correct(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """NLL in nats [R, L], and 1.0 where the likeliest token is the target, else 0.0 [R, L]."""
-        both = self._chunked(self._judged, hidden, targets)
+        both = self._chunked(self._nll_and_correct, hidden, targets)
         return both[..., 0], both[..., 1]
 
     def _chunked(self, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -265,7 +252,7 @@ class GPT(nn.Module):
     def _nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.logits(hidden), targets, reduction="none")
 
-    def _judged(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _nll_and_correct(self, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = self.logits(hidden)
         nll = F.cross_entropy(logits, targets, reduction="none")
         return torch.stack((nll, (logits.argmax(dim=-1) == targets).float()), dim=-1)

@@ -7,14 +7,19 @@ from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.hookspecs import GistNet
-from mcframe.registry.checks import check_shape
 
 
 def build_node_table(tokens: Tensor, gistnet: GistNet, tree: ContextTree, gist_inputs: Tensor | None = None) -> Tensor:
-    """Token embeddings [B, T, D] -> node table [B, table_rows, D], with one GistNet call a level.
+    """Build the node table with one GistNet call a level.
 
-    readable [B, T, D]: what the GistNet reads in place of the tokens' embeddings, such as hidden states of the base
-    model. Raises Breach where a GistNet returns another shape or type than the interface asks for.
+    Args:
+        tokens: Token embeddings [B, T, D].
+        gistnet: Compresses the children of each node.
+        tree: The context tree.
+        gist_inputs: What GistNet reads instead of token embeddings [B, T, D], such as hidden states of the base model.
+
+    Returns:
+        The node table [B, table_rows, D]: tokens first, then the gists of each level.
     """
     sequences, _, width = tokens.shape
     source = tokens if gist_inputs is None else gist_inputs
@@ -28,10 +33,6 @@ def build_node_table(tokens: Tensor, gistnet: GistNet, tree: ContextTree, gist_i
         else:
             children = tree.block_size * tree.slots_at(lod - 1)
         gists = gistnet(below[:, : nodes * children].reshape(sequences, nodes, children, width), lod)
-        check_shape(
-            gistnet, "forward", f"gists [B, nodes, G, D] of LOD{lod}", gists,
-            (sequences, nodes, tree.slots, width), source.dtype,
-        )  # fmt: skip
         below = gists.reshape(sequences, nodes * tree.slots, width)
         levels.append(below)
     return torch.cat(levels, dim=1)

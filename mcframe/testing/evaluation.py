@@ -11,7 +11,6 @@ from mcframe.data.sources import StandardLibrary
 from mcframe.data.tokenizers import Bytes
 from mcframe.evaluation.eval_model import EngineEvalModel
 from mcframe.hookspecs import EvalData, EvalModel, EvalResult
-from mcframe.modeling.step import MegaContextStep
 from mcframe.testing.host_sync import random_states
 from mcframe.testing.plugin_under_test import PluginUnderTest
 from mcframe.testing.reference import LowestFirst
@@ -39,10 +38,10 @@ class _SmallSubject(EngineEvalModel):
 
 def subject(plugin: PluginUnderTest) -> EvalModel:
     """What the evaluation is given."""
-    step: MegaContextStep = build_step(plugin).eval()
+    model = build_step(plugin).eval().model
     return _SmallSubject(
-        model=step, tree=GEOMETRY, tokenizer=Bytes(), text=StandardLibrary, share=0.1, own_task=None,
-        allocator=LowestFirst(GEOMETRY), vocab_size=step.gpt.vocab_size, length=0.75, has_gists=True, has_lens=True,
+        model=model, tree=GEOMETRY, tokenizer=Bytes(), text=StandardLibrary, share=0.1, own_task=None,
+        allocator=LowestFirst(GEOMETRY), vocab_size=model.gpt.vocab_size, length=0.75, has_gists=True, has_lens=True,
         device=torch.device("cpu"), batch=WINDOWS,
     )  # fmt: skip
 

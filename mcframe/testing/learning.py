@@ -25,7 +25,7 @@ def m9_step(plugin: PluginUnderTest) -> None:
         return
     budget = GEOMETRY.window * 3 // 4
     with torch.no_grad():
-        focus, _ = step.refocus(some_tokens(0)[:, :-1], plugin.build(GEOMETRY), budget, torch.arange(3))
+        focus, _ = step.model.refocus(some_tokens(0)[:, :-1], plugin.build(GEOMETRY), budget, torch.arange(3))
     expect(bool(is_valid(focus, GEOMETRY).all()), "refocusing ends with a focus that is not valid")
     expect(bool((lengths(focus, GEOMETRY) <= budget).all()), "refocusing ends beyond the budget")
 
@@ -36,7 +36,7 @@ def m9_step(plugin: PluginUnderTest) -> None:
 def n7_learns(plugin: PluginUnderTest) -> None:
     """From its own initialisation; what starts behind a zero may need a step or two."""
     step = build_step(plugin)
-    part = getattr(step, plugin.kind)
+    part = getattr(step.model, plugin.kind)
     before = {name: parameter.detach().clone() for name, parameter in part.named_parameters()}
     reached: set[str] = set()
     for _ in train(step, 4):

@@ -67,16 +67,16 @@ def l3_filling(plugin: PluginUnderTest) -> None:
 @requirement("L4", "Nothing at or behind the cursor changes a score", "lensnet", after=("L3",))
 def l4_hindsight(plugin: PluginUnderTest) -> None:
     """In the real step: the framework passes entries before the cursor alone, and there is no other way to look."""
-    step = build_step(plugin).eval()
+    model = build_step(plugin).eval().model
     tokens, cursor = some_tokens(0)[:, :-1], GEOMETRY.cursor
     other = tokens.clone()
-    other[:, cursor:] = (other[:, cursor:] + 1) % step.gpt.vocab_size
+    other[:, cursor:] = (other[:, cursor:] + 1) % model.gpt.vocab_size
     focus = torch.zeros(len(tokens), GEOMETRY.blocks, dtype=torch.long)
     focus[:, :4], focus[:, 4:6] = 2, 1
     raw = raw_context(GEOMETRY, len(tokens), tokens.device)
     with torch.no_grad():
         for what, context in {"raw": raw, "compressed": build_context(focus, GEOMETRY)}.items():
-            one, two = (step.scores(context, *step._read(each, asks=True)) for each in (tokens, other))
+            one, two = (model.scores(context, *model.encode(each, with_nll=True)) for each in (tokens, other))
             moved = _most((one - two)[context.before_cursor().valid])
             expect(moved < 1e-5, f"tokens behind the cursor change scores of the {what} context by up to {moved:.2g}")
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, randint, random_keys
 from mcframe.context.focus_ops import block_means, bottomk_mask, compressible_nodes, expand_to_blocks, group_by_node
+from mcframe.context.step_metrics import masked_mean
 from mcframe.context.substitutions import slot_means
 from mcframe.context.working_context import WorkingContext
 from mcframe.hookspecs import (
@@ -15,9 +16,12 @@ from mcframe.hookspecs import (
     Allocator,
     GistNet,
     LensNet,
+    Loss,
+    LossTerm,
     ModelShape,
     Register,
     Sequences,
+    StepView,
     VariantStrategy,
     hookimpl,
 )
@@ -110,6 +114,26 @@ def _placed(counts: Tensor, seeds: Tensor, tree: ContextTree) -> Tensor:
         chosen = bottomk_mask(random_keys(hash_combine(seeds, -lod), tree.nodes(lod)), free, counts[..., lod - 1])
         focus = torch.where(expand_to_blocks(chosen, tree, lod), lod, focus)
     return focus
+
+
+class ReferenceLoss(Loss):
+    """A loss that trains every part: next-token NLL, NLL of the variants, and the squared error of LensNet's scores."""
+
+    name, needs = "reference", ()
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+
+    def forward(self, view: StepView) -> LossTerm:
+        """Return the loss of each sequence [B]."""
+        loss = masked_mean(view.uncompressed.nll, view.uncompressed.loss_mask, dim=1)
+        if view.variants is not None:
+            paired, lens = view.variants.paired, view.variants.lens
+            loss = loss + view.by_sequence(masked_mean(paired.nll, paired.loss_mask, dim=1))
+            if lens is not None:
+                error = (lens.scores - torch.tanh(lens.tail_delta)[:, None]).square()
+                loss = loss + view.by_sequence(masked_mean(error, lens.prefix.valid, dim=1))
+        return LossTerm(loss)
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mcframe.config.run_config import choosing
+from mcframe.config.run_config import selecting_line
 from mcframe.testing.plugin_under_test import PARTS, PluginUnderTest
 from mcframe.testing.requirements import Skipped
 from mcframe.testing.trainings import STEP_TOKENS, Training
@@ -27,7 +27,7 @@ def on_two_ranks(plugin: PluginUnderTest) -> list[Training]:
 
 def _settings(plugin: PluginUnderTest) -> tuple[str, ...]:
     often = (f"cadence.evaluate_tokens = {2 * STEP_TOKENS}",) if plugin.kind == "evaluation" else ()
-    return (choosing(plugin.entry), *often, *plugin.bindings)
+    return (selecting_line(plugin.entry), *often, *plugin.bindings)
 
 
 def given(plugin: PluginUnderTest) -> tuple[str, ...]:

@@ -12,19 +12,19 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.hookspecs import ModelShape
 from mcframe.modeling.gpt import GPT
-from mcframe.modeling.objectives import Objectives
-from mcframe.modeling.step import MegaContextStep
+from mcframe.modeling.model import MegaContextModel
 from mcframe.testing.host_sync import random_states
 from mcframe.testing.inputs import VOCABULARY
 from mcframe.testing.plugin_under_test import PluginUnderTest
-from mcframe.testing.reference import LinearGistNet, LinearLensNet, RandomNodes
+from mcframe.testing.reference import LinearGistNet, LinearLensNet, RandomNodes, ReferenceLoss
+from mcframe.training.train_step import StepBatch, TrainStep
 
 GEOMETRY = ContextTree(window=70, block_size=4, levels=2, slots=1, tail=9)
 LENGTH = GEOMETRY.length((2, 1))
 """Two nodes of LOD1 and one of LOD2, or seven of LOD1."""
 
 
-def build_step(plugin: PluginUnderTest) -> MegaContextStep:
+def build_step(plugin: PluginUnderTest) -> TrainStep:
     """The module that a run trains, with the plug-in in its place where it is a part of it."""
     shape, own = ModelShape(plugin.width, GEOMETRY), plugin.build(GEOMETRY)
     with random_states(0):
@@ -34,15 +34,18 @@ def build_step(plugin: PluginUnderTest) -> MegaContextStep:
         strategy = own if plugin.kind == "variants" else RandomNodes(GEOMETRY)
         if not strategy.count:  # the plain twin is built without them
             gistnet = lensnet = None
-        return MegaContextStep(gpt, gistnet, lensnet, strategy, GEOMETRY, Objectives())
+        model = MegaContextModel(gpt, gistnet, lensnet, strategy, GEOMETRY)
+        losses = [own] if plugin.kind == "loss" else []
+        return TrainStep(model, [ReferenceLoss(shape), *losses])
 
 
-def train(step: MegaContextStep, steps: int) -> Iterator[tuple[int, Tensor]]:
+def train(step: TrainStep, steps: int) -> Iterator[tuple[int, Tensor]]:
     """Yield the number and the loss of every optimizer step, with its gradients still there."""
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-2, weight_decay=0.0)
     for number in range(steps):
         optimizer.zero_grad()
-        loss, _ = step(some_tokens(number), variant_seeds(number, torch.arange(3), step.strategy.count), LENGTH)
+        seeds = variant_seeds(number, torch.arange(3), step.model.strategy.count)
+        loss, _ = step(StepBatch(some_tokens(number), seeds, LENGTH))
         loss.backward()
         yield number, loss.detach()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a run: tree, tokenizer, the step module, each initialised from the seed."""
+"""From a run configuration to its components: tree, tokenizer, model, losses, each initialised from the seed."""
 
 from __future__ import annotations
 
@@ -27,35 +27,52 @@ from mcframe.hookspecs import (
     TextSource,
     Tokenizer,
 )
-from mcframe.modeling.added_objectives import AddedObjectives
 from mcframe.modeling.gpt import GPT, parameter_count
-from mcframe.modeling.reconstruction import Reconstruction
+from mcframe.modeling.model import MegaContextModel
 from mcframe.modeling.rope import GaussianRope
-from mcframe.modeling.step import MegaContextStep
-from mcframe.training.flops import Costs
+from mcframe.training.flops import StepFlops
+from mcframe.training.train_step import TrainStep
 
 Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
 class Components:
-    """The parts of a run, before any engine."""
+    """The components of a run, before any engine.
+
+    Attributes:
+        run_config: The configuration that they are built from.
+        tree: The context tree.
+        text: The text source.
+        tokenizer: The tokenizer.
+        task: The synthetic task that replaces the text, if any.
+        step: The module that is trained; `step.model` is the model.
+        flops: FLOPs of any step.
+        allocator: The allocator.
+        evaluations: The evaluations of `run.evaluations`.
+    """
 
     run_config: RunConfig
     tree: ContextTree
     text: TextSource
     tokenizer: Tokenizer
     task: SyntheticTask | None
-    model: MegaContextStep
-    costs: Costs
+    step: TrainStep
+    flops: StepFlops
     allocator: Allocator
     evaluations: Sequence[Evaluation]
 
+    @property
+    def model(self) -> MegaContextModel:
+        """The model."""
+        return self.step.model
+
 
 def seeded(seed: int, name: str, build: Callable[[], Built]) -> Built:
-    """`build()` under a random state of its own, so that no module's initialisation depends on another's.
+    """Return `build()`, run under a random state of its own.
 
-    A twin without GistNet and LensNet thus starts from the very same base model.
+    The initialisation of one module does not depend on another: a baseline without GistNet and LensNet starts from the
+    same base model.
     """
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
     with torch.random.fork_rng(devices=[]):
@@ -63,54 +80,65 @@ def seeded(seed: int, name: str, build: Callable[[], Built]) -> Built:
         return build()
 
 
-def build_model(run_config: RunConfig, vocab_size: int) -> MegaContextStep:
-    """The step module for a tokenizer of `vocab_size` entries, on the default device."""
+def build_components(run_config: RunConfig) -> Components:
+    """Build every component of a run.
+
+    Raises:
+        UserError: Components do not fit each other.
+    """
+    tokenizer = run_config.tokenizer()
+    step = build_step(run_config, tokenizer.vocab_size)
     tree = run_config.context.tree
+    return Components(
+        run_config=run_config,
+        tree=tree,
+        text=run_config.text(),
+        tokenizer=tokenizer,
+        task=build_task(run_config, step.model),
+        step=step,
+        flops=StepFlops(step),
+        allocator=run_config.allocator(tree),
+        evaluations=build_evaluations(run_config),
+    )
+
+
+def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
+    """Build model and losses for a tokenizer of `vocab_size` entries, on the default device."""
+    model = build_model(run_config, vocab_size)
+    losses = _build_losses(run_config, ModelShape(model.gpt.width, model.tree))
+    stage = run_config.deepspeed.zero_stage
+    for loss in losses:
+        if stage > loss.max_zero_stage:
+            raise UserError(
+                f"loss.{loss.name}: expected ZeRO stage {loss.max_zero_stage} or lower, got {stage}",
+                remedy=f"set deepspeed.zero_stage to {loss.max_zero_stage} or lower, or remove @loss.{loss.name} "
+                "from run.losses",
+            )
+    step = TrainStep(model, losses, run_config.lens_targets)
+    if run_config.lens_targets.shuffle and model.strategy.count == 1:
+        raise UserError(
+            "lens_targets.shuffle: expected two or more variants a sequence, got one",
+            remedy="raise the count of run.variants, or set lens_targets.shuffle = False",
+        )
+    _freeze(step, run_config.trainable)
+    return step
+
+
+def build_model(run_config: RunConfig, vocab_size: int) -> MegaContextModel:
+    """Build the model for a tokenizer of `vocab_size` entries, on the default device."""
+    tree, seed = run_config.context.tree, run_config.seed
     strategy = run_config.variants(tree)
     gpt = _build_gpt(run_config, vocab_size)
     shape = ModelShape(gpt.width, tree)
-    gistnet = lensnet = reconstruction = None
+    gistnet = lensnet = None
     if strategy.count:
         run_config.context.check_levels()
-        if strategy.count == 1 and run_config.objectives.lens_objective in ("preference", "span_difference"):
-            raise UserError(
-                f"objectives.lens_objective = {run_config.objectives.lens_objective!r} needs two variants or more; one "
-                "makes no pair",
-                remedy="raise the variant strategy's count, or set objectives.lens_objective = 'auto'",
-            )
-        if strategy.count == 1 and run_config.objectives.attribution_weight:
-            raise UserError(
-                f"objectives.attribution_weight = {run_config.objectives.attribution_weight} needs two variants or more; "
-                "one makes no pair",
-                remedy="raise the variant strategy's count, or set objectives.attribution_weight = 0.0",
-            )
-        if strategy.count == 1 and run_config.objectives.lens_shuffle:
-            raise UserError(
-                "objectives.lens_shuffle deals verdicts out among the variants of a sequence; there is only one",
-                remedy="raise the variant strategy's count to 2 or more, or set objectives.lens_shuffle = False",
-            )
         if (build_gistnet := run_config.gistnet) is not None:
-            gistnet = seeded(run_config.seed, "gistnet", lambda: build_gistnet(shape))
-            if run_config.objectives.reconstruction_weight:
-                share = run_config.objectives.reconstruction_share
-                reconstruction = seeded(
-                    run_config.seed, "reconstruction", lambda: Reconstruction(gpt.width, tree, share)
-                )
+            gistnet = seeded(seed, "gistnet", lambda: build_gistnet(shape))
         if (build_lensnet := run_config.lensnet) is not None and gistnet is not None:
-            lensnet = seeded(run_config.seed, "lensnet", lambda: build_lensnet(shape))
-    there = {"baseline": True, "variants": strategy.count, "gists": gistnet, "scores": lensnet}
-    added = AddedObjectives(_build_objectives(run_config, shape), {need for need, part in there.items() if not part})
-    model = MegaContextStep(gpt, gistnet, lensnet, strategy, tree, run_config.objectives, reconstruction, added)
-    _check_parts(model)
-    for part, modules in {"base": (gpt,), "gistnet": (gistnet, reconstruction), "lensnet": (lensnet,)}.items():
-        for module in modules:
-            if module is not None and part not in run_config.trainable:
-                module.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(
-            f"run.trainable is {run_config.trainable!r}, and this run has no such part: nothing would learn",
-            remedy="name a part that is built: base, gistnet or lensnet",
-        )
+            lensnet = seeded(seed, "lensnet", lambda: build_lensnet(shape))
+    model = MegaContextModel(gpt, gistnet, lensnet, strategy, tree)
+    _check_model(model)
     return model
 
 
@@ -123,96 +151,105 @@ def _build_gpt(run_config: RunConfig, vocab_size: int) -> GPT:
     return seeded(run_config.seed, "gpt", lambda: run_config.gpt(run_config.context.tree, vocab_size, positions))
 
 
-def _build_objectives(run_config: RunConfig, shape: ModelShape) -> list[Loss]:
+def _build_losses(run_config: RunConfig, shape: ModelShape) -> list[Loss]:
+    """Build the losses. The seed of a loss is its name in gin, so that the order of the list changes no weight."""
+    factories = [*(run_config.losses or ()), *run_config.extra_losses]
     return [
-        seeded(run_config.seed, f"objective {number}", lambda build=build: build(shape))  # type: ignore[misc]
-        for number, build in enumerate(run_config.added_losses)
+        seeded(run_config.seed, _loss_name(factory), lambda factory=factory: factory(shape))  # type: ignore[misc]
+        for factory in factories
     ]
 
 
-def _check_parts(model: MegaContextStep) -> None:
-    """Raises UserError where parts want of each other what is not there."""
-    depth, tree = model.gpt.depth, model.tree
+def _loss_name(factory: Callable[..., Loss]) -> str:
+    return str(getattr(getattr(factory, "entry", factory), "name", ""))
+
+
+def _check_model(model: MegaContextModel) -> None:
+    """Raise UserError if the parts of a model do not fit each other."""
+    depth = model.gpt.depth
     if model.gistnet is not None and not 0 <= model.gistnet.reads_layer <= depth:
         raise UserError(
-            f"the GistNet reads states after {model.gistnet.reads_layer} layers, and the base model has {depth}",
-            remedy=f"set its layer to a number from 0 to {depth}, or raise gpt.depth",
-        )
-    most = max(model.objectives.reconstruction_blocks)
-    if model.reconstruction is not None and most > tree.nodes(1):
-        raise UserError(
-            f"objectives.reconstruction_blocks asks for {most} neighbouring blocks, and a window has {tree.nodes(1)}",
-            remedy=f"set objectives.reconstruction_blocks to numbers from 1 to {tree.nodes(1)}",
+            f"run.gistnet: expected a layer from 0 to {depth} whose states GistNet reads, got "
+            f"{model.gistnet.reads_layer}",
+            remedy=f"set the layer of the GistNet to a number from 0 to {depth}, or raise gpt.depth",
         )
     if model.strategy.needs_scores and model.lensnet is None:
         raise UserError(
-            f"the variants ({type(model.strategy).__name__}) are chosen by LensNet's scores, and there is no LensNet",
+            f"run.variants: {type(model.strategy).__name__} selects variants by LensNet's scores, and the run has no "
+            "LensNet",
             remedy="set run.lensnet and run.gistnet, or another run.variants, such as @variants.random_collapse",
         )
 
 
-def build_components(run_config: RunConfig) -> Components:
-    """Build every part of a run. Raises UserError where parts do not fit each other."""
-    tokenizer = run_config.tokenizer()
-    model = build_model(run_config, tokenizer.vocab_size)
-    tree = run_config.context.tree
-    task = build_task(run_config, model)
-    evaluations = build_evaluations(run_config)
-    allocator = run_config.allocator(tree)
-    return Components(
-        run_config, tree, run_config.text(), tokenizer, task, model, Costs(model), allocator, evaluations
-    )  # fmt: skip
+def _freeze(step: TrainStep, trainable: Sequence[str]) -> None:
+    """Freeze the parts that `run.trainable` does not list, and the losses that belong to them."""
+    modules = [*step.model.parts.items(), *((loss.part, loss) for loss in step.losses.each())]
+    for part, module in modules:
+        if part is not None and part not in trainable:
+            module.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in step.parameters()):
+        raise UserError(
+            f"run.trainable: expected a part of this run, got {tuple(trainable)!r}; nothing would be trained",
+            remedy=f"list one or more of: {', '.join(step.model.parts)}",
+        )
 
 
 def build_evaluations(run_config: RunConfig) -> list[Evaluation]:
-    """What the model will be asked. Raises UserError where two evaluations have one name."""
+    """Build the evaluations of `run.evaluations`.
+
+    Raises:
+        UserError: Two evaluations have one name.
+    """
     evaluations = [build() for build in run_config.evaluations or ()]
     check_names(evaluations)
     return evaluations
 
 
-def build_task(run_config: RunConfig, model: MegaContextStep) -> SyntheticTask | None:
-    """The task that is trained on instead of text, if any. Raises UserError where the model has too few token ids."""
+def build_task(run_config: RunConfig, model: MegaContextModel) -> SyntheticTask | None:
+    """Build the synthetic task that replaces the text, if any.
+
+    Raises:
+        UserError: The task uses more token ids than the model has.
+    """
     if run_config.task is None:
         return None
     task = run_config.task(run_config.context.tree)
     if task.vocab_size > model.gpt.vocab_size:
         raise UserError(
-            f"the task uses {task.vocab_size:,} token ids and the model has {model.gpt.vocab_size:,}",
-            remedy=f"set gpt.vocab_size = {task.vocab_size} or more, or lower the task's vocabulary",
+            f"gpt.vocab_size: expected at least the {task.vocab_size:,} token ids of the task, got "
+            f"{model.gpt.vocab_size:,}",
+            remedy=f"set gpt.vocab_size = {task.vocab_size} or more, or lower the vocabulary of the task",
         )
     return task
 
 
 def training_stream(components: Components, rank: int, world_size: int) -> WindowStream:
-    """The training sequences: of the task where there is one, else of the text."""
-    run_config = components.run_config
+    """Open the training sequences: of the task if there is one, else of the text."""
+    config = components.run_config
     if components.task is not None:
-        return GeneratedWindows(components.task, run_config.context.window, run_config.seed)
+        return GeneratedWindows(components.task, config.context.window, config.seed)
     return open_training_stream(
-        components.text, components.tokenizer, run_config.context.window, run_config.seed, run_config.data.validation_share,
+        components.text, components.tokenizer, config.context.window, config.seed, config.data.validation_share,
         rank=rank, world_size=world_size,
     )  # fmt: skip
 
 
 def validation_windows(components: Components) -> tuple[Tensor, Tensor | None]:
-    """Held-out windows [n, T + 1] and which of their targets count [n, T] (None: all)."""
-    run_config = components.run_config
+    """Return held-out windows [n, T + 1], and the targets that count [n, T] (None: all)."""
+    config = components.run_config
     if components.task is not None:
-        batch = held_out(components.task, run_config.data.validation_windows)
+        batch = held_out(components.task, config.data.validation_windows)
         return batch.tokens, batch.loss_mask
-    return open_validation(
-        components.text, components.tokenizer, run_config.context.window, run_config.data.validation_share,
-        run_config.data.validation_windows,
-    ), None  # fmt: skip
+    windows = open_validation(
+        components.text, components.tokenizer, config.context.window, config.data.validation_share,
+        config.data.validation_windows,
+    )  # fmt: skip
+    return windows, None
 
 
-def parameter_counts(model: MegaContextStep) -> dict[str, int]:
-    """Parameters of base model, GistNet, LensNet and objectives; parts that are not built are left out."""
-    parts: dict[str, nn.Module | None] = {
-        "base model": model.gpt,
-        "GistNet": model.gistnet,
-        "LensNet": model.lensnet,
-        **{f"objective {name}": objective for name, objective in model.added.named_children()},
-    }
-    return {name: parameter_count(part) for name, part in parts.items() if part is not None}
+def parameter_counts(step: TrainStep) -> dict[str, int]:
+    """Return the number of parameters of each part, and of each loss that has any."""
+    titles = {"base": "base model", "gistnet": "GistNet", "lensnet": "LensNet"}
+    counts = {titles[name]: parameter_count(part) for name, part in step.model.parts.items()}
+    losses: dict[str, nn.Module] = {f"loss {loss.name}": loss for loss in step.losses.each()}
+    return counts | {name: count for name, loss in losses.items() if (count := parameter_count(loss))}

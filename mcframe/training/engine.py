@@ -10,7 +10,6 @@ import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,10 +17,12 @@ from filelock import FileLock
 from torch.optim.lr_scheduler import LambdaLR
 
 from mcframe.config.schema import RunConfig
+from mcframe.context.step_metrics import StepMetrics
 from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
-from mcframe.modeling.step import MegaContextStep, Timed, no_timer
+from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.training.engine_config import engine_config
+from mcframe.training.train_step import StepBatch, TrainStep
 
 _SINGLE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
@@ -168,7 +169,7 @@ def _forget_shared_memory(rank: int) -> None:
 class Engine:
     """A DeepSpeed engine around the step module, with one backward a micro-batch and a watch on gradients."""
 
-    def __init__(self, model: MegaContextStep, run_config: RunConfig, world_size: int) -> None:
+    def __init__(self, step: TrainStep, run_config: RunConfig, world_size: int) -> None:
         import deepspeed
 
         _check_ranks(run_config, world_size)
@@ -177,29 +178,36 @@ class Engine:
         self.config = engine_config(run_config, self.micro_batch, self.accumulation)
         self.stage = run_config.deepspeed.zero_stage
         self._reports_norm = run_config.optimizer.name != "muon"  # Muon's is the norm of its update
-        self._watch = GradientWatch(model) if self.stage == 3 else None
-        self._timed: Timed = no_timer
+        self._watch = GradientWatch(step) if self.stage == 3 else None
+        self._timed: PhaseTimer = no_timer
         self.wrapped, self.optimizer, _, self._scheduler = deepspeed.initialize(
-            model=model,
+            model=step,
             config=self.config,
             lr_scheduler=lambda optimizer: LambdaLR(
                 optimizer, lambda step: run_config.schedule.factor(step, run_config.steps)
             ),
         )
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Run a task of the step module; see `MegaContextStep.forward`."""
-        return self.wrapped(*arguments, **options)
+    def __call__(self, batch: StepBatch) -> tuple[torch.Tensor, StepMetrics]:
+        """Return loss and metrics of a micro-batch."""
+        loss, metrics = self.wrapped(batch)
+        return loss, metrics
 
     @property
-    def model(self) -> MegaContextStep:
-        """The step module."""
-        module: MegaContextStep = self.wrapped.module
+    def step(self) -> TrainStep:
+        """The module that is trained."""
+        module: TrainStep = self.wrapped.module
         return module
 
-    def time_with(self, timed: Timed) -> None:
+    @property
+    def model(self) -> MegaContextModel:
+        """The model."""
+        return self.step.model
+
+    def time_with(self, timed: PhaseTimer) -> None:
         """Tell `timed` when each phase of a step begins and ends; see `mcframe.metrics.timers.PHASES`."""
-        self._timed = self.model.timed = timed
+        self._timed = timed
+        self.step.time_with(timed)
 
     def backward_and_step(self, loss: torch.Tensor) -> None:
         """One backward of one micro-batch, and the optimizer's step where the batch is complete.

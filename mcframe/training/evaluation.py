@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
@@ -11,18 +10,18 @@ from mcframe.config.schema import RunConfig
 from mcframe.evaluation.eval_model import EngineEvalModel
 from mcframe.evaluation.runner import run_evaluations
 from mcframe.hookspecs import EvalResult, Tokenizer
-from mcframe.modeling.step import MegaContextStep
+from mcframe.modeling.model import MegaContextModel
 from mcframe.training.build import Components
 from mcframe.training.engine import Engine
 
 
 def subject_of(
-    run_config: RunConfig, tokenizer: Tokenizer, model: MegaContextStep, call: Callable[..., Any], device: torch.device
+    run_config: RunConfig, tokenizer: Tokenizer, model: MegaContextModel, device: torch.device
 ) -> EngineEvalModel:
-    """The model of a run as evaluations see it; `call` runs its tasks: the module itself, or an engine around it."""
+    """Return the model of a run for evaluations."""
     tree = model.tree
     return EngineEvalModel(
-        model=call,
+        model=model,
         tree=tree,
         tokenizer=tokenizer,
         text=run_config.text,
@@ -43,7 +42,7 @@ class Evaluating:
 
     def __init__(self, engine: Engine, components: Components, device: torch.device) -> None:
         self._engine, self._evaluations = engine, components.evaluations
-        self._subject = subject_of(components.run_config, components.tokenizer, engine.model, engine, device)
+        self._subject = subject_of(components.run_config, components.tokenizer, engine.model, device)
 
     def run(self) -> Iterator[tuple[str, EvalResult]]:
         """Each evaluation's name and findings, the same on every rank. Collective."""

@@ -10,12 +10,12 @@ from torch import Tensor
 from mcframe.config.schema import SamplingConfig
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.hookspecs import Allocator, Tokenizer
-from mcframe.modeling.step import MegaContextStep
+from mcframe.modeling.model import MegaContextModel
 
 
 @torch.no_grad()
 def focuses(
-    model: MegaContextStep,
+    model: MegaContextModel,
     allocator: Allocator,
     windows: Tensor,
     budget: int,
@@ -30,18 +30,18 @@ def focuses(
     seeds = variant_seeds(seed, torch.arange(windows.shape[0], device=device), model.strategy.count)
     parts = [part.to(device) for part in torch.split(windows[:, :-1], batch)]
     answers = [
-        model(inputs, allocator, budget, of[:, 0], task="refocus")
+        model.refocus(inputs, allocator, budget, of[:, 0])
         for inputs, of in zip(parts, torch.split(seeds, batch), strict=True)
     ]
     length = model.tree.reachable(budget)[0]
-    proposed = model(parts[0][:1], seeds[:1], length, task="proposals")[:1]
+    proposed = model.propose(parts[0][:1], seeds[:1], length)[:1]
     chosen, rounds = (torch.cat([answer[index] for answer in answers]) for index in (0, 1))
     return chosen.cpu(), proposed.cpu(), float(rounds.double().mean())
 
 
 @torch.no_grad()
 def continuation(
-    model: MegaContextStep, tokenizer: Tokenizer, prompt: str, sampling: SamplingConfig, device: torch.device, seed: int
+    model: MegaContextModel, tokenizer: Tokenizer, prompt: str, sampling: SamplingConfig, device: torch.device, seed: int
 ) -> str:
     """What the model makes of a prompt, `sampling.length` tokens of it. A longer prompt loses its beginning.
 
@@ -53,7 +53,7 @@ def continuation(
     made: list[int] = []
     for _ in range(sampling.length):
         tokens = torch.tensor([(ids + made)[-window:]], device=device)
-        logits = model(tokens, task="next_logits")[0, : tokenizer.vocab_size].cpu()
+        logits = model.next_logits(tokens)[0, : tokenizer.vocab_size].cpu()
         if sampling.temperature == 0:
             made.append(int(logits.argmax()))
         else:
@@ -63,7 +63,7 @@ def continuation(
 
 
 def continuations(
-    model: MegaContextStep, tokenizer: Tokenizer, sampling: SamplingConfig, device: torch.device, seed: int
+    model: MegaContextModel, tokenizer: Tokenizer, sampling: SamplingConfig, device: torch.device, seed: int
 ) -> Sequence[tuple[str, str]]:
     """Each prompt of `sampling` with its continuation."""
     return [

@@ -10,14 +10,14 @@ from rich.text import Text
 
 from mcframe.config.schema import RunConfig
 from mcframe.modeling.gpt import parameter_count
-from mcframe.modeling.step import MegaContextStep
 from mcframe.training.build import Components, parameter_counts
-from mcframe.training.flops import Costs
+from mcframe.training.flops import StepFlops
+from mcframe.training.train_step import TrainStep
 
 
-def memory_estimate(model: MegaContextStep, run_config: RunConfig, world_size: int) -> dict[str, float]:
+def memory_estimate(step: TrainStep, run_config: RunConfig, world_size: int) -> dict[str, float]:
     """Bytes a rank needs for weights, gradients and optimizer states. Activations and logits come on top."""
-    parameters = parameter_count(model)
+    parameters, model = parameter_count(step), step.model
     stage, half = run_config.deepspeed.zero_stage, run_config.deepspeed.precision == "bf16"
     # AdamW keeps two moments; Muon one, but for embeddings and head, which are AdamW's.
     tables = parameter_count(model.gpt.token_embed) + parameter_count(model.gpt.lm_head)
@@ -36,19 +36,19 @@ def memory_estimate(model: MegaContextStep, run_config: RunConfig, world_size: i
 
 def describe(components: Components, extra: dict[str, str]) -> RenderableType:
     """The report as a table, with `extra` rows at its end."""
-    run_config, model = components.run_config, components.model
+    run_config = components.run_config
     table = Table(show_header=False, title="mcframe", title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    parts = _parts(run_config, model, components.costs, components.tokenizer.vocab_size)
+    parts = _parts(run_config, components.step, components.flops, components.tokenizer.vocab_size)
     for name, value in {**parts, **_clock(run_config), **extra}.items():
         table.add_row(name, value)
     return Group(table, Text(""))
 
 
-def _parts(run_config: RunConfig, model: MegaContextStep, costs: Costs, tokenizer_size: int) -> dict[str, str]:
-    counts = parameter_counts(model)
-    rows = {name: f"{count / 1e6:,.1f} M parameters" for name, count in counts.items()} | left_out(model)
+def _parts(run_config: RunConfig, step: TrainStep, step_flops: StepFlops, tokenizer_size: int) -> dict[str, str]:
+    counts, model = parameter_counts(step), step.model
+    rows = {name: f"{count / 1e6:,.1f} M parameters" for name, count in counts.items()} | left_out(step)
     if model.gpt.vocab_size > tokenizer_size:
         unused = model.gpt.vocab_size - tokenizer_size
         rows["base model"] += f"; {unused:,} of {model.gpt.vocab_size:,} embeddings have no token"
@@ -61,21 +61,21 @@ def _parts(run_config: RunConfig, model: MegaContextStep, costs: Costs, tokenize
         rows["variants"] = variants_in_words(run_config, count)
     else:
         rows["variants"] = "none: the plain twin; GistNet and LensNet are not built"
-    flops = costs.at(run_config.extreme_lengths[0] if count else 0, run_config.rebuild(0))
+    flops = step_flops.at(run_config.extreme_lengths[0] if count else 0)
     rows["FLOPs a token"] = f"{flops.plain / 1e9:.3g} G plain, {flops.total / 1e9:.3g} G with all that a step runs"
-    return rows | {f"FLOPs of {name}": note for name, note in costs.notes.items()}
+    return rows | {f"FLOPs of {name}": note for name, note in step_flops.notes.items()}
 
 
-def left_out(model: MegaContextStep) -> dict[str, str]:
+def left_out(step: TrainStep) -> dict[str, str]:
     """What a run does without: its GistNet and LensNet where they are None, objectives that need what is not there."""
-    rows = {}
+    rows, model = {}, step.model
     if model.strategy.count and model.gistnet is None:
         rows["GistNet"] = "none; collapsed blocks are dropped"
     if model.strategy.count and model.lensnet is None:
         why = ": without gists it has nothing to judge" if model.gistnet is None else ""
         rows["LensNet"] = f"none; no scores are learned{why}"
-    lacking = model.added.left_out.items()
-    return rows | {f"objective {name}": f"left out; this run has no {need}" for name, need in lacking}
+    skipped = step.losses.skipped.items()
+    return rows | {f"loss {name}": f"skipped: this run has no {need}" for name, need in skipped}
 
 
 def variants_in_words(run_config: RunConfig, count: int) -> str:

@@ -13,7 +13,7 @@ import torch
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.metrics.flops import device_peak, mfu
 from mcframe.training.build import Components
-from mcframe.training.flops import Cost
+from mcframe.training.flops import FlopCount
 from mcframe.training.train_state import TrainState
 
 
@@ -28,7 +28,7 @@ class ThroughputMeter:
     ) -> None:
         self._assembly, self._clock, self._micro_batch = components, clock, micro_batch
         self._world_size, self._device = world_size, device
-        self._noted = dict(components.costs.notes)  # the start-up report has said these
+        self._noted = dict(components.flops.notes)  # the start-up report has said these
         self.restart()
 
     def restart(self) -> None:
@@ -57,10 +57,10 @@ class ThroughputMeter:
         if peak is None:
             return found
         costs = self._mean_cost()
-        for name, note in self._assembly.costs.notes.items():
+        for name, note in self._assembly.flops.notes.items():
             if self._noted.get(name) != note:
                 say(f"note: FLOPs of {name}: {note}")
-        self._noted = dict(self._assembly.costs.notes)
+        self._noted = dict(self._assembly.flops.notes)
         flops = {"train/mfu": costs.total}
         if costs.recomputed:
             flops["train/hfu"] = costs.total + costs.recomputed
@@ -78,19 +78,19 @@ class ThroughputMeter:
         precision = torch.bfloat16 if self._assembly.run_config.deepspeed.precision == "bf16" else torch.float32
         return device_peak(torch.cuda.get_device_name(self._device), precision)
 
-    def _mean_cost(self) -> Cost:
+    def _mean_cost(self) -> FlopCount:
         """FLOPs a dataset token over the logging interval, whose steps may differ in length."""
         steps = range(self._step, self._clock.step)
         each = Counter(self._cost(step) for step in steps)
         total = sum(cost.total * n for cost, n in each.items())
         recomputed = sum(cost.recomputed * n for cost, n in each.items())
         n = max(1, len(steps))
-        return Cost(self._cost(self._step).plain, total / n, recomputed / n)
+        return FlopCount(self._cost(self._step).plain, total / n, recomputed / n)
 
-    def _cost(self, step: int) -> Cost:
+    def _cost(self, step: int) -> FlopCount:
         run_config = self._assembly.run_config
         length = run_config.variant_length(step) if self._assembly.model.strategy.count else 0
-        return self._assembly.costs.at(length, run_config.rebuild(step), self._micro_batch)
+        return self._assembly.flops.at(length, run_config.progress(step), self._micro_batch)
 
 
 def memory(device: torch.device) -> StepMetrics:

@@ -32,10 +32,12 @@ from mcframe.training import sampling as watching
 from mcframe.training.build import Components, training_stream, validation_windows
 from mcframe.training.engine import Engine
 from mcframe.training.evaluation import Evaluating
+from mcframe.training.probe import probe_plugins
 from mcframe.training.run_directory import OPERATIVE, RunPlan
 from mcframe.training.stop_signal import StopSignal
 from mcframe.training.throughput import ThroughputMeter, memory
 from mcframe.training.train_state import TrainState
+from mcframe.training.train_step import StepBatch
 from mcframe.training.update_ratio import UpdateRatio
 from mcframe.training.validation import Validation
 
@@ -63,7 +65,7 @@ class Trainer:
         self.accumulator = Accumulator(device)
         self.timers = Timers(device)
         engine.time_with(self.timers.phase)
-        self.weight_change = UpdateRatio(engine.model, device)
+        self.weight_change = UpdateRatio(engine.step, device)
         resumed = plan.checkpoint.tokens if plan.checkpoint else None
         self.album = FigureRecorder(plan.directory, components.tree, loggers, resumed) if self.rank == 0 else None
         self.loader = Loader(
@@ -107,6 +109,7 @@ class Trainer:
         saved: Path | None = self.plan.checkpoint.path if self.plan.checkpoint else None
         try:
             self.hooks.run_started(self._info())
+            self._probe()
             if self.clock.step == 0:
                 self._validate()
             status = "finished"
@@ -127,11 +130,18 @@ class Trainer:
             self.progress.close()
         return status, saved, self.clock.tokens - began_at, time.monotonic() - started
 
+    def _probe(self) -> None:
+        """Check what plug-ins return on two held-out windows."""
+        length = self.run_config.variant_length(0) if self.components.model.strategy.count else 0
+        self.engine.wrapped.eval()
+        probe_plugins(self.engine.step, self.engine, self._held_out[:2].to(self.device), length)
+        self.engine.wrapped.train()
+
     def step(self) -> None:
         """One optimizer step: micro-batches forward and backward, then the update. Nothing is read back."""
         variants = self.components.model.strategy.count
         length = self.run_config.variant_length(self.clock.step) if variants else 0
-        rebuild = self.run_config.rebuild(self.clock.step)
+        self.engine.step.begin_step(self.run_config.progress(self.clock.step))
         self._learning_rate = self.engine.learning_rate
         timed = self.timers.phase
         with self.timers.step():
@@ -142,11 +152,11 @@ class Trainer:
                     indices = batch.indices.to(self.device, non_blocking=True)
                     loss_mask = None if batch.loss_mask is None else batch.loss_mask.to(self.device, non_blocking=True)
                     seeds = variant_seeds(self.run_config.seed, indices, variants)
-                loss, statistics = self.engine(tokens, seeds, length, loss_mask, rebuild)
+                loss, statistics = self.engine(StepBatch(tokens, seeds, length, loss_mask))
                 with timed("metrics"):
                     self.accumulator.add(statistics)
                 self.engine.backward_and_step(loss)
-            self.engine.model.after_step()
+            self.engine.step.after_step()
         self._loss = loss.detach()
         self.clock.tick()
         self.progress.update(self.clock.tokens)

@@ -77,7 +77,7 @@ def module_of(name: str) -> str:
 
     A part and its child, or the child's element where the child is a list of layers.
     """
-    owners = name.split(".")[:-1]
+    owners = name.removeprefix("model.").split(".")[:-1]
     listed = len(owners) > 2 and owners[2].isdigit()
     return ".".join(owners[: 3 if listed else 2])
 

@@ -44,7 +44,7 @@ class Validation:
         with torch.no_grad():
             parts = (torch.split(part, self._micro_batch) for part in (self._windows, self._counts, self._weight))
             for windows, counts, weight in zip(*parts, strict=True):
-                nll = engine(windows, task="validate").double() * counts
+                nll = engine.model.nll(windows).double() * counts
                 lengths = self._bytes[windows[:, 1:]].double() * counts
                 per_window = torch.stack((nll.sum(1), counts.sum(1).double(), lengths.sum(1)))
                 totals += (per_window * weight).sum(dim=1)

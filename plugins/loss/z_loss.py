@@ -1,7 +1,7 @@
-"""z-loss: logits that neither drift nor blow up (Chowdhery et al., PaLM, 2022, section 5).
+"""z-loss: the normaliser of the softmax stays near 1 (Chowdhery et al., PaLM, 2022, section 5).
 
-`log(Z)**2` of every target, where Z is the sum of the exponentials of its logits: a softmax does not say what Z should
-be, and in bf16 a large one costs precision.
+log(Z)**2 of every target, where Z is the sum of the exponentials of its logits. A softmax leaves Z undetermined, and in
+bf16 a large Z costs precision.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
 class ZLoss(Loss):
-    """The square of the logits' log-sum-exp over the scored targets of the uncompressed pass.
+    """Square of the log-sum-exp of the logits, over the targets of the uncompressed pass that count.
 
-    weight  PaLM's is 1e-4
-    stride  takes every so many targets, so that a large vocabulary costs less
+    Args:
+        weight: Factor in the total; PaLM uses 1e-4.
+        stride: Use every `stride`-th target, so that a large vocabulary costs less.
     """
 
-    name = "z_loss"
-    needs = "baseline"
+    name, needs = "z_loss", ()
 
     def __init__(self, shape: ModelShape, *, weight: float = 1e-4, stride: int = 1) -> None:
         super().__init__()
         self.weight, self.stride = weight, stride
 
     def forward(self, view: StepView) -> LossTerm:
-        """Loss [B]; the metric `log_z` is the mean log-sum-exp."""
-        hidden, loss_mask = view.baseline.hidden[:, :: self.stride], view.baseline.loss_mask[:, :: self.stride]
-        log_z = view.logits(hidden).logsumexp(dim=-1)
-        return LossTerm(masked_mean(log_z.square(), loss_mask, dim=1), {"log_z": log_z.detach()})
+        """Return the loss of each sequence [B]; metric `log_z`: the mean log-sum-exp."""
+        pass_, stride = view.uncompressed, self.stride
+        log_z = view.logits(pass_.hidden[:, ::stride]).logsumexp(dim=-1)
+        loss = masked_mean(log_z.square(), pass_.loss_mask[:, ::stride], dim=1)
+        return LossTerm(loss, {"log_z": log_z.detach()})

@@ -1,0 +1,109 @@
+"""The loss terms of a run, by name: their weighted sum and their metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mcframe.context.step_metrics import StepMetrics, masked_sum
+from mcframe.errors import UserError
+from mcframe.hookspecs import Loss, StepView
+from mcframe.interfaces.loss import PARTS, Need
+from mcframe.modeling.model import PhaseTimer, no_timer
+
+
+class LossTerms(nn.ModuleDict):
+    """Losses by name. Their parameters are stored in checkpoints as `losses.NAME...`.
+
+    Args:
+        losses: The losses of `run.losses`, in the order in which they are added up.
+        missing: The parts that the run does not have, of those that a loss may require.
+
+    Raises:
+        UserError: Two losses have one name, a name is not an identifier, or a loss requires pairs of variants and
+            there is one variant.
+    """
+
+    def __init__(self, losses: Sequence[Loss], missing: Collection[Need] = ()) -> None:
+        super().__init__()
+        self.skipped: dict[str, Need] = {}
+        names = [loss.name for loss in losses]
+        for loss, name in zip(losses, names, strict=True):
+            _check_name(name, names)
+            absent = [need for need in loss.needs if need in missing]
+            if part := next((need for need in absent if need in PARTS), None):
+                self.skipped[name] = part
+            elif absent:
+                raise UserError(
+                    f"loss.{name}: expected two or more variants a sequence, got one",
+                    remedy="raise the count of run.variants, or remove the loss from run.losses; @loss.span_utility "
+                    "trains LensNet with one variant",
+                )
+            else:
+                self[name] = loss
+
+    def each(self) -> Iterator[Loss]:
+        """Iterate over the losses, in order."""
+        for loss in self.values():
+            assert isinstance(loss, Loss)
+            yield loss
+
+    def require(self, need: Need) -> bool:
+        """Return whether any loss requires `need`."""
+        return any(need in loss.needs for loss in self.each())
+
+    def forward(self, view: StepView, timed: PhaseTimer = no_timer) -> tuple[Tensor, StepMetrics]:
+        """Return the weighted sum of the losses, a scalar, and their metrics."""
+        total, metrics = view.uncompressed.nll.new_zeros(()), StepMetrics()
+        lens = total.detach()
+        for loss in self.each():
+            of_lens = "scores" in loss.needs
+            with timed("lens" if of_lens else "losses"):
+                term = loss(view)
+                value = loss.weight * term.loss.float().mean()
+                total = total + value
+                metrics |= _logged(loss.name, term.loss, term.metrics)
+                lens = lens + value.detach() if of_lens else lens
+        if self.require("scores"):
+            metrics.means["mc/lens_loss"] = masked_sum(lens[None], torch.ones_like(lens[None], dtype=torch.bool))
+        metrics.means["train/loss"] = masked_sum(total[None], torch.ones_like(total[None], dtype=torch.bool))
+        return total, metrics
+
+    def setup(self, parts: Mapping[str, nn.Module]) -> None:
+        """Prepare every loss; see `Loss.setup`."""
+        for loss in self.each():
+            loss.setup(parts)
+
+    def begin_step(self, progress: float) -> None:
+        """Announce an optimizer step to every loss; see `Loss.begin_step`."""
+        for loss in self.each():
+            loss.begin_step(progress)
+
+    def after_step(self, parts: Mapping[str, nn.Module]) -> None:
+        """Let every loss update its state; see `Loss.after_step`."""
+        for loss in self.each():
+            loss.after_step(parts)
+
+
+def _logged(name: str, loss: Tensor, metrics: Mapping[str, Tensor] | StepMetrics) -> StepMetrics:
+    own = {f"loss/{name}": masked_sum(loss, ~torch.isnan(loss))}
+    if isinstance(metrics, StepMetrics):
+        return StepMetrics(means=own) | metrics
+    more = {f"loss/{name}/{label}": masked_sum(values, ~torch.isnan(values)) for label, values in metrics.items()}
+    return StepMetrics(means=own | more)
+
+
+def _check_name(name: str, names: Sequence[str]) -> None:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or hasattr(nn.ModuleDict, name):
+        raise UserError(
+            f"run.losses: expected a loss name of letters, digits and underscores, got {name!r}",
+            remedy="set the attribute `name` of the loss, for example name = 'my_loss'",
+        )
+    if names.count(name) > 1:
+        raise UserError(
+            f"run.losses: expected losses with different names, got {name!r} twice",
+            remedy=f"remove one {name!r} from run.losses, or set another name",
+        )

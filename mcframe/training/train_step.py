@@ -1,0 +1,194 @@
+"""One training step as one module with one forward: uncompressed pass, node table, variants, losses.
+
+ZeRO, activation checkpointing and state dicts apply to the complete module. Everything is batched: no Python loop over
+rows, blocks or entries, and nothing is read back to the host, so that the forward compiles to one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mcframe.context.delta_nll import PairedNLL, delta_metrics, pair_nll
+from mcframe.context.focus_ops import block_means
+from mcframe.context.step_histograms import context_histograms, lens_histograms
+from mcframe.context.step_metrics import StepMetrics, masked_sum
+from mcframe.context.substitutions import drop_gists
+from mcframe.context.working_context import WorkingContext, build_context, gather_embeddings, raw_context
+from mcframe.hookspecs import LensPass, Loss, StepView, UncompressedPass, VariantPass
+from mcframe.interfaces.loss import Need
+from mcframe.losses.lens_metrics import lens_metrics
+from mcframe.losses.lens_targets import LensTargets, LensTargetsConfig
+from mcframe.losses.terms import LossTerms
+from mcframe.modeling.model import MegaContextModel, PhaseTimer
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """A micro-batch of B sequences.
+
+    Attributes:
+        tokens: [B, T + 1].
+        seeds: Seeds of the variants [B, V], int64.
+        length: Entries of each variant, a reachable length; unused without variants.
+        loss_mask: The targets that count [B, T], bool; None for all.
+    """
+
+    tokens: Tensor
+    seeds: Tensor
+    length: int
+    loss_mask: Tensor | None = None
+
+
+class TrainStep(nn.Module):
+    """The module that DeepSpeed trains.
+
+    Args:
+        model: The model.
+        losses: The losses of `run.losses`, in order.
+        lens_targets: The targets of LensNet's losses.
+    """
+
+    def __init__(
+        self, model: MegaContextModel, losses: Sequence[Loss], lens_targets: LensTargetsConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.losses = LossTerms(losses, missing_parts(model))
+        config = lens_targets or LensTargetsConfig()
+        self.lens_targets = None if model.lensnet is None else LensTargets(config, model.strategy.count)
+        self._needs_kl = self.losses.require("kl")
+        self._needs_uncompressed_scores = self.losses.require("uncompressed_scores")
+        self.needs_dropped = model.gistnet is not None and (
+            self.losses.require("dropped") or (model.lensnet is not None and config.condition == "drop")
+        )
+        self.losses.setup(model.parts)
+
+    def time_with(self, timed: PhaseTimer) -> None:
+        """Time the phases of the forward with `timed`; see `mcframe.metrics.timers.PHASES`."""
+        self.model.timed = timed
+
+    def begin_step(self, progress: float) -> None:
+        """Announce an optimizer step; `progress` is the fraction of training that is done."""
+        self.losses.begin_step(progress)
+
+    def after_step(self) -> None:
+        """Update what losses and targets keep from step to step. Called on every rank after each optimizer step."""
+        with self.model.timed("lens bookkeeping"):
+            if self.lens_targets is not None:
+                self.lens_targets.after_step()
+            self.losses.after_step(self.model.parts)
+
+    def forward(self, batch: StepBatch) -> tuple[Tensor, StepMetrics]:
+        """Return the loss of a micro-batch, a scalar, and its metrics."""
+        model, timed = self.model, self.model.timed
+        with timed("base"):
+            uncompressed = model.uncompressed_pass(batch.tokens, batch.loss_mask)
+        metrics = StepMetrics(means={"train/loss_lod0": masked_sum(uncompressed.nll, uncompressed.loss_mask)})
+        table = variants = None
+        if model.strategy.count:
+            with timed("build"):
+                table = model.node_table(uncompressed.embeddings, uncompressed.gist_inputs)
+            variants = self._variants(uncompressed, table, batch)
+            metrics |= self._variant_metrics(variants, batch.seeds)
+        gpt = model.gpt
+        view = StepView(
+            model.tree, uncompressed, table, variants, batch.seeds, gpt.nll, gpt.logits, gpt.hidden
+        )  # fmt: skip
+        loss, more = self.losses(view, timed)
+        return loss, metrics | more
+
+    def _variants(self, uncompressed: UncompressedPass, table: Tensor, batch: StepBatch) -> VariantPass:
+        model, timed = self.model, self.model.timed
+        focus = model.propose_from(uncompressed.inputs, table, batch.seeds, batch.length, uncompressed.nll)
+        with timed("sampling"):
+            context = build_context(focus, model.tree, batch.length)
+            context = drop_gists(context) if model.gistnet is None else context
+        with timed("pack"):
+            entries = gather_embeddings(table, context)
+        with timed("variant"):
+            hidden = model.gpt.hidden(entries, context)
+            paired, kl = self._pair(hidden, context, uncompressed)
+            dropped = self._drop(table, context, uncompressed) if self.needs_dropped else None
+        lens = None
+        if model.lensnet is not None:
+            lens = self._lens(entries.detach(), paired, dropped, table, batch.seeds, uncompressed.nll)
+        return VariantPass(entries, hidden, paired, kl, dropped, lens)
+
+    def _pair(
+        self, hidden: Tensor, context: WorkingContext, uncompressed: UncompressedPass
+    ) -> tuple[PairedNLL, Tensor | None]:
+        """Pair the variants' NLL with the uncompressed NLL at the same targets; with the KL [R, L] if required."""
+        gpt = self.model.gpt
+        repeat = context.focus.shape[0] // uncompressed.nll.shape[0]
+        targets = context.targets(uncompressed.next_tokens.repeat_interleave(repeat, dim=0))
+        kl = None
+        if self._needs_kl:
+            index = (context.end - 1)[..., None].expand(-1, -1, hidden.shape[-1])
+            teacher = uncompressed.hidden.detach().repeat_interleave(repeat, dim=0).gather(1, index)
+            nll, kl = gpt.nll_and_kl(hidden, targets, teacher)
+        else:
+            nll = gpt.nll(hidden, targets)
+        return pair_nll(context, nll, uncompressed.nll, uncompressed.loss_mask), kl
+
+    @torch.no_grad()
+    def _drop(self, table: Tensor, context: WorkingContext, uncompressed: UncompressedPass) -> PairedNLL:
+        """Pair the same contexts with their gists dropped, at the targets that every context predicts.
+
+        A block that ends at the cursor predicts the first target after it. That target is masked: a context that drops
+        the block has no entry that predicts it.
+        """
+        gpt, tree = self.model.gpt, self.model.tree
+        bare = drop_gists(context)
+        repeat = context.focus.shape[0] // uncompressed.nll.shape[0]
+        targets = bare.targets(uncompressed.next_tokens.repeat_interleave(repeat, dim=0))
+        nll = gpt.nll(gpt.hidden(gather_embeddings(table, bare), bare), targets)
+        position, last_block = torch.arange(tree.window, device=nll.device), tree.cursor // tree.block_size
+        always_predicted = (position < tree.cursor - 1) | (position >= last_block * tree.block_size)
+        return pair_nll(bare, nll, uncompressed.nll, uncompressed.loss_mask & always_predicted)
+
+    def _lens(
+        self, entries: Tensor, paired: PairedNLL, dropped: PairedNLL | None, table: Tensor, seeds: Tensor, nll: Tensor
+    ) -> LensPass:
+        """Score the variants with LensNet. `entries` [R, L, D] are detached: LensNet's losses train LensNet alone."""
+        model, targets = self.model, self.lens_targets
+        assert targets is not None
+        with model.timed("lens"):
+            prefix = model.lens_prefix(paired.context, nll)
+            embeddings = entries[:, : prefix.length]
+            scores = model.lens_scores(prefix, embeddings)
+            uncompressed_scores = None
+            if self._needs_uncompressed_scores:
+                raw = raw_context(model.tree, table.shape[0], table.device)
+                uncompressed_scores = block_means(model.scores(raw, table, nll), raw.before_cursor())
+        with model.timed("lens bookkeeping"):
+            compared = dropped if dropped is not None and targets.config.condition == "drop" else paired
+            delta, block_scores = targets.targets(compared, seeds), block_means(scores, prefix)
+            scale = targets.scale(delta.dtype)
+            pairs = targets.pairs(prefix, delta, block_scores)
+            return LensPass(prefix, embeddings, scores, block_scores, delta, scale, pairs, uncompressed_scores)
+
+    def _variant_metrics(self, variants: VariantPass, seeds: Tensor) -> StepMetrics:
+        with self.model.timed("metrics"):
+            metrics = delta_metrics(variants.paired) | context_histograms(variants.paired)
+        if variants.lens is not None:
+            with self.model.timed("lens bookkeeping"):
+                lens = variants.lens
+                metrics |= lens_metrics(lens, variants.paired)
+                metrics |= lens_histograms(lens.scores, lens.prefix, variants.paired, seeds)
+        return metrics
+
+
+def missing_parts(model: MegaContextModel) -> set[Need]:
+    """Return what a loss may require and the model does not have."""
+    count = model.strategy.count
+    present: dict[Need, bool] = {
+        "variants": count > 0,
+        "pairs": count != 1,  # without variants, the loss is skipped for them
+        "gists": model.gistnet is not None,
+        "scores": model.lensnet is not None,
+    }
+    return {need for need, exists in present.items() if not exists}

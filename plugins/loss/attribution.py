@@ -1,0 +1,74 @@
+"""Attribution: sums of uncompressed scores over what a context collapses rank the contexts of a pair.
+
+The additive account of ablated contexts is that of datamodels (Ilyas et al., 2022) and ContextCite (Cohen-Wang et al.,
+2024). Credit goes to single blocks, because a score cannot depend on what a variant happens to collapse.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.preference_pairs import pair_indices, ranked_correctly
+from mcframe.context.step_metrics import StepMetrics, masked_sum
+from mcframe.errors import require
+from mcframe.hookspecs import LensPass, Loss, LossTerm, ModelShape, StepView
+
+
+class Attribution(Loss):
+    """softplus(-margin * max(1, m) / temperature) * tanh(m), where the margin is a sum of block scores.
+
+    LensNet scores the uncompressed sequence once. The margin of a pair is by how much the worse context collapses more
+    score; m is by how much more it loses, divided by the scale of preferences (`lens_targets`).
+
+    Args:
+        weight: Factor in the total.
+        temperature: Divides the margin.
+    """
+
+    name, needs = "attribution", ("variants", "scores", "pairs", "uncompressed_scores")
+
+    def __init__(self, shape: ModelShape, *, weight: float = 0.1, temperature: float = 1.0) -> None:
+        super().__init__()
+        require(temperature > 0, "loss.attribution.temperature", temperature, "above 0")
+        self.weight, self.temperature = weight, temperature
+
+    def forward(self, view: StepView) -> LossTerm:
+        """Return the mean over the pairs of each sequence [B]; metric `mc/attribution_agreement`."""
+        lens = view.with_lens()
+        margin, nats = attribution_margin(lens, view.seeds.shape[1])
+        scaled = nats / lens.scale_nats
+        logit = margin * scaled.clamp(min=1.0) / self.temperature
+        loss = (F.softplus(-logit) * torch.tanh(scaled)).mean(dim=1)
+        agreement = masked_sum(ranked_correctly(margin), nats > 0)
+        return LossTerm(loss, StepMetrics(means={"mc/attribution_agreement": agreement}))
+
+
+def attribution_margin(lens: LensPass, variants: int) -> tuple[Tensor, Tensor]:
+    """Return by how much the worse context of each pair collapses more score, and by how much more it loses.
+
+    A block's score is weighted by the entries that its level saves, so a constant added to all scores cancels between
+    contexts of equal length.
+
+    Returns:
+        The margin [B, P] in units of score, and the difference of ΔNLL [B, P] in nats, not negative. Both are 0 for equal
+        contexts.
+    """
+    assert lens.uncompressed is not None
+    first, second = pair_indices(variants, lens.scores.device)
+    focus = lens.prefix.focus.view(-1, variants, lens.prefix.focus.shape[1])
+    saved = entries_saved(focus, lens.prefix.tree, lens.uncompressed.dtype)
+    collapsed = (saved * lens.uncompressed[:, None]).sum(dim=-1)
+    delta = lens.tail_delta.view(-1, variants)
+    differ = (focus[:, first] != focus[:, second]).any(dim=-1)
+    lost = torch.where(differ, delta[:, first] - delta[:, second], 0.0)
+    return lost.sign() * (collapsed[:, first] - collapsed[:, second]), lost.abs()
+
+
+def entries_saved(focus: Tensor, tree: ContextTree, dtype: torch.dtype) -> Tensor:
+    """Return the entries that each block's level saves, in units of LOD1's saving: 0 for raw, 1 at LOD1."""
+    size, slots = tree.block_size, tree.slots
+    saved = size - slots * torch.pow(float(size), 1 - focus.to(dtype))
+    return torch.where(focus > 0, saved / (size - slots), 0.0)

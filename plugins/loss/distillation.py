@@ -1,0 +1,45 @@
+"""Distillation: the variants' predictions follow the uncompressed prediction of the same targets."""
+
+from __future__ import annotations
+
+import torch
+
+from mcframe.context.step_metrics import StepMetrics, masked_sum
+from mcframe.context.substitutions import scatter_to_targets
+from mcframe.errors import require
+from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
+
+
+class Distillation(Loss):
+    """Weighted mean KL(uncompressed, detached ‖ variant) in nats over paired targets, averaged over variants.
+
+    The weight of a target is 1 + contrast * tanh(relu(ΔNLL of dropping the collapsed blocks)): what dropping costs is
+    what the gist must carry. A gist's own target has no counterpart without the gist; its weight is 1.
+
+    Args:
+        weight: Factor in the total.
+        contrast: Additional weight of targets that lose without the collapsed blocks. Above 0 it costs one more pass
+            of the variants.
+    """
+
+    name, needs = "distillation", ("variants", "kl")
+
+    def __init__(self, shape: ModelShape, *, weight: float = 1.0, contrast: float = 0.0) -> None:
+        super().__init__()
+        require(contrast >= 0, "loss.distillation.contrast", contrast, "0 or above")
+        self.weight, self.contrast = weight, contrast
+        if contrast:
+            self.needs = ("variants", "kl", "dropped")
+
+    def forward(self, view: StepView) -> LossTerm:
+        """Return the weighted mean KL of each sequence [B]."""
+        variants = view.with_variants()
+        paired, kl, dropped = variants.paired, variants.kl, variants.dropped
+        assert kl is not None
+        weight = torch.ones_like(kl)
+        if self.contrast and dropped is not None:
+            cost = scatter_to_targets(dropped.delta, dropped.context, missing=0.0)
+            weight = weight + self.contrast * torch.tanh(torch.relu(cost.gather(1, paired.context.end - 1)))
+        weight = torch.where(paired.loss_mask, weight, 0.0)
+        mean = (kl * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-6)
+        return LossTerm(view.by_sequence(mean), StepMetrics(means={"mc/gist_kl": masked_sum(kl, paired.loss_mask)}))

@@ -1,0 +1,24 @@
+"""Next-token loss of the uncompressed sequence."""
+
+from __future__ import annotations
+
+from mcframe.context.step_metrics import masked_mean
+from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
+
+
+class NextToken(Loss):
+    """Mean NLL in nats of the targets that count, of the uncompressed pass.
+
+    Args:
+        weight: Factor in the total.
+    """
+
+    name, needs = "next_token", ()
+
+    def __init__(self, shape: ModelShape, *, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, view: StepView) -> LossTerm:
+        """Return the mean NLL of each sequence [B]."""
+        return LossTerm(masked_mean(view.uncompressed.nll, view.uncompressed.loss_mask, dim=1))

@@ -1,0 +1,25 @@
+"""Next-token loss of the variants: it trains the base model to read gists, and GistNet."""
+
+from __future__ import annotations
+
+from mcframe.context.step_metrics import masked_mean
+from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
+
+
+class VariantNLL(Loss):
+    """Mean NLL in nats of the predicting entries of each variant, averaged over variants.
+
+    Args:
+        weight: Factor in the total.
+    """
+
+    name = "variants"
+
+    def __init__(self, shape: ModelShape, *, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, view: StepView) -> LossTerm:
+        """Return the mean NLL of each sequence's variants [B]."""
+        paired = view.with_variants().paired
+        return LossTerm(view.by_sequence(masked_mean(paired.nll, paired.loss_mask, dim=1)))
