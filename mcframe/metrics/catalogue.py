@@ -2,7 +2,7 @@
 
 A module declares the metrics that it computes in `DECLARED_METRICS`, a dictionary of literals. The catalogue reads
 these dictionaries from the source files without importing the modules, so that `mcframe metrics` needs no torch.
-Metrics of working contexts, LensNet, training and evaluations are declared here; docs/concepts.md defines them.
+Metrics of training and evaluations are declared here. docs/concepts.md defines the metrics.
 
 A name with a parameter is a pattern: `mc/lod_delta/{lod}` stands for `mc/lod_delta/1`, `mc/lod_delta/2` and so on.
 """
@@ -35,47 +35,8 @@ class Metric:
 
 
 DECLARED_METRICS = {
-    # delta = NLL(variant) - NLL(baseline at the same target)
-    "mc/adv_delta_mean": ("nats", "lower", "mean delta of a variant from its first gist entry on"),
-    "mc/adv_delta_p95": ("nats", "lower", "95th percentile over variants of that mean delta"),
-    "mc/adv_delta_std": ("nats", "neither", "standard deviation over variants of that mean delta"),
-    "mc/adv_delta_undefined": ("variants", "neither", "variants without a gist entry, excluded from adv_delta"),
-    "mc/gist_entry_delta/{lod}": ("nats", "lower", "mean delta of the gist entries at this LOD"),
-    "mc/lod_delta/{lod}":
-        ("nats", "lower", "mean delta of LOD0 entries at most context.horizon after a span of this LOD, their nearest"),
-    "mc/delta_after/{distance}":
-        ("nats", "lower", "mean delta of LOD0 entries by distance to the nearest span; the bucket's upper bound"),
-    "mc/tail_delta": ("nats", "lower", "mean delta after the cursor: the cost for the next tokens"),
-    "mc/gist_delta_penalty": ("nats", "lower", "ΔNLL penalty: mean of relu(mean delta of a variant)"),
-    "mc/gist_kl": ("nats", "lower", "KL divergence from the baseline's prediction to the variant's"),
-    "mc/reconstruction_loss": ("nats", "lower", "NLL of a block's tokens predicted from its gist alone"),
-    "loss/{loss}": ("its own", "lower", "value of a loss in run.losses, unweighted"),
-    "loss/{loss}/{figure}": ("its own", "neither", "another value that this loss reports"),
-    # working contexts
-    "mc/lod_loss/{lod}": ("nats", "lower", "mean NLL of the entries at this LOD"),
-    "mc/lod_count/{lod}": ("entries", "neither", "entries at this LOD"),
-    "mc/wc_length": ("entries", "neither", "entries of a working context"),
     "mc/focus_iterations": ("iterations", "neither", "iterations of the allocator"),
-    # LensNet
-    "mc/lens_loss": ("1", "lower", "weighted sum of LensNet's losses"),
-    "mc/policy_score_abs_mean": ("1", "neither", "mean absolute score"),
-    "mc/policy_score_std_mean": ("1", "neither", "standard deviation of the scores in a context, averaged"),
-    "mc/preference_corr_mean":
-        ("1", "higher", "correlation of scores with signed targets over the differing blocks, mean over pairs"),
-    "mc/preference_corr_max": ("1", "higher", "maximum over pairs of that correlation"),
-    "mc/preference_corr_min": ("1", "higher", "minimum over pairs of that correlation"),
-    "mc/preference_corr_undefined": ("pairs", "neither", "pairs whose correlation is undefined"),
-    "mc/preference_agreement":
-        ("fraction", "higher", "fraction of pairs that the scores order correctly; ties count half"),
-    "mc/attribution_agreement":
-        ("fraction", "higher", "the same with the uncompressed context's scores, summed over compressed blocks"),
-    "mc/preference_pair_count": ("pairs", "neither", "preference pairs"),
-    "mc/preference_strength": ("nats", "neither", "difference between the two contexts of a pair, averaged"),
-    "mc/ema_kl": ("nats", "neither", "KL divergence of LensNet's policy from that of its EMA copy"),
-    "mc/pref_span_corr": ("1", "higher", "correlation of scores with signed targets, all differing blocks"),
-    "mc/pref_score_corr": ("1", "higher", "correlation of a gist's score with the lod_delta of its span"),
     # training
-    "train/loss": ("nats", "lower", "the total loss"),
     "train/loss_lod0": ("nats", "lower", "next-token NLL of the uncompressed pass"),
     "train/lr": ("1", "neither", "learning rate"),
     "train/grad_norm": ("1", "neither", "norm of the gradient before clipping"),
