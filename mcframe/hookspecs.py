@@ -235,7 +235,7 @@ class Hooks:
     def run_finished(self, run: RunInfo, summary: Mapping[str, Any]) -> None:
         """The run has ended well, finished or interrupted. Rank 0 only.
 
-        summary is what summary.json holds: `status`, `tokens`, `steps`, `first`, `last`, `places` and more.
+        summary is what summary.json holds: `status`, `tokens`, `steps`, `first`, `last`, `locations` and more.
 
         @hookimpl
         def run_finished(run, summary):

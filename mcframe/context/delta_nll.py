@@ -13,6 +13,22 @@ from torch import Tensor
 from mcframe.context.step_metrics import StepMetrics, masked_mean, masked_sum
 from mcframe.context.working_context import WorkingContext
 
+DECLARED_METRICS = {
+    "mc/adv_delta_mean": ("nats", "lower", "mean delta of a variant from its first gist entry on"),
+    "mc/adv_delta_p95": ("nats", "lower", "95th percentile over variants of that mean delta"),
+    "mc/adv_delta_std": ("nats", "neither", "standard deviation over variants of that mean delta"),
+    "mc/adv_delta_undefined": ("variants", "neither", "variants without a gist entry, excluded from adv_delta"),
+    "mc/gist_entry_delta/{lod}": ("nats", "lower", "mean delta of the gist entries at this LOD"),
+    "mc/lod_delta/{lod}":
+        ("nats", "lower", "mean delta of LOD0 entries at most context.horizon after a span of this LOD, their nearest"),
+    "mc/delta_after/{distance}":
+        ("nats", "lower", "mean delta of LOD0 entries by distance to the nearest span; the bucket's upper bound"),
+    "mc/tail_delta": ("nats", "lower", "mean delta after the cursor: the cost for the next tokens"),
+    "mc/lod_loss/{lod}": ("nats", "lower", "mean NLL of the entries at this LOD"),
+    "mc/lod_count/{lod}": ("entries", "neither", "entries at this LOD"),
+    "mc/wc_length": ("entries", "neither", "entries of a working context"),
+}  # fmt: skip
+
 DISTANCES = (16, 32, 128, 512)
 """Upper bounds, in tokens behind a span, of the buckets of `mc/delta_after`."""
 

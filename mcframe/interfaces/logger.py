@@ -53,7 +53,7 @@ class MetricLogger(ABC):
     """
 
     @property
-    def place(self) -> tuple[str, str] | None:
+    def location(self) -> tuple[str, str] | None:
         """A label, and where to look or what to run to see what was written; None where there is nothing to say."""
         return None
 

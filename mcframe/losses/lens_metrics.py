@@ -10,6 +10,22 @@ from mcframe.context.preference_pairs import PreferencePairs, ranked_correctly
 from mcframe.context.step_metrics import StepMetrics, masked_mean, masked_sum, moments, pearson
 from mcframe.interfaces.loss import LensPass
 
+DECLARED_METRICS = {
+    "mc/policy_score_abs_mean": ("1", "neither", "mean absolute score"),
+    "mc/policy_score_std_mean": ("1", "neither", "standard deviation of the scores in a context, averaged"),
+    "mc/preference_corr_mean":
+        ("1", "higher", "correlation of scores with signed targets over the differing blocks, mean over pairs"),
+    "mc/preference_corr_max": ("1", "higher", "maximum over pairs of that correlation"),
+    "mc/preference_corr_min": ("1", "higher", "minimum over pairs of that correlation"),
+    "mc/preference_corr_undefined": ("pairs", "neither", "pairs whose correlation is undefined"),
+    "mc/preference_agreement":
+        ("fraction", "higher", "fraction of pairs that the scores order correctly; ties count half"),
+    "mc/preference_pair_count": ("pairs", "neither", "preference pairs"),
+    "mc/preference_strength": ("nats", "neither", "difference between the two contexts of a pair, averaged"),
+    "mc/pref_span_corr": ("1", "higher", "correlation of scores with signed targets, all differing blocks"),
+    "mc/pref_score_corr": ("1", "higher", "correlation of a gist's score with the lod_delta of its span"),
+}  # fmt: skip
+
 
 def lens_metrics(lens: LensPass, paired: PairedNLL) -> StepMetrics:
     """Return the metrics of scores and, with two or more variants, of preference pairs."""

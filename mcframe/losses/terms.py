@@ -14,6 +14,13 @@ from mcframe.hookspecs import Loss, StepView
 from mcframe.interfaces.loss import PARTS, Need
 from mcframe.modeling.model import PhaseTimer, no_timer
 
+DECLARED_METRICS = {
+    "train/loss": ("nats", "lower", "the total loss"),
+    "mc/lens_loss": ("1", "lower", "weighted sum of LensNet's losses"),
+    "loss/{loss}": ("its own", "lower", "value of a loss in run.losses, unweighted"),
+    "loss/{loss}/{figure}": ("its own", "neither", "another value that this loss reports"),
+}
+
 
 class LossTerms(nn.ModuleDict):
     """Losses by name. Their parameters are stored in checkpoints as `losses.NAME...`.

@@ -1,4 +1,1 @@
-"""What a run says about itself: metric names, accumulation, sinks, progress, FLOPs and the closing summary.
-
-Everything here is passive: it receives tensors or floats and never reaches back into the trainer.
-"""
+"""Metrics of a run: catalogue, accumulator, timers, loggers, console, figures, FLOPs and summary."""

@@ -1,15 +1,12 @@
-"""StepMetrics of many micro-batches, kept on the device until an interval is logged.
-
-`Accumulator.add` never waits for the device. `Accumulator.read` reduces over ranks, copies everything to the host at
-once, and turns sums into the metrics of docs/concepts.md.
-"""
+"""Accumulator of `StepMetrics` between two log lines: on the device, reduced over ranks, copied to the host once."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mcframe.metrics.catalogue import DEFAULT_SUFFIXES, SAMPLE_SUFFIXES
-from mcframe.metrics.tally import Reading, Tally
-
-if TYPE_CHECKING:
-    from mcframe.context.step_metrics import StepMetrics
+from mcframe.context.step_histograms import MAX_POINTS, NO_POINT, top_points
+from mcframe.context.step_metrics import StepMetrics
+from mcframe.metrics.catalogue import sample_reductions
 
 Array = npt.NDArray[np.float64]
+_Key = tuple[str, ...]
+"""A field of `StepMetrics`, and the names whose values are stacked in one tensor."""
 
-_Pool = dict[tuple[str, ...], Tensor]
-"""Sums by the names that arrive together, [names, values]: one addition a micro-batch instead of one a name."""
-
-_SUMMED = ("means", "sums", "moments")
-"""The kinds of `StepMetrics` of which a sum is all that is kept."""
+_SUMMED = ("means", "roots", "sums", "moments", "counts")
 
 _CONSTANT = 1e-12
-"""A variance below this share of the mean square is rounding: the values are constant."""
+"""A variance below this fraction of the mean square is rounding: the values are constant."""
 
 _REDUCTIONS: dict[str, Callable[[Array], np.float64]] = {
     "mean": np.mean,
@@ -43,159 +36,174 @@ _REDUCTIONS: dict[str, Callable[[Array], np.float64]] = {
 }
 
 
-class Accumulator:
-    """Pools `StepMetrics` over micro-batches; one per rank. Sums are float64, so that long intervals stay exact.
+@dataclass(frozen=True)
+class Reading:
+    """Metrics of a logging interval, equal on all ranks.
 
-    device  where the statistics live, and where the collectives of `read` run
+    Attributes:
+        metrics: name -> value, as logged.
+        counts: name -> int64, of the shape in `StepMetrics.counts`.
+        points: name -> [n, columns] float64 without the priorities, highest priority first.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    points: dict[str, Array] = field(default_factory=dict)
+
+
+class Accumulator:
+    """Reduces `StepMetrics` over micro-batches, and over ranks when it is read. One per rank.
+
+    Sums are float64, so that long intervals stay exact.
+
+    Args:
+        device: device of the metrics and of the collectives in `read`.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.reset()
+        self._held: dict[_Key, Tensor] = {}
 
-    def reset(self) -> None:
-        """Forget everything: a new interval begins."""
-        self._pools: dict[str, _Pool] = {kind: {} for kind in _SUMMED}
-        self._samples: dict[str, list[Tensor]] = {}
+    def add(self, metrics: StepMetrics) -> None:
+        """Add one micro-batch. Copies the tensors; does not synchronise with the host."""
+        for kind in ("means", "roots", "sums", "moments"):
+            if values := getattr(metrics, kind):
+                # One stack and one addition for all names of a field keeps the number of kernels small.
+                block = torch.stack([value.detach() for value in values.values()]).to(torch.float64)
+                self._merge((kind, *values), block, torch.add)
+        for name, counts in metrics.counts.items():
+            self._merge(("counts", name), counts[None].clone(), torch.add)
+        for name, samples in metrics.samples.items():
+            self._merge(("samples", name), samples.detach().to(torch.float64, copy=True), _concatenate)
+        for name, points in metrics.points.items():
+            self._merge(("points", name), top_points(points), lambda a, b: top_points(_concatenate(a, b)))
 
-    def add(self, statistics: StepMetrics) -> None:
-        """Take in one micro-batch. Copies, so that the caller may overwrite its tensors; no host synchronisation."""
-        for kind in _SUMMED:
-            _pool(self._pools[kind], getattr(statistics, kind))
-        for name, values in statistics.samples.items():
-            self._samples.setdefault(name, []).append(values.detach().to(torch.float64, copy=True))
+    def _merge(self, key: _Key, value: Tensor, merge: Callable[[Tensor, Tensor], Tensor]) -> None:
+        held = self._held.get(key)
+        # A run that is resumed with other blocks discards the counts in the checkpoint.
+        if held is not None and key[0] == "counts" and held.shape != value.shape:
+            held = None
+        self._held[key] = value if held is None else merge(held, value)
 
-    def read(self, group: dist.ProcessGroup | None = None) -> dict[str, float]:
-        """The interval's metrics, equal on every rank of `group` (default: all); then a new interval begins.
+    def read(self, group: dist.ProcessGroup | None = None) -> Reading:
+        """Return the interval's metrics, and start the next interval.
 
-        A mean without entries and an undefined correlation are left out; NaN samples are skipped and counted
-        as `NAME_undefined`. Standard deviations divide by n. Collective: every rank must call it. Waits for the device
-        once; with several ranks once more before it, to compare what they hold.
-        Raises RuntimeError where ranks hold different statistics.
+        Means without entries and undefined correlations are omitted. NaN samples are skipped and counted as
+        `NAME_undefined`. Standard deviations divide by n. A collective: every rank must call it. Waits for the device
+        once; with several ranks once more to compare their names.
+
+        Args:
+            group: ranks to reduce over; None for all.
+
+        Raises:
+            RuntimeError: the ranks hold different metrics.
         """
-        flat, understand = self.collect(group)
-        return understand(flat.cpu().numpy())
-
-    def collect(self, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Callable[[Array], dict[str, float]]]:
-        """`read` in two parts, for `read_back`: a flat tensor, and what makes sense of it on the host."""
         world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
         if world > 1:
-            self._assert_agreement(group)
-        flat, pools, sizes = self._everything(world, group), self._pools, self._sizes()
-        self.reset()
-
-        def understand(host: Array) -> dict[str, float]:
-            left = _Host(host)
-            means, sums, moments = (left.totals(pools[kind]) for kind in _SUMMED)
-            metrics = {name: float(total / count) for name, (total, count) in means.items() if count > 0}
-            metrics |= {name: float(total) for name, total in sums.items()}
-            for name, values in left.samples(sizes, world).items():
-                metrics.update(_distribution(name, values))
-            correlations = {name: _pearson(*map(float, row)) for name, row in moments.items()}
-            return metrics | {name: value for name, value in correlations.items() if value is not None}
-
-        return flat, understand
+            self._check_agreement(group)
+        held, self._held = self._held, {}
+        summed = {key: value for key, value in held.items() if key[0] in _SUMMED}
+        gathered = {key: value for key, value in held.items() if key not in summed}
+        sums, own = self._flat(summed), self._flat(gathered)
+        ranks = [own]
+        if world > 1:
+            ranks = [torch.empty_like(own) for _ in range(world)]
+            if sums.numel():
+                dist.all_reduce(sums, group=group)
+            if own.numel():
+                dist.all_gather(ranks, own, group=group)
+        host = torch.cat((sums, *ranks)).cpu().numpy()
+        totals, host = _split(host, summed)
+        parts = []
+        for _ in ranks:
+            part, host = _split(host, gathered)
+            parts.append(part)
+        return _reading(totals, {key: np.concatenate([part[key] for part in parts]) for key in gathered})
 
     def state(self) -> dict[str, Any]:
-        """This rank's unread interval, on the host, as plain containers and tensors. Synchronises."""
-        pools = {
-            kind: [(list(names), block.cpu().clone()) for names, block in pool.items()]
-            for kind, pool in self._pools.items()
-        }
-        return pools | {"samples": {name: torch.cat(parts).cpu() for name, parts in self._samples.items()}}
+        """Return this rank's unread interval on the host, for a checkpoint. Synchronises."""
+        return {"held": [(list(key), value.cpu().clone()) for key, value in self._held.items()]}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned: the interval reads back as if it had never been interrupted."""
-        self._pools = {
-            kind: {tuple(names): block.to(self.device, copy=True) for names, block in state[kind]} for kind in _SUMMED
-        }
-        self._samples = {name: [values.to(self.device, copy=True)] for name, values in state["samples"].items()}
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Replace the unread interval by one that `state` returned."""
+        self._held = {tuple(key): value.to(self.device, copy=True) for key, value in state["held"]}
 
-    def _assert_agreement(self, group: dist.ProcessGroup | None) -> None:
-        # Collectives on tensors of different shapes abort with a message that helps nobody: compare first.
-        held = [*(tuple(pool) for pool in self._pools.values()), self._sizes()]
+    def _check_agreement(self, group: dist.ProcessGroup | None) -> None:
+        # Collectives on tensors of different shapes abort without naming the metric, so compare names and shapes.
+        held = [(key, tuple(value.shape)) for key, value in self._held.items()]
         signature = zlib.crc32(repr(held).encode())
         extremes = torch.tensor([signature, -signature], device=self.device)
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
         highest, lowest = extremes.tolist()
         if highest != -lowest:
-            raise RuntimeError(f"ranks disagree about the statistics of this interval; this one holds {held}")
+            raise RuntimeError(f"Accumulator.read: ranks disagree about the metrics of this interval; got {held}")
 
-    def _sizes(self) -> dict[str, int]:
-        return {name: sum(part.numel() for part in parts) for name, parts in self._samples.items()}
-
-    def _everything(self, world: int, group: dist.ProcessGroup | None) -> Tensor:
-        """All that `_Host` takes apart, on the device: sums over ranks in the order of the pools, then samples."""
-        blocks = [block for pool in self._pools.values() for block in pool.values()]
+    def _flat(self, values: Mapping[_Key, Tensor]) -> Tensor:
+        """Return the values as one float64 tensor [n], which holds counts exactly up to 2**53."""
         empty = torch.empty(0, dtype=torch.float64, device=self.device)
-        sums = torch.cat([empty, *(block.flatten() for block in blocks)])
-        samples = torch.cat([empty, *(part for parts in self._samples.values() for part in parts)])
-        if world == 1:
-            return torch.cat((sums, samples))
-        if sums.numel():
-            dist.all_reduce(sums, group=group)
-        ranks = [torch.empty_like(samples) for _ in range(world)]
-        if samples.numel():
-            dist.all_gather(ranks, samples, group=group)
-        return torch.cat((sums, *ranks))
+        return torch.cat([empty, *(value.flatten() for value in values.values())])
 
 
-class _Host:
-    """What was read back, taken apart from the front."""
-
-    def __init__(self, everything: Array) -> None:
-        self._left = everything
-
-    def totals(self, pool: _Pool) -> dict[str, Array]:
-        """Sums by name of a pool that was read back."""
-        totals: dict[str, Array] = {}
-        for names, block in pool.items():
-            for name, row in zip(names, self._take(block.numel()).reshape(block.shape), strict=True):
-                totals[name] = totals[name] + row if name in totals else row
-        return totals
-
-    def samples(self, sizes: dict[str, int], world: int) -> dict[str, Array]:
-        """Every rank's samples of the interval by name."""
-        ranks = [{name: self._take(size) for name, size in sizes.items()} for _ in range(world)]
-        return {name: np.concatenate([rank[name] for rank in ranks]) for name in sizes}
-
-    def _take(self, count: int) -> Array:
-        taken, self._left = self._left[:count], self._left[count:]
-        return taken
+def _concatenate(held: Tensor, new: Tensor) -> Tensor:
+    return torch.cat((held, new))
 
 
-def _pool(pool: _Pool, values: dict[str, Tensor]) -> None:
-    if not values:
-        return
-    names = tuple(values)
-    block = torch.stack([value.detach() for value in values.values()]).to(torch.float64)
-    pool[names] = pool[names] + block if names in pool else block
+def _split(flat: Array, like: Mapping[_Key, Tensor]) -> tuple[dict[_Key, Array], Array]:
+    """Return arrays of the shapes of `like` from the start of `flat`, and the rest of it."""
+    arrays = {}
+    for key, tensor in like.items():
+        arrays[key], flat = flat[: tensor.numel()].reshape(tensor.shape), flat[tensor.numel() :]
+    return arrays, flat
+
+
+def _reading(totals: Mapping[_Key, Array], gathered: Mapping[_Key, Array]) -> Reading:
+    rows: dict[tuple[str, str], Array] = {}
+    for (kind, *names), block in totals.items():
+        for name, row in zip(names, block, strict=True):
+            # Micro-batches with different sets of names have separate keys.
+            rows[kind, name] = rows[kind, name] + row if (kind, name) in rows else row
+    reading = Reading()
+    for (kind, name), row in rows.items():
+        if kind == "counts":
+            reading.counts[name] = row.astype(np.int64)
+        elif (value := _metric(kind, row)) is not None:
+            reading.metrics[name] = value
+    for (kind, name), values in gathered.items():
+        if kind == "samples":
+            reading.metrics.update(_distribution(name, values))
+        else:
+            top = values[np.argsort(-values[:, 0], kind="stable")[:MAX_POINTS]]
+            reading.points[name] = top[top[:, 0] > NO_POINT, 1:]
+    return reading
+
+
+def _metric(kind: str, row: Array) -> float | None:
+    """Return a metric from its totals, None if it is undefined."""
+    if kind == "sums":
+        return float(row)
+    if kind == "moments":
+        return _pearson(*map(float, row))
+    if row[1] <= 0:
+        return None
+    mean = float(row[0] / row[1])
+    return math.sqrt(mean) if kind == "roots" else mean
 
 
 def _distribution(name: str, values: Array) -> dict[str, float]:
     defined = values[~np.isnan(values)]
-    metrics: dict[str, float] = {}
+    metrics = {}
     if defined.size:
-        for suffix in SAMPLE_SUFFIXES.get(name, DEFAULT_SUFFIXES):
-            metrics[f"{name}_{suffix}"] = float(_REDUCTIONS[suffix](defined))
+        metrics = {f"{name}_{each}": float(_REDUCTIONS[each](defined)) for each in sample_reductions(name)}
     if defined.size < values.size:
         metrics[f"{name}_undefined"] = float(values.size - defined.size)
     return metrics
 
 
 def _pearson(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> float | None:
-    """Pearson's r of n pairs from their sums; None where either side is constant or there are fewer than two."""
+    """Return Pearson's r of n pairs from their sums; None for constant values and for fewer than two pairs."""
     if n < 2:
         return None
     spread_x, spread_y = n * xx - x * x, n * yy - y * y
     if spread_x <= _CONSTANT * n * xx or spread_y <= _CONSTANT * n * yy:
         return None
     return max(-1.0, min(1.0, (n * xy - x * y) / math.sqrt(spread_x) / math.sqrt(spread_y)))
-
-
-def read_back(accumulator: Accumulator, tally: Tally) -> tuple[dict[str, float], Reading]:
-    """What both would read, in one copy to the host: the one place where a logging interval waits for the device."""
-    metrics, metrics_of = accumulator.collect()
-    counted, reading_of = tally.collect()
-    host = torch.cat((metrics, counted)).cpu().numpy()
-    return metrics_of(host[: metrics.numel()]), reading_of(host[metrics.numel() :])

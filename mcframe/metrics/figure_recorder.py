@@ -1,4 +1,4 @@
-"""Pictures while training: what is read back is recorded, shown as histograms, and drawn on the token clock."""
+"""Figures during training: their data is recorded, logged as histograms, and drawn."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.metrics.figure_data import PictureRecord, histograms
+from mcframe.metrics.accumulator import Reading
+from mcframe.metrics.figure_data import PictureRecord, histograms, readings
 from mcframe.metrics.figures import Image, pictures
 from mcframe.metrics.history import History
 from mcframe.metrics.loggers import Loggers
-from mcframe.metrics.tally import Reading
 from mcframe.registry.plugins import last_line
 
 FOLDER = "pictures"
@@ -19,45 +19,49 @@ _log = logging.getLogger(__name__)
 
 
 class FigureRecorder:
-    """The pictures of a run; rank 0 only. On resumption they go on from what `pictures.jsonl` holds."""
+    """Figures of a run, on rank 0 only.
+
+    Args:
+        directory: the run directory; a resumed run continues its `pictures.jsonl`.
+        tree: the tree of the window.
+        loggers: receive histograms and images.
+        resume_tokens: token count at which the run resumes; None for a fresh start.
+    """
 
     def __init__(self, directory: Path, tree: ContextTree, loggers: Loggers, resume_tokens: int | None) -> None:
-        self._directory, self._geometry, self._sinks = directory, tree, loggers
+        self._directory, self._tree, self._loggers = directory, tree, loggers
         self._record, self._history = PictureRecord(directory, resume_tokens), History()
-        for tokens, reading in self._record.read():
+        for tokens, _, reading in readings(self._record.path):
             self._history.add(tokens, reading)
 
     @property
-    def places(self) -> dict[str, Path]:
-        """A label and the folder of what has been drawn, for the closing summary; empty where nothing has."""
+    def locations(self) -> dict[str, Path]:
+        """A label and the folder of the figures, for the summary of the run; empty if nothing has been drawn."""
         folder = self._directory / FOLDER
         return {"pictures": folder} if folder.exists() else {}
 
-    def take(self, tokens: int, step: int, reading: Reading) -> None:
-        """Record a reading and show its distributions; a plain twin's holds nothing."""
+    def record(self, tokens: int, step: int, reading: Reading) -> None:
+        """Record a reading and log its histograms. The reading of a plain baseline has no counts and is skipped."""
         if not reading.counts:
             return
         self._record.write(tokens, step, reading)
         self._history.add(tokens, reading)
         for name, histogram in sorted(histograms(reading).items()):
-            self._sinks.histogram(tokens, name, histogram)
+            self._loggers.histogram(tokens, name, histogram)
 
     def draw(self, tokens: int) -> None:
-        """Draw what there is to `pictures/NAME.png`, over what was there, and hand it to the sinks.
-
-        A file that cannot be written costs a warning.
-        """
+        """Draw the figures, replace `pictures/NAME.png`, and log the images. A failed write costs a warning."""
         label = f"{self._directory.resolve().name}, {tokens:,} tokens"
-        for name, image in pictures(self._history, self._geometry, label):
+        for name, image in pictures(self._history, self._tree, label):
             try:
                 _save(image, self._directory / FOLDER / f"{name}.png")
             except OSError as error:
-                _log.warning("the picture %s could not be kept: %s", name, last_line(error))
-            self._sinks.image(tokens, f"{FOLDER}/{name}", image)
+                _log.warning("figure %s cannot be written: %s", name, last_line(error))
+            self._loggers.image(tokens, f"{FOLDER}/{name}", image)
 
 
 def _save(image: Image, file: Path) -> None:
-    """A file that is whole at every moment."""
+    """Replace the file atomically."""
     from matplotlib.image import imsave
 
     file.parent.mkdir(exist_ok=True)

@@ -1,4 +1,7 @@
-"""A run's pictures: detail by place and time, LensNet's scores, what gists cost. Colours tell apart for all eyes."""
+"""Figures of a run: compressed blocks, LensNet's scores, and the cost of gists, over time.
+
+Colours are safe for colour-blind readers: cividis, and the palette of Okabe and Ito (https://jfly.uni-koeln.de/color/).
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.context.step_histograms import SCALES
+from mcframe.context.step_histograms import HISTOGRAMS
 from mcframe.metrics.history import History
 from mcframe.registry.plugins import last_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
@@ -27,70 +31,72 @@ _DPI = 110
 _WIDTH = 9.6
 _MAP = "cividis"
 _COLORS = ("#56606b", "#0072b2", "#d55e00", "#009e73")
-"""Of points by LOD: from the palette of Okabe and Ito, https://jfly.uni-koeln.de/color/."""
-_MARKS = ("o", "o", "s", "^")
-_NATS = (-10, -3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10)
-"""Ticks on an axis of ΔNLL."""
-_SETTINGS: dict[Any, Any] = {"font.size": 9.0, "axes.titlesize": 9.5, "figure.titlesize": 11.0}
+_MARKERS = ("o", "o", "s", "^")
+_NATS_TICKS = (-10, -3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10)
+_STYLE: dict[Any, Any] = {"font.size": 9.0, "axes.titlesize": 9.5, "figure.titlesize": 11.0}
 _SOURCES = {"mc/blocks/variants": "variants in training", "mc/blocks/lens": "LensNet's focus on held-out windows"}
 _SCORES, _DELTAS, _VARIANTS = "mc/lens_score", "mc/entry_delta", "mc/variant_delta"
 
 
 def pictures(history: History, tree: ContextTree, run: str) -> Iterator[tuple[str, Image]]:
-    """Name and pixels [height, width, 3] of every picture that there is something to show in; `run` names the run.
+    """Yield the name and the pixels [height, width, 3] of every figure that has data.
 
-    One that cannot be drawn costs a warning: neither a training nor a review depends on it.
+    A figure that cannot be drawn costs a warning, because neither training nor a review depends on it.
+
+    Args:
+        history: readings of the run.
+        tree: the tree of the window.
+        run: the name of the run, for the titles.
     """
-    # Imported late: it takes most of a second. Without pyplot, which would look for a screen.
+    # Imported here, because it takes most of a second; without pyplot, which requires a display.
     import matplotlib
 
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_STYLE):
         for name, draw in (("contexts", _contexts), ("lens", _lens), ("gist_cost", _gist_cost)):
             try:
-                figure = draw(history, tree, run)
-                image = None if figure is None else _pixels(figure)
-            except Exception as error:  # noqa: BLE001 - whatever a library raises of a picture
-                _log.warning("the picture %s could not be drawn: %s", name, last_line(error))
+                if (figure := draw(history, tree, run)) is None:
+                    continue
+                image = _pixels(figure)
+            except Exception as error:  # noqa: BLE001 - a library may raise any exception
+                _log.warning("figure %s cannot be drawn: %s", name, last_line(error))
                 continue
-            if image is not None:
-                yield name, image
+            yield name, image
 
 
-# ---- the three pictures --------------------------------------------------------------------------
 def _contexts(history: History, tree: ContextTree, run: str) -> Figure | None:
-    """How often each block of the window is compressed: a column for variants and LensNet, a row for each LOD."""
-    # A run that was resumed with other blocks has rows of the old ones until it has read the first of the new.
+    """Draw the compressed blocks over time: a column for variants and LensNet, a row for each LOD."""
+    # After a resumption with other blocks, rows of the earlier blocks remain until the first new reading.
     shown = [name for name in _SOURCES if history.table(name, 0)[1].shape[1] == tree.blocks]
     if not shown:
         return None
     lods = range(1, tree.levels + 1)
     figure = _figure(0.9 + 2.9 * len(lods), "How often a block of the window is compressed", run)
     grid = figure.subplots(len(lods), len(shown), squeeze=False, sharex=True, sharey=True)
-    places: Floats = np.arange(tree.blocks + 1, dtype=np.float64) * tree.block_size
+    positions: Floats = np.arange(tree.blocks + 1, dtype=np.float64) * tree.block_size
     for axes, lod in zip(grid, lods, strict=True):
-        tables = [_shares_of_contexts(history, name, lod) for name in shown]
-        norm = _norm([table for _, table in tables], power=1.0)
-        for axis, name, (times, table) in zip(axes, shown, tables, strict=True):
-            mesh = _mesh(axis, places, times, table, norm)
+        tables = [_fraction_of_contexts(history, name, lod) for name in shown]
+        norm = _norm(tables, power=1.0)
+        for axis, name, table in zip(axes, shown, tables, strict=True):
+            mesh = _mesh(axis, positions, _bounds(history.table(name, lod)[0]), table, norm)
             axis.axvline(tree.cursor, color="white", linestyle=":", linewidth=1.4)
             axis.set_title(f"{_SOURCES[name]}: in a gist of LOD{lod}")
-        _colorbar(figure, mesh, axes, "share of contexts")
+        _colorbar(figure, mesh, axes, "fraction of contexts")
         axes[0].set_ylabel("dataset tokens")
-        _thousands(axes[0].yaxis)
-    grid[0, 0].invert_yaxis()  # time runs down, as it does in a log
+        _format_thousands(axes[0].yaxis)
+    grid[0, 0].invert_yaxis()  # time runs downwards, as in a log
     for axis in grid[-1]:
-        axis.set_xlabel("place in the window (tokens); dotted: the cursor")
+        axis.set_xlabel("position in the window (tokens); dotted: the cursor")
     return figure
 
 
 def _lens(history: History, tree: ContextTree, run: str) -> Figure | None:
-    """LensNet's scores over time by LOD; and of the newest spans against what their gists cost."""
-    lods = [lod for lod in range(tree.levels + 1) if history.table(_SCORES, lod)[1].any()]
-    if not lods:
+    """Draw LensNet's scores over time by LOD, and the scores of the newest spans against the cost of their gists."""
+    shown = [(_SCORES, lod, _entries(lod)) for lod in range(tree.levels + 1) if history.table(_SCORES, lod)[1].any()]
+    if not shown:
         return None
     figure = _figure(3.5, "LensNet's scores", run)
-    *panels, scatter = figure.subplots(1, len(lods) + 1, width_ratios=[1.0] * len(lods) + [1.5])
-    _over_time(figure, panels, history, [(_SCORES, lod, _entries(lod)) for lod in lods], "share of entries")
+    *panels, scatter = figure.subplots(1, len(shown) + 1, width_ratios=[1.0] * len(shown) + [1.5])
+    _over_time(figure, panels, history, shown, "fraction of entries")
     for axis in panels[1:]:
         axis.sharey(panels[0])
         axis.tick_params(labelleft=False)
@@ -100,21 +106,21 @@ def _lens(history: History, tree: ContextTree, run: str) -> Figure | None:
 
 
 def _gist_cost(history: History, tree: ContextTree, run: str) -> Figure | None:
-    """How ΔNLL is distributed over time: of variants, of gists' own targets by LOD, of the raw tokens behind them."""
-    wanted = [(_VARIANTS, 0, "mean of a variant")]
-    wanted += [(_DELTAS, lod, _entries(lod)) for lod in range(1, tree.levels + 1)]
-    wanted += [(_DELTAS, 0, "raw tokens behind a gist")]
-    shown = [each for each in wanted if history.table(each[0], each[1])[1].any()]
+    """Draw histograms of ΔNLL over time: of variants, of gist entries by LOD, and of the raw tokens after a gist."""
+    series = [(_VARIANTS, 0, "mean of a variant")]
+    series += [(_DELTAS, lod, _entries(lod)) for lod in range(1, tree.levels + 1)]
+    series += [(_DELTAS, 0, "raw tokens after a gist")]
+    shown = [each for each in series if history.table(each[0], each[1])[1].any()]
     if not shown:
         return None
-    figure = _figure(3.5, "ΔNLL: what compressed contexts lose against the full one", run)
+    figure = _figure(3.5, "ΔNLL: loss of compressed contexts against the full context", run)
     panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-    _over_time(figure, panels, history, shown, "share")
-    scale = SCALES[_DELTAS]
-    low, high = _reach([history.table(name, row)[1].sum(axis=0) for name, row, _ in shown], scale.edges)
+    _over_time(figure, panels, history, shown, "fraction")
+    bins = HISTOGRAMS[_DELTAS]
+    low, high = _central_range([history.table(name, row)[1].sum(axis=0) for name, row, _ in shown], bins.edges)
     axis = panels[0]
-    axis.set_yscale("asinh", linear_width=scale.fine)
-    axis.set_yticks([tick for tick in _NATS if low <= tick <= high])
+    axis.set_yscale("asinh", linear_width=bins.linear_width)
+    axis.set_yticks([tick for tick in _NATS_TICKS if low <= tick <= high])
     axis.set_yticks([], minor=True)
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylim(low, high)
@@ -123,8 +129,8 @@ def _gist_cost(history: History, tree: ContextTree, run: str) -> Figure | None:
 
 
 def _spans(axis: Axes, points: Floats) -> None:
-    """Scores of collapsed spans against the ΔNLL of the tokens behind them; points [n, 3]: score, ΔNLL, LOD."""
-    axis.set_xlabel("ΔNLL behind the span (nats)")
+    """Draw the scores of spans against the ΔNLL of the tokens after them; points [n, 3]: score, ΔNLL, LOD."""
+    axis.set_xlabel("ΔNLL after the span (nats)")
     axis.set_ylabel("score of its gist")
     axis.set_title(f"newest {len(points):,} spans")
     if not len(points):
@@ -133,12 +139,12 @@ def _spans(axis: Axes, points: Floats) -> None:
     for lod in np.unique(levels).astype(int):
         at, style = levels == lod, min(lod, len(_COLORS) - 1)
         axis.scatter(
-            delta[at], score[at], 9, color=_COLORS[style], marker=_MARKS[style], alpha=0.45, linewidths=0,
+            delta[at], score[at], 9, color=_COLORS[style], marker=_MARKERS[style], alpha=0.45, linewidths=0,
             label=f"LOD{lod}",
         )  # fmt: skip
     low, high = np.percentile(delta, [1, 99])
-    room = 0.05 * max(high - low, 1e-3)
-    axis.set_xlim(low - room, high + room)
+    margin = 0.05 * max(high - low, 1e-3)
+    axis.set_xlim(low - margin, high + margin)
     axis.axhline(0, color="#888888", linestyle=":", linewidth=1)
     axis.axvline(0, color="#888888", linestyle=":", linewidth=1)
     axis.grid(alpha=0.25)
@@ -147,12 +153,36 @@ def _spans(axis: Axes, points: Floats) -> None:
     axis.legend(fontsize=8, framealpha=0.7, loc="best", handletextpad=0.2)
 
 
-# ---- parts ---------------------------------------------------------------------------------------
+def _over_time(
+    figure: Figure, panels: Sequence[Axes], history: History, shown: Sequence[tuple[str, int, str]], label: str
+) -> None:
+    """Draw a panel for each (name, row, title): the histogram at each time, with one colour scale for all panels."""
+    tables = [history.table(name, row)[1] for name, row, _ in shown]
+    fractions = [counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in tables]
+    norm = _norm(fractions)
+    for axis, (name, row, title), table in zip(panels, shown, fractions, strict=True):
+        times = _bounds(history.table(name, row)[0])
+        mesh = _mesh(axis, times, np.asarray(HISTOGRAMS[name].edges), table.T, norm)
+        axis.axhline(0, color="white", linestyle=":", linewidth=1)
+        axis.set_title(title)
+        axis.set_xlabel("dataset tokens")
+        _format_thousands(axis.xaxis)
+    _colorbar(figure, mesh, panels, label)
+
+
+def _fraction_of_contexts(history: History, name: str, lod: int) -> Floats:
+    """Return the fraction of contexts that have each block at this LOD [n, blocks]."""
+    # Every context has each block at one LOD, so the counts of the first block add up to the number of contexts.
+    contexts = np.array([row.counts[:, 0].sum() for row in history.rows[name]])
+    fractions: Floats = history.table(name, lod)[1] / np.maximum(contexts, 1)[:, None]
+    return fractions
+
+
 def _figure(height: float, title: str, run: str) -> Figure:
     from matplotlib.figure import Figure as New
 
     figure = New(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
-    figure.suptitle(f"{title} ({run})", parse_math=False)  # a folder may be called `$1`
+    figure.suptitle(f"{title} ({run})", parse_math=False)  # the name of a folder may contain `$`
     return figure
 
 
@@ -164,43 +194,16 @@ def _pixels(figure: Figure) -> Image:
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba(), np.uint8)[..., :3])
 
 
-def _over_time(
-    figure: Figure, panels: Sequence[Axes], history: History, shown: Sequence[tuple[str, int, str]], label: str
-) -> None:
-    """A panel for each (name, row, title): how each time's entries are distributed. Colours mean the same in all."""
-    shares = []
-    for name, row, _ in shown:
-        counts = history.table(name, row)[1]
-        shares.append(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
-    norm = _norm(shares)
-    for axis, (name, row, title), table in zip(panels, shown, shares, strict=True):
-        times = _bounds(history.table(name, row)[0])
-        mesh = _mesh(axis, times, np.asarray(SCALES[name].edges), table.T, norm)
-        axis.axhline(0, color="white", linestyle=":", linewidth=1)
-        axis.set_title(title)
-        axis.set_xlabel("dataset tokens")
-        _thousands(axis.xaxis)
-    _colorbar(figure, mesh, panels, label)
-
-
-def _shares_of_contexts(history: History, name: str, lod: int) -> tuple[Floats, Floats]:
-    """Where times begin and end [n + 1], and the share of contexts that have each block at this LOD [n, blocks]."""
-    ends, counts = history.table(name, lod)
-    # A block is at one LOD in each context, and the first block is as good as any other.
-    contexts = np.array([row.counts[:, 0].sum() for row in history.rows[name]])
-    return _bounds(ends), counts / np.maximum(contexts, 1)[:, None]
-
-
-def _norm(shares: Sequence[Floats], power: float = 0.5) -> Any:
-    """Colours of shares from 0 up; by their root, where what is rare is to be seen beside what is not."""
+def _norm(fractions: Sequence[Floats], power: float = 0.5) -> Any:
+    """Return a colour scale from 0 up; by the square root, which makes rare values visible."""
     from matplotlib.colors import PowerNorm
 
-    most = max((float(np.percentile(table, 99.8)) for table in shares if table.size), default=0.0)
-    return PowerNorm(power, vmin=0, vmax=most or 1.0, clip=True)
+    highest = max((float(np.percentile(table, 99.8)) for table in fractions if table.size), default=0.0)
+    return PowerNorm(power, vmin=0, vmax=highest or 1.0, clip=True)
 
 
 def _mesh(axis: Axes, x: Floats, y: Floats, values: Floats, norm: Any) -> Any:
-    """values [len(y) - 1, len(x) - 1] as colours."""
+    """Draw values [len(y) - 1, len(x) - 1] as colours."""
     axis.set_facecolor("#dddddd")
     return axis.pcolormesh(x, y, values, cmap=_MAP, norm=norm, rasterized=True)
 
@@ -208,24 +211,23 @@ def _mesh(axis: Axes, x: Floats, y: Floats, values: Floats, norm: Any) -> Any:
 def _colorbar(figure: Figure, mesh: Any, panels: Sequence[Axes], label: str) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    most = mesh.norm.vmax
-    ticks = [tick for tick in MaxNLocator(5).tick_values(0, most) if tick <= most]
+    ticks = [tick for tick in MaxNLocator(5).tick_values(0, mesh.norm.vmax) if tick <= mesh.norm.vmax]
     bar = figure.colorbar(mesh, ax=list(panels), label=label, pad=0.02, aspect=20, ticks=ticks)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def _bounds(ends: npt.NDArray[np.int64]) -> Floats:
-    """Where times begin and end: a reading at the start of a run gets a hair of width."""
+    """Return start and end of each time; a reading at 0 tokens gets a small width to be visible."""
     bounds = np.concatenate([[0.0], ends.astype(np.float64)])
     if len(bounds) > 1 and bounds[1] == 0:
         bounds[0] = -0.02 * max(float(bounds[-1]), 1.0)
     return bounds
 
 
-def _reach(totals: Sequence[npt.NDArray[np.int64]], edges: Sequence[float]) -> tuple[float, float]:
-    """The part of the axis that holds all but a thousandth at either end."""
-    share = np.sum([total / max(1, total.sum()) for total in totals], axis=0)
-    running = np.cumsum(share) / share.sum()
+def _central_range(totals: Sequence[npt.NDArray[np.int64]], edges: Sequence[float]) -> tuple[float, float]:
+    """Return the range of an axis without the outer thousandth at either end."""
+    fraction = np.sum([total / max(1, total.sum()) for total in totals], axis=0)
+    running = np.cumsum(fraction) / fraction.sum()
     low, high = int(np.searchsorted(running, 0.001)), int(np.searchsorted(running, 0.999))
     return min(edges[low], -0.1), max(edges[min(high, len(edges) - 2) + 1], 0.1)
 
@@ -234,7 +236,7 @@ def _entries(lod: int) -> str:
     return "raw tokens" if lod == 0 else f"gists of LOD{lod}"
 
 
-def _thousands(axis: Any) -> None:
+def _format_thousands(axis: Axis) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(4))

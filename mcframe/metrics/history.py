@@ -1,4 +1,4 @@
-"""Counts over a run's time, in as many rows as a picture can show: a long run's rows stand for more tokens each."""
+"""Counts over the time of a run, with a bounded number of rows."""
 
 from __future__ import annotations
 
@@ -7,54 +7,55 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mcframe.metrics.tally import Reading
+from mcframe.metrics.accumulator import Reading
 
 ROWS = 256
 POINTS = 1024
 
+_Counts = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Row:
-    """Counts of the tokens up to `tokens`, from those of the row before."""
+    """Counts of the tokens from the previous row to `tokens`."""
 
     tokens: int
-    counts: npt.NDArray[np.int64]
+    counts: _Counts
 
 
 class History:
-    """Readings of a run by name; bounded: `ROWS` rows of counts, and the newest `POINTS` points, a name."""
+    """Readings of a run by name: at most `ROWS` rows of counts, and the newest `POINTS` points, a name."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[Row]] = {}
         self.points: dict[str, npt.NDArray[np.float64]] = {}
 
     def add(self, tokens: int, reading: Reading) -> None:
-        """Take in a reading. Two neighbours become one row wherever there would be too many.
+        """Add a reading. Neighbouring rows are merged in pairs when the limit is exceeded.
 
-        Rows of another width than the newest are forgotten: a resumed run may have other blocks.
+        A reading of another width (a run that is resumed with other blocks) discards the earlier rows.
         """
         for name, counts in reading.counts.items():
-            known = self.rows.setdefault(name, [])
-            if known and known[-1].counts.shape[1] != counts.shape[1]:
-                known.clear()
-            known.append(Row(tokens, counts))
-            if len(known) > ROWS:
-                pairs = [known[at : at + 2] for at in range(0, len(known), 2)]
-                self.rows[name] = [Row(pair[-1].tokens, _total([row.counts for row in pair])) for pair in pairs]
+            rows = [row for row in self.rows.get(name, ()) if row.counts.shape[1] == counts.shape[1]]
+            rows.append(Row(tokens, counts))
+            if len(rows) > ROWS:
+                pairs = [rows[at : at + 2] for at in range(0, len(rows), 2)]
+                rows = [Row(pair[-1].tokens, _total([row.counts for row in pair])) for pair in pairs]
+            self.rows[name] = rows
         for name, points in reading.points.items():
             both = [self.points[name], points] if name in self.points else [points]
             self.points[name] = np.concatenate([part for part in both if part.size] or [points])[-POINTS:]
 
-    def table(self, name: str, row: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Of one row of a name's counts over time: where each time ends [n], in tokens, and the counts [n, bins]."""
-        known = self.rows.get(name, ())
-        ends = np.array([each.tokens for each in known], np.int64)
-        counts = [each.counts[row] if row < len(each.counts) else np.zeros_like(each.counts[0]) for each in known]
-        return ends, np.array(counts, np.int64).reshape(len(known), -1) if counts else np.zeros((0, 0), np.int64)
+    def table(self, name: str, row: int) -> tuple[_Counts, _Counts]:
+        """Return one row of a name's counts over time: the ends [n] in tokens, and the counts [n, bins]."""
+        rows = self.rows.get(name, ())
+        counts = [each.counts[row] if row < len(each.counts) else np.zeros_like(each.counts[0]) for each in rows]
+        ends = np.array([each.tokens for each in rows], np.int64)
+        return ends, np.array(counts, np.int64).reshape(len(rows), -1) if counts else np.zeros((0, 0), np.int64)
 
 
-def _total(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    """The sum of counts that may lack rows at their end."""
+def _total(parts: list[_Counts]) -> _Counts:
+    """Return the sum of counts of which some have fewer rows."""
     total = np.zeros((max(len(part) for part in parts), parts[0].shape[1]), np.int64)
     for part in parts:
         total[: len(part)] += part

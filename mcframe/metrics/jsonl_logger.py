@@ -1,4 +1,4 @@
-"""Metrics as JSON lines: the record that every other view can be rebuilt from."""
+"""Logger of metrics as JSON lines: the complete record of a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ SUPERSEDED = "metrics.superseded.jsonl"
 
 
 class JsonlLogger(MetricLogger):
-    """Appends a line `{"tokens": .., "step": .., "time": .., <metrics>}` per call to `metrics.jsonl`, flushed.
+    """Appends a line `{"tokens": .., "step": .., "time": .., <metrics>}` to `metrics.jsonl` and flushes it.
 
-    time is in seconds since the epoch; a value that is not finite is written as null, which is what JSON has.
-    Lines behind the point of resumption (all of them at a fresh start) are about to be computed anew: they
-    move to `metrics.superseded.jsonl`, together with a line that a crash has torn.
+    `time` is in seconds since the epoch. A value that is not finite is written as null, because JSON has no NaN. At the
+    start, lines after the point of resumption (all lines of an earlier run) move to `metrics.superseded.jsonl`.
     """
 
     def __init__(self, run: RunStart) -> None:
@@ -29,8 +28,8 @@ class JsonlLogger(MetricLogger):
         self._file = self.path.open("a", encoding="utf-8")
 
     @property
-    def place(self) -> tuple[str, str]:
-        """Where this sink's record lies: a label and a path."""
+    def location(self) -> tuple[str, str]:
+        """A label and the file."""
         return "metrics", str(self.path)
 
     def write(self, tokens: int, step: int, metrics: Mapping[str, float]) -> None:
@@ -46,14 +45,17 @@ class JsonlLogger(MetricLogger):
 
 
 def supersede(path: Path, superseded: Path, resume_tokens: int | None) -> None:
-    """Move the lines of a record behind the point of resumption (None: all lines) to the end of another file."""
+    """Move the lines of `path` after `resume_tokens` (None: all lines) to the end of `superseded`.
+
+    Truncated and invalid lines move, too.
+    """
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    keep = [_reached(line, -1 if resume_tokens is None else resume_tokens) for line in lines]
+    keep = [_tokens(line) <= (-1 if resume_tokens is None else resume_tokens) for line in lines]
     if all(keep):
         return
-    # First copy, then replace: a crash in between leaves lines twice, never not at all.
+    # Copy first, then replace: a crash in between duplicates lines but loses none.
     with superseded.open("ab") as archive:
         archive.writelines(line.rstrip(b"\n") + b"\n" for line, kept in zip(lines, keep, strict=True) if not kept)
         archive.flush()
@@ -63,11 +65,9 @@ def supersede(path: Path, superseded: Path, resume_tokens: int | None) -> None:
     rest.replace(path)
 
 
-def _reached(line: bytes, resume_tokens: int) -> bool:
-    """Is this a whole line from at or before the resume point?"""
-    if not line.endswith(b"\n"):
-        return False
+def _tokens(line: bytes) -> float:
+    """Return the token count of a complete line, infinity for any other."""
     try:
-        return int(json.loads(line)["tokens"]) <= resume_tokens
+        return int(json.loads(line)["tokens"]) if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
-        return False
+        return math.inf

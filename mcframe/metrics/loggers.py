@@ -1,9 +1,10 @@
-"""Where telemetry goes: a file of JSON lines always, TensorBoard, wandb and plug-ins when asked for. Rank 0 only."""
+"""All loggers of a run: `metrics.jsonl` always; TensorBoard, wandb and plug-ins by choice. Rank 0 only."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,70 +19,66 @@ from mcframe.registry.plugins import last_line
 
 _log = logging.getLogger(__name__)
 
-Open = Callable[[RunStart], MetricLogger]
-
 
 class Loggers:
-    """Hands everything to each of several sinks, by name. Empty on ranks other than 0.
+    """Passes metrics to several loggers. Empty on ranks other than 0.
 
-    One that raises is named in a warning, closed, and left out from then on; `vital`, the record of the run, is not:
-    what it raises is passed on once the others have had their turn, and ends the run.
+    A logger that raises is closed and removed with one warning, and the run continues without it. Exceptions of the
+    required logger are raised after the other loggers have been called; they end the run.
+
+    Args:
+        loggers: by the name for messages.
+        required: name of the logger that must not fail.
     """
 
-    def __init__(self, loggers: Mapping[str, MetricLogger], vital: str = METRICS) -> None:
-        self._sinks, self._vital = dict(loggers), vital
+    def __init__(self, loggers: Mapping[str, MetricLogger], required: str = METRICS) -> None:
+        self._loggers, self._required = dict(loggers), required
         self._closed = False
 
     @property
-    def places(self) -> dict[str, str]:
-        """Label -> path, address or command, for the closing summary."""
+    def locations(self) -> dict[str, str]:
+        """Label -> path, address or command, for the summary of the run."""
         found: list[tuple[str, str]] = []
-        self._each(lambda sink: found.extend([sink.place] if sink.place else []))
+        self._each(lambda logger: found.extend([logger.location] if logger.location else []))
         return dict(found)
 
     def write(self, tokens: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics to every sink."""
-        self._each(lambda sink: sink.write(tokens, step, metrics))
+        """Write metrics to every logger."""
+        self._each(lambda logger: logger.write(tokens, step, metrics))
 
     def text(self, tokens: int, name: str, text: str) -> None:
-        """Hand a text to every sink."""
-        self._each(lambda sink: sink.text(tokens, name, text))
+        """Write a text to every logger."""
+        self._each(lambda logger: logger.text(tokens, name, text))
 
     def image(self, tokens: int, name: str, image: npt.NDArray[np.uint8]) -> None:
-        """Hand a picture [height, width, 3] to every sink."""
-        self._each(lambda sink: sink.image(tokens, name, image))
+        """Write an image [height, width, 3] to every logger."""
+        self._each(lambda logger: logger.image(tokens, name, image))
 
     def histogram(self, tokens: int, name: str, histogram: Histogram) -> None:
-        """Hand a distribution to every sink."""
-        self._each(lambda sink: sink.histogram(tokens, name, histogram))
+        """Write a histogram to every logger."""
+        self._each(lambda logger: logger.histogram(tokens, name, histogram))
 
     def close(self) -> None:
-        """Close every sink, once: what a failing run has closed stays so."""
+        """Close every logger, at the first call."""
         if not self._closed:
             self._closed = True
-            self._each(lambda sink: sink.close())
+            self._each(lambda logger: logger.close())
 
-    def _each(self, act: Callable[[MetricLogger], None]) -> None:
+    def _each(self, call: Callable[[MetricLogger], None]) -> None:
         fatal: Exception | None = None
-        for name, sink in list(self._sinks.items()):
+        for name, logger in list(self._loggers.items()):
             try:
-                act(sink)
-            except Exception as error:  # noqa: BLE001 - of the vital one it is raised below
-                if name == self._vital:
+                call(logger)
+            except Exception as error:  # noqa: BLE001 - third-party code and services may raise any exception
+                if name == self._required:
                     fatal = error
                     continue
-                del self._sinks[name]
-                _log.warning("%s failed, and the run goes on without it: %s", name, last_line(error))
-                _close_quietly(name, sink)
+                del self._loggers[name]
+                _log.warning("%s failed, and the run continues without it: %s", name, last_line(error))
+                with suppress(Exception):  # it has failed already, which has been reported
+                    logger.close()
         if fatal is not None:
             raise fatal
-
-
-def _close_quietly(name: str, sink: MetricLogger) -> None:
-    try:
-        sink.close()
-    except Exception as error:  # noqa: BLE001 - it has failed already, and that has been said
-        _log.debug("%s did not close either: %s", name, last_line(error))
 
 
 def open_loggers(
@@ -92,15 +89,22 @@ def open_loggers(
     wandb: str,
     config: dict[str, Any],
     resume_tokens: int | None,
-    others: Mapping[str, Open] | None = None,
+    others: Mapping[str, Callable[[RunStart], MetricLogger]] | None = None,
 ) -> Loggers:
-    """The sinks of a run.
+    """Open the loggers of a run.
 
-    wandb          `auto`, `online`, `offline` or `disabled`; a wandb that does not start costs a warning, no run
-    config         the operative configuration, for sinks that show it
-    resume_tokens  where the token clock goes on; None for a fresh start
-    others         what plug-ins offer, by the name that a message should have
-    Raises UserError for an unknown wandb mode, and whatever a plug-in's sink raises when it is opened: it is wanted.
+    Args:
+        run_dir: created if it is missing.
+        rank: ranks other than 0 have no loggers.
+        tensorboard: whether to write event files.
+        wandb: `auto`, `online`, `offline` or `disabled`; a wandb that does not start costs a warning, not the run.
+        config: the operative configuration, for loggers that show it.
+        resume_tokens: token count at which the run resumes; None for a fresh start.
+        others: factories of plug-ins, by the name for messages. Their exceptions are passed on, because the user has
+            chosen them.
+
+    Raises:
+        UserError: the wandb mode is unknown.
     """
     if rank != 0:
         return Loggers({})
@@ -108,13 +112,12 @@ def open_loggers(
     run_dir.mkdir(parents=True, exist_ok=True)
     start = RunStart(run_dir, config, resume_tokens)
     loggers: dict[str, MetricLogger] = {METRICS: JsonlLogger(start)}
-    for name, build in (others or {}).items():
-        loggers[name] = build(start)
+    loggers |= {name: build(start) for name, build in (others or {}).items()}
     if tensorboard:
         loggers["TensorBoard"] = TensorBoardLogger(start)
     if mode != "disabled":
         try:
             loggers["wandb"] = WandbLogger(start, mode)
-        except Exception as error:  # noqa: BLE001 - whatever a service raises, training does not depend on it
-            _log.warning("wandb (%s) did not start, the run goes on without it: %s", mode, error)
+        except Exception as error:  # noqa: BLE001 - a service may raise any exception, and training does not need it
+            _log.warning("wandb (%s) did not start, and the run continues without it: %s", mode, error)
     return Loggers(loggers)

@@ -1,55 +1,60 @@
-"""The latest metrics as a Prometheus text file, for clusters whose machines are watched already.
+"""Logger of the latest metrics as a Prometheus text file, for node_exporter's textfile collector.
 
-Format: https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format. node_exporter's textfile
-collector reads such files from the folder that its `--collector.textfile.directory` names.
+The collector reads the folder that `--collector.textfile.directory` names.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mcframe.errors import UserError
 from mcframe.hookspecs import MetricLogger, RunStart
+
+if TYPE_CHECKING:
+    from prometheus_client import Gauge
 
 FILE = "metrics.prom"
 
 
 class PrometheusLogger(MetricLogger):
-    """Writes the latest value of every metric to one file, `mcframe_train_loss{run="..."} 2.5`.
+    """Writes the latest value of every metric to one file: `mcframe_train_loss{run="quickstart"} 2.5`.
 
-    file    where; None = `metrics.prom` in the run directory. Runs of one machine need files of their own
-    prefix  of the names
+    Needs the extra `mcframe[prometheus]`.
+
+    Args:
+        run: start of the run.
+        file: path; None = `metrics.prom` in the run directory. Runs on one machine need different files.
+        prefix: prefix of the names.
     """
 
     def __init__(self, run: RunStart, *, file: str | None = None, prefix: str = "mcframe_") -> None:
+        try:
+            from prometheus_client import CollectorRegistry
+        except ImportError as error:
+            raise UserError(
+                "logger.prometheus: missing package prometheus_client", remedy="Run pip install 'mcframe[prometheus]'."
+            ) from error
         self._file = Path(file) if file else run.directory / FILE
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._prefix = prefix
-        name = run.directory.resolve().name
-        self._label = '{run="' + name.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") + '"}'
-        self._latest: dict[str, float] = {}
+        self._prefix, self._run = prefix, run.directory.resolve().name
+        self._registry = CollectorRegistry()
+        self._gauges: dict[str, Gauge] = {}
 
     @property
-    def place(self) -> tuple[str, str]:
+    def location(self) -> tuple[str, str]:
         """A label and the file."""
         return "Prometheus", str(self._file)
 
     def write(self, tokens: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Replace the file, which is whole at every moment."""
-        self._latest |= {**metrics, "tokens": tokens, "step": step}
-        lines = [f"{self._name(name)}{self._label} {_number(value)}\n" for name, value in sorted(self._latest.items())]
-        partial = self._file.with_name(f".{self._file.name}.partial")
-        partial.write_text("".join(lines), "utf-8")
-        os.replace(partial, self._file)
+        """Replace the file atomically."""
+        from prometheus_client import Gauge, write_to_textfile
 
-    def _name(self, metric: str) -> str:
-        return self._prefix + re.sub(r"[^a-zA-Z0-9_:]", "_", metric)
-
-
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "NaN"
-    return repr(float(value)) if math.isfinite(value) else ("+Inf" if value > 0 else "-Inf")
+        for metric, value in {**metrics, "tokens": tokens, "step": step}.items():
+            name = self._prefix + re.sub(r"[^a-zA-Z0-9_:]", "_", metric)
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(name, metric, ["run"], registry=self._registry)
+            self._gauges[name].labels(self._run).set(value)
+        write_to_textfile(str(self._file), self._registry)

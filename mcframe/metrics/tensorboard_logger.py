@@ -1,4 +1,4 @@
-"""Metrics and working contexts for TensorBoard, with dataset tokens as the x axis."""
+"""Logger for TensorBoard, with dataset tokens as the x axis."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ DIRECTORY = "tensorboard"
 
 
 def write_layout(directory: Path) -> Path:
-    """Write the dashboard alone, as one more event file of a folder of TensorBoard's. Returns the folder it is in.
+    """Write the dashboard alone, as another event file, and return its folder.
 
-    Of runs below `directory`, such as `RUN/tensorboard`, any may have it: TensorBoard shows it for all.
+    TensorBoard shows a dashboard for all runs below its log directory, so that one event file suffices.
+
+    Args:
+        directory: a run directory, or a folder of event files.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -31,12 +34,12 @@ def write_layout(directory: Path) -> Path:
 class TensorBoardLogger(MetricLogger):
     """Writes event files to `RUN/tensorboard`, and the dashboard, which TensorBoard shows under Custom Scalars.
 
-    On resumption TensorBoard is told to forget what lies behind that point (at a fresh start: everything), so that
-    the steps that are run again do not show twice.
+    On resumption, TensorBoard drops the events after that point (of an earlier run: all events), so that repeated steps
+    appear once.
     """
 
     def __init__(self, run: RunStart) -> None:
-        # Imported here: it takes a second, and only rank 0 of a run needs it.
+        # The import takes a second and is needed on rank 0 only.
         from torch.utils.tensorboard import SummaryWriter
 
         self._directory = run.directory / DIRECTORY
@@ -45,27 +48,27 @@ class TensorBoardLogger(MetricLogger):
         self._writer.add_custom_scalars(tensorboard_layout())
 
     @property
-    def place(self) -> tuple[str, str]:
+    def location(self) -> tuple[str, str]:
         """A label, and the command that shows the event files."""
         return "TensorBoard", f"tensorboard --logdir {shlex.quote(str(self._directory))}"
 
     def write(self, tokens: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Add one point to each metric's curve, at x = tokens."""
+        """Add one point to the curve of each metric, at x = tokens."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, global_step=tokens)
         self._writer.flush()
 
     def text(self, tokens: int, name: str, text: str) -> None:
-        """Show a text; indented, because TensorBoard reads Markdown and would run the lines together."""
+        """Add a text, indented as a code block of Markdown to keep its lines."""
         block = "\n".join(f"    {line}" for line in text.splitlines())
         self._writer.add_text(name, block, global_step=tokens)
 
     def image(self, tokens: int, name: str, image: npt.NDArray[np.uint8]) -> None:
-        """Show a picture."""
+        """Add an image."""
         self._writer.add_image(name, image, global_step=tokens, dataformats="HWC")
 
     def histogram(self, tokens: int, name: str, histogram: Histogram) -> None:
-        """Show a distribution; its sum and sum of squares are those of the bins' centres."""
+        """Add a histogram; its sum and sum of squares are those of the centres of the bins."""
         edges, counts = np.asarray(histogram.edges, np.float64), np.asarray(histogram.counts, np.float64)
         centres = (edges[1:] + edges[:-1]) / 2
         self._writer.add_histogram_raw(
@@ -75,5 +78,5 @@ class TensorBoardLogger(MetricLogger):
         )  # fmt: skip
 
     def close(self) -> None:
-        """Write what is left and close the event file."""
+        """Close the event file."""
         self._writer.close()

@@ -1,15 +1,14 @@
-"""Where the time of an optimizer step goes, measured without waiting for the device.
+"""Timers of the phases of an optimizer step. They do not wait for the device.
 
-On a GPU a phase is the time between two events in its stream, so idle gaps count, as they do for whoever waits; on a
-CPU it is the time between two readings of the clock. Every phase has its own pair: the whole step is timed beside
-them and not put together from them, so that their sum is a check. Phases never nest.
+On a GPU a phase is the time between two events in its stream, idle gaps included; on a CPU it is the time between two
+readings of the clock. Phases never nest. The step has a timer of its own, so that the sum of the phases is a check.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, cast
 
@@ -33,127 +32,138 @@ PHASES: dict[str, tuple[str, ...]] = {
     "backward": ("train/backward_ms",),
     "optimizer": ("train/optimizer_ms",),
 }
-"""The phases of a step, and the timers that each counts into. No two timers of one step but `mc/controller_ms` and
-`mc/overhead_ms` share a phase."""
+"""Phases of a step, and the timers to which each is added. Apart from `mc/controller_ms` and `mc/overhead_ms`, no two
+timers of a step have a phase in common."""
 
 PARTS = ("mc/build_ms", "mc/variant_ms", "mc/variant_pack_ms", "mc/lens_ms")
-"""What `mc/controller_ms` adds up. A step with variants reports all of them, 0 where it lacks the part."""
+"""The parts of `mc/controller_ms`. A step with variants has all of them, 0 for a missing part."""
 
 STEP, OTHER = "train/step_ms", "mc/other_ms"
 
 OTHER_PARTS = tuple(timer for timers in PHASES.values() for timer in timers if timer.startswith("train/"))
-"""What is timed on its own of `mc/other_ms`."""
+"""The measured parts of `mc/other_ms`."""
+
+DECLARED_METRICS = {
+    "mc/build_ms": ("ms", "lower", "building the node table"),
+    "mc/variant_ms": ("ms", "lower", "sampling variants, their forward pass and its loss"),
+    "mc/variant_pack_ms": ("ms", "lower", "gathering the variants' embeddings"),
+    "mc/lens_ms": ("ms", "lower", "LensNet's forward pass and loss"),
+    "mc/other_ms": ("ms", "lower", "train/step_ms without mc/controller_ms: the remainder of the step"),
+    "mc/controller_ms": ("ms", "lower", "build, variant, variant_pack and lens together"),
+    "mc/overhead_ms": ("ms", "lower", "time outside networks: sampling, packing, metrics, LensNet's bookkeeping"),
+    "train/step_ms": ("ms", "lower", "an optimizer step with its data, timed as one interval"),
+    "train/data_ms": ("ms", "lower", "part of mc/other_ms: waiting for sequences and moving them to the device"),
+    "train/base_ms": ("ms", "lower", "part of mc/other_ms: the uncompressed forward pass and its loss"),
+    "train/losses_ms": ("ms", "lower", "part of mc/other_ms: losses with forward passes of their own"),
+    "train/metrics_ms": ("ms", "lower", "part of mc/other_ms: computing and accumulating metrics"),
+    "train/backward_ms": ("ms", "lower", "part of mc/other_ms: the backward pass of all parts"),
+    "train/optimizer_ms": ("ms", "lower", "part of mc/other_ms: DeepSpeed's step"),
+}
 
 
 class Mark(Protocol):
-    """A moment. A `torch.cuda.Event` is one."""
+    """A moment on the device, such as a `torch.cuda.Event`."""
 
     def query(self) -> bool:
-        """Whether it has come; does not wait."""
+        """Return True if the device has reached the mark. Does not wait."""
 
     def synchronize(self) -> None:
-        """Wait for it."""
+        """Wait until the device has reached the mark."""
 
     def elapsed_time(self, end: Mark, /) -> float:
-        """Milliseconds from this mark to `end`; both have come."""
+        """Return the milliseconds from this mark to `end`; the device has reached both."""
 
 
 class HostMark:
-    """This moment, by the host's clock."""
+    """This moment on the host's clock; reached at once."""
 
     def __init__(self) -> None:
         self.seconds = time.perf_counter()
 
     def query(self) -> bool:
-        """It has come."""
+        """Return True."""
         return True
 
     def synchronize(self) -> None:
-        """It has come."""
+        """Return at once."""
 
     def elapsed_time(self, end: Mark, /) -> float:
-        """Milliseconds from this mark to `end`."""
+        """Return the milliseconds from this mark to `end`."""
         return 1000 * (cast(HostMark, end).seconds - self.seconds)
 
 
 def device_mark() -> Mark:
-    """A mark at the end of what the current CUDA stream has been given so far; does not wait."""
+    """Return a mark after the work that is queued in the current CUDA stream. Does not wait."""
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return cast(Mark, event)
 
 
 class Timers:
-    """The phases of this rank's steps, in milliseconds, added up until they are collected.
+    """Milliseconds in each phase of this rank's steps, added up until they are collected.
 
-    device  where the step runs, and where `collect` puts its tensors
-    mark    makes a mark at this moment; by default an event on a GPU, the host's clock elsewhere
+    Args:
+        device: device of the step and of the tensors that `collect` returns.
+        mark: makes a mark at this moment; by default a CUDA event on a GPU, else a `HostMark`.
     """
 
     def __init__(self, device: torch.device, mark: Callable[[], Mark] | None = None) -> None:
         self._device = device
         self._mark: Callable[[], Mark] = mark or (device_mark if device.type == "cuda" else HostMark)
-        self._waiting: deque[tuple[str, Mark, Mark]] = deque()
-        self._open = False
-        self._clear()
+        self._pending: deque[tuple[str, Mark, Mark]] = deque()
+        self._ms = defaultdict[str, float](float)
+        self._in_step, self._steps = False, 0
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Everything inside is one optimizer step."""
-        self._open, start = True, self._mark()
+        """Time an optimizer step."""
+        self._in_step, start = True, self._mark()
         try:
             yield
         finally:
-            self._open = False
-        self._waiting.append((STEP, start, self._mark()))
+            self._in_step = False
+        self._pending.append((STEP, start, self._mark()))
         self._steps += 1
-        # What has come by now is taken in, so that nothing piles up over a long interval.
-        while self._waiting and self._waiting[0][2].query():
-            self._take()
+        # Reading finished marks here keeps the queue short over a long interval.
+        while self._pending and self._pending[0][2].query():
+            self._add_next()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Everything inside counts to this phase of `PHASES`; outside a step it counts to none."""
-        if not self._open:
+        """Time a phase of `PHASES`; outside a step nothing is timed."""
+        if not self._in_step:
             yield
             return
         assert name in PHASES, name
         start = self._mark()
         yield
-        self._waiting.append((name, start, self._mark()))
+        self._pending.append((name, start, self._mark()))
 
     def collect(self) -> StepMetrics:
-        """What has been timed since the last call, a mean over steps and ranks by timer; nothing where no step was.
-
-        Waits for the last step: at the end of an interval only.
-        """
-        if self._waiting:
-            self._waiting[-1][2].synchronize()
-        while self._waiting:
-            self._take()
-        timers = _timers(self._sums)
+        """Return the timers since the last call as means over steps; empty without a step. Waits for the last step."""
+        if self._pending:
+            self._pending[-1][2].synchronize()
+        while self._pending:
+            self._add_next()
+        timers = _timers(self._ms)
         rows = torch.tensor([(ms, self._steps) for ms in timers.values()], dtype=torch.float64).reshape(-1, 2)
-        statistics = StepMetrics(means=dict(zip(timers, rows.to(self._device), strict=True)))
-        self._clear()
-        return statistics
-
-    def _take(self) -> None:
-        name, start, end = self._waiting.popleft()
-        self._sums[name] = self._sums.get(name, 0.0) + start.elapsed_time(end)
-
-    def _clear(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._ms.clear()
         self._steps = 0
+        return StepMetrics(means=dict(zip(timers, rows.to(self._device), strict=True)))
+
+    def _add_next(self) -> None:
+        name, start, end = self._pending.popleft()
+        self._ms[name] += start.elapsed_time(end)
 
 
-def _timers(phases: dict[str, float]) -> dict[str, float]:
-    """Timers in ms from the sums of the phases; those of working contexts only where there were some."""
-    varied = any(_CONTROLLER in PHASES.get(phase, ()) for phase in phases)
-    timers = dict.fromkeys(PARTS, 0.0) if varied else {}
+def _timers(phases: Mapping[str, float]) -> dict[str, float]:
+    """Return timers in ms from the sums of the phases; those of working contexts only for steps with variants."""
+    with_variants = any(_CONTROLLER in PHASES.get(phase, ()) for phase in phases)
+    timers = dict.fromkeys(PARTS, 0.0) if with_variants else {}
     for phase, ms in phases.items():
         for timer in PHASES.get(phase, (phase,)):
-            if varied or not timer.startswith("mc/"):
+            if with_variants or not timer.startswith("mc/"):
                 timers[timer] = timers.get(timer, 0.0) + ms
-    if varied:
+    if with_variants:
         timers[OTHER] = phases[STEP] - timers[_CONTROLLER]
     return timers

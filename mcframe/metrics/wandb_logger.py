@@ -1,4 +1,4 @@
-"""Metrics for Weights & Biases, offline unless the user is logged in."""
+"""Logger for Weights & Biases; offline unless the user is logged in."""
 
 from __future__ import annotations
 
@@ -19,15 +19,8 @@ from mcframe.hookspecs import Histogram, MetricLogger, RunStart
 
 Mode = Literal["online", "offline", "disabled"]
 
-_MODES: dict[str, Mode] = {
-    "online": "online",
-    "offline": "offline",
-    "disabled": "disabled",
-    # what wandb used to call them
-    "run": "online",
-    "dryrun": "offline",
-}
-_AUTO = "auto"
+_MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
+_MODES |= {"run": "online", "dryrun": "offline"}  # older names in WANDB_MODE
 RUN_ID = "wandb_run_id.txt"
 _AXIS = "train/tokens"
 _log = logging.getLogger(__name__)
@@ -36,9 +29,12 @@ _log = logging.getLogger(__name__)
 class WandbLogger(MetricLogger):
     """A wandb run whose x axis is `train/tokens`.
 
-    mode is `online` or `offline`. The run's id lies in the run directory, so that a resumed run continues the same
-    curves; rows carry the optimizer step, which tells wandb when a step is run a second time.
-    Raises whatever wandb raises where it cannot start.
+    The id of the run is kept in the run directory, so that a resumed run continues its curves. Rows carry the optimizer
+    step, with which wandb recognises repeated steps. Exceptions of wandb at the start are passed on.
+
+    Args:
+        run: start of the run.
+        mode: `online` or `offline`.
     """
 
     def __init__(self, run: RunStart, mode: Mode) -> None:
@@ -56,62 +52,69 @@ class WandbLogger(MetricLogger):
             resume="allow",
             config=dict(run.config),
             allow_val_change=True,  # a run may be resumed with other settings
-            # A dead network holds up neither the start nor the end for long; what is not uploaded stays on disk.
+            # Without a network neither start nor end may take long; data that is not uploaded stays on disk.
             settings=wandb.Settings(silent=True, console="off", init_timeout=30.0, finish_timeout=120.0),
         )
         self._run.define_metric(_AXIS)
         self._run.define_metric("*", step_metric=_AXIS)
 
     @property
-    def place(self) -> tuple[str, str]:
-        """A label, and the run's address or the command that uploads an offline run."""
+    def location(self) -> tuple[str, str]:
+        """A label, and the address of the run or the command that uploads an offline run."""
         if self._offline is None:
             return "wandb", str(self._run.url)
         return "wandb (offline)", f"wandb sync {shlex.quote(str(self._offline))}/offline-run-*-{self._run.id}"
 
     def write(self, tokens: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a row; two of the same step become one."""
+        """Add a row; wandb merges two rows of the same step."""
         self._run.log({**metrics, _AXIS: tokens}, step=step)
 
     def text(self, tokens: int, name: str, text: str) -> None:
-        """Show a text, with the row of the latest step."""
+        """Add a text to the row of the latest step."""
         page = f'<meta charset="utf-8"><pre>{html.escape(text)}</pre>'
         self._run.log({name: self._html(page)}, commit=False)
 
     def image(self, tokens: int, name: str, image: npt.NDArray[np.uint8]) -> None:
-        """Show a picture, with the row of the latest step."""
+        """Add an image to the row of the latest step."""
         self._run.log({name: self._image(image, caption=f"{tokens:,} tokens")}, commit=False)
 
     def histogram(self, tokens: int, name: str, histogram: Histogram) -> None:
-        """Show a distribution, with the row of the latest step."""
+        """Add a histogram to the row of the latest step."""
         bins = (np.asarray(histogram.counts), np.asarray(histogram.edges))
         self._run.log({name: self._histogram(np_histogram=bins)}, commit=False)
 
     def close(self) -> None:
-        """Finish the run: upload what is left, or close the offline file."""
+        """Upload the rest, or close the offline file."""
         self._run.finish()
 
 
 def resolve_mode(mode: str) -> Mode:
-    """`online`, `offline` or `disabled` for a mode that may be `auto`. No network, no prompt.
+    """Return `online`, `offline` or `disabled` without network access or a prompt.
 
-    `auto` is what WANDB_MODE says; where it says nothing, online for a user who is logged in, else offline.
-    Raises UserError for any other mode.
+    Args:
+        mode: one of these or `auto`, which takes the mode from WANDB_MODE. Without this variable, `auto` is online for
+            a user who is logged in, else offline.
+
+    Raises:
+        UserError: the mode is unknown.
     """
-    asked, source = mode, "telemetry's wandb mode"
-    if mode == _AUTO:
-        asked, source = os.environ.get("WANDB_MODE", ""), "WANDB_MODE"
-        if not asked:
+    source = "logging.wandb"
+    if mode == "auto":
+        source, mode = "WANDB_MODE", os.environ.get("WANDB_MODE", "")
+        if not mode:
             return "online" if _logged_in() else "offline"
-    if asked not in _MODES:
-        raise UserError(f"{source} is {asked!r}", remedy="use auto, online, offline or disabled")
-    return _MODES[asked]
+    if mode not in _MODES:
+        raise UserError(
+            f"{source}: expected auto, online, offline or disabled, got {mode!r}.",
+            remedy=f"Set {source} to auto, online, offline or disabled.",
+        )
+    return _MODES[mode]
 
 
 def _logged_in() -> bool:
     import wandb
 
-    # Silent also keeps login from asking the server for the user's name.
+    # Silent also keeps `login` from requesting the user's name from the server.
     wandb.setup(wandb.Settings(silent=True))
     try:
         return bool(wandb.login(prompt=False, verify=False))
@@ -121,7 +124,7 @@ def _logged_in() -> bool:
 
 
 def _run_id(path: Path, resume_tokens: int | None) -> str:
-    """The id of the run that is resumed, or a new one."""
+    """Return the id of the resumed run, or write and return a new id."""
     if resume_tokens is not None and path.exists():
         return path.read_text(encoding="utf-8").strip()
     run_id = secrets.token_hex(4)

@@ -39,7 +39,7 @@ def s2_others(plugin: PluginUnderTest) -> None:
 def s3_place(plugin: PluginUnderTest) -> None:
     """The closing summary prints it."""
     sink = plugin.build()
-    place: Any = sink.place
+    place: Any = sink.location
     sink.close()
     pair = isinstance(place, tuple) and len(place) == 2 and all(isinstance(each, str) and each for each in place)
     expect(place is None or pair, f"place is {place!r}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mcframe.context.delta_nll import PairedNLL, delta_metrics, pair_nll
 from mcframe.context.focus_ops import block_means
-from mcframe.context.step_histograms import context_tallies, lens_tallies
+from mcframe.context.step_histograms import context_histograms, lens_histograms
 from mcframe.context.step_metrics import StepMetrics, masked_sum
 from mcframe.context.substitutions import drop_gists
 from mcframe.context.working_context import WorkingContext, build_context, gather_embeddings, raw_context
@@ -173,12 +173,12 @@ class TrainStep(nn.Module):
 
     def _variant_metrics(self, variants: VariantPass, seeds: Tensor) -> StepMetrics:
         with self.model.timed("metrics"):
-            metrics = delta_metrics(variants.paired) | context_tallies(variants.paired)
+            metrics = delta_metrics(variants.paired) | context_histograms(variants.paired)
         if variants.lens is not None:
             with self.model.timed("lens bookkeeping"):
                 lens = variants.lens
                 metrics |= lens_metrics(lens, variants.paired)
-                metrics |= lens_tallies(lens.scores, lens.prefix, variants.paired, seeds)
+                metrics |= lens_histograms(lens.scores, lens.prefix, variants.paired, seeds)
         return metrics
 
 

@@ -19,13 +19,12 @@ from mcframe.data.loader import Loader
 from mcframe.errors import UserError
 from mcframe.evaluation.runner import headlines
 from mcframe.hookspecs import RunInfo
-from mcframe.metrics.accumulator import Accumulator, read_back
+from mcframe.metrics.accumulator import Accumulator, Reading
 from mcframe.metrics.context_text import colored, key, strip
 from mcframe.metrics.figure_recorder import FigureRecorder
 from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.progress import Progress
 from mcframe.metrics.summary import summarise, summary_table, write_summary
-from mcframe.metrics.tally import Reading, Tally
 from mcframe.metrics.timers import Timers
 from mcframe.registry.plugins import Lifecycle, last_line
 from mcframe.training import checkpoints
@@ -63,7 +62,7 @@ class Trainer:
         self.loggers, self.hooks, self.device = loggers, hooks, device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.clock = TrainState(run_config.batch_tokens, run_config.steps)
-        self.accumulator, self.tally = Accumulator(device), Tally(device)
+        self.accumulator = Accumulator(device)
         self.timers = Timers(device)
         engine.time_with(self.timers.phase)
         self.weight_change = UpdateRatio(engine.step, device)
@@ -156,7 +155,6 @@ class Trainer:
                 loss, statistics = self.engine(StepBatch(tokens, seeds, length, loss_mask))
                 with timed("metrics"):
                     self.accumulator.add(statistics)
-                    self.tally.add(statistics)
                 self.engine.backward_and_step(loss)
             self.engine.step.after_step()
         self._loss = loss.detach()
@@ -198,7 +196,8 @@ class Trainer:
             norm = norm.to(self.device, torch.float64)
             self.accumulator.add(StepMetrics(means={"train/grad_norm": torch.stack((norm, torch.ones_like(norm)))}))
         # Waits for the device, so that the stopwatch below measures finished work.
-        metrics, reading = read_back(self.accumulator, self.tally)
+        reading = self.accumulator.read()
+        metrics = reading.metrics
         metrics |= self._interval.metrics(lambda note: self.progress.message(Text(note, style="yellow")))
         metrics |= {
             "train/lr": self._learning_rate,
@@ -207,7 +206,6 @@ class Trainer:
             "train/grad_accum_steps": float(self.engine.accumulation),
             "mc/grad_accum_steps": float(self.engine.accumulation),
         }
-        metrics |= self.weight_change.norms(metrics)
         self._check_finite(metrics["train/loss"])  # reduced over ranks, so all of them stop here together
         self._publish(metrics)
         self._keep(reading)
@@ -250,7 +248,7 @@ class Trainer:
             self.progress.message(line)
         plain = [key(tree).plain, *(name + strip(row, tree) for name, row in lines)]
         self.loggers.text(self.clock.tokens, "working_contexts", "\n".join(plain))
-        self._keep(Reading({"mc/blocks/lens": blocks_by_lod(chosen, tree.levels).numpy()}, {}))
+        self._keep(Reading(counts={"mc/blocks/lens": blocks_by_lod(chosen, tree.levels).numpy()}))
         return {"mc/focus_iterations": rounds}
 
     def _evaluate(self) -> None:
@@ -263,7 +261,7 @@ class Trainer:
 
     def _keep(self, reading: Reading) -> None:
         if self.album is not None:
-            self.album.take(self.clock.tokens, self.clock.step, reading)
+            self.album.record(self.clock.tokens, self.clock.step, reading)
 
     def _sample(self) -> None:
         self.engine.wrapped.eval()
@@ -296,7 +294,7 @@ class Trainer:
         }  # fmt: skip
         self.accumulator.add(self.timers.collect())
         own = {
-            "accumulator": self.accumulator.state(), "tally": self.tally.state(), "weights": self.weight_change.state(),
+            "accumulator": self.accumulator.state(), "weights": self.weight_change.state(),
         }  # fmt: skip
         path = checkpoints.save(
             self.engine, self.plan.directory, self._clock_settings(), shared, own, self.run_config.cadence.keep
@@ -327,7 +325,6 @@ class Trainer:
         self.loader.restore(shared["loader"])
         self.accumulator.restore(own["accumulator"])
         self.weight_change.restore(own.get("weights"))
-        self.tally.restore(own.get("tally"))
         self.hooks.checkpoint_loaded(self._info(), checkpoint.path)
 
     # ---- the end ---------------------------------------------------------------------------------
@@ -335,13 +332,13 @@ class Trainer:
         places: dict[str, str | Path] = {}
         if saved is not None:
             places["checkpoint"] = saved
-        places |= self.loggers.places
+        places |= self.loggers.locations
         if self.album is not None:
-            places |= self.album.places
+            places |= self.album.locations
         places["operative config"] = self.plan.directory / OPERATIVE
         summary = summarise(
             status=status, tokens=self.clock.tokens, steps=self.clock.step, session_tokens=tokens,
-            session_seconds=seconds, first=self.first, last=self.last, places=places,
+            session_seconds=seconds, first=self.first, last=self.last, locations=places,
         )  # fmt: skip
         if self.rank == 0:
             write_summary(self.plan.directory, summary)

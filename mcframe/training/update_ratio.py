@@ -7,9 +7,6 @@ that this rank holds; memory and time depend on the number of tensors, not on th
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -48,8 +45,8 @@ class UpdateRatio:
     def collect(self) -> StepMetrics:
         """How far weights have moved since the last call, for the accumulator: nothing is read back here.
 
-        The square of `train/update_ratio/MODULE`, as means: a rank's [squares of changes, squares of weights], the
-        larger of then and now. Estimated from the sample, and 0 exactly where none of its elements has moved.
+        `train/update_ratio/MODULE` as roots: a rank's [squares of changes, squares of weights], the larger of then and
+        now. Estimated from the sample, and 0 exactly where none of its elements has moved.
         """
         now = self._sample()
         squares = torch.stack([(now - self._before).square(), self._before.square(), now.square()])
@@ -58,11 +55,7 @@ class UpdateRatio:
         weights = torch.maximum(sums[1], sums[2])
         # Weights that are and stay 0 have not moved, and a rank that holds none adds nothing to the others' sum.
         pairs = torch.stack([sums[0], weights.clamp(min=NOTHING)], dim=1)
-        return StepMetrics(means=dict(zip(self.names, pairs, strict=True)))
-
-    def norms(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """From the squares that the accumulator read back to norms."""
-        return {name: math.sqrt(metrics[name]) for name in self.names if name in metrics}
+        return StepMetrics(roots=dict(zip(self.names, pairs, strict=True)))
 
     def state(self) -> Tensor:
         """The sample that the next one is compared with, on the host."""

@@ -17,6 +17,11 @@ from mcframe.context.working_context import WorkingContext
 from mcframe.errors import require
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
+DECLARED_METRICS = {
+    "mc/attribution_agreement":
+        ("fraction", "higher", "mc/preference_agreement of scores of the uncompressed context, summed over blocks"),
+}  # fmt: skip
+
 
 class Attribution(Loss):
     """softplus(-margin * max(1, m) / temperature) * tanh(m), where the margin is a sum of block scores.

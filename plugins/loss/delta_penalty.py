@@ -7,6 +7,10 @@ import torch
 from mcframe.context.step_metrics import StepMetrics, masked_mean, masked_sum
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
+DECLARED_METRICS = {
+    "mc/gist_delta_penalty": ("nats", "lower", "ΔNLL penalty: mean of relu(mean delta of a variant)"),
+}
+
 
 class DeltaPenalty(Loss):
     """relu(mean NLL of the variant - mean uncompressed NLL, detached), in nats, averaged over variants.

@@ -9,6 +9,10 @@ from mcframe.context.substitutions import scatter_to_targets
 from mcframe.errors import require
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
+DECLARED_METRICS = {
+    "mc/gist_kl": ("nats", "lower", "KL divergence from the baseline's prediction to the variant's"),
+}
+
 
 class Distillation(Loss):
     """Weighted mean KL(uncompressed, detached ‖ variant) in nats over paired targets, averaged over variants.

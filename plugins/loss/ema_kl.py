@@ -15,6 +15,10 @@ from mcframe.context.step_metrics import StepMetrics, masked_mean, masked_sum
 from mcframe.errors import require
 from mcframe.hookspecs import LensNet, Loss, LossTerm, ModelShape, StepView
 
+DECLARED_METRICS = {
+    "mc/ema_kl": ("nats", "neither", "KL divergence of LensNet's policy from that of its EMA copy"),
+}
+
 
 class EMAKL(Loss):
     """KL in nats of LensNet's policy from its EMA's, averaged over the blocks that can change.

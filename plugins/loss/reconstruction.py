@@ -18,6 +18,10 @@ from mcframe.context.working_context import build_context
 from mcframe.errors import UserError, require
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
+DECLARED_METRICS = {
+    "mc/reconstruction_loss": ("nats", "lower", "NLL of a block's tokens predicted from its gist alone"),
+}
+
 _SALT = 0x7265636F  # different from the draw of the variants
 
 

@@ -15,14 +15,14 @@ pytestmark = pytest.mark.launcher
 
 ROOT_SUPPORT = Path(__file__).resolve().parents[1] / "support"
 WATCHER = ROOT_SUPPORT / "outside_watcher.py"
-NAMED = ("data", "base", "objectives", "metrics", "backward", "optimizer")
+NAMED = ("data", "base", "losses", "metrics", "backward", "optimizer")
 """What `mc/other_ms` is made of, each timed on its own."""
 
 
 ELSEWHERE = {
     "train/mfu", "train/hfu", "train/memory_gib_max",  # need a GPU
     "mc/adv_delta_undefined", "mc/preference_corr_undefined",  # where something is undefined
-    "loss/{objective}", "loss/{objective}/{figure}",  # of plug-ins that are not chosen here
+    "loss/{loss}", "loss/{loss}/{figure}",  # of plug-ins that are not chosen here
 }  # fmt: skip
 """What this run need not log, besides evaluations."""
 
@@ -72,7 +72,7 @@ def test_phases_timed_on_their_own_sum_to_the_step(watched):
 def test_a_logging_interval_is_read_back_once(watched):
     edges = []
     for metrics, seen in watched:
-        edges += [read for read in seen["reads"] if read.startswith("tallies.py")]
+        edges += [read for read in seen["reads"] if read.startswith("step_histograms.py")]
         assert [read.split()[-1] for read in seen["reads"] if read not in edges] == ["cpu"], seen["reads"]
         assert metrics["train/grad_norm"] > 0
     assert len(edges) <= 2  # of the histograms' two scales: tensors of the host, looked at once in a run

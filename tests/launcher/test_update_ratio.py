@@ -64,7 +64,7 @@ def read(change):
     """What a run logs of it."""
     accumulator = Accumulator()
     accumulator.add(change.collect())
-    return change.norms(accumulator.read())
+    return accumulator.read().metrics
 
 
 @settings(max_examples=25, deadline=None)
@@ -112,7 +112,7 @@ def test_padding_of_a_partition_is_no_weight(size):
             setattr(model["part"].weight, name, value)
         change = UpdateRatio(model)
         model["part"].weight.ds_tensor += 0.5
-        moved = change.collect().means[METRIC + "part"]
+        moved = change.collect().roots[METRIC + "part"]
         sums += moved
         own = padded[rank][padded[rank].isfinite()].double()
         wanted += max(own.square().sum(), (own + 0.5).square().sum()).item()
@@ -160,7 +160,7 @@ def test_modules_that_nothing_connects_are_found_in_a_real_run(launches, tmp_pat
     assert all("has never moved" in line for line in finding.evidence)
     assert "unmoved_weights" not in {each.rule for each in unjudged}
     # GistNet is frozen, so nobody expects it to move; of what trains, everything else does.
-    changes = {name: values for name, values in read_run(run.run_dir).series.items() if "weight_change" in name}
+    changes = {name: values for name, values in read_run(run.run_dir).series.items() if "update_ratio" in name}
     assert not any("gistnet" in name for name in changes)
     assert all((v.means > 0).all() for n, v in changes.items() if not n.endswith((".cut", ".spare")))
     assert len(changes) == 12

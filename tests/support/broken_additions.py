@@ -220,7 +220,7 @@ class WantsFullBins(Keeps):
 class SaysOnlyWhere(Keeps):
     """A place without a label."""
 
-    place = "metrics.txt"
+    location = "metrics.txt"
 
 
 @breaks("S4", "logger")

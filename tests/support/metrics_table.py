@@ -1,4 +1,4 @@
-"""The table of docs/metrics.md, made from the catalogue. Run this file to write it into the page."""
+"""Write the table of docs/metrics.md from the catalogue: `python tests/support/metrics_table.py`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _BETWEEN = re.compile(r"(<!-- table -->\n).*?(<!-- end of table -->)", re.S)
 
 
 def table() -> str:
-    """Markdown, a row a metric, in the order of the catalogue."""
+    """Return a Markdown table with a row for each metric, in the order of the catalogue."""
     rows = [f"| `{m.name}` | {m.unit} | {m.better} | {m.meaning} |" for m in CATALOGUE]
     return "\n".join(["| name | unit | better | meaning |", "| --- | --- | --- | --- |", *rows, ""])
 
 
 def with_table(page: str) -> str:
-    """The page with the table in its place."""
-    text, places = _BETWEEN.subn(lambda found: found[1] + table() + found[2], page)
-    assert places == 1, "docs/metrics.md needs one pair of table marks"
+    """Return the page with the current table."""
+    text, count = _BETWEEN.subn(lambda found: found[1] + table() + found[2], page)
+    assert count == 1, "docs/metrics.md: expected one pair of table marks"
     return text
 
 

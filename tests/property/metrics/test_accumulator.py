@@ -1,3 +1,5 @@
+"""The accumulator against numpy and plain sums; without host synchronisation, over checkpoints and over ranks."""
+
 import io
 import math
 import traceback
@@ -11,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mcframe.context.step_histograms import MAX_POINTS, NO_POINT, top_points
 from mcframe.context.step_metrics import StepMetrics
-from mcframe.metrics.accumulator import Accumulator
+from mcframe.metrics.accumulator import Accumulator, Reading
+
+FIELDS = ("means", "roots", "sums", "samples", "moments", "counts", "points")
 
 
 def micro_batch(seed, pairs=3, gists=True):
-    """StepMetrics as a step makes them: float32 means, some samples undefined, float64 moments."""
+    """Make StepMetrics like those of a step: float32 means, undefined samples, float64 moments and points."""
     rng = torch.Generator().manual_seed(seed)
     x, y = torch.randn(2, 20, generator=rng, dtype=torch.float64)
     samples = torch.randn(pairs, generator=rng)
@@ -25,11 +30,19 @@ def micro_batch(seed, pairs=3, gists=True):
     if gists:
         means["mc/gist_entry_delta/1"] = torch.tensor([torch.randn((), generator=rng), 4.0])
     sums = torch.stack((torch.tensor(20.0, dtype=torch.float64), x.sum(), y.sum(), x @ x, y @ y, x @ y))
+    points = torch.rand(80, 4, generator=rng, dtype=torch.float64)
+    points[torch.rand(80, generator=rng) < 0.5, 0] = NO_POINT
     return StepMetrics(
         means=means,
+        roots={"train/update_ratio/gpt": torch.rand(2, generator=rng, dtype=torch.float64)},
         samples={"mc/adv_delta": samples, "mc/preference_corr": samples.tanh()},
         moments={"mc/pref_span_corr": sums},
         sums={"mc/preference_pair_count": torch.tensor(float(pairs))},
+        counts={
+            "mc/lens_score": torch.randint(0, 9, (2, 40), generator=rng),
+            "mc/variant_delta": torch.randint(0, 3, (1, 61), generator=rng),
+        },
+        points={"mc/spans": top_points(points)},
     )
 
 
@@ -40,31 +53,46 @@ def filled(seeds, **options):
     return accumulator
 
 
+def read_one(**metrics):
+    accumulator = Accumulator()
+    accumulator.add(StepMetrics(**metrics))
+    return accumulator.read()
+
+
+def assert_same(a: Reading, b: Reading, rel=0.0):
+    assert a.metrics == (pytest.approx(b.metrics, rel=rel) if rel else b.metrics)
+    for x, y in ((a.counts, b.counts), (a.points, b.points)):
+        assert x.keys() == y.keys()
+        assert all(np.array_equal(x[name], y[name]) for name in x)
+
+
 # ---- oracles -------------------------------------------------------------------------------------
 floats = st.floats(-100, 100, width=32)
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(floats, st.integers(0, 1000)), min_size=1, max_size=8))
-def test_a_mean_is_the_sum_over_the_count(parts):
+@given(st.lists(st.tuples(st.floats(0, 100, width=32), st.integers(0, 1000)), min_size=1, max_size=8))
+def test_means_and_roots(parts):
     accumulator = Accumulator()
     for total, count in parts:
-        accumulator.add(StepMetrics(means={"train/loss": torch.tensor([total, float(count)])}))
-    metrics = accumulator.read()
+        pair = torch.tensor([total, float(count)])
+        accumulator.add(StepMetrics(means={"train/loss": pair}, roots={"train/update_ratio/gpt": pair}))
+    metrics = accumulator.read().metrics
     count = sum(count for _, count in parts)
     if count == 0:
         assert metrics == {}
     else:
-        assert metrics["train/loss"] == pytest.approx(math.fsum(total for total, _ in parts) / count, abs=1e-9)
+        mean = math.fsum(total for total, _ in parts) / count
+        assert metrics["train/loss"] == pytest.approx(mean, abs=1e-9)
+        assert metrics["train/update_ratio/gpt"] == pytest.approx(math.sqrt(mean), abs=1e-9)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.lists(floats | st.just(math.nan), min_size=2, max_size=2), min_size=1, max_size=12))
-def test_samples_read_back_as_numpy_computes_them(parts):
+def test_samples_equal_numpy(parts):
     accumulator = Accumulator()
     for values in parts:
         accumulator.add(StepMetrics(samples={"mc/adv_delta": torch.tensor(values)}))
-    metrics = accumulator.read()
     values = np.array(parts, dtype=np.float32).astype(np.float64).ravel()
     defined = values[~np.isnan(values)]
     expected = {}
@@ -76,12 +104,12 @@ def test_samples_read_back_as_numpy_computes_them(parts):
         }
     if defined.size < values.size:
         expected["mc/adv_delta_undefined"] = values.size - defined.size
-    assert metrics == pytest.approx(expected, abs=1e-9)
+    assert accumulator.read().metrics == pytest.approx(expected, abs=1e-9)
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(floats, floats), min_size=0, max_size=20), st.integers(1, 4))
-def test_moments_read_back_as_numpys_correlation(pairs, chunk):
+def test_moments_equal_numpy(pairs, chunk):
     accumulator = Accumulator()
     for start in range(0, max(len(pairs), 1), chunk):
         x, y = torch.tensor(pairs[start : start + chunk], dtype=torch.float64).reshape(-1, 2).T
@@ -89,9 +117,9 @@ def test_moments_read_back_as_numpys_correlation(pairs, chunk):
         accumulator.add(
             StepMetrics(moments={"mc/pref_span_corr": torch.stack((n, x.sum(), y.sum(), x @ x, y @ y, x @ y))})
         )
-    metrics = accumulator.read()
+    metrics = accumulator.read().metrics
     table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-    # "Constant" up to rounding: between the two thresholds either answer is right.
+    # "Constant" up to rounding: between the two thresholds either answer is correct.
     spread = [(column.std() / max(np.sqrt((column**2).mean()), 1e-300)) if len(pairs) else 0.0 for column in table.T]
     if len(pairs) < 2 or min(spread) < 1e-8:
         assert metrics == {}
@@ -99,31 +127,27 @@ def test_moments_read_back_as_numpys_correlation(pairs, chunk):
         assert metrics["mc/pref_span_corr"] == pytest.approx(np.corrcoef(table.T)[0, 1], abs=1e-6)
 
 
-def test_a_constant_side_has_no_correlation_in_spite_of_rounding():
-    accumulator = Accumulator()
+def test_constant_values_have_no_correlation_despite_rounding():
     x, y = torch.full((1000,), 0.1, dtype=torch.float64), torch.randn(1000, dtype=torch.float64)
     n = torch.tensor(1000.0, dtype=torch.float64)
-    accumulator.add(StepMetrics(moments={"mc/pref_span_corr": torch.stack((n, x.sum(), y.sum(), x @ x, y @ y, x @ y))}))
-    assert accumulator.read() == {}
+    moments = {"mc/pref_span_corr": torch.stack((n, x.sum(), y.sum(), x @ x, y @ y, x @ y))}
+    assert read_one(moments=moments).metrics == {}
 
 
-def test_the_names_that_are_read_back():
-    metrics = filled(range(8)).read()
-    assert set(metrics) == {
-        "train/loss_lod0",
-        "mc/gist_entry_delta/1",
-        "mc/preference_pair_count",
-        "mc/adv_delta_mean",
-        "mc/adv_delta_p95",
-        "mc/adv_delta_std",
-        "mc/adv_delta_undefined",
-        "mc/preference_corr_mean",
-        "mc/preference_corr_max",
-        "mc/preference_corr_min",
-        "mc/preference_corr_undefined",
-        "mc/pref_span_corr",
-    }
-    assert metrics["mc/preference_pair_count"] == 24.0
+def test_counts_are_sums_and_points_those_of_highest_priority():
+    reading = filled(range(5)).read()
+    parts = [micro_batch(seed) for seed in range(5)]
+    for name in ("mc/lens_score", "mc/variant_delta"):
+        assert np.array_equal(reading.counts[name], sum(part.counts[name].numpy() for part in parts))
+    every = sorted((row for part in parts for row in part.points["mc/spans"].tolist() if row[0] >= 0), reverse=True)
+    assert len(every) > MAX_POINTS
+    assert reading.points["mc/spans"].tolist() == [row[1:] for row in every[:MAX_POINTS]]
+
+
+def test_rows_without_a_point_are_dropped():
+    points = torch.tensor([[NO_POINT, 9.0, 9.0, 9.0], [5.0, 0.1, 0.2, 1.0], [0.0, 0.3, 0.4, 2.0]]).double()
+    found = read_one(points={"mc/spans": points}).points["mc/spans"]
+    assert found == pytest.approx(np.array([[0.1, 0.2, 1.0], [0.3, 0.4, 2.0]]))
 
 
 def test_micro_batches_may_hold_different_names():
@@ -131,7 +155,7 @@ def test_micro_batches_may_hold_different_names():
     accumulator.add(micro_batch(0))
     accumulator.add(micro_batch(1, gists=False))
     accumulator.add(micro_batch(2))
-    metrics = accumulator.read()
+    metrics = accumulator.read().metrics
     losses = [micro_batch(seed).means["train/loss_lod0"][0].item() for seed in (0, 2)]
     losses.append(micro_batch(1, gists=False).means["train/loss_lod0"][0].item())
     assert metrics["train/loss_lod0"] == pytest.approx(sum(losses) / 51, rel=1e-12)
@@ -139,29 +163,35 @@ def test_micro_batches_may_hold_different_names():
     assert metrics["mc/gist_entry_delta/1"] == pytest.approx(sum(gists) / 8, rel=1e-12)
 
 
-def test_reading_begins_a_new_interval():
+def test_reading_starts_a_new_interval():
     accumulator = filled([1, 2])
     accumulator.read()
-    assert accumulator.read() == {}
+    assert_same(accumulator.read(), Reading())
     accumulator.add(micro_batch(3))
-    assert accumulator.read() == filled([3]).read()
+    accumulator.add(StepMetrics())
+    assert_same(accumulator.read(), filled([3]).read())
 
 
-def test_what_is_added_is_copied():
-    accumulator = Accumulator()
-    statistics = micro_batch(0)
-    accumulator.add(statistics)
-    for kind in (statistics.means, statistics.samples, statistics.moments, statistics.sums):
-        for tensor in kind.values():
-            tensor.fill_(1e9)  # as a CUDA graph overwrites its outputs
-    assert accumulator.read() == filled([0]).read()
+def test_add_copies_tensors():
+    accumulator, metrics = Accumulator(), micro_batch(0)
+    accumulator.add(metrics)
+    for name in FIELDS:
+        for tensor in getattr(metrics, name).values():
+            tensor.fill_(99)  # as a CUDA graph overwrites its outputs
+    assert_same(accumulator.read(), filled([0]).read())
 
 
 def test_long_intervals_stay_exact():
     accumulator = Accumulator()
     for _ in range(3000):
         accumulator.add(StepMetrics(means={"train/loss": torch.tensor([0.1, 1.0])}))
-    assert accumulator.read()["train/loss"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
+    assert accumulator.read().metrics["train/loss"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
+
+
+def test_counts_and_points_do_not_grow_with_time():
+    held = {tuple(key): value.shape for key, value in filled(range(40)).state()["held"]}
+    assert held["points", "mc/spans"] == (MAX_POINTS, 4)
+    assert held["counts", "mc/lens_score"] == (1, 2, 40)
 
 
 # ---- no host synchronisation ---------------------------------------------------------------------
@@ -176,53 +206,64 @@ class NoHostCopy(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def test_adding_never_waits_for_the_device():
+def moved(metrics, device):
+    """Return StepMetrics on another device."""
+    return StepMetrics(
+        **{field: {name: t.to(device) for name, t in getattr(metrics, field).items()} for field in FIELDS}
+    )
+
+
+def test_add_does_not_synchronise():
     accumulator, batches = Accumulator(), [micro_batch(seed) for seed in range(3)]
     with NoHostCopy():
-        for statistics in batches:
-            accumulator.add(statistics)
-    assert accumulator.read() == filled(range(3)).read()
+        for metrics in batches:
+            accumulator.add(metrics)
+    assert_same(accumulator.read(), filled(range(3)).read())
     with NoHostCopy(), pytest.raises(AssertionError, match="waits"):
         batches[0].means["train/loss_lod0"][0].item()
 
 
-def test_adding_reads_no_value_at_all():
-    """Meta tensors have no values, so whatever would read one fails."""
+def test_add_reads_no_value():
+    """Meta tensors have no values, so that reading one fails."""
     accumulator = Accumulator("meta")
     for seed in range(3):
-        statistics = micro_batch(seed)
-        kinds = ("means", "samples", "moments", "sums")
-        accumulator.add(StepMetrics(**{k: {n: t.to("meta") for n, t in getattr(statistics, k).items()} for k in kinds}))
+        accumulator.add(moved(micro_batch(seed), "meta"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_adding_never_waits_for_a_gpu():
-    batches = [micro_batch(seed) for seed in range(3)]
-    kinds = ("means", "samples", "moments", "sums")
-    on_gpu = [StepMetrics(**{k: {n: t.cuda() for n, t in getattr(b, k).items()} for k in kinds}) for b in batches]
+def test_add_does_not_wait_for_a_gpu():
+    batches = [moved(micro_batch(seed), "cuda") for seed in range(3)]
     accumulator = Accumulator("cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for statistics in on_gpu:
-            accumulator.add(statistics)
+        for metrics in batches:
+            accumulator.add(metrics)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert accumulator.read() == pytest.approx(filled(range(3)).read(), rel=1e-12)
+    assert_same(accumulator.read(), filled(range(3)).read(), rel=1e-12)
 
 
-# ---- checkpoint and resumption -------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("cut", [0, 1, 4, 7])
-def test_a_half_filled_interval_survives_a_checkpoint_bit_for_bit(cut):
-    first = filled(range(cut))
-    file = io.BytesIO()
+def test_unread_interval_survives_a_checkpoint_bit_for_bit(cut):
+    first, file = filled(range(cut)), io.BytesIO()
     torch.save(first.state(), file)
-    first.add(micro_batch(99))  # what is added after saving does not reach the checkpoint
+    first.add(micro_batch(99))  # not part of the checkpoint
     file.seek(0)
     resumed = Accumulator()
     resumed.restore(torch.load(file, weights_only=True))
     for seed in range(cut, 7):
         resumed.add(micro_batch(seed))
-    assert resumed.read() == filled(range(7)).read()
+    assert_same(resumed.read(), filled(range(7)).read())
+
+
+def test_resuming_with_other_blocks_discards_the_counts_of_the_checkpoint():
+    accumulator = Accumulator()
+    accumulator.restore(filled([1]).state())
+    coarse = StepMetrics(counts={"mc/lens_score": torch.ones(3, 20, dtype=torch.long)})
+    accumulator.add(coarse)
+    accumulator.add(coarse)
+    assert np.array_equal(accumulator.read().counts["mc/lens_score"], np.full((3, 20), 2))
 
 
 # ---- ranks ---------------------------------------------------------------------------------------
@@ -230,7 +271,8 @@ def two_ranks(rank, rendezvous, results):
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     try:
         accumulator = filled(range(rank, 8, 2))
-        results.put(("metrics", accumulator.read()))
+        reading = accumulator.read()
+        results.put(("reading", (reading.metrics, reading.counts, reading.points)))
         accumulator.add(micro_batch(0, pairs=3 + rank))
         try:
             accumulator.read()
@@ -248,12 +290,12 @@ def test_two_ranks_read_what_one_rank_reads_of_the_union(tmp_path):
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
     mp.spawn(two_ranks, (str(tmp_path / "rendezvous"), results), nprocs=2)
-    got = {"metrics": [], "disagreement": []}
+    got = {"reading": [], "disagreement": []}
     while not results.empty():
         kind, value = results.get()
         got[kind].append(value)
-    first, second = got["metrics"]
-    assert first == second
-    assert first == pytest.approx(filled(range(8)).read(), rel=1e-12)
+    first, second = (Reading(*parts) for parts in got["reading"])
+    assert_same(first, second)
+    assert_same(first, filled(range(8)).read(), rel=1e-12)
     assert all("ranks disagree" in message for message in got["disagreement"])
     assert len(got["disagreement"]) == 2

@@ -15,31 +15,31 @@ def lines(path):
 
 
 def recorded(run_dir, tokens, resume_tokens=None):
-    sink = JsonlLogger(RunStart(run_dir, {}, resume_tokens))
+    logger = JsonlLogger(RunStart(run_dir, {}, resume_tokens))
     for count in tokens:
-        sink.write(count, count // 10, {"train/loss": float(count)})
-    sink.close()
+        logger.write(count, count // 10, {"train/loss": float(count)})
+    logger.close()
 
 
 def test_a_line_holds_the_clock_and_the_metrics(tmp_path):
-    sink = JsonlLogger(RunStart(tmp_path, {}, None))
-    sink.write(2048, 3, {"train/loss": 5.5, "mc/lod_delta/1": -0.25})
+    logger = JsonlLogger(RunStart(tmp_path, {}, None))
+    logger.write(2048, 3, {"train/loss": 5.5, "mc/lod_delta/1": -0.25})
     (line,) = lines(tmp_path / METRICS)  # flushed: readable before the file is closed
     assert abs(line.pop("time") - time.time()) < 60
     assert line == {"tokens": 2048, "step": 3, "train/loss": 5.5, "mc/lod_delta/1": -0.25}
-    sink.close()
+    logger.close()
 
 
 def test_values_that_json_does_not_have_become_null(tmp_path):
-    sink = JsonlLogger(RunStart(tmp_path, {}, None))
-    sink.write(1, 1, {"a": math.nan, "b": math.inf, "c": 1.0})
-    sink.close()
+    logger = JsonlLogger(RunStart(tmp_path, {}, None))
+    logger.write(1, 1, {"a": math.nan, "b": math.inf, "c": 1.0})
+    logger.close()
     (line,) = (tmp_path / METRICS).read_text().splitlines()
     parsed = json.loads(line, parse_constant=pytest.fail)
     assert (parsed["a"], parsed["b"], parsed["c"]) == (None, None, 1.0)
 
 
-def test_resuming_moves_what_will_be_computed_anew(tmp_path):
+def test_resuming_archives_lines_after_that_point(tmp_path):
     recorded(tmp_path, [10, 20, 30, 40])
     recorded(tmp_path, [30, 40, 50], resume_tokens=20)
     assert [line["tokens"] for line in lines(tmp_path / METRICS)] == [10, 20, 30, 40, 50]
@@ -77,8 +77,8 @@ def test_wherever_a_crash_cuts_no_byte_is_lost_and_every_line_can_be_read(tmp_pa
     run_dir = tmp_path_factory.mktemp("run")
     recorded(run_dir, [10, 20, 30])
     path = run_dir / METRICS
-    whole = path.read_bytes()
-    cut = whole[: data.draw(st.integers(0, 300))]  # a line has some 70 bytes
+    content = path.read_bytes()
+    cut = content[: data.draw(st.integers(0, 300))]  # a line has some 70 bytes
     path.write_bytes(cut)
     resume = data.draw(st.sampled_from([0, 10, 20, 30]))
     JsonlLogger(RunStart(run_dir, {}, resume)).close()

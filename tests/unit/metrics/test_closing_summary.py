@@ -27,7 +27,7 @@ def example(**changes):
         "session_seconds": 200.0,
         "first": FIRST,
         "last": LAST,
-        "places": {
+        "locations": {
             "checkpoint": "/runs/a/checkpoints/37750",
             "TensorBoard": "tensorboard --logdir /runs/a/tensorboard",
         },
@@ -41,17 +41,17 @@ def rendered(summary, width=100):
     return " ".join(console.export_text().replace("│", " ").split())
 
 
-def test_the_table_tells_what_came_out_and_where_it_lies():
+def test_table_has_results_and_locations():
     text = rendered(example())
     for expected in (
         "Run finished",
         "4,329,472,000 tokens in 37,750 steps",
         "loss 5.6000 → 2.2500 nats",
         "validation 8.0123 → 3.1207 bits/byte",
-        "ΔNLL behind the cursor +0.5000 → +0.0125 nats",
+        "ΔNLL after the cursor +0.5000 → +0.0125 nats",
         "ΔNLL of gist entries, LOD1 +0.6300 nats",
         "ΔNLL of gist entries, LOD2 +0.9000 nats",
-        "ΔNLL behind gists, LOD1 -0.0020 nats",
+        "ΔNLL after gists, LOD1 -0.0020 nats",
         "speed 5,000 tokens/s",
         "MFU 0.41 % of the device's peak",
         "wall time 0:03:20",
@@ -61,25 +61,27 @@ def test_the_table_tells_what_came_out_and_where_it_lies():
         assert expected in text
 
 
-def test_a_run_that_measured_nothing_still_ends_with_a_table():
-    text = rendered(example(status="interrupted", session_tokens=0, session_seconds=0.0, first={}, last={}, places={}))
+def test_table_of_a_run_without_metrics():
+    text = rendered(
+        example(status="interrupted", session_tokens=0, session_seconds=0.0, first={}, last={}, locations={})
+    )
     assert "Run interrupted" in text
     assert "tokens/s" not in text
     assert "ΔNLL" not in text
 
 
 def test_the_file_is_strict_json(tmp_path):
-    summary = example(last=LAST | {"train/loss_lod0": math.nan}, places={"checkpoint": tmp_path})
+    summary = example(last=LAST | {"train/loss_lod0": math.nan}, locations={"checkpoint": tmp_path})
     path = write_summary(tmp_path, summary)
     assert path == tmp_path / "summary.json"
     read = json.loads(path.read_text("utf-8"), parse_constant=lambda name: 1 / 0)
     assert read["last"].pop("train/loss_lod0") is None
     assert read["last"] == {name: value for name, value in LAST.items() if name != "train/loss_lod0"}
-    assert read["places"] == {"checkpoint": str(tmp_path)}
+    assert read["locations"] == {"checkpoint": str(tmp_path)}
     assert read["tokens_per_second"] == 5000.0
 
 
 def test_paths_are_never_cut(tmp_path):
     long = "/" + "directory/" * 20 + "checkpoint"
-    text = rendered(example(places={"checkpoint": long}), width=60)
+    text = rendered(example(locations={"checkpoint": long}), width=60)
     assert long in text.replace(" ", "")

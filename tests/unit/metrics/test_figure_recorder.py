@@ -1,4 +1,4 @@
-"""What pictures are drawn from, kept over a run's time, and what is drawn."""
+"""Data of the figures, its history over a run, and the drawn figures."""
 
 import json
 
@@ -7,40 +7,40 @@ import pytest
 from PIL import Image
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.context.step_histograms import NATS, SCORES
+from mcframe.context.step_histograms import NATS_BINS, SCORE_BINS
 from mcframe.metrics import figures, history
-from mcframe.metrics.figure_data import PICTURES, SUPERSEDED, PictureRecord, histograms
+from mcframe.metrics.accumulator import Reading
+from mcframe.metrics.figure_data import PICTURES, SUPERSEDED, PictureRecord, histograms, readings
 from mcframe.metrics.figure_recorder import FOLDER, FigureRecorder
 from mcframe.metrics.history import History
 from mcframe.metrics.loggers import Loggers
-from mcframe.metrics.tally import Reading
 
 TREE = ContextTree(window=64, block_size=4, levels=2, tail=8)
 
 
 def reading(seed=0):
-    """Made up: 8 contexts, in which LOD2 covers the first four blocks of `seed % 8` of them."""
+    """Make a reading of 8 contexts: in `seed % 8` of them LOD2 covers the first four blocks."""
     rng = np.random.default_rng(seed)
     blocks = np.zeros((3, TREE.blocks), np.int64)
     blocks[0] = 8
     blocks[2, :4] = seed % 8
     blocks[0, :4] -= seed % 8
-    scores = rng.integers(0, 9, (3, SCORES.bins))
-    deltas = rng.integers(0, 9, (3, NATS.bins))
+    scores = rng.integers(0, 9, (3, SCORE_BINS.bins))
+    deltas = rng.integers(0, 9, (3, NATS_BINS.bins))
     spans = np.stack((rng.uniform(-1, 1, 20), rng.normal(0, 0.2, 20), rng.integers(1, 3, 20)), axis=1).round(4)
     counts = {"mc/blocks/variants": blocks, "mc/lens_score": scores, "mc/entry_delta": deltas}
-    return Reading(counts | {"mc/variant_delta": deltas[:1]}, {"mc/spans": spans})
+    return Reading(counts=counts | {"mc/variant_delta": deltas[:1]}, points={"mc/spans": spans})
 
 
 def focus(seed=0):
-    return Reading({"mc/blocks/lens": reading(seed).counts["mc/blocks/variants"]}, {})
+    return Reading(counts={"mc/blocks/lens": reading(seed).counts["mc/blocks/variants"]})
 
 
-class Watching:
-    """A sink that remembers what it is shown."""
+class RecordingLogger:
+    """Logger that records images and histograms."""
 
     def __init__(self):
-        self.images, self.histograms, self.place = {}, {}, None
+        self.images, self.histograms, self.location = {}, {}, None
 
     def image(self, tokens, name, image):
         self.images[name, tokens] = image
@@ -53,7 +53,7 @@ class Watching:
 
 
 # ---- the record ----------------------------------------------------------------------------------
-def test_a_line_explains_itself(tmp_path):
+def test_keys_of_a_line(tmp_path):
     PictureRecord(tmp_path, None).write(2048, 2, reading(3))
     (line,) = [json.loads(line) for line in (tmp_path / PICTURES).read_text().splitlines()]
     assert (line["tokens"], line["step"]) == (2048, 2)
@@ -63,40 +63,40 @@ def test_a_line_explains_itself(tmp_path):
     assert line["counts"]["mc/blocks/variants/2"][:5] == [3, 3, 3, 3, 0]
     assert "mc/blocks/variants/1" not in line["counts"]  # nothing is at LOD1
     assert line["edges"] == {
-        "mc/lens_score": SCORES.edges, "mc/entry_delta": NATS.edges, "mc/variant_delta": NATS.edges,
+        "mc/lens_score": SCORE_BINS.edges, "mc/entry_delta": NATS_BINS.edges, "mc/variant_delta": NATS_BINS.edges,
     }  # fmt: skip
     assert line["points"]["mc/spans"] == made.points["mc/spans"].tolist()
 
 
-def test_what_is_written_is_read_and_what_is_computed_anew_is_put_aside(tmp_path):
+def test_reads_what_it_wrote_and_archives_lines_after_the_point_of_resumption(tmp_path):
     record = PictureRecord(tmp_path, None)
     for tokens in (0, 10, 20, 30):
         record.write(tokens, tokens, reading(tokens))
     resumed = PictureRecord(tmp_path, 20)
-    found = list(resumed.read())
-    assert [tokens for tokens, _ in found] == [0, 10, 20]
-    for tokens, each in found:
+    found = list(readings(resumed.path))
+    assert [tokens for tokens, _, _ in found] == [0, 10, 20]
+    for tokens, _, each in found:
         for name, counts in reading(tokens).counts.items():
             known = np.zeros_like(counts)
             known[: len(each.counts.get(name, ()))] = each.counts.get(name, np.zeros((0, counts.shape[1])))
             assert np.array_equal(known, counts)
         assert np.array_equal(each.points["mc/spans"], reading(tokens).points["mc/spans"])
     assert json.loads((tmp_path / SUPERSEDED).read_text())["tokens"] == 30
-    assert list(PictureRecord(tmp_path / "nothing", None).read()) == []
+    assert list(readings(tmp_path / "missing")) == []
 
 
-def test_distributions_for_sinks_have_names_of_their_own():
+def test_names_of_histograms():
     found = histograms(reading(1))
     assert set(found) == {
         "mc/variant_delta", *(f"mc/{name}/{lod}" for name in ("lens_score", "entry_delta") for lod in range(3))
     }  # fmt: skip
     assert found["mc/lens_score/2"].counts == reading(1).counts["mc/lens_score"][2].tolist()
-    assert found["mc/lens_score/2"].edges == SCORES.edges
+    assert found["mc/lens_score/2"].edges == SCORE_BINS.edges
     assert histograms(focus(1)) == {}
 
 
 # ---- over time -----------------------------------------------------------------------------------
-def test_a_long_run_has_bounded_rows_and_loses_no_count(monkeypatch):
+def test_history_merges_rows_and_loses_no_count(monkeypatch):
     monkeypatch.setattr(history, "ROWS", 8)
     monkeypatch.setattr(history, "POINTS", 50)
     long = History()
@@ -113,18 +113,18 @@ def test_a_long_run_has_bounded_rows_and_loses_no_count(monkeypatch):
     assert np.array_equal(long.points["mc/spans"], newest)
 
 
-def test_rows_that_a_reading_lacks_are_zero():
+def test_missing_rows_are_zero():
     known = History()
-    known.add(10, Reading({"mc/blocks/lens": np.full((1, 16), 8)}, {}))
+    known.add(10, Reading(counts={"mc/blocks/lens": np.full((1, 16), 8)}))
     known.add(20, focus(5))
     ends, counts = known.table("mc/blocks/lens", 2)
     assert (ends.tolist(), counts[:, 0].tolist()) == ([10, 20], [0, 5])
     assert known.table("mc/nothing", 0)[1].size == 0
 
 
-# ---- what is drawn -------------------------------------------------------------------------------
+# ---- drawn figures -------------------------------------------------------------------------------
 def meshes(figure):
-    """Title -> what a panel shows, [places or bins, times] as drawn."""
+    """Return title -> values of the panel, [positions or bins, times]."""
     from matplotlib.collections import QuadMesh
 
     found = {}
@@ -145,7 +145,7 @@ def known():
     return known
 
 
-def test_shares_of_contexts_by_place_and_time(known):
+def test_fractions_of_contexts(known):
     figure = figures._contexts(known, TREE, "a run")
     shown = meshes(figure)
     variants = shown["variants in training: in a gist of LOD2"]
@@ -155,110 +155,110 @@ def test_shares_of_contexts_by_place_and_time(known):
     assert lens[:, 0].tolist() == [7 / 8, 4 / 8]
     assert not shown["variants in training: in a gist of LOD1"].any()
     assert figure.get_suptitle() == "How often a block of the window is compressed (a run)"
-    assert {axis.get_ylabel() for axis in figure.axes} >= {"dataset tokens", "share of contexts"}
+    assert {axis.get_ylabel() for axis in figure.axes} >= {"dataset tokens", "fraction of contexts"}
 
 
-def test_distributions_of_scores_and_costs(known):
+def test_histograms_over_time(known):
     shown = meshes(figures._lens(known, TREE, "a run"))
     for lod, title in enumerate(("raw tokens", "gists of LOD1", "gists of LOD2")):
         counts = reading(2).counts["mc/lens_score"][lod]
         assert shown[title][:, 1] == pytest.approx(counts / counts.sum())
     costs = meshes(figures._gist_cost(known, TREE, "a run"))
-    assert list(costs) == ["mean of a variant", "gists of LOD1", "gists of LOD2", "raw tokens behind a gist"]
+    assert list(costs) == ["mean of a variant", "gists of LOD1", "gists of LOD2", "raw tokens after a gist"]
     counts = reading(3).counts["mc/entry_delta"][0]
-    assert costs["raw tokens behind a gist"][:, 2] == pytest.approx(counts / counts.sum())
+    assert costs["raw tokens after a gist"][:, 2] == pytest.approx(counts / counts.sum())
 
 
-def test_spans_are_scattered_and_their_correlation_told(known):
+def test_spans_and_their_correlation(known):
     scatter = figures._lens(known, TREE, "a run").axes[3]
     spans = known.points["mc/spans"]
     drawn = np.concatenate([each.get_offsets() for each in scatter.collections])
-    wanted = np.concatenate([spans[spans[:, 2] == lod] for lod in (1, 2)])[:, [1, 0]]
-    assert np.asarray(drawn) == pytest.approx(wanted)
+    expected = np.concatenate([spans[spans[:, 2] == lod] for lod in (1, 2)])[:, [1, 0]]
+    assert np.asarray(drawn) == pytest.approx(expected)
     r = np.corrcoef(spans[:, 0], spans[:, 1])[0, 1]
     assert scatter.get_title() == f"newest 60 spans: r = {r:+.2f}"
     assert [text.get_text() for text in scatter.get_legend().get_texts()] == ["LOD1", "LOD2"]
 
 
-def test_an_album_records_shows_and_draws(tmp_path):
-    sink = Watching()
-    album = FigureRecorder(tmp_path, TREE, Loggers({"watching": sink}), None)
-    album.take(1000, 1, Reading({}, {}))  # a plain twin's
-    album.draw(1000)
+def test_records_logs_and_draws(tmp_path):
+    logger = RecordingLogger()
+    recorder = FigureRecorder(tmp_path, TREE, Loggers({"recording": logger}), None)
+    recorder.record(1000, 1, Reading())  # of a plain baseline
+    recorder.draw(1000)
     assert list(tmp_path.iterdir()) == []
-    album.take(1000, 1, reading(1))
-    album.take(2000, 2, focus(2))
-    album.draw(2000)
-    assert {name for name, tokens in sink.histograms if tokens == 1000} == set(histograms(reading(1)))
-    assert {tokens for _, tokens in sink.histograms} == {1000}
+    recorder.record(1000, 1, reading(1))
+    recorder.record(2000, 2, focus(2))
+    recorder.draw(2000)
+    assert {name for name, tokens in logger.histograms if tokens == 1000} == set(histograms(reading(1)))
+    assert {tokens for _, tokens in logger.histograms} == {1000}
     files = {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in (tmp_path / "pictures").iterdir()}
     assert set(files) == {"contexts", "lens", "gist_cost"}
     for name, pixels in files.items():
-        shown = sink.images[f"pictures/{name}", 2000]
+        shown = logger.images[f"pictures/{name}", 2000]
         assert shown.dtype == np.uint8
         assert np.array_equal(shown, pixels)
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
-def test_an_album_goes_on_where_the_run_is_resumed(tmp_path):
-    whole, first = (FigureRecorder(tmp_path / name, TREE, Loggers({}), None) for name in ("whole", "parted"))
-    for folder in ("whole", "parted"):
+def test_continues_in_a_resumed_run(tmp_path):
+    complete, first = (FigureRecorder(tmp_path / name, TREE, Loggers({}), None) for name in ("complete", "resumed"))
+    for folder in ("complete", "resumed"):
         (tmp_path / folder).mkdir()
     for tokens in (10, 20, 30, 40):
-        whole.take(tokens, tokens, reading(tokens))
+        complete.record(tokens, tokens, reading(tokens))
         if tokens <= 30:
-            first.take(tokens, tokens, reading(tokens))
-    resumed = FigureRecorder(tmp_path / "parted", TREE, Loggers({}), 20)
+            first.record(tokens, tokens, reading(tokens))
+    resumed = FigureRecorder(tmp_path / "resumed", TREE, Loggers({}), 20)
     for tokens in (30, 40):
-        resumed.take(tokens, tokens, reading(tokens))
+        resumed.record(tokens, tokens, reading(tokens))
     for name, counts in reading().counts.items():
         for row in range(len(counts)):
-            for ours, theirs in zip(resumed._history.table(name, row), whole._history.table(name, row), strict=True):
+            for ours, theirs in zip(resumed._history.table(name, row), complete._history.table(name, row), strict=True):
                 assert np.array_equal(ours, theirs)
 
 
-def test_one_level_no_lens_and_a_twin_that_drops():
-    """What is not there has no panel, and nothing fails for it."""
+def test_missing_data_has_no_panel():
     flat = ContextTree(window=64, block_size=4, levels=1, tail=8)
     known = History()
     counts = {name: table[:2] for name, table in reading(1).counts.items() if name != "mc/lens_score"}
-    known.add(10, Reading(counts, {}))
+    known.add(10, Reading(counts=counts))
     assert figures._lens(known, flat, "") is None
     assert [name for name, _ in figures.pictures(known, flat, "")] == ["contexts", "gist_cost"]
     assert [name for name, _ in figures.pictures(History(), flat, "")] == []
     bare = History()
-    bare.add(10, Reading({"mc/blocks/variants": counts["mc/blocks/variants"], "mc/entry_delta": np.zeros((2, 61))}, {}))
+    blocks = counts["mc/blocks/variants"]
+    bare.add(10, Reading(counts={"mc/blocks/variants": blocks, "mc/entry_delta": np.zeros((2, 61))}))
     assert [name for name, _ in figures.pictures(bare, flat, "")] == ["contexts"]
 
 
-def test_a_run_that_goes_on_with_other_blocks_is_drawn_from_what_it_reads_then(tmp_path):
+def test_resuming_with_other_blocks_draws_the_new_readings(tmp_path):
     PictureRecord(tmp_path, None).write(1000, 1, reading(1))
     coarse = ContextTree(window=64, block_size=8, levels=1, tail=8)
-    album = FigureRecorder(tmp_path, coarse, Loggers({}), 1000)
-    album.draw(1000)
+    recorder = FigureRecorder(tmp_path, coarse, Loggers({}), 1000)
+    recorder.draw(1000)
     assert not (tmp_path / FOLDER / "contexts.png").exists()
     blocks = np.full((2, coarse.blocks), 4)
-    album.take(2000, 2, Reading({"mc/blocks/variants": blocks}, {}))
-    album.draw(2000)
+    recorder.record(2000, 2, Reading(counts={"mc/blocks/variants": blocks}))
+    recorder.draw(2000)
     assert (tmp_path / FOLDER / "contexts.png").exists()
-    assert np.array_equal(album._history.table("mc/blocks/variants", 1)[1], blocks[:1])
+    assert np.array_equal(recorder._history.table("mc/blocks/variants", 1)[1], blocks[:1])
 
 
-def test_a_run_may_be_called_anything(tmp_path):
-    album = FigureRecorder(tmp_path / r"$\frac$", TREE, Loggers({}), None)
+def test_special_characters_in_the_name_of_a_run(tmp_path):
+    recorder = FigureRecorder(tmp_path / r"$\frac$", TREE, Loggers({}), None)
     (tmp_path / r"$\frac$").mkdir()
-    album.take(1000, 1, reading(1))
-    album.draw(1000)
+    recorder.record(1000, 1, reading(1))
+    recorder.draw(1000)
     assert {path.stem for path in (tmp_path / r"$\frac$" / FOLDER).iterdir()} == {"contexts", "lens", "gist_cost"}
 
 
-def test_a_picture_that_cannot_be_drawn_or_kept_does_not_end_a_run(tmp_path, monkeypatch, caplog):
-    sink = Watching()
-    album = FigureRecorder(tmp_path, TREE, Loggers({"watching": sink}), None)
-    album.take(1000, 1, reading(1))
+def test_a_failed_figure_costs_a_warning(tmp_path, monkeypatch, caplog):
+    logger = RecordingLogger()
+    recorder = FigureRecorder(tmp_path, TREE, Loggers({"recording": logger}), None)
+    recorder.record(1000, 1, reading(1))
     monkeypatch.setattr(figures, "_lens", lambda *_: 1 / 0)
     (tmp_path / FOLDER).touch()
-    album.draw(1000)
-    assert "the picture lens could not be drawn: ZeroDivisionError" in caplog.text
-    assert "the picture contexts could not be kept: " in caplog.text
-    assert {name for name, _ in sink.images} == {"pictures/contexts", "pictures/gist_cost"}
+    recorder.draw(1000)
+    assert "figure lens cannot be drawn: ZeroDivisionError" in caplog.text
+    assert "figure contexts cannot be written: " in caplog.text
+    assert {name for name, _ in logger.images} == {"pictures/contexts", "pictures/gist_cost"}

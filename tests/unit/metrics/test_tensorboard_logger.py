@@ -20,32 +20,27 @@ def curve(run_dir, name):
     return [(event.step, event.value) for event in read(run_dir).Scalars(name)]
 
 
-def test_metrics_lie_under_their_names_with_tokens_as_x(tmp_path):
-    sink = TensorBoardLogger(RunStart(tmp_path, {}, None))
-    sink.write(2048, 1, {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625})
-    sink.write(2**33, 2, {"train/loss": 4.5})
+def test_curves_with_tokens_as_x(tmp_path):
+    logger = TensorBoardLogger(RunStart(tmp_path, {}, None))
+    logger.write(2048, 1, {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625})
+    logger.write(2**33, 2, {"train/loss": 4.5})
     assert curve(tmp_path, "train/loss") == [(2048, 5.5), (2**33, 4.5)]  # flushed: readable before it is closed
-    sink.close()
+    logger.close()
     assert curve(tmp_path, "mc/gist_entry_delta/1") == [(2048, 0.625)]
     assert set(read(tmp_path).Tags()["scalars"]) == {"train/loss", "mc/gist_entry_delta/1"}
 
 
-def test_working_contexts_are_a_code_block(tmp_path):
-    sink = TensorBoardLogger(RunStart(tmp_path, {}, None))
-    sink.text(2048, "contexts", "··1·|··\n·11·|··")
-    sink.close()
-    (event,) = read(tmp_path).Tensors("contexts/text_summary")
-    assert event.step == 2048
-    assert event.tensor_proto.string_val[0].decode() == "    ··1·|··\n    ·11·|··"
-
-
-def test_pictures_and_distributions(tmp_path):
-    sink = TensorBoardLogger(RunStart(tmp_path, {}, None))
+def test_texts_images_and_histograms(tmp_path):
+    logger = TensorBoardLogger(RunStart(tmp_path, {}, None))
     image = np.zeros((4, 6, 3), np.uint8)
     image[0, 5] = (255, 128, 0)
-    sink.image(2048, "mc/scores", image)
-    sink.histogram(2048, "mc/score/0", Histogram([-1.0, 0.0, 2.0], [3, 5]))
-    sink.close()
+    logger.text(2048, "contexts", "··1·|··\n·11·|··")
+    logger.image(2048, "mc/scores", image)
+    logger.histogram(2048, "mc/score/0", Histogram([-1.0, 0.0, 2.0], [3, 5]))
+    logger.close()
+    (text,) = read(tmp_path).Tensors("contexts/text_summary")
+    assert text.step == 2048
+    assert text.tensor_proto.string_val[0].decode() == "    ··1·|··\n    ·11·|··"
     (shown,) = read(tmp_path).Images("mc/scores")
     assert (shown.step, shown.height, shown.width) == (2048, 4, 6)
     decoded = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)))
@@ -58,20 +53,20 @@ def test_pictures_and_distributions(tmp_path):
 
 
 @pytest.mark.parametrize(("resume", "expected"), [(20, [1.0, 2.0, 30.0]), (None, [30.0])])
-def test_resuming_hides_what_is_computed_anew(tmp_path, resume, expected):
-    sink = TensorBoardLogger(RunStart(tmp_path, {}, None))
+def test_resuming_hides_events_after_that_point(tmp_path, resume, expected):
+    logger = TensorBoardLogger(RunStart(tmp_path, {}, None))
     for tokens, loss in [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0)]:
-        sink.write(tokens, tokens, {"train/loss": loss})
-    sink.close()
+        logger.write(tokens, tokens, {"train/loss": loss})
+    logger.close()
     # Files are read in the order of their names: the second they were begun in, then a counter without leading zeros.
     time.sleep(1.1)
-    sink = TensorBoardLogger(RunStart(tmp_path, {}, resume))
-    sink.write(30, 30, {"train/loss": 30.0})
-    sink.close()
+    logger = TensorBoardLogger(RunStart(tmp_path, {}, resume))
+    logger.write(30, 30, {"train/loss": 30.0})
+    logger.close()
     assert [value for _, value in curve(tmp_path, "train/loss")] == expected
 
 
-def test_the_place_is_a_command(tmp_path):
-    sink = TensorBoardLogger(RunStart(tmp_path / "my run", {}, None))
-    sink.close()
-    assert sink.place == ("TensorBoard", f"tensorboard --logdir '{tmp_path}/my run/tensorboard'")
+def test_location_is_a_command(tmp_path):
+    logger = TensorBoardLogger(RunStart(tmp_path / "my run", {}, None))
+    logger.close()
+    assert logger.location == ("TensorBoard", f"tensorboard --logdir '{tmp_path}/my run/tensorboard'")

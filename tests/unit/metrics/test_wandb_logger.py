@@ -31,7 +31,7 @@ def finished_records(path):
 
 
 def records(data):
-    """The records of a `.wandb` file: LevelDB's log format behind a header of seven bytes, protobuf inside."""
+    """The records of a `.wandb` file: LevelDB's log format after a header of seven bytes, protobuf inside."""
     at, part = FILE_HEADER, b""
     assert data[:4] == b":W&B"
     while at < len(data):
@@ -63,7 +63,7 @@ def history(found):
 
 
 @pytest.fixture(autouse=True)
-def nobody_is_logged_in(monkeypatch, tmp_path):
+def logged_out(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -77,25 +77,31 @@ def run_dir(tmp_path):
     return path
 
 
-def test_an_offline_run_holds_metrics_config_and_pictures(run_dir, capfd):
-    sink = WandbLogger(RunStart(run_dir, {"gpt.depth": 12, "run.gistnet": "@gistnet.mean"}, None), "offline")
-    sink.write(2048, 1, {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625})
-    sink.write(2048, 1, {"val/bpb": 7.9})
-    sink.text(2048, "contexts", "··1·<|··")
-    sink.write(4096, 2, {"train/loss": 4.5})
-    sink.close()
+def test_an_offline_run_has_metrics_config_texts_images_and_histograms(run_dir, capfd):
+    logger = WandbLogger(RunStart(run_dir, {"gpt.depth": 12, "run.gistnet": "@gistnet.mean"}, None), "offline")
+    logger.write(2048, 1, {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625})
+    logger.write(2048, 1, {"val/bpb": 7.9})
+    logger.text(2048, "contexts", "··1·<|··")
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    logger.image(2048, "mc/scores", image)
+    logger.histogram(2048, "mc/score/0", Histogram([-1.0, 0.0, 2.0], [3, 5]))
+    logger.write(4096, 2, {"train/loss": 4.5})
+    logger.close()
     assert capfd.readouterr() == ("", "")
 
     (path,) = offline_files(run_dir)
     found = finished_records(path)
     first, second = history(found)
-    picture = {name: first.pop(name) for name in list(first) if name.startswith("contexts/")}
+    media = {name: first.pop(name) for name in list(first) if name.startswith(("contexts/", "mc/score"))}
     shown = {name: value for name, value in first.items() if not name.startswith("_")}
     assert shown == {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625, "val/bpb": 7.9, "train/tokens": 2048}
     assert (first["_step"], second["_step"], second["train/tokens"]) == (1, 2, 4096)
-    page = (path.parent / "files" / picture["contexts/path"]).read_text()
+    page = (path.parent / "files" / media["contexts/path"]).read_text()
     assert "<pre>··1·&lt;|··</pre>" in page
     assert '<meta charset="utf-8">' in page
+    assert (np.asarray(Image.open(path.parent / "files" / media["mc/scores/path"])) == image).all()
+    assert media["mc/scores/caption"] == "2,048 tokens"
+    assert (media["mc/score/0/bins"], media["mc/score/0/values"]) == ([-1.0, 0.0, 2.0], [3, 5])
 
     run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
     config = {item.key or "/".join(item.nested_key): item.value_json for item in run.config.update}
@@ -103,24 +109,7 @@ def test_an_offline_run_holds_metrics_config_and_pictures(run_dir, capfd):
     assert json.loads(config["run.gistnet"]) == "@gistnet.mean"
     axes = [record.metric for record in found if record.WhichOneof("record_type") == "metric"]
     assert any(metric.step_metric == "train/tokens" for metric in axes)
-    assert sink.place == ("wandb (offline)", f"wandb sync '{run_dir}/wandb'/offline-run-*-{run.run_id}")
-
-
-def test_an_offline_run_holds_pictures_and_distributions(run_dir):
-    sink = WandbLogger(RunStart(run_dir, {}, None), "offline")
-    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    sink.write(2048, 1, {"train/loss": 5.5})
-    sink.image(2048, "mc/scores", image)
-    sink.histogram(2048, "mc/score/0", Histogram([-1.0, 0.0, 2.0], [3, 5]))
-    sink.close()
-    (path,) = offline_files(run_dir)
-    (row,) = history(finished_records(path))
-    assert (np.asarray(Image.open(path.parent / "files" / row["mc/scores/path"])) == image).all()
-    assert row["mc/scores/caption"] == "2,048 tokens"
-    assert (row["mc/score/0/_type"], row["mc/score/0/bins"], row["mc/score/0/values"]) == (
-        "histogram", [-1.0, 0.0, 2.0], [3, 5],
-    )  # fmt: skip
-    assert (row["train/tokens"], row["train/loss"]) == (2048, 5.5)
+    assert logger.location == ("wandb (offline)", f"wandb sync '{run_dir}/wandb'/offline-run-*-{run.run_id}")
 
 
 def test_a_resumed_run_has_the_same_id_and_a_fresh_one_another(run_dir):
@@ -151,7 +140,7 @@ def test_the_mode(monkeypatch, mode, environment, expected):
 
 
 @pytest.mark.parametrize(("mode", "environment"), [("on", ""), ("", ""), ("auto", "ofline")])
-def test_an_unknown_mode_is_the_users_to_put_right(monkeypatch, mode, environment):
+def test_an_unknown_mode_is_a_user_error(monkeypatch, mode, environment):
     monkeypatch.setenv("WANDB_MODE", environment)
     with pytest.raises(UserError) as caught:
         resolve_mode(mode)
@@ -160,7 +149,7 @@ def test_an_unknown_mode_is_the_users_to_put_right(monkeypatch, mode, environmen
 
 
 @pytest.mark.parametrize("how", ["key", "netrc", "nothing", "malformed key"])
-def test_auto_is_online_for_who_is_logged_in_and_asks_nobody(tmp_path, how):
+def test_auto_is_online_for_a_logged_in_user_without_a_prompt(tmp_path, how):
     """In a process of its own, since wandb remembers a login; every connection fails, so none may be needed."""
     environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HOME": str(tmp_path)}
     if how == "key":

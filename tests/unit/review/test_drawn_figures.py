@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from mcframe.cli.app import app
 from mcframe.metrics import figures
+from mcframe.metrics.accumulator import Reading
 from mcframe.metrics.figure_data import PictureRecord
-from mcframe.metrics.tally import Reading
 from mcframe.review.drawn_pictures import drawn
 from mcframe.review.record import read_run
 from tests.support.synthetic_runs import CONFIG, healthy, write_run
@@ -39,7 +39,7 @@ def run(tmp_path):
             "mc/entry_delta": rng.integers(0, 50, (2, 61)),
         }
         spans = np.stack([rng.uniform(-1, 1, 8), rng.normal(size=8), np.ones(8)], axis=1)
-        record.write(12288 * step, step, Reading(counts, {"mc/spans": spans}))
+        record.write(12288 * step, step, Reading(counts=counts, points={"mc/spans": spans}))
     return directory
 
 
@@ -90,4 +90,4 @@ def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_is_drawn_once(run, m
     assert CliRunner().invoke(app, ["review", str(run)]).exit_code == 0
     assert (run / "review" / "review.html").read_text("utf-8").count('src="data:image/png;base64,') == 2
     assert calls == ["lens"]
-    assert "the picture lens could not be drawn: ValueError: no such colour" in caplog.text
+    assert "figure lens cannot be drawn: ValueError: no such colour" in caplog.text

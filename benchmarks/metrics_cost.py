@@ -1,10 +1,9 @@
-"""What telemetry costs: steps with and without it in turn, in one run: `python benchmarks/telemetry_cost.py`.
+"""Cost of metrics: steps with and without them in turn, in one run: `python benchmarks/metrics_cost.py`.
 
-With it, a step computes the statistics and tallies of its variants and of LensNet, adds them up and times its phases.
-Without it, none of that happens. On top of the ratio comes what a logging interval costs once: reading back and writing
-to every sink. On a CPU the clock is the process's own, so that what else the machine does counts less. The last line is
-a row for docs/performance.md. About two minutes for quickstart on two quiet cores.
-Options: --gin FILE, --steps N (of each kind), --set BINDING.
+With metrics, a step computes metrics and histograms of its variants and of LensNet, accumulates them and times its
+phases. A logging interval adds the cost of reading them and writing to every logger. On a CPU the clock is that of the
+process, which other processes disturb less. The last line is a row for docs/performance.md. Takes about two minutes for
+quickstart on two quiet cores. Options: --gin FILE, --steps N (of each kind), --set BINDING.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ import torch
 from mcframe.cli.train import _sinks
 from mcframe.config.run_config import load_run_config
 from mcframe.context.step_metrics import StepMetrics
+from mcframe.losses import terms
 from mcframe.metrics.progress import Progress
-from mcframe.modeling import added_losses, lens_objective, step
-from mcframe.modeling.step import no_timer
+from mcframe.modeling.model import no_timer
+from mcframe.training import train_step
 from mcframe.training.build import build_components
 from mcframe.training.engine import Engine, prepare_environment, start_distributed
 from mcframe.training.run_directory import plan
@@ -39,37 +39,36 @@ WARM_UP, BATCHES = 6, 5
 
 
 def build(gin: Path, settings: list[str], directory: Path) -> Trainer:
-    """The trainer of a run, with all of its sinks, about to take its first step."""
+    """Return the trainer of a run with all of its loggers, before its first step."""
     prepare_environment()
     loaded = load_run_config([gin], settings)
-    run_plan = plan("telemetry_cost", directory, "never")
+    run_plan = plan("metrics_cost", directory, "never")
     directory.mkdir(parents=True, exist_ok=True)
     with loaded.config.placing():
         components = build_components(loaded.run_config)
         device = start_distributed()
-        engine = Engine(components.model, loaded.run_config, world_size=1)
+        engine = Engine(components.step, loaded.run_config, world_size=1)
         trainer = Trainer(components, engine, run_plan, _sinks(loaded, run_plan, 0), loaded.registry.hooks, device)
     trainer.progress = Progress(trainer.clock.total_tokens, 0, False)
     return trainer
 
 
 @contextmanager
-def silent(trainer: Trainer) -> Iterator[None]:
-    """No statistics, no tallies, no adding up, no timers."""
+def without_metrics(trainer: Trainer) -> Iterator[None]:
+    """Disable metrics, histograms, the accumulator and the timers."""
     zero, timed = torch.zeros((), device=trainer.device), trainer.timers.phase
     with ExitStack() as stack:
         for module, name in (
-            (step, "pairing_statistics"),
-            (step, "context_tallies"),
-            (step, "lens_tallies"),
-            (lens_objective, "_score_statistics"),
-            (lens_objective, "_pair_statistics"),
+            (train_step, "delta_metrics"),
+            (train_step, "context_histograms"),
+            (train_step, "lens_histograms"),
+            (train_step, "lens_metrics"),
+            (terms, "_logged"),
         ):
             stack.enter_context(patch.object(module, name, lambda *_: StepMetrics()))
-        for module in (step, lens_objective, added_losses):
+        for module in (train_step, terms):
             stack.enter_context(patch.object(module, "masked_sum", lambda *_, **__: zero))
-        for pool in (trainer.accumulator, trainer.tally):
-            stack.enter_context(patch.object(pool, "add", lambda _: None))
+        stack.enter_context(patch.object(trainer.accumulator, "add", lambda _: None))
         stack.enter_context(patch.object(trainer.timers, "phase", no_timer))
         stack.enter_context(patch.object(trainer.timers, "step", nullcontext))
         trainer.engine.time_with(no_timer)
@@ -78,7 +77,7 @@ def silent(trainer: Trainer) -> Iterator[None]:
 
 
 def milliseconds(trainer: Trainer, run: Any) -> float:
-    """Time of a call, with all that it gave the device."""
+    """Return the time of a call, with the work that it queued on the device."""
     clock = time.process_time if trainer.device.type == "cpu" else time.perf_counter
     start = clock()
     run()
@@ -88,7 +87,7 @@ def milliseconds(trainer: Trainer, run: Any) -> float:
 
 
 def main() -> None:
-    """Print both costs as shares of a step."""
+    """Print both costs as fractions of a step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gin", type=Path, default=QUICKSTART)
     parser.add_argument("--steps", type=int, default=50)
@@ -100,13 +99,13 @@ def main() -> None:
             trainer.step()
         pairs, logs = [], []
         for number in range(options.steps):
-            # Which of the two comes first alternates, so that neither has the warmer caches.
+            # The order alternates, so that neither kind has the warmer caches.
             times = {}
             for kind in ("on", "off") if number % 2 else ("off", "on"):
                 if kind == "on":
                     times[kind] = milliseconds(trainer, trainer.step)
                 else:
-                    with silent(trainer):
+                    with without_metrics(trainer):
                         times[kind] = milliseconds(trainer, trainer.step)
             pairs.append((times["on"], times["off"]))
             if number % 10 == 9:
@@ -117,7 +116,7 @@ def main() -> None:
 
 
 def report(trainer: Trainer, name: str, pairs: list[tuple[float, float]], logs: list[float]) -> None:
-    """Medians over the run and over parts of it."""
+    """Print medians over the run and over parts of it."""
     on, off = (median(each[kind] for each in pairs) for kind in (0, 1))
     per_interval = max(1, trainer.run_config.cadence.log_tokens // trainer.run_config.batch_tokens)
     size = len(pairs) // BATCHES
@@ -126,7 +125,7 @@ def report(trainer: Trainer, name: str, pairs: list[tuple[float, float]], logs: 
     ratio, log = median(a / b for a, b in pairs) - 1, median(logs)
     once = log / per_interval / off
     print(f"{name}: {len(pairs)} steps of each kind on {trainer.device}")
-    print(f"a step with telemetry   {on:8.1f} ms (median)")
+    print(f"a step with metrics     {on:8.1f} ms (median)")
     print(f"a step without          {off:8.1f} ms (median)")
     print(f"in the step             {100 * ratio:+8.2f} % (median of pairs)")
     print(f"  by fifths of the run  {', '.join(f'{100 * ratio:+.2f} %' for ratio in ratios)}")
@@ -139,7 +138,7 @@ def report(trainer: Trainer, name: str, pairs: list[tuple[float, float]], logs: 
 
 
 def machine(device: torch.device) -> str:
-    """What the figures were measured on, in words."""
+    """Return the device, the processor and the versions as text."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     information = Path("/proc/cpuinfo")
