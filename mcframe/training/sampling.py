@@ -41,7 +41,12 @@ def focuses(
 
 @torch.no_grad()
 def continuation(
-    model: MegaContextModel, tokenizer: Tokenizer, prompt: str, sampling: SamplingConfig, device: torch.device, seed: int
+    model: MegaContextModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: SamplingConfig,
+    device: torch.device,
+    seed: int,
 ) -> str:
     """What the model makes of a prompt, `sampling.length` tokens of it. A longer prompt loses its beginning.
 

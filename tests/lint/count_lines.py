@@ -1,6 +1,6 @@
 """Count lines of code without docstrings, comments and blank lines, per folder.
 
-    python tests/lint/count_lines.py [DEPTH]
+python tests/lint/count_lines.py [DEPTH]
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def code_lines(source: str) -> int:
     """Return how many lines of `source` hold code."""
     documented: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
+            node
+        ):
             first = node.body[0]
             documented.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     lines: set[int] = set()

@@ -1,12 +1,9 @@
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from mcframe.hookspecs import GistNet, ModelShape
+from mcframe.hookspecs import ModelShape
 from mcframe.modeling.node_table import build_node_table
-from mcframe.registry.checks import ContractError
 from mcframe_plugins.gistnet import MeanGistNet, TransformerGistNet
 from tests.support import oracle
 from tests.support.generators import SOME, geometry_of, trees
@@ -50,13 +47,3 @@ def test_one_call_a_level_level_1_first():
     tree = geometry_of(tree)
     build_node_table(torch.randn(5, 70, 6), Spy(ModelShape(6, tree)), tree)
     assert calls == [(1, (5, 17, 4, 6)), (2, (5, 4, 8, 6)), (3, (5, 1, 8, 6))]
-
-
-def test_a_gistnet_of_the_wrong_shape_is_named():
-    class Wrong(GistNet, nn.Module):
-        def forward(self, children, lod):
-            return children.mean(dim=2)
-
-    tree = geometry_of(oracle.Tree(16, 4, 1, 1, 0, 0))
-    with pytest.raises(ContractError, match="Wrong"):
-        build_node_table(torch.randn(2, 16, 6), Wrong(), tree)

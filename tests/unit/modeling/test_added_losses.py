@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +10,7 @@ from torch import nn
 
 from mcframe.errors import UserError
 from mcframe.hookspecs import Loss, LossTerm, ModelShape
-from mcframe.modeling.added_objectives import AddedObjectives
-from mcframe.registry.checks import ContractError
+from mcframe.losses.terms import LossTerms
 from mcframe_plugins.loss import BagOfTokens, ZLoss
 from tests.support import oracle
 from tests.support.generators import geometry_of
@@ -24,7 +22,7 @@ SLOTTED = oracle.Tree(window=29, block_size=4, levels=1, slots=2, tail=6, sink=0
 class Everything(Loss):
     """Takes part of all that an objective sees."""
 
-    name, needs = "everything", "scores"
+    name, needs = "everything", ("variants", "scores")
 
     def __init__(self, weight=0.5):
         super().__init__()
@@ -33,19 +31,20 @@ class Everything(Loss):
 
     def forward(self, view):
         variants = view.variants
-        pairing = variants.pairing
-        by_row = torch.where(pairing.loss_mask, pairing.delta, 0.0).mean(dim=1) + variants.scores.square().mean(dim=1)
+        paired = variants.paired
+        by_row = torch.where(paired.loss_mask, paired.delta, 0.0).mean(dim=1) + variants.lens.scores.square().mean(
+            dim=1
+        )
         by_row = by_row + self.map(variants.hidden).mean(dim=(1, 2)) + variants.entries.square().mean(dim=(1, 2))
-        own = self.map(view.baseline.hidden).square().mean(dim=(1, 2)) + view.table.square().mean(dim=(1, 2))
+        own = self.map(view.uncompressed.hidden).square().mean(dim=(1, 2)) + view.table.square().mean(dim=(1, 2))
         drawn = (view.seeds % 7).double().mean(dim=1)
-        metrics = {"delta": pairing.delta, "half": torch.where(pairing.loss_mask, 1.0, torch.nan)}
+        metrics = {"delta": paired.delta, "half": torch.where(paired.loss_mask, 1.0, torch.nan)}
         return LossTerm(view.by_sequence(by_row) + own * drawn, metrics)
 
 
-def step_with(*settings, tree=TREE, sequences=4, gistnet="transformer", lacking=(), **options):
+def step_with(*losses, tree=TREE, sequences=4, gistnet="transformer", **options):
     focuses, length = equal_lengths(tree, sequences, 2, seed=3)
-    step = build_step(tree, Given(focuses), gistnet=gistnet, **options).double()
-    step.added = AddedObjectives([objective.double() for objective in settings], lacking)
+    step = build_step(tree, Given(focuses), gistnet=gistnet, losses=losses, **options).double()
     return step, (random_tokens(tree, sequences, 5), seeds_for(sequences, 2), length)
 
 
@@ -77,60 +76,46 @@ def test_cutting_a_batch_changes_nothing():
         (step(tokens[rows], seeds[rows], length)[0] / 2).backward()
     for name, parameter in step.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)
-    assert expected["added.everything.map.weight"].abs().sum() > 0
+    assert expected["losses.everything.map.weight"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_a_weight_of_zero_trains_nothing_and_still_gives_every_parameter_a_gradient(weight):
     step, given = step_with(Everything(weight))
     step(*given)[0].backward()
-    gradient = step.added.everything.map.weight.grad
+    gradient = step.losses["everything"].map.weight.grad
     assert gradient is not None
     assert bool(gradient.abs().sum() > 0) is bool(weight)
 
 
 @pytest.mark.parametrize(
-    ("lacking", "needs", "kept"),
+    ("missing", "needs", "kept"),
     [
-        ((), "scores", True),
-        (("scores",), "scores", False),
-        (("scores",), "gists", True),
-        (("baseline",), "gists", True),
+        ((), ("variants", "scores"), True),
+        (("scores",), ("variants", "scores"), False),
+        (("scores",), ("gists",), True),
+        (("variants",), (), True),
     ],
 )
-def test_what_needs_what_is_not_there_is_left_out(lacking, needs, kept):
-    objective = Everything()
-    objective.needs = needs
-    added = AddedObjectives([objective], lacking)
-    assert bool(len(added)) is kept
-    assert added.left_out == ({} if kept else {"everything": needs})
+def test_losses_of_missing_parts_are_skipped(missing, needs, kept):
+    loss = Everything()
+    loss.needs = needs
+    terms = LossTerms([loss], missing)
+    assert bool(len(terms)) is kept
+    assert terms.skipped == ({} if kept else {"everything": "scores"})
 
 
 @pytest.mark.parametrize("name", ["a.b", "", "1st", "forward"])
-def test_a_name_that_is_none_is_refused(name):
-    objective = Everything()
-    objective.name = name
-    with pytest.raises(UserError, match="loss/NAME"):
-        AddedObjectives([objective])
+def test_invalid_names_are_refused(name):
+    loss = Everything()
+    loss.name = name
+    with pytest.raises(UserError, match="letters, digits and underscores"):
+        LossTerms([loss])
 
 
-def test_two_of_one_name_are_refused():
-    with pytest.raises(UserError, match="two settings are called 'everything'"):
-        AddedObjectives([Everything(), Everything()])
-
-
-def test_a_metric_that_is_no_tensor_is_told_of_the_objective():
-    class Careless(Everything):
-        def forward(self, view):
-            return replace(super().forward(view), metrics={"share": 0.5})
-
-    objective = Careless()
-    step, given = step_with(objective)
-    with pytest.raises(
-        ContractError, match="returned a LossTerm whose metric 'share' is a value of type float; asked is a"
-    ) as caught:
-        step(*given)
-    assert (caught.value.culprit, caught.value.method) == (objective, "forward")
+def test_equal_names_are_refused():
+    with pytest.raises(UserError, match="got 'everything' twice"):
+        LossTerms([Everything(), Everything()])
 
 
 # ---- what comes with mcframe ---------------------------------------------------------------------
@@ -143,7 +128,7 @@ def test_z_loss_is_the_scalar_formula():
     shape = ModelShape(16, geometry_of(TREE))
     step, (tokens, seeds, length) = step_with(ZLoss(shape, weight=0.1, stride=3), sequences=2)
     loss_mask = torch.rand(2, TREE.window, generator=torch.Generator().manual_seed(0)) < 0.5
-    baseline = step._baseline(tokens, loss_mask)
+    baseline = step.model.uncompressed_pass(tokens, loss_mask)
     expected = []
     for hidden, counts in zip(baseline.hidden.detach(), loss_mask, strict=True):
         taken = [t for t in range(0, TREE.window, 3) if counts[t]]

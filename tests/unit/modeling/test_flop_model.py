@@ -1,4 +1,4 @@
-"""The FLOPs that MFU rests on, against those that torch counts while a whole step runs forward and backward."""
+"""FLOPs for MFU: against a closed formula, and against torch's counter on a step that runs with data."""
 
 from __future__ import annotations
 
@@ -11,104 +11,104 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mcframe.hookspecs import LensNet, Loss, LossTerm
 from mcframe.modeling import gpt as base_model
-from mcframe.modeling.added_objectives import AddedObjectives
-from mcframe.training.flops import Cost, Costs
+from mcframe.modeling.gpt import parameter_count
+from mcframe.training.flops import FlopCount, StepFlops
 from mcframe.training.throughput import ThroughputMeter
+from mcframe.training.train_step import TrainStep
 from mcframe_plugins.variants import LensGuided, NoVariants, RandomCollapse
 from tests.support import oracle
 from tests.support.loss_settings import LossSettings
-from tests.support.modeling_builders import Reader, Step, build_step, geometry_of, random_tokens, seeds_for
+from tests.support.modeling_builders import Step, build_step, geometry_of, random_tokens, seeds_for
 
 TREE = oracle.Tree(window=128, block_size=8, levels=1, slots=1, tail=16, sink=0)
 DEEP = oracle.Tree(window=128, block_size=4, levels=2, slots=2, tail=16, sink=1)
 LENGTH = 128 - 5 * 7
 SMALL = {"depth": 2, "width": 32, "heads": 2, "head_width": 8}
 WIDE = {"depth": 3, "width": 64, "heads": 4}
-EXACT = 1e-6
-"""Plug-in networks are counted and everything else is a formula without neglect: nothing is left to differ."""
-
-
-def step_flops(model: Step, tree: oracle.Tree, length: int, rebuild: int = 1) -> float:
-    """FLOPs of a step on two sequences, counted."""
-    tokens, seeds = random_tokens(tree, 2, 0), seeds_for(2, model.strategy.count)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(tokens, seeds, length, None, rebuild)[0].backward()
-    return float(counter.get_total_flops())
-
-
-def compare(model: Step, tree: oracle.Tree, length: int, rebuild: int = 1) -> Cost:
-    """Assert that model and counter agree on what the device does; returns what the model says."""
-    cost = Costs(model).at(length, rebuild, micro_batch=2)
-    counted = step_flops(model, tree, length, rebuild) / (2 * tree.window)
-    assert cost.total + cost.recomputed == pytest.approx(counted, rel=EXACT)
-    return cost
 
 
 def build(tree: oracle.Tree = TREE, settings: LossSettings | None = None, **options: object) -> Step:
-    settings = {**SMALL, "gistnet": "transformer", "lensnet": "transformer", **options}
-    strategy = settings.pop("strategy", RandomCollapse(geometry_of(tree)))
-    return build_step(tree, strategy, settings=settings, **settings)
+    options = {**SMALL, "gistnet": "transformer", "lensnet": "transformer", **options}
+    strategy = options.pop("strategy", RandomCollapse(geometry_of(tree)))
+    return build_step(tree, strategy, settings=settings, **options)
 
 
-OBJECTIVES = {
+def flops_of(step: Step) -> StepFlops:
+    return StepFlops(TrainStep(step.model, list(step.losses.each()), step.settings.lens_targets))
+
+
+def compare(step: Step, tree: oracle.Tree, length: int, blocks: int = 1) -> FlopCount:
+    """Assert that the count without data equals torch's count of a step on two sequences; return it."""
+    if step.reconstruction is not None:
+        step.reconstruction.stages = (blocks,)
+    count = flops_of(step).at(length, micro_batch=2)
+    tokens, seeds = random_tokens(tree, 2, 0), seeds_for(2, step.strategy.count)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step(tokens, seeds, length, None, blocks)[0].backward()
+    counted = counter.get_total_flops() / (2 * tree.window)
+    assert count.total + count.recomputed == pytest.approx(counted, rel=1e-6)
+    return count
+
+
+def trained_pass(step: Step, entries: int) -> float:
+    """FLOPs of one context through the base model, forward and backward (PaLM, appendix B)."""
+    gpt = step.gpt
+    matrices = 2.0 * (gpt.block_parameters + parameter_count(gpt.lm_head)) * entries
+    attention = 4.0 * gpt.depth * gpt.attention_width * entries**2
+    return 3 * (matrices + attention)
+
+
+SETTINGS = {
     "plain": LossSettings(),
     "kl": LossSettings(distillation=1.0),
     "contrast": LossSettings(distillation=1.0, contrast=1.0),
-    "judged by drop": LossSettings(condition="drop"),
+    "compared by drop": LossSettings(condition="drop"),
     "attribution": LossSettings(attribution=0.5),
-    "policy copy": LossSettings(ema_kl=0.1),
-    "all told": LossSettings(reconstruction=1.0, fraction=1.0),
-    "half told": LossSettings(reconstruction=1.0, fraction=0.5),
+    "EMA": LossSettings(ema_kl=0.1),
+    "reconstruction": LossSettings(reconstruction=1.0, fraction=0.5),
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_context_that_an_objective_runs_is_counted(name):
-    compare(build(settings=OBJECTIVES[name]), TREE, LENGTH, rebuild=4)
-
-
-@pytest.mark.parametrize("gistnet", ["mean", "states", "last states", "tokens", "transformer", None])
-def test_whatever_the_gistnet(gistnet):
-    compare(build(gistnet=gistnet), TREE, LENGTH)
-
-
-@pytest.mark.parametrize("lensnet", ["entry", "recency", "transformer", None])
-def test_whatever_the_lensnet(lensnet):
-    compare(build(lensnet=lensnet), TREE, LENGTH)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_pass_of_a_loss_is_counted(name):
+    compare(build(settings=SETTINGS[name]), TREE, LENGTH, blocks=4)
 
 
 @pytest.mark.parametrize("options", [SMALL, WIDE, {**WIDE, "gist_bias": -2.0}], ids=["small", "wide", "biased"])
-def test_whatever_the_shape(options):
-    length = geometry_of(DEEP).reachable(100)[0]
-    compare(build(DEEP, OBJECTIVES["contrast"], **options), DEEP, length)
+def test_contexts_cost_what_the_formula_says(options):
+    """With parts that multiply no matrices, a step is one uncompressed pass and two passes of the variants."""
+    step = build(gistnet="mean", lensnet="recency", **options)
+    expected = trained_pass(step, TREE.window) + 2 * trained_pass(step, LENGTH)
+    # The mean of each block is a small matrix product of its own.
+    assert compare(step, TREE, LENGTH).total == pytest.approx(expected / TREE.window, rel=1e-3)
 
 
-def test_where_lensnet_chooses_the_variants():
-    tree = geometry_of(TREE)
-    compare(build(strategy=LensGuided(tree)), TREE, LENGTH)
+def test_levels_and_scored_variants_are_counted():
+    compare(build(DEEP, SETTINGS["contrast"]), DEEP, geometry_of(DEEP).reachable(100)[0])
+    compare(build(strategy=LensGuided(geometry_of(TREE))), TREE, LENGTH)
 
 
-def test_a_plain_twin_costs_what_the_formula_says():
-    cost = compare(build(strategy=NoVariants(geometry_of(TREE)), gistnet=None, lensnet=None), TREE, 0)
-    assert cost.total == pytest.approx(cost.plain)
-    assert cost.recomputed == 0
+def test_the_plain_baseline_costs_what_the_formula_says():
+    count = compare(build(strategy=NoVariants(geometry_of(TREE)), gistnet=None, lensnet=None), TREE, 0)
+    assert count.total == pytest.approx(count.plain)
+    assert count.recomputed == 0
 
 
 @pytest.mark.parametrize("trainable", ["gistnet", "lensnet"])
-def test_what_is_frozen_is_not_run_backward(trainable):
-    model = build(settings=OBJECTIVES["kl"])
-    whole = Costs(model).at(LENGTH).total
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(trainable))
-    assert compare(model, TREE, LENGTH).total < whole
+def test_frozen_parts_have_no_backward_pass(trainable):
+    step = build(settings=SETTINGS["kl"])
+    everything = flops_of(step).at(LENGTH).total
+    for name, parameter in step.named_parameters():
+        parameter.requires_grad_(name.startswith(f"model.{trainable}"))
+    assert compare(step, TREE, LENGTH).total < everything
 
 
-@pytest.mark.parametrize("name", ["contrast", "half told"])
-def test_what_is_computed_twice_counts_apart(name, monkeypatch):
-    plain = compare(build(settings=OBJECTIVES[name]), TREE, LENGTH, rebuild=2)
-    blocks = compare(build(settings=OBJECTIVES[name], activation_checkpointing=True), TREE, LENGTH, rebuild=2)
+@pytest.mark.parametrize("name", ["contrast", "reconstruction"])
+def test_recomputation_is_counted_apart(name, monkeypatch):
+    plain = compare(build(settings=SETTINGS[name]), TREE, LENGTH, blocks=2)
+    blocks = compare(build(settings=SETTINGS[name], activation_checkpointing=True), TREE, LENGTH, blocks=2)
     monkeypatch.setattr(base_model, "LOGITS_AT_ONCE", 64)
-    both = compare(build(settings=OBJECTIVES[name], activation_checkpointing=True), TREE, LENGTH, rebuild=2)
+    both = compare(build(settings=SETTINGS[name], activation_checkpointing=True), TREE, LENGTH, blocks=2)
     assert plain.total == blocks.total == both.total
     assert plain.recomputed == 0 < blocks.recomputed < both.recomputed
 
@@ -125,36 +125,26 @@ class Guess(Loss):
 
     def forward(self, view):
         hidden = self.second(self.first(view.variants.hidden).relu())
-        nll = view.nll(hidden, view.variants.pairing.context.token % 13)
+        nll = view.nll(hidden, view.variants.paired.context.token % 13)
         return LossTerm(view.by_sequence(nll.mean(dim=1)))
 
 
-def test_what_plugins_add_to_the_loss_is_counted():
-    model = build()
-    without = Costs(model).at(LENGTH).total
-    model.added = AddedObjectives([Guess(32)])
-    assert compare(model, TREE, LENGTH).total > without
+def test_losses_of_plugins_are_counted():
+    assert compare(build(losses=[Guess(32)]), TREE, LENGTH).total > flops_of(build()).at(LENGTH).total
 
 
-def test_an_engine_that_has_taken_the_model_changes_no_count():
-    """ZeRO 3 leaves parameters of no elements, and hooks that a copy must not run."""
-    model = build()
-    model.added = AddedObjectives([Guess(32)])
-    costs, expected = Costs(model), Costs(model).at(LENGTH)
-
-    def hook(*_):
-        raise AssertionError("the trained model was run")
-
-    model.register_forward_pre_hook(hook)
-    for module in (model.added, model.gistnet, model.lensnet):
-        for parameter in module.parameters():
-            parameter.data = torch.empty(0)
-    assert costs.at(LENGTH) == expected
-    assert not costs.notes
+def test_an_engine_that_partitions_the_weights_changes_no_count():
+    """ZeRO 3 leaves parameters without elements, and hooks that a copy must not run."""
+    step = build(losses=[Guess(32)])
+    flops, expected = flops_of(step), flops_of(step).at(LENGTH)
+    for parameter in step.parameters():
+        parameter.data = torch.empty(0)
+    assert flops.at(LENGTH) == expected
+    assert not flops.notes
 
 
 class Peeks(Guess):
-    """Can be counted unless there are variants of another length than the first."""
+    """Reads data back for variants of another length than the first."""
 
     def forward(self, view):
         if view.variants.hidden.shape[1] != LENGTH:
@@ -162,36 +152,22 @@ class Peeks(Guess):
         return super().forward(view)
 
 
-def test_what_can_no_longer_be_counted_is_said_once(monkeypatch):
-    model = build()
-    model.added = AddedObjectives([Peeks(32)])
+def test_a_count_that_fails_later_is_reported_once(monkeypatch):
+    step = build(losses=[Peeks(32)])
     clock = SimpleNamespace(tokens=0, step=0)
-    run_config = SimpleNamespace(variant_length=lambda step: LENGTH - 7 * (step >= 2), rebuild=lambda step: 1)
-    components = SimpleNamespace(run_config=run_config, model=model, costs=Costs(model))
+    run_config = SimpleNamespace(variant_length=lambda step: LENGTH - 7 * (step >= 2), progress=lambda step: 0.0)
+    components = SimpleNamespace(run_config=run_config, model=step.model, flops=flops_of(step))
     monkeypatch.setattr(ThroughputMeter, "_peak", lambda _: 1e15)
-    speed, said = ThroughputMeter(components, clock, micro_batch=2, world_size=1, device=torch.device("cpu")), []
+    meter, notes = ThroughputMeter(components, clock, micro_batch=2, world_size=1, device=torch.device("cpu")), []
     for clock.step in (2, 4, 6):
-        speed.metrics(said.append)
-        speed.restart()
-    (note,) = [each for each in said if "FLOPs of" in each]
-    assert note.startswith("note: FLOPs of added settings: left out: it does not run on the meta device (")
-
-
-def test_a_lensnet_that_reads_the_baselines_nll_is_counted():
-    class Surprise(NeedsData):
-        reads_nll = True
-
-        def forward(self, context, embeddings):
-            return torch.tanh(self.out(embeddings)[..., 0] * context.nll)
-
-    model = build(lensnet=None)
-    model.lensnet = Surprise(32)
-    compare(model, TREE, LENGTH)
-    assert not Costs(model).notes
+        meter.metrics(notes.append)
+        meter.restart()
+    (note,) = [each for each in notes if "FLOPs of" in each]
+    assert "does not run on the meta device" in note
 
 
 class NeedsData(LensNet):
-    """A network that looks at its input before it decides what to do."""
+    """A network that looks at its input first."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -203,31 +179,18 @@ class NeedsData(LensNet):
         return torch.tanh(self.out(embeddings))[..., 0]
 
 
-def test_a_network_that_needs_data_is_estimated_and_said_so():
-    model = build(lensnet=None)
-    without = Costs(model).at(LENGTH).total
-    model.lensnet = NeedsData(32)
-    costs = Costs(model)
-    read = LENGTH - TREE.tail
-    assert costs.at(LENGTH).total - without == pytest.approx(2 * 6 * 33 * read / TREE.window, rel=1e-3)
-    assert "estimated from its parameters" in costs.notes["LensNet"]
+def test_a_network_that_needs_data_is_estimated():
+    step = build()
+    step.model.lensnet = NeedsData(32)
+    flops = flops_of(step)
+    count = flops.at(LENGTH)
+    assert count.total == pytest.approx(count.plain * (1 + 2 * LENGTH / TREE.window))
+    assert "estimated" in flops.notes["step"]
 
 
-def test_counting_changes_nothing(recwarn):
-    model = build()
-    before = {name: (value.clone(), value.device) for name, value in model.state_dict().items()}
-    Costs(model).at(LENGTH)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name][0])
-        assert value.device == before[name][1]
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_a_reader_of_states_is_still_a_module_of_its_own():
-    """The copy on the meta device shares no tensor with what is trained."""
-    model = build(gistnet="states")
-    assert isinstance(model.gistnet, Reader)
-    copied = Costs(model)._gistnet
-    assert copied is not None
-    assert {each.device.type for each in copied.parameters()} == {"meta"}
-    assert {each.device.type for each in model.gistnet.parameters()} == {"cpu"}
+def test_counting_changes_nothing():
+    step = build()
+    before = {name: value.clone() for name, value in step.state_dict().items()}
+    flops_of(step).at(LENGTH)
+    assert all(torch.equal(value, before[name]) for name, value in step.state_dict().items())
+    assert all(parameter.grad is None for parameter in step.parameters())

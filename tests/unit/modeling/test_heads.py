@@ -33,7 +33,7 @@ def test_each_row_alone_in_float64(gpt, monkeypatch, at_once):
     monkeypatch.setattr(mcframe.modeling.gpt, "LOGITS_AT_ONCE", at_once)
     hidden, targets, teacher = drawn(gpt)
     nll, divergence = gpt.nll_and_kl(hidden, targets, teacher)
-    again, right = gpt.tail_mask(hidden, targets)
+    again, right = gpt.nll_and_correct(hidden, targets)
     assert nll.shape == divergence.shape == again.shape == right.shape == targets.shape
     assert nll.dtype == divergence.dtype == torch.float32
     for r, c in torch.cartesian_prod(torch.arange(3), torch.arange(11)).tolist():

@@ -13,12 +13,13 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, variant_seeds
 from mcframe.context.delta_nll import PairedNLL, pair_nll
 from mcframe.context.focus_ops import block_means
+from mcframe.context.preference_pairs import preference_pairs
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.context.working_context import WorkingContext, build_context, gather_embeddings, raw_context
-from mcframe.hookspecs import LensNet, ModelShape, Sequences
-from mcframe.modeling.kind import kind
+from mcframe.hookspecs import LensNet, LensPass, ModelShape, Sequences, StepView, UncompressedPass, VariantPass
+from mcframe.losses.lens_metrics import lens_metrics
+from mcframe.losses.lens_targets import shuffle_targets
 from mcframe.modeling.node_table import build_node_table
-from mcframe.modeling.preference import shuffled
 from mcframe_plugins.gistnet import MeanGistNet
 from mcframe_plugins.lensnet import TransformerLensNet
 from mcframe_plugins.variants import RandomCollapse
@@ -72,10 +73,20 @@ def batches(first: int, count: int, *, decisive: bool = False) -> Iterator[Batch
 
 
 def objective(lens: LensNet, batch: Batch, settings: LossSettings) -> tuple[Tensor, StepMetrics]:
-    verdict = shuffled(batch.verdict, batch.seeds) if settings.shuffle else batch.verdict
-    scores = lens(batch.context, batch.embeddings)
+    """Return the loss of LensNet, without its common weight, and the metrics of pairs."""
+    delta = shuffle_targets(batch.verdict, batch.seeds) if settings.shuffle else batch.verdict
+    scores, context = lens(batch.context, batch.embeddings), batch.context
+    block_scores = block_means(scores, context)
+    pairs = preference_pairs(context, delta, block_scores, 2, settings.sides)
     uncompressed = of_blocks(lens, batch) if settings.attribution else None
-    return kind(scores, batch.context, batch.pairing, verdict, 2, settings, None, uncompressed)
+    nats = torch.tensor(settings.scale_nats)
+    found = LensPass(context, batch.embeddings, scores, block_scores, delta, nats, pairs, uncompressed)
+    variants = VariantPass(batch.embeddings, batch.embeddings, batch.pairing, lens=found)
+    passed = UncompressedPass(*[batch.tokens] * 7)
+    view = StepView(GEOMETRY, passed, None, variants, batch.seeds, *[lambda *_: batch.tokens] * 3)
+    losses = settings.lens_losses(SHAPE)
+    total = sum(loss.weight * loss(view).loss.mean() for loss in losses) / settings.lens
+    return total, lens_metrics(found, batch.pairing)
 
 
 def of_blocks(lens: LensNet, batch: Batch) -> Tensor:

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mcframe.modeling.gpt import GPT
-from mcframe.modeling.reconstruction import Reconstruction
+from mcframe.modeling.model import MegaContextModel
 from mcframe_plugins.variants import RandomCollapse
 from tests.support.loss_settings import LossSettings
 from tests.support.modeling_builders import (
@@ -12,26 +11,23 @@ from tests.support.modeling_builders import (
     VOCABULARY,
     Given,
     Step,
+    assemble,
     build_step,
     equal_lengths,
     geometry_of,
     random_tokens,
     seeds_for,
 )
+from tests.support.real_step import LENGTH, Operations, no_reads, real_step
 from tests.support.step_checks import check_everything_learns, random_mask
-from tests.unit.modeling.test_step_properties import LENGTH, Operations, real_step
 
 NOTHING = dict.fromkeys(("next_token", "variants", "delta_penalty", "lens"), 0.0)
 ALL = LossSettings(distillation=1.0, contrast=2.0, reconstruction=0.5, condition="drop")
 
 
 def full_step(settings: LossSettings = ALL, tree=TREE) -> Step:
-    """Real parts, with everything that settings can ask for."""
-    model = real_step(tree, settings)
-    tree = geometry_of(tree)
-    gpt = GPT(tree, VOCABULARY, depth=2, width=16, heads=2, gist_bias=-1.0)
-    told = Reconstruction(16, tree, settings.fraction)
-    return Step(gpt, model.gistnet, model.lensnet, model.strategy, tree, settings, told)
+    """Build real parts with every pass that losses can require."""
+    return real_step(tree, settings, gist_bias=-1.0)
 
 
 def reached(model: Step) -> set[str]:
@@ -67,7 +63,7 @@ def test_reconstruction_alone_trains_base_model_and_gistnet():
     model = build_step(TREE, RandomCollapse(geometry_of(TREE)), settings=settings, lensnet="transformer", gist_bias=0.1)
     model(random_tokens(TREE, 4, 0), seeds_for(4, 2), LENGTH)[0].backward()
     learned = reached(model)
-    assert "reconstruction.begin_embed" in learned
+    assert "losses.reconstruction.begin_embed" in learned
     everything = {n for n, _ in model.named_parameters() if not n.startswith("model.lensnet.")}
     assert learned == everything
     # LOD1 alone is told from: what is of LOD2 gets nothing.
@@ -113,21 +109,14 @@ def test_a_part_that_is_not_trained_gets_no_gradient_and_passes_one_on():
 
 # ---- nothing is read back, nothing loops ----------------------------------------------------------
 @pytest.mark.parametrize("gistless", [False, True])
-def test_nothing_waits_for_the_device(gistless, monkeypatch):
+def test_nothing_waits_for_the_device(gistless):
     model = full_step()
     if gistless:
-        model = Step(model.gpt, None, None, model.strategy, model.tree, ALL)
+        model = assemble(MegaContextModel(model.gpt, None, None, model.strategy, model.tree), ALL)
     tokens, seeds, mask = random_tokens(TREE, 3, 0), seeds_for(3, 2), random_mask(TREE, 3, 0)
-    model(tokens, seeds, LENGTH, mask, 2)  # the first step looks at what plug-ins return
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a tensor was read")
-
-    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
-        monkeypatch.setattr(torch.Tensor, name, refuse)
-    with Operations(refuse=True) as operations:
+    model(tokens, seeds, LENGTH, mask, 2)  # fills caches
+    with no_reads() as operations:
         model(tokens, seeds, LENGTH, mask, 2)[0].backward()
-    monkeypatch.undo()
     assert operations.counts.total() > 100
 
 

@@ -7,75 +7,30 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcframe.context.working_context import raw_context
-from mcframe.hookspecs import ModelShape
-from mcframe.modeling.gpt import GPT
-from mcframe_plugins.gistnet import TransformerGistNet
-from mcframe_plugins.lensnet import TransformerLensNet
+from mcframe.modeling.model import MegaContextModel
 from mcframe_plugins.variants import NoVariants, RandomCollapse
 from tests.support import oracle
 from tests.support.loss_settings import LossSettings
-from tests.support.modeling_builders import TREE, VOCABULARY, Step, build_step, geometry_of, random_tokens, seeds_for
+from tests.support.modeling_builders import (
+    TREE,
+    VOCABULARY,
+    Step,
+    assemble,
+    build_step,
+    geometry_of,
+    random_tokens,
+    seeds_for,
+)
+from tests.support.real_step import LENGTH, Operations, no_reads, real_step
 from tests.support.step_checks import check_everything_learns
 
-LENGTH = 21
 LENS = {
     "preference": {"kind": "preference"},
     "span_utility": {"kind": "span_utility"},
     "attribution": {"attribution": 0.6},
 }
-READS_BACK = {
-    "_local_scalar_dense",
-    "item",
-    "is_nonzero",
-    "nonzero",
-    "nonzero_numpy",
-    "argwhere",
-    "masked_select",
-    "unique_dim",
-    "_unique2",
-    "unique_consecutive",
-    "equal",
-    "allclose",
-    "bincount",
-    "repeat_interleave.Tensor",
-}
-
-
-class Operations(TorchDispatchMode):
-    """Counts aten operations and, where asked, refuses those that wait for the device."""
-
-    def __init__(self, refuse: bool = False) -> None:
-        super().__init__()
-        self.refuse, self.counts = refuse, Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        packet, overload = func.overloadpacket.__name__, func._overloadname
-        self.counts[f"{packet}.{overload}"] += 1
-        if self.refuse:
-            assert packet not in READS_BACK, packet
-            assert f"{packet}.{overload}" not in READS_BACK
-            if packet in ("index", "index_put", "index_put_", "_index_put_impl_"):
-                indices = [i for i in args[1] if i is not None]
-                assert all(i.dtype not in (torch.bool, torch.uint8) for i in indices), "indexing by a mask"
-        return func(*args, **(kwargs or {}))
-
-
-def real_step(tree: oracle.Tree, settings: LossSettings | None = None, **gist: object) -> Step:
-    """A step as a run builds it: its own initialisation, real plug-ins."""
-    torch.manual_seed(0)
-    tree = geometry_of(tree)
-    shape = ModelShape(16, tree)
-    return Step(
-        GPT(tree, VOCABULARY, depth=2, width=16, heads=2),
-        TransformerGistNet(shape, layers=1, heads=2, **gist),
-        TransformerLensNet(shape, layers=1, heads=2),
-        RandomCollapse(tree),
-        tree,
-        settings or LossSettings(),
-    )
 
 
 def step_of(model: Step, tokens: torch.Tensor, step: int = 0):
@@ -109,7 +64,7 @@ def test_attribution_is_of_the_uncompressed_context_and_of_the_same_verdicts(jud
     with_it, without = (
         build_step(
             TREE, RandomCollapse(geometry_of(TREE)), lensnet=lensnet,
-            settings=LossSettings(condition=judge, attribution=weight),
+            settings=LossSettings(condition=judge, attribution=weight, lens=1.0),
         )
         for weight in (0.5, 0.0)
     )  # fmt: skip
@@ -124,7 +79,7 @@ def test_attribution_is_of_the_uncompressed_context_and_of_the_same_verdicts(jud
     verdict = (nll - full)[:, first:].nanmean(dim=1)
     raw = raw_context(without.tree, 5, tokens.device)
     embeddings = without.gpt.embed(tokens[:, :-1])
-    scores = without.model.scores(raw, without.table(embeddings, embeddings), without.model.nll(tokens))
+    scores = without.model.scores(raw, without.model.node_table(embeddings, embeddings), without.model.nll(tokens))
     wanted, right = 0.0, 0.0
     for sequence in range(5):
         told = []
@@ -180,21 +135,14 @@ def test_statistics_hold_no_graph():
 # ---- nothing is read back, nothing loops ----------------------------------------------------------
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("objective", LENS)
-def test_nothing_waits_for_the_device(objective, plain, monkeypatch):
+def test_nothing_waits_for_the_device(objective, plain):
     model = real_step(TREE, LossSettings(**LENS[objective]))
     if plain:
-        model.model.strategy = NoVariants(model.tree)
+        model = assemble(MegaContextModel(model.gpt, None, None, NoVariants(model.tree), model.tree), model.settings)
     tokens, seeds = random_tokens(TREE, 3, 0), seeds_for(3, 2)
-    model(tokens, seeds, LENGTH)  # the first step looks at what plug-ins return
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a tensor was read")
-
-    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
-        monkeypatch.setattr(torch.Tensor, name, refuse)
-    with Operations(refuse=True) as operations:
+    model(tokens, seeds, LENGTH)  # fills caches
+    with no_reads() as operations:
         model(tokens, seeds, LENGTH)[0].backward()
-    monkeypatch.undo()
     assert operations.counts.total() > 100
 
 
@@ -253,14 +201,15 @@ def test_micro_batches_of_any_size_give_the_same_loss_and_gradient(objective, cu
 # ---- twins ----------------------------------------------------------------------------------------
 def test_without_variants_the_loss_is_that_of_a_plain_language_model():
     model = real_step(TREE)
-    twin = Step(model.gpt, None, None, NoVariants(model.tree), model.tree, LossSettings())
+    plain_model = MegaContextModel(model.gpt, None, None, NoVariants(model.tree), model.tree)
+    twin = assemble(plain_model, LossSettings())
     tokens = random_tokens(TREE, 3, 0)
     loss, statistics = twin(tokens, torch.zeros(3, 0, dtype=torch.long), 0)
-    logits = torch.stack([twin(tokens[:, : t + 1], task="next_logits") for t in range(TREE.window)], dim=1)
+    logits = torch.stack([plain_model.next_logits(tokens[:, : t + 1]) for t in range(TREE.window)], dim=1)
     plain = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     torch.testing.assert_close(loss, plain, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(twin(tokens, task="validate").mean(), loss)
-    assert statistics.means.keys() == {"train/loss_lod0", "train/loss"}
+    torch.testing.assert_close(plain_model.nll(tokens).mean(), loss)
+    assert statistics.means.keys() == {"train/loss_lod0", "train/loss", "loss/next_token"}
     mine = step_of(model, tokens)[1].means["train/loss_lod0"]
     torch.testing.assert_close(mine, statistics.means["train/loss_lod0"])
 

@@ -10,18 +10,20 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from mcframe.config.run_config import load_run_config
+from mcframe.context.focus_ops import block_means
 from mcframe.errors import UserError
 from mcframe.hookspecs import ModelShape
-from mcframe.modeling.lens_memory import LensMemory, Remembered
-from mcframe.modeling.preference import shuffled
+from mcframe.losses.lens_targets import LensTargets, shuffle_targets
+from mcframe.training.build import build_step as build_step_of_run
 from mcframe_plugins.lensnet import TransformerLensNet
+from mcframe_plugins.loss import EMAKL
 from mcframe_plugins.variants import RandomCollapse
 from tests.property.modeling.test_lens_oracle import FLAT, TALL, case_of
 from tests.support.lens_oracle import average, slow_kl, slow_objective
 from tests.support.loss_settings import LossSettings
-from tests.support.modeling_builders import TREE, EntryLens, build_step, geometry_of, random_tokens, seeds_for
+from tests.support.modeling_builders import TREE, EntryLens, Step, build_step, geometry_of, random_tokens, seeds_for
+from tests.support.real_step import no_reads, real_step
 from tests.support.step_checks import check_everything_learns
-from tests.unit.modeling.test_step_properties import Operations, real_step
 
 LENGTH = 21
 RUNNING = LossSettings(normalise=True, decay=0.7, scale_nats=0.4)
@@ -34,19 +36,30 @@ def lensnet(seed: int = 0) -> TransformerLensNet:
     return TransformerLensNet(ModelShape(16, geometry_of(TREE)), layers=1, heads=2)
 
 
-def whole_step(settings: LossSettings, seed: int = 0):
+def whole_step(settings: LossSettings, seed: int = 0) -> Step:
     return build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", settings=settings, seed=seed)
 
 
-def note(memory: LensMemory, case) -> Remembered:
-    embeddings = torch.zeros(*case.context.token.shape, 16)
-    return memory(case.context, embeddings, case.verdict, case.variants)
+def running(variants: int = 2) -> LensTargets:
+    return LensTargets(RUNNING.lens_targets, variants)
+
+
+def add(targets: LensTargets, case) -> float:
+    """Add a micro-batch; return the scale of its step."""
+    targets.pairs(case.context, case.verdict, block_means(case.scores, case.context))
+    return targets.scale(torch.float64).item()
+
+
+def average_of(net: TransformerLensNet) -> EMAKL:
+    loss = EMAKL(ModelShape(16, geometry_of(TREE)), decay=0.8)
+    loss.setup({"lensnet": net})
+    return loss
 
 
 # ---- running deviation ----------------------------------------------------------------------------
 @pytest.mark.parametrize("variants", [2, 3])
 def test_the_scale_is_a_running_root_mean_square(variants):
-    memory = LensMemory(lensnet(), RUNNING)
+    targets = running(variants)
     steps: list[list[float]] = []
     for step in range(4):
         squares: list[float] = []
@@ -55,62 +68,60 @@ def test_the_scale_is_a_running_root_mean_square(variants):
             if step == 2:
                 case.focuses = [case.focuses[0]] * len(case.focuses)
                 case.__post_init__()  # nothing differs: there are no pairs, and the scale stays
-            scale = note(memory, case).scale
+            scale = add(targets, case)
             weights = [0.7 ** (len(steps) - 1 - i) for i in range(len(steps))]
             above = sum(w * sum(s) for w, s in zip(weights, steps, strict=True))
             below = sum(w * len(s) for w, s in zip(weights, steps, strict=True))
-            assert scale.item() == pytest.approx(math.sqrt(above / below) if steps else 0.4)
+            assert scale == pytest.approx(math.sqrt(above / below) if steps else 0.4)
             for a, b in case.pairs:
                 if case.focuses[a] != case.focuses[b]:
                     squares.append((case.verdicts[a] - case.verdicts[b]) ** 2)
         assert bool(squares) == (step != 2)
         steps.append(squares)
-        memory.after_step(lensnet())
+        targets.after_step()
 
 
-def test_the_scale_divides_strength():
+def test_the_scale_divides_margins():
     case = case_of(FLAT)
-    loss, found = case.objective(RUNNING, Remembered(scale=torch.tensor(0.05)))
+    loss, found = case.objective(RUNNING, 0.05)
     assert loss.item() == pytest.approx(slow_objective(case, RUNNING, 0.05, False).loss.item())
     assert loss.item() != pytest.approx(slow_objective(case, RUNNING, 0.4, False).loss.item())
-    fixed, same = case.objective(replace(RUNNING, scale_nats=0.05))
-    assert fixed.item() == pytest.approx(loss.item())
-    # logged in nats, whatever it is divided by
+    _, same = case.objective(RUNNING, 0.4)
+    # logged in nats, before the division
     assert found.means["mc/preference_strength"].tolist() == pytest.approx(
         same.means["mc/preference_strength"].tolist()
     )
 
 
-def test_verdicts_that_all_agree_divide_nothing_by_zero():
-    memory = LensMemory(lensnet(), RUNNING)
-    case = case_of(FLAT)
+def test_equal_targets_keep_the_loss_finite():
+    targets, case = running(), case_of(FLAT)
     case.verdicts = [0.3] * len(case.verdicts)
-    note(memory, case)
-    memory.after_step(lensnet())
-    loss, _ = case.objective(RUNNING, note(memory, case))
+    add(targets, case)
+    targets.after_step()
+    loss, _ = case.objective(RUNNING, add(targets, case))
     assert loss.isfinite()
 
 
-def test_evaluation_leaves_no_trace():
-    memory = LensMemory(lensnet(), RUNNING).eval()
-    note(memory, case_of(FLAT))
-    assert not memory.pending.any()
-    memory.train()
-    note(memory, case_of(FLAT))
-    assert memory.pending.all()
+def test_evaluation_leaves_the_scale_alone():
+    targets = running().eval()
+    add(targets, case_of(FLAT))
+    assert not targets.pending.any()
+    targets.train()
+    add(targets, case_of(FLAT))
+    assert targets.pending.all()
 
 
 # ---- the slow copy --------------------------------------------------------------------------------
-def test_the_copy_follows_slowly():
-    memory, nets = LensMemory(lensnet(0), COPYING), [lensnet(seed) for seed in range(4)]
-    expected = None
+def test_the_average_follows_slowly():
+    nets = [lensnet(seed) for seed in range(4)]
+    loss, expected = average_of(nets[0]), None
     for net in nets:
-        memory.after_step(net)
+        loss.after_step({"lensnet": net})
         now = [p.detach().double() for p in net.parameters()]
         expected = now if expected is None else [0.8 * e + 0.2 * n for e, n in zip(expected, now, strict=True)]
-        slow = dict(memory.copy.named_buffers())
+        slow = dict(loss.average.named_buffers())
         torch.testing.assert_close([slow[name].double() for name, _ in net.named_parameters()], expected)
-    assert not list(memory.parameters())
+    assert not list(loss.parameters())
 
 
 def test_the_penalty_is_the_distance_from_the_copy():
@@ -126,7 +137,7 @@ def test_the_penalty_is_the_distance_from_the_copy():
     loss, divergence = run()
     assert divergence == pytest.approx(0, abs=1e-7)
     with torch.no_grad():
-        for weight in model.lens_memory.copy.buffers():
+        for weight in model.ema.buffers():
             weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
     farther, divergence = run()
     assert divergence > 1e-4
@@ -138,8 +149,8 @@ def test_the_penalty_is_the_distance_from_the_copy():
 def test_the_copy_is_never_trained():
     model = whole_step(EVERYTHING)
     tokens = random_tokens(TREE, 4, 0)
-    assert not model.train().lens_memory.copy.training
-    assert not any(name.startswith("lens_memory") for name, _ in model.named_parameters())
+    assert not model.train().ema.training
+    assert not any("ema_kl" in name for name, _ in model.named_parameters())
     check_everything_learns(model, lambda i: model(tokens, seeds_for(4, 2) + i, LENGTH)[0], model.parameters())
 
 
@@ -175,7 +186,7 @@ def test_micro_batches_of_any_size_give_the_same_losses_step_after_step(cut):
     (whole, state), (parts, other) = results
     assert parts == pytest.approx(whole, abs=1e-5)
     torch.testing.assert_close(other, state, atol=1e-4, rtol=1e-3)
-    assert state["lens_memory.running"].all()
+    assert state["lens_targets.running"].all()
 
 
 def _two_steps(rank: int, ranks: int, place: str) -> None:
@@ -187,7 +198,7 @@ def _two_steps(rank: int, ranks: int, place: str) -> None:
         tokens, seeds = random_tokens(TREE, 4, step), seeds_for(4, 2) + 100 * step
         model(tokens[rank::ranks], seeds[rank::ranks], LENGTH)
         model.after_step()
-    torch.save(model.lens_memory.state_dict(), f"{place}/{rank}-of-{ranks}.pt")
+    torch.save(model.lens_targets.state_dict(), f"{place}/{rank}-of-{ranks}.pt")
     if ranks > 1:
         dist.destroy_process_group()
 
@@ -212,30 +223,23 @@ def test_a_state_dict_carries_all_of_it_on():
     for model in (first, second):
         model(random_tokens(TREE, 4, 1), seeds + 9, LENGTH)
         model.after_step()
-    assert first.lens_memory.scale == second.lens_memory.scale
+    assert first.lens_targets.scale(torch.float64) == second.lens_targets.scale(torch.float64)
     assert first(tokens, seeds, LENGTH)[0] == second(tokens, seeds, LENGTH)[0]
-
-
-def test_nothing_is_remembered_by_default():
-    model = whole_step(LossSettings())
-    assert model.lens_memory is None
-    assert not any("memory" in name for name in model.state_dict())
-    model.after_step()
 
 
 def test_bfloat16_takes_no_precision_from_what_moves_slowly():
     model = real_step(TREE, EVERYTHING)
     for parameter in model.parameters():  # as DeepSpeed does
         parameter.data = parameter.data.bfloat16()
-    memory = model.lens_memory
+    average = model.ema
     model(random_tokens(TREE, 3, 0), seeds_for(3, 2), LENGTH)[0].backward()
     model.after_step()
-    before = memory.copy.read.weight.clone()
+    before = average.read.weight.clone()
     assert before.dtype == torch.float32
     with torch.no_grad():
         model.lensnet.read.weight.mul_(1.01)
     model.after_step()
-    assert (memory.copy.read.weight != before).float().mean() > 0.9
+    assert (average.read.weight != before).float().mean() > 0.9
 
 
 class Tied(EntryLens):
@@ -250,16 +254,17 @@ class Tied(EntryLens):
 def test_tied_weights_and_buffers_are_followed_too():
     shape = ModelShape(16, geometry_of(TREE))
     net = Tied(shape)
-    memory = LensMemory(net, COPYING)
-    assert memory.copy.again is memory.copy.direction
-    memory.after_step(net)
+    loss = average_of(net)
+    average = loss.average
+    assert average.again is average.direction
+    loss.after_step({"lensnet": net})
     start = net.direction.detach().clone()
     with torch.no_grad():
         net.direction.add_(1.0)
         net.seen.add_(5.0)
-    memory.after_step(net)
-    torch.testing.assert_close(memory.copy.direction, start + 0.2)
-    assert memory.copy.seen == 5
+    loss.after_step({"lensnet": net})
+    torch.testing.assert_close(average.direction, start + 0.2)
+    assert average.seen == 5
 
 
 # ---- the control run ------------------------------------------------------------------------------
@@ -269,7 +274,7 @@ def test_a_shuffled_step_turns_round_the_pairs_whose_verdicts_changed_places():
         whole_step(LossSettings(shuffle=shuffle))(tokens, seeds, LENGTH)[1].samples["mc/preference_corr"]
         for shuffle in (False, True)
     )
-    swapped = shuffled(torch.arange(24.0), seeds).view(12, 2)[:, 0] % 2 == 1
+    swapped = shuffle_targets(torch.arange(24.0), seeds).view(12, 2)[:, 0] % 2 == 1
     assert 2 <= swapped.sum() <= 10
     torch.testing.assert_close(dealt, torch.where(swapped, -true, true), equal_nan=True)
 
@@ -277,17 +282,11 @@ def test_a_shuffled_step_turns_round_the_pairs_whose_verdicts_changed_places():
 # ---- nothing is read back -------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["preference", "span_difference"])
 @pytest.mark.parametrize("sides", ["both", "worse"])
-def test_nothing_waits_for_the_device(kind, sides, monkeypatch):
+def test_nothing_waits_for_the_device(kind, sides):
     model = real_step(TREE, replace(EVERYTHING, kind=kind, sides=sides))
     tokens, seeds = random_tokens(TREE, 3, 0), seeds_for(3, 2)
-    model(tokens, seeds, LENGTH)  # the first step looks at what plug-ins return
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a tensor was read")
-
-    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
-        monkeypatch.setattr(torch.Tensor, name, refuse)
-    with Operations(refuse=True):
+    model(tokens, seeds, LENGTH)  # fills caches
+    with no_reads():
         model(tokens, seeds, LENGTH)[0].backward()
         model.after_step()
 
@@ -296,35 +295,31 @@ def test_nothing_waits_for_the_device(kind, sides, monkeypatch):
 SMOKE = Path(__file__).parents[3] / "gin" / "smoke.gin"
 
 
-def test_a_copy_at_zero_3_is_refused():
-    copying = "settings.ema_kl = 0.1"
-    load_run_config([SMOKE], [copying, "deepspeed.zero_stage = 2"])
-    load_run_config([SMOKE], ["settings.normalise = True", "deepspeed.zero_stage = 3"])
-    with pytest.raises(UserError, match="ZeRO 3"):
-        load_run_config([SMOKE], [copying, "deepspeed.zero_stage = 3"])
+def built(*bindings: str) -> None:
+    build_step_of_run(load_run_config([SMOKE], bindings).run_config, 256)
+
+
+def test_an_average_at_zero_3_is_refused():
+    averaged = "run.extra_losses = [@loss.ema_kl]"
+    built(averaged, "deepspeed.zero_stage = 2")
+    built("lens_targets.normalise = True", "deepspeed.zero_stage = 3")
+    with pytest.raises(UserError, match="ZeRO stage 2 or lower, got 3"):
+        built(averaged, "deepspeed.zero_stage = 3")
 
 
 @pytest.mark.parametrize(
     "binding",
-    [
-        "settings.shuffle = True",
-        "settings.kind = 'span_difference'",
-        "settings.attribution = 0.5",
-    ],
+    ["lens_targets.shuffle = True", "run.losses = [@loss.span_difference]", "run.losses = [@loss.attribution]"],
 )
 def test_one_variant_has_no_pairs(binding):
-    from mcframe.training.build import build_model
-
-    build_model(load_run_config([SMOKE], [binding]).run_config, 256)
-    with pytest.raises(UserError, match="variants"):
-        build_model(load_run_config([SMOKE], [binding, "variants.random_collapse.count = 1"]).run_config, 256)
+    built(binding)
+    with pytest.raises(UserError, match="expected two or more variants a sequence, got one"):
+        built("run.losses = [@loss.span_utility]", binding, "variants.random_collapse.count = 1")
 
 
 @pytest.mark.parametrize(
-    "setting",
-    [{"scale_nats": 0.0}, {"focal_gamma": -1.0}, {"ema_kl": -0.1}, {"decay": 1.0},
-     {"ema_decay": -0.1}, {"attribution": -0.1}],
-)  # fmt: skip
+    "setting", [{"scale_nats": 0.0}, {"focal_gamma": -1.0}, {"decay": 1.0}, {"ema_decay": -0.1, "ema_kl": 1.0}]
+)
 def test_settings_out_of_range(setting):
-    with pytest.raises(UserError, match=f"settings.{next(iter(setting))}"):
-        LossSettings(**setting)
+    with pytest.raises(UserError, match=next(iter(setting)).removeprefix("ema_")):
+        whole_step(LossSettings(**setting))

@@ -1,0 +1,129 @@
+"""Plug-ins that break their interface are refused on the probe batch; the step then compiles to one graph."""
+
+import pytest
+import torch
+from torch import nn
+
+from mcframe.hookspecs import LossTerm, Positions
+from mcframe.registry.checks import ContractError
+from mcframe.training.probe import probe_plugins
+from mcframe.training.train_step import StepBatch, TrainStep
+from mcframe_plugins.loss import ZLoss
+from mcframe_plugins.variants import LensGuided, RandomCollapse
+from tests.support.generators import geometry_of
+from tests.support.loss_settings import LossSettings
+from tests.support.modeling_builders import TREE, build_step, random_tokens, seeds_for
+
+LENGTH = 21
+EVERYTHING = LossSettings(
+    distillation=1.0, contrast=2.0, reconstruction=0.5, attribution=1.0, ema_kl=0.1, normalise=True, condition="drop",
+    focal_gamma=1.0,
+)  # fmt: skip
+
+
+def plain_step(strategy=RandomCollapse, settings=None, **options) -> TrainStep:
+    step = build_step(TREE, strategy(geometry_of(TREE)), lensnet="transformer", settings=settings, **options)
+    return TrainStep(step.model, list(step.losses.each()), step.settings.lens_targets)
+
+
+def probe(step: TrainStep) -> None:
+    probe_plugins(step.eval(), step, random_tokens(TREE, 2, 0), LENGTH)
+
+
+@pytest.mark.parametrize("strategy", [RandomCollapse, LensGuided])
+def test_conforming_plugins_pass(strategy):
+    step = plain_step(strategy, EVERYTHING)
+    before = {name: value.clone() for name, value in step.state_dict().items()}
+    probe(step)
+    assert all(torch.equal(value, before[name]) for name, value in step.state_dict().items())
+    assert not any(module._forward_hooks for module in step.modules())
+
+
+class Broken(nn.Module):
+    """Wraps a module and changes its output."""
+
+    def __init__(self, module: nn.Module, change) -> None:
+        super().__init__()
+        self.module, self.change = module, change
+        self.reads_tokens, self.reads_layer = False, 0
+        self.reads_nll = False
+
+    def forward(self, *inputs):
+        return self.change(self.module(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("gistnet", lambda gists: gists[..., :1, :1], "gists"),
+        ("gistnet", lambda gists: gists.double(), "gists"),
+        ("lensnet", lambda scores: scores[:, 1:], "score"),
+        ("lensnet", lambda scores: scores * 0 + 2, "scores"),
+        ("lensnet", lambda scores: scores * torch.nan, "scores"),
+    ],
+)
+def test_networks_that_return_something_else_are_refused(part, change, message):
+    step = plain_step()
+    setattr(step.model, part, Broken(getattr(step.model, part), change))
+    with pytest.raises(ContractError, match=message):
+        probe(step)
+
+
+class Flat(Positions):
+    """Returns no pair."""
+
+    def forward(self, context):
+        return torch.ones(1)
+
+
+def test_positions_that_return_no_pair_are_refused():
+    step = plain_step()
+    step.model.gpt.positions = Flat()
+    with pytest.raises(ContractError, match="cosine and sine"):
+        probe(step)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda term: term.loss, "LossTerm"),
+        (lambda term: LossTerm(term.loss.mean()), "loss"),
+        (lambda term: LossTerm(term.loss, {"share": 0.5}), "share"),
+    ],
+)
+def test_losses_that_return_something_else_are_refused(returned, message):
+    class Careless(ZLoss):
+        def forward(self, view):
+            return returned(super().forward(view))
+
+    step = plain_step(losses=[Careless(None)])
+    with pytest.raises(ContractError, match=message):
+        probe(step)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda focus: focus[:, :1], lambda focus: focus * 0, lambda focus: focus + 1, lambda focus: focus.float()],
+)
+def test_focuses_that_break_the_contract_are_refused(change):
+    class Wrong(RandomCollapse):
+        def propose(self, *arguments):
+            return change(super().propose(*arguments))
+
+    with pytest.raises(ContractError, match="propose"):
+        probe(plain_step(Wrong))
+
+
+@pytest.mark.parametrize("settings", [LossSettings(), EVERYTHING], ids=["default", "everything"])
+def test_the_step_is_one_graph(settings):
+    """With every loss and pass: `fullgraph=True` fails at the first graph break."""
+    step = plain_step(settings=settings)
+    batch = StepBatch(random_tokens(TREE, 3, 0), seeds_for(3, 2), LENGTH)
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    loss, metrics = compiled(batch)
+    expected, same = plain_step(settings=settings)(batch)
+    torch.testing.assert_close(loss, expected)
+    assert metrics.means.keys() == same.means.keys()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in step.parameters())
