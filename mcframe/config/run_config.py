@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mcframe import __version__, config
+from mcframe import config
 from mcframe.config import Config
 from mcframe.config.schema import (
     MULTI_KINDS,
@@ -23,18 +23,8 @@ from mcframe.config.schema import (
     SamplingConfig,
     ScheduleConfig,
 )
-from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
-from mcframe.data.synthetic.induction import Induction
-from mcframe.data.synthetic.needle import Needle
-from mcframe.data.synthetic.recall import Recall
-from mcframe.data.tokenizers import BPE, Bytes
-from mcframe.evaluation.focus_quality import FocusQuality
-from mcframe.evaluation.gist_quality import GistQuality
-from mcframe.hookspecs import API_VERSION, Register, hookimpl
 from mcframe.losses.lens_targets import LensTargetsConfig
-from mcframe.metrics.prometheus_logger import PrometheusLogger
 from mcframe.modeling.gpt import GPT
-from mcframe.modeling.rope import GaussianRope
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import INSTALLED, PluginOptions, discover
 from mcframe.registry.factory import PluginFactory
@@ -68,28 +58,6 @@ PLUGIN_FIELDS: dict[str, str] = {MULTI_KINDS.get(kind, kind): kind for kind in K
 """The fields of `run` that hold plug-ins, and the kind of each."""
 
 
-class BuiltIn:
-    """The implementations that mcframe itself registers."""
-
-    mcframe_api = API_VERSION
-
-    @hookimpl
-    def register_plugins(self, register: Register) -> None:
-        """Register positions, text sources, tokenizers, synthetic tasks, evaluations and loggers."""
-        register("gaussian_rope", GaussianRope)
-        register("standard_library", StandardLibrary)
-        register("local_files", LocalFiles)
-        register("huggingface", HuggingFace)
-        register("bytes", Bytes)
-        register("bpe", BPE)
-        register("recall", Recall)
-        register("needle", Needle)
-        register("induction", Induction)
-        register("gist_quality", GistQuality)
-        register("focus_quality", FocusQuality)
-        register("prometheus", PrometheusLogger)
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A recipe, the configuration it came from, and the plug-ins that are installed."""
@@ -111,10 +79,8 @@ class Loaded:
 
 
 def all_plugins(options: PluginOptions = INSTALLED) -> Registry:
-    """What is installed, what comes with the framework itself, and what the options add. Raises as `discover` does."""
-    registry = discover(options)
-    registry.register_plugin(BuiltIn(), "mcframe.built-in", distribution="mcframe", version=__version__)
-    return registry
+    """Return every plug-in that is installed, changed by the options. Raises as `discover` does."""
+    return discover(options)
 
 
 def load_config(files: Sequence[Path | str], overrides: Sequence[str], registry: Registry) -> Config:

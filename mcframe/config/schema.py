@@ -266,23 +266,25 @@ MULTI_KINDS: Mapping[str, str] = {"evaluation": "evaluations", "loss": "losses",
 class RunConfig:
     """A whole run (gin: `run`).
 
-    gistnet, lensnet, allocator, variants   plug-ins: `run.gistnet = @gistnet.transformer`. gistnet = None drops what is
-                    collapsed, the twin that has learned to live with gaps; lensnet = None trains no LensNet
-    text, tokenizer                         likewise: `run.text = @text.standard_library`
-    positions       what the base model rotates with; Gaussian RoPE where it is None
-    task            generated sequences instead of text: `run.task = @task.recall`
-    evaluations     what a trained model is asked: `run.evaluations = [@evaluation.gist_quality, @evaluation.focus_quality]`, these
-                    two where it is None
-    losses, extra_losses   terms of the loss, in order: `run.losses = [@loss.next_token, @loss.variants]`; None is a
-                    default list; extra_losses are added to it
-    sinks           where telemetry goes besides what `telemetry` switches: `run.loggers = [@logger.prometheus]`
-    start_from      a run directory or a checkpoint of another run whose weights this one begins with, part by part
-                    (base model, GistNet, LensNet) where names and shapes fit
-    trainable       the parts that learn: base, gistnet, lensnet; the others stay as they are
-    total_tokens    dataset tokens to train on, rounded down to whole steps
-    batch_tokens    dataset tokens of one optimizer step over all ranks; a multiple of context.window
-    micro_batch     the most sequences that a rank takes at once; the largest divisor up to it is used
-    seed            data order, variants and initialisation
+    Attributes:
+        gistnet: GistNet, for example `@gistnet.transformer`. None drops collapsed blocks: the drop baseline.
+        lensnet: LensNet; None trains none.
+        allocator: Turns scores and a budget into a focus.
+        variants: Proposes the working contexts that training compares; `@variants.none` is the plain baseline.
+        text: Text source.
+        tokenizer: Tokenizer.
+        task: Synthetic task that replaces the text, for example `@task.recall`.
+        evaluations: Evaluations of a trained model; None is `@evaluation.gist_quality` and `@evaluation.focus_quality`.
+        positions: Positions of the base model; None is `@positions.gaussian_rope`.
+        losses: Terms of the loss, in order. None is next_token, variants, delta_penalty, preference and balance.
+        extra_losses: Losses in addition to `losses`.
+        loggers: Loggers in addition to those that `telemetry` switches, for example `@logger.prometheus`.
+        start_from: A run directory or checkpoint of another run. Parts whose names and shapes fit start from its weights.
+        trainable: The parts that are trained: base, gistnet, lensnet.
+        total_tokens: Dataset tokens of the run, rounded down to complete steps.
+        batch_tokens: Dataset tokens of an optimizer step over all ranks; a multiple of `context.window`.
+        micro_batch: The most sequences of a forward pass on a rank; the largest divisor up to it is used.
+        seed: Determines data order, variants and initialisation.
     """
 
     gistnet: Callable[[ModelShape], GistNet] | None
@@ -337,7 +339,7 @@ class RunConfig:
         return self.batch_tokens // self.context.window
 
     def progress(self, step: int) -> float:
-        """Return the fraction of training that is done before optimizer step `step`, 0 at the first and 1 at the last."""
+        """Return the fraction of training done before optimizer step `step`: 0 at the first, 1 at the last."""
         return step / max(1, self.steps - 1)
 
     @property

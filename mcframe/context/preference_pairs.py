@@ -1,9 +1,9 @@
 """Preference pairs: two working contexts of one sequence and of equal length, the better one preferred.
 
-The better context has the lower mean NLL after the cursor, which LensNet cannot see. A sign is the target of a block:
-+1 if the better context has more detail there. It holds in both contexts of the pair: for a gist, +1 means expand and -1
-stay; for a raw block, +1 means stay and -1 collapse. Signs on the worse context alone would follow from the level of
-detail: every gist would have + and every raw block -.
+The better context has the lower mean NLL after the cursor, which LensNet cannot see. A sign is the target of a
+block: +1 if the better context has more detail there. It holds in both contexts of the pair: for a gist, +1 means
+expand and -1 stay; for a raw block, +1 means stay and -1 collapse. Signs on the worse context alone would follow from
+the level of detail: every gist would have + and every raw block -.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class WorkingContext:
         return offset + self.slots * (self.token // self.span) + self.slot
 
     def targets(self, next_tokens: Tensor) -> Tensor:
-        """[R, L] target ids from `next_tokens` [R, T], `next_tokens[t]` = token t + 1; meaningless where not `predicts`."""
+        """Return target ids [R, L] from next_tokens [R, T], the token after each; undefined where not `predicts`."""
         return next_tokens.gather(1, self.end - 1)
 
     def positions(self, placement: str = "centre") -> tuple[Tensor, Tensor]:

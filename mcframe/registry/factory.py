@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from mcframe.config import Config
 from mcframe.errors import UserError
 from mcframe.hookspecs import PROJECT
 from mcframe.registry.attribution import broken_contract, not_built, without_methods
 from mcframe.registry.checks import ContractError, check_product
 from mcframe.registry.plugins import Registered, Registry
+
+
+class Builder(Protocol):
+    """A configuration that calls factories with what is bound to them."""
+
+    def build(self, target: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a configurable with what is bound to it."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class PluginFactory:
 
     entry: Registered
     factory: Callable[..., Any] | str
-    config: Config
+    config: Builder
     registry: Registry
 
     def __call__(self, *arguments: Any) -> Any:

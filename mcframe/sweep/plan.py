@@ -138,7 +138,8 @@ def _planned(grid: Grid, row: Row, seed: int, out: Path, plugins: PluginOptions)
     run_config = loaded.run_config
     return PlannedRun(
         row, seed, run_directory(out, row.name, seed), tuple(bindings), loaded.config.bound(),
-        run_config.steps * run_config.batch_tokens, run_config.batch_tokens, plugins, tuple(plugin_record.given(loaded.registry)),
+        run_config.steps * run_config.batch_tokens, run_config.batch_tokens, plugins,
+        tuple(plugin_record.given(loaded.registry)),
     )  # fmt: skip
 
 

@@ -275,8 +275,8 @@ def _check_ranks(run_config: RunConfig, world_size: int) -> None:
         window = run_config.context.window
         near = max(1, round(run_config.sequences / world_size)) * world_size * window
         raise UserError(
-            f"run.batch_tokens = {run_config.batch_tokens} makes {run_config.sequences} sequences a step, which {world_size} "
-            "ranks cannot share equally",
+            f"run.batch_tokens = {run_config.batch_tokens} makes {run_config.sequences} sequences a step, which "
+            f"{world_size} ranks cannot share equally",
             remedy=f"set run.batch_tokens = {near}, or start another number of ranks",
         )
 

@@ -72,8 +72,8 @@ def attribution_margin(
         variants: V.
 
     Returns:
-        The margin [B, P] in units of score, and the difference of ΔNLL [B, P] in nats, not negative. Both are 0 for equal
-        contexts.
+        The margin [B, P] in units of score, and the difference of ΔNLL [B, P] in nats, not negative. Both are 0 for
+        equal contexts.
     """
     first, second = pair_indices(variants, block_scores.device)
     focus = context.focus.view(-1, variants, context.focus.shape[1])

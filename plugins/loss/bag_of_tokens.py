@@ -1,8 +1,8 @@
 """Bag of tokens: a gist predicts which tokens its block holds, in any order.
 
-A linear map of each LOD1 gist and the base model's head make one distribution over the vocabulary; the loss is the mean
-NLL of the block's tokens (the bag-of-words loss of Zhao et al., arXiv 1703.10960). It is far cheaper than reconstruction,
-which predicts the tokens in order.
+A linear map of each LOD1 gist and the base model's head make one distribution over the vocabulary; the loss is the
+mean NLL of the block's tokens (the bag-of-words loss of Zhao et al., arXiv 1703.10960). It is far cheaper than
+reconstruction, which predicts the tokens in order.
 """
 
 from __future__ import annotations

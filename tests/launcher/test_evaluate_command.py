@@ -13,8 +13,9 @@ from mcframe.metrics.catalogue import describe
 
 SHORT = (
     "run.total_tokens = 2048", "cadence.evaluate_tokens = 1024", "cadence.eval_tokens = 0",
-    "evaluation.gist_quality.windows = 8", "evaluation.gist_quality.lengths = (0.75,)", "evaluation.gist_quality.resamples = 50",
-    "evaluation.focus_quality.windows = 4", "evaluation.focus_quality.budgets = (0.1, 0.5)", "evaluation.focus_quality.draws = 1",
+    "evaluation.gist_quality.windows = 8", "evaluation.gist_quality.lengths = (0.75,)",
+    "evaluation.gist_quality.resamples = 50", "evaluation.focus_quality.windows = 4",
+    "evaluation.focus_quality.budgets = (0.1, 0.5)", "evaluation.focus_quality.draws = 1",
     "evaluation.focus_quality.resamples = 50", "data.validation_windows = 4",
 )  # fmt: skip
 

@@ -118,7 +118,7 @@ class Step(TrainStep):
 
     @property
     def reconstruction(self) -> Reconstruction | None:
-        return self.losses["reconstruction"] if "reconstruction" in self.losses else None
+        return next((loss for loss in self.losses.each() if isinstance(loss, Reconstruction)), None)
 
     @property
     def ema(self) -> nn.Module:

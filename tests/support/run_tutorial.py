@@ -1,8 +1,7 @@
 """docs/tutorial.md, followed literally: its commands and its change to a file, in an empty folder.
 
     python tests/support/run_tutorial.py           in a fresh virtual environment, as it stands there
-    python tests/support/run_tutorial.py --quick   in this environment: what the page installs is there already or linked,
-                                                and what it marks as slow is left out
+    python tests/support/run_tutorial.py --quick   in this environment: installs nothing, skips what is slow
 
 Ends with the seconds that each step took, and with an error unless the run's operative configuration names the plug-in.
 """

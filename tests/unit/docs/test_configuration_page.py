@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from mcframe.config.configurables import Configurable
-from mcframe.config.run_config import SETTINGS, BuiltIn
+from mcframe.config.run_config import SETTINGS
 from mcframe.config.schema import RunConfig
 from mcframe.config.values import render
 from mcframe.modeling.gpt import GPT
@@ -27,7 +27,6 @@ def published() -> Iterator[Configurable]:
     yield Configurable("gpt", GPT, "")
     yield Configurable("run", RunConfig, "")
     registry = discover()
-    registry.register_plugin(BuiltIn(), "mcframe.built-in")
     for kind, offered in registry.implementations.items():
         for entry in offered.values():
             if entry.distribution in ("", "mcframe"):

@@ -30,8 +30,8 @@ def test_every_histogram_has_a_row() -> None:
 def test_bins_are_those_of_the_code() -> None:
     assert f"Scores have {SCORE_BINS.bins} equal bins" in PAGE
     assert (
-        f"ΔNLL has {NATS_BINS.bins}, equal in asinh(ΔNLL / {NATS_BINS.linear_width}) from {NATS_BINS.low:g} to {NATS_BINS.high:g} nats"
-        in PAGE
+        f"ΔNLL has {NATS_BINS.bins}, equal in asinh(ΔNLL / {NATS_BINS.linear_width}) from {NATS_BINS.low:g} to "
+        f"{NATS_BINS.high:g} nats" in PAGE
     )
     assert f"up to {MAX_POINTS} collapsed spans" in PAGE
 

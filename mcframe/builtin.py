@@ -1,0 +1,31 @@
+"""The implementations that mcframe registers itself; plug-ins under `plugins/` register the others."""
+
+from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
+from mcframe.data.synthetic.induction import Induction
+from mcframe.data.synthetic.needle import Needle
+from mcframe.data.synthetic.recall import Recall
+from mcframe.data.tokenizers import BPE, Bytes
+from mcframe.evaluation.focus_quality import FocusQuality
+from mcframe.evaluation.gist_quality import GistQuality
+from mcframe.hookspecs import Register, hookimpl
+from mcframe.metrics.prometheus_logger import PrometheusLogger
+from mcframe.modeling.rope import GaussianRope
+
+mcframe_api = "0.1"
+
+
+@hookimpl
+def register_plugins(register: Register) -> None:
+    """Register positions, text sources, tokenizers, synthetic tasks, evaluations and loggers."""
+    register("gaussian_rope", GaussianRope)
+    register("standard_library", StandardLibrary)
+    register("local_files", LocalFiles)
+    register("huggingface", HuggingFace)
+    register("bytes", Bytes)
+    register("bpe", BPE)
+    register("recall", Recall)
+    register("needle", Needle)
+    register("induction", Induction)
+    register("gist_quality", GistQuality)
+    register("focus_quality", FocusQuality)
+    register("prometheus", PrometheusLogger)
