@@ -279,7 +279,7 @@ class RunConfig:
         losses: Terms of the loss, in order. None is next_token, variants, delta_penalty, preference and balance.
         extra_losses: Losses in addition to `losses`.
         loggers: Loggers in addition to those that `telemetry` switches, for example `@logger.prometheus`.
-        start_from: A run directory or checkpoint of another run. Parts whose names and shapes fit start from its weights.
+        start_from: A run directory or checkpoint of another run whose weights are loaded, part by part, where they fit.
         trainable: The parts that are trained: base, gistnet, lensnet.
         total_tokens: Dataset tokens of the run, rounded down to complete steps.
         batch_tokens: Dataset tokens of an optimizer step over all ranks; a multiple of `context.window`.

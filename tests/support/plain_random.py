@@ -6,7 +6,7 @@ WORD = 2**64
 
 
 def mix(state: int, salt: int) -> int:
-    """SplitMix64 as `mcframe.context.counter_rng.mix`; a signed number."""
+    """SplitMix64 as `mcframe.context.counter_rng.hash_combine`; a signed number."""
     x = (state + (salt + 1) * 0x9E3779B97F4A7C15) % WORD
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % WORD
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB % WORD

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.context.delta_nll import PairedNLL, pair_nll, pairing_statistics, span_delta, tail_delta
+from mcframe.context.delta_nll import PairedNLL, delta_metrics, pair_nll, span_delta, tail_delta
 from mcframe.context.step_metrics import masked_mean, masked_sum, moments, pearson
 from mcframe.context.working_context import build_context
 from tests.support import oracle
@@ -56,7 +56,7 @@ def test_every_predicting_entry_meets_its_own_target(case, variants, seed):
 def test_every_paired_metric(case, variants, seed):
     tree, focuses = several(case, variants)
     pairing, rows = paired(tree, focuses, variants, seed)
-    found, wanted = pairing_statistics(pairing), oracle.metrics(tree, rows)
+    found, wanted = delta_metrics(pairing), oracle.metrics(tree, rows)
     assert found.means.keys() | found.samples.keys() == wanted.keys()
     for name, values in wanted.items():
         if name in found.samples:
@@ -72,7 +72,7 @@ def test_every_bucket_of_distance_is_filled_in_a_long_window():
     focus = [0] * tree.blocks
     focus[1] = 1  # 636 tokens stand behind this span; those beyond 512 belong to no bucket
     pairing, rows = paired(tree, [focus], 1, 5)
-    found, wanted = pairing_statistics(pairing), oracle.metrics(tree, rows)
+    found, wanted = delta_metrics(pairing), oracle.metrics(tree, rows)
     for high, count in ((16, 16), (32, 16), (128, 96), (512, 384)):
         assert len(wanted[f"mc/delta_after/{high}"]) == count
         total, pooled = found.means[f"mc/delta_after/{high}"].tolist()
@@ -88,7 +88,7 @@ def test_adv_delta_starts_with_the_first_gist_entry_itself():
     baseline = torch.zeros(2, 8)
     nll = torch.full((2, 8), 100.0)
     nll[0, 2:7] = torch.tensor([5.0, 1.0, 1.0, 1.0, 2.0])  # gist, then four tokens; [0, 1] cannot differ
-    advantage = pairing_statistics(pair_nll(context, nll, baseline)).samples["mc/adv_delta"]
+    advantage = delta_metrics(pair_nll(context, nll, baseline)).samples["mc/adv_delta"]
     assert advantage[0] == 2.0
     assert math.isnan(advantage[1])
 

@@ -26,7 +26,7 @@ def test_an_entry_has_the_mean_of_its_nodes_tokens(case, variants, seed, padded)
     lengths = {len(oracle.build_context(tree, focus)) for focus in focuses}
     length = None if padded or len(lengths) > 1 else lengths.pop()
     context = build_context(focus_tensor(focuses), geometry_of(tree), length).before_cursor()
-    found, counts = surprise.of_entries(nll, context), surprise.counts(context)
+    found, counts = surprise.mean_entry_nll(nll, context), surprise.counts(context)
     assert found.dtype == torch.float32
     assert not found.requires_grad
     for row, focus in enumerate(focuses):
@@ -45,7 +45,7 @@ def test_a_block_has_the_mean_of_its_tokens(case, seed):
     tree, _ = case
     torch.manual_seed(seed)
     nll = torch.rand(2, tree.window) * 9
-    found = surprise.of_blocks(nll, geometry_of(tree))
+    found = surprise.mean_block_nll(nll, geometry_of(tree))
     for row in range(2):
         size, own = tree.block_size, nll[row].tolist()
         wanted = [oracle.mean(told(tree, own, b * size, (b + 1) * size)) for b in range(tree.blocks)]
@@ -56,13 +56,13 @@ def test_what_stands_at_the_cursor_or_behind_it_does_not_count():
     tree = oracle.Tree(window=10, block_size=3, levels=1, slots=1, tail=3, sink=0)
     nll = torch.arange(1.0, 11.0)[None]  # position t has t + 1, the NLL of token t + 1
     # tokens 1, 2 | 3, 4, 5 | 6 alone stands before the cursor at 7; token p has p
-    assert surprise.of_blocks(nll, geometry_of(tree)).tolist() == [[1.5, 4.0, 6.0]]
+    assert surprise.mean_block_nll(nll, geometry_of(tree)).tolist() == [[1.5, 4.0, 6.0]]
     nll[0, 6:] = torch.nan
-    assert surprise.of_blocks(nll, geometry_of(tree)).tolist() == [[1.5, 4.0, 6.0]]
+    assert surprise.mean_block_nll(nll, geometry_of(tree)).tolist() == [[1.5, 4.0, 6.0]]
 
 
 def test_a_token_far_into_a_long_window_loses_nothing_to_running_sums():
     tree = oracle.Tree(window=65536, block_size=32, levels=1, slots=1, tail=0, sink=0)
     nll = torch.rand(1, 65536, generator=torch.Generator().manual_seed(0)) * 10
     context = build_context(torch.zeros(1, 2048, dtype=torch.long), geometry_of(tree), 65536)
-    torch.testing.assert_close(surprise.of_entries(nll, context)[:, 1:], nll[:, :-1], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(surprise.mean_entry_nll(nll, context)[:, 1:], nll[:, :-1], atol=1e-6, rtol=1e-6)

@@ -72,7 +72,7 @@ def test_guessing_is_at_chance(prefix: int, symbols: int) -> None:
     """The best that can be made without the source: what most often follows the prefix in half of the sequences, tried
     on the other half."""
     task = Induction(WIDE, length=2, prefix=prefix, symbols=symbols)
-    batch = task.generate(seeding.mix(torch.arange(40_000), 0))
+    batch = task.generate(seeding.hash_combine(torch.arange(40_000), 0))
     cursor = WIDE.cursor
     for answer in range(2):
         seen = batch.tokens[:, cursor - prefix : cursor + answer + 1] - FIRST_KEY
@@ -88,7 +88,7 @@ def test_guessing_is_at_chance(prefix: int, symbols: int) -> None:
 
 def test_sources_lie_everywhere_alike() -> None:
     task = Induction(WIDE, length=3)
-    evidence = task.generate(seeding.mix(torch.arange(20_000), 0)).evidence[:, WIDE.cursor - 1]
+    evidence = task.generate(seeding.hash_combine(torch.arange(20_000), 0)).evidence[:, WIDE.cursor - 1]
     shares = torch.bincount(evidence, minlength=48) / len(evidence)
     wanted = [1 / 24 if 2 <= place % 8 <= 5 else 0.0 for place in range(48)]
     assert shares.tolist() == pytest.approx(wanted, abs=0.006)
@@ -97,7 +97,7 @@ def test_sources_lie_everywhere_alike() -> None:
 def test_symbols_stay_about_even() -> None:
     """What gives way to uniqueness must not mark the source: the asked symbols are common elsewhere, too."""
     task = Induction(WIDE, length=3, symbols=8)
-    batch = task.generate(seeding.mix(torch.arange(4000), 0))
+    batch = task.generate(seeding.hash_combine(torch.arange(4000), 0))
     shares = torch.bincount((batch.tokens - FIRST_KEY).flatten(), minlength=8) / batch.tokens.numel()
     assert shares.tolist() == pytest.approx([1 / 8] * 8, abs=0.003)
     asked = batch.tokens[:, WIDE.cursor - 2, None]

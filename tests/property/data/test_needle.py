@@ -102,7 +102,7 @@ def test_distractors_look_like_the_needle(task: Needle, seeds: list[int]) -> Non
 
 def test_guessing_is_at_chance() -> None:
     task = Needle(WIDE, distractors=3, values=5)
-    batch = task.generate(seeding.mix(torch.arange(20_000), 0))
+    batch = task.generate(seeding.hash_combine(torch.arange(20_000), 0))
     assert task.chance == 0.2
     first = batch.tokens[:, WIDE.cursor]
     shares = torch.bincount(first - first.min()) / len(first)
@@ -119,7 +119,7 @@ def test_guessing_is_at_chance() -> None:
 
 def test_needles_lie_everywhere_alike() -> None:
     task = Needle(WIDE, distractors=2)
-    evidence = task.generate(seeding.mix(torch.arange(20_000), 0)).evidence[:, WIDE.cursor - 1]
+    evidence = task.generate(seeding.hash_combine(torch.arange(20_000), 0)).evidence[:, WIDE.cursor - 1]
     shares = torch.bincount(evidence, minlength=48) / len(evidence)
     wanted = [0.0 if place % 8 < 2 else 1 / 36 for place in range(48)]
     assert shares.tolist() == pytest.approx(wanted, abs=0.005)
