@@ -1,4 +1,4 @@
-"""gin files to a `RunConfig`: where configuration, plug-ins and settings meet. Nothing below this module knows gin."""
+"""From gin files to a `RunConfig`: configuration, plug-ins and settings meet here. No module below this one uses gin."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from mcframe.config.schema import (
     RunConfig,
     SamplingConfig,
     ScheduleConfig,
+    ValidationConfig,
 )
 from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
 from mcframe.data.synthetic.induction import Induction
@@ -48,20 +49,20 @@ SETTINGS = {
     "deepspeed": DeepSpeedConfig,
     "cadence": CadenceConfig,
     "data": DataConfig,
+    "validation": ValidationConfig,
     "sampling": SamplingConfig,
-    "telemetry": LoggingConfig,
+    "logging": LoggingConfig,
 }
 """Groups of settings that gin files bind by name: `context.window = 512`."""
 
 GIN_CONFIGURABLES = {**SETTINGS, "gpt": GPT, "run": RunConfig}
-"""All that gin files bind of a run besides its plug-ins."""
-
+"""All that gin files bind of a run, except its plug-ins."""
 
 DEFAULTS = {
     "evaluations": ("evaluation.gist_quality", "evaluation.focus_quality"),
     "positions": "positions.gaussian_rope",
 }
-"""What is taken where `run` says None of what it cannot be without."""
+"""The plug-ins of fields of `run` that are None, where a run needs one."""
 
 
 class BuiltIn:
@@ -88,7 +89,7 @@ class BuiltIn:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A recipe, the configuration it came from, and the plug-ins that are installed."""
+    """A run's settings, the configuration that they come from, and the registry of plug-ins."""
 
     run_config: RunConfig
     config: Config
@@ -96,8 +97,8 @@ class Loaded:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Within it, a UserError that names a binding gets its place, and an error in a plug-in the plug-in's name."""
-        with self.config.placing():
+        """Attach the location of its binding to a UserError of the body, and the plug-in's name to an error of a plug-in."""
+        with self.config.locating_errors():
             try:
                 yield
             except Exception as error:
@@ -107,14 +108,14 @@ class Loaded:
 
 
 def all_plugins(options: PluginOptions = INSTALLED) -> Registry:
-    """What is installed, what comes with the framework itself, and what the options add. Raises as `discover` does."""
+    """Return the registry of installed plug-ins, built-in ones and those that the options add. Raises as `discover`."""
     registry = discover(options)
     registry.register_plugin(BuiltIn(), "mcframe.built-in", distribution="mcframe", version=__version__)
     return registry
 
 
 def load_config(files: Sequence[Path | str], overrides: Sequence[str], registry: Registry) -> Config:
-    """`config.load` for all that a run is made of."""
+    """Load gin files with all settings of a run registered; see `mcframe.config.load`."""
     for name, factory in GIN_CONFIGURABLES.items():
         config.register("", name, factory)
     return config.load(files, overrides, registry)
@@ -123,7 +124,11 @@ def load_config(files: Sequence[Path | str], overrides: Sequence[str], registry:
 def load_run_config(
     files: Sequence[Path | str], overrides: Sequence[str], plugins: PluginOptions = INSTALLED
 ) -> Loaded:
-    """Read gin files and `--set` overrides. Raises UserError, with file and line, for whatever is wrong."""
+    """Read gin files and `--set` overrides.
+
+    Raises:
+        UserError: Anything in them is wrong; with file and line.
+    """
     registry = all_plugins(plugins)
     loaded = load_config(files, overrides, registry)
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
@@ -132,7 +137,7 @@ def load_run_config(
 
 
 def _factories(run_config: RunConfig, loaded: Config, registry: Registry) -> dict[str, Any]:
-    """What is chosen of each kind, as gin files write it, ready to be called."""
+    """Return the plug-ins that a run selects, as factories, by the name of their field in `run`."""
     bound, factories = loaded.as_dict(), dict[str, Any]()
     for kind in KINDS:
         field = MULTI_KINDS.get(kind, kind)
@@ -153,7 +158,7 @@ def _factories(run_config: RunConfig, loaded: Config, registry: Registry) -> dic
 
 
 def choosing(entry: Registered) -> str:
-    """The binding that selects a plug-in for a run."""
+    """Return the binding that selects a plug-in for a run."""
     reference = f"@{entry.kind}.{entry.name}"
     return (
         f"run.{MULTI_KINDS[entry.kind]} = [{reference}]"

@@ -199,11 +199,11 @@ def validation_windows(components: Components) -> tuple[Tensor, Tensor | None]:
     """Held-out windows [n, T + 1] and which of their targets count [n, T] (None: all)."""
     run_config = components.run_config
     if components.task is not None:
-        batch = held_out(components.task, run_config.data.validation_windows)
+        batch = held_out(components.task, run_config.validation.windows)
         return batch.tokens, batch.loss_mask
     return open_validation(
         components.text, components.tokenizer, run_config.context.window, run_config.data.validation_share,
-        run_config.data.validation_windows,
+        run_config.validation.windows,
     ), None  # fmt: skip
 
 

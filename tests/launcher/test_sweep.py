@@ -10,8 +10,8 @@ pytestmark = pytest.mark.launcher
 GRID = """\
 gin = ["smoke.gin"]
 set = [
-  "run.batch_tokens = 512", "cadence.log_tokens = 512", "cadence.eval_tokens = 2048", "data.validation_windows = 4",
-  "telemetry.tensorboard = False",
+  "run.batch_tokens = 512", "cadence.log_tokens = 512", "cadence.eval_tokens = 2048", "validation.windows = 4",
+  "logging.tensorboard = False",
 ]
 tokens = 4096
 baseline = "base"

@@ -70,7 +70,7 @@ MISTAKES = {
     "levels that never occur": (
         "context.levels = 3",
         "LOD 3 can never be used",
-        "set context.levels = 2, lower context.train_wc_length",
+        "set context.levels = 2, lower context.length_end",
         2,
     ),
     "bf16 without master weights": (
