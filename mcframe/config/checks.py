@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from mcframe.config.configurables import Configurable, missing_error
-from mcframe.config.renamed import new_binding, new_reference
 from mcframe.config.values import Binding, Macro, Reference, leaves, map_leaves, render, scoped
 from mcframe.errors import UserError, did_you_mean
 from mcframe.registry.plugins import KINDS, Registry
+from mcframe.renamed import new_binding, new_reference
 
 
 class Checker:

@@ -42,7 +42,10 @@ def explain(error: str, line: str) -> tuple[str, str]:
     if not right:
         return f"{left} has no value", f"Write the value after {left} =."
     if right.startswith("@") and "(" in right:
-        return f"{right}: a reference takes no arguments", "Bind each argument on a line of its own: name.parameter = 4."
+        return (
+            f"{right}: a reference takes no arguments",
+            "Bind each argument on a line of its own: name.parameter = 4.",
+        )
     if _is_unterminated(right):
         return f"the string {right} has no closing quote", "Close the quote on the same line."
     if _is_expression(right):

@@ -81,10 +81,11 @@ def _binding(statement: Any, location: Location) -> Binding:
 
 
 def _refuse_second(first: Binding | None, second: Binding) -> None:
-    # Presets depend on overriding across an include. Within one file it is an oversight, and gin silently uses the last.
+    # Presets override across an include. Within one file it is an oversight, and gin silently uses the last.
     if first is not None and first.location.line is not None:
         raise UserError(
-            f"{second.key} is bound twice in this file, in line {first.location.line} and in line {second.location.line}",
+            f"{second.key} is bound twice in this file, in line {first.location.line} "
+            f"and in line {second.location.line}",
             remedy="Remove one of the two.",
             location=second.location,
         )

@@ -1,4 +1,4 @@
-"""From gin files to a `RunConfig`: configuration, plug-ins and settings meet here. No module below this one uses gin."""
+"""From gin files to a `RunConfig`: configuration, plug-ins and settings meet here."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Loaded:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Attach the location of its binding to a UserError of the body, and the plug-in's name to an error of a plug-in."""
+        """Attach a binding's location to a UserError of the body, and a plug-in's name to an error of a plug-in."""
         with self.config.locating_errors():
             try:
                 yield

@@ -106,8 +106,8 @@ class ContextConfig:
             raise UserError(
                 f"context.levels = {self.levels}, but LOD {', '.join(map(str, unused))} can never be used: working "
                 f"contexts of {low} to {high} entries cannot hold a node of {self.tree.span(unused[0])} tokens",
-                remedy=f"Set context.levels = {best}, lower context.length_end or context.block_size, or accept it with "
-                "context.allow_unused_levels = True.",
+                remedy=f"Set context.levels = {best}, lower context.length_end or context.block_size, or accept it "
+                "with context.allow_unused_levels = True.",
                 binding="context.levels",
             )
         return usable
@@ -206,8 +206,8 @@ class DeepSpeedConfig:
         ):
             if needs and self.zero_stage < least:
                 raise UserError(
-                    f"deepspeed.{name} = {getattr(self, name)!r} needs ZeRO {least}{'' if least == 3 else ' or higher'}, "
-                    f"got deepspeed.zero_stage = {self.zero_stage}",
+                    f"deepspeed.{name} = {getattr(self, name)!r}: expected deepspeed.zero_stage of {least} or higher, "
+                    f"got {self.zero_stage}",
                     remedy=f"Set deepspeed.zero_stage = {least}, on a single rank too.",
                     binding=f"deepspeed.{name}",
                 )

@@ -51,7 +51,7 @@ def ablate(launches, tmp_path_factory, new_site):
             sys.executable,
             "-c",
             "from mcframe.cli.app import main; main()",
-            "ablate",
+            "sweep",
             str(folder / "grid.toml"),
         ]
         environment = {**site.environment, "STOP_PARENT": "yes" if stop else ""}

@@ -139,7 +139,10 @@ MISTAKES = {
         "run.gistnet = @gistnet.needy",
         ["missing values for path", "Add gistnet.needy.path = ..."],
     ),
-    "REQUIRED": ("run.steps = %gin.REQUIRED\nrun.rate = %gin.REQUIRED", ["missing values for run.steps, run.rate", "--set"]),
+    "REQUIRED": (
+        "run.steps = %gin.REQUIRED\nrun.rate = %gin.REQUIRED",
+        ["missing values for run.steps, run.rate", "--set"],
+    ),
     "REQUIRED macro": ("LATER = %gin.REQUIRED\nrun.steps = %LATER", ["missing values for LATER", "'LATER = ...'"]),
     "missing include": ("include 'bsae.gin'", ["missing gin file 'bsae.gin'", "did you mean base.gin?", "searched"]),
     "include in a circle": ("include 'loop.gin'", ["include each other", "main.gin includes", "loop.gin"]),
@@ -247,3 +250,10 @@ def test_explaining_never_fails(line, error):
     message, remedy = explain(error, line)
     assert message
     assert remedy
+
+
+def test_renamed_bindings_and_references_end_in_the_new_name(load):
+    with pytest.raises(UserError, match=r"run\.sinks has a new name: run\.loggers"):
+        load("run.sinks = []\n")
+    with pytest.raises(UserError, match=r"@sink\.prometheus has a new name: @logger\.prometheus"):
+        load("run.extra = @sink.prometheus\n")

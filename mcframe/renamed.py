@@ -1,4 +1,4 @@
-"""Names that changed in 0.1, with their new names: bindings, exports of `mcframe.hookspecs`, commands. Gone with 0.2."""
+"""Renamed bindings, exports of `mcframe.hookspecs` and commands, with their new names. Gone with 0.2."""
 
 from __future__ import annotations
 
@@ -102,3 +102,10 @@ def new_reference(name: str) -> str | None:
     """Return the new name of an implementation `kind.name`, or None if it was not renamed."""
     kind, _, item = name.partition(".")
     return RENAMED_REFERENCES.get(name) or (f"{RENAMED_KINDS[kind]}.{item}" if kind in RENAMED_KINDS else None)
+
+
+def renamed_export(module: str, name: str) -> Exception:
+    """Return the exception for a missing attribute of a module: an ImportError if `name` was renamed."""
+    if name in RENAMED_EXPORTS:
+        return ImportError(f"{module}.{name} has a new name: {RENAMED_EXPORTS[name]}. Import that instead.")
+    return AttributeError(f"module {module!r} has no attribute {name!r}")
