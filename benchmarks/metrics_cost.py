@@ -44,7 +44,7 @@ def build(gin: Path, settings: list[str], directory: Path) -> Trainer:
     loaded = load_run_config([gin], settings)
     run_plan = plan("metrics_cost", directory, "never")
     directory.mkdir(parents=True, exist_ok=True)
-    with loaded.config.placing():
+    with loaded.config.locating_errors():
         components = build_components(loaded.run_config)
         device = start_distributed()
         engine = Engine(components.step, loaded.run_config, world_size=1)

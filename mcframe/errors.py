@@ -1,4 +1,4 @@
-"""Errors that are for the person at the keyboard: one message, the place, the remedy, exit code 2."""
+"""Errors that a user can fix: one message, its location, a remedy, exit code 2."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-"""128 and the number of SIGINT, as a shell says it."""
+"""128 plus the number of SIGINT, as shells report it."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a mistake was made: a file and, where known, its line (from 1)."""
+    """A file and, where known, a line of it (from 1)."""
 
     file: Path | str
     line: int | None = None
@@ -23,39 +23,61 @@ class Location:
         return str(self.file) if self.line is None else f"{self.file}:{self.line}"
 
 
+class UserError(Exception):
+    """An error that a user can fix.
+
+    Args:
+        message: The problem.
+        remedy: What to do about it, in the imperative.
+        location: The file and line of the cause.
+        binding: The gin binding that the error concerns, such as `gpt.width`; its location is attached later.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        remedy: str = "",
+        location: Location | None = None,
+        binding: str = "",
+        place: Location | None = None,  # until every caller passes `location`
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.location = location or place
+        self.binding = binding
+
+    @property
+    def place(self) -> Location | None:
+        """The old name of `location`."""
+        return self.location
+
+    def at(self, location: Location | None) -> UserError:
+        """Set the location unless there already is one, and return the error."""
+        self.location = self.location or location
+        return self
+
+    def __str__(self) -> str:
+        where = f"{self.location}: " if self.location else ""
+        remedy = f"\n  remedy: {self.remedy}" if self.remedy else ""
+        return f"{where}{self.message}{remedy}"
+
+
 def require(holds: bool, binding: str, value: object, rule: str) -> None:
-    """Raises UserError naming the binding, its value and the rule, unless the rule holds."""
+    """Raise UserError with the binding, its value and the rule, unless the rule holds."""
     if not holds:
-        raise UserError(f"{binding} is {value!r}; it must be {rule}", remedy=f"set {binding} to a value that is {rule}")
+        raise UserError(
+            f"{binding}: expected {rule}, got {value!r}",
+            remedy=f"Set {binding} to a value that is {rule}.",
+            binding=binding,
+        )
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """' (did you mean A or B?)' with the options that look like `name`, or nothing."""
+    """Return ' (did you mean A or B?)' with the options most similar to `name`, or an empty string."""
     near = difflib.get_close_matches(name, sorted(options), n=3, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, option, name).ratio() for option in near]
     # A clear best match stands alone: names of one kind resemble each other by their common beginning.
     near = [option for option, ratio in zip(near, likeness, strict=True) if ratio > likeness[0] - 0.1]
     return f" (did you mean {' or '.join(near)}?)" if near else ""
-
-
-class UserError(Exception):
-    """Something that a user can put right.
-
-    `message` says what is wrong, `remedy` what to do about it, `place` where (a gin file and line).
-    The command line prints these three and exits with code 2; a traceback only under `--traceback`.
-    """
-
-    def __init__(self, message: str, *, remedy: str = "", place: Location | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
-        self.place = place
-
-    def at(self, place: Location | None) -> UserError:
-        """The same error, placed, unless it already has a place."""
-        return self if self.place or place is None else UserError(self.message, remedy=self.remedy, place=place)
-
-    def __str__(self) -> str:
-        where = f"{self.place}: " if self.place else ""
-        remedy = f"\n  remedy: {self.remedy}" if self.remedy else ""
-        return f"{where}{self.message}{remedy}"

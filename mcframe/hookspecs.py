@@ -45,6 +45,7 @@ from mcframe.interfaces.focus import Allocator, Sequences, VariantStrategy
 from mcframe.interfaces.logger import Histogram, MetricLogger, RunStart
 from mcframe.interfaces.loss import LensPass, Loss, LossTerm, Need, StepView, UncompressedPass, VariantPass
 from mcframe.interfaces.networks import GistNet, HeadShape, LensNet, ModelShape, Positions
+from mcframe.renamed import renamed_export
 
 __all__ = [
     "API_VERSION",
@@ -106,6 +107,11 @@ INTERFACES: Mapping[str, type] = {
     "logger": MetricLogger,
 }
 """What a plug-in of each kind is: its factory returns an instance of this class."""
+
+
+def __getattr__(name: str) -> Any:
+    raise renamed_export(__name__, name)
+
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

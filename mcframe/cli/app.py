@@ -1,34 +1,76 @@
-"""The `mcframe` command. One file a command; this one only names them."""
+"""The `mcframe` command. Commands are imported when they are called: torch alone takes seconds."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from mcframe import __version__
-from mcframe.cli.check import check
-from mcframe.cli.compare import compare
-from mcframe.cli.dashboard import dashboard
-from mcframe.cli.doctor import doctor
-from mcframe.cli.evaluate import evaluate
-from mcframe.cli.export import export
-from mcframe.cli.launch import run
-from mcframe.cli.metrics import metrics
-from mcframe.cli.new_plugin import new_plugin
-from mcframe.cli.plugins import plugins
-from mcframe.cli.review import review
-from mcframe.cli.sample import sample
-from mcframe.cli.sweep import ablate
-from mcframe.cli.tokenizer import tokenizer
+from mcframe.cli.user_errors import show
+from mcframe.errors import EXIT_USER_ERROR, UserError
+from mcframe.renamed import RENAMED_COMMANDS
+
+COMMANDS = {
+    "run": ("launch:run", "Train a model from gin files."),
+    "check": ("check:check", "Check a gin file and print the run that it describes, without training."),
+    "sample": ("sample:sample", "Continue a prompt with a trained model."),
+    "eval": ("evaluate:evaluate", "Evaluate a trained model: what its gists keep, and where it focuses."),
+    "sweep": ("sweep:sweep", "Train a grid of settings over several seeds and compare them."),
+    "review": ("review:review", "Review a run: a page with findings, figures and plots."),
+    "compare": ("compare:compare", "Compare two runs or more at equal tokens."),
+    "export": ("export:export", "Write the weights of a checkpoint as safetensors."),
+    "tokenizer": ("tokenizer:tokenizer", "Train and cache the tokenizer of a gin file."),
+    "doctor": ("doctor:doctor", "Check that this machine has everything that training needs."),
+    "new-plugin": ("new_plugin:new_plugin", "Create a package with a plug-in."),
+    "metrics": ("metrics:metrics", "List the metrics that a run logs, with unit and meaning."),
+    "plugins": ("plugins:plugins", "List, show and check plug-ins."),
+    "dashboard": ("dashboard:dashboard", "Write the dashboard of a run for TensorBoard or wandb."),
+}
+"""Command -> its function or group, as module:name below `mcframe.cli`, and its line in `mcframe --help`."""
+
+
+class LazyGroup(TyperGroup):
+    """A group that imports a command when it is called. Its help needs only the table above."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return name, command and remaining arguments, as click does, with the command imported."""
+        name = args[0]
+        if name in RENAMED_COMMANDS:
+            new = RENAMED_COMMANDS[name]
+            show(UserError(f"mcframe {name} has a new name: mcframe {new}", remedy=f"Run mcframe {new}."))
+            raise typer.Exit(EXIT_USER_ERROR)
+        if name in COMMANDS:
+            self.commands[name] = _command(name)
+        return super().resolve_command(ctx, args)
+
+
+def _command(name: str) -> Any:
+    """Import a command and return it for click."""
+    module, attribute = COMMANDS[name][0].split(":")
+    target = getattr(import_module(f"mcframe.cli.{module}"), attribute)
+    if isinstance(target, typer.Typer):
+        group = typer.main.get_group(target)
+        group.name = name
+        return group
+    single = typer.Typer(add_completion=False)
+    # `mcframe run` passes options of mcframe/run.py on.
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True} if name == "run" else {}
+    single.command(name, context_settings=settings)(target)
+    return typer.main.get_command(single)
+
 
 app = typer.Typer(
-    name="mcframe",
-    help="Train language models whose context is learned, compressed and refocused.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    name="mcframe", cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
+
+
+@app.callback()
+def _main() -> None:
+    """Train language models whose context is learned, compressed and refocused."""
 
 
 @app.command()
@@ -37,23 +79,10 @@ def version() -> None:
     typer.echo(__version__)
 
 
-# What `mcframe run` does not know itself it passes on to mcframe/run.py.
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
-app.command()(check)
-app.command()(sample)
-app.command("eval")(evaluate)
-app.command()(ablate)
-app.command()(review)
-app.command()(compare)
-app.command()(export)
-app.command()(tokenizer)
-app.command()(doctor)
-app.command("new-plugin")(new_plugin)
-app.command()(metrics)
-app.add_typer(plugins, name="plugins")
-app.add_typer(dashboard, name="dashboard")
+for _name, (_target, _help) in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)
 
 
 def main() -> None:
-    """Entry of the console script."""
+    """Run the console script."""
     sys.exit(app())

@@ -92,7 +92,7 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     # What only training reads is not unused: of the bindings, those are left whose configurable was not chosen.
     for binding in loaded.config.unused():
-        console.print(f"bound but unused: {binding.key} ({binding.place})", style="yellow", highlight=False)
+        console.print(f"bound but unused: {binding.key} ({binding.location})", style="yellow", highlight=False)
     return 0
 
 

@@ -51,7 +51,7 @@ def _check_read(registry: Registry, settings: list[str], *, slow: bool) -> None:
             raise UserError(
                 f"{binding.key} changes nothing here: plug-ins are checked on trees of the kit's own, without a run",
                 remedy="leave it out, or add --slow, whose real runs read it",
-                place=binding.place,
+                place=binding.location,
             )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcframe.registry.discovery import PluginOptions
+if TYPE_CHECKING:
+    from mcframe.registry.discovery import PluginOptions
 
 Gin = Annotated[list[str], typer.Option("--gin", metavar="FILE", help="A gin file; may be repeated.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="BINDING", help="A binding, such as 'run.seed = 1'.")]
@@ -18,18 +19,20 @@ Plugin = Annotated[
     typer.Option(
         "--plugin",
         metavar="PLUGIN",
-        help="A plug-in besides those installed: module[:object] or path/to/file.py[:object]; may be repeated.",
+        help="A plug-in to add to those installed: module[:object] or path/to/file.py[:object]; may be repeated.",
     ),
 ]
 NoPlugin = Annotated[
     list[str],
-    typer.Option("--no-plugin", metavar="NAME", help="A plug-in, or a package of some, to leave out; likewise."),
+    typer.Option("--no-plugin", metavar="NAME", help="A plug-in, or a package of some, to skip; may be repeated."),
 ]
 StrictPlugins = Annotated[
-    bool, typer.Option("--strict-plugins", help="Stop where any plug-in is broken, though nothing may need it.")
+    bool, typer.Option("--strict-plugins", help="Fail if any plug-in is broken, even an unused one.")
 ]
 
 
 def plugin_options(plugin: list[str], no_plugin: list[str], strict: bool) -> PluginOptions:
-    """What these three options say."""
+    """Return the three options as `PluginOptions`."""
+    from mcframe.registry.discovery import PluginOptions  # imports torch, which `mcframe metrics` does not need
+
     return PluginOptions(tuple(plugin), tuple(no_plugin), strict)

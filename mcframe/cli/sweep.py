@@ -38,7 +38,7 @@ _FRAME_LINES = 6
 _COLORS = {"running": "cyan", "done": "green", "failed": "red", "interrupted": "yellow", "left out": "red"}
 
 
-def ablate(
+def sweep(
     file: Annotated[Path, typer.Argument(metavar="GRID", help="A grid file, TOML: docs/sweeps.md.")],
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default: runs/NAME.")] = None,

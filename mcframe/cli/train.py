@@ -125,7 +125,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         write_provenance(run_plan.directory, loaded.config.bound(), write_record(run_plan.directory, loaded.registry))
         (run_plan.directory / OPERATIVE).write_text(loaded.config.operative(), "utf-8")
     for binding in loaded.config.unused():
-        console.print(f"note: nothing reads {binding.key} ({binding.place})", style="yellow", highlight=False)
+        console.print(f"note: nothing reads {binding.key} ({binding.location})", style="yellow", highlight=False)
     with console.status("Reading and tokenising text"):
         trainer = Trainer(components, engine, run_plan, loggers, loaded.registry.hooks, device)
     summary = trainer.run()
@@ -157,12 +157,12 @@ def _check_shared(run_plan: RunPlan, world_size: int) -> None:
 
 
 def _sinks(loaded: Loaded, run_plan: RunPlan, rank: int) -> Loggers:
-    telemetry, checkpoint, config = loaded.run_config.telemetry, run_plan.checkpoint, loaded.config.as_dict()
+    logging, checkpoint, config = loaded.run_config.logging, run_plan.checkpoint, loaded.config.as_dict()
     return open_loggers(
         run_plan.directory,
         rank=rank,
-        tensorboard=telemetry.tensorboard,
-        wandb=telemetry.wandb,
+        tensorboard=logging.tensorboard,
+        wandb=logging.wandb,
         config=config,
         resume_tokens=checkpoint.tokens if checkpoint else None,
         others=dict(zip(_sink_names(loaded, config), loaded.run_config.loggers, strict=True)),

@@ -90,7 +90,7 @@ def decisions(run_dir: Path, plugins: PluginOptions, rank: int) -> dict[str, Any
     np.random.seed(rank)
     torch.manual_seed(rank)
     loaded = load_run_config([run_dir / "config.gin"], [], plugins)
-    with loaded.config.placing():
+    with loaded.config.locating_errors():
         components = build_components(loaded.run_config)
         components.step.load_state_dict(load_weights(find(run_dir)))
         return _decided(components)

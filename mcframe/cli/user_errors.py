@@ -24,8 +24,8 @@ _NOTE_COUNTS_S = 60.0
 def show(error: UserError) -> None:
     """Print the error in a frame, which launcher lines before and behind do not bury."""
     text = Text(error.message)
-    if error.place:
-        text = Text(f"{error.place}\n", style="bold") + text
+    if error.location:
+        text = Text(f"{error.location}\n", style="bold") + text
     if error.remedy:
         text = text + Text(f"\n→ {error.remedy}", style="green")
     console = Console(stderr=True, soft_wrap=False)

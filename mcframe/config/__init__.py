@@ -1,7 +1,7 @@
 """gin files, read so that every mistake has a file, a line and a remedy. The only package that imports gin.
 
-The path of a value: `source` finds and parses files into `Binding`s, `diagnosis` explains what does not parse,
-`checks` compares bindings with the configurables they name, `loader` hands them to gin and calls constructors.
+`gin_reader` finds and parses files into `Binding`s, `diagnosis` explains lines that do not parse, `checks` compares
+bindings with the configurables they name, `loader` passes them to gin and calls constructors.
 """
 
 from mcframe.config.configurables import register

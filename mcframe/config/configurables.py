@@ -1,7 +1,8 @@
-"""What a gin file can name: the factories published as gin configurables, and their parameters."""
+"""The factories that a gin file can name, registered as gin configurables, and their parameters."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ from typing import Any
 
 import gin
 
+from mcframe.config.values import scoped
+from mcframe.errors import UserError
 from mcframe.registry.plugins import Registry
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -21,7 +24,7 @@ _SUPPLIED_KINDS = ("gistnet", "lensnet", "allocator", "variants", "positions", "
 
 @dataclass(frozen=True)
 class Configurable:
-    """A factory, the name that gin files know it by, and whether it belongs to a plug-in kind."""
+    """A factory with the name that gin files use, and its plug-in kind (empty for core settings)."""
 
     name: str
     factory: Callable[..., Any]
@@ -29,7 +32,7 @@ class Configurable:
 
     @property
     def selector(self) -> str:
-        """gin's own name for it. Names without a dot get a module, or gin would take the factory's."""
+        """The name within gin. Names without a dot get a module; otherwise gin would take the factory's."""
         return self.name if "." in self.name else f"mcframe.{self.name}"
 
     @cached_property
@@ -38,7 +41,7 @@ class Configurable:
 
     @cached_property
     def supplied(self) -> tuple[str, ...]:
-        """The parameters that the framework passes by position, which no gin file may bind."""
+        """The parameters that the framework passes by position; no gin file may bind them."""
         only = tuple(name for name, parameter in self._all.items() if parameter.kind is parameter.POSITIONAL_ONLY)
         first = next(iter(self._all.values()), None)
         if only or first is None or first.kind not in _POSITIONAL or first.default is not first.empty:
@@ -57,26 +60,24 @@ class Configurable:
 
     @cached_property
     def accepts_any(self) -> bool:
-        """Does it take `**keywords`?"""
+        """Whether the factory takes `**keywords`."""
         return any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._all.values())
 
     @cached_property
     def required(self) -> tuple[str, ...]:
         """Bindable parameters without a default."""
         return tuple(
-            name
-            for name, parameter in self.parameters.items()
-            if parameter.default is parameter.empty or parameter.default is gin.REQUIRED
+            name for name, each in self.parameters.items() if each.default is each.empty or each.default is gin.REQUIRED
         )
 
-    def missing(self, args: int, given: set[str]) -> list[str]:
-        """Required parameters that neither `args` positional arguments nor the named ones provide."""
+    def missing(self, args: int, names: set[str]) -> list[str]:
+        """Return the required parameters that neither `args` positional arguments nor `names` provide."""
         positional = [name for name, parameter in self._all.items() if parameter.kind in _POSITIONAL]
-        provided = given.union(positional[:args])
+        provided = names.union(positional[:args])
         return [name for name in self.required if name not in provided]
 
     def annotation(self, parameter: str) -> Any:
-        """The parameter's type, or `Any` where it has none or it cannot be resolved."""
+        """Return the parameter's type, or `Any` if it has none or it cannot be resolved."""
         function = self.factory
         if inspect.isclass(function):
             function = function.__init__ if "__init__" in _defined(function) else function.__new__
@@ -92,9 +93,27 @@ class Configurable:
         except (NameError, AttributeError, TypeError, SyntaxError):
             return Any
 
+    def checked(self) -> Callable[..., Any]:
+        """Return the factory with a check that every required parameter has a value."""
+
+        @functools.wraps(self.factory, updated=())
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if missing := self.missing(len(args), set(kwargs)):
+                raise missing_error(gin.current_scope_str(), self.name, missing)
+            return self.factory(*args, **kwargs)
+
+        call.__signature__ = inspect.signature(self.factory)  # type: ignore[attr-defined]
+        return call
+
+
+def missing_error(scope: str, name: str, missing: list[str]) -> UserError:
+    """Return the error for required parameters without a value."""
+    keys = " and ".join(f"{scoped(scope, name)}.{parameter} = ..." for parameter in missing)
+    return UserError(f"{name}: missing values for {', '.join(missing)}", remedy=f"Add {keys}.")
+
 
 def _defined(cls: type) -> set[str]:
-    """Names that the class or a base below `object` defines."""
+    """Return the names that the class or a base below `object` defines."""
     return {name for base in cls.__mro__[:-1] for name in vars(base)}
 
 
@@ -102,26 +121,29 @@ _core: dict[str, Configurable] = {}
 
 
 def register(kind: str, name: str, factory: Callable[..., Any]) -> None:
-    """Publish a factory: gin files call it `kind.name`, or just `name` where the kind is empty.
+    """Register a factory under `kind.name`, or under `name` if the kind is empty.
 
     Registering again is harmless; another factory of the same name replaces the first.
     """
-    published = Configurable(f"{kind}.{name}" if kind else name, factory, kind)
-    _core[published.name] = published
-    _publish(published)
+    configurable = Configurable(f"{kind}.{name}" if kind else name, factory, kind)
+    _core[configurable.name] = configurable
+    _register_in_gin(configurable)
 
 
 def configurables(registry: Registry) -> dict[str, Configurable]:
-    """Everything that a gin file can name: what was registered here and what plug-ins offer."""
+    """Return everything that a gin file can name: core settings, and what plug-ins register."""
     names = dict(_core)
     for kind, offered in registry.implementations.items():
         for entry in offered.values():
-            names[f"{kind}.{entry.name}"] = published = Configurable(f"{kind}.{entry.name}", entry.factory, kind)
-            _publish(published)
+            name = f"{kind}.{entry.name}"
+            names[name] = Configurable(name, entry.factory, kind)
+            _register_in_gin(names[name])
     return names
 
 
-def _publish(published: Configurable) -> None:
-    # gin refuses to register once a config is final, and to replace, unless told that both are meant.
+def _register_in_gin(configurable: Configurable) -> None:
+    # gin refuses to register after a config is final, and to replace, unless both are declared as intended.
     with gin.unlock_config(), gin.config.interactive_mode():
-        gin.external_configurable(published.factory, name=published.selector, denylist=list(published.supplied) or None)
+        gin.external_configurable(
+            configurable.checked(), name=configurable.selector, denylist=list(configurable.supplied) or None
+        )

@@ -1,4 +1,4 @@
-"""Finding gin files and parsing them into bindings that know their file and line."""
+"""Find gin files and parse them into bindings with file and line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from gin import config_parser
 
 from mcframe.config.diagnosis import diagnose
 from mcframe.config.values import Binding, Macro, Reference
-from mcframe.errors import Location, UserError
-from mcframe.registry.plugins import did_you_mean
+from mcframe.errors import Location, UserError, did_you_mean
 
 PRESETS = "mcframe_presets"
 
-PlaceOf = Callable[[int | None], Location]
+EXCLUSIVE = {"run.total_steps": "run.total_tokens", "run.total_tokens": "run.total_steps"}
+"""Bindings of which one replaces the other across files, as a second binding of one key does."""
+
+LocationOf = Callable[[int | None], Location]
 
 
 class GinReader:
@@ -27,40 +29,42 @@ class GinReader:
         self.bindings: dict[str, Binding] = {}
         self._open: list[Path] = []
 
-    def file(self, name: str | Path, asked_by: Location | None = None) -> None:
-        """Read a file and what it includes. `asked_by` is the include statement, if there is one."""
-        path = _find(name, asked_by)
+    def file(self, name: str | Path, include: Location | None = None) -> None:
+        """Read a file and its includes. `include` is the location of the include statement, if there is one."""
+        path = _find(name, include)
         if path in self._open:
             chain = " includes ".join(str(step) for step in [*self._open[self._open.index(path) :], path])
-            raise UserError(f"files include each other: {chain}", remedy="remove one include", place=asked_by)
+            raise UserError(f"files include each other: {chain}", remedy="Remove one include.", location=include)
         self._open.append(path)
-        self._read(_text_of(path, asked_by), lambda line: Location(_shown(path), line))
+        self._read(_text_of(path, include), lambda line: Location(_shown(path), line))
         self._open.pop()
 
     def override(self, text: str) -> None:
         """Read bindings from the command line."""
         self._read(text, lambda line: Location(f"--set {text!r}"))
 
-    def _read(self, text: str, place_of: PlaceOf) -> None:
+    def _read(self, text: str, location_of: LocationOf) -> None:
         seen: dict[str, Binding] = {}
-        for statement in _statements(text, place_of):
-            place = place_of(statement.location.line_num)
+        for statement in _statements(text, location_of):
+            location = location_of(statement.location.line_num)
             if isinstance(statement, config_parser.IncludeStatement):
-                self.file(statement.filename, place)
+                self.file(statement.filename, location)
             elif isinstance(statement, config_parser.ImportStatement):
                 raise UserError(
                     f"a gin file cannot import modules ({statement.format()})",
-                    remedy="publish a plug-in under the entry-point group mcframe.plugins, and install its package",
-                    place=place,
+                    remedy="Publish a plug-in under the entry-point group mcframe.plugins and install its package.",
+                    location=location,
                 )
             elif isinstance(statement, config_parser.BindingStatement):
-                binding = _binding(statement, place)
+                binding = _binding(statement, location)
                 _refuse_second(seen.get(binding.key), binding)
                 seen[binding.key] = self.bindings[binding.key] = binding
+                if EXCLUSIVE.get(binding.key) not in seen:
+                    self.bindings.pop(EXCLUSIVE.get(binding.key, ""), None)
 
 
 class _Delegate(config_parser.ParserDelegate):  # type: ignore[misc]  # gin has no types
-    """Keeps references as written; whether they name anything is checked when all files are read."""
+    """Keeps references as written; the names are checked after all files are read."""
 
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Reference:
         scope, _, name = scoped_configurable_name.rpartition("/")
@@ -70,24 +74,25 @@ class _Delegate(config_parser.ParserDelegate):  # type: ignore[misc]  # gin has 
         return Macro(macro_name)
 
 
-def _binding(statement: Any, place: Location) -> Binding:
+def _binding(statement: Any, location: Location) -> Binding:
     if statement.arg_name:
-        return Binding(statement.scope, statement.selector, statement.arg_name, statement.value, place)
-    return Binding(statement.scope, "", statement.selector, statement.value, place)
+        return Binding(statement.scope, statement.selector, statement.arg_name, statement.value, location)
+    return Binding(statement.scope, "", statement.selector, statement.value, location)
 
 
 def _refuse_second(first: Binding | None, second: Binding) -> None:
-    # Over an include it is how presets work; within one file it is an oversight, and gin takes the last silently.
-    if first is not None and first.place.line is not None:
+    # Presets override across an include. Within one file it is an oversight, and gin silently uses the last.
+    if first is not None and first.location.line is not None:
         raise UserError(
-            f"{second.key} is bound twice in this file, in line {first.place.line} and in line {second.place.line}",
-            remedy="remove one of the two",
-            place=second.place,
+            f"{second.key} is bound twice in this file, in line {first.location.line} "
+            f"and in line {second.location.line}",
+            remedy="Remove one of the two.",
+            location=second.location,
         )
 
 
-def _statements(text: str, place_of: PlaceOf) -> Iterator[Any]:
-    """Parse gin source, with every way of failing turned into one kind of error."""
+def _statements(text: str, location_of: LocationOf) -> Iterator[Any]:
+    """Parse gin source; raise UserError for every kind of failure."""
     try:
         yield from config_parser.ConfigParser(text, _Delegate())
     except SyntaxError as error:
@@ -97,48 +102,47 @@ def _statements(text: str, place_of: PlaceOf) -> Iterator[Any]:
     else:
         return
     problem, number = diagnose(reason, text, number)
-    raise problem.at(place_of(number))
+    raise problem.at(location_of(number))
 
 
-def _text_of(path: Path, asked_by: Location | None) -> str:
+def _text_of(path: Path, include: Location | None) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text", remedy="name a gin file", place=asked_by) from None
+        raise UserError(f"{path} is not UTF-8 text", remedy="Name a gin file.", location=include) from None
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}", remedy="check its permissions", place=asked_by
+            f"{path} cannot be read: {error.strerror}", remedy="Check its permissions.", location=include
         ) from None
 
 
-def _find(name: str | Path, asked_by: Location | None) -> Path:
-    """The file: beside the one that includes it or where the command runs, else among the presets."""
-    here = Path(asked_by.file).parent if asked_by and asked_by.line else Path()
-    # `gin/NAME` is how a checkout spells a preset; it works from anywhere.
+def _find(name: str | Path, include: Location | None) -> Path:
+    """Return the file: next to the one that includes it, or in the working directory, or among the presets."""
+    here = Path(include.file).parent if include and include.line else Path()
+    # `gin/NAME`, the path in a checkout, works from anywhere.
     below = Path(*Path(name).parts[1:]) if Path(name).parts[:1] == ("gin",) else Path(name)
     candidates = [here / name, *(folder / below for folder in preset_folders())]
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    # Gin files in the folders looked in.
-    there = {file.name for candidate in candidates for file in candidate.parent.glob("*.gin")}
+    present = {file.name for candidate in candidates for file in candidate.parent.glob("*.gin")}
     folders = ", ".join(dict.fromkeys(str(candidate.parent.resolve()) for candidate in candidates))
     raise UserError(
-        f"no gin file {str(name)!r}{did_you_mean(Path(name).name, there)}",
-        remedy=f"check the name; looked in {folders}",
-        place=asked_by,
+        f"missing gin file {str(name)!r}{did_you_mean(Path(name).name, present)}",
+        remedy=f"Check the name; searched {folders}.",
+        location=include,
     )
 
 
 def _shown(path: Path) -> Path:
-    """The path as a person would write it: relative where it lies below the folder they are in."""
+    """Return the path, relative to the working directory if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def preset_folders() -> list[Path]:
-    """Where presets are shipped: the installed package's folder, and the checkout's `gin/`."""
-    # Not importlib.resources: the package has no __init__.py (a folder `gin` with one would shadow the library), and
-    # an editable install gives such a package a search path with an entry that is no folder.
+    """Return the folders of presets: the installed package's, and the checkout's `gin/`."""
+    # importlib.resources does not work here: the package has no __init__.py (a folder `gin` with one would shadow the
+    # library), and an editable install adds an entry to such a package's search path that is not a folder.
     spec = importlib.util.find_spec(PRESETS)
     installed = [Path(entry) for entry in (spec.submodule_search_locations or [])] if spec else []
     checkout = Path(__file__).resolve().parents[2] / "gin"

@@ -1,8 +1,7 @@
-"""From gin files to a `Config`, and from a `Config` to the objects it describes."""
+"""From gin files to a `Config`, and from a `Config` to the objects that it describes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import gin
 
-from mcframe.config.checks import Checker, missing_error, within
+from mcframe.config.checks import Checker, within
 from mcframe.config.configurables import Configurable, configurables
 from mcframe.config.gin_reader import GinReader, preset_folders
 from mcframe.config.values import Binding, Macro, Reference, as_json, map_leaves, render, scoped
@@ -36,52 +35,54 @@ class Config:
         return _active is self
 
     def build(self, target: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Call a configurable with what is bound to it; arguments given here win.
+        """Call a configurable with its bindings; arguments passed here win.
 
-        target: its name in gin files, or what a reference (`run.gistnet = @gistnet.mean`) was bound to.
-        Raises UserError where a required value is missing, and whatever the constructor raises, without the text
-        and the type that gin adds; a UserError that names a binding gets that binding's place.
+        Args:
+            target: Its name in gin files, or the value of a reference such as `run.gistnet = @gistnet.mean`.
+            *args: Positional arguments.
+            **kwargs: Keyword arguments.
+
+        Raises:
+            UserError: A required value is missing, or the constructor raised one; with the location of its binding.
+            Exception: The exception of the constructor, without the text and the type that gin adds.
         """
         self._require_active()
-        factory = self._configurable(target, len(args), set(kwargs)) if isinstance(target, str) else target
+        factory = gin.get_configurable(self._names[target].selector) if isinstance(target, str) else target
         try:
             return factory(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - not handled: raised again as it was before gin wrapped it
-            failure = error
-        raise self._explained(failure)
+        except Exception as error:  # noqa: BLE001 - raised again, as it was before gin wrapped it
+            failure = _unwrapped(error)
+        if isinstance(failure, UserError):
+            self._locate(failure)
+        raise failure
 
     @contextmanager
-    def placing(self) -> Iterator[None]:
-        """Within it, a UserError that names a binding gets that binding's place, as in `build`."""
+    def locating_errors(self) -> Iterator[None]:
+        """Attach file and line to a UserError of the body that concerns a binding, as `build` does."""
         try:
             yield
         except UserError as error:
-            self._place(error)
+            self._locate(error)
             raise
 
     def bound(self) -> str:
-        """Everything bound, as the text of a gin file: loaded, it gives this configuration."""
-        return _text(self.bindings.values())
+        """Return all bindings as the text of a gin file that loads to this configuration."""
+        return _text((b.key, render(b.value), bool(b.name)) for b in self.bindings.values())
 
     def operative(self) -> str:
-        """What has been used so far, defaults included, as the text of a gin file."""
-        entries = [
-            (scope, self._public(selector), parameter, value)
-            for (scope, selector), parameters in self._operative().items()
-            for parameter, value in parameters.items()
-        ]
-        macros = [f"{scope} = {self._shown(value)}" for scope, name, _, value in entries if name == _MACRO]
-        others = [
-            f"{scoped(scope, name)}.{parameter} = {self._shown(value)}"
-            for scope, name, parameter, value in entries
-            if name != _MACRO
-        ]
-        return "\n".join([*sorted(macros), *sorted(others), ""])
+        """Return the bindings used so far, defaults included, as the text of a gin file."""
+        entries = []
+        for (scope, selector), parameters in self._operative().items():
+            name = self._public(selector)
+            for parameter, value in parameters.items():
+                key = scope if name == _MACRO else f"{scoped(scope, name)}.{parameter}"
+                entries.append((key, self._rendered(value), name != _MACRO))
+        return _text(entries)
 
     def unused(self) -> list[Binding]:
-        """Bindings that nothing has read so far: mostly misspelt macros and settings of plug-ins not chosen.
+        """Return bindings that nothing has read so far: mostly misspelt macros, and settings of unused plug-ins.
 
-        Without those that stand in a preset: it sets up more than everybody chooses, and nobody here has written them.
+        Lines of presets are not included, since a preset configures more than every run uses.
         """
         used: set[str] = set()
         for (scope, selector), parameters in self._operative().items():
@@ -91,51 +92,35 @@ class Config:
                 if binding:
                     used.add(binding.key)
         folders = [folder.resolve() for folder in preset_folders()]
-        return [each for key, each in self.bindings.items() if key not in used and not _lies_in(folders, each.place)]
+        return [each for key, each in self.bindings.items() if key not in used and not _is_in(folders, each.location)]
 
     def as_dict(self) -> dict[str, Any]:
-        """Every binding as a value of strict JSON: macros resolved, references as they are written."""
+        """Return every binding as a value of strict JSON: macros resolved, references as they are written."""
         return {key: as_json(self._checker.resolve(binding)) for key, binding in self.bindings.items()}
 
-    def _configurable(self, name: str, args: int, given: set[str]) -> Callable[..., Any]:
-        published = self._names[name]
-        scope = gin.current_scope_str()
-        missing = published.missing(args, given | self._checker.bound(scope, name))
-        if missing:
-            raise missing_error(scope, name, missing)
-        factory: Callable[..., Any] = gin.get_configurable(published.selector)
-        return factory
-
-    def _explained(self, failure: Exception) -> BaseException:
-        original = _unwrapped(failure)
-        if isinstance(original, UserError):
-            self._place(original)
-        return _lacking(failure) or original
-
-    def _place(self, error: UserError) -> None:
-        if error.place is None:
-            keys = re.findall(r"[\w/]+(?:\.\w+)+", error.message)
-            error.place = next((self.bindings[key].place for key in keys if key in self.bindings), None)
+    def _locate(self, error: UserError) -> None:
+        if error.binding in self.bindings:
+            error.at(self.bindings[error.binding].location)
 
     def _winner(self, scope: str, name: str, parameter: str) -> Binding | None:
-        """The binding that a call in this scope reads: the one with the longest matching scope."""
+        """Return the binding that a call in this scope reads: the one with the longest matching scope."""
         matching = [
             b for b in self.bindings.values() if b.name == name and b.parameter == parameter and within(b.scope, scope)
         ]
         return max(matching, key=lambda b: len(b.scope), default=None)
 
     def _operative(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """What gin recorded: parameters by (scope, selector)."""
+        """Return what gin recorded: parameters by (scope, selector)."""
         self._require_active()
-        # Private, but the public text leaves out what it cannot write (infinity) and shortens names.
+        # Private, but the public text omits what it cannot write (infinity) and shortens names.
         with gin.config._OPERATIVE_CONFIG_LOCK:
             return {key: dict(parameters) for key, parameters in gin.config._OPERATIVE_CONFIG.items()}
 
     def _public(self, selector: str) -> str:
-        return next((name for name, published in self._names.items() if published.selector == selector), selector)
+        return next((name for name, each in self._names.items() if each.selector == selector), selector)
 
-    def _shown(self, value: Any) -> str:
-        """A value as gin holds it, as source."""
+    def _rendered(self, value: Any) -> str:
+        """Return a value as gin holds it, as source."""
 
         def leaf(item: Any) -> Any:
             if not isinstance(item, gin.config.ConfigurableReference):
@@ -153,9 +138,10 @@ class Config:
 
 
 def load(files: Sequence[Path | str], overrides: Sequence[str], registry: Registry) -> Config:
-    """Read gin files in order, then `--set` overrides; check everything; hand it to gin, final.
+    """Read gin files in order, then `--set` overrides; check everything; load it into gin, final.
 
-    Raises UserError with file and line for whatever is wrong with them.
+    Raises:
+        UserError: Anything in them is wrong; with file and line.
     """
     global _active
     clear()
@@ -175,7 +161,7 @@ def load(files: Sequence[Path | str], overrides: Sequence[str], registry: Regist
 
 
 def clear() -> None:
-    """Forget the loaded configuration; what is registered stays."""
+    """Remove the loaded configuration; registrations stay."""
     global _active
     _active = None
     gin.clear_config()
@@ -198,19 +184,19 @@ def _gin_value(value: Any, names: Mapping[str, Configurable]) -> Any:
     return map_leaves(leaf, value)
 
 
-def _lies_in(folders: Sequence[Path], place: Location) -> bool:
-    """Whether it is a line of a file there; what `--set` says has no line."""
-    return place.line is not None and any(Path(place.file).resolve().is_relative_to(each) for each in folders)
+def _is_in(folders: Sequence[Path], location: Location) -> bool:
+    """Return whether the location is a line of a file in one of the folders; `--set` bindings have no line."""
+    return location.line is not None and any(Path(location.file).resolve().is_relative_to(each) for each in folders)
 
 
-def _text(bindings: Any) -> str:
-    macros = sorted(str(binding) for binding in bindings if not binding.name)
-    others = sorted(str(binding) for binding in bindings if binding.name)
-    return "\n".join([*macros, *others, ""])
+def _text(entries: Any) -> str:
+    """Return (key, value, whether it is a parameter) as lines: macros first, each part sorted."""
+    lines = sorted((parameter, f"{key} = {value}") for key, value, parameter in entries)
+    return "\n".join([*(line for _, line in lines), ""])
 
 
 def _unwrapped(error: BaseException) -> BaseException:
-    """The exception that was raised, from within those that gin made of it.
+    """Return the exception that was raised, without gin's wrappers.
 
     gin raises a subclass of the exception's own class, of the same name, while it handles the exception.
     """
@@ -222,14 +208,3 @@ def _unwrapped(error: BaseException) -> BaseException:
 
 def _same_name(proxy: type, wrapped: type) -> bool:
     return proxy.__qualname__ == wrapped.__qualname__ and proxy.__module__ == wrapped.__module__
-
-
-def _lacking(error: Exception) -> UserError | None:
-    """The error for arguments that gin says nobody supplied, if that is what went wrong."""
-    text = str(error)
-    found = re.search(r"No values supplied by Gin or caller for arguments: \[(.*)\]", text)
-    if not isinstance(error, TypeError) or not found:
-        return None
-    called = re.search(r"In call to configurable '([^']+)'(?:.*in scope '([^']+)')?", text)
-    name, scope = (called[1].removeprefix("mcframe."), called[2] or "") if called else ("the configurable", "")
-    return missing_error(scope, name, re.findall(r"'(\w+)'", found[1]))

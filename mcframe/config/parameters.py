@@ -1,4 +1,4 @@
-"""What can be bound of a configurable, as gin lines: names, types, defaults."""
+"""The parameters of a configurable as gin lines: names, types, defaults."""
 
 from __future__ import annotations
 
@@ -14,48 +14,53 @@ from mcframe.config.values import as_literal
 
 @dataclass(frozen=True)
 class Parameter:
-    """One binding that a configurable takes.
+    """One binding of a configurable.
 
-    binding    `kind.name.parameter`
-    type       in words; empty where its author has not annotated it
-    default    as gin source; None where there is none, or where it cannot be written in gin
-    required   whether a value must be bound
+    Attributes:
+        binding: `kind.name.parameter`.
+        type: As text; empty without an annotation.
+        default: As gin source; None if there is none or gin cannot express it.
+        required: Whether a value must be bound.
+        meaning: Its line in the docstring of the configurable; empty if there is none.
     """
 
     binding: str
     type: str
     default: str | None
     required: bool
+    meaning: str = ""
 
     @property
     def line(self) -> str:
-        """A line to paste into a gin file; a comment where gin cannot say what the default is."""
+        """A line to paste into a gin file; a comment if gin cannot express the default."""
         if self.default is not None:
             return f"{self.binding} = {self.default}"
         return f"{self.binding} = %gin.REQUIRED" if self.required else f"# {self.binding} has a default of its own"
 
 
-def parameters_of(published: Configurable) -> list[Parameter]:
-    """What a gin file may bind, in the order of the signature."""
+def parameters_of(configurable: Configurable) -> list[Parameter]:
+    """Return the bindable parameters, in the order of the signature."""
+    meanings = _meanings(inspect.getdoc(configurable.factory) or "")
     return [
         Parameter(
-            f"{published.name}.{name}",
-            type_in_words(published.annotation(name)),
-            None if name in published.required else _default(published, parameter),
-            name in published.required,
+            f"{configurable.name}.{name}",
+            type_text(configurable.annotation(name)),
+            None if name in configurable.required else _default(configurable, parameter),
+            name in configurable.required,
+            meanings.get(name, ""),
         )
-        for name, parameter in published.parameters.items()
+        for name, parameter in configurable.parameters.items()
     ]
 
 
 def gin_lines(parameters: list[Parameter]) -> list[str]:
-    """The lines, each with its type as a comment, in a column."""
+    """Return the lines, each with its type as a comment, in a column."""
     width = max((len(each.line) for each in parameters), default=0)
     return [f"{each.line:{width}}  # {each.type}" if each.type else each.line for each in parameters]
 
 
-def type_in_words(annotation: Any) -> str:
-    """`int or None`, `'mean' or 'query'`; empty for a type that says nothing."""
+def type_text(annotation: Any) -> str:
+    """Return the type as text, such as `int or None` or `'mean' or 'query'`; empty for `Any`."""
     if annotation is Any or annotation is inspect.Parameter.empty:
         return ""
     if get_origin(annotation) is Literal:
@@ -66,15 +71,22 @@ def type_in_words(annotation: Any) -> str:
     if inspect.isclass(annotation) and not get_args(annotation):
         return annotation.__name__
     if type(None) in get_args(annotation) or " | " in str(annotation):
-        return " or ".join(map(type_in_words, get_args(annotation)))
+        return " or ".join(map(type_text, get_args(annotation)))
     return re.sub(r"[\w.]+\.(?=\w)", "", str(annotation))  # without the modules of its names
 
 
-def _default(published: Configurable, parameter: inspect.Parameter) -> str | None:
+def _default(configurable: Configurable, parameter: inspect.Parameter) -> str | None:
     value = parameter.default
-    if dataclasses.is_dataclass(published.factory):
-        # Its signature holds a sentinel where the default is made anew for each instance.
-        made = {field.name: field.default_factory for field in dataclasses.fields(published.factory)}
+    if dataclasses.is_dataclass(configurable.factory):
+        # The signature holds a sentinel if the default is made again for each instance.
+        made = {field.name: field.default_factory for field in dataclasses.fields(configurable.factory)}
         factory = made.get(parameter.name, dataclasses.MISSING)
         value = value if factory is dataclasses.MISSING else factory()
     return as_literal(value)
+
+
+def _meanings(doc: str) -> dict[str, str]:
+    """Return the descriptions in the `Args:` or `Attributes:` section of a docstring, by parameter."""
+    section = re.search(r"^(?:Args|Attributes):\n((?:[ ]+.*\n?|\n)+)", doc, re.M)
+    entries = re.findall(r"^ {4}([\w, ]+): (.+(?:\n {5,}.+)*)", section[1] if section else "", re.M)
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}

@@ -1,4 +1,4 @@
-"""gin files to a `RunConfig`: where configuration, plug-ins and settings meet. Nothing below this module knows gin."""
+"""From gin files to a `RunConfig`: configuration, plug-ins and settings meet here."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from mcframe.config.schema import (
     RunConfig,
     SamplingConfig,
     ScheduleConfig,
+    ValidationConfig,
 )
 from mcframe.losses.lens_targets import LensTargetsConfig
 from mcframe.modeling.gpt import GPT
@@ -38,14 +39,14 @@ SETTINGS = {
     "deepspeed": DeepSpeedConfig,
     "cadence": CadenceConfig,
     "data": DataConfig,
+    "validation": ValidationConfig,
     "sampling": SamplingConfig,
-    "telemetry": LoggingConfig,
+    "logging": LoggingConfig,
 }
 """Groups of settings that gin files bind by name: `context.window = 512`."""
 
 GIN_CONFIGURABLES = {**SETTINGS, "gpt": GPT, "run": RunConfig}
-"""All that gin files bind of a run besides its plug-ins."""
-
+"""All that gin files bind of a run, except its plug-ins."""
 
 DEFAULTS = {
     "evaluations": ("evaluation.gist_quality", "evaluation.focus_quality"),
@@ -60,7 +61,7 @@ PLUGIN_FIELDS: dict[str, str] = {MULTI_KINDS.get(kind, kind): kind for kind in K
 
 @dataclass(frozen=True)
 class Loaded:
-    """A recipe, the configuration it came from, and the plug-ins that are installed."""
+    """A run's settings, the configuration that they come from, and the registry of plug-ins."""
 
     run_config: RunConfig
     config: Config
@@ -68,8 +69,8 @@ class Loaded:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Within it, a UserError that names a binding gets its place, and an error in a plug-in the plug-in's name."""
-        with self.config.placing():
+        """Attach a binding's location to a UserError of the body, and a plug-in's name to an error of a plug-in."""
+        with self.config.locating_errors():
             try:
                 yield
             except Exception as error:
@@ -84,7 +85,7 @@ def all_plugins(options: PluginOptions = INSTALLED) -> Registry:
 
 
 def load_config(files: Sequence[Path | str], overrides: Sequence[str], registry: Registry) -> Config:
-    """`config.load` for all that a run is made of."""
+    """Load gin files with all settings of a run registered; see `mcframe.config.load`."""
     for name, factory in GIN_CONFIGURABLES.items():
         config.register("", name, factory)
     return config.load(files, overrides, registry)
@@ -93,7 +94,11 @@ def load_config(files: Sequence[Path | str], overrides: Sequence[str], registry:
 def load_run_config(
     files: Sequence[Path | str], overrides: Sequence[str], plugins: PluginOptions = INSTALLED
 ) -> Loaded:
-    """Read gin files and `--set` overrides. Raises UserError, with file and line, for whatever is wrong."""
+    """Read gin files and `--set` overrides.
+
+    Raises:
+        UserError: Anything in them is wrong; with file and line.
+    """
     registry = all_plugins(plugins)
     loaded = load_config(files, overrides, registry)
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}

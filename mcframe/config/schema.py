@@ -1,4 +1,4 @@
-"""Everything that a gin file sets, as frozen dataclasses. The gin name of each is in its docstring."""
+"""The settings of a run as frozen dataclasses. The gin name of each is in its docstring."""
 
 from __future__ import annotations
 
@@ -31,15 +31,22 @@ from mcframe.modeling.gpt import GPT
 
 @dataclass(frozen=True, kw_only=True)
 class ContextConfig:
-    """The tree and the length of its working contexts (gin: `context`).
+    """The context tree, and the lengths of its working contexts (gin: `context`).
 
-    window, block_size, levels, slots, tail, sink, horizon   see `mcframe.context.tree.ContextTree`
-    start_length      target length of the first variants, as a fraction of the window
-    train_wc_length   target length of the last ones, likewise; also the budget of the allocator
-    anneal            fraction of training over which the target moves from one to the other
-    mixed_lengths     every step draws its target between the annealed one and start_length, so that the model knows
-                      all of them at the end; without, it has seen only the last one lately
-    allow_unused_levels   accept levels that no target length can ever use
+    Attributes:
+        window: T, tokens of one sequence; a multiple of block_size.
+        block_size: K, children that one gist summarises; 2 or more.
+        levels: Highest LOD; a node at LOD l spans K^l tokens.
+        slots: G, embeddings of a gist; 1 to K - 1.
+        tail: Recent tokens that stay raw; the cursor is before them.
+        sink: First blocks that stay raw.
+        horizon: H, tokens after a span in which `mc/lod_delta` and `mc/pref_score_corr` measure; 0 stands for K.
+        length_start: Target length of the first variants, as a fraction of T.
+        length_end: Target length of the last variants, as a fraction of T; also the allocator's budget.
+        length_anneal: Fraction of training over which the target moves from length_start to length_end.
+        length_mixed: Draw every step's target between the annealed one and length_start, so that the model is trained
+            on all lengths until the end.
+        allow_unused_levels: Accept levels that no target length can ever use.
     """
 
     window: int
@@ -49,57 +56,59 @@ class ContextConfig:
     tail: int = 128
     sink: int = 0
     horizon: int = 0
-    start_length: float = 0.9
-    train_wc_length: float = 0.75
-    anneal: float = 1.0
-    mixed_lengths: bool = False
+    length_start: float = 0.9
+    length_end: float = 0.75
+    length_anneal: float = 1.0
+    length_mixed: bool = False
     allow_unused_levels: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("start_length", "train_wc_length", "anneal"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(
-                    f"context.{name} is {getattr(self, name)}; it is a fraction above 0 and up to 1",
-                    remedy=f"set context.{name} to a fraction, for example 0.75",
-                )
+        for name in ("length_start", "length_end", "length_anneal"):
+            value = getattr(self, name)
+            require(0 < value <= 1, f"context.{name}", value, "a fraction above 0 and up to 1")
         if self.window % self.block_size:
             fits = self.window // self.block_size * self.block_size or self.block_size
             raise UserError(
-                f"context.window = {self.window} is not a whole number of blocks of context.block_size = "
-                f"{self.block_size} tokens",
-                remedy=f"set context.window to a multiple of {self.block_size}, for example {fits}",
+                f"context.window: expected a multiple of context.block_size = {self.block_size}, got {self.window}",
+                remedy=f"Set context.window to a multiple of {self.block_size}, for example {fits}.",
+                binding="context.window",
             )
-        _ = self.tree  # what is wrong with the tree is told here, where gin's file and line are known
+        _ = self.tree  # errors of the tree are raised here, so that they get a file and line
 
     @property
     def tree(self) -> ContextTree:
         """The tree."""
         return ContextTree(self.window, self.block_size, self.levels, self.slots, self.tail, self.sink, self.horizon)
 
-    def target(self, share: float) -> int:
-        """Target length, in entries, after this share of training (0 to 1)."""
-        progress = min(1.0, share / self.anneal)
-        fraction = self.start_length + (self.train_wc_length - self.start_length) * progress
-        # 0.9 * 2048 is 1843.1999...: a hair of rounding must not cost an entry.
-        return int(fraction * self.window + 1e-9)
+    def target(self, fraction: float) -> int:
+        """Return the target length in entries after this fraction of training (0 to 1)."""
+        progress = min(1.0, fraction / self.length_anneal)
+        length = self.length_start + (self.length_end - self.length_start) * progress
+        # 0.9 * 2048 is 1843.1999...: rounding must not cost an entry.
+        return int(length * self.window + 1e-9)
 
     @property
     def targets(self) -> list[int]:
-        """The extreme target lengths: lengths are monotonic between them."""
+        """The extreme target lengths; lengths are monotonic between them."""
         return sorted({self.target(0.0), self.target(1.0)})
 
     def check_levels(self) -> dict[int, int]:
-        """The most nodes of each LOD that any target length can hold; refuses levels that never occur."""
+        """Return the most nodes of each LOD that any target length can hold.
+
+        Raises:
+            UserError: A level can never occur and `allow_unused_levels` is False.
+        """
         low, high = self.targets[0], self.targets[-1]
         usable = self.tree.usable_levels(list(range(low, high + 1)))
         unused = [lod for lod, most in usable.items() if most == 0]
         if unused and not self.allow_unused_levels:
             best = max((lod for lod, most in usable.items() if most), default=1)
             raise UserError(
-                f"context.levels = {self.levels}, but LOD {', '.join(map(str, unused))} can never be used: no working "
-                f"context of {low} to {high} entries holds a node of {self.tree.span(unused[0])} tokens",
-                remedy=f"set context.levels = {best}, lower context.train_wc_length or context.block_size, or accept "
-                "it with context.allow_unused_levels = True",
+                f"context.levels = {self.levels}, but LOD {', '.join(map(str, unused))} can never be used: working "
+                f"contexts of {low} to {high} entries cannot hold a node of {self.tree.span(unused[0])} tokens",
+                remedy=f"Set context.levels = {best}, lower context.length_end or context.block_size, or accept it "
+                "with context.allow_unused_levels = True.",
+                binding="context.levels",
             )
         return usable
 
@@ -171,11 +180,14 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:
-    """DeepSpeed (gin: `deepspeed`). `settings` may hold any key of its JSON and wins over what mcframe would set.
+    """DeepSpeed (gin: `deepspeed`).
 
-    zero_stage          0 to 3
-    precision           fp32 or bf16 (with fp32 master weights; ZeRO 1-3)
-    offload_optimizer, offload_parameters   keep them in the CPU's memory (ZeRO 1-3; parameters: ZeRO 3)
+    Attributes:
+        zero_stage: 0 to 3.
+        precision: fp32, or bf16 with fp32 master weights, which needs ZeRO 1 or higher.
+        offload_optimizer: Keep the optimizer's state in the CPU's memory; needs ZeRO 1 or higher.
+        offload_parameters: Keep parameters in the CPU's memory; needs ZeRO 3.
+        settings: Any keys of DeepSpeed's JSON; they override those that mcframe sets.
     """
 
     zero_stage: int = 0
@@ -185,22 +197,20 @@ class DeepSpeedConfig:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise UserError(
-                f"deepspeed.zero_stage is {self.zero_stage}", remedy="set deepspeed.zero_stage to 0, 1, 2 or 3"
-            )
-        if self.precision == "bf16" and self.zero_stage == 0:
-            raise UserError(
-                "deepspeed.precision = 'bf16' needs ZeRO 1, 2 or 3: at ZeRO 0 DeepSpeed keeps no float32 master "
-                "weights, and small updates are lost to rounding",
-                remedy="set deepspeed.zero_stage = 1, on a single rank too",
-            )
-        if self.offload_optimizer and self.zero_stage == 0:
-            raise UserError(
-                "deepspeed.offload_optimizer needs ZeRO 1, 2 or 3", remedy="set deepspeed.zero_stage = 1 or higher"
-            )
-        if self.offload_parameters and self.zero_stage != 3:
-            raise UserError("deepspeed.offload_parameters needs ZeRO 3", remedy="set deepspeed.zero_stage = 3")
+        require(self.zero_stage in (0, 1, 2, 3), "deepspeed.zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        # At ZeRO 0 DeepSpeed keeps no float32 master weights: small updates of bf16 weights are lost to rounding.
+        for needs, name, least in (
+            (self.precision == "bf16", "precision", 1),
+            (self.offload_optimizer, "offload_optimizer", 1),
+            (self.offload_parameters, "offload_parameters", 3),
+        ):
+            if needs and self.zero_stage < least:
+                raise UserError(
+                    f"deepspeed.{name} = {getattr(self, name)!r}: expected deepspeed.zero_stage of {least} or higher, "
+                    f"got {self.zero_stage}",
+                    remedy=f"Set deepspeed.zero_stage = {least}, on a single rank too.",
+                    binding=f"deepspeed.{name}",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,18 +238,38 @@ class CadenceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The split (gin: `data`): share of documents held out, and windows of it that a validation reads."""
+    """The split of the text (gin: `data`).
+
+    Attributes:
+        validation_share: Fraction of documents held out for validation.
+    """
 
     validation_share: float = 0.02
-    validation_windows: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Validation on held-out text (gin: `validation`).
+
+    Attributes:
+        windows: Sequences that a validation reads.
+    """
+
+    windows: int = 64
 
     def __post_init__(self) -> None:
-        require(self.validation_windows >= 1, "data.validation_windows", self.validation_windows, "1 or more")
+        require(self.windows >= 1, "validation.windows", self.windows, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Continuations that are printed while training (gin: `sampling`); lengths in tokens."""
+    """Continuations that are printed while training (gin: `sampling`).
+
+    Attributes:
+        prompts: Texts to continue.
+        length: Tokens of a continuation.
+        temperature: 0 takes the likeliest token each time.
+    """
 
     prompts: Sequence[str] = ("def ", "The ")
     length: int = 64
@@ -247,12 +277,17 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         require(self.length >= 1, "sampling.length", self.length, "1 or more")
-        require(self.temperature >= 0, "sampling.temperature", self.temperature, "0 (the likeliest token) or above")
+        require(self.temperature >= 0, "sampling.temperature", self.temperature, "0 or above")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """Where metrics go besides metrics.jsonl (gin: `telemetry`); wandb: auto, online, offline or disabled."""
+    """Loggers next to metrics.jsonl (gin: `logging`).
+
+    Attributes:
+        tensorboard: Write event files to `RUN/tensorboard`.
+        wandb: auto stands for `WANDB_MODE`; without it for online if a login exists, else offline.
+    """
 
     tensorboard: bool = True
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -264,7 +299,7 @@ MULTI_KINDS: Mapping[str, str] = {"evaluation": "evaluations", "loss": "losses",
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run (gin: `run`).
+    """A run (gin: `run`).
 
     Attributes:
         gistnet: GistNet, for example `@gistnet.transformer`. None drops collapsed blocks: the drop baseline.
@@ -278,10 +313,11 @@ class RunConfig:
         positions: Positions of the base model; None is `@positions.gaussian_rope`.
         losses: Terms of the loss, in order. None is next_token, variants, delta_penalty, preference and balance.
         extra_losses: Losses in addition to `losses`.
-        loggers: Loggers in addition to those that `telemetry` switches, for example `@logger.prometheus`.
+        loggers: Loggers in addition to those that `logging` switches, for example `@logger.prometheus`.
         start_from: A run directory or checkpoint of another run whose weights are loaded, part by part, where they fit.
         trainable: The parts that are trained: base, gistnet, lensnet.
-        total_tokens: Dataset tokens of the run, rounded down to complete steps.
+        total_tokens: Dataset tokens of the run, rounded down to complete steps. Set this or total_steps.
+        total_steps: Optimizer steps of the run. Set this or total_tokens.
         batch_tokens: Dataset tokens of an optimizer step over all ranks; a multiple of `context.window`.
         micro_batch: The most sequences of a forward pass on a rank; the largest divisor up to it is used.
         seed: Determines data order, variants and initialisation.
@@ -299,7 +335,8 @@ class RunConfig:
     losses: Sequence[Callable[[ModelShape], Loss]] | None = None
     extra_losses: Sequence[Callable[[ModelShape], Loss]] = ()
     loggers: Sequence[Callable[[RunStart], MetricLogger]] = ()
-    total_tokens: int
+    total_tokens: int | None = None
+    total_steps: int | None = None
     batch_tokens: int
     micro_batch: int = 8
     seed: int = 0
@@ -313,25 +350,39 @@ class RunConfig:
     deepspeed: DeepSpeedConfig
     cadence: CadenceConfig
     data: DataConfig
+    validation: ValidationConfig
     sampling: SamplingConfig
-    telemetry: LoggingConfig
+    logging: LoggingConfig
 
     def __post_init__(self) -> None:
         if self.batch_tokens < 1 or self.batch_tokens % self.context.window:
             near = max(1, round(self.batch_tokens / self.context.window)) * self.context.window
             raise UserError(
-                f"run.batch_tokens = {self.batch_tokens} is not a whole number of windows of context.window = "
-                f"{self.context.window} tokens",
-                remedy=f"set run.batch_tokens = {near}",
+                f"run.batch_tokens: expected a multiple of context.window = {self.context.window}, "
+                f"got {self.batch_tokens}",
+                remedy=f"Set run.batch_tokens = {near}.",
+                binding="run.batch_tokens",
             )
-        if self.total_tokens < self.batch_tokens:
-            raise UserError(
-                f"run.total_tokens = {self.total_tokens} is less than one step of run.batch_tokens = "
-                f"{self.batch_tokens}",
-                remedy="raise run.total_tokens or lower run.batch_tokens",
-            )
+        self._check_length()
         require(self.micro_batch >= 1, "run.micro_batch", self.micro_batch, "1 or more")
         require(0 <= self.seed < 2**63, "run.seed", self.seed, "from 0 to 2**63 - 1")
+
+    def _check_length(self) -> None:
+        if (self.total_tokens is None) == (self.total_steps is None):
+            raise UserError(
+                f"run: expected either total_tokens or total_steps, got {'both' if self.total_steps else 'neither'}",
+                remedy="Bind one of run.total_tokens and run.total_steps, and set the other to None.",
+                binding="run.total_steps",
+            )
+        if self.total_steps is not None:
+            require(self.total_steps >= 1, "run.total_steps", self.total_steps, "1 or more")
+        elif self.steps < 1:
+            raise UserError(
+                f"run.total_tokens: expected at least one step of run.batch_tokens = {self.batch_tokens}, "
+                f"got {self.total_tokens}",
+                remedy="Raise run.total_tokens or lower run.batch_tokens.",
+                binding="run.total_tokens",
+            )
 
     @property
     def sequences(self) -> int:
@@ -344,22 +395,22 @@ class RunConfig:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.total_tokens // self.batch_tokens
+        """Optimizer steps of the run."""
+        return self.total_steps or (self.total_tokens or 0) // self.batch_tokens
 
     @property
     def extreme_lengths(self) -> tuple[int, int]:
         """Entries of a variant at the first target and at the last."""
         context = self.context
-        first, last = (context.tree.reachable(context.target(share))[0] for share in (0.0, 1.0))
+        first, last = (context.tree.reachable(context.target(fraction))[0] for fraction in (0.0, 1.0))
         return first, last
 
     def variant_length(self, step: int) -> int:
         """Entries of each variant in optimizer step `step`: the largest reachable under the step's target."""
         target = self.context.target(self.progress(step))
-        if self.context.mixed_lengths:
+        if self.context.length_mixed:
             first = self.context.target(0.0)
             low, high = min(first, target), max(first, target)
-            # A function of seed and step alone: the same on every rank and after a resumption.
+            # A function of seed and step alone: the same on every rank and after resuming.
             target = low + random.Random(f"length/{self.seed}/{step}").randrange(high - low + 1)
         return self.context.tree.reachable(target)[0]

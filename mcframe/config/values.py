@@ -13,7 +13,7 @@ from mcframe.errors import Location
 
 @dataclass(frozen=True, repr=False)
 class Reference:
-    """`@scope/name`, the configurable itself, or `@scope/name()`, what it returns."""
+    """`@scope/name`, the configurable itself, or `@scope/name()`, its result."""
 
     scope: str
     name: str
@@ -25,7 +25,7 @@ class Reference:
 
 @dataclass(frozen=True, repr=False)
 class Macro:
-    """`%name`, the value bound by `name = ...`."""
+    """`%name`, the value of `name = ...`."""
 
     name: str
 
@@ -40,13 +40,13 @@ class Macro:
 
 @dataclass(frozen=True)
 class Binding:
-    """`scope/name.parameter = value` and where it is written; `name` is empty for a macro, `parameter = value`."""
+    """`scope/name.parameter = value` with its location. For a macro, `parameter = value`, `name` is empty."""
 
     scope: str
     name: str
     parameter: str
     value: Any
-    place: Location
+    location: Location
 
     @property
     def key(self) -> str:
@@ -58,12 +58,12 @@ class Binding:
 
 
 def scoped(scope: str, name: str) -> str:
-    """`scope/name`, or the name alone."""
+    """Return `scope/name`, or the name alone."""
     return f"{scope}/{name}" if scope else name
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Everything in a value that is not itself a container."""
+    """Yield everything in a value that is not itself a container."""
     if isinstance(value, dict):
         for pair in value.items():
             yield from leaves(pair)
@@ -75,7 +75,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
-    """The same value with every leaf replaced."""
+    """Return the value with every leaf replaced."""
     if isinstance(value, dict):
         return {map_leaves(function, key): map_leaves(function, item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -84,7 +84,7 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def render(value: Any) -> str:
-    """The value as gin source that parses to an equal value."""
+    """Return the value as gin source that parses to an equal value."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{render(key)}: {render(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -97,7 +97,7 @@ def render(value: Any) -> str:
 
 
 def as_literal(value: Any) -> str | None:
-    """The value as gin source, or None where no literal says it."""
+    """Return the value as gin source, or None if no literal expresses it."""
     source = render(value)
     try:
         ast.literal_eval(source)
@@ -107,7 +107,7 @@ def as_literal(value: Any) -> str | None:
 
 
 def as_json(value: Any) -> Any:
-    """The value in types that strict JSON has; what JSON lacks becomes its gin source."""
+    """Return the value in types of strict JSON; other types become their gin source."""
     if isinstance(value, dict):
         return {key if isinstance(key, str) else render(key): as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

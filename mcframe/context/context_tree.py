@@ -59,6 +59,7 @@ class ContextTree:
             raise UserError(
                 f"context.tail is {self.tail}; it must lie between 0 and context.window ({self.window})",
                 remedy="set context.tail to the number of recent tokens that stay raw, for example 128",
+                binding="context.tail",
             )
         if self.sink < 0:
             raise UserError(f"context.sink is {self.sink} blocks; it cannot be negative", remedy="set context.sink = 0")

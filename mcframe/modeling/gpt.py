@@ -272,5 +272,6 @@ def _checked_vocab_size(vocab_size: int | None, tokenizer_vocab_size: int) -> in
         raise UserError(
             f"the tokenizer has {tokenizer_vocab_size:,} entries but gpt.vocab_size is {vocab_size:,}",
             remedy=f"set gpt.vocab_size = {tokenizer_vocab_size}, or None to take the tokenizer's",
+            binding="gpt.vocab_size",
         )
     return vocab_size

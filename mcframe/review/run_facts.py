@@ -10,7 +10,7 @@ from mcframe.metrics.flops import gpt_flops_per_token
 _BYTES_AND_SEPARATOR = 257
 _READ = ("run.seed", "run.text", "run.tokenizer", "run.task", "run.batch_tokens", "context.window")
 _READ_PARTS = ("data.", "text.", "tokenizer.", "task.")
-_VALIDATION = ("data.validation_windows",)
+_VALIDATION = ("validation.windows",)
 
 
 def number(config: Mapping[str, str], key: str) -> float | None:

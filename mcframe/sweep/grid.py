@@ -98,7 +98,7 @@ def read_grid(file: Path) -> Grid:
         raise UserError(
             f"this is not TOML: {error}",
             remedy="strings stand in quotes, lists in [ ], one key a line",
-            place=Location(file, int(found[1]) if found else None),
+            location=Location(file, int(found[1]) if found else None),
         ) from error
     return _Reading(file, text, content).grid()
 
@@ -237,7 +237,7 @@ class _Reading:
         return str(beside) if beside.is_file() else name
 
     def _error(self, message: str, remedy: str, *needles: str) -> UserError:
-        return UserError(message, remedy=remedy, place=Location(self._file, line_of(self._text, *needles)))
+        return UserError(message, remedy=remedy, location=Location(self._file, line_of(self._text, *needles)))
 
 
 def _short(value: object) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import fmean, stdev
 
-import mpmath
+from scipy import stats
 
 LEVEL = 0.95
 
@@ -34,13 +33,6 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(fmean(values), half, n)
 
 
-@lru_cache
-def t_quantile(share: float, freedom: int) -> float:
-    """The value that Student's t with this many degrees of freedom stays below with probability `share` (above 1/2)."""
-
-    def excess(t: mpmath.mpf) -> mpmath.mpf:
-        tail = mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) / 2
-        return 1 - tail - share
-
-    # Halving is slow and sure; faster methods lose their way in the heavy tails of few degrees of freedom.
-    return float(mpmath.findroot(excess, (0.0, 1e4), solver="bisect", tol=1e-20, maxsteps=100))
+def t_quantile(probability: float, freedom: int) -> float:
+    """Return the quantile of Student's t with this many degrees of freedom."""
+    return float(stats.t.ppf(probability, freedom))

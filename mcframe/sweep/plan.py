@@ -145,11 +145,11 @@ def _planned(grid: Grid, row: Row, seed: int, out: Path, plugins: PluginOptions)
 
 def _in_grid(error: UserError, grid: Grid, row: Row) -> UserError:
     """The error with the grid's line in place of `--set '...'`, which nobody typed."""
-    place, text = error.place, grid.file.read_text("utf-8")
+    location, text = error.location, grid.file.read_text("utf-8")
     for binding in (*row.set, *grid.set):
-        if place is not None and place.file == f"--set {binding!r}":
-            place = Location(grid.file, line_of(text, binding, row.name))
-    return UserError(f"row {row.name}: {error.message}", remedy=error.remedy, place=place or Location(grid.file))
+        if location is not None and location.file == f"--set {binding!r}":
+            location = Location(grid.file, line_of(text, binding, row.name))
+    return UserError(f"row {row.name}: {error.message}", remedy=error.remedy, location=location or Location(grid.file))
 
 
 def _check_distinct(grid: Grid, planned: Sequence[PlannedRun]) -> None:

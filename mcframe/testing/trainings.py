@@ -37,8 +37,8 @@ STEP_TOKENS = 1024
 """Tokens of an optimizer step of `gin/smoke.gin`."""
 
 SHORT = (
-    "cadence.eval_tokens = 0", "cadence.sample_tokens = 0", "data.validation_windows = 4",
-    "telemetry.tensorboard = False", "telemetry.wandb = 'disabled'", f"cadence.log_tokens = {STEP_TOKENS}",
+    "cadence.eval_tokens = 0", "cadence.sample_tokens = 0", "validation.windows = 4",
+    "logging.tensorboard = False", "logging.wandb = 'disabled'", f"cadence.log_tokens = {STEP_TOKENS}",
 )  # fmt: skip
 
 

@@ -238,11 +238,11 @@ def validation_windows(components: Components) -> tuple[Tensor, Tensor | None]:
     """Return held-out windows [n, T + 1], and the targets that count [n, T] (None: all)."""
     config = components.run_config
     if components.task is not None:
-        batch = held_out(components.task, config.data.validation_windows)
+        batch = held_out(components.task, config.validation.windows)
         return batch.tokens, batch.loss_mask
     windows = open_validation(
         components.text, components.tokenizer, config.context.window, config.data.validation_share,
-        config.data.validation_windows,
+        config.validation.windows,
     )  # fmt: skip
     return windows, None
 

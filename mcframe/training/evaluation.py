@@ -29,7 +29,7 @@ def subject_of(
         own_task=run_config.task,
         allocator=run_config.allocator(tree),
         vocab_size=model.gpt.vocab_size,
-        length=run_config.context.train_wc_length,
+        length=run_config.context.length_end,
         has_gists=model.gistnet is not None,
         has_lens=model.lensnet is not None,
         device=device,

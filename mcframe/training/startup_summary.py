@@ -81,7 +81,7 @@ def left_out(step: TrainStep) -> dict[str, str]:
 def variants_in_words(run_config: RunConfig, count: int) -> str:
     """How many variants a sequence has, and of which lengths."""
     first, last = run_config.extreme_lengths
-    mixed = "; every step draws between the two" if run_config.context.mixed_lengths else ""
+    mixed = "; every step draws between the two" if run_config.context.length_mixed else ""
     return f"{count} a sequence, of {first:,} entries at the start, {last:,} at the end{mixed}"
 
 

@@ -229,7 +229,7 @@ def test_a_small_bpe_is_trained_and_a_run_uses_it(mcframe, launches, monkeypatch
     file.write_text(
         f"include '{smoke}'\nrun.text = @text.local_files\ntext.local_files.paths = {str(corpus)!r}\n"
         "run.tokenizer = @tokenizer.bpe\ntokenizer.bpe.vocab_size = 280\ntokenizer.bpe.name = 'small'\n"
-        "data.validation_share = 0.3\ndata.validation_windows = 2\nrun.total_tokens = 2048\n"
+        "data.validation_share = 0.3\nvalidation.windows = 2\nrun.total_tokens = 2048\n"
     )
     monkeypatch.setenv("MCFRAME_CACHE", launches.environment["MCFRAME_CACHE"])
     trained = mcframe("tokenizer", "--gin", file)
@@ -269,7 +269,7 @@ STILL = (
     "cadence.log_tokens = 1024",
     "cadence.eval_tokens = 2048",
     "optimizer.lr = 1e-30",
-    "telemetry.wandb = 'offline'",
+    "logging.wandb = 'offline'",
     "cadence.picture_tokens = 4096",
 )
 

@@ -16,7 +16,7 @@ SHORT = (
     "evaluation.gist_quality.windows = 8", "evaluation.gist_quality.lengths = (0.75,)",
     "evaluation.gist_quality.resamples = 50", "evaluation.focus_quality.windows = 4",
     "evaluation.focus_quality.budgets = (0.1, 0.5)", "evaluation.focus_quality.draws = 1",
-    "evaluation.focus_quality.resamples = 50", "data.validation_windows = 4",
+    "evaluation.focus_quality.resamples = 50", "validation.windows = 4",
 )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_a_task_that_does_not_fit_is_a_users_error(ask, tmp_path):
     assert "set context.tail = 15" in " ".join(result.output.split())
 
 
-QUICK = ("run.total_tokens = 1024", "cadence.eval_tokens = 0", "data.validation_windows = 4")
+QUICK = ("run.total_tokens = 1024", "cadence.eval_tokens = 0", "validation.windows = 4")
 
 
 def test_twins(ask, launches, evaluated, tmp_path):

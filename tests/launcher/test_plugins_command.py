@@ -209,7 +209,7 @@ def trained(launches, tmp_path_factory, new_site):
     file = folder / "somebody.py"
     file.write_text(textwrap.dedent(PLUGIN))
     short = ("run.total_tokens = 2048", "cadence.log_tokens = 1024", "deepspeed.zero_stage = 0",
-             "telemetry.tensorboard = False", "run.gistnet = @gistnet.last", "run.evaluations = []")  # fmt: skip
+             "logging.tensorboard = False", "run.gistnet = @gistnet.last", "run.evaluations = []")  # fmt: skip
     options = ["--plugin", str(file), "--no-plugin", "unwanted", "--strict-plugins"]
     result = launches.run(*short, ranks=2, options=options, environment=site.environment).succeeded()
     file.unlink()

@@ -10,8 +10,8 @@ pytestmark = pytest.mark.launcher
 GRID = """\
 gin = ["smoke.gin"]
 set = [
-  "run.batch_tokens = 512", "cadence.log_tokens = 512", "cadence.eval_tokens = 2048", "data.validation_windows = 4",
-  "telemetry.tensorboard = False",
+  "run.batch_tokens = 512", "cadence.log_tokens = 512", "cadence.eval_tokens = 2048", "validation.windows = 4",
+  "logging.tensorboard = False",
 ]
 tokens = 4096
 baseline = "base"
@@ -51,7 +51,7 @@ def ablate(launches, tmp_path_factory, new_site):
             sys.executable,
             "-c",
             "from mcframe.cli.app import main; main()",
-            "ablate",
+            "sweep",
             str(folder / "grid.toml"),
         ]
         environment = {**site.environment, "STOP_PARENT": "yes" if stop else ""}

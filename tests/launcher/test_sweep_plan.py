@@ -129,10 +129,10 @@ def test_rows_that_bind_the_same_are_refused(planned):
 def test_a_wrong_binding_is_placed_in_the_grid(planned):
     with pytest.raises(UserError, match=r"row mean: optimizer has no parameter 'l' .*did you mean lr") as error:
         planned(GRID.replace("optimizer.lr = 0.002", "optimizer.l = 0.002"))
-    assert (error.value.place.file.name, error.value.place.line) == ("grid.toml", 8)
+    assert (error.value.location.file.name, error.value.location.line) == ("grid.toml", 8)
     with pytest.raises(UserError, match="row base: ") as error:
         planned(GRID.replace("optimizer.lr = 0.001", "optimizer.lr = -1"))
-    assert (error.value.place.file.name, error.value.place.line) == ("grid.toml", 2)
+    assert (error.value.location.file.name, error.value.location.line) == ("grid.toml", 2)
 
 
 def test_what_is_finished_is_no_job_and_starts_come_first(planned, tmp_path):

@@ -28,26 +28,26 @@ MISTAKES = {
     "unknown group": ("contxt.window = 128", "contxt", "", 2),
     "a parameter of before": (
         "gpt.placement = 'end'",
-        "gpt.placement is called positions.gaussian_rope.placement now",
-        "bind positions.gaussian_rope.placement instead",
+        "gpt.placement has a new name: positions.gaussian_rope.placement",
+        "Replace gpt.placement",
         2,
     ),
     "wrong type": ("gpt.depth = 'two'", "gpt.depth", "", 2),
     "not one of the choices": ("optimizer.name = 'sgd'", "optimizer.name", "", 2),
     "window and block": (
         "# a comment\ncontext.window = 130",
-        "context.window = 130 is not a whole number of blocks of context.block_size = 4 tokens",
-        "set context.window to a multiple of 4, for example 128",
+        "context.window: expected a multiple of context.block_size = 4, got 130",
+        "Set context.window to a multiple of 4, for example 128",
         3,
     ),
     "window and tail": ("context.tail = 256", "tail", "", 2),
     "window and batch": (
         "run.batch_tokens = 1000",
-        "run.batch_tokens = 1000 is not a whole number of windows of context.window = 128",
-        "set run.batch_tokens = 1024",
+        "run.batch_tokens: expected a multiple of context.window = 128, got 1000",
+        "Set run.batch_tokens = 1024",
         2,
     ),
-    "less than a step": ("run.total_tokens = 100", "run.total_tokens = 100 is less than one step", "raise", 2),
+    "less than a step": ("run.total_tokens = 100", "run.total_tokens: expected at least one step", "Raise", 2),
     "tokenizer and model": (
         "gpt.vocab_size = 100",
         "the tokenizer has 257 entries but gpt.vocab_size is 100",
@@ -56,7 +56,7 @@ MISTAKES = {
     ),
     "no such include": (
         "include 'megacontxt.gin'",
-        "no gin file 'megacontxt.gin' (did you mean megacontext.gin?)",
+        "missing gin file 'megacontxt.gin' (did you mean megacontext.gin?)",
         "",
         2,
     ),
@@ -70,16 +70,16 @@ MISTAKES = {
     "levels that never occur": (
         "context.levels = 3",
         "LOD 3 can never be used",
-        "set context.levels = 2, lower context.train_wc_length",
+        "Set context.levels = 2, lower context.length_end",
         2,
     ),
     "bf16 without master weights": (
         "deepspeed.precision = 'bf16'",
-        "needs ZeRO 1, 2 or 3: at ZeRO 0 DeepSpeed keeps no float32 master weights",
-        "set deepspeed.zero_stage = 1",
+        "expected deepspeed.zero_stage of 1 or higher, got 0",
+        "Set deepspeed.zero_stage = 1",
         2,
     ),
-    "offload": ("deepspeed.offload_optimizer = True", "deepspeed.offload_optimizer needs ZeRO 1, 2 or 3", "set", 2),
+    "offload": ("deepspeed.offload_optimizer = True", "expected deepspeed.zero_stage of 1 or higher", "Set", 2),
     "heads": ("gpt.heads = 5", "gpt.width = 64 does not divide into gpt.heads = 5", "choose gpt.heads", None),
     "untrained tokenizer": (
         "run.tokenizer = @tokenizer.bpe",
@@ -125,7 +125,6 @@ def test_a_required_value_that_is_missing(tmp_path, capsys, root):
     file.write_text("include 'megacontext.gin'\ninclude 'data/stdlib_bytes.gin'\ncontext.window = 128\n")
     assert train.main(["--gin", str(file)]) == 2
     err = plain(capsys.readouterr().err)
-    assert "run.total_tokens" in err
     assert "run.batch_tokens" in err
 
 

@@ -53,8 +53,8 @@ def anything(**keywords: Any) -> dict[str, Any]:
 class Plugin:
     @hookimpl
     def register_plugins(self, register):
-        register("transformer", Transformer)
-        register("needy", needy)
+        register("transformer", Transformer, kind="gistnet")
+        register("needy", needy, kind="gistnet")
 
 
 @pytest.fixture
@@ -80,19 +80,19 @@ MISTAKES = {
     "no equals sign": ("run.steps 3", ["one binding a line"]),
     "colon for equals": ("run.steps: 3", ["'=', not with ':'"]),
     "no value": ("run.steps =", ["run.steps has no value"]),
-    "unquoted string": ("run.name = foo", ["without quotes", "quote it: run.name = 'foo'"]),
-    "unquoted path": ("run.name = /data/x.txt", ["quote it: run.name = '/data/x.txt'"]),
-    "unquoted words": ("run.name = my-first run # try", ["quote it: run.name = 'my-first run'"]),
-    "unquoted in a list": ("run.extra = ['a', foo]", ["foo is a string without quotes", "quote it: 'foo'"]),
-    "true": ("run.flag = true", ["did you mean True?", "write True"]),
+    "unquoted string": ("run.name = foo", ["without quotes", "Quote it: run.name = 'foo'"]),
+    "unquoted path": ("run.name = /data/x.txt", ["Quote it: run.name = '/data/x.txt'"]),
+    "unquoted words": ("run.name = my-first run # try", ["Quote it: run.name = 'my-first run'"]),
+    "unquoted in a list": ("run.extra = ['a', foo]", ["foo is a string without quotes", "Quote it: 'foo'"]),
+    "true": ("run.flag = true", ["did you mean True?", "Write True"]),
     "null": ("run.extra = null", ["did you mean None?"]),
     "misspelt constant": ("run.flag = Flase", ["did you mean False?"]),
-    "expression": ("run.steps = 2*3", ["2*3 is an expression", "gin does not calculate", "write the result"]),
+    "expression": ("run.steps = 2*3", ["2*3 is an expression", "gin does not calculate", "Write the result"]),
     "power in a list": ("run.extra = [2**16, 1]", ["gin does not calculate"]),
     "call": ("run.name = str(3)", ["gin does not calculate"]),
-    "unterminated quote": ("run.name = 'foo", ["no closing quote", "close the quote"]),
-    "unterminated triple quote": ("run.name = '''foo", ["no closing quote", "close the quote"]),
-    "unclosed bracket": ("run.extra = [1, 2", ["a bracket is never closed: run.extra = [1, 2", "close it"]),
+    "unterminated quote": ("run.name = 'foo", ["no closing quote", "Close the quote"]),
+    "unterminated triple quote": ("run.name = '''foo", ["no closing quote", "Close the quote"]),
+    "unclosed bracket": ("run.extra = [1, 2", ["a bracket is never closed: run.extra = [1, 2", "Close it"]),
     "strange sign": ("run.steps = $3", ["one binding a line"]),
     "leading zero": ("run.steps = 007", ["one binding a line"]),
     "unclosed bracket in the middle": ("run.extra = [1, 2\nrun.steps = 3\nrun.rate = 4.0", ["never closed: run.extra"]),
@@ -106,19 +106,19 @@ MISTAKES = {
     "unknown plug-in, none of its kind": ("run.extra = @lensnet.mean", ["of this kind there are: none"]),
     "unknown plug-in within a list": ("run.extra = [{'a': @gistnet.x}]", ["no plug-in offers @gistnet.x"]),
     "parameter of an unknown plug-in": ("gistnet.tranformer.layers = 3", ["did you mean @gistnet.transformer?"]),
-    "short name": ("run.gistnet = @transformer", ["did you mean gistnet.transformer?", "written in full"]),
+    "short name": ("run.gistnet = @transformer", ["did you mean gistnet.transformer?", "the full name"]),
     "unknown kind": ("run.gistnet = @gistnets.transformer", ["did you mean gistnet.transformer?"]),
-    "unknown configurable": ("rum.steps = 3", ["nothing is called rum", "did you mean run?"]),
-    "choice as a parameter": ("gistnet.transformer = 3", ["something to choose", "as @gistnet.transformer"]),
+    "unknown configurable": ("rum.steps = 3", ["unknown name rum", "did you mean run?"]),
+    "choice as a parameter": ("gistnet.transformer = 3", ["an implementation", "as @gistnet.transformer"]),
     "unknown parameter": (
         "gistnet.transformer.layer = 3",
-        ["no parameter 'layer'", "did you mean layers?", "its parameters are: layers, heads, pooling"],
+        ["no parameter 'layer'", "did you mean layers?", "its parameters: layers, heads, pooling"],
     ),
-    "parameter of the framework": ("gistnet.transformer.shape = 3", ["supplied by the framework", "remove it"]),
+    "parameter of the framework": ("gistnet.transformer.shape = 3", ["supplied by the framework", "Remove it"]),
     "unknown parameter in a block": ("run:\n    stepps = 3", ["did you mean steps?"]),
     "undefined macro": ("run.steps = %DEPHT", ["%DEPHT, which is not defined", "did you mean %DEPTH?", "DEPHT = ..."]),
-    "macros in a circle": ("A = %B\nB = %A", ["stand for each other: A = %B = %A"]),
-    "bound twice": ("run.steps = 3\nrun.rate = 1.0\nrun.steps = 4", ["in line 3 and in line 5", "remove one"]),
+    "macros in a circle": ("A = %B\nB = %A", ["refer to each other: A = %B = %A"]),
+    "bound twice": ("run.steps = 3\nrun.rate = 1.0\nrun.steps = 4", ["in line 3 and in line 5", "Remove one"]),
     "bound twice by block": ("run.steps = 3\nrun:\n  steps = 4", ["in line 3 and in line 5"]),
     "float for int": ("run.steps = 3.0", ["expected int, got float"]),
     "bool for int": ("run.steps = True", ["expected int, got bool"]),
@@ -126,22 +126,25 @@ MISTAKES = {
     "string for float": ("run.rate = 'fast'", ["expected float, got str", "a value of type float"]),
     "int for bool": ("run.flag = 1", ["expected bool, got int"]),
     "None": ("run.steps = None", ["expected int, got NoneType"]),
-    "wrong choice": ("gistnet.transformer.pooling = 'men'", ["did you mean mean?", "write one of: 'mean', 'query'"]),
+    "wrong choice": ("gistnet.transformer.pooling = 'men'", ["did you mean mean?", "Write one of: 'mean', 'query'"]),
     "wrong item": ("run.sizes = [1, 'b']", ["expected Sequence[int], got list", "at position 1"]),
-    "list for tuple": ("run.pair = [1, 2]", ["write a tuple: run.pair = (1, 2)"]),
+    "list for tuple": ("run.pair = [1, 2]", ["Write a tuple: run.pair = (1, 2)"]),
     "wrong length": ("run.pair = (1, 2, 3)", ["tuple[int, int]"]),
     "out of range": ("run.share = 1.5", ["less than or equal to 1"]),
     "macro of a wrong type": ("run.steps = %WORD", ["expected int, got str"]),
-    "string for a reference": ("run.gistnet = 'transformer'", ["refer to it: run.gistnet = @gistnet.transformer"]),
+    "string for a reference": ("run.gistnet = 'transformer'", ["Refer to it: run.gistnet = @gistnet.transformer"]),
     "reference for an int": ("run.steps = @gistnet.transformer", ["expected int"]),
-    "called reference": ("run.gistnet = @gistnet.transformer()", ["remove the parentheses", "= @gistnet.transformer"]),
+    "called reference": ("run.gistnet = @gistnet.transformer()", ["Remove the parentheses", "= @gistnet.transformer"]),
     "incomplete reference": (
         "run.gistnet = @gistnet.needy",
-        ["needs a value for path", "add gistnet.needy.path = ..."],
+        ["missing values for path", "Add gistnet.needy.path = ..."],
     ),
-    "REQUIRED": ("run.steps = %gin.REQUIRED\nrun.rate = %gin.REQUIRED", ["set for: run.steps, run.rate", "--set"]),
-    "REQUIRED macro": ("LATER = %gin.REQUIRED\nrun.steps = %LATER", ["must be set for: LATER", "'LATER = ...'"]),
-    "missing include": ("include 'bsae.gin'", ["no gin file 'bsae.gin'", "did you mean base.gin?", "looked in"]),
+    "REQUIRED": (
+        "run.steps = %gin.REQUIRED\nrun.rate = %gin.REQUIRED",
+        ["missing values for run.steps, run.rate", "--set"],
+    ),
+    "REQUIRED macro": ("LATER = %gin.REQUIRED\nrun.steps = %LATER", ["missing values for LATER", "'LATER = ...'"]),
+    "missing include": ("include 'bsae.gin'", ["missing gin file 'bsae.gin'", "did you mean base.gin?", "searched"]),
     "include in a circle": ("include 'loop.gin'", ["include each other", "main.gin includes", "loop.gin"]),
     "unquoted include": ("include base.gin", ["one binding a line"]),
 }
@@ -181,7 +184,7 @@ def test_a_mistake_on_the_command_line_is_placed_there(load):
 
 def test_a_file_that_is_not_there(load):
     load("run.name = 'a'\n", quickstart="")
-    with pytest.raises(UserError, match=r"no gin file 'quikstart.gin' \(did you mean quickstart.gin"):
+    with pytest.raises(UserError, match=r"missing gin file 'quikstart.gin' \(did you mean quickstart.gin"):
         config.load(["quikstart.gin"], [], Registry())
 
 
@@ -247,3 +250,10 @@ def test_explaining_never_fails(line, error):
     message, remedy = explain(error, line)
     assert message
     assert remedy
+
+
+def test_renamed_bindings_and_references_end_in_the_new_name(load):
+    with pytest.raises(UserError, match=r"run\.sinks has a new name: run\.loggers"):
+        load("run.sinks = []\n")
+    with pytest.raises(UserError, match=r"@sink\.prometheus has a new name: @logger\.prometheus"):
+        load("run.extra = @sink.prometheus\n")

@@ -102,7 +102,7 @@ def test_what_would_run_breaks_no_word_at_80_columns(tmp_path, monkeypatch):
     rows = f'[rows]\n{NAMES[0]} = []\n{NAMES[1]} = ["{binding}"]'
     file = tmp_path / "grid.toml"
     file.write_text(f'gin = ["quickstart.gin"]\ntokens = 245760\nseeds = [0]\nbaseline = "{NAMES[0]}"\n{rows}\n')
-    result = CliRunner().invoke(app, ["ablate", str(file), "--list", "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(app, ["sweep", str(file), "--list", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.output.splitlines()]
     assert [NAMES[1], binding] in lines

@@ -49,13 +49,13 @@ class Needy:
 
 def context(tree: int, *, window: int, slots: int = 1) -> tuple[int, int, int]:
     if window % 4:
-        raise UserError(f"context.window = {window} is no multiple of 4", remedy="round it")
+        raise UserError("window is not a multiple of 4", remedy="Round it.", binding="context.window")
     return tree, window, slots
 
 
 def inner(depth: int = 1) -> int:
     if depth < 0:
-        raise UserError("inner.depth is negative", remedy="make it positive")
+        raise UserError("negative depth", remedy="Make it positive.", binding="inner.depth")
     if depth > 9:
         raise KeyError("a bug")
     return depth
@@ -68,8 +68,8 @@ def nested(value: int, *, other: Any = None) -> int:
 class Plugin:
     @hookimpl
     def register_plugins(self, register):
-        register("transformer", Transformer)
-        register("needy", Needy)
+        register("transformer", Transformer, kind="gistnet")
+        register("needy", Needy, kind="gistnet")
 
 
 @pytest.fixture
@@ -113,13 +113,13 @@ def test_every_binding_knows_its_place(load):
         "run.name = 'z'",
         base="# comment\nrun.name = 'base'\nrun.mode = \\\n    'slow'\n",
     )
-    assert {key: str(binding.place) for key, binding in loaded.bindings.items()} == {
+    assert {key: str(binding.location) for key, binding in loaded.bindings.items()} == {
         "run.name": """--set "run.name = 'z'\"""",
         "run.mode": "base.gin:3",
         "run.steps": "main.gin:4",
         "run.rate": "main.gin:5",
     }
-    assert isinstance(loaded.bindings["run.mode"].place, Location)
+    assert isinstance(loaded.bindings["run.mode"].location, Location)
 
 
 def test_later_files_includes_and_overrides_win_in_this_order(load, registry):
@@ -182,7 +182,7 @@ class Offer:
 
     @hookimpl
     def register_plugins(self, register):
-        register("net", self.factory)
+        register("net", self.factory, kind="gistnet")
 
 
 @pytest.mark.parametrize("factory", [Net, Net.deep, partial(Net, layers=9), lambda shape, layers: Net(shape, layers)])
@@ -231,16 +231,16 @@ def test_the_checkouts_presets_are_found():
 # ---- building ------------------------------------------------------------------------------------
 def test_missing_values_are_named_before_anything_is_called(load):
     loaded = load("run.steps = 1\n")
-    with pytest.raises(UserError, match="run needs a value for name") as caught:
+    with pytest.raises(UserError, match="run: missing values for name") as caught:
         loaded.build("run")
     assert "run.name = ..." in caught.value.remedy
-    with pytest.raises(UserError, match="context needs a value for window"):
+    with pytest.raises(UserError, match="context: missing values for window"):
         loaded.build("context", 1)
 
 
 def test_missing_values_of_a_reference_called_later(load):
     loaded = load("run.name = 'x'\nrun.extra = @nested\n")
-    with pytest.raises(UserError, match="nested needs a value for value"):
+    with pytest.raises(UserError, match="nested: missing values for value"):
         loaded.build(loaded.build("run").extra)
 
 
@@ -250,8 +250,8 @@ def test_a_user_error_keeps_its_type_text_and_gets_the_place(load):
         loaded.build("context", 1)
     error = caught.value
     assert type(error) is UserError
-    assert (error.message, error.remedy) == ("context.window = 10 is no multiple of 4", "round it")
-    assert str(error.place) == "main.gin:2"
+    assert (error.message, error.remedy) == ("window is not a multiple of 4", "Round it.")
+    assert str(error.location) == "main.gin:2"
     assert "configurable" not in str(error)
 
 
@@ -260,7 +260,7 @@ def test_a_user_error_from_deep_inside(load):
     with pytest.raises(UserError) as caught:
         loaded.build("nested")
     assert type(caught.value) is UserError
-    assert str(caught.value.place) == "main.gin:2"
+    assert str(caught.value.location) == "main.gin:2"
 
 
 def test_bugs_come_through_unchanged(load):
@@ -321,7 +321,7 @@ def test_operative_text_loads_to_the_same_run(load):
 def test_unused_bindings_are_listed(load):
     loaded = load("LAYERS = 3\nUSED = 5\nrun.name = 'x'\nrun.steps = %USED\ngistnet.transformer.layers = 4\n")
     loaded.build("run")
-    assert [(b.key, str(b.place)) for b in loaded.unused()] == [
+    assert [(b.key, str(b.location)) for b in loaded.unused()] == [
         ("LAYERS", "main.gin:1"),
         ("gistnet.transformer.layers", "main.gin:5"),
     ]

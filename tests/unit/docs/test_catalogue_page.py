@@ -67,7 +67,7 @@ def test_the_example_is_built(tmp_path):
 def test_the_grid_that_it_names_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (grid,) = re.findall(r"^mcframe sweep (\S+)", PAGE, re.MULTILINE)
-    listed = CliRunner().invoke(app, ["ablate", grid, "--list"])
+    listed = CliRunner().invoke(app, ["sweep", grid, "--list"])
     assert listed.exit_code == 0, listed.output
     assert "transformer_surprise" in listed.output
 

@@ -37,7 +37,7 @@ def chosen(tmp_path, monkeypatch, new_site):
         new_site(tmp_path / "site").install("mcframe_of_the_page", code)
         importlib.invalidate_caches()
         (tmp_path / "mine.gin").write_text(gin, "utf-8")
-        loaded = load_run_config([tmp_path / "mine.gin"], ["data.validation_windows = 4"])
+        loaded = load_run_config([tmp_path / "mine.gin"], ["validation.windows = 4"])
         offered = loaded.registry.implementations[kind].items()
         names = [name for name, entry in offered if entry.distribution != "mcframe"]
         assert len(names) == 1

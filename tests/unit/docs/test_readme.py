@@ -54,7 +54,7 @@ def test_the_first_experiment_loads(tmp_path: Path) -> None:
     assert len(lines) == 3
     (tmp_path / "mine.gin").write_text(found[1], "utf-8")
     loaded = load_run_config([tmp_path / "mine.gin"], [])
-    assert loaded.run_config.context.train_wc_length == 0.6
+    assert loaded.run_config.context.length_end == 0.6
     assert loaded.config.as_dict()["gistnet.transformer.pooling"] == "query"
 
 

@@ -83,9 +83,9 @@ def test_mistakes_have_a_line_and_a_remedy(read, name):
     text, line, message = WRONG[name]
     with pytest.raises(UserError, match=re.escape(message)) as error:
         read(text)
-    assert error.value.place is not None
-    assert error.value.place.file.name == "grid.toml"
-    assert line is None or error.value.place.line == line
+    assert error.value.location is not None
+    assert error.value.location.file.name == "grid.toml"
+    assert line is None or error.value.location.line == line
     assert error.value.remedy
 
 

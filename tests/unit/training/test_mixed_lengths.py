@@ -9,7 +9,7 @@ import pytest
 from mcframe.config.run_config import load_run_config
 from mcframe.config.schema import RunConfig
 
-MIXED = ["context.mixed_lengths = True", "context.start_length = 0.9", "context.train_wc_length = 0.5"]
+MIXED = ["context.length_mixed = True", "context.length_start = 0.9", "context.length_end = 0.5"]
 
 
 def run_config(*overrides: str) -> RunConfig:
