@@ -40,6 +40,7 @@ class ContextTree:
         if self.block_size < 2:
             raise UserError(
                 f"context.block_size is {self.block_size}; a gist needs two children or more",
+                binding="context.block_size",
                 remedy="set context.block_size to 2 or more, for example 32",
             )
         if self.window < self.block_size:
@@ -51,10 +52,15 @@ class ContextTree:
             raise UserError(
                 f"context.slots is {self.slots}; it must be at least 1 and below context.block_size "
                 f"({self.block_size})",
+                binding="context.slots",
                 remedy="set context.slots to a smaller number",
             )
         if self.levels < 1:
-            raise UserError(f"context.levels is {self.levels}; it must be at least 1", remedy="set context.levels = 1")
+            raise UserError(
+                f"context.levels is {self.levels}; it must be at least 1",
+                binding="context.levels",
+                remedy="set context.levels = 1",
+            )
         if not 0 <= self.tail <= self.window:
             raise UserError(
                 f"context.tail is {self.tail}; it must lie between 0 and context.window ({self.window})",
@@ -62,11 +68,16 @@ class ContextTree:
                 binding="context.tail",
             )
         if self.sink < 0:
-            raise UserError(f"context.sink is {self.sink} blocks; it cannot be negative", remedy="set context.sink = 0")
+            raise UserError(
+                f"context.sink is {self.sink} blocks; it cannot be negative",
+                binding="context.sink",
+                remedy="set context.sink = 0",
+            )
 
         if self.horizon < 0:
             raise UserError(
                 f"context.horizon is {self.horizon} tokens; it cannot be negative",
+                binding="context.horizon",
                 remedy="set context.horizon = 0, which stands for one block, or to a number of tokens",
             )
 

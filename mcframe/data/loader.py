@@ -164,6 +164,7 @@ def _check_division(sequences: int, micro_batch: int, world_size: int, window: i
         raise UserError(
             f"run.batch_tokens makes {sequences} sequences of {window} tokens a step, which {world_size} rank(s) "
             "cannot share equally",
+            binding="run.batch_tokens",
             remedy=f"set run.batch_tokens = {valid}, or change the number of ranks",
         )
     each = sequences // world_size

@@ -46,6 +46,7 @@ class LossTerms(nn.ModuleDict):
             elif absent:
                 raise UserError(
                     f"loss.{name}: expected two or more variants a sequence, got one",
+                    binding=f"loss.{name}",
                     remedy="raise the count of run.variants, or remove the loss from run.losses; @loss.span_utility "
                     "trains LensNet with one variant",
                 )
@@ -107,10 +108,12 @@ def _check_name(name: str, names: Sequence[str]) -> None:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or hasattr(nn.ModuleDict, name):
         raise UserError(
             f"run.losses: expected a loss name of letters, digits and underscores, got {name!r}",
+            binding="run.losses",
             remedy="set the attribute `name` of the loss, for example name = 'my_loss'",
         )
     if names.count(name) > 1:
         raise UserError(
             f"run.losses: expected losses with different names, got {name!r} twice",
+            binding="run.losses",
             remedy=f"remove one {name!r} from run.losses, or set another name",
         )

@@ -35,7 +35,9 @@ class PrometheusLogger(MetricLogger):
             from prometheus_client import CollectorRegistry
         except ImportError as error:
             raise UserError(
-                "logger.prometheus: missing package prometheus_client", remedy="Run pip install 'mcframe[prometheus]'."
+                "logger.prometheus: missing package prometheus_client",
+                binding="logger.prometheus",
+                remedy="Run pip install 'mcframe[prometheus]'.",
             ) from error
         self._file = Path(file) if file else run.directory / FILE
         self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -138,12 +138,14 @@ class GPT(nn.Module):
         if head_width is None and width % (2 * heads):
             raise UserError(
                 f"gpt.width = {width} does not divide into gpt.heads = {heads} heads of even width",
+                binding="gpt.width",
                 remedy=f"choose gpt.heads so that gpt.width is a multiple of {2 * heads}, or set gpt.head_width",
             )
         self.head_width = width // heads if head_width is None else head_width
         if self.head_width < 2 or self.head_width % 2:
             raise UserError(
                 f"gpt.head_width is {self.head_width}; rotary positions turn pairs, so it must be even",
+                binding="gpt.head_width",
                 remedy="set gpt.head_width to an even number, for example 64",
             )
         self.depth, self.width, self.heads = depth, width, heads

@@ -111,6 +111,7 @@ def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
         if stage > loss.max_zero_stage:
             raise UserError(
                 f"loss.{loss.name}: expected ZeRO stage {loss.max_zero_stage} or lower, got {stage}",
+                binding=f"loss.{loss.name}",
                 remedy=f"set deepspeed.zero_stage to {loss.max_zero_stage} or lower, or remove @loss.{loss.name} "
                 "from run.losses",
             )
@@ -118,6 +119,7 @@ def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
     if run_config.lens_targets.shuffle and model.strategy.count == 1:
         raise UserError(
             "lens_targets.shuffle: expected two or more variants a sequence, got one",
+            binding="lens_targets.shuffle",
             remedy="raise the count of run.variants, or set lens_targets.shuffle = False",
         )
     _freeze(step, run_config.trainable)
@@ -171,12 +173,14 @@ def _check_model(model: MegaContextModel) -> None:
         raise UserError(
             f"run.gistnet: expected a layer from 0 to {depth} whose states GistNet reads, got "
             f"{model.gistnet.reads_layer}",
+            binding="run.gistnet",
             remedy=f"set the layer of the GistNet to a number from 0 to {depth}, or raise gpt.depth",
         )
     if model.strategy.needs_scores and model.lensnet is None:
         raise UserError(
             f"run.variants: {type(model.strategy).__name__} selects variants by LensNet's scores, and the run has no "
             "LensNet",
+            binding="run.variants",
             remedy="set run.lensnet and run.gistnet, or another run.variants, such as @variants.random_collapse",
         )
 
@@ -190,6 +194,7 @@ def _freeze(step: TrainStep, trainable: Sequence[str]) -> None:
     if not any(parameter.requires_grad for parameter in step.parameters()):
         raise UserError(
             f"run.trainable: expected a part of this run, got {tuple(trainable)!r}; nothing would be trained",
+            binding="run.trainable",
             remedy=f"list one or more of: {', '.join(step.model.parts)}",
         )
 
@@ -218,6 +223,7 @@ def build_task(run_config: RunConfig, model: MegaContextModel) -> SyntheticTask 
         raise UserError(
             f"gpt.vocab_size: expected at least the {task.vocab_size:,} token ids of the task, got "
             f"{model.gpt.vocab_size:,}",
+            binding="gpt.vocab_size",
             remedy=f"set gpt.vocab_size = {task.vocab_size} or more, or lower the vocabulary of the task",
         )
     return task

@@ -277,6 +277,7 @@ def _check_ranks(run_config: RunConfig, world_size: int) -> None:
         raise UserError(
             f"run.batch_tokens = {run_config.batch_tokens} makes {run_config.sequences} sequences a step, which "
             f"{world_size} ranks cannot share equally",
+            binding="run.batch_tokens",
             remedy=f"set run.batch_tokens = {near}, or start another number of ranks",
         )
 

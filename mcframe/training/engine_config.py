@@ -89,5 +89,6 @@ def _refuse_owned(settings: Mapping[str, Any]) -> None:
         if value is not None:
             raise UserError(
                 f"deepspeed.settings holds {path!r}, which mcframe sets from {binding}",
+                binding="deepspeed.settings",
                 remedy=f"take {path!r} out of deepspeed.settings and use {binding}",
             )

@@ -68,6 +68,7 @@ def start_from(step: TrainStep, path: str) -> str:
             if prefix == f"{MODEL}gpt.":
                 raise UserError(
                     f"run.start_from: the base model of {checkpoint.path} does not fit this run: {mismatch}",
+                    binding="run.start_from",
                     remedy="set the same gpt.* and context.levels in both runs, or remove run.start_from",
                 )
             new.append(title)

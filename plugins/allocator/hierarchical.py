@@ -40,6 +40,7 @@ class HierarchicalAllocator(Allocator):
             raise UserError(
                 f"allocator.hierarchical.kept is {kept}; it needs a share from 0 to 1 for each of {tree.levels} "
                 "level(s)",
+                binding="allocator.hierarchical.kept",
                 remedy="give one number for LOD1 and one for each level above, or None for shares of entries",
             )
         self.tree, self.kept, self.iterations = tree, (1.0, *shares), iterations

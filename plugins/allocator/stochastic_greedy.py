@@ -52,6 +52,7 @@ class StochasticGreedyAllocator(GreedyAllocator):
         if temperature < 0:
             raise UserError(
                 f"allocator.stochastic_greedy.temperature is {temperature}; it cannot be negative",
+                binding="allocator.stochastic_greedy.temperature",
                 remedy="set it to 0 to follow the scores exactly, or above",
             )
         self.temperature, self.follows_scores = temperature, temperature == 0

@@ -109,5 +109,6 @@ def _check(layers: int, window: int, queries: int, base_layer: int) -> None:
     if layers == 0 and base_layer == 0:
         raise UserError(
             "gistnet.contextual.layers is 0 and base_layer too: a gist would read nothing to its left",
+            binding="gistnet.contextual.layers",
             remedy="give it layers, or set gistnet.contextual.base_layer to pool the base model's states",
         )

@@ -55,6 +55,7 @@ def check_heads(name: str, heads: int, width: int) -> None:
     if heads < 1 or width % heads:
         raise UserError(
             f"gistnet.{name}.heads = {heads} does not divide the model's width of {width}",
+            binding=f"gistnet.{name}.heads",
             remedy="choose a number of heads that divides gpt.width",
         )
 
@@ -62,4 +63,8 @@ def check_heads(name: str, heads: int, width: int) -> None:
 def check_at_least(binding: str, value: int, least: int) -> None:
     """Raise UserError where a number is too small."""
     if value < least:
-        raise UserError(f"gistnet.{binding} is {value}; it must be at least {least}", remedy="choose a larger number")
+        raise UserError(
+            f"gistnet.{binding} is {value}; it must be at least {least}",
+            binding=f"gistnet.{binding}",
+            remedy="choose a larger number",
+        )

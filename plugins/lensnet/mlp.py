@@ -39,7 +39,9 @@ class MLPLensNet(LensNet):
         for name, value in {"hidden": hidden, "layers": layers}.items():
             if value < 1:
                 raise UserError(
-                    f"lensnet.mlp.{name} is {value}; it must be at least 1", remedy="choose a larger number"
+                    f"lensnet.mlp.{name} is {value}; it must be at least 1",
+                    binding=f"lensnet.mlp.{name}",
+                    remedy="choose a larger number",
                 )
         self.reads_nll = surprise
         # Names that hold "embed" are trained by AdamW, not by Muon: tables and thin maps.

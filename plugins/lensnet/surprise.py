@@ -35,7 +35,11 @@ class SurpriseLensNet(LensNet):
     def __init__(self, shape: ModelShape, *, scale: float = 1.0) -> None:
         super().__init__()
         if scale <= 0:
-            raise UserError(f"lensnet.surprise.scale is {scale}; it must be above 0", remedy="set it to 1.0")
+            raise UserError(
+                f"lensnet.surprise.scale is {scale}; it must be above 0",
+                binding="lensnet.surprise.scale",
+                remedy="set it to 1.0",
+            )
         self.scale = scale
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:

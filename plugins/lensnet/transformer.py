@@ -33,6 +33,7 @@ class TransformerLensNet(LensNet):
         if own % heads:
             raise UserError(
                 f"lensnet.transformer.heads = {heads} does not divide its width of {own}",
+                binding="lensnet.transformer.heads",
                 remedy="choose lensnet.transformer.width as a multiple of lensnet.transformer.heads",
             )
         # Names that hold "embed" are trained by AdamW, not by Muon: tables and thin maps.

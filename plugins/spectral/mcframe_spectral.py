@@ -39,6 +39,7 @@ class SpectralGistNet(GistNet):
         if not 1 <= frequencies <= shape.tree.block_size:
             raise UserError(
                 f"gistnet.spectral.frequencies is {frequencies}; a block of {shape.tree.block_size} has as many",
+                binding="gistnet.spectral.frequencies",
                 remedy=f"set it to a number from 1 to {shape.tree.block_size}",
             )
         self.frequencies, self.slots = frequencies, shape.tree.slots
@@ -70,6 +71,7 @@ class StridedVariants(VariantStrategy):
         if count < 1:
             raise UserError(
                 f"variants.strided.count is {count}; a strategy proposes at least one",
+                binding="variants.strided.count",
                 remedy="for none, set run.variants = @variants.none",
             )
         self.tree, self.count, self.attempts = tree, count, attempts

@@ -29,6 +29,7 @@ def checked_count(name: str, count: int) -> int:
     if count < 1:
         raise UserError(
             f"variants.{name}.count is {count}; it must be at least 1",
+            binding=f"variants.{name}.count",
             remedy="for no variants, set run.variants = @variants.none",
         )
     return count

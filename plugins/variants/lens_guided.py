@@ -45,11 +45,13 @@ class LensGuided(VariantStrategy):
         if temperature < 0:
             raise UserError(
                 f"variants.lens_guided.temperature is {temperature}; it cannot be negative",
+                binding="variants.lens_guided.temperature",
                 remedy="set it to 0 to follow the scores exactly, or above",
             )
         if not 0 <= random_share <= 1:
             raise UserError(
                 f"variants.lens_guided.random_share is {random_share}; it must lie between 0 and 1",
+                binding="variants.lens_guided.random_share",
                 remedy="choose a share, for example 0.25",
             )
         self.tree, self.count, self.attempts = tree, checked_count("lens_guided", count), attempts

@@ -50,6 +50,7 @@ class Induction(SyntheticTask):
                 raise UserError(
                     f"task.induction.{name} is {given}"
                     + (f"; two besides those of a prefix of {self.prefix} must be left" if name == "symbols" else ""),
+                    binding=f"task.induction.{name}",
                     remedy=f"set task.induction.{name} = {bound} or more",
                 )
         size = self.tree.block_size

@@ -70,6 +70,7 @@ class Needle(SyntheticTask):
             if given < bound:
                 raise UserError(
                     f"task.needle.{name} is {given}{why.get(name, '')}",
+                    binding=f"task.needle.{name}",
                     remedy=f"set task.needle.{name} = {bound} or more",
                 )
         if _QUESTION + self.value_length > size:
@@ -86,11 +87,13 @@ class Needle(SyntheticTask):
             raise UserError(
                 f"task.needle.distractors is {self.distractors}, and besides the needle's block "
                 f"{len(self.blocks) - 1} may be collapsed",
+                binding="task.needle.distractors",
                 remedy=f"set task.needle.distractors = {len(self.blocks) - 1} or less, or raise context.window",
             )
         if self.depth is not None and self.depth not in self.blocks:
             raise UserError(
                 f"task.needle.depth is {self.depth}, a block that is never collapsed",
+                binding="task.needle.depth",
                 remedy=f"set it to a number from {self.blocks[0]} to {self.blocks[-1]}, or None",
             )
 

@@ -69,6 +69,7 @@ class Recall(SyntheticTask):
         if not 1 <= self.questions <= self.room:
             raise UserError(
                 f"task.recall.questions is {self.questions}, and behind the blocks there is room for {self.room}",
+                binding="task.recall.questions",
                 remedy=f"set it to a number from 1 to {self.room}, or None",
             )
         if not 1 <= self.pairs <= size // 2:
@@ -84,6 +85,7 @@ class Recall(SyntheticTask):
         if self.values < 2:
             raise UserError(
                 f"task.recall.values is {self.values}: one value answers every question",
+                binding="task.recall.values",
                 remedy="set task.recall.values = 2 or more",
             )
         if self.collapsible < 1:
@@ -95,6 +97,7 @@ class Recall(SyntheticTask):
         if not 1 <= self.asked_blocks <= self.collapsible:
             raise UserError(
                 f"task.recall.asked_blocks is {self.asked_blocks}, and {self.collapsible} blocks may be collapsed",
+                binding="task.recall.asked_blocks",
                 remedy=f"set it to a number from 1 to {self.collapsible}, or None",
             )
         if self.asked_blocks * self.pairs < self.questions:
