@@ -25,7 +25,7 @@ class ContextTree:
     slots       G, embeddings of a gist (1 <= G < K); a token has one
     tail        tokens at the end that are never compressed; the cursor stands before them
     sink        blocks at the start that are never compressed
-    horizon     H, how many tokens behind a span tell what it costs (`mc/lod_delta`); 0 stands for K
+    horizon     H, tokens after a span in which its cost is measured (`mc/lod_delta`); 0 is K
     """
 
     window: int
@@ -88,7 +88,7 @@ class ContextTree:
     # ---- nodes -----------------------------------------------------------------------------------
     @property
     def blocks(self) -> int:
-        """Whole blocks in the window, T // K."""
+        """Complete blocks in the window, T // K."""
         return self.window // self.block_size
 
     @property
@@ -98,7 +98,7 @@ class ContextTree:
 
     @property
     def delta_horizon(self) -> int:
-        """Tokens behind a span that tell what it costs, H: those less than this far from its end."""
+        """H: the cost of a span is measured on the tokens less than H after its end."""
         return self.horizon or self.block_size
 
     def span(self, lod: int) -> int:
@@ -123,7 +123,7 @@ class ContextTree:
         return self.offset(self.levels + 1)
 
     def saving(self, lod: int) -> int:
-        """Entries saved by compressing one whole node to `lod`, K**lod - G."""
+        """Entries saved by compressing one complete node to `lod`, K**lod - G."""
         return self.span(lod) - self.slots_at(lod)
 
     # ---- protection ------------------------------------------------------------------------------
@@ -162,9 +162,9 @@ class ContextTree:
         return found
 
     def _above_level_1(self) -> Iterator[tuple[tuple[int, ...], int]]:
-        """Every number of nodes at LOD 2 and up that fits, with the LOD1 nodes that are left beside them."""
+        """Every number of nodes at LOD 2 and up that fits, with the LOD1 nodes that remain free."""
 
-        def place(lod: int, above: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
+        def choose(lod: int, above: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
             # A compressed node above takes K**(its LOD - lod) nodes away from this level.
             taken = sum(n * self.block_size**distance for distance, n in enumerate(above, start=1))
             free = self.compressible_nodes(lod) - taken
@@ -172,9 +172,9 @@ class ContextTree:
                 yield above, free
                 return
             for n in range(free + 1):
-                yield from place(lod - 1, (n, *above))
+                yield from choose(lod - 1, (n, *above))
 
-        yield from place(self.levels, ())
+        yield from choose(self.levels, ())
 
     def usable_levels(self, targets: list[int]) -> dict[int, int]:
         """For each LOD, the most nodes of it that a context at one of these target lengths can hold."""

@@ -30,7 +30,7 @@ DECLARED_METRICS = {
 }  # fmt: skip
 
 DISTANCES = (16, 32, 128, 512)
-"""Upper bounds, in tokens behind a span, of the buckets of `mc/delta_after`."""
+"""Upper bounds, in tokens after a span, of the buckets of `mc/delta_after`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PairedNLL:
 
     @property
     def tail_mask(self) -> Tensor:
-        """[R, L] bool: entries whose target lies at or behind the cursor; only these judge a focus."""
+        """[R, L] bool: entries whose target is at or after the cursor; only these evaluate a focus."""
         return self.loss_mask & (self.context.end >= self.context.tree.cursor)
 
     def of_nearest(self, values: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class PairedNLL:
         return values.gather(1, self.nearest.clamp(min=0))
 
     @property
-    def behind_gist(self) -> Tensor:
+    def after_gist(self) -> Tensor:
         """[R, L] bool: a scored token with a gist somewhere on its left."""
         return self.loss_mask & (self.context.lod == 0) & (self.nearest >= 0)
 
@@ -94,21 +94,21 @@ def pair_nll(context: WorkingContext, nll: Tensor, baseline_nll: Tensor, counts:
 
 
 def span_delta(pairing: PairedNLL) -> tuple[Tensor, Tensor]:
-    """Mean ΔNLL of the tokens less than H behind each span, each counted for its nearest span on the left.
+    """Mean ΔNLL of the tokens less than H after each span, each counted for its nearest span on the left.
 
     -> ([R, L] mean at the span's last entry, [R, L] number of tokens), 0 elsewhere.
     """
-    near = pairing.behind_gist & (pairing.distance < pairing.context.tree.delta_horizon)
+    near = pairing.after_gist & (pairing.distance < pairing.context.tree.delta_horizon)
     size = pairing.nll.shape[1]
-    place = torch.where(near, pairing.nearest, size)
+    index = torch.where(near, pairing.nearest, size)
     zeros = pairing.nll.new_zeros(pairing.nll.shape[0], size + 1)
-    total = zeros.scatter_add(1, place, pairing.delta.detach())[:, :size]
-    count = zeros.scatter_add(1, place, torch.ones_like(pairing.nll))[:, :size]
+    total = zeros.scatter_add(1, index, pairing.delta.detach())[:, :size]
+    count = zeros.scatter_add(1, index, torch.ones_like(pairing.nll))[:, :size]
     return total / count.clamp(min=1), count
 
 
 def tail_delta(pairing: PairedNLL) -> Tensor:
-    """[R] mean ΔNLL behind the cursor, in nats. Differentiable."""
+    """[R] mean ΔNLL after the cursor, in nats. Differentiable."""
     return masked_mean(pairing.delta, pairing.tail_mask, dim=1)
 
 
@@ -117,7 +117,7 @@ def delta_metrics(pairing: PairedNLL) -> StepMetrics:
     context, delta, loss_mask = pairing.context, pairing.delta.detach(), pairing.loss_mask
     tree, lod = context.tree, context.lod
     means = {"mc/tail_delta": masked_sum(delta, pairing.tail_mask)}
-    behind, distance = pairing.behind_gist, pairing.distance
+    after, distance = pairing.after_gist, pairing.distance
     nearest_lod = pairing.of_nearest(lod)
     for level in range(tree.levels + 1):
         at = loss_mask & (lod == level)
@@ -125,12 +125,12 @@ def delta_metrics(pairing: PairedNLL) -> StepMetrics:
         means[f"mc/lod_loss/{level}"] = masked_sum(pairing.nll, at)
         means[f"mc/lod_count/{level}"] = torch.stack(((context.valid & (lod == level)).sum().float(), rows))
         if level:
-            near = behind & (nearest_lod == level) & (distance < tree.delta_horizon)
+            near = after & (nearest_lod == level) & (distance < tree.delta_horizon)
             means[f"mc/gist_entry_delta/{level}"] = masked_sum(delta, at)
             means[f"mc/lod_delta/{level}"] = masked_sum(delta, near)
     means["mc/wc_length"] = torch.stack((context.valid.sum().float(), lod.new_full((), lod.shape[0]).float()))
     for low, high in zip((0, *DISTANCES), DISTANCES, strict=False):
-        means[f"mc/delta_after/{high}"] = masked_sum(delta, behind & (distance >= low) & (distance < high))
+        means[f"mc/delta_after/{high}"] = masked_sum(delta, after & (distance >= low) & (distance < high))
     # Entries before the first gist are the baseline's own: they cannot differ and would dilute the mean.
     differ = loss_mask & (pairing.nearest >= 0)
     advantage = masked_mean(delta, differ, dim=1)

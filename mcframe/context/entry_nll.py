@@ -1,7 +1,7 @@
-"""How hard the uncompressed model found the text itself: mean NLL of the tokens before the cursor, in nats.
+"""Mean uncompressed NLL, in nats, of the tokens before the cursor that an entry or a block covers.
 
-A token is told from the tokens before it, so position t of an NLL speaks of token t + 1. The first token of a window is
-nobody's target, and tokens from the cursor on are not looked at: no hindsight.
+NLL at position t is for predicting token t + 1. The first token of a window is no target. Tokens from the cursor on are
+excluded, so that nothing after the cursor can change a score.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def mean_block_nll(nll: Tensor, tree: ContextTree) -> Tensor:
 
 
 def counts(context: WorkingContext) -> Tensor:
-    """[R, L] bool: the entry has a surprise, that is, covers a token that is somebody's target before the cursor."""
+    """[R, L] bool: the entry covers a token before the cursor that is a target."""
     return context.valid & (context.end > 1) & (context.start < context.tree.cursor)
 
 
 def _means(nll: Tensor, start: Tensor, end: Tensor, tree: ContextTree) -> Tensor:
     """Means over tokens `start` to `end` - 1, both [n, m]: differences of running sums, in float64 to keep tokens."""
     position = torch.arange(tree.window, device=nll.device)
-    told = (position > 0) & (position < tree.cursor)
-    of_token = torch.where(told, F.pad(nll[:, :-1], (1, 0)), 0.0).double()
+    counted = (position > 0) & (position < tree.cursor)
+    of_token = torch.where(counted, F.pad(nll[:, :-1], (1, 0)), 0.0).double()
     total = F.pad(of_token.cumsum(dim=1), (1, 0))
-    number = F.pad(told.cumsum(dim=0), (1, 0))
+    number = F.pad(counted.cumsum(dim=0), (1, 0))
     mean = (total.gather(1, end) - total.gather(1, start)) / (number[end] - number[start]).clamp(min=1)
     return mean.float()

@@ -1,4 +1,4 @@
-"""What can be said of a focus block by block: validity, what may be expanded or collapsed, scores per block."""
+"""Operations on a focus, block by block: validity, legal actions, scores averaged over each block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def compressible_nodes(tree: ContextTree, lod: int, device: torch.device) -> Ten
 
 
 def is_valid(focus: Tensor, tree: ContextTree) -> Tensor:
-    """[R] bool: LODs are known, compressed nodes are whole and aligned, and no protected block is compressed.
+    """[R] bool: LODs are known, compressed nodes are complete and aligned, and no protected block is compressed.
 
     focus [R, blocks].
     """
@@ -28,8 +28,8 @@ def is_valid(focus: Tensor, tree: ContextTree) -> Tensor:
         width, nodes = tree.block_size ** (lod - 1), tree.nodes(lod)
         inside = group_by_node(focus == lod, tree, lod)
         allowed = compressible_nodes(tree, lod, focus.device)
-        whole = inside.all(dim=2) & allowed
-        valid &= (whole | ~inside.any(dim=2)).all(dim=1)
+        complete = inside.all(dim=2) & allowed
+        valid &= (complete | ~inside.any(dim=2)).all(dim=1)
         valid &= ~(focus[:, nodes * width :] == lod).any(dim=1)
     return valid
 
@@ -53,11 +53,11 @@ def first_block(focus: Tensor, tree: ContextTree) -> Tensor:
 def block_means(values: Tensor, context: WorkingContext) -> Tensor:
     """Mean of `values` [R, L] over the entries of the node (or of the raw block) that covers each block.
 
-    -> [R, blocks]; 0 where the context has no entry there (blocks behind the cursor). Differentiable in `values`.
+    -> [R, blocks]; 0 where the context has no entry there (blocks after the cursor). Differentiable in `values`.
     """
     tree = context.tree
     rows, blocks = context.focus.shape
-    # Tokens beyond the last whole block, and filling, go to a column of their own.
+    # Tokens beyond the last complete block, and padding, go to a column of their own.
     block = torch.where(context.valid, (context.start // tree.block_size).clamp(max=blocks), blocks)
     zeros = values.new_zeros(rows, blocks + 1)
     total = zeros.scatter_add(1, block, values)
@@ -89,7 +89,7 @@ def collapsible(context: WorkingContext) -> Tensor:
 
 
 def group_by_node(per_block: Tensor, tree: ContextTree, lod: int) -> Tensor:
-    """Blocks grouped into the whole nodes at `lod`: [..., blocks] -> [..., nodes, blocks per node]."""
+    """Blocks grouped into the complete nodes at `lod`: [..., blocks] -> [..., nodes, blocks per node]."""
     nodes, width = tree.nodes(lod), int(tree.block_size ** (lod - 1))
     return per_block[..., : nodes * width].reshape(*per_block.shape[:-1], nodes, width)
 

@@ -1,6 +1,6 @@
-"""What a gist is compared with: the block dropped, its mean embedding, another document's gist.
+"""Substitutes for gists: the block dropped, its mean embedding, the gist of another document.
 
-Every control has the same focus and the same targets as the gists it judges; see docs/concepts.md, Controls.
+Every substitute has the same focus and the same targets as the gists it is compared with; see docs/concepts.md.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ CONDITIONS: tuple[Condition, ...] = ("full", "drop", "mean", "swap", "gist")
 def drop_gists(context: WorkingContext) -> WorkingContext:
     """The context with its gists dropped: the tokens that are raw, in order, at their own positions.
 
-    Rows keep L entries; those that are left over are filling at the right.
+    Rows keep L entries; the rest is padding at the right.
     """
     raw = context.valid & (context.lod == 0)
     rank = raw.cumsum(dim=1)
     size = context.length
-    place = torch.where(raw, rank - 1, size)
+    index = torch.where(raw, rank - 1, size)
     token = torch.zeros_like(context.token)
-    token = torch.cat((token, token[:, :1]), dim=1).scatter(1, place, context.token)[:, :size]
+    token = torch.cat((token, token[:, :1]), dim=1).scatter(1, index, context.token)[:, :size]
     valid = torch.arange(size, device=token.device) < rank[:, -1:]
     return replace(
         context, token=torch.where(valid, token, 0), lod=torch.zeros_like(context.lod), valid=valid, padded=True
@@ -71,12 +71,12 @@ def swap_gists(table: Tensor, tree: ContextTree, baseline_nll: Tensor) -> Tensor
 def scatter_to_targets(values: Tensor, context: WorkingContext, missing: float = torch.nan) -> Tensor:
     """Values of predicting entries [R, L] at the position of their target: [R, T], `missing` where nothing predicts.
 
-    Position t holds what was said of token t + 1, whatever the focus, so that conditions can be subtracted.
+    Position t holds the value for token t + 1 under every focus, so that conditions can be subtracted.
     """
     window = context.tree.window
-    place = torch.where(context.predicts, context.end - 1, window)
+    index = torch.where(context.predicts, context.end - 1, window)
     empty = values.new_full((values.shape[0], window + 1), missing)
-    return empty.scatter(1, place, values)[:, :window]
+    return empty.scatter(1, index, values)[:, :window]
 
 
 def distance_behind(lod: Tensor, tree: ContextTree) -> tuple[Tensor, Tensor]:

@@ -17,17 +17,17 @@ from mcframe.context.context_tree import ContextTree
 
 @dataclass(frozen=True)
 class WorkingContext:
-    """Entries of R rows, L entries each; rows that are shorter are filled at the right (`valid` False).
+    """Entries of R rows, L entries each; rows that are shorter are padded at the right (`valid` False).
 
     tree  the tree
     focus     [R, blocks] int64, LOD of every block
     token     [R, L] int64, the token position t that makes the entry (0 where not valid)
     lod       [R, L] int64, level of detail (0 where not valid)
     valid     [R, L] bool
-    padded    False where it is known that every entry is valid, so that masks can be left out
+    padded    False where it is known that every entry is valid, so that masks can be omitted
     age       [R, blocks] int64, allocation rounds since each block's LOD changed; None where nothing ever did
     nll       [R, L] float32, nats: how hard the uncompressed model found the tokens of the entry's node, see
-              `surprise.of_entries`; None but where a LensNet `reads_nll`
+              `entry_nll.mean_entry_nll`; None but where a LensNet `reads_nll`
     """
 
     tree: ContextTree
@@ -109,7 +109,7 @@ class WorkingContext:
 
 
 def block_lods_to_tokens(focus: Tensor, tree: ContextTree) -> Tensor:
-    """[R, blocks] -> [R, T]: the LOD of every token; those beyond the last whole block are raw."""
+    """[R, blocks] -> [R, T]: the LOD of every token; those beyond the last complete block are raw."""
     lod = focus.repeat_interleave(tree.block_size, dim=1)
     return F.pad(lod, (0, tree.window - lod.shape[1]))
 
@@ -118,7 +118,7 @@ def build_context(focus: Tensor, tree: ContextTree, length: int | None = None) -
     """The working contexts of valid focuses [R, blocks], with no Python loop and no host synchronisation.
 
     `length` promises that every row has exactly that many entries (a row that has not stops the program through an
-    assertion on the device); without it rows are filled up to T.
+    assertion on the device); without it rows are padded to T.
     """
     rows, window = focus.shape[0], tree.window
     lod = block_lods_to_tokens(focus, tree)
@@ -127,10 +127,10 @@ def build_context(focus: Tensor, tree: ContextTree, length: int | None = None) -
     rank = is_entry.cumsum(dim=1)
     size = window if length is None else length
     if length is not None:
-        torch._assert_async((rank[:, -1] == length).all(), "a focus does not unroll to the length that was asked")
-    # Entries are written to their place; the last column takes everything that is no entry.
-    place = torch.where(is_entry, rank - 1, size).clamp(max=size)
-    tokens = token.new_zeros(rows, size + 1).scatter_(1, place, token.expand(rows, -1))[:, :size]
+        torch._assert_async((rank[:, -1] == length).all(), "a focus has another length than expected")
+    # Entries are written to their index; the last column takes everything that is no entry.
+    index = torch.where(is_entry, rank - 1, size).clamp(max=size)
+    tokens = token.new_zeros(rows, size + 1).scatter_(1, index, token.expand(rows, -1))[:, :size]
     valid = torch.arange(size, device=focus.device) < rank[:, -1:]
     tokens = torch.where(valid, tokens, 0)
     return WorkingContext(
@@ -144,7 +144,7 @@ def build_context(focus: Tensor, tree: ContextTree, length: int | None = None) -
 
 
 def trim_padding(context: WorkingContext) -> WorkingContext:
-    """The context without the columns that are filling in every row. Waits for the device: not for a training step."""
+    """Return the context without columns that are padding in every row. Synchronises: not for a training step."""
     longest = max(1, int(context.valid.sum(dim=1).max()))
     valid = context.valid[:, :longest]
     return replace(
@@ -157,7 +157,7 @@ def trim_padding(context: WorkingContext) -> WorkingContext:
 
 
 def raw_context(tree: ContextTree, rows: int, device: torch.device, length: int | None = None) -> WorkingContext:
-    """The uncompressed baseline: every entry a token; of the first `length` tokens where that is given."""
+    """The uncompressed baseline: every entry a token; of the first `length` tokens, if set."""
     size = tree.window if length is None else length
     token = torch.arange(size, device=device).expand(rows, -1)
     return WorkingContext(

@@ -25,7 +25,7 @@ LOGITS_AT_ONCE = 2**28
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Parameters of a module, whole: at ZeRO 3 a rank holds none of them, and DeepSpeed notes how many there are."""
+    """Return the number of parameters of a module, also at ZeRO 3, where a rank holds only partitions."""
     return sum(int(getattr(p, "ds_numel", p.numel())) for p in module.parameters())
 
 
@@ -201,7 +201,7 @@ class GPT(nn.Module):
     def states(self, embeddings: Tensor, context: WorkingContext, layer: int = 0) -> tuple[Tensor, Tensor]:
         """Final hidden states, and the states after `layer` blocks (0: the embeddings as they came). Both [R, L, D]."""
         kept = embeddings
-        # Normalising the input throws a gist's norm away; the LOD embedding is added behind it.
+        # Normalising the input throws a gist's norm away; the LOD embedding is added after it.
         x = rms_norm(embeddings) + self.lod_embed(context.lod)
         cosine, sine = self.positions(context)
         for number, block in enumerate(self.blocks, start=1):
@@ -219,11 +219,11 @@ class GPT(nn.Module):
         return logits
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Negative log-likelihood in nats, float32 [R, L], of targets [R, L] given hidden states [R, L, D]."""
+        """Negative log-likelihood in nats, float32 [R, L], of targets [R, L], from hidden states [R, L, D]."""
         return self._chunked(self._nll, hidden, targets)
 
     def nll_and_kl(self, hidden: Tensor, targets: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """NLL, and KL(teacher ‖ student) of the whole vocabulary, in nats, float32 [R, L] each.
+        """NLL, and KL(teacher ‖ student) over the vocabulary, in nats, float32 [R, L] each.
 
         `teacher` [R, L, D] are hidden states that predict the same targets; no gradient flows into them or through
         their use of the head.

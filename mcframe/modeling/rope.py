@@ -1,6 +1,6 @@
 """Gaussian rotary positions.
 
-A token stands at one place; a gist stands for an interval. Its rotation is the expectation over a Gaussian with the
+A token has one position; a gist covers an interval. Its rotation is the expectation over a Gaussian with the
 interval's mean and variance: `cos(f * mu) * exp(-(sigma * f)**2 / 2)`, likewise sin, for each frequency f. With
 sigma = 0 this is RoPE (Su et al., RoFormer, 2021); the damping is the characteristic function of the Gaussian.
 """
@@ -48,7 +48,7 @@ def gaussian_rotation(
 ) -> tuple[Tensor, Tensor]:
     """Damped cosines and sines for positions mu, sigma [R, L] in tokens -> two of [R, 1, L, head_width / 2], float32.
 
-    Angles are computed in float32 whatever the model's precision: bf16 cannot tell position 2,047 from 2,048.
+    Angles are float32 in every precision of the model: in bf16, positions 2,047 and 2,048 are equal.
     """
     exponent = torch.arange(0, head_width, 2, dtype=torch.float32, device=mu.device) / head_width
     frequency = torch.pow(base, -exponent)

@@ -45,7 +45,7 @@ def test_every_predicting_entry_meets_its_own_target(case, variants, seed):
         assert pairing.delta[row, columns].tolist() == pytest.approx([j.delta for j in tail_mask], abs=1e-6)
         assert pairing.tail_mask[row, columns].tolist() == [j.entry.end >= tree.cursor for j in tail_mask]
         behind = [j.nearest is not None for j in tail_mask]
-        assert pairing.behind_gist[row, columns].tolist() == behind
+        assert pairing.after_gist[row, columns].tolist() == behind
         for column, j in zip(columns, tail_mask, strict=True):
             if j.nearest is not None:
                 assert pairing.distance[row, column] == j.entry.start - j.nearest.end

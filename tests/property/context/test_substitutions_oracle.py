@@ -155,7 +155,7 @@ def test_distances_are_those_of_the_pairing(case, seed):
     pairing = pair_nll(context, torch.rand(context.token.shape), torch.rand(len(focuses), tree.window))
     distance, lod = distance_behind(block_lods_to_tokens(context.focus, tree), tree)
     here = context.valid & (context.lod == 0)
-    behind = pairing.behind_gist
+    behind = pairing.after_gist
     of_entry = distance.gather(1, context.token)
     assert torch.equal(here & (of_entry >= 0), behind)
     assert torch.equal(of_entry[behind], pairing.distance[behind])
