@@ -41,7 +41,9 @@ def s3_location(plugin: PluginUnderTest) -> None:
     logger = plugin.build()
     location: Any = logger.location
     logger.close()
-    pair = isinstance(location, tuple) and len(location) == 2 and all(isinstance(each, str) and each for each in location)
+    pair = (
+        isinstance(location, tuple) and len(location) == 2 and all(isinstance(each, str) and each for each in location)
+    )
     expect(location is None or pair, f"location is {location!r}")
 
 
