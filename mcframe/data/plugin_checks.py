@@ -59,7 +59,7 @@ def generated(task: SyntheticTask, seeds: torch.Tensor, window: int | None = Non
     window = batch.tokens.shape[-1] - 1 if window is None else window
     shape = len(seeds), window
     check_shape(task, "generate", "tokens [B, T + 1]", batch.tokens, (len(seeds), window + 1), torch.int64)
-    check_shape(task, "generate", "scored [B, T]", batch.loss_mask, shape, torch.bool)
+    check_shape(task, "generate", "loss_mask [B, T]", batch.loss_mask, shape, torch.bool)
     check_shape(task, "generate", "evidence [B, T]", batch.evidence, shape, torch.int64)
     low, high = (int(bound) for bound in batch.tokens.aminmax())
     if not 0 <= low <= high < task.vocab_size:

@@ -83,7 +83,7 @@ class SyntheticBatch:
     """Generated sequences.
 
     tokens    [B, T + 1] int64
-    scored    [B, T] bool: position t counts, so token t + 1 is an answer
+    loss_mask [B, T] bool: position t counts, so token t + 1 is an answer
     evidence  [B, T] int64: the token position where the answer to the target at t is to be found, -1 where not scored
     """
 

@@ -21,7 +21,7 @@ class EvalData:
 
     tokens     [n, T + 1] int64
     documents  [n, T + 1] int64: the document that each token belongs to; what is resampled for an interval
-    scored     [n, T] bool: the target that follows token t counts
+    loss_mask  [n, T] bool: the target that follows token t counts
     evidence   [n, T] int64: where the answer to the target at t stands, -1 where nobody knows; None for text
     chance     share of the scored targets that the best guess gets right; None where nobody knows
     """

@@ -68,14 +68,14 @@ KINDS: Mapping[str, Kind] = {
     ),
     "loss": Kind(
         "loss", "Loss", "LossContract", "gists as long as tokens are",
-        "cost", "says what is asked of the gists of a sequence",
+        "cost", "returns the loss of each sequence",
     ),
     "evaluation": Kind(
         "evaluation", "Evaluation", "EvaluationContract", "which block is missed most",
         "costs", "makes figures of the losses",
     ),
     "logger": Kind(
-        "telemetry sink", "Sink", "LoggerContract", "a table that spreadsheets open",
+        "logger", "Logger", "LoggerContract", "a table that spreadsheets open",
         "chosen", "says which metrics are written",
     ),
 }  # fmt: skip

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 # Looked up when they are asked for: pytest loads this package's plug-in in every session on this machine, which must
 # cost nothing and need neither torch nor hypothesis.
 _HOME = {
-    "Requirement": "clauses",
-    "every_clause": "clauses",
+    "Requirement": "requirements",
+    "every_clause": "requirements",
     "Result": "checking",
     "check_plugin": "checking",
 }
@@ -66,4 +66,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'contracts')}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'suites')}"), name)

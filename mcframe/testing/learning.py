@@ -17,7 +17,7 @@ from mcframe.testing.training_step import GEOMETRY, build_step, some_tokens, tra
     after=("M1", "M5", "G1", "L1", "A3", "A4", "A9", "V4"),
 )
 def m9_step(plugin: PluginUnderTest) -> None:
-    """`MegaContextStep` with small reference parts beside it."""
+    """A `TrainStep` whose other parts are small references."""
     step = build_step(plugin)
     for number, loss in train(step, 2):
         expect(bool(loss.isfinite()), f"the loss of step {number} is not finite")

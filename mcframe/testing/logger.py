@@ -1,4 +1,4 @@
-"""Clauses of telemetry sinks: they take whatever a run has to say."""
+"""Requirements of loggers: they accept everything that a run writes."""
 
 from __future__ import annotations
 
@@ -18,39 +18,41 @@ from mcframe.testing.requirements import expect, requirement
 )
 def s1_metrics(plugin: PluginUnderTest) -> None:
     """NaN, infinity and very small numbers among them; a logging interval and a validation at one token count."""
-    sink = plugin.build()
-    sink.write(1024, 1, {"train/loss": 2.5, "mc/preference_corr_mean": math.nan})
-    sink.write(1024, 1, {"val/loss": math.inf, "mc/adv_delta_mean": -1e-30})
-    sink.write(2048, 2, {})
-    sink.close()
+    logger = plugin.build()
+    logger.write(1024, 1, {"train/loss": 2.5, "mc/preference_corr_mean": math.nan})
+    logger.write(1024, 1, {"val/loss": math.inf, "mc/adv_delta_mean": -1e-30})
+    logger.write(2048, 2, {})
+    logger.close()
 
 
 @requirement("S2", "It takes texts, pictures and distributions, or leaves them alone", "logger", after=("P9",))
 def s2_others(plugin: PluginUnderTest) -> None:
     """Of several lines, of any size, with empty bins."""
-    sink = plugin.build()
-    sink.text(1024, "contexts", "·1·|·\n")
-    sink.image(1024, "mc/lod_map", np.zeros((3, 5, 3), dtype=np.uint8))
-    sink.histogram(1024, "mc/score", Histogram([-1.0, 0.0, 1.0], [0, 3]))
-    sink.close()
+    logger = plugin.build()
+    logger.text(1024, "contexts", "·1·|·\n")
+    logger.image(1024, "mc/lod_map", np.zeros((3, 5, 3), dtype=np.uint8))
+    logger.histogram(1024, "mc/score", Histogram([-1.0, 0.0, 1.0], [0, 3]))
+    logger.close()
 
 
-@requirement("S3", "`place` is None, or a label and where to look", "logger", after=("P9",))
-def s3_place(plugin: PluginUnderTest) -> None:
+@requirement("S3", "`location` is None, or a label and where to look", "logger", after=("P9",))
+def s3_location(plugin: PluginUnderTest) -> None:
     """The closing summary prints it."""
-    sink = plugin.build()
-    place: Any = sink.location
-    sink.close()
-    pair = isinstance(place, tuple) and len(place) == 2 and all(isinstance(each, str) and each for each in place)
-    expect(place is None or pair, f"place is {place!r}")
+    logger = plugin.build()
+    location: Any = logger.location
+    logger.close()
+    pair = (
+        isinstance(location, tuple) and len(location) == 2 and all(isinstance(each, str) and each for each in location)
+    )
+    expect(location is None or pair, f"location is {location!r}")
 
 
 @requirement("S4", "It does not change what a run computes", "logger", after=("S1",))
 def s4_aside(plugin: PluginUnderTest) -> None:
     """Neither a global random state nor the metrics that it is shown."""
     before, metrics = random_state(), {"train/loss": 2.5}
-    sink = plugin.build()
-    sink.write(1024, 1, metrics)
-    sink.close()
+    logger = plugin.build()
+    logger.write(1024, 1, metrics)
+    logger.close()
     expect(random_state() == before, "a global random state has moved")
     expect(metrics == {"train/loss": 2.5}, f"it has changed the metrics to {metrics}")

@@ -1,4 +1,4 @@
-"""Clauses of objectives: one figure a sequence, of that sequence alone."""
+"""Requirements of losses: one value a sequence, which depends on that sequence alone."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ def loss_under_test(step: TrainStep, plugin: PluginUnderTest) -> Any:
 
 @requirement("O1", "It says what it is called, what it weighs and what it needs", "loss", after=("P9",))
 def o1_declared(plugin: PluginUnderTest) -> None:
-    """Letters, digits and underscores; a number; one of the four needs."""
+    """Letters, digits and underscores; a number; a tuple of known needs."""
     part = plugin.specimen
     expect(isinstance(part.name, str) and part.name.isidentifier(), f"name is {part.name!r}")
     expect(isinstance(part.weight, (int, float)), f"weight is {part.weight!r}; it is a number")
     known = set(get_args(Need))
-    expect(set(part.needs) <= known, f"needs is {part.needs!r}; expected names among {', '.join(sorted(known))}")
+    right = isinstance(part.needs, tuple) and set(part.needs) <= known
+    expect(right, f"needs is {part.needs!r}; expected a tuple of names among {', '.join(sorted(known))}")
 
 
 @requirement("O2", "It returns a LossTerm with one finite figure a sequence", "loss", after=("O1",))
 def o2_term(plugin: PluginUnderTest) -> None:
-    """In a real training step with all that an objective may need."""
+    """In a real training step with every tensor that a loss may require."""
     term, _ = term_of(plugin, [0, 1, 2])
     loss: Tensor = term.loss
     expect(list(loss.shape) == [3], f"three sequences gave a loss of the shape {list(loss.shape)}")

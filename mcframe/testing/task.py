@@ -58,7 +58,7 @@ def t1_shape(plugin: PluginUnderTest) -> None:
         task, tree, batch = case
         rows, window = 8, tree.window
         for name, dtype, columns in (
-            ("tokens", torch.int64, window + 1), ("scored", torch.bool, window), ("evidence", torch.int64, window),
+            ("tokens", torch.int64, window + 1), ("loss_mask", torch.bool, window), ("evidence", torch.int64, window),
         ):  # fmt: skip
             found = getattr(batch, name)
             said = f"{name} is {found.dtype} {list(found.shape)}, not {dtype} {[rows, columns]}"

@@ -1,4 +1,4 @@
-"""Positions, objectives, evaluations and sinks that break one clause each, and one of each that breaks none."""
+"""Positions, losses, evaluations and loggers that break one clause each, and one of each that breaks none."""
 
 import random
 
@@ -72,20 +72,20 @@ class AsksForTheLast(Ramp):
 class SmallStates(Loss):
     """Keeps final states small."""
 
-    name, needs = "small_states", "baseline"
+    name, needs = "small_states", ()
 
     def __init__(self, shape) -> None:
         super().__init__()
 
     def forward(self, view):
-        return LossTerm(view.baseline.hidden.square().mean(dim=(1, 2)))
+        return LossTerm(view.uncompressed.hidden.square().mean(dim=(1, 2)))
 
 
 @breaks("O1", "loss")
 class WantsEverything(SmallStates):
     """Needs what nobody knows."""
 
-    needs = "everything"
+    needs = ("everything",)
 
 
 @breaks("O2", "loss")
@@ -93,7 +93,7 @@ class ReturnsAScalar(SmallStates):
     """One figure for the batch; the step says so, too."""
 
     def forward(self, view):
-        return LossTerm(view.baseline.hidden.square().mean())
+        return LossTerm(view.uncompressed.hidden.square().mean())
 
 
 @breaks("O2", "loss")
@@ -101,7 +101,7 @@ class TakesARoot(SmallStates):
     """The logarithm of what may be zero."""
 
     def forward(self, view):
-        return LossTerm((0 * view.baseline.hidden).square().mean(dim=(1, 2)).log())
+        return LossTerm((0 * view.uncompressed.hidden).square().mean(dim=(1, 2)).log())
 
 
 @breaks("O3", "loss")
@@ -109,7 +109,7 @@ class ComparesSequences(SmallStates):
     """Distance from the mean of the batch."""
 
     def forward(self, view):
-        hidden = view.baseline.hidden
+        hidden = view.uncompressed.hidden
         return LossTerm((hidden - hidden.mean(dim=0, keepdim=True)).square().mean(dim=(1, 2)))
 
 
@@ -127,7 +127,7 @@ class TrainsNothing(SmallStates):
     """Detached all over."""
 
     def forward(self, view):
-        return LossTerm(view.baseline.hidden.detach().square().mean(dim=(1, 2)))
+        return LossTerm(view.uncompressed.hidden.detach().square().mean(dim=(1, 2)))
 
 
 @breaks("O5", "loss")

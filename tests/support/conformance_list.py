@@ -22,12 +22,12 @@ HEADINGS = {
     "V": "Variant strategies",
     "N": "GistNets and LensNets as modules",
     "Q": "Positions",
-    "O": "Objectives",
+    "O": "Losses",
     "D": "Text sources",
     "K": "Tokenizers",
     "T": "Tasks",
     "E": "Evaluations",
-    "S": "Telemetry sinks",
+    "S": "Loggers",
     "R": "Training runs",
 }
 

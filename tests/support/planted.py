@@ -41,15 +41,8 @@ class Broken:
 
     mcframe_api = API_VERSION
 
-
-def _offering(kind):
-    @hookimpl(specname=KINDS[kind])
-    def offer(self, register):
-        for name, factory in _FACTORIES[kind].items():
-            register(name, factory)
-
-    return offer
-
-
-for _kind in KINDS:
-    setattr(Broken, KINDS[_kind], _offering(_kind))
+    @hookimpl
+    def register_plugins(self, register):
+        for kind, factories in _FACTORIES.items():
+            for name, factory in factories.items():
+                register(name, factory, kind=kind)

@@ -9,8 +9,7 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError
 from mcframe.hookspecs import GistNet, ModelShape
 from mcframe.modeling.gpt import GPT
-from mcframe.modeling.objectives import Objectives
-from mcframe.modeling.step import MegaContextStep
+from mcframe.modeling.model import MegaContextModel
 from mcframe_plugins.gistnet import ContextualGistNet, MeanGistNet, MultiheadGistNet, TransformerGistNet
 from mcframe_plugins.variants import NoVariants
 
@@ -114,13 +113,13 @@ def test_no_gist_of_a_real_table_knows_what_follows_it(kind):
     for block in gpt.blocks:  # they start at zero, and then no state knows its neighbours
         torch.nn.init.normal_(block.attention.out.weight, std=0.5)
     gistnet = KINDS[kind](ModelShape(18, tree))
-    step = MegaContextStep(gpt, gistnet, None, NoVariants(tree), tree, Objectives()).eval()
+    model = MegaContextModel(gpt, gistnet, None, NoVariants(tree), tree).eval()
     tokens = torch.randint(0, 11, (1, tree.window))
-    before = step._table_of(tokens)[0]
+    before = model.encode(tokens)[0][0]
     for place in range(tree.window):
         other = tokens.clone()
         other[0, place] = (other[0, place] + 1) % 11
-        moved = (step._table_of(other)[0] - before).abs().amax(dim=-1) > 1e-7
+        moved = (model.encode(other)[0][0] - before).abs().amax(dim=-1) > 1e-7
         for lod in (1, 2):
             own = place // tree.span(lod)
             of_lod = moved[tree.offset(lod) : tree.offset(lod + 1)].tolist()

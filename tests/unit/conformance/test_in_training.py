@@ -92,7 +92,7 @@ def test_a_run_that_chose_another_one_does_not_do(tmp_path):
     (tmp_path / "run" / OPERATIVE).write_text("run.gistnet = @gistnet.mean_of_two\nrun.added = (@loss.a, @b)\n")
     run = Trained(tmp_path, 0, 1.0)
     assert run.chose("gistnet.mean_of_two")
-    assert run.chose("objective.a")
+    assert run.chose("loss.a")
     assert not run.chose("gistnet.mean")
 
 

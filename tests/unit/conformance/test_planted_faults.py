@@ -51,9 +51,9 @@ def test_a_reference_keeps_every_clause(name, registry):
     assert {each.clause: each.message for each in results if each.outcome == "failed"} == {}
 
 
-def test_no_folder_of_a_sink_stays(registry, tmp_path, monkeypatch):
+def test_no_folder_of_a_logger_stays(registry, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (name,) = [name for name in REFERENCES if name.startswith("sink.")]
+    (name,) = [name for name in REFERENCES if name.startswith("logger.")]
     check_plugin(name, registry=registry)
     gc.collect()
     assert list(tmp_path.iterdir()) == []

@@ -57,7 +57,7 @@ def test_taken_names_are_refused() -> None:
         ("mean", "gistnet", "gistnet.mean already, of plug-in"),
         ("random-collapse", "variants", "variants.random_collapse already"),
         ("plugins", "gistnet", "module mcframe_plugins"),
-        ("presets", "sink", "module mcframe_presets"),
+        ("presets", "logger", "module mcframe_presets"),
     ]:
         with pytest.raises(UserError, match=owner) as refused:
             check_free(Names.of(name, kind), kind, registry)
