@@ -42,7 +42,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(check)
 app.command()(sample)
 app.command("eval")(evaluate)
-app.command()(ablate)
+app.command("sweep")(ablate)
 app.command()(review)
 app.command()(compare)
 app.command()(export)
