@@ -253,6 +253,7 @@ class GradientWatch:
         self._now: set[str] = set()
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
+                name = name.removeprefix("model.")  # as users know it: lensnet.layers.0
                 parameter.register_hook(lambda _, name=name: self._now.add(name))  # type: ignore[no-untyped-call]
 
     def check(self) -> None:
@@ -275,8 +276,8 @@ def _check_ranks(run_config: RunConfig, world_size: int) -> None:
         window = run_config.context.window
         near = max(1, round(run_config.sequences / world_size)) * world_size * window
         raise UserError(
-            f"run.batch_tokens = {run_config.batch_tokens} makes {run_config.sequences} sequences a step, which {world_size} "
-            "ranks cannot share equally",
+            f"run.batch_tokens = {run_config.batch_tokens} makes {run_config.sequences} sequences a step, which "
+            f"{world_size} ranks cannot share equally",
             remedy=f"set run.batch_tokens = {near}, or start another number of ranks",
         )
 
