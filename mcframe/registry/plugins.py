@@ -242,7 +242,14 @@ class Registry:
         others = [other for other in self._manager.get_plugins() if other is not plugin]
 
         def register(name: str, factory: Callable[..., Any], /, *, kind: str | None = None) -> None:
-            kind = kind_of(name, factory) if kind is None else kind
+            if kind is None:
+                kind = kind_of(name, factory)
+            elif kind not in KINDS:
+                raise UserError(
+                    f"register({name!r}): expected one of {', '.join(KINDS)} as kind, got {kind!r}"
+                    f"{did_you_mean(kind, KINDS)}",
+                    remedy="Pass one of these kinds, or derive the class from an interface of mcframe.hookspecs.",
+                )
             entry = Registered(kind, name, factory, known.name, known.distribution, known.version, known.api)
             _check_offer(entry, offered.get((kind, name)) or self.implementations[kind].get(name))
             offered[kind, name] = entry

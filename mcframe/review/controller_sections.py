@@ -60,7 +60,7 @@ def lens(case: Case, drawn: Sequence[Part] = ()) -> list[Part]:
     if preferences_given_away(run.config) and any(name.startswith("mc/preference_") for name in names):
         parts.append(Text(
             "Agreement and correlation say nothing here: signs were asked for on the worse context of a pair alone, "
-            "where the level of detail gives them away (objectives.preference_sides). mc/pref_score_corr compares "
+            "where the level of detail gives them away (lens_targets.sides). mc/pref_score_corr compares "
             "gists with gists."
         ))  # fmt: skip
     parts += drawn

@@ -45,7 +45,7 @@ def rising_lod_delta(case: Case) -> Outcome:
             f"{LENGTH} fell from {length.first:,.0f} to {length.last:,.0f} in the same time: more is collapsed, so a "
             "part of the rise is a harder task"
         )
-    step = "Give the gists more: objectives.gist_kl_weight, a deeper GistNet, or a slower curriculum of lengths."
+    step = "Give the gists more: loss.distillation, a deeper GistNet, or a slower curriculum of lengths."
     plot = Plot(rule, "ΔNLL behind gists", tuple(name for name, _ in risen))
     return Finding(rule, case.rules.severity(rule), f"{what} late in the run.", tuple(evidence), step, plot)
 
@@ -115,9 +115,9 @@ def lens_uncorrelated(case: Case) -> Outcome:
         evidence.append(
             f"{CORRELATION} is not asked: asked on the worse context alone, signs are given away by the level of detail"
         )
-    step = "Compare mc/preference_strength with objectives.preference_scale, and with a run of objectives.lens_shuffle."
+    step = "Compare mc/preference_strength with lens_targets.scale_nats, and with a run of lens_targets.shuffle."
     if name == GISTS_ALONE:
-        step = "Train with objectives.preference_sides = 'both', which asks for more than the level of detail."
+        step = "Train with lens_targets.sides = 'both', which asks for more than the level of detail."
     plot = Plot(rule, "LensNet", (name,), None, 0.0)
     return Finding(rule, case.rules.severity(rule), title, tuple(evidence), step, plot)
 

@@ -53,9 +53,11 @@ def ranks(provenance: Mapping[str, Any]) -> int:
 def preferences_given_away(config: Mapping[str, str]) -> bool:
     """Whether signs of preferences were asked for where the level of detail alone tells them.
 
-    So with `preference_sides = 'worse'`, and in runs older than that binding. False where no configuration is known.
+    So with `lens_targets.sides = 'worse'`, and in runs older than that setting. False where no configuration is known.
+    Older runs have the setting as `objectives.preference_sides`.
     """
-    return bool(config) and config.get("objectives.preference_sides") != "'both'"
+    sides = config.get("lens_targets.sides", config.get("objectives.preference_sides"))
+    return bool(config) and sides != "'both'"
 
 
 def decides_what_is_read(key: str) -> bool:

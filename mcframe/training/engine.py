@@ -253,6 +253,7 @@ class GradientWatch:
         self._now: set[str] = set()
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
+                name = name.removeprefix("model.")  # as users know it: lensnet.layers.0
                 parameter.register_hook(lambda _, name=name: self._now.add(name))  # type: ignore[no-untyped-call]
 
     def check(self) -> None:

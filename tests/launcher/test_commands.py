@@ -196,8 +196,8 @@ from mcframe.config.run_config import load_run_config
 from mcframe.training.build import build_model
 with safe_open(sys.argv[1], "pt") as file, open(sys.argv[2], "w") as config:
     config.write(file.metadata()["config.gin"])
-recipe = load_run_config([sys.argv[2]], []).recipe
-model = build_model(recipe, recipe.tokenizer().vocab_size)
+run_config = load_run_config([sys.argv[2]], []).run_config
+model = build_model(run_config, run_config.tokenizer().vocab_size)
 print(model.load_state_dict(load_file(sys.argv[1])))
 """
 
@@ -257,7 +257,7 @@ def test_a_run_starts_again_from_its_operative_config(launches, plain_run):
 
 
 @launcher
-def test_everything_bound_gives_the_same_recipe_again(plain_run, smoke):
+def test_everything_bound_gives_the_same_configuration_again(plain_run, smoke):
     settings = [*SHORT, "optimizer.name = 'adamw'", "deepspeed.zero_stage = 0"]
     wanted = load_run_config([smoke], settings).config.as_dict()
     assert load_run_config([plain_run.run_dir / "config.gin"], []).config.as_dict() == wanted
@@ -313,7 +313,7 @@ def test_what_a_person_sees(plain_run):
 
 # ---- TensorBoard and wandb -----------------------------------------------------------------------
 def wandb_reader(root):
-    """The reader of .wandb files, from the tests of the sink."""
+    """The reader of .wandb files, from the tests of the logger."""
     spec = importlib.util.spec_from_file_location("wandb_reader", root / "tests/unit/metrics/test_wandb_logger.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -139,7 +139,7 @@ def test_a_layout_is_written_where_there_is_none(trained, tmp_path):
 
 # ---- wandb ---------------------------------------------------------------------------------------
 def reader_of(root):
-    """The reader of .wandb files, from the tests of the sink."""
+    """The reader of .wandb files, from the tests of the logger."""
     spec = importlib.util.spec_from_file_location("wandb_reader", root / "tests/unit/metrics/test_wandb_logger.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -54,7 +54,7 @@ def test_training_logs_headlines_on_the_token_clock(evaluated):
 
 @pytest.mark.launcher
 def test_two_ranks_that_divide_the_weights_find_the_same(launches, evaluated):
-    """Four sequences of `focus` are fewer than two ranks take at once: the rest is filled, and left out again."""
+    """Four sequences of `focus_quality` are fewer than two ranks take at once. The rest is filled, then left out."""
     shared = launches.shared(*SHORT, "deepspeed.zero_stage = 3", ranks=2).succeeded()
     for tokens in (1024, 2048):
         one = {n: v for n, v in evaluated.metrics[tokens].items() if n.startswith("eval/")}
@@ -88,7 +88,11 @@ def test_the_command_finds_what_training_logged_and_writes_it(ask, evaluated):
     assert whole["run"]["tokens"] == 2048
     assert whole["evaluations"].keys() == {"gist_quality", "focus_quality"}
     charts = [chart for each in whole["evaluations"].values() for chart in each["charts"]]
-    assert {chart["name"] for chart in charts} >= {"controls_lod1_at_75_delta", "focus_drop", "focus_gist"}
+    assert {chart["name"] for chart in charts} >= {
+        "gist_quality_lod1_at_75_delta",
+        "focus_quality_drop",
+        "focus_quality_gist",
+    }
     for chart in charts:
         assert (folder / f"{chart['name']}.png").read_bytes().startswith(b"\x89PNG")
         assert all(len(points) for points in chart["lines"].values())
@@ -175,9 +179,9 @@ def test_overrides_that_change_the_model_are_refused(ask):
 
 
 def test_mistakes_are_told_in_one_message(ask, tmp_path):
-    unknown = ask("--evaluation", "contrls")
+    unknown = ask("--evaluation", "gist_qualty")
     assert unknown.exit_code == 2
-    assert "no plug-in offers @evaluation.contrls (did you mean @evaluation.gist_quality?)" in unknown.output
+    assert "no plug-in offers @evaluation.gist_qualty (did you mean @evaluation.gist_quality?)" in unknown.output
     nothing = ask(run=tmp_path)
     assert nothing.exit_code == 2
     assert "holds no complete checkpoint" in nothing.output
@@ -185,7 +189,7 @@ def test_mistakes_are_told_in_one_message(ask, tmp_path):
         assert "Traceback" not in result.output
     twice = ask("--set", "run.evaluations = [@evaluation.focus_quality, @evaluation.focus_quality]")
     assert twice.exit_code == 2
-    assert "two evaluations are called 'focus'" in twice.output
+    assert "two evaluations are called 'focus_quality'" in twice.output
 
 
 PLUGIN = '''
@@ -200,12 +204,12 @@ class Plain(Evaluation):
     def __init__(self, *, windows: int = 4):
         self.windows = windows
 
-    def run(self, subject):
-        held = subject.held_out(self.windows)
-        focus = held.tokens.new_zeros(held.tokens.shape[0], subject.tree.blocks)
-        subject.announce(held.tokens.shape[0])
-        nll = subject.judge(held.tokens, focus, "full")[0]
-        value = float(nll[held.scored].mean())
+    def run(self, model):
+        held = model.held_out(self.windows)
+        focus = held.tokens.new_zeros(held.tokens.shape[0], model.tree.blocks)
+        model.announce(held.tokens.shape[0])
+        nll = model.judge(held.tokens, focus, "full")[0]
+        value = float(nll[held.loss_mask].mean())
         table = Table("plain", ("what", "nats"), [("full", Interval(value, value, value))])
         return EvalResult({"eval/plain/nll": value}, tables=[table])
 

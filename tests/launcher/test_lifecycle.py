@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mcframe.cli.app import app
 from mcframe.config.run_config import load_run_config
-from mcframe.training.build import build_model
+from mcframe.training.build import build_step
 from mcframe.training.checkpoints import find
 from mcframe.training.weights import load_weights
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.launcher
 
 STEP = 1024
 PACKAGE = '''
-    """Positions that are learned, an objective with a map of its own, and a diary of every hook."""
+    """Positions that are learned, a loss with parameters, and a diary of every hook."""
 
     import os
 
@@ -39,7 +39,7 @@ PACKAGE = '''
             return angle.cos(), angle.sin()
 
     class Nearby(Loss):
-        """States of variants, through a map, stay near those of the baseline."""
+        """States of variants, through a map, stay near those of the uncompressed pass."""
 
         name = "nearby"
 
@@ -49,9 +49,9 @@ PACKAGE = '''
             self.map = nn.Linear(shape.width, shape.width)
 
         def forward(self, view):
-            pairing = view.variants.pairing
-            index = (pairing.context.end - 1)[..., None].expand_as(view.variants.hidden)
-            states = view.baseline.hidden.detach().repeat_interleave(len(index) // len(view.seeds), dim=0)
+            paired = view.variants.paired
+            index = (paired.context.end - 1)[..., None].expand_as(view.variants.hidden)
+            states = view.uncompressed.hidden.detach().repeat_interleave(len(index) // len(view.seeds), dim=0)
             error = (self.map(view.variants.hidden) - states.gather(1, index)).square().mean(dim=-1)
             return LossTerm(view.by_sequence(error.mean(dim=1)), {"largest": error.amax(dim=1).detach()})
 
@@ -100,7 +100,7 @@ PACKAGE = '''
 '''
 SETTINGS = (
     "run.positions = @positions.learned",
-    "run.added_losses = [@loss.nearby]",
+    "run.extra_losses = [@loss.nearby]",
     "deepspeed.zero_stage = 3",
     f"cadence.log_tokens = {STEP}",
     f"cadence.eval_tokens = {2 * STEP}",
@@ -118,7 +118,7 @@ def saved(step):
 
 STARTED = ["0 run_started", "0 metrics_logged val"]
 FIRST = ["1 step_finished", "1 metrics_logged train", saved(1)]
-LAST = ["2 step_finished", "2 metrics_logged train", "2 metrics_logged val", saved(2), "2 evaluated controls True",
+LAST = ["2 step_finished", "2 metrics_logged train", "2 metrics_logged val", saved(2), "2 evaluated gist_quality True",
         "2 metrics_logged eval", "2 run_finished finished"]  # fmt: skip
 RESUMED = ["2 checkpoint_loaded tokens-000000000002048", "2 run_started"]
 FAILED = ["3 step_finished", "3 run_failed OSError"]
@@ -168,13 +168,13 @@ def test_hooks_are_called_in_the_order_of_the_api_on_the_ranks_that_it_says(fini
     assert diary(failed, rank) == of_rank(RESUMED + FAILED, rank)
 
 
-def test_positions_and_objectives_of_others_train_and_lie_in_checkpoints(finished, site, smoke, monkeypatch):
+def test_positions_and_losses_of_plugins_are_trained_and_stored_in_checkpoints(finished, site, smoke, monkeypatch):
     monkeypatch.syspath_prepend(str(site.folder))
     run_config = load_run_config([smoke], SETTINGS).run_config
-    before = build_model(run_config, run_config.tokenizer().vocab_size).state_dict()
+    before = build_step(run_config, run_config.tokenizer().vocab_size).state_dict()
     after = load_weights(find(finished.run_dir))
     assert before.keys() == after.keys()
-    for name in ("gpt.positions.frequency_embed", "added.nearby.map.weight", "added.nearby.map.bias"):
+    for name in ("model.gpt.positions.frequency_embed", "losses.nearby.map.weight", "losses.nearby.map.bias"):
         assert not torch.equal(before[name], after[name]), name
     assert len(finished.curve("loss/nearby")) == 2
     assert all(big > mean for big, mean in zip(
@@ -201,4 +201,4 @@ def test_evaluations_of_a_checkpoint_are_told_too(finished, site, tmp_path, monk
     result = CliRunner().invoke(app, ["eval", str(directory), "--windows", "4"])
     assert result.exit_code == 0, result.output
     lines = (directory / "diary-0.txt").read_text().splitlines()
-    assert lines == [*diary(finished, 0), "2 evaluated controls True"]
+    assert lines == [*diary(finished, 0), "2 evaluated gist_quality True"]

@@ -37,10 +37,8 @@ def run(launches):
         "optimizer.name = 'adamw'",
         "deepspeed.zero_stage = 1",  # so that a gradient's norm is logged
         "gpt.width = 128",
-        "objectives.reconstruction_weight = 0.1",
-        "objectives.gist_kl_weight = 0.1",
-        "objectives.policy_kl_weight = 0.1",
-        "objectives.attribution_weight = 0.1",
+        "run.extra_losses = [@loss.reconstruction, @loss.distillation, @loss.ema_kl, @loss.attribution]",
+        *(f"loss.{name}.weight = 0.1" for name in ("reconstruction", "distillation", "ema_kl", "attribution")),
         options=["--plugin", str(WATCHER)],
     ).succeeded()
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from mcframe.cli.app import app
 from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
-from mcframe.training.build import build_components, build_model
+from mcframe.training.build import build_components, build_step
 from mcframe.training.checkpoints import find
 from mcframe.training.weights import load_weights
 
@@ -25,14 +25,19 @@ RECALL = ("run.task = @task.recall", "task.recall.keys = 56", "context.tail = 15
 
 
 def moved(result, settings, root):
-    """The parts of the model of which something is not as it was initialised; a part is the first word of a name."""
+    """The parts of the model of which something is not as it was initialised; losses included."""
     run_config = load_run_config([root / "gin/smoke.gin"], list(settings)).run_config
-    before = build_model(run_config, run_config.tokenizer().vocab_size).state_dict()
+    before = build_step(run_config, run_config.tokenizer().vocab_size)
     after = load_weights(find(result.run_dir))
-    assert before.keys() == after.keys()
-    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert before.state_dict().keys() == after.keys()
+    changed = {name for name, value in before.named_parameters() if not torch.equal(value, after[name])}
     assert all(torch.isfinite(value).all() for value in after.values())
-    return {name.split(".")[0] for name in changed}
+    return {part_of(name) for name in changed}
+
+
+def part_of(name):
+    """Return the part of the model, or the loss, that a parameter belongs to."""
+    return name.removeprefix("model.").removeprefix("losses.").split(".")[0]
 
 
 @pytest.mark.parametrize(("stage", "ranks", "optimizer"), [(1, 1, "muon"), (3, 2, "adamw")])
@@ -40,8 +45,7 @@ def test_only_what_is_trainable_moves(launches, root, stage, ranks, optimizer):
     settings = (
         *SHORT,
         "run.trainable = ('gistnet',)",
-        "objectives.reconstruction_weight = 1.0",
-        "objectives.gist_kl_weight = 1.0",
+        "run.extra_losses = [@loss.reconstruction, @loss.distillation]",
         "gpt.gist_bias = -1",
         f"deepspeed.zero_stage = {stage}",
         f"optimizer.name = '{optimizer}'",
@@ -50,7 +54,7 @@ def test_only_what_is_trainable_moves(launches, root, stage, ranks, optimizer):
     assert moved(result, settings, root) == {"gistnet", "reconstruction"}
     last = result.metrics[4096]
     changes = {name: change for name, change in last.items() if name.startswith("train/update_ratio/")}
-    assert {name.split("/")[2].split(".")[0] for name in changes} == {"gistnet", "reconstruction"}
+    assert {part_of(name.split("/")[2]) for name in changes} == {"gistnet", "reconstruction"}
     assert all(change > 0 for change in changes.values())
     assert len(result.curve("mc/reconstruction_loss")) == 4
     first, *others = result.curve("val/loss")  # the base model stands still, so plain validation does
@@ -112,8 +116,8 @@ def test_check_says_what_is_left_out(root, tmp_path, monkeypatch, settings, word
     ("setting", "words"),
     [
         ("run.trainable = ('base', 'gistnets')", "gistnets"),
-        ("run.trainable = ()", "nothing would learn"),
-        ("objectives.reconstruction_blocks = (1, 99)", "99 neighbouring blocks"),
+        ("run.trainable = ()", "nothing would be trained"),
+        ("loss.reconstruction.blocks = (1, 99)", "blocks of a window, got 99"),
         ("context.tail = 16", "context.tail = 15"),
         ("gpt.vocab_size = 300", "300"),
     ],
@@ -121,7 +125,7 @@ def test_check_says_what_is_left_out(root, tmp_path, monkeypatch, settings, word
 def test_parts_that_do_not_fit_are_refused_before_anything_starts(root, tmp_path, monkeypatch, setting, words):
     """`mcframe check` says the same."""
     monkeypatch.setenv("MCFRAME_CACHE", str(tmp_path))
-    settings = [*SHORT, *RECALL, "objectives.reconstruction_weight = 1.0", "task.recall.keys = 300"]
+    settings = [*SHORT, *RECALL, "run.extra_losses = [@loss.reconstruction]", "task.recall.keys = 300"]
     settings = [s for s in settings if s.split(" ")[0] != setting.split(" ")[0]] + [setting]
     if "vocab" not in setting:
         settings.append("gpt.vocab_size = 400")

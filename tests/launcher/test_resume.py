@@ -203,7 +203,7 @@ DAMAGED = """
     from mcframe.errors import UserError
     from mcframe.config.run_config import load_run_config
     from mcframe.training import checkpoints
-    from mcframe.training.build import assemble
+    from mcframe.training.build import build_components
     from mcframe.training.engine import Engine, prepare_environment, start_distributed
     from mcframe.training.weights import load_weights
 
@@ -227,8 +227,8 @@ DAMAGED = """
     prepare_environment()
     start_distributed()
     for stage in (0, 1, 3):
-        assembly = assemble(load_run_config([sys.argv[1]], [f"deepspeed.zero_stage = {stage}"]).recipe)
-        engine = Engine(assembly.model, assembly.recipe, 1)
+        components = build_components(load_run_config([sys.argv[1]], [f"deepspeed.zero_stage = {stage}"]).run_config)
+        engine = Engine(components.step, components.run_config, 1)
         path = checkpoints.save(engine, Path(sys.argv[2]), {"tokens": stage}, {"step": 1}, {}, 1)
         for file in sorted(path.glob("*.pt")):
             for how, damage in DAMAGE.items():
@@ -243,8 +243,8 @@ DAMAGED = """
     attempt((3, "other ranks"), lambda: checkpoints.load(
         engine, checkpoints.Checkpoint(path, {"tokens": 3, "world_size": 2, "zero_stage": 1}), {}
     ))
-    deeper = assemble(load_run_config([sys.argv[1]], ["gpt.depth = 3", "deepspeed.zero_stage = 3"]).recipe)
-    other = Engine(deeper.model, deeper.recipe, 1)
+    deeper = load_run_config([sys.argv[1]], ["gpt.depth = 3", "deepspeed.zero_stage = 3"]).run_config
+    other = Engine(build_components(deeper).step, deeper, 1)
     attempt((3, "other model"), lambda: checkpoints.load(other, checkpoints.read(path), {}))
 """
 

@@ -23,7 +23,7 @@ broken = ["optimizer.name = 'adamw'", "optimizer.lr = 1e30"]
 mean = ["run.gistnet = @gistnet.mean"]
 """
 
-# Asks the ablation to stop, as a Ctrl-C would, while a run of it is at step 3; then gives it time to pass that on.
+# Interrupts the sweep, as a Ctrl-C would, while a run of it is at step 3; then gives it time to pass that on.
 STOPPER = """
     import os
     import signal
@@ -40,10 +40,10 @@ STOPPER = """
 
 
 @pytest.fixture(scope="module")
-def ablate(launches, tmp_path_factory, new_site):
+def sweep(launches, tmp_path_factory, new_site):
     site = new_site(tmp_path_factory.mktemp("stopper"))
     site.install("parent_stopper", STOPPER)
-    folder = tmp_path_factory.mktemp("ablation")
+    folder = tmp_path_factory.mktemp("sweep")
 
     def run(grid, *options, stop=False):
         (folder / "grid.toml").write_text(grid, "utf-8")
@@ -62,8 +62,8 @@ def ablate(launches, tmp_path_factory, new_site):
     return run
 
 
-def test_a_grid_is_interrupted_gone_on_with_and_compared(ablate):
-    stopped = ablate(GRID, stop=True)
+def test_a_grid_is_interrupted_gone_on_with_and_compared(sweep):
+    stopped = sweep(GRID, stop=True)
     assert stopped.code == 130, stopped.output
     out = stopped.run_dir
     base = json.loads((out / "base" / "seed-0" / "summary.json").read_text())
@@ -74,7 +74,7 @@ def test_a_grid_is_interrupted_gone_on_with_and_compared(ablate):
     assert "To go on: the same command." in stopped.words
     assert not (out / "ablation.md").exists()
 
-    on = ablate(GRID, "--jobs", "2")
+    on = sweep(GRID, "--jobs", "2")
     assert on.code == 1, on.output
     assert f"broken/seed-0 failed The end of {out / 'broken' / 'seed-0' / 'log.txt'}:" in on.words
     assert "the loss is" in on.words  # of the failed run's own message
@@ -94,16 +94,16 @@ def test_a_grid_is_interrupted_gone_on_with_and_compared(ablate):
     assert (out / "ablation.png").stat().st_size > 1000
 
     written = (out / "mean" / "seed-0" / "metrics.jsonl").read_text()
-    again = ablate(GRID, "--only", "mean", "--only", "base")
+    again = sweep(GRID, "--only", "mean", "--only", "base")
     assert again.code == 0, again.output
     assert "2 runs of 2 rows" in again.words
     assert "2 finished, 0 job(s) to do" in again.words
 
     changed = GRID.replace('mean = ["', 'mean = ["gpt.depth = 1", "')
-    listed = ablate(changed, "--list")
+    listed = sweep(changed, "--list")
     assert listed.code == 0, listed.output
     assert "mean/seed-0 changed 4,096 of 4,096" in listed.words.replace("│", " ").replace("  ", " ")
-    refused = ablate(changed)
+    refused = sweep(changed)
     assert refused.code == 2, refused.output
     assert "mean/seed-0 was trained with another configuration: gpt.depth: was 2, now 1" in refused.words
     assert "→ put that back" in refused.words

@@ -11,7 +11,7 @@ STEPS = 6
 # With samples, which at ZeRO 3 gather weights from all ranks. tests/launcher/test_commands.py looks at the same runs.
 SHORT = (
     "run.total_tokens = 6144", "cadence.log_tokens = 1024", "cadence.sample_tokens = 4096", "sampling.length = 8",
-    "objectives.attribution_weight = 0.5",
+    "run.extra_losses = [@loss.attribution]", "loss.attribution.weight = 0.5",
 )  # fmt: skip
 CURVES = ("train/loss", "train/loss_lod0", "mc/tail_delta", "mc/lens_loss")
 

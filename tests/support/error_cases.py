@@ -45,7 +45,7 @@ CHOSEN = ("run.gistnet = @gistnet.mine",)
 
 def of_kind(kind: str, hook: str, code: str) -> str:
     """A module that offers `Mine` under the name `mine`."""
-    return f"{HEAD}\n{code}\n\n@hookimpl\ndef {hook}(register):\n    register('mine', Mine)\n"
+    return f"{HEAD}\n{code}\n\n@hookimpl\ndef {hook}(register):\n    register('mine', Mine, kind={kind!r})\n"
 
 
 def gistnet(old: str, new: str) -> str:

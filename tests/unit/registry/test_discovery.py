@@ -312,9 +312,9 @@ def test_all_that_comes_with_mcframe_states_its_api():
     ("binding", "message", "remedy"),
     [
         ("gistnet.last.bias = 'yes'", "expected bool, got str", "gistnet.last.bias"),
-        ("gistnet.last.mode = 'c'", "not one of the choices", "'a', 'b'"),
+        ("gistnet.last.mode = 'c'", "expected one of", "'a', 'b'"),
         ("gistnet.last.bais = True", "no parameter 'bais' (did you mean bias?)", "bias, mode"),
-        ("gistnet.last.shape = 1", "supplied by the framework", "remove it"),
+        ("gistnet.last.shape = 1", "supplied by the framework", "Remove it"),
     ],
 )
 def test_bindings_of_a_file_are_checked_before_training(put, smoke, binding, message, remedy):

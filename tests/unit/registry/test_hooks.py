@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from mcframe.config.run_config import all_plugins
-from mcframe.hookspecs import INTERFACES, EvalResult, Hooks, RunInfo, hookimpl
-from mcframe.registry.plugins import KINDS, Registry
+from mcframe.errors import UserError
+from mcframe.hookspecs import INTERFACES, EvalResult, GistNet, Hooks, RunInfo, hookimpl
+from mcframe.registry.plugins import KINDS, REGISTRATION_HOOK, Registry
 
 RUN = RunInfo(directory=Path("run"), rank=1, world_size=2, tokens=3, step=4, total_tokens=5)
 HOOKS = sorted(name for name in vars(Hooks) if not name.startswith("_"))
@@ -59,21 +61,44 @@ def test_a_plugin_hears_what_happens(hook: str) -> None:
     assert seen == [expected]
 
 
-@pytest.mark.parametrize("hook", [hook for hook in HOOKS if hook.startswith("register_")])
-def test_a_plugin_offers_things_of_one_kind(hook: str) -> None:
-    """Two things, and nothing of any other kind."""
-    kind, names = next(kind for kind, known in KINDS.items() if known == hook), ["first", "second_2"]
+class Net(GistNet):
+    """Registered by its class, and by a function that returns one."""
 
-    def register_all(register):
-        for name in names:
-            register(name, thing)
+    def __init__(self, shape): ...
 
+    def forward(self, children, lod): ...
+
+
+def make_net(shape) -> Net:
+    return Net(shape)
+
+
+def offers_of(*arguments, **options) -> dict[str, list[str]]:
+    """What a plug-in that registers one thing offers, by kind."""
     registry = Registry()
-    registry.register_plugin(plugin(hook, register_all), "one")
-    found = {
-        k: {name: entry.factory for name, entry in offers.items()} for k, offers in registry.implementations.items()
-    }
-    assert found == {**{k: {} for k in KINDS}, kind: dict.fromkeys(names, thing)}
+    registry.register_plugin(plugin("register_plugins", lambda register: register(*arguments, **options)), "one")
+    return {kind: list(offers) for kind, offers in registry.implementations.items() if offers}
+
+
+@pytest.mark.parametrize("factory", [Net, make_net, functools.partial(Net, 1)])
+def test_the_kind_follows_from_the_base_class_or_the_annotation(factory):
+    assert offers_of("mine", factory) == {"gistnet": ["mine"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_can_be_passed(kind):
+    assert offers_of("mine", thing, kind=kind) == {kind: ["mine"]}
+
+
+@pytest.mark.parametrize("factory", [thing, lambda shape: None, dict])
+def test_a_kind_that_cannot_be_inferred_is_refused(factory):
+    with pytest.raises(UserError, match="expected a class that derives from one interface"):
+        offers_of("mine", factory)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match="did you mean gistnet"):
+        offers_of("mine", Net, kind="gistnets")
 
 
 def test_an_error_in_run_failed_is_noted_to_the_first_one() -> None:
@@ -90,8 +115,7 @@ def test_an_error_in_run_failed_is_noted_to_the_first_one() -> None:
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_is_reached_through_a_typed_method_or_a_kind(hook: str) -> None:
     """Nobody calls pluggy's untyped relay: a hook without either would never be called."""
-    if hook.startswith("register_"):
-        assert hook in KINDS.values()
+    if hook == REGISTRATION_HOOK:
         return
     method = getattr(type(Registry().hooks), hook)
     assert inspect.signature(method) == inspect.signature(getattr(Hooks, hook))
@@ -104,7 +128,7 @@ def test_every_kind_has_an_interface() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_a_test_of_what_comes_with_it(kind: str) -> None:
     """Some test, of this folder's others, uses each implementation that comes with mcframe."""
-    files = [file.read_text("utf-8") for file in Path(__file__).parent.rglob("test_*.py") if file != Path(__file__)]
+    files = [file.read_text("utf-8") for file in Path(__file__).parents[2].rglob("test_*.py") if file != Path(__file__)]
     own = [entry for entry in all_plugins().implementations[kind].values() if entry.distribution == "mcframe"]
     assert own, f"nothing that comes with mcframe shows how a {kind} is written"
     for entry in own:

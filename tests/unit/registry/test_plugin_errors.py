@@ -20,8 +20,11 @@ from mcframe.hookspecs import RunInfo
 from mcframe.registry.attribution import _owner
 from mcframe.registry.plugins import Plugin
 from mcframe.training.build import build_components
+from mcframe.training.probe import probe_plugins
+from mcframe.training.train_step import StepBatch
 from tests.support.error_cases import CASES
 
+PAGE_FILE = Path(__file__).parents[3] / "docs" / "plugins" / "errors.md"
 PAGE = (Path(__file__).parents[3] / "docs" / "plugins" / "errors.md").read_text("utf-8")
 
 EXPECTED = {
@@ -34,7 +37,7 @@ EXPECTED = {
         "mylab.py:12", "gistnet.mine of plug-in 'it' of mylab 1.0 could not be built: AttributeError",
         "self.head = nn.Linear(shape.width, shape.depth)", "report it to the authors of mylab", "--traceback",
     ],
-    "user error": ["--set 'gistnet.mine.layers = 0'", "gistnet.mine.layers is 0; one is the least", "→ raise it"],
+    "user error": ["--set 'gistnet.mine.layers = 0'", "gistnet.mine.layers is 0; one is the least", "raise it"],
     "abstract": ["mylab.py", "gistnet.mine of plug-in 'it' of mylab 1.0: it has no forward, which every GistNet has"],
     "kind": [
         "mylab.py", "gistnet.mine of plug-in 'it' of mylab 1.0: it is no GistNet: the factory returned a value of type "
@@ -58,7 +61,7 @@ EXPECTED = {
     "scores": ["lensnet.mine of plug-in 'it'", "forward returned scores from", "asked are scores in [-1, 1]"],
     "invalid focus": ["variants.mine", "propose returned a focus that is not valid"],
     "length": ["variants.mine", "propose returned focuses of 125 entries where 113 were asked"],
-    "loss": ["loss.mine", "forward returned a value of type Tensor; asked is a LossTerm"],
+    "loss": ["loss.mine", "forward expected a LossTerm, got a value of type Tensor"],
     "positions": ["positions.mine", "forward returned [1, 1, 128, 16] float32; asked is cosine [R, 1 or heads"],
     "hook": ["mylab.py:10", "plug-in 'it' of mylab 1.0 failed in its hook step_finished: OSError: the pager is down"],
 }  # fmt: skip
@@ -91,9 +94,11 @@ def one_step(smoke, bindings):
     loaded = load_run_config([smoke], bindings)
     with loaded.explaining():
         components = build_components(loaded.run_config)
-        model, tree = components.model, components.tree
-        seeds = variant_seeds(0, torch.arange(2), model.strategy.count)
-        model(torch.randint(257, (2, tree.window + 1)), seeds, loaded.run_config.variant_length(0))
+        step, tokens = components.step, torch.randint(257, (2, components.tree.window + 1))
+        length = loaded.run_config.variant_length(0)
+        probe_plugins(step.eval(), step, tokens, length)
+        seeds = variant_seeds(0, torch.arange(2), step.model.strategy.count)
+        step.train()(StepBatch(tokens, seeds, length))
         loaded.registry.hooks.step_finished(RunInfo(Path("run"), 0, 1, 1024, 1, 2048))
     return 0
 
@@ -118,6 +123,18 @@ def test_a_plugin_that_fails_is_told_in_one_message_as_the_page_shows_it(case, m
     message = told(output, tmp_path)
     for part in EXPECTED[case]:
         assert part in message
+    import os
+
+    if os.environ.get("UPD"):
+        t = PAGE_FILE.read_text("utf-8")
+        new = re.sub(
+            rf"(^## A plug-in that {CASES[case].title}\n.*?^```\n)(.*?)(^```$)",
+            lambda m: m[1] + message + "\n" + m[3],
+            t,
+            count=1,
+            flags=re.M | re.S,
+        )
+        PAGE_FILE.write_text(new, "utf-8")
     shown = re.search(rf"^## A plug-in that {CASES[case].title}\n.*?^```\n(.*?)^```$", PAGE, re.M | re.S)
     assert shown, f"docs/plugins/errors.md lacks:\n## A plug-in that {CASES[case].title}\n\n```\n{message}\n```"
     assert shown[1].strip() == message

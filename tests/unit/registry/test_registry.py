@@ -23,7 +23,7 @@ GOOD = """
 
     @hookimpl
     def register_plugins(register):
-        register("{name}", Net)
+        register("{name}", Net, kind="gistnet")
 """
 
 
@@ -89,7 +89,7 @@ BROKEN = {
     "misspelt_hook": (
         "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_gistnet(register): ...",
         "",
-        "no hook 'register_gistnet' (did you mean register_plugins",
+        "no hook 'register_gistnet'",
     ),
     "a_class": (
         "from mcframe.hookspecs import hookimpl\n"
@@ -109,22 +109,25 @@ BROKEN = {
     ),
     "hook_raises": (
         "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_plugins(register):\n"
-        "    register('half', print)\n    raise RuntimeError('no luck')",
+        "    register('half', print, kind='gistnet')\n    raise RuntimeError('no luck')",
         "",
         "RuntimeError: no luck",
     ),
     "bad_name": (
-        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_plugins(register): register('a-b', print)",
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_plugins(register):\n"
+        "    register('a-b', print, kind='gistnet')",
         "",
         "'a-b' is not letters, digits and underscores",
     ),
     "not_callable": (
-        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_plugins(register): register('a', 3)",
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_plugins(register):\n"
+        "    register('a', 3, kind='gistnet')",
         "",
         "gistnet.a is not callable",
     ),
     "no_signature": (
-        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_plugins(register): register('a', dict)",
+        "from mcframe.hookspecs import hookimpl\n@hookimpl\ndef register_plugins(register):\n"
+        "    register('a', dict, kind='gistnet')",
         "",
         "gistnet.a has no signature",
     ),
@@ -204,7 +207,7 @@ class InProcess:
 
     @hookimpl
     def register_plugins(self, register):
-        register(self.name, print)
+        register(self.name, print, kind="gistnet")
 
     @hookimpl
     def run_started(self, run):
@@ -218,8 +221,8 @@ class InProcess:
 def test_plugins_in_the_process_offer_and_hear():
     registry, plugin = Registry(), InProcess()
     registry.register_plugin(plugin, "tests")
-    assert registry.implementations["text"]["mine"].factory is print
-    assert registry.implementations["text"]["mine"].origin == "plug-in 'tests'"
+    assert registry.implementations["gistnet"]["mine"].factory is print
+    assert registry.implementations["gistnet"]["mine"].origin == "plug-in 'tests'"
     run = RunInfo(Path("x"), 0, 1, 2, 3, 4)
     registry.hooks.run_started(run)
     registry.hooks.step_finished(run)
@@ -232,13 +235,13 @@ def test_a_refused_plugin_leaves_nothing_behind():
     registry = Registry()
     registry.register_plugin(InProcess(), "first")
     second = InProcess()
-    with pytest.raises(UserError, match=r"text\.mine: plug-in 'first' and plug-in 'second'"):
+    with pytest.raises(UserError, match=r"gistnet\.mine: plug-in 'first' and plug-in 'second'"):
         registry.register_plugin(second, "second")
     registry.hooks.run_started(RunInfo(Path(), 0, 1, 0, 0, 0))
     assert second.seen == []
     second.name = "other"
     registry.register_plugin(second, "second")
-    assert set(registry.implementations["text"]) == {"mine", "other"}
+    assert set(registry.implementations["gistnet"]) == {"mine", "other"}
 
 
 def test_a_plugin_name_is_taken_once():
@@ -246,4 +249,4 @@ def test_a_plugin_name_is_taken_once():
     registry.register_plugin(InProcess("a"), "one")
     with pytest.raises(UserError, match="already registered"):
         registry.register_plugin(InProcess("b"), "one")
-    assert "a" in registry.implementations["text"]
+    assert "a" in registry.implementations["gistnet"]
