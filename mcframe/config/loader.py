@@ -99,8 +99,11 @@ class Config:
         return {key: as_json(self._checker.resolve(binding)) for key, binding in self.bindings.items()}
 
     def _locate(self, error: UserError) -> None:
-        if error.binding in self.bindings:
-            error.at(self.bindings[error.binding].location)
+        # A third-party plug-in may write the binding in its message alone.
+        named = (key for key in self.bindings if key in error.message)
+        key = error.binding if error.binding in self.bindings else max(named, key=len, default="")
+        if key:
+            error.at(self.bindings[key].location)
 
     def _winner(self, scope: str, name: str, parameter: str) -> Binding | None:
         """Return the binding that a call in this scope reads: the one with the longest matching scope."""

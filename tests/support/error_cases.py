@@ -155,7 +155,7 @@ CASES = {
             "class Mine(Loss):\n    name = 'mine'\n\n    def __init__(self, shape):\n"
             "        super().__init__()\n\n    def forward(self, view):\n        return view.baseline.nll.mean()",
         ),
-        ("run.added_losses = [@loss.mine]",),
+        ("run.extra_losses = [@loss.mine]",),
         "step",
     ),
     "positions": Case(

