@@ -153,7 +153,7 @@ CASES = {
             "loss",
             "register_plugins",
             "class Mine(Loss):\n    name = 'mine'\n\n    def __init__(self, shape):\n"
-            "        super().__init__()\n\n    def forward(self, view):\n        return view.baseline.nll.mean()",
+            "        super().__init__()\n\n    def forward(self, view):\n        return view.uncompressed.nll.mean()",
         ),
         ("run.extra_losses = [@loss.mine]",),
         "step",
