@@ -1,4 +1,4 @@
-"""Next-token loss of the uncompressed sequence."""
+"""Next-token loss of the uncompressed sequence: it trains the base model."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from mcframe.data.packing import separated
 from mcframe.hookspecs import INTERFACES
 from mcframe.training.build import build_components
 from mcframe.training.evaluation import subject_of
+from mcframe.training.train_step import StepBatch
 
 FOLDER = Path(__file__).parents[3] / "docs" / "plugins"
 
@@ -57,10 +58,10 @@ def step(components):
         torch.nn.init.normal_(block.down.weight, std=0.3)
     tokens = torch.randint(0, model.gpt.vocab_size, (2, tree.window + 1))
     seeds = variant_seeds(0, torch.arange(2), model.strategy.count)
-    loss, statistics = model(tokens, seeds, run_config.variant_length(0))
+    loss, metrics = components.step(StepBatch(tokens, seeds, run_config.variant_length(0)))
     assert torch.isfinite(loss)
     loss.backward()
-    return model, statistics, tokens
+    return model, metrics, tokens
 
 
 def learns(part):
@@ -70,15 +71,15 @@ def learns(part):
 
 
 def test_gistnet(chosen):
-    model, statistics, _ = step(chosen("gistnet"))
+    model, metrics, _ = step(chosen("gistnet"))
     assert learns(model.gistnet) == 2
-    assert "mc/gist_entry_delta/2" in statistics.means
+    assert "mc/gist_entry_delta/2" in metrics.means
 
 
 def test_lensnet(chosen):
-    model, statistics, _ = step(chosen("lensnet"))
+    model, metrics, _ = step(chosen("lensnet"))
     assert learns(model.lensnet) == 2
-    assert "mc/lens_loss" in statistics.means
+    assert "mc/lens_loss" in metrics.means
 
 
 def test_positions(chosen):
@@ -87,19 +88,20 @@ def test_positions(chosen):
     assert model.gpt.positions.base == 500.0
 
 
-def test_objective(chosen):
-    model, statistics, _ = step(chosen("loss"))
-    assert model.added.near_mean.weight == 0.05
-    mean, cosine = (statistics.means[f"loss/near_mean{end}"] for end in ("", "/cosine"))
+def test_loss(chosen):
+    components = chosen("loss")
+    _, metrics, _ = step(components)
+    assert components.step.losses["near_mean"].weight == 0.05
+    mean, cosine = (metrics.means[f"loss/near_mean{end}"] for end in ("", "/cosine"))
     assert float(mean[0] / mean[1]) == pytest.approx(1 - float(cosine[0] / cosine[1]), abs=1e-5)
-    assert "loss/z_loss/log_z" in statistics.means
+    assert "loss/z_loss/log_z" in metrics.means
 
 
 def test_variants(chosen):
     components = chosen("variants")
     model, _, tokens = step(components)
     length, seeds = components.run_config.variant_length(0), variant_seeds(1, torch.arange(2), 3)
-    focus = model(tokens[:, :-1], seeds, length, task="proposals")
+    focus = model.propose(tokens[:, :-1], seeds, length)
     assert focus.shape == (6, components.tree.blocks)
     assert (lengths(focus, components.tree) == length).all()
     assert not ((focus[:, 1:] > 0) & (focus[:, :-1] > 0)).any()  # no neighbours
@@ -112,7 +114,7 @@ def test_allocator(chosen):
     tree = components.tree
     with torch.no_grad():
         for budget in (tree.window, 113, tree.minimum_length):
-            focus, _ = model(tokens[:, :-1], components.allocator, budget, torch.arange(2), task="refocus")
+            focus, _ = model.refocus(tokens[:, :-1], components.allocator, budget, torch.arange(2))
             assert is_valid(focus, tree).all()
             assert (lengths(focus, tree) == tree.reachable(budget)[0]).all()
 
@@ -141,17 +143,15 @@ def test_task(chosen):
 
 def test_evaluation(chosen):
     components = chosen("evaluation")
-    subject = subject_of(
-        components.run_config, components.tokenizer, components.model, components.model, torch.device("cpu")
-    )
+    subject = subject_of(components.run_config, components.tokenizer, components.model, torch.device("cpu"))
     (evaluation,) = components.evaluations
     findings = evaluation.run(subject)
     assert evaluation.windows == 4
     assert findings.metrics["eval/plain/nll"] == pytest.approx(5.55, abs=0.3)  # of 257 ids, before training
 
 
-def test_sink(chosen):
-    """The example itself runs in tests/telemetry/test_sinks."""
+def test_logger(chosen):
+    """The example itself runs in tests/unit/metrics."""
     assert len(chosen("logger").run_config.loggers) == 1
 
 

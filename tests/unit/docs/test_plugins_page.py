@@ -25,7 +25,8 @@ from mcframe.context.counter_rng import random_keys, variant_seeds
 from mcframe.hookspecs import HeadShape, ModelShape, RunInfo, RunStart
 from mcframe.registry.checks import check_product
 from mcframe.registry.hook_rules import API_ATTRIBUTE, api_fits
-from mcframe.training.build import build_model
+from mcframe.training.build import build_step
+from mcframe.training.train_step import StepBatch
 
 FOLDER = Path(__file__).parents[3] / "docs" / "plugins"
 PAGE, HOOKS, ERRORS = ((FOLDER / name).read_text("utf-8") for name in ("README.md", "hooks.md", "errors.md"))
@@ -64,17 +65,18 @@ def test_the_package_trains_a_step_and_its_hook_is_called(tmp_path: Path) -> Non
     loaded = load_run_config([gin], [])
     run_config, tree = loaded.run_config, loaded.run_config.context.tree
     assert loaded.registry.broken == []
-    model = build_model(run_config, run_config.tokenizer().vocab_size)
+    step = build_step(run_config, run_config.tokenizer().vocab_size)
+    model = step.model
     assert type(model.gistnet).__name__ == "LastChild"
     assert model.gistnet.head.bias is not None
 
     torch.manual_seed(0)
     tokens = torch.randint(0, 257, (2, tree.window + 1))
     seeds = variant_seeds(0, torch.arange(2), model.strategy.count)
-    loss, statistics = model(tokens, seeds, run_config.variant_length(0))
+    loss, metrics = step(StepBatch(tokens, seeds, run_config.variant_length(0)))
     loss.backward()
     assert torch.isfinite(loss)
-    assert "mc/gist_entry_delta/2" in statistics.means
+    assert "mc/gist_entry_delta/2" in metrics.means
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.gistnet.parameters())
 
     run = RunInfo(directory=tmp_path, rank=0, world_size=1, tokens=1024, step=1, total_tokens=1024)
