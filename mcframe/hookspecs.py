@@ -19,9 +19,9 @@ variants     VariantStrategy    interfaces/focus.py        tokens and seeds
 text         TextSource         interfaces/data.py         whatever it likes
 tokenizer    Tokenizer          interfaces/data.py         texts
 task         Task               interfaces/data.py         seeds
-objective    Loss          interfaces/objective.py    a micro-batch within the training step
+loss         Loss               interfaces/loss.py         a micro-batch within the training step
 evaluation   Evaluation         interfaces/evaluation.py   a trained model
-sink         MetricLogger      interfaces/telemetry.py    what is measured
+logger       MetricLogger       interfaces/logger.py       what is measured
 
 Shapes: B sequences, V variants of each, R = B * V rows (row r belongs to sequence r // V), T tokens, K block size,
 G slots, D width, L entries of a working context.

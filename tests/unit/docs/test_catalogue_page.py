@@ -66,13 +66,8 @@ def test_the_example_is_built(tmp_path):
 
 def test_the_grid_that_it_names_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-<<<<<<< HEAD
     (grid,) = re.findall(r"^mcframe sweep (\S+)", PAGE, re.MULTILINE)
     listed = CliRunner().invoke(app, ["sweep", grid, "--list"])
-=======
-    (grid,) = re.findall(r"^mcframe ablate (\S+)", PAGE, re.MULTILINE)
-    listed = CliRunner().invoke(app, ["ablate", grid, "--list"])
->>>>>>> w-fixdocs
     assert listed.exit_code == 0, listed.output
     assert "transformer_surprise" in listed.output
 
