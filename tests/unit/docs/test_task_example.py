@@ -20,7 +20,7 @@ SEEDS = hash_combine(torch.arange(200), 0)
 @pytest.fixture
 def one_digit(tmp_path, monkeypatch, new_site, smoke):
     """The factory, as a gin file that names it gets it."""
-    (code,) = (code for code in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S) if "(Task)" in code)
+    (code,) = (code for code in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S) if "(SyntheticTask)" in code)
     new_site(tmp_path).install("mcframe_one_digit", code)
     monkeypatch.syspath_prepend(tmp_path)
     return load_run_config([smoke], ["run.task = @task.one_digit"]).run_config.task
