@@ -63,6 +63,11 @@ def _command(name: str) -> Any:
     return typer.main.get_command(single)
 
 
+def all_commands() -> dict[str, Any]:
+    """Import every command, for documentation and tests."""
+    return {name: _command(name) for name in COMMANDS}
+
+
 app = typer.Typer(
     name="mcframe", cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )

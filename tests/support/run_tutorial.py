@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "tutorial.md"
 LIMIT_S = 600
-sys.path.insert(0, str(ROOT / "tests" / "scaffold"))
+sys.path.insert(0, str(ROOT))
 
 
 @dataclass(frozen=True)

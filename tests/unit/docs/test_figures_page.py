@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import typer
 
-from mcframe.cli.app import app
+from mcframe.cli.app import all_commands
 from mcframe.context.step_histograms import HISTOGRAMS, MAX_POINTS, NATS_BINS, SCORE_BINS
 from mcframe.metrics import wandb_workspace
 from mcframe.metrics.accumulator import Reading
@@ -53,5 +53,5 @@ def test_every_picture_is_shown() -> None:
 
 
 def test_commands_exist() -> None:
-    commands = typer.main.get_command(app).commands["dashboard"].commands  # type: ignore[attr-defined]
+    commands = all_commands()["dashboard"].commands
     assert set(re.findall(r"mcframe dashboard (\w+)", PAGE)) == set(commands)

@@ -17,7 +17,7 @@ import torch
 import typer
 
 from mcframe import hookspecs
-from mcframe.cli.app import app
+from mcframe.cli.app import all_commands
 from mcframe.cli.train import arguments
 from mcframe.config.run_config import all_plugins, load_run_config
 from mcframe.context.context_tree import ContextTree
@@ -206,7 +206,7 @@ def test_the_options_of_the_page_are_those_of_every_command_that_reads_plugins()
     assert table == {"--plugin", "--no-plugin", "--strict-plugins"}
     assert table <= known
     (line,) = re.findall(r"^(`run`, .*) take$", PAGE, re.M)
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = all_commands()
     taking = {name for name, command in commands.items() if table <= {o for p in command.params for o in p.opts}}
     assert set(re.findall(r"`(\w+)`", line)) == taking | {"run"}  # which passes on what it does not know
 
