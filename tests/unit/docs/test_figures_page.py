@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import typer
 
 from mcframe.cli.app import all_commands
 from mcframe.context.step_histograms import HISTOGRAMS, MAX_POINTS, NATS_BINS, SCORE_BINS

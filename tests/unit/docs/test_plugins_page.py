@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 
 from mcframe import hookspecs
 from mcframe.cli.app import all_commands

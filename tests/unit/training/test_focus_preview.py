@@ -5,8 +5,7 @@ import torch
 from mcframe.context.context_tree import ContextTree
 from mcframe.hookspecs import ModelShape, VariantStrategy
 from mcframe.modeling.gpt import GPT
-from mcframe.modeling.objectives import Objectives
-from mcframe.modeling.step import MegaContextStep
+from mcframe.modeling.model import MegaContextModel
 from mcframe.training.sampling import focuses
 from mcframe_plugins.allocator.greedy import GreedyAllocator
 from mcframe_plugins.gistnet.mean import MeanGistNet
@@ -35,7 +34,7 @@ class Guided(VariantStrategy):
 def test_a_strategy_that_needs_scores_gets_them():
     strategy, shape = Guided(GEOMETRY), ModelShape(16, GEOMETRY)
     gpt = GPT(GEOMETRY, 20, depth=1, width=16, heads=2)
-    model = MegaContextStep(gpt, MeanGistNet(shape), RecencyLensNet(shape), strategy, GEOMETRY, Objectives())
+    model = MegaContextModel(gpt, MeanGistNet(shape), RecencyLensNet(shape), strategy, GEOMETRY)
     windows = torch.randint(20, (3, 33))
     cpu = torch.device("cpu")
     chosen, proposed, rounds = focuses(model, GreedyAllocator(GEOMETRY), windows, 24, 0, 2, cpu)
