@@ -29,10 +29,9 @@ def test_every_histogram_has_a_row() -> None:
 
 def test_bins_are_those_of_the_code() -> None:
     assert f"Scores have {SCORE_BINS.bins} equal bins" in PAGE
-    assert (
-        f"ΔNLL has {NATS_BINS.bins}, equal in asinh(ΔNLL / {NATS_BINS.linear_width}) from {NATS_BINS.low:g} to {NATS_BINS.high:g} nats"
-        in PAGE
-    )
+    low, high = f"{NATS_BINS.low:g}", f"{NATS_BINS.high:g}"
+    shape = f"{NATS_BINS.bins}, equal in asinh(ΔNLL / {NATS_BINS.linear_width})"
+    assert f"ΔNLL has {shape} from {low} to {high} nats" in PAGE
     assert f"up to {MAX_POINTS} collapsed spans" in PAGE
 
 
