@@ -12,12 +12,11 @@ from rich.table import Table
 
 from mcframe.cli.options import NoPlugin, Plugin, Set, StrictPlugins, Traceback, plugin_options
 from mcframe.cli.user_errors import report_user_errors
-from mcframe.config.run_config import Loaded, load_run_config
-from mcframe.config.schema import MULTI_KINDS, RunConfig
+from mcframe.config.run_config import PLUGIN_FIELDS, Loaded, load_run_config
+from mcframe.config.schema import RunConfig
 from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
 from mcframe.registry.discovery import PluginOptions
-from mcframe.registry.plugins import KINDS
 from mcframe.training.build import build_evaluations, build_step, build_task, parameter_counts
 from mcframe.training.engine_config import engine_config
 from mcframe.training.flops import StepFlops
@@ -110,7 +109,7 @@ def _vocab_size(loaded: Loaded, console: Console) -> int:
 
 def _plugins(loaded: Loaded) -> str:
     bound = loaded.config.as_dict()
-    parts = [bound.get(f"run.{MULTI_KINDS.get(kind, kind)}") for kind in KINDS]
+    parts = [bound.get(f"run.{field}") for field in PLUGIN_FIELDS]
     named = [each for part in parts for each in (part if isinstance(part, list) else [part]) if each is not None]
     chosen = ", ".join(str(each).lstrip("@") for each in named)
     packages = ", ".join(f"{name} {version}" for name, version in loaded.registry.versions().items())

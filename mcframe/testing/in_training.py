@@ -70,7 +70,7 @@ def r2_learns(plugin: PluginUnderTest) -> None:
 
 
 def _own(weights: dict[str, Tensor], plugin: PluginUnderTest) -> dict[str, Tensor]:
-    prefix = f"{plugin.kind}."
+    prefix = f"model.{plugin.kind}."
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 

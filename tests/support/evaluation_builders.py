@@ -38,7 +38,7 @@ def build_model(tree: oracle.Tree, seed: int = 0, **options: object) -> Step:
 
 def build_subject(model: Step, held: EvalData, **options: object) -> GivenSubject:
     settings = {
-        "model": model, "tree": model.tree, "tokenizer": Bytes(), "text": None, "share": 0.1, "own_task": None,
+        "model": model.model, "tree": model.tree, "tokenizer": Bytes(), "text": None, "share": 0.1, "own_task": None,
         "allocator": TopKAllocator(model.tree), "vocab_size": model.gpt.vocab_size, "length": 0.75,
         "has_gists": model.gistnet is not None, "has_lens": model.lensnet is not None,
         "device": torch.device("cpu"), "batch": 4, "held": held,

@@ -49,7 +49,7 @@ def test_the_promised_length_gives_the_same_entries_without_filling(case):
 
 def test_a_broken_promise_of_length_stops_the_program():
     tree = geometry_of(oracle.Tree(16, 4, 1, 1, 0, 0))
-    with pytest.raises(RuntimeError, match="does not unroll"):
+    with pytest.raises(RuntimeError, match="another length than expected"):
         build_context(torch.tensor([[0, 1, 0, 0]]), tree, 14)
 
 

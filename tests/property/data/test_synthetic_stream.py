@@ -125,7 +125,7 @@ def test_a_sequence_is_a_function_of_its_seed():
     task = Recall(GEOMETRY)
     seeds = torch.tensor([5, -3, 2**62])
     first, again, alone = task.generate(seeds), Recall(GEOMETRY).generate(seeds), task.generate(seeds[1:2])
-    for name in ("tokens", "scored", "evidence"):
+    for name in ("tokens", "loss_mask", "evidence"):
         assert torch.equal(getattr(first, name), getattr(again, name))
         assert torch.equal(getattr(first, name)[1:2], getattr(alone, name))
     assert len({tuple(row) for row in task.generate(torch.arange(500)).tokens.tolist()}) == 500

@@ -52,7 +52,7 @@ def test_neighbours_keep_all_that_is_theirs():
     found = neighboured(held, geometry_of(FLAT))
     rows = [held.tokens.tolist().index(row) for row in found.tokens.tolist()]
     assert sorted(rows) == list(range(6))
-    for name in ("tokens", "documents", "scored", "evidence"):
+    for name in ("tokens", "documents", "loss_mask", "evidence"):
         assert torch.equal(getattr(found, name), getattr(held, name)[rows])
 
 

@@ -98,7 +98,7 @@ def test_results_of_a_grid_have_a_column_a_metric_where_they_fit():
 
 def test_what_would_run_breaks_no_word_at_80_columns(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    binding = "objectives.reconstruction_weight = 0.3"
+    binding = "loss.reconstruction.weight = 0.3"
     rows = f'[rows]\n{NAMES[0]} = []\n{NAMES[1]} = ["{binding}"]'
     file = tmp_path / "grid.toml"
     file.write_text(f'gin = ["quickstart.gin"]\ntokens = 245760\nseeds = [0]\nbaseline = "{NAMES[0]}"\n{rows}\n')

@@ -90,7 +90,7 @@ def tokens(change):
         (tokens(lambda t: t[:, 1:]), r"returned \[3, 64\] int64; asked is tokens \[B, T \+ 1\], here \[3, 65\]"),
         (tokens(lambda t: t.int()), r"returned \[3, 65\] int32; asked is tokens"),
         (tokens(lambda t: t + 10_000), "asked are ids below vocab_size"),
-        (lambda batch: type(batch)(batch.tokens, batch.loss_mask.int(), batch.evidence), "asked is scored"),
+        (lambda batch: type(batch)(batch.tokens, batch.loss_mask.int(), batch.evidence), "asked is loss_mask"),
         (lambda batch: type(batch)(batch.tokens, batch.loss_mask, batch.evidence[:1]), "asked is evidence"),
     ],
 )

@@ -124,7 +124,7 @@ def test_the_cheaper_drop_counts_and_the_table_says_whose():
 
 
 def test_two_evaluations_of_one_name_are_refused():
-    with pytest.raises(UserError, match="two evaluations are called 'controls'"):
+    with pytest.raises(UserError, match="two evaluations are called 'gist_quality'"):
         check_names([GistQuality(), GistQuality()])
     with pytest.raises(UserError, match="two evaluations"):
         list(run_evaluations([GistQuality(), GistQuality()], None))
@@ -133,5 +133,5 @@ def test_two_evaluations_of_one_name_are_refused():
 
 @pytest.mark.parametrize("setting", [{"windows": 1}, {"lengths": (0.5, 1.0)}, {"resamples": 0}])
 def test_settings_out_of_range_are_refused(setting):
-    with pytest.raises(UserError, match=f"evaluation.gist_quality.{next(iter(setting))} is"):
+    with pytest.raises(UserError, match=f"evaluation.gist_quality.{next(iter(setting))}: expected"):
         GistQuality(**setting)

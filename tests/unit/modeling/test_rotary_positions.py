@@ -87,7 +87,7 @@ def test_gaussian_rope_rotates_by_where_a_gist_stands_and_how_wide_it_is(placeme
 
 
 def test_a_base_that_is_none_is_refused():
-    with pytest.raises(UserError, match=r"positions\.gaussian_rope\.base is 1\.0"):
+    with pytest.raises(UserError, match=r"positions\.gaussian_rope\.base: expected above 1, got 1\.0"):
         GaussianRope(HeadShape(2, 6, TREE), base=1.0)
 
 

@@ -141,7 +141,7 @@ def test_metrics_are_told_with_what_they_mean_and_whether_they_change(mcframe, s
     late = read_run(seed_run).series["mc/lod_delta/1"].late(0.5)
     assert float(mean.split(" ± ")[0]) == pytest.approx(late.mean(), abs=0.01)
     assert trend.startswith("↗ +0.9")
-    assert "up to context.horizon behind a span" in means
+    assert "at most context.horizon after a span" in means
     assert rows["mc/build_ms"][5] == "→"
 
 
