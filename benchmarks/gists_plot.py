@@ -71,7 +71,7 @@ def draw(page: str) -> None:
         for offset, (name, nats) in enumerate(losses.items()):
             bars = text.bar(index + (offset - 1) * 0.28, nats, 0.26, color=COLOURS[name])
             text.bar_label(bars, fmt="%.3f")
-    text.set(title="Text at 8:1: nats lost, next 16 tokens", ylim=(0, 0.13), yticks=[])
+    text.set(title="Text at 8:1: nats lost, next 16 tokens", ylim=(0, 0.145), yticks=[])
     text.set_xticks([0, 1], ["code", "prose"])
     text.legend(
         handles=[Patch(color=COLOURS[name]) for name in ("gist", "mean", "drop")],
@@ -80,7 +80,7 @@ def draw(page: str) -> None:
         frameon=False,
         ncols=3,
     )
-    entries.loglog(WINDOWS, WINDOWS, color=COLOURS["drop"], label="every token")
+    entries.loglog(WINDOWS, WINDOWS, color=COLOURS["full"], label="every token")
     for levels, style in ((1, "--"), (2, "-")):
         lengths = [shortest_context(window, levels) for window in WINDOWS]
         label = "gists of 32 tokens" if levels == 1 else "and of 1,024 tokens"
