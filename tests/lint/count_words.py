@@ -3,8 +3,8 @@
     python tests/lint/count_words.py [MAX]
 
 Counts README.md, CONTRIBUTING.md and docs/**/*.md as `wc -w` does. Skips docs/sample_review and generated text, that is
-parts between `<!-- NAME -->` and `<!-- end of NAME -->` and pages that begin with `<!-- generated`. The second column
-skips the bars and rules of tables. Exit code 1 if the total of the first column is above MAX.
+parts between `<!-- NAME -->` and `<!-- end of NAME -->` and pages with "Do not edit this page." at the end of a line.
+The second column skips the bars and rules of tables. Exit code 1 if the total of the first column is above MAX.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-GENERATED_PAGE = "<!-- generated"
+GENERATED_PAGE = re.compile(r"Do not edit this page\.$", re.MULTILINE)
 GENERATED_PART = re.compile(r"<!-- (?P<name>[\w ]+) -->.*?<!-- end of (?P=name) -->", re.DOTALL)
 
 
@@ -27,7 +27,7 @@ def typed_pages(root: Path) -> list[Path]:
 
 def count(text: str) -> tuple[int, int]:
     """Return the words of a page's typed text: all, and those with a letter or a digit."""
-    if text.startswith(GENERATED_PAGE):
+    if GENERATED_PAGE.search(text):
         return 0, 0
     words = GENERATED_PART.sub(" ", text).split()
     return len(words), sum(bool(re.search(r"\w", word)) for word in words)
