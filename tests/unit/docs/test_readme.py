@@ -1,4 +1,4 @@
-"""The README's picture, experiment and tables, and the links of every page."""
+"""The README's picture, experiment and architecture, the tables of docs/commands.md, and the links of every page."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mcframe.metrics.context_text import key, strip
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = (ROOT / "docs" / "commands.md").read_text("utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/plugins").glob("*.md")])
 
 
@@ -60,15 +61,15 @@ def test_the_first_experiment_loads(tmp_path: Path) -> None:
 
 def test_every_preset_is_listed() -> None:
     for preset in (ROOT / "gin").glob("*.gin"):
-        assert f"`gin/{preset.name}`" in README
-    for named in re.findall(r"`gin/([\w/]+\.gin)`", README):
+        assert f"`gin/{preset.name}`" in COMMANDS
+    for named in re.findall(r"`gin/([\w/]+\.gin)`", README + COMMANDS):
         assert (ROOT / "gin" / named).exists(), named
 
 
 def test_every_command_is_listed() -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     names |= {group.name for group in app.registered_groups if group.name}
-    missing = [name for name in names - {"version"} if not re.search(rf"`mcframe {name}[ `]", README)]
+    missing = [name for name in names - {"version"} if not re.search(rf"`mcframe {name}[ `]", COMMANDS)]
     assert missing == []
 
 
@@ -80,9 +81,11 @@ def test_the_environments_that_pages_name_exist() -> None:
             assert tox.has_section(f"testenv:{name}"), f"{page.name}: tox -e {name}"
 
 
-def test_every_folder_of_the_package_is_in_the_architecture_section() -> None:
+def test_every_folder_of_the_package_is_in_the_architecture_picture() -> None:
+    picture = re.search(r"```mermaid\n(.*?)```", README, re.S)
+    assert picture
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
     for package in packages:
         top, _, below = package.partition(".")
         if top == "mcframe" and below:
-            assert f"`mcframe/{below.replace('.', '/')}/`" in README, package
+            assert f'"mcframe/{below.replace(".", "/")}/<br>' in picture[1], package
