@@ -68,7 +68,7 @@ def test_each_is_rejected_by_its_clause(name, clause, said):
     assert found[clause][0] == "failed", found
     assert said in found[clause][1]
     earlier = SLOW[: SLOW.index(clause)]
-    assert [id for id in earlier if found.get(id, ("", ""))[0] == "failed"] in ([], ["R5"]), found
+    assert [id for id in earlier if found.get(id, ("", ""))[0] == "failed"] in ([], ["R5"], ["R3", "R5"]), found
 
 
 def test_every_slow_clause_rejects_something():

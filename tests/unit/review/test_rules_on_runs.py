@@ -279,7 +279,7 @@ def test_packing_on_a_cpu_is_not_judged_by_the_limit_of_a_gpu(tmp_path):
 def test_where_the_level_of_detail_gives_preferences_away_the_correlation_of_gists_is_judged(tmp_path):
     figures = healthy()
     figures["mc/pref_score_corr"] = 0.05 * noise(np.random.default_rng(1), STEPS)
-    config = {key: value for key, value in CONFIG.items() if key != "objectives.preference_sides"}
+    config = {key: value for key, value in CONFIG.items() if key != "lens_targets.sides"}
     assert (
         "mc/pref_score_corr"
         in findings(write_run(tmp_path / "a", figures, config=config))["lens_uncorrelated"].evidence[0]
