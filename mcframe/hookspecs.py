@@ -146,15 +146,15 @@ class Register(Protocol):
 class Hooks:
     """Hook specifications, in the order of a run's life. Implement any of them with `@hookimpl`.
 
-    Parameters may be left out, not renamed. None returns anything. An error that a hook raises ends the command with a
+    Parameters may be omitted, not renamed. Hooks return None. An error that a hook raises ends the command with a
     message that names the plug-in; `register_plugins` is the exception: its error marks the plug-in as broken.
 
-    Every command calls `register_plugins`, once a plug-in. A run calls, on the ranks that are said:
+    Every command calls `register_plugins`, once a plug-in. A run calls the others, on the ranks shown:
 
-        checkpoint_loaded             every rank, where the run goes on
+        checkpoint_loaded             every rank, when a run resumes
         run_started                   every rank
           metrics_logged              rank 0: validation before the first step of a new run
-          step_finished               every rank, each step; behind it, where due:
+          step_finished               every rank, each step; then, when due:
             metrics_logged            rank 0: a logging interval; then validation
             checkpoint_saved          every rank
             evaluated                 rank 0, each evaluation; then metrics_logged with their headlines

@@ -117,11 +117,16 @@ class ContextConfig:
 class OptimizerConfig:
     """The optimizer (gin: `optimizer`).
 
-    name               adamw, or muon: Muon for matrices and AdamW for embeddings, heads and thin maps
-    lr, betas, eps, weight_decay   of AdamW; weight_decay also of Muon
-    muon_lr, muon_momentum         of Muon
-    gradient_clipping  largest gradient norm; None = 1.0 for adamw and none for muon, whose update is orthogonalised
-                       (clipping would act on that update, at some ZeRO stages and not at others)
+    Attributes:
+        name: adamw, or muon: Muon for matrices and AdamW for embeddings, heads and vectors.
+        lr: Peak learning rate of AdamW.
+        betas: Decay rates of AdamW's moments.
+        eps: Epsilon of AdamW.
+        weight_decay: Weight decay of AdamW and Muon.
+        muon_lr: Peak learning rate of Muon.
+        muon_momentum: Momentum of Muon.
+        gradient_clipping: Largest gradient norm; None = 1.0 with adamw, none with muon. An error above 0 with muon,
+            whose orthogonalised update it would clip at some ZeRO stages only.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -156,9 +161,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate over training, as a share of its peak (gin: `schedule`).
+    """Linear warm-up, constant, linear warm-down of every learning rate (gin: `schedule`).
 
-    warm_up, warm_down   fractions of training over which it rises from 0 and falls to `final`, linearly
+    Attributes:
+        warm_up: Fraction of training over which the rate rises from 0.
+        warm_down: Fraction of training over which it falls to `final`.
+        final: Rate at the end, as a fraction of its peak.
     """
 
     warm_up: float = 0.02
@@ -180,7 +188,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:
-    """DeepSpeed (gin: `deepspeed`).
+    """Options of DeepSpeed (gin: `deepspeed`).
 
     Attributes:
         zero_stage: 0 to 3.
@@ -215,10 +223,16 @@ class DeepSpeedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CadenceConfig:
-    """When things happen, in dataset tokens; 0 = never (gin: `cadence`). `keep` newest checkpoints stay.
+    """Intervals on the token clock, in dataset tokens; 0 = never (gin: `cadence`).
 
-    eval_tokens is for plain validation, evaluate_tokens for `run.evaluations`, which cost far more; picture_tokens for
-    drawing what is recorded with every log.
+    Attributes:
+        log_tokens: Interval of log lines.
+        eval_tokens: Interval of validations, each with a picture of working contexts.
+        evaluate_tokens: Interval of `run.evaluations`, which cost far more than a validation.
+        sample_tokens: Interval of samples.
+        picture_tokens: Interval of figures, drawn from what every log line records; the end of a run has one.
+        checkpoint_tokens: Interval of checkpoints; the end of a run is always saved.
+        keep: Newest checkpoints that stay on disk.
     """
 
     log_tokens: int = 1_000_000
@@ -241,7 +255,7 @@ class DataConfig:
     """The split of the text (gin: `data`).
 
     Attributes:
-        validation_share: Fraction of documents held out for validation.
+        validation_share: Fraction of documents held out for validation, chosen by the content of a document.
     """
 
     validation_share: float = 0.02
@@ -268,7 +282,7 @@ class SamplingConfig:
     Attributes:
         prompts: Texts to continue.
         length: Tokens of a continuation.
-        temperature: 0 takes the likeliest token each time.
+        temperature: Divides the logits; 0 takes the most likely token each time.
     """
 
     prompts: Sequence[str] = ("def ", "The ")
@@ -303,7 +317,7 @@ class RunConfig:
 
     Attributes:
         gistnet: GistNet, for example `@gistnet.transformer`. None drops collapsed blocks: the drop baseline.
-        lensnet: LensNet; None trains none.
+        lensnet: LensNet; None trains none. Without a GistNet no LensNet is built.
         allocator: Turns scores and a budget into a focus.
         variants: Proposes the working contexts that training compares; `@variants.none` is the plain baseline.
         text: Text source.
@@ -314,12 +328,15 @@ class RunConfig:
         losses: Terms of the loss, in order. None is next_token, variants, delta_penalty, preference and balance.
         extra_losses: Losses in addition to `losses`.
         loggers: Loggers in addition to those that `logging` switches, for example `@logger.prometheus`.
-        start_from: A run directory or checkpoint of another run whose weights are loaded, part by part, where they fit.
-        trainable: The parts that are trained: base, gistnet, lensnet.
+        start_from: A run directory or checkpoint of another run. Base model, GistNet and LensNet start with its
+            weights, each where all of the part fits.
+        trainable: The parts that are trained; the others are frozen. Parameters of a loss are frozen with its part.
         total_tokens: Dataset tokens of the run, rounded down to complete steps. Set this or total_steps.
         total_steps: Optimizer steps of the run. Set this or total_tokens.
-        batch_tokens: Dataset tokens of an optimizer step over all ranks; a multiple of `context.window`.
-        micro_batch: The most sequences of a forward pass on a rank; the largest divisor up to it is used.
+        batch_tokens: Dataset tokens of an optimizer step over all ranks; a multiple of `context.window`,
+            and a number of sequences that divides among the ranks.
+        micro_batch: The most sequences of a forward pass on a rank; the largest divisor up to it is used, and
+            the rest is gradient accumulation.
         seed: Determines data order, variants and initialisation.
     """
 

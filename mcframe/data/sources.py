@@ -26,11 +26,12 @@ _OFFLINE_REMEDY = (
 
 
 class StandardLibrary(TextSource):
-    """The running interpreter's own library: real text that needs no download.
+    """The running interpreter's own standard library: real text without a download.
 
-    include  which files, as a pattern for `Path.match`: "json/*.py" for one folder
+    One file is one document; installed packages and test folders are omitted. Files are sorted by name.
 
-    One file is one document; installed packages and test folders are left out. Files are sorted by name.
+    Args:
+        include: Pattern of the files for `Path.match`: "json/*.py" for one folder.
     """
 
     def __init__(self, include: str = "*.py") -> None:
@@ -64,15 +65,16 @@ class StandardLibrary(TextSource):
 
 
 class LocalFiles(TextSource):
-    """Files, and folders with all that lies in them, read where they are without a copy.
+    """Files, and folders with everything in them, read where they are without a copy.
 
-    paths       one path or several; ~ is the home folder
-    text_field  the field of .jsonl and .parquet files that holds the text
-    streaming   read while training instead of tokenising once
-
-    A .txt, .md or .py file is one document; a .jsonl or .parquet file has one a row; empty ones are left out. The
+    A .txt, .md or .py file is one document; a .jsonl or .parquet file has one a row; empty documents are omitted. The
     order: text files, then .jsonl, then .parquet, each in the order of `paths` and, within a folder, by name. In
-    folders, hidden files and other kinds of file are passed over.
+    folders, hidden files and other kinds of file are skipped.
+
+    Args:
+        paths: One path or several; ~ is the home folder.
+        text_field: Field of .jsonl and .parquet rows that holds the text.
+        streaming: Read while training instead of tokenising once.
     """
 
     def __init__(self, paths: str | Sequence[str], text_field: str = "text", streaming: bool = False) -> None:
@@ -163,16 +165,17 @@ def _reader_options(kind: str, field: str) -> dict[str, Any]:
 
 
 class HuggingFace(TextSource):
-    """A data set of the Hugging Face hub, or a local folder laid out like one.
+    """A data set of the Hugging Face hub, or a local folder of the same layout.
 
-    name            the data set's name on the hub, or a folder
-    subset          its configuration, where it has several
-    split           the split to read; training and validation are both taken from it, by document
-    text_field      the field that holds the text
-    streaming       read while training instead of downloading and tokenising once
-    shuffle_buffer  while streaming, how many documents are shuffled among each other, anew in every epoch; 0 = none
-    seed            of that shuffle
-    revision        a commit of the data set. Only with one does `identity` change whenever the documents do
+    Args:
+        name: Name on the hub, or a folder.
+        subset: Its configuration, where it has several.
+        split: Split to read; training and validation are both taken from it, by document.
+        text_field: Field that holds the text.
+        streaming: Read while training instead of downloading and tokenising once.
+        shuffle_buffer: Documents of the shuffle buffer while streaming, different in every epoch; 0 = none.
+        seed: Seed of that shuffle.
+        revision: Commit of the data set; without one, a cached token file can be out of date.
     """
 
     def __init__(

@@ -54,13 +54,20 @@ class Bytes(Tokenizer):
 
 
 class BPE(Tokenizer):
-    """Byte-level BPE from a file that `mcframe tokenizer` has trained; the separator is 0 and decodes to nothing.
+    """Byte-level BPE, trained once by `mcframe tokenizer --gin FILE` on the file's training documents.
 
-    vocab_size  entries, the separator included
-    name        which of several trained ones of this size
-    file        a tokenizer file instead of the cached one of that name and size
+    The separator is id 0 and decodes to nothing.
 
-    Raises UserError where the file is missing, of another kind, or has another number of entries.
+    Source:
+        Sennrich et al., 2016.
+
+    Args:
+        vocab_size: Entries, the separator included.
+        name: Which of several trained ones of this size.
+        file: A tokenizer file instead of the cached one of that name and size.
+
+    Raises:
+        UserError: The file is missing, of another kind, or has another number of entries.
     """
 
     def __init__(self, vocab_size: int = 65536, name: str = "default", file: str | None = None) -> None:

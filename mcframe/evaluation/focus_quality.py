@@ -24,14 +24,15 @@ class Budget:
 
 
 class FocusQuality(Evaluation):
-    """random, recency, surprise, lens and oracle at several budgets, unfocused blocks as gists and dropped.
+    """Random, recency, surprise, lens and oracle at each budget, other blocks as gists and dropped.
 
-    name       names the metrics
-    windows    held-out sequences
-    budgets    fractions of the window; those that no context of LOD1 reaches are left out
-    draws      random focuses of each sequence, averaged
-    task       generated sequences in place of what the run trains on
-    resamples  of the bootstrap
+    Args:
+        name: Part of its metrics' names.
+        windows: Held-out sequences.
+        budgets: Fractions of T; budgets that contexts of LOD0 and LOD1 do not reach are skipped.
+        draws: Focuses of each sequence by the random strategy, averaged.
+        task: `@task.NAME` in place of what the run trains on.
+        resamples: Resamples of the bootstrap.
     """
 
     def __init__(

@@ -41,13 +41,14 @@ class Measured:
 
 
 class GistQuality(Evaluation):
-    """full, drop, mean, swap and gist under random focuses of each level.
+    """Full, drop, mean, swap and gist under random focuses of each level.
 
-    name       names the metrics
-    windows    held-out sequences
-    lengths    target lengths of the contexts, as fractions of the window; None = the run's and 0.9, run10's
-    task       generated sequences in place of what the run trains on
-    resamples  of the bootstrap
+    Args:
+        name: Part of its metrics' names.
+        windows: Held-out sequences; 2 or more.
+        lengths: Target lengths of the contexts, as fractions of T; None = `context.length_end` and 0.9.
+        task: `@task.NAME` in place of what the run trains on.
+        resamples: Resamples of the bootstrap.
     """
 
     def __init__(

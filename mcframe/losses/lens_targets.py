@@ -24,11 +24,11 @@ _MIN_SCALE = 1e-6
 
 @dataclass(frozen=True)
 class LensTargetsConfig:
-    """The targets of LensNet's losses (gin: `lens_targets`).
+    """The targets of LensNet's losses: ΔNLL of the variants, and preference pairs from it (gin: `lens_targets`).
 
     Attributes:
         condition: What replaces a collapsed block when variants are compared: its gist, or nothing.
-        sides: The contexts of a preference pair that carry signs.
+        sides: The contexts of a preference pair that carry signs; with 'worse' the level of detail predicts the sign.
         scale_nats: Difference of ΔNLL, in nats, that counts as a clear preference.
         normalise: Replace `scale_nats` by the running root mean square of such differences.
         decay: Weight of the previous steps in that mean square.

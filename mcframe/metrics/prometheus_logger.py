@@ -20,14 +20,15 @@ FILE = "metrics.prom"
 
 
 class PrometheusLogger(MetricLogger):
-    """Writes the latest value of every metric to one file: `mcframe_train_loss{run="quickstart"} 2.5`.
+    """The latest value of every metric in one file of Prometheus' text format, replaced at every logging interval.
 
-    Needs the extra `mcframe[prometheus]`.
+    node_exporter's textfile collector reads it from the folder that `--collector.textfile.directory` names. A line is
+    `mcframe_train_loss{run="quickstart"} 2.5`. Needs the extra `mcframe[prometheus]`.
 
     Args:
-        run: start of the run.
-        file: path; None = `metrics.prom` in the run directory. Runs on one machine need different files.
-        prefix: prefix of the names.
+        run: Start of the run.
+        file: Path; None = `metrics.prom` in the run directory. Runs on one machine need different files.
+        prefix: Prefix of the names.
     """
 
     def __init__(self, run: RunStart, *, file: str | None = None, prefix: str = "mcframe_") -> None:

@@ -107,15 +107,18 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The base model.
+    """The base model: a decoder-only transformer over the entries of a working context.
 
-    depth, width, heads      layers, embedding width D, attention heads
-    head_width               width of a head; None takes width / heads. Content is matched by the slow half of a head's
-                             rotary frequencies: a head narrower than 64 is slow to learn to look things up
-    vocab_size               rows of the embedding and of the head; None takes the tokenizer's
-    gist_bias                where the learned attention bias of gists (a level, layer and head) starts; None = no bias.
-                             A start far below 0, such as -8, leaves gists unseen until training finds a use for them
-    activation_checkpointing recompute each block in the backward pass (non-reentrant)
+    Args:
+        depth: Layers.
+        width: Embedding width D; a multiple of twice the heads.
+        heads: Attention heads.
+        head_width: Width of a head, an even number; None = width / heads. Content is matched by the slow half of a
+            head's rotary frequencies, so a head narrower than 64 is slow to learn look-ups.
+        vocab_size: Rows of embedding and head, at least the tokenizer's; None = the tokenizer's.
+        gist_bias: Initial value of the learned attention bias of gists, one a level, layer and head, in logits; None =
+            no bias. With -8 gists are unseen until training finds a use for them.
+        activation_checkpointing: Recompute layers in the backward pass (non-reentrant): less memory, more time.
     """
 
     def __init__(

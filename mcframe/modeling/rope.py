@@ -18,11 +18,18 @@ from mcframe.hookspecs import HeadShape, Positions
 
 
 class GaussianRope(Positions):
-    """Rotary positions of intervals (see above).
+    """Rotary positions of intervals: a token has one position, a gist the mean and the spread of its span.
 
-    base       longest wavelength, in tokens over 2 pi
-    placement  where a gist stands in the span that it covers
-    smoothing  whether the spread of its span damps its rotation
+    The rotation is its expectation over a Gaussian: `cos(f * mu) * exp(-(sigma * f)**2 / 2)`, likewise sin, for each
+    frequency f. With sigma = 0 this is RoPE.
+
+    Source:
+        RoPE (Su et al., RoFormer, 2021).
+
+    Args:
+        base: Base of the rotary frequencies; the longest wavelength is 2 pi times this, in tokens.
+        placement: Position of a gist in the span that it covers.
+        smoothing: Damp the rotation of a gist by the spread of its span.
     """
 
     def __init__(

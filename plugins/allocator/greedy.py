@@ -1,7 +1,6 @@
-"""Expand what asks for it most, then collapse what asks least until the budget holds; over any number of levels.
+"""Greedy allocator over any number of levels.
 
-Nodes of a level save alike, so the lowest score is the lowest price an entry: the greedy rule for knapsacks (Dantzig,
-1957), level by level.
+Nodes of a level save equally many entries, so the lowest score is the lowest price of an entry.
 """
 
 from __future__ import annotations
@@ -28,18 +27,23 @@ _BEYOND_EVERY_SCORE = 3.0
 
 
 class GreedyAllocator(Allocator):
-    """One round of greedy refocusing; the framework scores and allocates `iterations` times.
+    """Expands the gists with the highest scores, then collapses the lowest nodes until the budget holds.
 
-    expand_threshold    a gist is expanded by one level where its score is above
-    collapse_threshold  nodes are collapsed, level after level, where their mean score is below minus this, budget or
-                        not (1 = never)
-    replacements        most nodes a round may expand; None = no limit
-    iterations          rounds of scoring and allocating
-    cooldown            rounds for which a changed block is not expanded again and is collapsed last
-    protected_tail      recent tokens that stay raw, where more than `context.tail`
+    Any number of levels, one level after the other. With one slot or one level the budget is met as closely as any
+    context can; with several slots and levels up to one node's worth of entries may stay unused (`hierarchical` uses
+    them).
 
-    With one slot, or with one level, the budget is met as closely as any context can; with several slots and levels
-    one node's worth of entries may be left unused (`hierarchical` leaves none).
+    Source:
+        The greedy rule for knapsacks (Dantzig, 1957).
+
+    Args:
+        expand_threshold: A gist with a higher score is expanded by one level.
+        collapse_threshold: A node with a mean score below minus this is collapsed by one level, budget or not; 1 =
+            never.
+        replacements: The most nodes that a round expands; None = no limit.
+        iterations: Rounds of scoring and allocating.
+        cooldown: Rounds for which a changed block is not expanded again and is collapsed last.
+        protected_tail: Recent tokens that stay raw, where more than `context.tail`.
     """
 
     def __init__(

@@ -1,8 +1,6 @@
-"""The exact best focus over all levels: the longest that fits, and of those the one that is worth most.
+"""Exact allocator over all levels: a multiple-choice knapsack on the tree, solved in `tree`.
 
-Greedy decides level by level and cannot take back a gist of LOD1 that stands in the way of one of LOD2. Here all
-focuses are compared at once, see `tree`. What is maximised is the value of a multiple-choice knapsack (Kellerer,
-Pferschy and Pisinger, Knapsack Problems, 2004) under a budget of entries.
+`greedy` decides level by level and cannot undo a gist of LOD1 that is in the way of one of LOD2.
 """
 
 from __future__ import annotations
@@ -21,17 +19,19 @@ from mcframe_plugins.allocator.tree import best_focus, entry_shares
 
 
 class HierarchicalAllocator(Allocator):
-    """Of all valid focuses, the longest within the budget; of those, the one of highest value. Any number of levels.
+    """The best focus over all levels, exactly: the longest within the budget, of those the one of most value.
 
-    Value: every entry of a context is worth the score of the text that it stands for, so a block with the mean score s
-    is worth s raw, `s * G / K` at LOD1, `s * G / K**2` at LOD2, as a share of K entries. An entry that is given up
-    costs the mean score of its text whatever its level, which is the order in which `greedy` collapses and, at one
-    level, what `topk` maximises. Only blocks with a score above 0 get more detail than they have: zero scores change
-    nothing that fits. Between equal values the context that changes fewest blocks is taken.
+    Every entry is worth the score of its text. A block with the mean score s is worth s raw, `s * G / K` at LOD1, `s *
+    G / K**2` at LOD2, as a fraction of its K entries. Only blocks with a score above 0 get more detail than they have.
+    Between equal values the context that changes fewest blocks is taken.
 
-    kept        shares of a raw block's worth that are left at LOD1, LOD2, ...; None = its share of entries, as above.
-                Gists that keep much make blocks of middling scores good to compress: (0.9, 0.5)
-    iterations  rounds of scoring and allocating
+    Source:
+        Multiple-choice knapsack (Kellerer, Pferschy and Pisinger, 2004).
+
+    Args:
+        kept: Fractions of a raw block's value that remain at LOD1, LOD2, ...; None = the fraction of entries. With
+            gists that keep much, such as (0.9, 0.5), blocks of middling scores are compressed.
+        iterations: Rounds of scoring and allocating.
     """
 
     def __init__(self, tree: ContextTree, *, kept: Sequence[float] | None = None, iterations: int = 2) -> None:

@@ -1,4 +1,4 @@
-"""Blocks lose their place at random, whatever the scores: the strategy `random` of the evaluation `focus`."""
+"""Allocator that ignores the scores: the strategy `random` of the evaluation `focus_quality`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _VALUES = 1 << 36
 
 
 class RandomAllocator(Allocator):
-    """Every block is worth a random number; of the longest contexts within the budget the one worth most.
+    """A baseline: random blocks are compressed, independent of the scores.
 
-    At one level every set of blocks is as likely as any other. Nothing is expanded, since no score is read.
+    Every block has a random value; the longest context within the budget with the highest value is taken. At one level
+    every set of blocks is equally likely. Nothing is expanded.
     """
 
     follows_scores = False

@@ -1,8 +1,4 @@
-"""What is near stays raw, whatever the scores: a control that every LensNet must beat, and a strong one.
-
-Keeping a window of recent tokens is what StreamingLLM (Xiao et al., 2024) shows to carry a language model a long way;
-with `context.sink` the first blocks stay too, as there.
-"""
+"""Allocator that ignores the scores and keeps recent text: a strong baseline for every LensNet."""
 
 from __future__ import annotations
 
@@ -16,10 +12,13 @@ from mcframe_plugins.allocator.tree import best_focus, entry_shares
 
 
 class RecencyAllocator(Allocator):
-    """The oldest text is compressed first and furthest: a block is worth its place, and no entry more than that.
+    """A baseline: the oldest text is compressed first and most, independent of the scores.
 
-    Of the longest contexts within the budget the one whose entries stand nearest to the cursor. Nothing is expanded,
-    since no score is read: text that has become a gist stays one.
+    Of the longest contexts within the budget, the one whose entries are nearest to the cursor. Nothing is expanded:
+    text in a gist stays there. With `context.sink` the first blocks stay raw, as in StreamingLLM.
+
+    Source:
+        StreamingLLM (Xiao et al., 2024).
     """
 
     follows_scores = False

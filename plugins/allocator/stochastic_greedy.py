@@ -1,8 +1,6 @@
-"""Greedy whose choices are drawn: what asks least for its place is the likeliest to lose it, not certain to.
+"""Greedy allocator with drawn choices.
 
-A score that is slightly too low would otherwise lose a block its place in every round and every context. Nexus Sampling
-(arXiv 2606.23961, 2026) replaces the deterministic top-k of cache eviction by weighted sampling without replacement for
-this reason. Here it is drawn by Gumbel noise (Kool et al., Stochastic Beams and Where to Find Them, 2019).
+With a deterministic choice, a block whose score is slightly too low is collapsed in every round and every context.
 """
 
 from __future__ import annotations
@@ -19,13 +17,17 @@ _NOISE = 1 << 35
 
 
 class StochasticGreedyAllocator(GreedyAllocator):
-    """`greedy`, with which nodes are collapsed or expanded drawn in proportion to exp(score / temperature).
+    """`greedy` whose choices are drawn in proportion to exp(score / temperature), reproducibly from the seeds.
 
-    temperature  scale of the Gumbel noise against scores in [-1, 1]; 0 = greedy
-    expand_threshold, collapse_threshold, replacements, iterations, cooldown, protected_tail: as in `greedy`
+    Thresholds and the budget decide how many nodes, from the scores themselves; the draw decides which. A draw depends
+    on the row's seed alone and is the same in every round, so that rounds settle.
 
-    Thresholds and the budget say how many, from the scores as they are; the draw says which. It is a function of the
-    row's seed, the same in every round, so that rounds settle.
+    Source:
+        Nexus Sampling (arXiv 2606.23961, 2026): weighted sampling instead of top-k; Gumbel top-k (Kool et al., 2019).
+
+    Args:
+        temperature: Scale of the Gumbel noise on scores in [-1, 1]; 0 = `greedy`.
+        expand_threshold, collapse_threshold, replacements, iterations, cooldown, protected_tail: As in `greedy`.
     """
 
     def __init__(

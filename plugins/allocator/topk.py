@@ -1,8 +1,4 @@
-"""The exact best set: among contexts of raw blocks and LOD1 gists, the one whose raw blocks have the highest scores.
-
-All nodes at LOD1 cost the same, so keeping the highest-scored blocks is optimal, and one sort finds them. It is how
-caches of keys and values are cut to a budget by block (Quest, Tang et al., 2024).
-"""
+"""Exact allocator of one level: nodes at LOD1 cost the same, so one sort finds the best set."""
 
 from __future__ import annotations
 
@@ -18,11 +14,16 @@ from mcframe.hookspecs import Allocator
 
 
 class TopKAllocator(Allocator):
-    """Raw blocks with the highest scores under the budget; every other block becomes an LOD1 gist.
+    """The best set of raw blocks among gists of LOD1, exactly; nothing above LOD1.
 
-    A collapsed block is a candidate only with a score above 0; between equal scores the one that is raw stays raw.
-    Levels above LOD1 are not used: what stands there is rebuilt from LOD0 and LOD1.
-    Raises UserError where the budget is below what LOD1 can reach.
+    A collapsed block becomes raw only with a score above 0; of equal scores the raw block stays raw. Text above LOD1 is
+    rebuilt from LOD0 and LOD1.
+
+    Source:
+        Block selection by score: Quest (Tang et al., 2024).
+
+    Raises:
+        UserError: The budget is below what LOD1 can reach.
     """
 
     highest_lod = 1

@@ -1,8 +1,6 @@
-"""A transformer over a window of earlier blocks, then pooling block by block.
+"""GistNet that encodes a window of earlier blocks, then pools block by block.
 
-What a block means depends on what stands before it: a name defined earlier, a pronoun, a key whose value follows.
-LCLM (arXiv 2606.09659) found an encoder over several chunks far better than one over isolated chunks, and pooled
-states of a contextual encoder keep much more than pooled embeddings (arXiv 2510.20797).
+The meaning of a block depends on the text before it: a name defined earlier, a pronoun, a key whose value follows.
 """
 
 from __future__ import annotations
@@ -20,19 +18,26 @@ from mcframe_plugins.layers import Layer, rms_norm, rotation
 
 
 class ContextualGistNet(GistNet):
-    """Encoder in which a child of block i reads the children of blocks i - window .. i, pooled to G slots.
+    """An encoder over a window of earlier blocks, or the base model's own states, pooled block by block.
 
-    layers      encoder layers; a gist thus reads `layers * window` blocks to its left. 0 only with base_layer
-    heads       attention heads; must divide the model's width
-    window      blocks to the left that one layer may read
-    pooling     mean: over each slot's stretch of children; query: a learned query a slot attends to all children;
-                heads: several queries a slot whose reads are mapped side by side, as in `multihead`
-    queries     queries a slot with pooling = 'heads'
-    head        linear or mlp, from the pooled state to the gist
-    residual    add the mean of the children's embeddings, so that training starts near the `mean` GistNet
-    base_layer  children are the base model's states after that many of its blocks; 0 = embeddings
-    from_tokens gists of every level are pooled from the same states of tokens, instead of from gists one level below:
-                nothing is compressed twice and the encoder knows one kind of input, for one more pass of it a level
+    A child of block i reads the children of blocks `i - window` to i, so a gist reads `layers * window` blocks to its
+    left; with base_layer, everything to its left. The attention is masked: its cost grows with T**2.
+
+    Source:
+        LCLM (arXiv 2606.09659): an encoder over several chunks; pooled contextual states (arXiv 2510.20797).
+
+    Args:
+        layers: Encoder layers; 0 pools the base model's states and needs base_layer.
+        heads: Attention heads; must divide `gpt.width`.
+        window: Blocks to the left that one layer may read.
+        pooling: mean: over each slot's children. query: a learned query a slot. heads: several queries a slot, as in
+            `multihead`.
+        queries: Queries a slot with pooling = 'heads'.
+        head: Map from the pooled state to the gist.
+        residual: Add the mean of the children's embeddings, so that training starts near the `mean` GistNet.
+        base_layer: Children are the base model's states after that many of its blocks; 0 = embeddings.
+        from_tokens: Pool gists of every level from the states of tokens, for one more pass of the encoder a level;
+            False = from the gists one level below.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A gist is the mean of what it replaces: the control `mean`, to be beaten by what is learned."""
+"""GistNet without parameters: a baseline for learned ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mcframe.hookspecs import GistNet, ModelShape
 
 
 class MeanGistNet(GistNet):
-    """Mean embedding of each slot's stretch of children. No parameters."""
+    """A baseline: the mean of the children's embeddings. No parameters."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()

@@ -1,8 +1,4 @@
-"""Several heads and several queries a slot read a block's children; their reads side by side make the gist.
-
-Isolated: a gist depends on its own block only. Pooling by learned queries is Set Transformer's (Lee et al., 2019);
-more than one read a slot is for gists that have to hold several facts, see `HeadPooling`.
-"""
+"""GistNet of several heads and several queries a slot."""
 
 from __future__ import annotations
 
@@ -16,13 +12,20 @@ from mcframe_plugins.layers import Layer, rms_norm
 
 
 class MultiheadGistNet(GistNet):
-    """Attention pooling of a block's children to G slots.
+    """Several heads and several queries a slot; a map of their concatenated reads is the gist.
 
-    heads    attention heads, each with a softmax over the children of its own; must divide the model's width
-    queries  learned queries a slot
-    layers   transformer layers before it, so that what is read knows its neighbours: a value its key; 0 = none
-    head     linear or mlp, from the reads side by side to the gist
-    residual add the mean of the children's embeddings, so that training starts near the `mean` GistNet
+    Every head has a softmax of its own over the children, so that a gist can hold several facts. Isolated: a gist
+    depends on its own block only.
+
+    Source:
+        Set Transformer (Lee et al., 2019): pooling by learned queries.
+
+    Args:
+        heads: Attention heads; must divide `gpt.width`.
+        queries: Learned queries a slot; each reads with every head.
+        layers: Transformer layers before the pooling, so that children read their neighbours; 0 = none.
+        head: Map from the concatenated reads to the gist.
+        residual: Add the mean of the children's embeddings, so that training starts near the `mean` GistNet.
     """
 
     def __init__(

@@ -1,9 +1,4 @@
-"""A small transformer that looks both ways inside one block, then pools.
-
-Isolated: a gist depends on its own block only, unless its children are states of the base model. Mean pooling of its
-states is what LCLM (arXiv 2606.09659) found better than a CLS token; query pooling is Perceiver's (Jaegle et al., 2021)
-cross-attention.
-"""
+"""GistNet that encodes each block alone, then pools."""
 
 from __future__ import annotations
 
@@ -19,15 +14,21 @@ from mcframe_plugins.layers import Layer, rms_norm
 
 
 class TransformerGistNet(GistNet):
-    """Transformer over a block's children, pooled to G slots.
+    """A small bidirectional transformer inside each block, pooled by mean, query or class token.
 
-    layers      transformer layers
-    heads       attention heads; must divide the model's width
-    pooling     mean: over each slot's stretch of children; query: a learned query a slot attends to all children;
-                cls: a learned token a slot is read along with the children
-    head        linear or mlp, from the pooled state to the gist
-    residual    add the mean of the children's embeddings, so that training starts at the `mean` GistNet
-    base_layer  LOD1 is made from the base model's states after that many of its blocks; 0 = from embeddings
+    Isolated: a gist depends on its own block only, unless base_layer is set.
+
+    Source:
+        LCLM (arXiv 2606.09659): mean pooling; Perceiver (Jaegle et al., 2021): query pooling.
+
+    Args:
+        layers: Transformer layers.
+        heads: Attention heads; must divide `gpt.width`.
+        pooling: mean: over each slot's children. query: a learned query a slot. cls: a learned token a slot, read along
+            with the children.
+        head: Map from the pooled state to the gist.
+        residual: Add the mean of the children's embeddings, so that training starts at the `mean` GistNet.
+        base_layer: LOD1 is made from the base model's states after that many of its blocks; 0 = from embeddings.
     """
 
     def __init__(

@@ -1,8 +1,4 @@
-"""Each entry scored alone, from features: what age, level and span tell without reading the text.
-
-A control for the transformer: what it does not do better, no attention was needed for. Recency and frequency features
-are what cache eviction policies are learned from (LRB, Song et al., 2020).
-"""
+"""LensNet that scores each entry alone: a baseline for attention over entries."""
 
 from __future__ import annotations
 
@@ -18,12 +14,18 @@ from mcframe_plugins.lensnet.features import entry_features, feature_count
 
 
 class MLPLensNet(LensNet):
-    """Squared-ReLU network over an entry's features, one score each through tanh. No entry sees another.
+    """Scores each entry alone, from level, span and age; optionally its surprise and its embedding.
 
-    hidden      width of its layers
-    layers      hidden layers, 1 or more
-    surprise    features tell also how hard the uncompressed model found the entry's tokens; see `surprise`
-    embeddings  reads the entry's embedding besides its features
+    A network with squared ReLU, then tanh. No entry reads another.
+
+    Source:
+        Learned eviction: LRB (Song et al., 2020).
+
+    Args:
+        hidden: Width of its layers.
+        layers: Hidden layers, 1 or more.
+        surprise: Read also the uncompressed NLL of the entry's tokens, as the LensNet `surprise` does.
+        embeddings: Read the entry's embedding in addition to its features.
     """
 
     def __init__(

@@ -1,7 +1,4 @@
-"""What is near is worth keeping: a score that falls with the distance to the cursor. No parameters; a control.
-
-Recent tokens are what attention sinks and sliding windows keep (StreamingLLM, Xiao et al., 2024).
-"""
+"""LensNet without parameters: scores fall with the distance to the cursor."""
 
 from __future__ import annotations
 
@@ -12,7 +9,11 @@ from mcframe.hookspecs import LensNet, ModelShape
 
 
 class RecencyLensNet(LensNet):
-    """+1 at the cursor, -1 at the start of the window, linear between."""
+    """A baseline: +1 at the cursor, -1 at the start of the window, linear between. No parameters.
+
+    Source:
+        StreamingLLM (Xiao et al., 2024).
+    """
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()

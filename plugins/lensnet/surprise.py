@@ -1,8 +1,4 @@
-"""What the model found hard is worth keeping: scores from the baseline's own NLL. No parameters; a control.
-
-Text that the model predicts by itself can be taken out and guessed again: Selective Context (Li et al., 2023) prunes by
-self-information, LLMLingua (Jiang et al., 2023) by perplexity. Of the evaluation `focus` it is the strategy `surprise`.
-"""
+"""LensNet without parameters: scores from the uncompressed pass's own NLL."""
 
 from __future__ import annotations
 
@@ -21,13 +17,18 @@ _LEAST_DEVIATION = 1e-4
 
 
 class SurpriseLensNet(LensNet):
-    """tanh of the block's mean NLL, in standard deviations from the mean block of its context.
+    """A baseline: the higher the uncompressed NLL of a block, the higher its score. No parameters.
 
-    scale  standard deviations at which a score is tanh(1) = 0.76
+    The score is `tanh(z / scale)`. z is the distance of the block's mean NLL from the mean block of its context, in
+    standard deviations; 0 where all blocks are alike. The NLL is that of the block's own tokens before the cursor, so
+    no later token is read; that of a gist is the mean over all tokens that it covers. In training the uncompressed pass
+    exists already; refocusing runs it once more.
 
-    A block's NLL is the mean over its tokens before the cursor, of which the window's first has none; that of a gist
-    the mean over all that it covers. All entries of a block have its score, for blocks are what is collapsed, and the
-    order of blocks is that of the evaluation. 0 beyond the last whole block, and where all blocks are alike.
+    Source:
+        Selective Context (Li et al., 2023), LLMLingua (Jiang et al., 2023).
+
+    Args:
+        scale: Standard deviations at which a score is tanh(1) = 0.76.
     """
 
     reads_nll = True

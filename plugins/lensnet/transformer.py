@@ -1,8 +1,4 @@
-"""A bidirectional transformer over the working context before the cursor, with features of each entry.
-
-It reads what an entry says (its embedding, detached by the framework) and what it is (`features`). A small encoder that
-looks both ways and scores every element of a context is how LLMLingua-2 (Pan et al., 2024) compresses prompts.
-"""
+"""LensNet with attention over the working context before the cursor."""
 
 from __future__ import annotations
 
@@ -17,11 +13,18 @@ from mcframe_plugins.lensnet.features import entry_features, feature_count
 
 
 class TransformerLensNet(LensNet):
-    """Transformer over entries, one score each through tanh.
+    """A small bidirectional transformer over the entries, with features of level, span and distance.
 
-    layers, heads   transformer layers and attention heads
-    width           its own width; None takes the model's
-    surprise        reads also how hard the uncompressed model found each entry's tokens; see `surprise`
+    It reads each entry's embedding, detached by the framework, and its features. The score is a tanh.
+
+    Source:
+        LLMLingua-2 (Pan et al., 2024): a small encoder scores every element of a prompt.
+
+    Args:
+        layers: Transformer layers.
+        heads: Attention heads; must divide its width.
+        width: Its own width; None = the model's.
+        surprise: Read also the uncompressed NLL of each entry's tokens, as the LensNet `surprise` does.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
-"""Attribution: sums of uncompressed scores over what a context collapses rank the contexts of a pair.
+"""Attribution loss.
 
-The additive account of ablated contexts is that of datamodels (Ilyas et al., 2022) and ContextCite (Cohen-Wang et al.,
-2024). Credit goes to single blocks, because a score cannot depend on what a variant happens to collapse.
+Credit goes to single blocks, because a score of the uncompressed context cannot depend on what a variant collapses.
 """
 
 from __future__ import annotations
@@ -24,10 +23,14 @@ DECLARED_METRICS = {
 
 
 class Attribution(Loss):
-    """softplus(-margin * max(1, m) / temperature) * tanh(m), where the margin is a sum of block scores.
+    """Sums of uncompressed scores over what a context collapses rank a pair. Needs two variants or more.
 
-    LensNet scores the uncompressed sequence once. The margin of a pair is by how much the worse context collapses more
-    score; m is by how much more it loses, divided by the scale of preferences (`lens_targets`).
+    softplus(-margin * max(1, m) / temperature) * tanh(m). LensNet scores the uncompressed sequence once, in one more
+    pass. The margin of a pair is by how much the worse context collapses more score; m is by how much more it loses,
+    divided by the scale of preferences (`lens_targets`).
+
+    Source:
+        Datamodels (Ilyas et al., 2022), ContextCite (Cohen-Wang et al., 2024).
 
     Args:
         weight: Factor in the total.

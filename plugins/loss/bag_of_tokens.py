@@ -1,9 +1,4 @@
-"""Bag of tokens: a gist predicts which tokens its block holds, in any order.
-
-A linear map of each LOD1 gist and the base model's head make one distribution over the vocabulary; the loss is the
-mean NLL of the block's tokens (the bag-of-words loss of Zhao et al., arXiv 1703.10960). It is far cheaper than
-reconstruction, which predicts the tokens in order.
-"""
+"""Bag-of-tokens loss: far cheaper than reconstruction, which predicts the tokens in order."""
 
 from __future__ import annotations
 
@@ -14,7 +9,13 @@ from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
 class BagOfTokens(Loss):
-    """NLL in nats of a block's tokens under one prediction from its gist; the slots of a gist are averaged.
+    """A gist predicts which tokens its block holds, in any order.
+
+    A linear map of each LOD1 gist and the base model's head make one distribution over the vocabulary; the loss is the
+    mean NLL in nats of the block's tokens. The slots of a gist are averaged.
+
+    Source:
+        Bag-of-words loss (Zhao et al., arXiv 1703.10960).
 
     Args:
         weight: Factor in the total.

@@ -1,4 +1,4 @@
-"""Balance: positive and negative scores have equal mass, so that expanding pays for collapsing."""
+"""Balance loss."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
 class Balance(Loss):
-    """((P - N) / (P + N))**2, with P and N the positive and negative score mass, weighted by span.
+    """Positive and negative scores have equal mass.
 
-    Actions that are not possible are masked: a token cannot be expanded; the top level, the protected tail and the
-    sink cannot be collapsed.
+    ((P - N) / (P + N))**2, with P and N the positive and negative score mass, weighted by span. Impossible actions are
+    masked: a token cannot be expanded; the top level, the protected tail and the sink cannot be collapsed.
 
     Args:
         weight: Factor in the total.

@@ -1,4 +1,4 @@
-"""ΔNLL penalty: what a variant loses compared with the uncompressed pass at the same targets."""
+"""ΔNLL penalty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ DECLARED_METRICS = {
 
 
 class DeltaPenalty(Loss):
-    """relu(mean NLL of the variant - mean uncompressed NLL, detached), in nats, averaged over variants.
+    """Penalty on what a variant loses compared with the uncompressed pass.
+
+    relu(mean NLL of the variant - mean uncompressed NLL at the same targets, detached), in nats, averaged over
+    variants.
 
     Args:
         weight: Factor in the total.

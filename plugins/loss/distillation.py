@@ -1,4 +1,4 @@
-"""Distillation: the variants' predictions follow the uncompressed prediction of the same targets."""
+"""Distillation of the uncompressed pass into the variants."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ DECLARED_METRICS = {
 
 
 class Distillation(Loss):
-    """Weighted mean KL(uncompressed, detached ‖ variant) in nats over paired targets, averaged over variants.
+    """KL from the uncompressed prediction to the variant's, optionally with more weight where dropping costs.
 
-    The weight of a target is 1 + contrast * tanh(relu(ΔNLL of dropping the collapsed blocks)): what dropping costs is
-    what the gist must carry. A gist's own target has no counterpart without the gist; its weight is 1.
+    Weighted mean of KL(uncompressed, detached ‖ variant) in nats over paired targets, averaged over variants. The
+    weight of a target is 1 + contrast * tanh(relu(ΔNLL of dropping the collapsed blocks)). A gist's own target has no
+    counterpart without the gist; its weight is 1.
+
+    Source:
+        Knowledge distillation (Hinton et al., 2015).
 
     Args:
         weight: Factor in the total.
-        contrast: Additional weight of targets that lose without the collapsed blocks. Above 0 it costs one more pass
-            of the variants.
+        contrast: Additional weight of targets that lose without the collapsed blocks. Above 0 it costs one more pass of
+            the variants.
     """
 
     name, needs = "distillation", ("variants", "kl")

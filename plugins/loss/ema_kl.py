@@ -1,4 +1,4 @@
-"""EMA-KL: LensNet's policy stays close to that of an exponential moving average of LensNet."""
+"""EMA-KL loss."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ DECLARED_METRICS = {
 
 
 class EMAKL(Loss):
-    """KL in nats of LensNet's policy from its EMA's, averaged over the blocks that can change.
+    """LensNet's policy stays close to that of its exponential moving average. Not with ZeRO 3.
 
-    A score s is the policy "more detail with probability sigmoid(s / temperature)", as in the preference loss.
+    KL in nats of the policy from the EMA's, averaged over the blocks that can change. A score s is the policy "more
+    detail with probability sigmoid(s / temperature)", as in the preference loss.
 
     Args:
         weight: Factor in the total.

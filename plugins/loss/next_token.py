@@ -1,4 +1,4 @@
-"""Next-token loss of the uncompressed sequence: it trains the base model."""
+"""Next-token loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
 class NextToken(Loss):
-    """Mean NLL in nats of the targets that count, of the uncompressed pass.
+    """NLL of the uncompressed sequence: it trains the base model.
+
+    Mean over the targets of the loss mask, in nats.
 
     Args:
         weight: Factor in the total.

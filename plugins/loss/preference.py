@@ -1,4 +1,4 @@
-"""Preference loss: LensNet's block scores agree with the better of two working contexts (Bradley and Terry, 1952)."""
+"""Preference loss."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
 class Preference(Loss):
-    """softplus(-sign * score * max(1, m) / temperature) * tanh(m) over the blocks of a pair, plus a rank term.
+    """LensNet's block scores agree with the better of two contexts. Needs two variants or more.
 
-    m is the pair's margin in nats divided by the scale of preferences (`lens_targets`). The rank term is
-    relu(rank_margin - (mean score where the sign is + minus mean score where it is -)).
+    softplus(-sign * score * max(1, m) / temperature) * tanh(m) over the blocks of a pair, plus a rank term. m is the
+    pair's margin in nats divided by the scale of preferences (`lens_targets`). The rank term is relu(rank_margin -
+    (mean score where the sign is + minus mean score where it is -)).
+
+    Source:
+        Bradley and Terry, 1952.
 
     Args:
         weight: Factor in the total.
         rank_weight: Factor of the rank term.
         rank_margin: Its margin, in units of score.
         temperature: Divides the scores.
-        focal_gamma: More weight for pairs that LensNet ranks wrongly: (2 * sigmoid(-logit)) ** gamma, detached. The
-            weight of a pair depends on that pair alone.
+        focal_gamma: More weight for pairs that LensNet ranks wrongly: (2 * sigmoid(-logit)) ** gamma, detached; 0 =
+            equal weights. The weight of a pair depends on that pair alone.
     """
 
     name, needs = "preference", ("variants", "scores", "pairs")

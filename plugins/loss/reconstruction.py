@@ -1,7 +1,6 @@
-"""Reconstruction: the base model reads gists alone and predicts the tokens of their blocks.
+"""Reconstruction of blocks from their gists.
 
-This trains directly what a gist must keep, whether or not the text after it needs it (in-context autoencoder, Ge et
-al., arXiv 2307.06945). Several neighbouring blocks at once are harder than one: a curriculum starts with one.
+Several neighbouring blocks at once are harder than one, so a curriculum starts with one.
 """
 
 from __future__ import annotations
@@ -26,14 +25,19 @@ _SALT = 0x7265636F  # different from the draw of the variants
 
 
 class Reconstruction(Loss):
-    """NLL in nats of `[gists of n blocks] [begin] [their tokens]`, each token predicted from the entry before it.
+    """The base model predicts the tokens of blocks from their gists alone.
 
-    The learned entry `begin` starts the reconstruction; in an ordinary context the last gist predicts the token after
-    its block.
+    NLL in nats of `[gists of n blocks] [begin] [their tokens]`, each token predicted from the entry before it. The
+    learned entry `begin` starts the reconstruction; in an ordinary context the last gist predicts the token after its
+    block.
+
+    Source:
+        In-context autoencoder (Ge et al., arXiv 2307.06945).
 
     Args:
         weight: Factor in the total.
-        blocks: Neighbouring blocks that are reconstructed at once, one number for each equal stage of training.
+        blocks: Neighbouring blocks that are reconstructed at once, one number for each equal stage of training; at most
+            the blocks of a window.
         fraction: Fraction of a sequence's blocks that are reconstructed in a step.
     """
 

@@ -1,4 +1,4 @@
-"""Span difference: differences of scores predict differences of ΔNLL within pairs of contexts."""
+"""Span difference loss."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
 class SpanDifference(Loss):
-    """Squared error between differences of scores and tanh(difference of ΔNLL / scale_nats).
+    """Differences of scores predict differences of ΔNLL within a pair. Needs two variants or more.
 
-    In a pair (a, b), A are the blocks with less detail in a, B those with less detail in b. The ΔNLL of a minus that of
-    b is what collapsing A costs beyond collapsing B. The score of A in a minus that of B in b should predict it, and so
-    should the score of A in b minus that of B in a: gists are compared with gists and raw blocks with raw blocks. With
-    `variants.single_span` the target belongs to those two spans alone. Pairs without A or B contribute 0.
+    Squared error between differences of scores and tanh(difference of ΔNLL / scale_nats). In a pair (a, b), A are the
+    blocks with less detail in a, B those with less detail in b. The ΔNLL of a minus that of b is what collapsing A
+    costs beyond collapsing B. The score of A in a minus that of B in b should predict it, and so should the score of A
+    in b minus that of B in a: gists are compared with gists and raw blocks with raw blocks. With `variants.single_span`
+    the target belongs to those two spans alone. Pairs without A or B contribute 0.
 
     Args:
         weight: Factor in the total.
-        scale_nats: Difference of ΔNLL in nats that counts as large.
+        scale_nats: Difference of ΔNLL in nats with a target of tanh(1).
     """
 
     name, needs = "span_difference", ("variants", "scores", "pairs")

@@ -1,4 +1,4 @@
-"""Span utility: the score of a collapsed span predicts what its context costs."""
+"""Span utility loss."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
 class SpanUtility(Loss):
-    """Squared error between a collapsed span's score and tanh(ΔNLL / scale_nats) of its context.
+    """The score of a gist predicts what its context costs; one variant is enough.
 
-    ΔNLL is measured after the cursor, because LensNet sees what is before it. One context does not isolate one span;
-    over many random contexts the regression finds each span's contribution. It needs one variant only.
+    Squared error between a collapsed span's score and tanh(ΔNLL / scale_nats) of its context. ΔNLL is measured after
+    the cursor, because LensNet reads what is before it. One context does not isolate one span; over many random
+    contexts the regression finds each span's contribution.
 
     Args:
         weight: Factor in the total.
-        scale_nats: ΔNLL in nats that counts as large.
+        scale_nats: ΔNLL in nats with a target of tanh(1).
     """
 
     name, needs = "span_utility", ("variants", "scores")

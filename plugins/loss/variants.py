@@ -1,4 +1,4 @@
-"""Next-token loss of the variants: it trains the base model to read gists, and GistNet."""
+"""Next-token loss of the variants."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
 class VariantNLL(Loss):
-    """Mean NLL in nats of the predicting entries of each variant, averaged over variants.
+    """NLL of the variants: it trains GistNet, and the base model to read gists.
+
+    Mean over the predicting entries of each variant, in nats, then over variants.
 
     Args:
         weight: Factor in the total.

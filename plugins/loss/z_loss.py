@@ -1,8 +1,4 @@
-"""z-loss: the normaliser of the softmax stays near 1 (Chowdhery et al., PaLM, 2022, section 5).
-
-log(Z)**2 of every target, where Z is the sum of the exponentials of its logits. A softmax leaves Z undetermined, and in
-bf16 a large Z costs precision.
-"""
+"""z-loss."""
 
 from __future__ import annotations
 
@@ -11,7 +7,13 @@ from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
 class ZLoss(Loss):
-    """Square of the log-sum-exp of the logits, over the targets of the uncompressed pass that count.
+    """The normaliser of the softmax stays near 1: log(Z)**2, Z the sum of the exponentials of the logits.
+
+    Over the targets of the loss mask in the uncompressed pass. A softmax leaves Z undetermined, and in bf16 a large Z
+    costs precision.
+
+    Source:
+        PaLM (Chowdhery et al., 2022), section 5.
 
     Args:
         weight: Factor in the total; PaLM uses 1e-4.

@@ -1,8 +1,7 @@
-"""As much as possible in gists of the highest levels: few spans, each of them long, and the rest of the window raw.
+"""Variants of few long spans.
 
-`random_collapse` draws every mix of levels alike, and of a hundred mixes few are coarse; this one trains what a long
-history looks like, old text in a few gists of a high level, as old memories of a Compressive Transformer (Rae et al.,
-2020) are.
+`random_collapse` draws every mix of levels alike, and few of them are coarse. A long history is coarse: old text in few
+gists of a high level.
 """
 
 from __future__ import annotations
@@ -15,13 +14,18 @@ from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, pla
 
 
 class Aggressive(VariantStrategy):
-    """Of the mixes that have the asked length, the one with most nodes at the highest LOD, placed at random.
+    """As much as possible in gists of the highest levels: few long spans, the rest raw.
 
-    count     variants a sequence
-    attempts  draws in all until the variants of a sequence differ, after every second one from the next coarsest mix:
-              where the coarsest fits in few places, variants differ all the same
+    Of the mixes of the requested length, the one with most nodes at the highest LOD, at random positions. At one level
+    this is `random_collapse`.
 
-    At one level this is `random_collapse`.
+    Source:
+        Compressive Transformer (Rae et al., 2020).
+
+    Args:
+        count: Variants V of a sequence; 1 has no preference pairs.
+        attempts: Draws in all, until the variants of a sequence differ; after every second one from the next coarsest
+            mix.
     """
 
     def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:

@@ -1,7 +1,6 @@
-"""One run of neighbouring blocks is collapsed, at a random place.
+"""Variants of one long run.
 
-Scattered gists leave raw neighbours from which a model can guess what is missing; a run leaves none, as in a long
-history whose middle is compressed. Masking runs instead of scattered tokens is SpanBERT's (Joshi et al., 2020).
+Next to scattered gists, raw neighbours help a model to guess; a run has none, as in a history with a compressed middle.
 """
 
 from __future__ import annotations
@@ -20,10 +19,16 @@ _START = 1 << 33
 
 
 class Contiguous(VariantStrategy):
-    """One contiguous run a variant, every place as likely as any other; the mix of levels is drawn first.
+    """One run of neighbouring blocks is collapsed, at a random position.
 
-    count     variants a sequence
-    attempts  draws in all until the variants of a sequence differ
+    Every position is equally likely; the mix of levels is drawn first.
+
+    Source:
+        SpanBERT (Joshi et al., 2020): masked runs instead of scattered tokens.
+
+    Args:
+        count: Variants V of a sequence; 1 has no preference pairs.
+        attempts: Draws in all, until the variants of a sequence differ.
     """
 
     def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:

@@ -1,7 +1,6 @@
-"""LensNet's own choice, with noise: what it scores lowest is collapsed, so that it is judged on contexts it would make.
+"""Variants that LensNet itself would choose, with noise; no gradient flows through the choice.
 
-Random focuses rarely show the mistakes of a scorer that has learned something. Sampling without replacement by Gumbel
-noise on the scores is Kool et al., Stochastic Beams and Where to Find Them (2019). No gradient flows through it.
+Random focuses rarely contain the mistakes of a trained scorer.
 """
 
 from __future__ import annotations
@@ -23,12 +22,18 @@ _MORE_NOISE = 0.25
 
 
 class LensGuided(VariantStrategy):
-    """Collapses the nodes with the lowest mean score plus noise; the mix of levels is drawn first.
+    """LensNet's own choice with noise: the nodes with the lowest mean scores plus noise are collapsed.
 
-    count         variants a sequence
-    temperature   scale of the Gumbel noise against scores in [-1, 1]; 0 = exactly the lowest
-    random_share  share of variants that ignore the scores, so that everything goes on being tried
-    attempts      draws in all until the variants of a sequence differ, each with more noise
+    LensNet is trained on contexts like its own. The mix of levels is drawn first.
+
+    Source:
+        Stochastic Beams (Kool et al., 2019): sampling without replacement by Gumbel noise.
+
+    Args:
+        count: Variants V of a sequence; 1 has no preference pairs.
+        temperature: Scale of the Gumbel noise on scores in [-1, 1]; 0 = exactly the lowest.
+        random_share: Fraction of variants that ignore the scores, so that all blocks are still tried.
+        attempts: Draws in all, until the variants of a sequence differ; each with more noise.
     """
 
     needs_scores = True

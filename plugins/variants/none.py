@@ -1,4 +1,4 @@
-"""No variants: the plain twin of docs/concepts.md, Training, which reads the same tokens in the same order."""
+"""No variants: the same tokens in the same order, uncompressed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mcframe.hookspecs import Sequences, VariantStrategy
 
 
 class NoVariants(VariantStrategy):
-    """Plain language modelling; GistNet and LensNet are not built."""
+    """The plain baseline: no variants; GistNet and LensNet are not built."""
 
     count = 0
 

@@ -1,7 +1,7 @@
-"""Random nodes are collapsed until the context has the asked length, every set as likely as any other.
+"""Variants of random nodes, every set equally likely.
 
-Where several mixes of levels have that length (33 gists of LOD1 save what one of LOD2 saves at K = 32), one is drawn
-first, so that each usable level is trained. The variants of docs/concepts.md, Training.
+Several mixes of levels may have the length: at K = 32, 33 gists of LOD1 save as much as one of LOD2. One mix is drawn
+first, so that each usable level is trained.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, pla
 
 
 class RandomCollapse(VariantStrategy):
-    """Random focuses of the asked length.
+    """Random nodes are collapsed until the context has the requested length.
 
-    count     variants a sequence
-    attempts  draws in all until the variants of a sequence differ
+    If several mixes of levels have this length, one is drawn first.
+
+    Args:
+        count: Variants V of a sequence; 1 has no preference pairs.
+        attempts: Draws in all, until the variants of a sequence differ.
     """
 
     def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:

@@ -1,8 +1,7 @@
-"""Counterfactuals of one span: a random focus that all variants share, and one more span that each has for itself.
+"""Counterfactuals of one span.
 
-Two variants thus differ by collapsing one span instead of another, at equal length, and the difference of their losses
-speaks of those two spans alone: the least noisy thing that a preference pair can say. It is what the
-evaluation's oracle measures, one block at a time.
+The difference of two variants' losses depends on two spans alone: the target of a preference pair with least noise. The
+evaluation's oracle measures the same, one block at a time.
 """
 
 from __future__ import annotations
@@ -21,14 +20,15 @@ _LEVEL = 1 << 33
 
 
 class SingleSpan(VariantStrategy):
-    """Variant 0 is a random focus; each other one has one span of it raw and another span of that size collapsed.
+    """Variants that differ in one span each: counterfactuals of one span at equal length.
 
-    The span that is given up is the same for all variants of a sequence, so that every two of them differ in two spans
-    and agree in all else. With several levels, the level is drawn among those with spans enough to swap in. Where a
-    focus has too few, the whole sequence is drawn again.
+    Variant 0 is a random focus; each other one has one span of it raw and another span of that size collapsed. The raw
+    span is the same for all, so every two variants of a sequence differ in two spans and agree in all else. With
+    several levels, the level is drawn among those with enough spans to swap; a focus with too few is drawn again.
 
-    count     variants a sequence
-    attempts  draws in all until the variants of a sequence differ
+    Args:
+        count: Variants V of a sequence; 1 has no preference pairs.
+        attempts: Draws in all, until a focus has enough spans to swap.
     """
 
     def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:

@@ -72,8 +72,8 @@ CASES = {
     "api": Case("was made for another API", 'mcframe_api = "7.0"\n' + HEAD + GISTNET, CHOSEN),
     "taken": Case("offers a name that is taken", gistnet('"mine"', '"mean"'), ()),
     # ---- its parameters
-    "misspelt": Case("is bound a parameter that it has not", HEAD + GISTNET, (*CHOSEN, "gistnet.mine.layer = 2")),
-    "type": Case("is bound a value of the wrong type", HEAD + GISTNET, (*CHOSEN, "gistnet.mine.layers = 'two'")),
+    "misspelt": Case("gets an unknown parameter", HEAD + GISTNET, (*CHOSEN, "gistnet.mine.layer = 2")),
+    "type": Case("gets a value of the wrong type", HEAD + GISTNET, (*CHOSEN, "gistnet.mine.layers = 'two'")),
     # ---- while it is built
     "factory": Case(
         "raises in its factory",
@@ -142,13 +142,13 @@ CASES = {
         "step",
     ),
     "length": Case(
-        "proposes another length than was asked",
+        "proposes another length than requested",
         of_kind("variants", "register_plugins", STRATEGY.format(body="focus[..., 0] = 1")),
         ("run.variants = @variants.mine",),
         "step",
     ),
     "loss": Case(
-        "is an objective that returns no LossTerm",
+        "is a loss that returns no LossTerm",
         of_kind(
             "loss",
             "register_plugins",

@@ -26,12 +26,18 @@ from mcframe.hookspecs import SyntheticBatch, SyntheticTask
 
 
 class Induction(SyntheticTask):
-    """One stretch is copied.
+    """Random symbols: a prefix from inside one block is repeated before the cursor, and its continuation is the answer.
 
-    length   tokens of the stretch, all of them scored
-    prefix   tokens before the cursor that say which stretch; with 1 the asked symbol is one that occurs only once,
-             which gives the source away before it is asked for
-    symbols  size of the vocabulary
+    T - `context.tail` must leave the prefix's length or more when divided by K.
+
+    Source:
+        Olsson et al., arXiv 2209.11895.
+
+    Args:
+        length: Tokens of the continuation, all scored; with the prefix at most K.
+        prefix: Tokens before the cursor that occur once more, and only once. With 1, the only repeated symbol reveals
+            the source before the question.
+        symbols: Entries of the vocabulary; at least the prefix's length and 2.
     """
 
     def __init__(self, tree: ContextTree, *, length: int = 8, prefix: int = 2, symbols: int = 32) -> None:

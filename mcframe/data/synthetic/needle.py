@@ -27,13 +27,18 @@ _QUESTION = 2
 
 
 class Needle(SyntheticTask):
-    """One marked pair is asked for.
+    """One marked pair of key and value among others and noise; its value is the answer.
 
-    depth          the block that holds the needle; None = any that may be collapsed
-    distractors    other marked pairs, with other keys, each in a block of its own
-    keys, values   sizes of the two vocabularies; values are drawn without regard to each other
-    filler         size of the vocabulary of the noise
-    value_length   tokens of a value
+    Marker and key are repeated right before the cursor, in the block of the cursor. That block needs 2 tokens before
+    the cursor, so T - `context.tail` must leave 2 or more when divided by K.
+
+    Args:
+        depth: Block that holds the needle, 0 first; None = any that may be collapsed.
+        distractors: Marked pairs with other keys, each in a block of its own.
+        keys: Entries of the vocabulary of keys; more than the distractors.
+        values: Entries of the vocabulary of values; chance is one in that many. Drawn independently of each other.
+        filler: Entries of the vocabulary of the noise.
+        value_length: Tokens of a value, all scored; at most K - 2.
     """
 
     def __init__(

@@ -24,13 +24,20 @@ FIRST_KEY = 64
 
 
 class Recall(SyntheticTask):
-    """Pairs in blocks, then questions.
+    """Key-value recall: pairs in every block before the questions, then keys, each followed by its value.
 
-    pairs          pairs a block
-    keys, values   sizes of the two vocabularies; the keys of a sequence are distinct
-    asked_blocks   questions of a sequence come from this many of its blocks; None = from any. Blocks of the sink, which
-                   are never collapsed, are not asked about
-    questions      how many are asked; None = as many as there is room for
+    The first key is right before the cursor. `context.tail` must leave the first question alone in the block of the
+    cursor: T less the cursor is a multiple of K, less 1. Token ids are 46 for filler, keys from 64 on, then values.
+
+    Source:
+        MQAR (Arora et al., Zoology, arXiv 2312.04927).
+
+    Args:
+        pairs: Pairs a block, 1 to K / 2.
+        keys: Keys of the vocabulary; at least as many as a sequence has pairs, because its keys are distinct.
+        values: Values of the vocabulary; 2 or more.
+        asked_blocks: Blocks that the questions of a sequence are about; None = all that may be collapsed.
+        questions: Questions of a sequence; None = as many as fit.
     """
 
     def __init__(

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-from typer.testing import CliRunner
 
-from mcframe.cli.app import app
 from mcframe.cli.user_errors import report_user_errors
-from mcframe.config.run_config import load_run_config
-from mcframe.context.counter_rng import variant_seeds
 from mcframe.errors import UserError
-from mcframe.hookspecs import RunInfo
 from mcframe.registry.attribution import _owner
 from mcframe.registry.plugins import Plugin
-from mcframe.training.build import build_components
-from mcframe.training.probe import probe_plugins
-from mcframe.training.train_step import StepBatch
 from tests.support.error_cases import CASES
-
-PAGE = (Path(__file__).parents[3] / "docs" / "plugins" / "errors.md").read_text("utf-8")
+from tests.support.errors_page import PAGE, installed, message_of, one_step, output_of, section
 
 EXPECTED = {
     "import": ["plug-in 'it' of mylab 1.0 could not be loaded", "ModuleNotFoundError", "pip uninstall mylab"],
@@ -66,71 +53,22 @@ EXPECTED = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def mylab(monkeypatch, tmp_path, new_site):
-    """Installs a case's package."""
-    monkeypatch.setenv("COLUMNS", "5000")
-    monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
-
-    def install(case):
-        new_site(tmp_path / "site-packages").install("mylab", CASES[case].source)
-        importlib.invalidate_caches()
-
-    yield install
-    sys.modules.pop("mylab", None)
-
-
-def told(output, folder):
-    """What stands in the frame, with the folder of packages shortened, and the list of what else there is."""
-    lines = [line.strip("│ ") for line in output.splitlines() if line.startswith("│")]
-    text = "\n".join(line.rstrip() for line in lines).replace(str(folder), "...")
-    return re.sub(r"(of this kind there are: ).*", r"\1...", text)
-
-
-def one_step(smoke, bindings):
-    """A training step of two sequences and its hooks, as `mcframe/run.py` runs them but for the engine."""
-    torch.manual_seed(0)
-    loaded = load_run_config([smoke], bindings)
-    with loaded.explaining():
-        components = build_components(loaded.run_config)
-        step, tokens = components.step, torch.randint(257, (2, components.tree.window + 1))
-        length = loaded.run_config.variant_length(0)
-        probe_plugins(step.eval(), step, tokens, length)
-        seeds = variant_seeds(0, torch.arange(2), step.model.strategy.count)
-        step.train()(StepBatch(tokens, seeds, length))
-        loaded.registry.hooks.step_finished(RunInfo(Path("run"), 0, 1, 1024, 1, 2048))
-    return 0
-
-
-def fail(case, smoke, capsys):
-    """The exit code and all that is said."""
-    settings = [part for binding in CASES[case].bindings for part in ("--set", binding)]
-    if CASES[case].at == "check":
-        result = CliRunner().invoke(app, ["check", str(smoke), *settings])
-        return result.exit_code, result.output
-    code = report_user_errors(lambda: one_step(smoke, CASES[case].bindings), traceback=False)
-    return code, "".join(capsys.readouterr())
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_a_plugin_that_fails_is_told_in_one_message_as_the_page_shows_it(case, mylab, smoke, capsys, tmp_path):
-    mylab(case)
-    code, output = fail(case, smoke, capsys)
+def test_a_failing_plugin_ends_in_the_message_of_the_page(case, tmp_path):
+    with installed(case, tmp_path):
+        code, output = output_of(case)
     assert code == 2, output
     assert output.count("mcframe cannot go on") == 1
     assert "Traceback" not in output
-    message = told(output, tmp_path)
+    message = message_of(output, tmp_path)
     for part in EXPECTED[case]:
         assert part in message
-    shown = re.search(rf"^## A plug-in that {CASES[case].title}\n.*?^```\n(.*?)^```$", PAGE, re.M | re.S)
-    assert shown, f"docs/plugins/errors.md lacks:\n## A plug-in that {CASES[case].title}\n\n```\n{message}\n```"
-    assert shown[1].strip() == message
+    assert section(case, message) in PAGE.read_text("utf-8"), "run python -m tests.support.errors_page"
 
 
-def test_the_traceback_is_there_for_who_asks(mylab, smoke):
-    mylab("forward")
-    with pytest.raises(UserError, match="failed in forward") as caught:
-        report_user_errors(lambda: one_step(smoke, CASES["forward"].bindings), traceback=True)
+def test_the_traceback_is_there_on_request(tmp_path):
+    with installed("forward", tmp_path), pytest.raises(UserError, match="failed in forward") as caught:
+        report_user_errors(lambda: one_step(CASES["forward"].bindings), traceback=True)
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
