@@ -17,7 +17,7 @@ CONFIG = {
     "run.tokenizer": "@tokenizer.bpe",
     "tokenizer.bpe.vocab_size": "65536",
     "context.window": "2048",
-    "objectives.preference_sides": "'both'",
+    "lens_targets.sides": "'both'",
     "gpt.depth": "12",
     "gpt.width": "768",
 }
