@@ -167,10 +167,12 @@ class Hooks:
 
         The kind follows from the base class of what is registered, or from the return annotation of a factory function.
 
+        ```python
         @hookimpl
         def register_plugins(register):
             register("last", Last)
             register("raw", Raw)
+        ```
         """
 
     @hookspec
@@ -179,27 +181,33 @@ class Hooks:
 
         Called before `run_started`. Commands that open a checkpoint for reading (eval, sample, export) do not call it.
 
+        ```python
         @hookimpl
         def checkpoint_loaded(run, checkpoint):
             note = json.loads((checkpoint / f"note-{run.rank}.json").read_text())
+        ```
         """
 
     @hookspec
     def run_started(self, run: RunInfo) -> None:
         """The engine is built and, where the run goes on, loaded; the first step comes next. Every rank.
 
+        ```python
         @hookimpl
         def run_started(run):
             print(f"{run.total_tokens - run.tokens:,} tokens to go")
+        ```
         """
 
     @hookspec
     def step_finished(self, run: RunInfo) -> None:
         """An optimizer step is done. Every rank, in the hot path: read no tensor here.
 
+        ```python
         @hookimpl
         def step_finished(run):
             beat.touch()
+        ```
         """
 
     @hookspec
@@ -208,20 +216,24 @@ class Hooks:
 
         metrics maps names of docs/metrics.md to figures that are reduced over ranks.
 
+        ```python
         @hookimpl
         def metrics_logged(run, metrics):
             if "val/loss" in metrics:
                 send(run.tokens, metrics["val/loss"])
+        ```
         """
 
     @hookspec
     def checkpoint_saved(self, run: RunInfo, checkpoint: Path) -> None:
         """A checkpoint is complete in the folder `checkpoint`. Every rank.
 
+        ```python
         @hookimpl
         def checkpoint_saved(run, checkpoint):
             if run.rank == 0:
                 upload(checkpoint)
+        ```
         """
 
     @hookspec
@@ -231,10 +243,12 @@ class Hooks:
         While training it comes before `metrics_logged` with the headlines; in `mcframe eval` nothing else is called,
         and `run` is that of the checkpoint.
 
+        ```python
         @hookimpl
         def evaluated(run, name, findings):
             for verdict in findings.verdicts:
                 post(name, verdict)
+        ```
         """
 
     @hookspec
@@ -243,9 +257,11 @@ class Hooks:
 
         summary is what summary.json holds: `status`, `tokens`, `steps`, `first`, `last`, `locations` and more.
 
+        ```python
         @hookimpl
         def run_finished(run, summary):
             mail(summary["status"], summary["last"]["val/loss"])
+        ```
         """
 
     @hookspec
@@ -255,7 +271,9 @@ class Hooks:
         Called in place of `run_finished`, and only where training had begun. The error goes on its way whatever is done
         here; what this hook raises itself becomes a note to it.
 
+        ```python
         @hookimpl
         def run_failed(run, error):
             page(f"rank {run.rank} at {run.tokens:,} tokens: {error}")
+        ```
         """

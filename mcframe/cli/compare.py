@@ -11,11 +11,11 @@ from rich.console import Console
 from mcframe.cli.options import Traceback
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.errors import UserError
-from mcframe.review.comparing import compare as comparison_of
-from mcframe.review.comparing import named, spoken_tokens
+from mcframe.review.comparison import compare as comparison_of
+from mcframe.review.comparison import named, token_comparisons
 from mcframe.review.record import read_run
+from mcframe.review.render import write
 from mcframe.review.rules import read_rules
-from mcframe.review.writing import write
 
 PAGE = "comparison"
 
@@ -24,7 +24,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Two run directories or more.")],
     rules: Annotated[Path | None, typer.Option(metavar="FILE", help="tests.late of this file is used.")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to write; default: comparison beside the first run.")
+        Path | None, typer.Option(metavar="DIR", help="Folder to write to; default: comparison, next to the first run.")
     ] = None,
     traceback: Traceback = False,
 ) -> None:
@@ -33,13 +33,13 @@ def compare(
     def act() -> int:
         if len({run.resolve() for run in runs}) < max(2, len(runs)):
             raise UserError(
-                "a comparison takes two different runs or more",
-                remedy="name run directories: mcframe compare runs/a runs/b",
+                f"expected two different runs or more, got {len(runs)}",
+                remedy="Pass run directories: mcframe compare runs/a runs/b.",
             )
         thresholds = read_rules(rules)
         labelled = named([read_run(run) for run in runs])
         console = Console()
-        for line in spoken_tokens(labelled):
+        for line in token_comparisons(labelled):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         folder = out or runs[0].resolve().parent / PAGE
         for page in write(comparison_of(labelled, thresholds), folder, PAGE):

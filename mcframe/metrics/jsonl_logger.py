@@ -11,20 +11,23 @@ from pathlib import Path
 
 from mcframe.hookspecs import MetricLogger, RunStart
 
-METRICS = "metrics.jsonl"
-SUPERSEDED = "metrics.superseded.jsonl"
+METRICS, TEXTS = "metrics.jsonl", "texts.jsonl"
+SUPERSEDED, SUPERSEDED_TEXTS = "metrics.superseded.jsonl", "texts.superseded.jsonl"
 
 
 class JsonlLogger(MetricLogger):
     """Appends a line `{"tokens": .., "step": .., "time": .., <metrics>}` to `metrics.jsonl` and flushes it.
 
     `time` is in seconds since the epoch. A value that is not finite is written as null, because JSON has no NaN. At the
-    start, lines after the point of resumption (all lines of an earlier run) move to `metrics.superseded.jsonl`.
+    start, lines after the point of resumption (all lines of an earlier run) move to `metrics.superseded.jsonl`. Texts
+    are lines `{"tokens": .., "name": .., "text": ..}` of `texts.jsonl`, likewise.
     """
 
     def __init__(self, run: RunStart) -> None:
         self.path = run.directory / METRICS
+        self._texts = run.directory / TEXTS
         supersede(self.path, run.directory / SUPERSEDED, run.resume_tokens)
+        supersede(self._texts, run.directory / SUPERSEDED_TEXTS, run.resume_tokens)
         self._file = self.path.open("a", encoding="utf-8")
 
     @property
@@ -38,6 +41,11 @@ class JsonlLogger(MetricLogger):
         line = {"tokens": tokens, "step": step, "time": round(time.time(), 3), **finite}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+
+    def text(self, tokens: int, name: str, text: str) -> None:
+        """Append one text."""
+        with self._texts.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"tokens": tokens, "name": name, "text": text}, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """Close the file."""

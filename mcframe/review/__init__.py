@@ -1,1 +1,1 @@
-"""Reading finished, running and crashed runs: what their numbers say, and what they do not."""
+"""Reviews and comparisons of finished, running and crashed runs."""

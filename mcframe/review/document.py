@@ -1,4 +1,4 @@
-"""A document in parts that a page of Markdown and one of HTML are made from alike."""
+"""The parts of a document, which `render` writes as Markdown and as HTML."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ from dataclasses import dataclass, field
 from mcframe.review.finding import Finding
 
 
+class Part:
+    """Anything in a section. The templates choose by `kind`."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the class, in lower case."""
+        return type(self).__name__.lower()
+
+
 @dataclass(frozen=True)
-class Text:
+class Text(Part):
     """A paragraph."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Items:
-    """A list; numbered where the order counts."""
+class Items(Part):
+    """A list."""
 
     items: Sequence[str]
     numbered: bool = False
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table. Columns but the first are figures, to the right, unless `words`.
-
-    meanings   what a row's first cell means, one a row, or nothing
-    """
+class Grid(Part):
+    """A table: a column of words and columns of numbers, or words alone; `meanings` has an explanation for each row."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -38,38 +44,32 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure that is read first: what it is, its value, a word on it. mood: a severity, or nothing."""
+    """A prominent number with its label and a note; `severity` colours it."""
 
     label: str
     value: str
     note: str = ""
-    mood: str = ""
+    severity: str = ""
 
 
 @dataclass(frozen=True)
-class Tiles:
+class Tiles(Part):
     """Tiles side by side."""
 
     tiles: Sequence[Tile]
 
 
 @dataclass(frozen=True)
-class Verbatim:
-    """Text whose characters stand below each other."""
+class Verbatim(Part):
+    """Preformatted text; with `strips`, working contexts, coloured by LOD."""
 
     text: str
+    strips: bool = False
 
 
 @dataclass(frozen=True)
-class Strips:
-    """Working contexts as `mcframe.metrics.context_text` draws them, a line a context."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn plot: `svg` for the page that holds it, `png` for a file beside Markdown; without `svg`, for both."""
+class Picture(Part):
+    """A plot: `svg` for HTML, `png` for a file next to the Markdown. Without `svg`, HTML has the PNG."""
 
     name: str
     title: str
@@ -78,20 +78,17 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A finding with its plot, if it has one."""
+class Found(Part):
+    """A finding with its plot."""
 
     number: int
     finding: Finding
     picture: Picture | None
 
 
-Part = Text | Items | Grid | Tiles | Verbatim | Strips | Picture | Found
-
-
 @dataclass
 class Section:
-    """A heading and what stands under it."""
+    """A heading with its parts."""
 
     title: str
     parts: list[Part] = field(default_factory=list)
@@ -105,13 +102,12 @@ class Document:
     subtitle: str
     sections: list[Section] = field(default_factory=list)
 
-    def section(self, title: str, *parts: Part) -> Section:
-        """Add a section at the end."""
-        self.sections.append(Section(title, list(parts)))
-        return self.sections[-1]
+    def section(self, title: str, *parts: Part | None) -> None:
+        """Append a section; None stands for a part that is missing."""
+        self.sections.append(Section(title, [part for part in parts if part is not None]))
 
     def pictures(self) -> list[Picture]:
-        """All pictures, in order."""
+        """Return all pictures, in order."""
         parts = [part for section in self.sections for part in section.parts]
         drawn = [part.picture if isinstance(part, Found) else part for part in parts]
         return [part for part in drawn if isinstance(part, Picture)]

@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import escape
 
-from mcframe.metrics.catalogue import describe
 from mcframe.review.document import Picture
 from mcframe.review.finding import Plot
 from mcframe.review.record import Record
+from mcframe.review.tables import unit_and_meaning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK = "#010203"
-"""Drawn in this colour is what the page colours itself: text, axes, ticks."""
+"""Colour of text, axes and ticks, replaced by the page's own."""
 
 _COLORS = ("#2f7fd6", "#e0702c", "#2a9d62", "#b55ad1", "#c9a100", "#d9486f", "#5b8c9e", "#8c6d46")
 _DASHES = ("-", "--", ":", "-.")
@@ -32,9 +33,13 @@ _SETTINGS: dict[Any, Any] = {
 
 
 def draw(plot: Plot, runs: Mapping[str, Record]) -> Picture | None:
-    """Curves of a plot's metrics in each of several runs; None where none of them has a point.
+    """Draw a plot's metrics in several runs, None if none of them has a point.
 
-    runs   label -> run. A metric keeps its colour, a run its dashes; where the plot has one metric, runs have colours.
+    Metrics differ in colour and runs in dashes; with a single metric, runs differ in colour.
+
+    Args:
+        plot: the metrics.
+        runs: label -> run.
     """
     drawn = dict([next(iter(runs.items()))]) if plot.stacked else runs
     curves = [
@@ -47,7 +52,7 @@ def draw(plot: Plot, runs: Mapping[str, Record]) -> Picture | None:
         return None
     alone = len({label for _, _, _, label, _ in curves}) == 1
     single = len({name for _, _, name, _, _ in curves}) == 1
-    # Imported late: it takes most of a second. Without pyplot, which would look for a screen.
+    # Imported late: it takes most of a second. pyplot is not used, because it would open a display.
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -82,7 +87,7 @@ def _stack(axis: Axes, run: Record, names: Sequence[str]) -> None:
     tokens = run.series[names[0]].tokens
     heights = [np.interp(tokens, run.series[name].tokens, run.series[name].means) for name in names]
     colors = [_COLORS[at % len(_COLORS)] for at in range(len(names))]
-    # Behind the end of the palette colours come again, paler.
+    # After the end of the palette, colours repeat in a paler shade.
     faces = [to_rgba(color, 0.85 if at < len(_COLORS) else 0.4) for at, color in enumerate(colors)]
     axis.stackplot(tokens, heights, labels=names, colors=faces, linewidth=0)
     axis.margins(x=0)
@@ -97,7 +102,7 @@ def _finish(axes: Sequence[Axes], plot: Plot, units: Sequence[str], x: str) -> N
         axis.grid(alpha=0.25, color="#888888", linewidth=0.6)
         axis.set_ylabel(unit if unit != "1" else "")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        # Above the axes: a legend among the curves hides one of them.
+        # Above the axes, where it hides no curve.
         labels = axis.get_legend_handles_labels()[1]
         columns = 2 if max(map(len, labels), default=0) <= _LONG_LABEL else 1
         if labels:
@@ -107,7 +112,7 @@ def _finish(axes: Sequence[Axes], plot: Plot, units: Sequence[str], x: str) -> N
             for text in legend.get_texts():
                 text.set_parse_math(False)  # a run may be called `$1`
     if plot.line is not None:
-        # Of the last metric: a finding's plot has what it judges there.
+        # The limit is that of the last metric.
         axes[-1].axhline(plot.line, color="#888888", linewidth=1.0, linestyle="--")
     axes[-1].set_xlabel(x)
 
@@ -123,18 +128,14 @@ def _label(name: str, run: str, alone: bool) -> str:
 
 
 def _unit(name: str) -> str:
-    try:
-        return describe(name).unit
-    except KeyError:
-        return "ms" if name.endswith("_ms") else "1"
+    return unit_and_meaning(name)[0] or ("ms" if name.endswith("_ms") else "1")
 
 
 def _inline(svg: str, title: str) -> str:
-    """SVG to stand in a page: no header, no metadata, no address, ink in the page's colour, sizes left to the page."""
+    """Return SVG for a page: without header, metadata, addresses and size, in the page's colour."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
     body = re.sub(r' xmlns(:\w+)?="[^"]*"', "", body).replace("xlink:href", "href").replace(_INK, "currentColor")
     body = re.sub(r'<svg( [^>]*?)? width="[^"]*"', r"<svg\1", body, count=1)
     body = re.sub(r'<svg( [^>]*?)? height="[^"]*"', r"<svg\1", body, count=1)
-    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return body.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+    return body.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1).strip()

@@ -1,19 +1,21 @@
-"""A run read back from its folder, whatever state it is in."""
+"""A run read back from its folder, in any state."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mcframe.errors import UserError
-from mcframe.metrics.jsonl_logger import METRICS
+from mcframe.metrics.jsonl_logger import METRICS, TEXTS
 from mcframe.metrics.summary import SUMMARY
-from mcframe.review.event_files import event_files, read_scalars, read_texts
+from mcframe.review.event_files import Events, event_files, read_events
 from mcframe.review.series import Series
 from mcframe.sweep.results import EVALUATION
 from mcframe.training.run_directory import OPERATIVE, PROVENANCE
@@ -25,18 +27,21 @@ _SILENT_INTERVALS, _SILENT_S = 10, 600.0
 
 @dataclass
 class Record:
-    """What a run left.
+    """The files of a run.
 
-    series       metric -> its values
-    config       binding -> its value as gin writes it, from the operative configuration
-    provenance   command, machine, versions, revision
-    summary      what the run said at its end, if it did
-    evaluation   metric -> value, from `mcframe eval`
-    strips       (tokens, working contexts as text), the first and the last that were drawn
-    state        finished, interrupted, running, or stopped without a summary
-    x            what `tokens` of a series counts: tokens, or steps where a foreign log says nothing of tokens
-    read         what was read, for the provenance
-    notes        what a reader has to know about the files
+    Attributes:
+        series: metric -> its values.
+        config: binding of the operative configuration -> its value as gin writes it.
+        provenance: command, machine, versions, revision.
+        summary: the summary at the end of the run, if there is one.
+        evaluation: metric -> value, from `mcframe eval`.
+        strips: (tokens, working contexts as text), the first and the last.
+        state: finished, interrupted, running, or stopped without a summary.
+        x: unit of `tokens`: tokens, or steps where a third-party log does not count tokens.
+        lines: number of lines or values that were read.
+        read: what was read, as text.
+        steps, tokens, times: first and last of them.
+        notes: remarks on the files.
     """
 
     directory: Path
@@ -61,56 +66,82 @@ class Record:
         return self.directory.resolve().name
 
     def get(self, name: str) -> Series | None:
-        """A metric's series; None where it has no finite value."""
+        """Return a metric's series, None if it has no finite value."""
         series = self.series.get(name)
         return series if series is not None and series.count else None
 
     def last(self, name: str) -> float | None:
-        """A metric's latest value."""
+        """Return a metric's latest value."""
         series = self.get(name)
         return None if series is None else series.last
 
     def named(self, prefix: str, suffix: str = "") -> list[str]:
-        """Metrics with values whose names begin and end like this, sorted."""
+        """Return the metrics with values whose names begin and end like this, sorted."""
         return sorted(n for n, s in self.series.items() if s.count and n.startswith(prefix) and n.endswith(suffix))
+
+    def add(self, tokens: int, step: int, now: float, metrics: Iterable[tuple[str, Any]]) -> None:
+        """Add the metrics of one line of the log."""
+        if not self.lines:
+            self.steps, self.tokens, self.times = (step, step), (tokens, tokens), (now, now)
+        self.lines += 1
+        self.steps = (min(self.steps[0], step), max(self.steps[1], step))
+        self.tokens = (min(self.tokens[0], tokens), max(self.tokens[1], tokens))
+        self.times = (self.times[0], max(self.times[1], now))
+        for name, value in metrics:
+            if name not in _CLOCK and (value is None or isinstance(value, int | float)):
+                self.series.setdefault(name, Series()).add(tokens, step, value)
 
 
 def read_run(directory: Path, begin: int | None = None, end: int | None = None) -> Record:
-    """Read a run's folder, of any length, in bounded memory.
+    """Read a run's folder.
 
-    begin, end   the first and the last optimizer step that count; None: all
-    Metrics come from `metrics.jsonl`. A folder without it is read as TensorBoard's, if it holds event files.
-    Raises UserError where there is neither, or no value between these steps.
+    Metrics come from `metrics.jsonl`, in bounded memory; in a folder without that file, from TensorBoard event files.
+
+    Args:
+        directory: the run directory.
+        begin: the first optimizer step to read.
+        end: the last optimizer step to read.
+
+    Raises:
+        UserError: the folder has no metrics, or none between these steps.
     """
     if begin is not None and end is not None and begin > end:
-        raise UserError(f"--from {begin} lies behind --to {end}", remedy="give the earlier step to --from")
+        raise UserError(
+            f"expected --from before --to, got {begin} and {end}", remedy="Pass the earlier step to --from."
+        )
     if not directory.is_dir():
-        raise UserError(f"{directory} is no folder", remedy="name a run directory, such as runs/quickstart")
+        raise UserError(f"expected a folder, got {directory}", remedy="Pass a run directory, such as runs/quickstart.")
     record = Record(directory)
     lowest, highest = -math.inf if begin is None else begin, math.inf if end is None else end
+    texts: Iterable[tuple[int, str]] = ()
     if (directory / METRICS).exists():
-        _read_lines(record, lowest, highest)
+        _read_metrics(record, lowest, highest)
+        if (directory / TEXTS).exists():
+            texts = _read_strips(directory / TEXTS)
+        elif event_files(directory):  # a run older than texts.jsonl
+            texts = read_events(directory).texts[STRIPS]
     elif event_files(directory):
-        scalars = read_scalars(directory, lowest, highest)
-        record.series, record.x, record.lines = scalars.series, scalars.x, scalars.values
-        record.steps, record.tokens, record.times = scalars.steps, scalars.tokens, scalars.times
-        record.read = f"{scalars.values:,} values of TensorBoard event files"
-        record.notes += scalars.notes
+        events = read_events(directory)
+        _take_events(record, events, lowest, highest)
+        texts = events.texts[STRIPS]
     else:
         raise UserError(
-            f"{directory} holds neither {METRICS} nor TensorBoard event files",
-            remedy="name the folder of a run, in which training writes metrics.jsonl",
+            f"expected {METRICS} or TensorBoard event files in {directory}, got neither",
+            remedy="Pass the folder of a run.",
         )
     if not any(series.count for series in record.series.values()):
         raise UserError(
-            f"{directory} holds no metric between steps {begin or 0:,} and {'the end' if end is None else f'{end:,}'}",
-            remedy="wait for the run's first line, or name other steps",
+            f"{directory}: no metric between steps {begin or 0:,} and {'the end' if end is None else f'{end:,}'}",
+            remedy="Wait for the run's first line, or pass other steps.",
         )
-    _read_rest(record)
+    for at, text in texts:
+        if at <= record.tokens[1]:
+            record.strips = [*record.strips[:1], (at, text)]
+    _read_other_files(record)
     return record
 
 
-def _read_lines(record: Record, lowest: float, highest: float) -> None:
+def _read_metrics(record: Record, lowest: float, highest: float) -> None:
     torn = 0
     # Line by line: the file of a long run is larger than memory.
     with (record.directory / METRICS).open("rb") as file:
@@ -118,17 +149,15 @@ def _read_lines(record: Record, lowest: float, highest: float) -> None:
             entry = _parsed(line)
             if entry is None:
                 torn += 1
-                continue
-            step = entry["step"]
-            if lowest <= step <= highest:
-                _take(record, entry)
+            elif lowest <= entry["step"] <= highest:
+                record.add(entry["tokens"], entry["step"], entry.get("time") or 0.0, entry.items())
     record.read = f"{record.lines:,} lines of {METRICS}"
     if torn:
-        record.notes.append(f"{torn} line(s) of {METRICS} are torn or no metrics, and were left out.")
+        record.notes.append(f"{torn} line(s) of {METRICS} are incomplete or no metrics, and were skipped.")
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A whole line of metrics; None for what a crash has torn, or has yet to be written."""
+    """Return a complete line of metrics; None for a line that a crash has truncated."""
     try:
         entry = json.loads(line)
         float(entry["tokens"]), float(entry["step"])
@@ -137,31 +166,36 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
-def _take(record: Record, entry: Mapping[str, Any]) -> None:
-    tokens, step = entry["tokens"], entry["step"]
-    now = entry.get("time") or 0.0
-    if not record.lines:
-        record.steps, record.tokens, record.times = (step, step), (tokens, tokens), (now, now)
-    record.lines += 1
-    record.steps, record.tokens = (record.steps[0], step), (record.tokens[0], tokens)
-    record.times = (record.times[0], now)
-    for name, value in entry.items():
-        if name in _CLOCK or not (value is None or isinstance(value, int | float)):
-            continue
-        if name not in record.series:
-            record.series[name] = Series()
-        record.series[name].add(tokens, step, value)
+def _read_strips(file: Path) -> Iterator[tuple[int, str]]:
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # a crash truncated the line; the picture is missing, the review is not
+            if entry["name"] == STRIPS:
+                yield entry["tokens"], entry["text"]
 
 
-def _read_rest(record: Record) -> None:
+def _take_events(record: Record, events: Events, lowest: float, highest: float) -> None:
+    record.x = "tokens" if events.counts_tokens else "steps"
+    for name, (x, times, values) in events.scalars.items():
+        tokens, steps = (at.astype(int).tolist() for at in events.clock(np.array(x)))
+        for at, step, now, value in zip(tokens, steps, times, values, strict=True):
+            if lowest <= step <= highest:
+                record.add(at, step, now, [(name, value)])
+    record.read = f"{record.lines:,} values of TensorBoard event files"
+    if not events.counts_tokens:
+        record.notes.append("The log does not count tokens; its x axis is taken as optimizer steps.")
+
+
+def _read_other_files(record: Record) -> None:
     directory = record.directory
     record.provenance = _json(record, directory / PROVENANCE)
     record.summary = _json(record, directory / SUMMARY)
     measured = _json(record, directory / EVALUATION).get("metrics", {})
     record.evaluation = {name: float(value) for name, value in measured.items() if isinstance(value, int | float)}
     record.config = read_config(directory / OPERATIVE)
-    # Strips are for the eye alone: event files that a crash has torn cost the picture, not the review.
-    record.strips = [(at, text) for at, text in read_texts(directory, STRIPS) if at <= record.tokens[1]]
     record.state = _state(record)
 
 
@@ -171,13 +205,13 @@ def _json(record: Record, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text("utf-8"))
     except ValueError:
-        record.notes.append(f"{file.name} is torn, and was left out.")
+        record.notes.append(f"{file.name} is incomplete, and was skipped.")
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def read_config(file: Path) -> dict[str, str]:
-    """Bindings of an operative configuration: key -> value as written. Empty where there is no file."""
+    """Return the bindings of an operative configuration, key -> value as written. Empty if the file is missing."""
     if not file.exists():
         return {}
     found: dict[str, str] = {}
@@ -196,9 +230,8 @@ def read_config(file: Path) -> dict[str, str]:
 
 
 def _state(record: Record) -> str:
-    said = record.summary
-    if said and said.get("tokens", 0) >= record.tokens[1]:
-        return str(said.get("status", "finished"))
+    if record.summary and record.summary.get("tokens", 0) >= record.tokens[1]:
+        return str(record.summary.get("status", "finished"))
     interval = (record.times[1] - record.times[0]) / max(1, record.lines - 1)
     silent = time.time() - record.times[1]
     if record.times[1] and silent < max(_SILENT_S, _SILENT_INTERVALS * interval):

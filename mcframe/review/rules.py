@@ -1,4 +1,4 @@
-"""The thresholds of the rules: those of the package, overridden by a file of the user's."""
+"""Thresholds of the rules: those of the package, overridden by the user's file."""
 
 from __future__ import annotations
 
@@ -9,36 +9,31 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mcframe.errors import Location, UserError
-from mcframe.registry.plugins import did_you_mean
+from mcframe.errors import Location, UserError, did_you_mean
 
 TESTS = "tests"
 SEVERITIES = ("high", "medium", "low")
-_SHARES = {"alpha", "level", "late", "share", "drop", "lr", "reaches"}
+_FRACTIONS = {"alpha", "level", "late", "fraction", "drop", "lr", "reaches"}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Tables of thresholds by the name of their rule. source says where they come from."""
+    """Thresholds by the name of their rule, and the source of them."""
 
     tables: Mapping[str, Mapping[str, Any]]
     source: str
 
     def enabled(self, rule: str) -> bool:
-        """Whether a rule is asked."""
+        """Return whether a rule is applied."""
         return bool(self.tables[rule]["enabled"])
 
-    def severity(self, rule: str) -> str:
-        """How grave its finding is."""
-        return str(self.tables[rule]["severity"])
-
     def number(self, rule: str, key: str) -> float:
-        """A threshold."""
+        """Return a threshold."""
         return float(self.tables[rule][key])
 
     @property
     def alpha(self) -> float:
-        """Probability of a change called out of noise, for one test."""
+        """Probability of a change found in noise, for one test."""
         return self.number(TESTS, "alpha")
 
     @property
@@ -48,31 +43,35 @@ class Rules:
 
     @property
     def late(self) -> float:
-        """The last share of a run that counts for what it has come to."""
+        """The last fraction of a run, from which its results are taken."""
         return self.number(TESTS, "late")
 
 
 def shipped() -> str:
-    """The text of the rules that come with mcframe."""
+    """Return the text of the package's rules."""
     return files("mcframe.review").joinpath("rules.toml").read_text("utf-8")
 
 
 def read_rules(file: Path | None = None) -> Rules:
-    """The package's rules, with what `file` sets instead. Raises UserError for what is no rule or no threshold."""
+    """Return the package's rules, overridden by those of `file`.
+
+    Raises:
+        UserError: the file cannot be read, or has an unknown rule, an unknown threshold or a wrong value.
+    """
     tables: dict[str, dict[str, Any]] = tomllib.loads(shipped())
     if file is None:
-        return Rules(tables, "the rules that come with mcframe")
+        return Rules(tables, "the rules of mcframe")
     try:
         own = tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}", remedy="give --rules a TOML file") from error
+        raise UserError(f"{file} cannot be read: {error}", remedy="Pass a TOML file to --rules.") from error
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"this is no TOML: {error}", remedy="see docs/review.md", place=Location(file)) from error
+        raise UserError(f"expected TOML: {error}", remedy="See docs/review.md.", location=Location(file)) from error
     for rule, table in own.items():
         if rule not in tables or not isinstance(table, dict):
             raise UserError(
-                f"there is no rule {rule}{did_you_mean(rule, tables)}",
-                remedy="the rules are in docs/review.md", place=Location(file),
+                f"unknown rule {rule}{did_you_mean(rule, tables)}",
+                remedy="See docs/review.md for the rules.", location=Location(file),
             )  # fmt: skip
         for key, value in table.items():
             tables[rule][key] = _checked(file, rule, key, value, tables[rule])
@@ -80,21 +79,24 @@ def read_rules(file: Path | None = None) -> Rules:
 
 
 def _checked(file: Path, rule: str, key: str, value: Any, known: Mapping[str, Any]) -> Any:
+    """Return the value of a threshold if it is valid."""
     if key not in known:
         raise UserError(
-            f"{rule} has no threshold {key}{did_you_mean(key, known)}",
-            remedy=f"it has {', '.join(known)}", place=Location(file),
+            f"unknown threshold {rule}.{key}{did_you_mean(key, known)}",
+            remedy=f"Set one of {', '.join(known)}.", location=Location(file),
         )  # fmt: skip
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if key == "enabled":
-        fits, wanted = isinstance(value, bool), "true or false"
+        valid, expected = isinstance(value, bool), "true or false"
     elif key == "severity":
-        fits, wanted = value in SEVERITIES, f"one of {', '.join(SEVERITIES)}"
+        valid, expected = value in SEVERITIES, f"one of {', '.join(SEVERITIES)}"
+    elif key in _FRACTIONS:
+        valid, expected = number and (0 < value < 1 or (value == 1 and rule != TESTS)), "a number between 0 and 1"
     else:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        share = key in _SHARES
-        fits = number and (0 < value < 1 if share else value >= 0)
-        fits = fits or (number and rule != TESTS and share and value == 1)
-        wanted = "a number between 0 and 1" if share else "a number from 0 on"
-    if not fits:
-        raise UserError(f"{rule}.{key} is {value!r}; it must be {wanted}", remedy="correct it", place=Location(file))
+        valid, expected = number and value >= 0, "a number from 0 on"
+    if not valid:
+        raise UserError(
+            f"{rule}.{key}: expected {expected}, got {value!r}",
+            remedy=f"Set {rule}.{key} to {expected}.", location=Location(file),
+        )  # fmt: skip
     return value

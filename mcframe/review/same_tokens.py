@@ -1,4 +1,4 @@
-"""Whether two runs read the same tokens in the same order, and how one knows."""
+"""Whether two runs read the same tokens in the same order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mcframe.review.record import Record
-from mcframe.review.run_facts import decides_what_is_read, differences
+from mcframe.review.run_facts import decides_tokens, differences
 
 _PER_STEP = "train/tokens_per_step"
 _TOLERANCE = 1e-6
@@ -15,49 +15,58 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class SameTokens:
-    """same is None where nothing tells. reasons: what it was judged by, or what differs."""
+    """Result of a comparison; `same` is None if the logs do not decide it. `reasons` are its grounds."""
 
     same: bool | None
     reasons: tuple[str, ...]
 
+    @property
+    def text(self) -> str:
+        """The result as the end of a sentence."""
+        return {
+            True: "read the same tokens",
+            False: "did not read the same tokens",
+            None: "may or may not have read the same tokens",
+        }[self.same] + f": {'; '.join(self.reasons)}."
 
-def judge_tokens(run: Record, other: Record) -> SameTokens:
-    """Compare the token clocks of two runs, and the bindings that decide what is read.
 
-    The logs do not hold the tokens themselves: equal clocks, seed, text and tokenizer are what can be known. One that
-    stopped earlier has read the beginning of what the other read.
+def compare_tokens(run: Record, other: Record) -> SameTokens:
+    """Compare the token counts of two runs over steps, and the bindings that decide which tokens are read.
+
+    The logs do not hold the tokens themselves, so equal counts, seed, text and tokenizer are taken as proof. Of two
+    runs, the one that stopped earlier has read the beginning of the other's tokens.
     """
-    wrong: list[str] = []
-    known: list[str] = []
+    different: list[str] = []
+    equal: list[str] = []
     steps = run.last(_PER_STEP), other.last(_PER_STEP)
     if None not in steps:
         if steps[0] != steps[1]:
-            wrong.append(f"{_PER_STEP}: {steps[0]:,.0f} against {steps[1]:,.0f}")
+            different.append(f"{_PER_STEP}: {steps[0]:,.0f} against {steps[1]:,.0f}")
         else:
-            known.append(f"{steps[0]:,.0f} tokens a step")
+            equal.append(f"{steps[0]:,.0f} tokens a step")
     if run.x == other.x == "tokens":
         drift = _drift(run, other)
         if drift is not None and drift[1] > _TOLERANCE:
-            wrong.append(f"the clocks part: at step {drift[0]:,.0f} they are {100 * drift[1]:.3g} % apart in tokens")
+            different.append(f"at step {drift[0]:,.0f} their token counts are {100 * drift[1]:.3g} % apart")
         elif drift is not None:
-            known.append("equal token counts at equal steps")
+            equal.append("equal token counts at equal steps")
     if run.config and other.config:
         for key, (one, two) in differences(run.config, other.config).items():
-            if decides_what_is_read(key):
-                wrong.append(f"{key}: {one} against {two}")
-        known.append("the same seed, text, tokenizer, batch and window")
-    elif not wrong:
-        return SameTokens(None, ("no operative.gin of both says which text and seed they had",))
-    if wrong:
-        return SameTokens(False, tuple(wrong))
+            if decides_tokens(key):
+                different.append(f"{key}: {one} against {two}")
+        equal.append("the same seed, text, tokenizer, batch and window")
+    elif not different:
+        return SameTokens(None, ("operative.gin of both, with text and seed, is missing",))
+    if different:
+        return SameTokens(False, tuple(different))
     if run.tokens[1] != other.tokens[1]:
         shorter = run if run.tokens[1] < other.tokens[1] else other
-        known.append(f"{shorter.name} stopped earlier, at {shorter.tokens[1]:,} tokens")
-    return SameTokens(True, tuple(known))
+        equal.append(f"{shorter.name} stopped earlier, at {shorter.tokens[1]:,} tokens")
+    return SameTokens(True, tuple(equal))
 
 
 def _drift(run: Record, other: Record) -> tuple[float, float] | None:
-    """(step, relative difference) where the clocks differ most over the steps that both have."""
+    """Return (step, relative difference) where the token counts differ most over the steps of both runs."""
     mine, theirs = _clock(run), _clock(other)
     last = min(mine[-1][0], theirs[-1][0])
     steps = np.linspace(max(mine[0][0], theirs[0][0]), last, 64)
@@ -70,7 +79,7 @@ def _drift(run: Record, other: Record) -> tuple[float, float] | None:
 
 
 def _clock(run: Record) -> list[tuple[float, float]]:
-    """(step, tokens) along the run: of the metric with most points."""
+    """Return (step, tokens) along the run, of the metric with most points."""
     fullest = max((s for s in run.series.values() if s.count), key=len)
     if not len(fullest):
         return [(run.steps[0], run.tokens[0]), (run.steps[1] or 1, run.tokens[1])]

@@ -1,4 +1,4 @@
-"""One metric over a run in bounded memory: where points grow many, neighbours are joined."""
+"""One metric over a run in bounded memory: neighbours are joined as points grow in number."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 CAPACITY = 1024
-"""The most points that a series keeps. An even number, for pairs are joined."""
+"""Largest number of points of a series; even, because pairs are joined."""
 
 Values = NDArray[np.float64]
 
 
 class Series:
-    """Means, lows and highs of a metric over stretches of a run that hold equally many values.
+    """Means, lows and highs of a metric over stretches of a run with equal numbers of values.
 
-    Up to `CAPACITY` values are kept as they are. With more, neighbours are joined two and two, so that a run of any
-    length takes the same memory and no spike is lost: it stays in the highs.
+    Up to `CAPACITY` values are kept unchanged. With more, pairs of neighbours are joined, so that a run of any length
+    takes the same memory. Spikes remain in the highs.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Series:
         self._open: list[tuple[float, float, float]] = []
 
     def add(self, tokens: float, step: float, value: float | None) -> None:
-        """Take the next value. None and what is not finite is counted, not kept."""
+        """Add a value. None and values that are not finite are counted only."""
         if value is None or not math.isfinite(value):
             self.not_finite += 1
             return
@@ -62,43 +62,43 @@ class Series:
         self._means = array("d", ((a + b) / 2 for a, b in zip(self._means[::2], self._means[1::2], strict=True)))
 
     def __len__(self) -> int:
-        """Points that are kept whole."""
+        """Return the number of complete points."""
         return len(self._means)
 
     @property
     def stride(self) -> int:
-        """Values that a point stands for."""
+        """Number of values of a point."""
         return self._stride
 
     @property
     def tokens(self) -> Values:
-        """Where each point ends, in tokens."""
+        """[points] the last token count of each point."""
         return np.array(self._tokens)
 
     @property
     def steps(self) -> Values:
-        """Where each point ends, in optimizer steps."""
+        """[points] the last optimizer step of each point."""
         return np.array(self._steps)
 
     @property
     def means(self) -> Values:
-        """Mean value of each point."""
+        """[points] mean values."""
         return np.array(self._means)
 
     @property
     def highs(self) -> Values:
-        """Highest value of each point."""
+        """[points] highest values."""
         return np.array(self._highs)
 
     @property
     def lows(self) -> Values:
-        """Lowest value of each point."""
+        """[points] lowest values."""
         return np.array(self._lows)
 
-    def late(self, share: float) -> Values:
-        """The points of the last share of the run, by tokens."""
+    def late(self, fraction: float) -> Values:
+        """Return the means over the last fraction of the run, by tokens."""
         tokens = self.tokens
         if not len(tokens):
             return tokens
-        values: Values = self.means[tokens > tokens[-1] - share * (tokens[-1] - tokens[0])]
+        values: Values = self.means[tokens > tokens[-1] - fraction * (tokens[-1] - tokens[0])]
         return values

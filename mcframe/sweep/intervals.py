@@ -1,4 +1,4 @@
-"""Means over seeds with Student's t interval. Few seeds make it wide, which is what they tell."""
+"""Means over seeds with Student's t interval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` seeds; the interval is mean ± half. half is None for a single seed, which says nothing of it."""
+    """A mean over `n` seeds; the interval is mean ± half. half is None for a single seed."""
 
     mean: float
     half: float | None
@@ -29,10 +29,5 @@ class Estimate:
 def estimate(values: Sequence[float]) -> Estimate:
     """The mean of one value a seed, with its interval at `LEVEL`."""
     n = len(values)
-    half = t_quantile(0.5 + LEVEL / 2, n - 1) * stdev(values) / math.sqrt(n) if n > 1 else None
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else None
     return Estimate(fmean(values), half, n)
-
-
-def t_quantile(probability: float, freedom: int) -> float:
-    """Return the quantile of Student's t with this many degrees of freedom."""
-    return float(stats.t.ppf(probability, freedom))

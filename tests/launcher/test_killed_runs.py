@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from mcframe.cli.app import app
 from mcframe.errors import UserError
+from mcframe.review.apply_rules import apply_rules
 from mcframe.review.finding import Case
-from mcframe.review.judging import judge
 from mcframe.review.record import read_run
 from mcframe.review.review import review
 from mcframe.review.rules import read_rules
@@ -77,7 +77,7 @@ def test_a_run_killed_at_any_moment_leaves_files_that_review_reads(moments):
         record = read_run(moment)
         lines.append(record.lines)
         assert record.state == "running"  # silent for seconds only
-        judge(Case(record, read_rules()))
+        apply_rules(Case(record, read_rules()))
     assert lines == sorted(lines)
     assert lines[-1] >= 8
     assert len(set(lines)) >= 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import tracemalloc
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from torch.utils.tensorboard import SummaryWriter
 
 from mcframe.errors import UserError
-from mcframe.review.event_files import read_texts
+from mcframe.hookspecs import RunStart
+from mcframe.metrics.jsonl_logger import JsonlLogger
+from mcframe.review.event_files import read_events
 from mcframe.review.record import read_config, read_run
 from mcframe.review.series import CAPACITY, Series
 from tests.support.synthetic_runs import STEPS, healthy, write_run
@@ -97,7 +100,7 @@ def test_the_state_of_a_run(tmp_path):
         file.write(json.dumps({"tokens": 300_000, "step": 21, "time": time.time(), "train/loss": 1.0}) + "\n")
     assert read_run(run).state == "running"
     (run / "summary.json").write_text('{"status": "inter')
-    assert any("summary.json is torn" in note for note in read_run(run).notes)
+    assert any("summary.json is incomplete" in note for note in read_run(run).notes)
 
 
 def test_steps_between(tmp_path):
@@ -138,7 +141,7 @@ def test_event_files_without_tokens_are_read_by_steps(tmp_path):
     record = read_run(tmp_path / "other")
     assert record.x == "steps"
     assert len(record.series["loss"]) == 30
-    assert "nothing of tokens" in record.notes[0]
+    assert "does not count tokens" in record.notes[0]
 
 
 def test_event_files_torn_at_any_byte_are_read_up_to_the_tear(tmp_path):
@@ -166,21 +169,34 @@ def test_the_first_and_the_last_text_are_found_among_much_else(tmp_path):
             writer.add_text("samples", "working_contexts/text_summary", at)
             writer.add_text("working_contexts", f"    focused ·{at}··|··\n    random", at)
         writer.close()
-    first, last = read_texts(tmp_path / "run", "working_contexts")
-    assert first == (1, "focused ·1··|··\nrandom")
-    assert last == (20, "focused ·20··|··\nrandom")
-    assert read_texts(tmp_path / "run", "nothing") == []
+    assert read_run(tmp_path / "run").strips == [(1, "focused ·1··|··\nrandom"), (20, "focused ·20··|··\nrandom")]
+    assert read_events(tmp_path / "run").texts.keys() == {"samples", "working_contexts"}
+
+
+def test_texts_of_a_run_are_read_from_its_record(tmp_path):
+    """JsonlLogger writes them; a resumed run supersedes those after its checkpoint."""
+    for resume, at in ((None, (1, 2, 3)), (2, (4,))):
+        with closing(JsonlLogger(RunStart(tmp_path, {}, resume))) as logger:
+            for tokens in at:
+                logger.write(tokens, tokens, {"train/loss": 1.0})
+                logger.text(tokens, "working_contexts", f"·{tokens}|·")
+                logger.text(tokens, "samples", "words")
+    assert read_run(tmp_path).strips == [(1, "·1|·"), (4, "·4|·")]
+    assert '"tokens": 3' in (tmp_path / "texts.superseded.jsonl").read_text()
+    content = (tmp_path / "texts.jsonl").read_bytes()
+    (tmp_path / "texts.jsonl").write_bytes(content[:-4])
+    assert read_run(tmp_path).strips[0] == (1, "·1|·")
 
 
 def test_what_is_no_run_is_told(tmp_path):
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="expected a folder"):
         read_run(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"neither metrics\.jsonl"):
+    with pytest.raises(UserError, match=r"expected metrics\.jsonl"):
         read_run(tmp_path)
     run = write_run(tmp_path / "run", healthy(n=20))
     with pytest.raises(UserError, match="no metric between steps 50 and the end"):
         read_run(run, 50)
-    with pytest.raises(UserError, match="lies behind"):
+    with pytest.raises(UserError, match="--from before --to"):
         read_run(run, 9, 3)
 
 

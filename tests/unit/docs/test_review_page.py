@@ -6,7 +6,7 @@ import re
 import tomllib
 
 from mcframe.cli.app import all_commands
-from mcframe.review.judging import RULES
+from mcframe.review.apply_rules import RULES
 from mcframe.review.rules import SEVERITIES, TESTS, shipped
 from tests.support.rules_table import PAGE, entries, with_table
 

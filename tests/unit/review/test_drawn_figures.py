@@ -14,8 +14,8 @@ from mcframe.cli.app import app
 from mcframe.metrics import figures
 from mcframe.metrics.accumulator import Reading
 from mcframe.metrics.figure_data import PictureRecord
-from mcframe.review.drawn_pictures import drawn
 from mcframe.review.record import read_run
+from mcframe.review.recorded_figures import recorded_figures
 from tests.support.synthetic_runs import CONFIG, healthy, write_run
 
 SHAPE = {"block_size": "32", "levels": "1", "slots": "1", "tail": "128", "sink": "0"}
@@ -57,26 +57,25 @@ def test_a_review_has_the_pictures(run):
 
 
 def test_only_what_lies_between_the_steps_is_drawn(run):
-    whole, early = ([pixels(part) for part in drawn(read_run(run, 1, end))["contexts"]] for end in (None, 90))
-    assert len(whole) == len(early) == 1
-    assert whole[0].shape == early[0].shape
-    assert not np.array_equal(whole[0], early[0])
+    late, early = (pixels(recorded_figures(read_run(run, 1, end))["contexts"]) for end in (None, 90))
+    assert late.shape == early.shape
+    assert not np.array_equal(late, early)
 
 
 def test_a_torn_record_is_drawn_up_to_the_tear(run):
     file = run / "pictures.jsonl"
     content = file.read_bytes()
     file.write_bytes(content[:-200])
-    assert len(drawn(read_run(run))["lens"]) == 1
+    assert "lens" in recorded_figures(read_run(run))
     file.write_bytes(b"")
-    assert drawn(read_run(run)) == {}
+    assert recorded_figures(read_run(run)) == {}
 
 
 def test_without_a_record_or_a_configuration_nothing_is_drawn(run):
     (run / "operative.gin").unlink()
-    assert drawn(read_run(run)) == {}
+    assert recorded_figures(read_run(run)) == {}
     (run / "pictures.jsonl").unlink()
-    assert drawn(read_run(run)) == {}
+    assert recorded_figures(read_run(run)) == {}
 
 
 def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_is_drawn_once(run, monkeypatch, caplog):

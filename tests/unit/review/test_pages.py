@@ -11,11 +11,11 @@ from torch.utils.tensorboard import SummaryWriter
 from typer.testing import CliRunner
 
 from mcframe.cli.app import app
-from mcframe.review.comparing import groups, named
-from mcframe.review.figures import with_error
+from mcframe.review.comparison import groups, named
 from mcframe.review.finding import Plot
 from mcframe.review.plots import draw
 from mcframe.review.record import read_run
+from mcframe.review.tables import with_error
 from tests.support.synthetic_runs import CONFIG, healthy, like_the_seed, write_run
 
 VOID = {"meta", "link", "br", "img", "use", "path"}
@@ -91,7 +91,7 @@ def test_the_review_of_the_founding_run(mcframe, seed_run):
     headings = re.findall(r"^## (.+)$", markdown, re.M)
     assert headings == [
         "Summary", "Training throughput", "Controller metrics: LOD layout", "Controller metrics: LensNet",
-        "Controller metrics: variant quality", "Weights by module", "EvalResult", "Next steps", "Provenance",
+        "Controller metrics: variant quality", "Weights by module", "Findings", "Next steps", "Provenance",
     ]  # fmt: skip
     for said in (
         *headings,
@@ -125,10 +125,10 @@ def test_a_healthy_run_and_its_twin(mcframe, tmp_path):
     run, twin = write_run(tmp_path / "run", healthy()), write_run(tmp_path / "twin", healthy(1))
     result = mcframe("review", run, "--against", twin, "--from", 5, "--to", 160)
     assert result.exit_code == 0, result.output
-    assert "No rule found anything." in result.output
+    assert "No rule has a finding." in result.output
     markdown = (run / "review" / "review.md").read_text("utf-8")
     assert "Steps 5 to 160" in markdown
-    assert "They read the same tokens" in markdown
+    assert "The two runs read the same tokens" in markdown
     assert "that of twin" in markdown
 
 
@@ -219,8 +219,8 @@ WRONG_RULES = {
     "[slow_pack]\nenabled = 1": "true or false",
     "[slow_pack]\nseverity = 'grave'": "high, medium, low",
     "[tests]\nalpha = 1": "between 0 and 1",
-    "ms = 3": "no rule ms",
-    "[slow_pack": "no TOML",
+    "ms = 3": "unknown rule ms",
+    "[slow_pack": "expected TOML",
 }
 
 
@@ -236,17 +236,17 @@ def test_what_cannot_be_done_ends_with_2(mcframe, seed_run, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     for arguments, said in (
-        (("review", tmp_path / "none"), "no folder"),
-        (("review", tmp_path / "empty"), "neither metrics.jsonl"),
-        (("review", seed_run, "--against", seed_run), "the run itself"),
-        (("review", seed_run, "--against", tmp_path / "none"), "no folder"),
-        (("review", seed_run, "--from", 10, "--to", 5), "lies behind"),
+        (("review", tmp_path / "none"), "expected a folder"),
+        (("review", tmp_path / "empty"), "expected metrics.jsonl"),
+        (("review", seed_run, "--against", seed_run), "expected another run"),
+        (("review", seed_run, "--against", tmp_path / "none"), "expected a folder"),
+        (("review", seed_run, "--from", 10, "--to", 5), "--from before --to"),
         (("review", seed_run, "--from", 5000), "no metric between"),
         (("review", seed_run, "--rules", tmp_path / "none"), "cannot be read"),
         (("review", seed_run, "--out", tmp_path / "file" / "below"), "cannot be written"),
         (("compare", seed_run), "two different runs"),
         (("compare", seed_run, seed_run), "two different runs"),
-        (("compare", seed_run, tmp_path / "empty"), "neither metrics.jsonl"),
+        (("compare", seed_run, tmp_path / "empty"), "expected metrics.jsonl"),
     ):
         result = mcframe(*arguments)
         assert result.exit_code == 2, (arguments, result.output)
@@ -284,7 +284,7 @@ def test_runs_that_differ_in_the_seed_are_one_row_with_an_interval(mcframe, tmp_
 def test_a_seed_twice_is_told(mcframe, tmp_path):
     runs = [write_run(tmp_path / name, healthy(k)) for k, name in enumerate("ab")]
     assert mcframe("compare", *runs).exit_code == 0
-    assert "hold a seed twice" in (tmp_path / "comparison" / "comparison.md").read_text("utf-8")
+    assert "have a seed twice" in (tmp_path / "comparison" / "comparison.md").read_text("utf-8")
 
 
 def test_runs_may_be_called_anything(tmp_path):

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
+from mcframe.review.apply_rules import RULES, apply_rules
 from mcframe.review.finding import Case, Finding
-from mcframe.review.judging import RULES, judge
 from mcframe.review.record import read_run
 from mcframe.review.rules import read_rules
 from tests.support.synthetic_runs import CONFIG, DIP, STEPS, healthy, like_the_seed, noise, write_run
@@ -20,9 +20,9 @@ GOOD_GISTS = {
 }
 
 
-def findings(run, twin=None, rules=None) -> dict[str, Finding]:
-    case = Case(read_run(run), rules or read_rules(), read_run(twin) if twin else None)
-    return {finding.rule: finding for finding in judge(case)[0]}
+def findings(run, baseline=None, rules=None) -> dict[str, Finding]:
+    case = Case(read_run(run), rules or read_rules(), read_run(baseline) if baseline else None)
+    return {finding.rule: finding for finding in apply_rules(case).findings}
 
 
 def test_the_run_of_the_founding_review(tmp_path):
@@ -94,18 +94,17 @@ def test_a_healthy_run_yields_nothing(tmp_path, many):
     n, rho, seeds = many
     for seed in range(seeds):
         run = write_run(tmp_path / str(seed), healthy(seed, n, rho), evaluation=GOOD_GISTS)
-        twin = write_run(tmp_path / f"{seed}twin", healthy(seed + 1000, n, rho))
-        assert findings(run, twin) == {}
+        baseline = write_run(tmp_path / f"{seed}baseline", healthy(seed + 1000, n, rho))
+        assert findings(run, baseline) == {}
 
 
-def test_every_rule_is_asked_and_can_judge_a_healthy_run(tmp_path):
+def test_every_rule_applies_to_a_healthy_run(tmp_path):
     run = write_run(tmp_path / "run", healthy(), evaluation=GOOD_GISTS, provenance={"device": "NVIDIA H200"})
-    found, unjudged, silent = judge(
-        Case(read_run(run), read_rules(), read_run(write_run(tmp_path / "twin", healthy(1))))
-    )
-    assert found == []
-    assert silent == list(RULES)
-    assert unjudged == []
+    baseline = read_run(write_run(tmp_path / "baseline", healthy(1)))
+    outcomes = apply_rules(Case(read_run(run), read_rules(), baseline))
+    assert outcomes.findings == []
+    assert outcomes.silent == list(RULES)
+    assert outcomes.skipped == {}
 
 
 def step_up(values, by):
@@ -226,11 +225,11 @@ def test_gists_that_do_no_better_than_dropping(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["clock", "seed", "text"])
-def test_a_twin_that_read_other_tokens(tmp_path, change):
+def test_a_baseline_that_read_other_tokens(tmp_path, change):
     run = write_run(tmp_path / "run", healthy())
     config = {**CONFIG, **{"seed": {"run.seed": "1"}, "text": {"run.text": "@text.files"}}.get(change, {})}
-    twin = write_run(tmp_path / "twin", healthy(per_step=8192 if change == "clock" else 12288), config=config)
-    found = findings(run, twin)
+    baseline = write_run(tmp_path / "baseline", healthy(per_step=8192 if change == "clock" else 12288), config=config)
+    found = findings(run, baseline)
     assert {"clock": "8,192", "seed": "run.seed", "text": "run.text"}[change] in " ".join(
         found["misaligned_tokens"].evidence
     )
@@ -238,12 +237,12 @@ def test_a_twin_that_read_other_tokens(tmp_path, change):
 
 def test_clocks_that_part_midway_are_seen_without_configurations(tmp_path):
     run = write_run(tmp_path / "run", healthy(), config=None)
-    twin = write_run(tmp_path / "twin", healthy(), config=None)
-    assert findings(run, twin) == {}
-    lines = (twin / "metrics.jsonl").read_text().splitlines()
+    baseline = write_run(tmp_path / "baseline", healthy(), config=None)
+    assert findings(run, baseline) == {}
+    lines = (baseline / "metrics.jsonl").read_text().splitlines()
     late = [line.replace('"step": ', '"step": 1') if '"step": 1' in line else line for line in lines]
-    (twin / "metrics.jsonl").write_text("\n".join(late) + "\n")
-    assert "misaligned_tokens" in findings(run, twin)
+    (baseline / "metrics.jsonl").write_text("\n".join(late) + "\n")
+    assert "misaligned_tokens" in findings(run, baseline)
 
 
 def test_mfu_of_forty_one_per_cent_that_the_speed_contradicts(tmp_path):
@@ -272,8 +271,7 @@ def test_packing_on_a_cpu_is_not_judged_by_the_limit_of_a_gpu(tmp_path):
     figures = healthy(3)
     figures["mc/variant_pack_ms"] += 50
     run = write_run(tmp_path / "run", figures, provenance={"machine": {"device": "cpu"}})
-    _, unjudged, _ = judge(Case(read_run(run), read_rules()))
-    assert "slow_pack" in {each.rule for each in unjudged}
+    assert "slow_pack" in apply_rules(Case(read_run(run), read_rules())).skipped
 
 
 def test_where_the_level_of_detail_gives_preferences_away_the_correlation_of_gists_is_judged(tmp_path):
