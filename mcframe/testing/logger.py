@@ -1,4 +1,4 @@
-"""Clauses of telemetry sinks: they take whatever a run has to say."""
+"""Requirements of metric loggers: they accept all that a run logs and change nothing."""
 
 from __future__ import annotations
 
@@ -8,49 +8,38 @@ from typing import Any
 import numpy as np
 
 from mcframe.hookspecs import Histogram
+from mcframe.testing.assertions import expect
 from mcframe.testing.host_sync import random_state
 from mcframe.testing.plugin_under_test import PluginUnderTest
-from mcframe.testing.requirements import expect, requirement
+from mcframe.testing.requirements import requirement
 
-
-@requirement(
-    "S1", "It takes metrics, whatever their values, and may be told of one step twice", "logger", after=("P9",)
+METRICS: tuple[dict[str, float], ...] = (
+    {"train/loss": 2.5, "mc/preference_corr_mean": math.nan},
+    {"val/loss": math.inf, "mc/x": -1e-30},
+    {},
 )
-def s1_metrics(plugin: PluginUnderTest) -> None:
-    """NaN, infinity and very small numbers among them; a logging interval and a validation at one token count."""
-    sink = plugin.build()
-    sink.write(1024, 1, {"train/loss": 2.5, "mc/preference_corr_mean": math.nan})
-    sink.write(1024, 1, {"val/loss": math.inf, "mc/adv_delta_mean": -1e-30})
-    sink.write(2048, 2, {})
-    sink.close()
 
 
-@requirement("S2", "It takes texts, pictures and distributions, or leaves them alone", "logger", after=("P9",))
-def s2_others(plugin: PluginUnderTest) -> None:
-    """Of several lines, of any size, with empty bins."""
-    sink = plugin.build()
-    sink.text(1024, "contexts", "·1·|·\n")
-    sink.image(1024, "mc/lod_map", np.zeros((3, 5, 3), dtype=np.uint8))
-    sink.histogram(1024, "mc/score", Histogram([-1.0, 0.0, 1.0], [0, 3]))
-    sink.close()
+@requirement("S1", "It accepts all metrics, texts, images and histograms, and changes nothing", "logger", after=("P6",))
+def s1_accepts(plugin: PluginUnderTest) -> None:
+    """NaN, infinity and empty bins included; two calls at one token count. Metrics and random states stay."""
+    before, logger = random_state(), plugin.build()
+    for step, metrics in enumerate(METRICS):
+        passed = dict(metrics)
+        logger.write(1024 * (1 + step // 2), 1 + step // 2, passed)
+        expect(repr(passed) == repr(metrics), f"it has changed the metrics to {passed}")
+    logger.text(1024, "contexts", "·1·|·\n")
+    logger.image(1024, "mc/lod_map", np.zeros((3, 5, 3), dtype=np.uint8))
+    logger.histogram(1024, "mc/score", Histogram([-1.0, 0.0, 1.0], [0, 3]))
+    logger.close()
+    expect(random_state() == before, "a global random state has advanced")
 
 
-@requirement("S3", "`place` is None, or a label and where to look", "logger", after=("P9",))
-def s3_place(plugin: PluginUnderTest) -> None:
+@requirement("S2", "`place` is None, or a label and a path or command", "logger", after=("P6",))
+def s2_location(plugin: PluginUnderTest) -> None:
     """The closing summary prints it."""
-    sink = plugin.build()
-    place: Any = sink.place
-    sink.close()
-    pair = isinstance(place, tuple) and len(place) == 2 and all(isinstance(each, str) and each for each in place)
-    expect(place is None or pair, f"place is {place!r}")
-
-
-@requirement("S4", "It does not change what a run computes", "logger", after=("S1",))
-def s4_aside(plugin: PluginUnderTest) -> None:
-    """Neither a global random state nor the metrics that it is shown."""
-    before, metrics = random_state(), {"train/loss": 2.5}
-    sink = plugin.build()
-    sink.write(1024, 1, metrics)
-    sink.close()
-    expect(random_state() == before, "a global random state has moved")
-    expect(metrics == {"train/loss": 2.5}, f"it has changed the metrics to {metrics}")
+    logger = plugin.build()
+    found: Any = logger.place
+    logger.close()
+    pair = isinstance(found, tuple) and len(found) == 2 and all(isinstance(each, str) and each for each in found)
+    expect(found is None or pair, f"place is {found!r}")

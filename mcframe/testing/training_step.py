@@ -1,4 +1,7 @@
-"""A small real training step around a plug-in, the other parts being the reference's."""
+"""Small real training steps around a plug-in, with the reference plug-ins as the other parts.
+
+The only module of the kit that constructs or calls the step and the model.
+"""
 
 from __future__ import annotations
 
@@ -10,49 +13,97 @@ from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import variant_seeds
-from mcframe.hookspecs import ModelShape
+from mcframe.context.working_context import WorkingContext, build_context, raw_context
+from mcframe.hookspecs import LossTerm, ModelShape
+from mcframe.modeling.added_objectives import AddedObjectives
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.objectives import Objectives
 from mcframe.modeling.step import MegaContextStep
 from mcframe.testing.host_sync import random_states
-from mcframe.testing.inputs import VOCABULARY
 from mcframe.testing.plugin_under_test import PluginUnderTest
 from mcframe.testing.reference import LinearGistNet, LinearLensNet, RandomNodes
 
-GEOMETRY = ContextTree(window=70, block_size=4, levels=2, slots=1, tail=9)
-LENGTH = GEOMETRY.length((2, 1))
+TREE = ContextTree(window=70, block_size=4, levels=2, slots=1, tail=9)
+LENGTH = TREE.length((2, 1))
 """Two nodes of LOD1 and one of LOD2, or seven of LOD1."""
 
+VOCABULARY = 13
+ROWS = 3
 
-def build_step(plugin: PluginUnderTest) -> MegaContextStep:
-    """The module that a run trains, with the plug-in in its place where it is a part of it."""
-    shape, own = ModelShape(plugin.width, GEOMETRY), plugin.build(GEOMETRY)
+
+def build_step(kind: str, part: Any, width: int) -> Any:
+    """Return the module that a run trains, with `part` in its role if the kind belongs to the step."""
+    shape = ModelShape(width, TREE)
     with random_states(0):
-        gpt = GPT(GEOMETRY, VOCABULARY, depth=2, width=plugin.width, heads=2)
-        gistnet = own if plugin.kind == "gistnet" else LinearGistNet(shape)
-        lensnet = own if plugin.kind == "lensnet" else LinearLensNet(shape)
-        strategy = own if plugin.kind == "variants" else RandomNodes(GEOMETRY)
-        if not strategy.count:  # the plain twin is built without them
+        gpt = GPT(TREE, VOCABULARY, depth=2, width=width, heads=2)
+        gistnet = part if kind == "gistnet" else LinearGistNet(shape)
+        lensnet = part if kind == "lensnet" else LinearLensNet(shape)
+        strategy = part if kind == "variants" else RandomNodes(TREE)
+        added = AddedObjectives([part] if kind == "loss" else [])
+        if not strategy.count:  # plain training has neither network
             gistnet = lensnet = None
-        return MegaContextStep(gpt, gistnet, lensnet, strategy, GEOMETRY, Objectives())
+        return MegaContextStep(gpt, gistnet, lensnet, strategy, TREE, Objectives(), added=added)
 
 
-def train(step: MegaContextStep, steps: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number and the loss of every optimizer step, with its gradients still there."""
+def step_with(plugin: PluginUnderTest) -> Any:
+    """Return a step with a new instance of the plug-in."""
+    return build_step(plugin.kind, plugin.build(TREE), plugin.width)
+
+
+def step_seeds(step: Any, seed: int = 0, rows: int = ROWS) -> Tensor:
+    """Return the variant seeds [rows, V] of a step."""
+    return variant_seeds(seed, torch.arange(rows), step.strategy.count)
+
+
+def some_tokens(seed: int, rows: int = ROWS) -> Tensor:
+    """Return windows [rows, T + 1]."""
+    return torch.randint(VOCABULARY, (rows, TREE.window + 1), generator=torch.Generator().manual_seed(seed))
+
+
+def train(step: Any, steps: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield the number and the loss of every optimizer step while its gradients exist."""
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-2, weight_decay=0.0)
     for number in range(steps):
         optimizer.zero_grad()
-        loss, _ = step(some_tokens(number), variant_seeds(number, torch.arange(3), step.strategy.count), LENGTH)
+        loss, _ = step(some_tokens(number), step_seeds(step, number), LENGTH)
         loss.backward()
         yield number, loss.detach()
         optimizer.step()
 
 
-def some_tokens(seed: int) -> Tensor:
-    """Windows [3, T + 1]."""
-    return torch.randint(VOCABULARY, (3, GEOMETRY.window + 1), generator=torch.Generator().manual_seed(seed))
+def loss_term(step: Any, tokens: Tensor, seeds: Tensor) -> LossTerm:
+    """Return the value of the plug-in's loss in a step, for windows [B, T + 1] and seeds [B, V]."""
+    terms: list[LossTerm] = []
+    (loss,) = step.added.children()
+    handle = loss.register_forward_hook(lambda module, inputs, output: terms.append(output))
+    try:
+        step(tokens, seeds, LENGTH)
+    finally:
+        handle.remove()
+    return terms[0]
+
+
+def lens_scores(step: Any, tokens: Tensor, context: WorkingContext) -> Tensor:
+    """Return LensNet's scores [B, L] of the entries of a context, for windows [B, T]."""
+    with torch.no_grad():
+        scores: Tensor = step.scores(context, *step._read(tokens, asks=True))
+    return scores
+
+
+def contexts() -> dict[str, WorkingContext]:
+    """Return an uncompressed and a compressed context for `ROWS` windows."""
+    focus = torch.zeros(ROWS, TREE.blocks, dtype=torch.long)
+    focus[:, :4], focus[:, 4:6] = 2, 1
+    return {"raw": raw_context(TREE, ROWS, torch.device("cpu")), "compressed": build_context(focus, TREE)}
+
+
+def refocused(step: Any, allocator: Any, budget: int) -> Tensor:
+    """Return the focus [ROWS, blocks] after the allocator's rounds."""
+    with torch.no_grad():
+        focus: Tensor = step.refocus(some_tokens(0)[:, :-1], allocator, budget, torch.arange(ROWS))[0]
+    return focus
 
 
 def without_gradient(module: Any) -> list[str]:
-    """Names of the parameters that the last backward pass has not reached at all."""
+    """Return the names of the parameters that the last backward pass did not reach."""
     return [name for name, parameter in module.named_parameters() if parameter.grad is None]

@@ -44,7 +44,7 @@ class Stretches(Ramp):
         return 1.5 * cosine, 1.5 * sine
 
 
-@breaks("Q2", "positions")
+@breaks("M1", "positions")
 class Trembles(Ramp):
     """A little noise from the global random state."""
 
@@ -52,7 +52,7 @@ class Trembles(Ramp):
         return super().places(context) + torch.rand(())
 
 
-@breaks("Q3", "positions")
+@breaks("Q2", "positions")
 class CountsFromTheEnd(Ramp):
     """The last entry stands at 0: whatever is compressed behind an entry moves it."""
 
@@ -60,7 +60,7 @@ class CountsFromTheEnd(Ramp):
         return (context.valid.sum(dim=1, keepdim=True) - torch.arange(context.length)).float()
 
 
-@breaks("Q4", "positions")
+@breaks("M3", "positions")
 class AsksForTheLast(Ramp):
     """Reads a number back."""
 
@@ -88,7 +88,7 @@ class WantsEverything(SmallStates):
     needs = "everything"
 
 
-@breaks("O2", "loss")
+@breaks("O1", "loss")
 class ReturnsAScalar(SmallStates):
     """One figure for the batch; the step says so, too."""
 
@@ -96,7 +96,7 @@ class ReturnsAScalar(SmallStates):
         return LossTerm(view.baseline.hidden.square().mean())
 
 
-@breaks("O2", "loss")
+@breaks("O1", "loss")
 class TakesARoot(SmallStates):
     """The logarithm of what may be zero."""
 
@@ -104,7 +104,7 @@ class TakesARoot(SmallStates):
         return LossTerm((0 * view.baseline.hidden).square().mean(dim=(1, 2)).log())
 
 
-@breaks("O3", "loss")
+@breaks("M2", "loss")
 class ComparesSequences(SmallStates):
     """Distance from the mean of the batch."""
 
@@ -113,7 +113,7 @@ class ComparesSequences(SmallStates):
         return LossTerm((hidden - hidden.mean(dim=0, keepdim=True)).square().mean(dim=(1, 2)))
 
 
-@breaks("O4", "loss")
+@breaks("M3", "loss")
 class LooksAtItsLoss(SmallStates):
     """A branch on data."""
 
@@ -122,7 +122,7 @@ class LooksAtItsLoss(SmallStates):
         return term if term.loss.max() < 1e9 else LossTerm(0 * term.loss)
 
 
-@breaks("O5", "loss")
+@breaks("O2", "loss")
 class TrainsNothing(SmallStates):
     """Detached all over."""
 
@@ -130,7 +130,7 @@ class TrainsNothing(SmallStates):
         return LossTerm(view.baseline.hidden.detach().square().mean(dim=(1, 2)))
 
 
-@breaks("O5", "loss")
+@breaks("O2", "loss")
 class HasASpareHead(SmallStates):
     """A parameter that is never used."""
 
@@ -168,7 +168,7 @@ class ReturnsANumber(MeanLoss):
         return 0.0
 
 
-@breaks("E2", "evaluation")
+@breaks("E1", "evaluation")
 class DrawsAnew(MeanLoss):
     """A random focus from a global generator."""
 
@@ -177,7 +177,7 @@ class DrawsAnew(MeanLoss):
         return EvalResult({**found, f"eval/{self.name}/share": random.random()})
 
 
-@breaks("E2", "evaluation")
+@breaks("E1", "evaluation")
 class IsUndefinedAtTimes(MeanLoss):
     """NaN, and a number the next time."""
 
@@ -208,7 +208,7 @@ class WantsWholeNumbers(Keeps):
         self.kept.append([round(value) for value in metrics.values()])
 
 
-@breaks("S2", "logger")
+@breaks("S1", "logger")
 class WantsFullBins(Keeps):
     """Divides by a bin that may be empty."""
 
@@ -216,14 +216,14 @@ class WantsFullBins(Keeps):
         self.kept.append(sum(histogram.counts) / histogram.counts[0])
 
 
-@breaks("S3", "logger")
+@breaks("S2", "logger")
 class SaysOnlyWhere(Keeps):
     """A place without a label."""
 
     place = "metrics.txt"
 
 
-@breaks("S4", "logger")
+@breaks("S1", "logger")
 class CleansUp(Keeps):
     """Takes metrics away from those behind it."""
 

@@ -30,7 +30,7 @@ class Terse(LinearGistNet):
     """A GistNet."""
 
 
-@breaks("P3", "gistnet")
+@breaks("P2", "gistnet")
 class Secretive(LinearGistNet):
     """A linear map whose other parameter nobody explains."""
 
@@ -38,7 +38,7 @@ class Secretive(LinearGistNet):
         super().__init__(shape)
 
 
-@breaks("P4", "gistnet")
+@breaks("P3", "gistnet")
 class Untyped(LinearGistNet):
     """A linear map. strength: of nothing."""
 
@@ -46,7 +46,7 @@ class Untyped(LinearGistNet):
         super().__init__(shape)
 
 
-@breaks("P4", "gistnet")
+@breaks("P3", "gistnet")
 class Unresolved(LinearGistNet):
     """A linear map. strength: of a type that exists only for the type checker."""
 
@@ -54,7 +54,7 @@ class Unresolved(LinearGistNet):
         super().__init__(shape)
 
 
-@breaks("P5", "gistnet")
+@breaks("P3", "gistnet")
 class Functional(LinearGistNet):
     """A linear map. activation: a default that no gin file can say."""
 
@@ -69,10 +69,10 @@ def _local():
     return Local
 
 
-breaks("P7", "gistnet")(_local())
+breaks("P5", "gistnet")(_local())
 
 
-@breaks("P8", "gistnet")
+@breaks("P6", "gistnet")
 class Unrelated(nn.Module):
     """Has a forward, and is no GistNet."""
 
@@ -84,7 +84,7 @@ class Unrelated(nn.Module):
         return self.inner(children, lod)
 
 
-@breaks("P8", "allocator")
+@breaks("P6", "allocator")
 class Abstract(LowestFirst):
     """Cannot be built with what it is given."""
 
@@ -92,7 +92,7 @@ class Abstract(LowestFirst):
         raise TypeError("one argument too few")
 
 
-@breaks("P9", "gistnet")
+@breaks("P6", "gistnet")
 class KnowsNoLevels(LinearGistNet):
     """Its forward takes children alone."""
 

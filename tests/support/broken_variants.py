@@ -17,7 +17,7 @@ class OneTooFew(RandomNodes):
         return super().propose(sequences, scores, length, seeds)[:, :1]
 
 
-@breaks("V2", "variants")
+@breaks("V1", "variants")
 class HalvesANode(RandomNodes):
     """Where a node of LOD1 stands first, it is called LOD2."""
 
@@ -26,7 +26,7 @@ class HalvesANode(RandomNodes):
         return torch.where((focus == 1) & ((focus > 0).cumsum(dim=-1) == 1), 2, focus)
 
 
-@breaks("V3", "variants")
+@breaks("V1", "variants")
 class ForgetsTheTail(RandomNodes):
     """Exchanges the first compressed block of LOD1 for the last block."""
 
@@ -38,7 +38,7 @@ class ForgetsTheTail(RandomNodes):
         return torch.where(can & last, 1, torch.where(can & first, 0, focus))
 
 
-@breaks("V4", "variants")
+@breaks("V1", "variants")
 class ComesClose(RandomNodes):
     """One block less than it takes."""
 
@@ -47,7 +47,7 @@ class ComesClose(RandomNodes):
         return torch.where((focus == 1) & ((focus == 1).cumsum(dim=-1) == 1), 0, focus)
 
 
-@breaks("V5", "variants")
+@breaks("V2", "variants")
 class SaysItTwice(RandomNodes):
     """Both variants are the first."""
 
@@ -55,7 +55,7 @@ class SaysItTwice(RandomNodes):
         return super().propose(sequences, scores, length, seeds)[:, :1].expand(-1, 2, -1).clone()
 
 
-@breaks("V6", "variants")
+@breaks("V2", "variants")
 class IgnoresItsSeeds(RandomNodes):
     """The same two focuses for ever."""
 
@@ -64,7 +64,7 @@ class IgnoresItsSeeds(RandomNodes):
         return super().propose(sequences, scores, length, number)
 
 
-@breaks("V7", "variants")
+@breaks("V3", "variants")
 class Peeks(RandomNodes):
     """The tokens that judge a focus choose it."""
 
@@ -73,14 +73,14 @@ class Peeks(RandomNodes):
         return super().propose(sequences, scores, length, hash_combine(seeds, behind[:, None]))
 
 
-@breaks("V8", "variants")
+@breaks("V4", "variants")
 class AsksForNothing(RandomNodes):
     """A pass of LensNet that nobody reads."""
 
     needs_scores = True
 
 
-@breaks("M3", "variants")
+@breaks("M1", "variants")
 class ThrowsDice(RandomNodes):
     """Python's random numbers: other ranks throw other ones."""
 
@@ -88,7 +88,7 @@ class ThrowsDice(RandomNodes):
         return super().propose(sequences, scores, length, hash_combine(seeds, random.randrange(1000)))
 
 
-@breaks("M4", "variants")
+@breaks("M2", "variants")
 class DependsOnItsRow(RandomNodes):
     """A sequence has other variants at another place in the batch."""
 
@@ -97,7 +97,7 @@ class DependsOnItsRow(RandomNodes):
         return super().propose(sequences, scores, length, hash_combine(seeds, row))
 
 
-@breaks("M5", "variants")
+@breaks("M3", "variants")
 class AsksWhetherItRepeats(RandomNodes):
     """Waits for the device to know whether to draw again."""
 
