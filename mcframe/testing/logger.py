@@ -35,11 +35,11 @@ def s1_accepts(plugin: PluginUnderTest) -> None:
     expect(random_state() == before, "a global random state has advanced")
 
 
-@requirement("S2", "`place` is None, or a label and a path or command", "logger", after=("P6",))
+@requirement("S2", "`location` is None, or a label and a path or command", "logger", after=("P6",))
 def s2_location(plugin: PluginUnderTest) -> None:
     """The closing summary prints it."""
     logger = plugin.build()
-    found: Any = logger.place
+    found: Any = getattr(logger, "location", None)
     logger.close()
     pair = isinstance(found, tuple) and len(found) == 2 and all(isinstance(each, str) and each for each in found)
-    expect(found is None or pair, f"place is {found!r}")
+    expect(found is None or pair, f"location is {found!r}")

@@ -27,7 +27,7 @@ SMALL = ContextTree(window=66, block_size=4, levels=2, slots=1, tail=9)
     over=calls, after=("P6", "O1"),
 )  # fmt: skip
 def m1_pure(call: PluginCall) -> None:
-    """In eval mode, after calls on other rows too. Inputs stay, and so do the random states of torch, numpy and Python."""
+    """In eval mode, after calls on other rows too. Inputs and the random states of torch, numpy and Python stay."""
     before = {name: tensor.clone() for name, tensor in call.inputs.items()}
     with random_states(1):
         state = random_state()
