@@ -151,7 +151,7 @@ class TestWaits(TokenizerSuite):
 
 
 class TestIsKnownToWait(TestWaits):
-    known_failures = {"P8": "the merges are not ready"}
+    known_failures = {"P6": "the merges are not ready"}
 
 
 class TestFails(TestWaits):
