@@ -18,8 +18,13 @@ from mcframe.testing.checking import Result, check_plugin, missing_settings
 from mcframe.testing.kinds import MODEL_PARTS
 from mcframe.testing.plugin_under_test import PluginUnderTest, find
 from mcframe.testing.requirements import BUILT, requirements_of
-from mcframe.testing.runs import COMPILING, ON_TWO_RANKS
 from mcframe.testing.trainings import Trained, Training, on_one_rank, on_two_ranks, stop, trained
+
+COMPILING = ("R5",)
+"""Requirements that take half a minute or more: checked only in the full form."""
+
+ON_TWO_RANKS = ("R3", "R4")
+"""Requirements that the quick form checks for one plug-in of each kind."""
 
 SLOTS, LEVELS = (1, 2), (1, 2)
 Log = Callable[[str], None]

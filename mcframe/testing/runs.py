@@ -18,12 +18,6 @@ from mcframe.testing.trainings import Trained, on_one_rank, on_two_ranks, plugin
 from mcframe.training.build import build_model
 from mcframe.training.engine import check_compiler
 
-COMPILING = ("R5",)
-"""Requirements that take half a minute or more: the matrix checks them only in its full form."""
-
-ON_TWO_RANKS = ("R3", "R4")
-"""Requirements that the quick matrix checks for one plug-in of each kind."""
-
 CURVES = ("train/loss", "train/loss_lod0", "mc/tail_delta")
 TOLERANCE = 1e-3
 """In float32. Another summation order over ranks changed first-party plug-ins by at most 2e-6."""

@@ -1,4 +1,4 @@
-"""Write the list of docs/conformance.md from the registered requirements: `python tests/support/conformance_list.py`."""
+"""Write the list of docs/conformance.md from the requirements: `python tests/support/conformance_list.py`."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     python tests/support/every_kind.py [KIND ...]
     python tests/support/every_kind.py --python PYTHON    with the mcframe of that environment
 
-By default in a new virtual environment with the versions of constraints.txt. Prints a table; the exit code is the number
-of kinds that failed.
+By default in a new virtual environment with the versions of constraints.txt. Prints a table. The exit code is the
+number of kinds that failed.
 """
 
 from __future__ import annotations
