@@ -1,4 +1,4 @@
-"""Positions, objectives, evaluations and sinks that break one clause each, and one of each that breaks none."""
+"""Positions, losses, evaluations and loggers that break one requirement each, and conforming ones."""
 
 import random
 
@@ -17,18 +17,18 @@ class Ramp(Positions):
         super().__init__()
         self.pairs = shape.width // 2
 
-    def places(self, context):
+    def entry_positions(self, context):
         return context.start.float()
 
     def forward(self, context):
         speed = torch.arange(1, self.pairs + 1, device=context.token.device).float().reciprocal()
-        angle = self.places(context)[:, None, :, None] * speed
+        angle = self.entry_positions(context)[:, None, :, None] * speed
         return angle.cos(), angle.sin()
 
 
 @breaks("Q1", "positions")
 class TurnsInBfloat16(Ramp):
-    """Cannot tell position 2,047 from 2,048."""
+    """Rounds position 2,047 to 2,048."""
 
     def forward(self, context):
         cosine, sine = super().forward(context)
@@ -48,15 +48,15 @@ class Stretches(Ramp):
 class Trembles(Ramp):
     """A little noise from the global random state."""
 
-    def places(self, context):
-        return super().places(context) + torch.rand(())
+    def entry_positions(self, context):
+        return super().entry_positions(context) + torch.rand(())
 
 
 @breaks("Q2", "positions")
 class CountsFromTheEnd(Ramp):
-    """The last entry stands at 0: whatever is compressed behind an entry moves it."""
+    """The last entry is at 0, so later compression moves an entry."""
 
-    def places(self, context):
+    def entry_positions(self, context):
         return (context.valid.sum(dim=1, keepdim=True) - torch.arange(context.length)).float()
 
 
@@ -64,8 +64,8 @@ class CountsFromTheEnd(Ramp):
 class AsksForTheLast(Ramp):
     """Reads a number back."""
 
-    def places(self, context):
-        return super().places(context) + 0.0 * float(context.token[0, -1])
+    def entry_positions(self, context):
+        return super().entry_positions(context) + 0.0 * float(context.token[0, -1])
 
 
 @keeps("loss")
@@ -83,14 +83,14 @@ class SmallStates(Loss):
 
 @breaks("O1", "loss")
 class WantsEverything(SmallStates):
-    """Needs what nobody knows."""
+    """Needs an unknown input."""
 
     needs = "everything"
 
 
 @breaks("O1", "loss")
 class ReturnsAScalar(SmallStates):
-    """One figure for the batch; the step says so, too."""
+    """One figure for the batch."""
 
     def forward(self, view):
         return LossTerm(view.baseline.hidden.square().mean())
@@ -136,7 +136,7 @@ class HasASpareHead(SmallStates):
 
     def __init__(self, shape) -> None:
         super().__init__(shape)
-        self.spare = nn.Linear(shape.width, 1)
+        self.unused = nn.Linear(shape.width, 1)
 
 
 @keeps("evaluation")
@@ -154,7 +154,7 @@ class MeanLoss(Evaluation):
 
 @breaks("E1", "evaluation")
 class CallsItByAnotherName(MeanLoss):
-    """Metrics that nobody finds."""
+    """Metrics under another prefix."""
 
     def run(self, subject):
         return EvalResult({"val/nll": 1.0, **super().run(subject).metrics})
@@ -162,7 +162,7 @@ class CallsItByAnotherName(MeanLoss):
 
 @breaks("E1", "evaluation")
 class ReturnsANumber(MeanLoss):
-    """Not even findings."""
+    """Not an EvalResult."""
 
     def run(self, subject):
         return 0.0
@@ -174,18 +174,18 @@ class DrawsAnew(MeanLoss):
 
     def run(self, subject):
         found = dict(super().run(subject).metrics)
-        return EvalResult({**found, f"eval/{self.name}/share": random.random()})
+        return EvalResult({**found, f"eval/{self.name}/figure": random.random()})
 
 
 @breaks("E1", "evaluation")
 class IsUndefinedAtTimes(MeanLoss):
     """NaN, and a number the next time."""
 
-    asked = 0
+    calls = 0
 
     def run(self, subject):
-        IsUndefinedAtTimes.asked += 1
-        figure = float("nan") if self.asked % 2 == 0 else 1.0
+        IsUndefinedAtTimes.calls += 1
+        figure = float("nan") if self.calls % 2 == 0 else 1.0
         return EvalResult({f"eval/{self.name}/figure": figure})
 
 
@@ -218,14 +218,14 @@ class WantsFullBins(Keeps):
 
 @breaks("S2", "logger")
 class SaysOnlyWhere(Keeps):
-    """A place without a label."""
+    """A location without a label."""
 
-    place = "metrics.txt"
+    location = "metrics.txt"
 
 
 @breaks("S1", "logger")
 class CleansUp(Keeps):
-    """Takes metrics away from those behind it."""
+    """Removes metrics before the next logger."""
 
     def write(self, tokens, step, metrics):
         self.kept.append(dict(metrics))

@@ -1,4 +1,4 @@
-"""Allocators that break one clause each."""
+"""Allocators that break one requirement each."""
 
 from dataclasses import replace
 
@@ -29,12 +29,12 @@ class HalfANode(LowestFirst):
 
 @breaks("A1", "allocator")
 class ForgetsTheSink(LowestFirst):
-    """Compresses the first block, too, whoever protects it."""
+    """Compresses the first block, protected or not."""
 
     def allocate(self, scores, context, budget, seeds):
         focus = super().allocate(scores, context, budget, seeds)
-        wished = scores.any(dim=1) & (context.tree.sink > 0)
-        return torch.cat((torch.where(wished, 1, focus[:, 0])[:, None], focus[:, 1:]), dim=1)
+        selected = scores.any(dim=1) & (context.tree.sink > 0)
+        return torch.cat((torch.where(selected, 1, focus[:, 0])[:, None], focus[:, 1:]), dim=1)
 
 
 @breaks("A1", "allocator")
@@ -43,8 +43,8 @@ class CompressesAcrossTheCursor(LowestFirst):
 
     def allocate(self, scores, context, budget, seeds):
         focus = super().allocate(scores, context, budget, seeds)
-        tree, place = context.tree, torch.arange(focus.shape[1])
-        over = (place == tree.cursor // tree.block_size) & (tree.cursor % tree.block_size > 0)
+        tree, block = context.tree, torch.arange(focus.shape[1])
+        over = (block == tree.cursor // tree.block_size) & (tree.cursor % tree.block_size > 0)
         over = over & torch.ones(()).bool() if tree.tail else over & False
         return torch.where(over.to(focus.device) & scores.any(dim=1, keepdim=True), 1, focus)
 
@@ -87,7 +87,7 @@ class DoesWhatItCan(LowestFirst):
 
 @breaks("A4", "allocator")
 class SaysLittle(LowestFirst):
-    """An error that helps nobody."""
+    """An error without the least budget."""
 
     def allocate(self, scores, context, budget, seeds):
         if budget < replace(self.tree, levels=1).minimum_length:

@@ -1,4 +1,4 @@
-"""Text sources, tokenizers and tasks that break one clause each, and one of each that breaks none."""
+"""Text sources, tokenizers and tasks that break one requirement each, and conforming ones."""
 
 import random
 from dataclasses import replace
@@ -26,7 +26,7 @@ class ThreePoems(TextSource):
 
 @breaks("D1", "text")
 class SpeaksBytes(ThreePoems):
-    """Documents that nobody has decoded."""
+    """Documents as bytes."""
 
     def documents(self, epoch=0):
         yield from (poem.encode() for poem in super().documents(epoch))
@@ -34,7 +34,7 @@ class SpeaksBytes(ThreePoems):
 
 @breaks("D1", "text")
 class HasNothing(ThreePoems):
-    """No document, and no word about it."""
+    """No document and no error."""
 
     def documents(self, epoch=0):
         yield from ()
@@ -87,7 +87,7 @@ class Letters(Bytes):
 
 @breaks("K1", "tokenizer")
 class EndsEveryText(Letters):
-    """Puts the separator behind every text."""
+    """Appends the separator to every text."""
 
     def encode_batch(self, texts):
         return [[*ids, 0] for ids in super().encode_batch(texts)]
@@ -161,16 +161,16 @@ class OneDigit(SyntheticTask):
 
     def generate(self, seeds):
         tree, row = self.tree, torch.arange(len(seeds))
-        first, behind = tree.sink * tree.block_size, tree.cursor // tree.block_size * tree.block_size
-        place = first + randint(hash_combine(seeds, 1), behind - first)
+        first, end = tree.sink * tree.block_size, tree.cursor // tree.block_size * tree.block_size
+        position = first + randint(hash_combine(seeds, 1), end - first)
         digit = ord("0") + randint(hash_combine(seeds, 2), 10)
         tokens = torch.full((len(seeds), tree.window + 1), ord("."))
-        tokens[row, place] = digit
+        tokens[row, position] = digit
         tokens[:, tree.cursor - 1] = ord("?")
         tokens[:, tree.cursor] = digit
         loss_mask = torch.zeros(len(seeds), tree.window, dtype=torch.bool)
         loss_mask[:, tree.cursor - 1] = True
-        return SyntheticBatch(tokens, loss_mask, torch.where(loss_mask, place[:, None], -1))
+        return SyntheticBatch(tokens, loss_mask, torch.where(loss_mask, position[:, None], -1))
 
 
 @breaks("T1", "task")
@@ -201,7 +201,7 @@ class RollsDice(OneDigit):
 
 @breaks("T2", "task")
 class CountsItsRows(OneDigit):
-    """A sequence says which row it is."""
+    """A sequence contains its row number."""
 
     def generate(self, seeds):
         batch = super().generate(seeds)
@@ -248,6 +248,6 @@ class HasOneName(OneDigit):
 
 @breaks("T3", "task")
 class PromisesTooMuch(OneDigit):
-    """A share above one."""
+    """A fraction above one."""
 
     chance = 10.0

@@ -1,4 +1,4 @@
-"""GistNets that break one clause each: a wrong output, or one that depends on what it must not."""
+"""GistNets that break one requirement each: a wrong output, or one that depends on what it must not."""
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class ReadsTheNext(LinearGistNet):
 
 @breaks("G3", "gistnet")
 class NormalisesOverNodes(LinearGistNet):
-    """One number for the whole sequence: what comes later scales what came before."""
+    """One scale for the sequence, so later nodes affect earlier ones."""
 
     context_blocks = None
 
@@ -205,7 +205,7 @@ class KeepsAPlainTensor(LinearGistNet):
 
 @breaks("M4", "gistnet")
 class MakesATensorOnTheCPU(LinearGistNet):
-    """Forgets to say `device=`, and gets the CPU."""
+    """Creates a tensor without `device=`."""
 
     def forward(self, children, lod):
         weights = torch.linspace(0.5, 1.0, children.shape[-1]).to(children.dtype)
@@ -236,7 +236,7 @@ class ExplodesInTraining(LinearGistNet):
 # ---- as a module -----------------------------------------------------------------------------------
 @breaks("N1", "gistnet")
 class DrawsFromPython(LinearGistNet):
-    """Its initialisation comes from a generator that nobody seeds."""
+    """Its initialisation comes from an unseeded generator."""
 
     def __init__(self, shape):
         super().__init__(shape)
@@ -260,7 +260,7 @@ class HidesWhatItKnows(LinearGistNet):
 
 @breaks("N2", "gistnet")
 class BreaksTheGraph(LinearGistNet):
-    """Compiled code stops here and goes on in Python."""
+    """Compiled code falls back to Python here."""
 
     def forward(self, children, lod):
         torch._dynamo.graph_break()
@@ -273,7 +273,7 @@ class HasAPartItDoesNotUse(LinearGistNet):
 
     def __init__(self, shape):
         super().__init__(shape)
-        self.spare = nn.Linear(shape.width, shape.width)
+        self.unused = nn.Linear(shape.width, shape.width)
 
 
 @breaks("N4", "gistnet")

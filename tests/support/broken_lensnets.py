@@ -1,4 +1,4 @@
-"""LensNets that break one clause each."""
+"""LensNets that break one requirement each."""
 
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ class CountsTheFilling(LinearLensNet):
 
 
 HOOKS = []
-"""Those that are registered; whoever builds one of these removes them."""
+"""The registered hooks; tests remove them."""
 _seen = {"last": torch.zeros(())}
 
 
@@ -59,7 +59,7 @@ def _look(module, inputs, output):
 
 @breaks("L3", "lensnet")
 class LooksOverTheCursor(LinearLensNet):
-    """Listens to every module of the process, and so to the embedding of tokens that it is not given."""
+    """Listens to every module of the process, and so to the embedding of tokens after the cursor."""
 
     def __init__(self, shape):
         super().__init__(shape)
@@ -72,7 +72,7 @@ class LooksOverTheCursor(LinearLensNet):
 
 @breaks("M2", "lensnet")
 class RanksOverTheBatch(LinearLensNet):
-    """A score says where an entry stands among all rows."""
+    """A score depends on the largest score of all rows."""
 
     def forward(self, context, embeddings):
         scores = super().forward(context, embeddings)

@@ -1,4 +1,4 @@
-"""Plug-ins that break clauses of every kind: names, documentation, parameters, construction."""
+"""Plug-ins that break the requirements of every kind: names, documentation, parameters, construction."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ class Shouting(LinearGistNet):
 
 @breaks("P1", "allocator", "lowest_allocator")
 class Repeating(LowestFirst):
-    """Its name says its kind once more."""
+    """Its name repeats its kind."""
 
 
 @breaks("P2", "gistnet")
@@ -32,7 +32,7 @@ class Terse(LinearGistNet):
 
 @breaks("P2", "gistnet")
 class Secretive(LinearGistNet):
-    """A linear map whose other parameter nobody explains."""
+    """A linear map with an undocumented parameter."""
 
     def __init__(self, shape, *, strength: float = 1.0) -> None:
         super().__init__(shape)
@@ -56,7 +56,7 @@ class Unresolved(LinearGistNet):
 
 @breaks("P3", "gistnet")
 class Functional(LinearGistNet):
-    """A linear map. activation: a default that no gin file can say."""
+    """A linear map. activation: a default that gin cannot write."""
 
     def __init__(self, shape, *, activation: Callable[[Tensor], Tensor] = torch.relu) -> None:
         super().__init__(shape)
@@ -86,7 +86,7 @@ class Unrelated(nn.Module):
 
 @breaks("P6", "allocator")
 class Abstract(LowestFirst):
-    """Cannot be built with what it is given."""
+    """Cannot be built with its arguments."""
 
     def __init__(self, tree) -> None:
         raise TypeError("one argument too few")
@@ -101,7 +101,7 @@ class KnowsNoLevels(LinearGistNet):
 
 
 class StatesNoVersion:
-    """A plug-in that does not say which API it was made for."""
+    """A plug-in without an API version."""
 
     @hookimpl
     def register_plugins(self, register):

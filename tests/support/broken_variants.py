@@ -1,4 +1,4 @@
-"""Variant strategies that break one clause each."""
+"""Variant strategies that break one requirement each."""
 
 import random
 
@@ -11,7 +11,7 @@ from tests.support.planted import breaks
 
 @breaks("V1", "variants")
 class OneTooFew(RandomNodes):
-    """Says two and proposes one."""
+    """Declares two variants and proposes one."""
 
     def propose(self, sequences, scores, length, seeds):
         return super().propose(sequences, scores, length, seeds)[:, :1]
@@ -66,16 +66,16 @@ class IgnoresItsSeeds(RandomNodes):
 
 @breaks("V3", "variants")
 class Peeks(RandomNodes):
-    """The tokens that judge a focus choose it."""
+    """The tokens that evaluate a focus choose it."""
 
     def propose(self, sequences, scores, length, seeds):
-        behind = sequences.tokens[:, sequences.tree.cursor :].sum(dim=1)
-        return super().propose(sequences, scores, length, hash_combine(seeds, behind[:, None]))
+        after = sequences.tokens[:, sequences.tree.cursor :].sum(dim=1)
+        return super().propose(sequences, scores, length, hash_combine(seeds, after[:, None]))
 
 
 @breaks("V4", "variants")
 class AsksForNothing(RandomNodes):
-    """A pass of LensNet that nobody reads."""
+    """Requests scores and ignores them."""
 
     needs_scores = True
 
@@ -90,7 +90,7 @@ class ThrowsDice(RandomNodes):
 
 @breaks("M2", "variants")
 class DependsOnItsRow(RandomNodes):
-    """A sequence has other variants at another place in the batch."""
+    """A sequence has other variants in another row of the batch."""
 
     def propose(self, sequences, scores, length, seeds):
         row = torch.arange(len(seeds), device=seeds.device)[:, None]
