@@ -1,4 +1,4 @@
-"""`mcframe new-plugin`: write a plug-in package that installs, passes its tests and can be trained with at once."""
+"""`mcframe new-plugin`: write a plug-in package that installs, passes its tests and trains at once."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mcframe.cli.options import Traceback
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.run_config import all_plugins
 from mcframe.errors import UserError, did_you_mean
-from mcframe.scaffold.kinds import KINDS
+from mcframe.scaffold.kinds import TEMPLATES
 from mcframe.scaffold.names import Names, check_free
 from mcframe.scaffold.package import render, what_to_change, write
 
 
 def new_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Such as last-child: the package is mcframe-last-child.")],
-    kind: Annotated[str, typer.Option(metavar="KIND", help=f"One of {', '.join(KINDS)}.")],
+    kind: Annotated[str, typer.Option(metavar="KIND", help=f"One of {', '.join(TEMPLATES)}.")],
     dir_: Annotated[
-        Path, typer.Option("--dir", metavar="DIR", help="Where to make the package's folder; default: here.")
+        Path, typer.Option("--dir", metavar="DIR", help="Parent of the package's folder; default: the current one.")
     ] = Path(),
     traceback: Traceback = False,
 ) -> None:
@@ -34,10 +34,10 @@ def new_plugin(
 
 
 def _new_plugin(name: str, kind: str, parent: Path) -> int:
-    if kind not in KINDS:
+    if kind not in TEMPLATES:
         raise UserError(
-            f"there is no kind of plug-in called {kind!r}{did_you_mean(kind, KINDS)}",
-            remedy=f"write --kind and one of: {', '.join(KINDS)}",
+            f"--kind: expected a kind of plug-in, got {kind!r}{did_you_mean(kind, TEMPLATES)}",
+            remedy=f"write one of: {', '.join(TEMPLATES)}",
         )
     names = Names.of(name, kind)
     check_free(names, kind, all_plugins())
@@ -56,12 +56,13 @@ def _new_plugin(name: str, kind: str, parent: Path) -> int:
 
 
 def _python() -> str:
-    """How the Python that mcframe runs in is called at a prompt: shortly where that means the same."""
+    """Return the command of the Python that mcframe runs in: its short name if that is the same program."""
     found = shutil.which("python")
     return "python" if found and Path(found).parent == Path(sys.executable).parent else shlex.quote(sys.executable)
 
 
 def _tree(folder: Path, paths: list[str]) -> Tree:
+    """Return the files of a package as a tree."""
     tree = Tree(f"{folder}/")
     branches = {"": tree}
     for path in paths:

@@ -48,9 +48,10 @@ SETTINGS = {
 GIN_CONFIGURABLES = {**SETTINGS, "gpt": GPT, "run": RunConfig}
 """All that gin files bind of a run, except its plug-ins."""
 
+DEFAULT_LOSSES = ("loss.next_token", "loss.variants", "loss.delta_penalty", "loss.preference", "loss.balance")
 DEFAULTS = {
     "evaluations": ("evaluation.gist_quality", "evaluation.focus_quality"),
-    "losses": ("loss.next_token", "loss.variants", "loss.delta_penalty", "loss.preference", "loss.balance"),
+    "losses": DEFAULT_LOSSES,
     "positions": "positions.gaussian_rope",
 }
 """The plug-ins of fields of `run` that are None, where a run cannot do without."""
@@ -130,6 +131,8 @@ def _factories(run_config: RunConfig, loaded: Config, registry: Registry) -> dic
 def selecting_line(entry: Registered) -> str:
     """Return the binding that selects a plug-in for a run."""
     reference = f"@{entry.kind}.{entry.name}"
+    if reference[1:] in DEFAULT_LOSSES:
+        return f"run.losses = [{', '.join(f'@{name}' for name in DEFAULT_LOSSES)}]"
     if entry.kind == "loss":  # added to the losses of the run, not in place of them
         return f"run.extra_losses = [{reference}]"
     if entry.kind in MULTI_KINDS:

@@ -1,1 +1,1 @@
-"""`mcframe new-plugin`: a complete plug-in package from templates."""
+"""Templates of `mcframe new-plugin`: complete plug-in packages."""

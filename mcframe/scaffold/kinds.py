@@ -1,4 +1,4 @@
-"""What the templates of a kind of plug-in have to be told besides its name."""
+"""Facts about the template of each kind of plug-in."""
 
 from __future__ import annotations
 
@@ -7,76 +7,35 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of plug-in that `mcframe new-plugin` has templates for.
+class TemplateKind:
+    """A kind of plug-in that `mcframe new-plugin` can write.
 
-    noun      what one is called in running text
-    suffix    of the class; its conformance contract is named after it
-    contract  the class of `mcframe.testing` that checks it
-    does      what the template's implementation does, for the package's description
-    function  the method that its author is meant to change
-    change    what that method decides, as the end of a sentence: `says what ...`
+    Attributes:
+        does: The behaviour of the template's implementation, for the description of the package.
+        function: The method that its author changes first.
+        change: The purpose of that method, as the end of a sentence.
     """
 
-    noun: str
-    suffix: str
-    contract: str
     does: str
     function: str
     change: str
 
-    @property
-    def article(self) -> str:
-        """`a`, `an` or, for what is many, nothing; with the space behind it."""
-        if self.noun.endswith("s"):
-            return ""
-        return "an " if self.noun[0].lower() in "aeio" else "a "
 
-
-KINDS: Mapping[str, Kind] = {
-    "gistnet": Kind(
-        "GistNet", "GistNet", "GistNetContract", "attention pooling of a block's children",
-        "weights", "says how much each child of a block counts in its gist",
+TEMPLATES: Mapping[str, TemplateKind] = {
+    "gistnet": TemplateKind(
+        "attention pooling of the children of a block", "weights", "weighs the children of a block"
     ),
-    "lensnet": Kind(
-        "LensNet", "LensNet", "LensNetContract", "a small network that scores one entry at a time",
-        "features", "says what LensNet is told of each entry",
+    "lensnet": TemplateKind(
+        "a small network that scores one entry at a time", "features", "returns the features of each entry"
     ),
-    "allocator": Kind(
-        "allocator", "Allocator", "AllocatorContract", "expands what is wanted and collapses what is worth least",
-        "worth", "says what each block is worth",
-    ),
-    "variants": Kind(
-        "variant strategy", "Variants", "VariantsContract", "contexts in which old blocks are collapsed more often",
-        "order", "says in which order blocks are collapsed",
-    ),
-    "positions": Kind(
-        "positions", "Positions", "PositionsContract", "rotary ones, interpolated",
-        "place", "says where an entry stands",
-    ),
-    "text": Kind(
-        "text source", "Text", "TextSourceContract", "the docstrings of an installed package",
-        "documents_in", "says which documents a file holds",
-    ),
-    "tokenizer": Kind(
-        "tokenizer", "Tokenizer", "TokenizerContract", "bytes, and an id for each of some frequent pieces",
-        "split", "cuts a text into tokens",
-    ),
-    "task": Kind(
-        "generated task", "Task", "TaskContract", "find the digit behind the mark",
-        "generate", "writes the sequences",
-    ),
-    "loss": Kind(
-        "loss", "Loss", "LossContract", "gists as long as tokens are",
-        "cost", "returns the loss of each sequence",
-    ),
-    "evaluation": Kind(
-        "evaluation", "Evaluation", "EvaluationContract", "which block is missed most",
-        "costs", "makes figures of the losses",
-    ),
-    "logger": Kind(
-        "logger", "Logger", "LoggerContract", "a table that spreadsheets open",
-        "chosen", "says which metrics are written",
-    ),
-}  # fmt: skip
-"""By the kind's name in gin files."""
+    "allocator": TemplateKind("expands high scores and collapses low ones", "worth", "returns the value of each block"),
+    "variants": TemplateKind("collapses old blocks more often", "order", "returns the order in which blocks collapse"),
+    "positions": TemplateKind("interpolated rotary positions", "entry_position", "returns the position of each entry"),
+    "text": TemplateKind("the docstrings of an installed package", "documents_in", "returns the documents of a file"),
+    "tokenizer": TemplateKind("bytes, and ids for frequent pieces", "split", "splits a text into tokens"),
+    "task": TemplateKind("find the digit after the mark", "generate", "generates the sequences"),
+    "loss": TemplateKind("keeps gists as long as tokens", "cost", "returns the cost of the gists of a sequence"),
+    "evaluation": TemplateKind("the cost of dropping each block", "costs", "turns losses into figures"),
+    "logger": TemplateKind("a table that spreadsheets open", "selected", "selects the metrics to write"),
+}
+"""The template of each kind by its name in gin files."""

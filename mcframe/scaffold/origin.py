@@ -1,4 +1,4 @@
-"""Where the mcframe that is running was installed from, for packages that need the same one elsewhere."""
+"""Requirement specifier of the running mcframe, for packages that need the same one on other machines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGE = "mcframe"
 
 
 def versions() -> str:
-    """The versions of mcframe that a plug-in written today fits: `>=0.1,<0.2`."""
+    """Return the versions of mcframe that a new plug-in supports, such as `>=0.1,<0.2`."""
     found = re.match(r"(\d+)\.(\d+)", __version__)
     if not found or (major := int(found[1])) >= 1:
         return f">={found[0]},<{int(found[1]) + 1}" if found else ""
@@ -20,9 +20,9 @@ def versions() -> str:
 
 
 def requirement() -> str:
-    """What pip installs it by anywhere: its repository where it came from one, else its name and `versions()`.
+    """Return the repository that mcframe was installed from, else its name with `versions()`.
 
-    A folder or wheel of this machine is of no use elsewhere, so it counts as the latter.
+    A local folder or wheel does not exist on other machines, so it counts as the latter.
     """
     try:
         recorded = distribution(PACKAGE).read_text("direct_url.json")

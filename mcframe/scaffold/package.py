@@ -1,4 +1,4 @@
-"""Rendering the templates of a kind and writing them, all of them or none."""
+"""Rendering of the templates of a kind, and writing of the package."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from string import Template
 
 from mcframe.errors import UserError
 from mcframe.hookspecs import API_VERSION
-from mcframe.scaffold.kinds import KINDS
+from mcframe.scaffold.kinds import TEMPLATES
 from mcframe.scaffold.names import Names
 from mcframe.scaffold.origin import requirement, versions
+from mcframe.testing.kinds import class_suffix, noun, suite_name
 
-_TEMPLATES = files("mcframe.scaffold") / "templates"
+_FOLDER = files("mcframe.scaffold") / "templates"
 
 _FILES = {
     "README.md": "package/README.md.tmpl",
@@ -31,31 +32,35 @@ _FILES = {
     ".gitignore": "package/gitignore.tmpl",
     ".github/workflows/tests.yml": "package/workflow.yml.tmpl",
 }
-"""What a package holds, and the template of each file; no template is hidden, for wheels lose hidden files."""
+"""The template of each file of a package. No template is hidden, because wheels drop hidden files."""
 
 
 def render(names: Names, kind: str) -> dict[str, str]:
-    """The text of every file, by its path in the package."""
-    words = _words(names, kind)
+    """Return the text of every file by its path in the package."""
+    values = _placeholders(names, kind)
 
-    def filled(template: str) -> str:
-        path = Template(template).substitute(words)
-        return Template(_TEMPLATES.joinpath(path).read_text("utf-8")).substitute(words)
+    def fill(template: str) -> str:
+        path = Template(template).substitute(values)
+        return Template(_FOLDER.joinpath(path).read_text("utf-8")).substitute(values)
 
-    words["choice"] = filled("kinds/$kind.gin.tmpl").rstrip()
-    words["gin"] = filled("package/choose.gin.tmpl")
-    return {Template(path).substitute(words): filled(template) for path, template in _FILES.items()}
+    values["choice"] = fill("kinds/$kind.gin.tmpl").rstrip()
+    values["gin"] = fill("package/choose.gin.tmpl")
+    return {Template(path).substitute(values): fill(template) for path, template in _FILES.items()}
 
 
 def write(folder: Path, content: Mapping[str, str]) -> None:
-    """Make `folder` with these files. Raises UserError where it exists, and then leaves everything as it was."""
+    """Create `folder` with these files, all of them or none.
+
+    Raises:
+        UserError: The folder exists.
+    """
     if folder.exists() or folder.is_symlink():
         raise UserError(
-            f"{folder} exists already; nothing was written",
-            remedy="choose another name, another --dir, or remove it first",
+            f"{folder} exists; nothing was written",
+            remedy="choose another name or another --dir, or remove it",
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and then moved there, so that no half of a package is ever left behind.
+    # Written to a temporary folder and then moved, so that an error leaves no incomplete package.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-plugin-") as partial:
         for path, text in content.items():
             file = Path(partial, folder.name, path)
@@ -65,24 +70,24 @@ def write(folder: Path, content: Mapping[str, str]) -> None:
 
 
 def what_to_change(names: Names, kind: str) -> str:
-    """A sentence for the author: which function, in which file, decides what."""
-    return f"{names.camel}{KINDS[kind].suffix}.{KINDS[kind].function} in {names.module}.py {KINDS[kind].change}."
+    """Return a sentence for the author: the function to change and its purpose."""
+    template = TEMPLATES[kind]
+    return f"{names.camel}{class_suffix(kind)}.{template.function} in {names.module}.py {template.change}."
 
 
-def _words(names: Names, kind: str) -> dict[str, str]:
-    """What the templates' placeholders stand for."""
-    about = KINDS[kind]
-    noun = about.article + about.noun
+def _placeholders(names: Names, kind: str) -> dict[str, str]:
+    """Return the values of the placeholders of the templates."""
+    what = noun(kind)
     return {
         "kind": kind,
         "name": names.name,
-        "entry": names.given,
+        "entry": names.entry_point,
         "package": names.package,
         "module": names.module,
-        "cls": names.camel + about.suffix,
-        "noun": noun,
-        "contract": about.contract,
-        "description": f"{noun[0].upper()}{noun[1:]} for mcframe: {about.does}.",
+        "cls": names.camel + class_suffix(kind),
+        "noun": what,
+        "suite": suite_name(kind),
+        "description": f"{what[0].upper()}{what[1:]} for mcframe: {TEMPLATES[kind].does}.",
         "change": what_to_change(names, kind),
         "api": API_VERSION,
         "versions": versions(),

@@ -1,4 +1,4 @@
-"""Running the checks of a plug-in, with or without pytest around them."""
+"""Checks of a plug-in against the requirements of its kind, with or without pytest."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from typing import Literal
 
 from mcframe.errors import UserError
 from mcframe.registry.plugins import Registry
-from mcframe.testing.capabilities import CAPABILITIES
+from mcframe.testing.assertions import Skipped, describe
 from mcframe.testing.plugin_under_test import PluginUnderTest, find, installed_plugins
-from mcframe.testing.requirements import NotConforming, Requirement, Skipped, clauses_of, in_words
+from mcframe.testing.requirements import BUILT, Requirement, requirements_of
 
 Outcome = Literal["passed", "failed", "skipped", "known failure"]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one clause.
+    """Result of one requirement.
 
-    outcome  failed also where a known failure passes
-    message  what was seen where it failed, the reason where it was skipped or is known; else empty
+    Attributes:
+        requirement: The id.
+        title: The behaviour in one sentence.
+        outcome: "failed" also if a known failure passes.
+        message: The observation of a failure, or the reason of a skip or a known failure.
+        seconds: The duration of the check.
     """
 
-    clause: str
+    requirement: str
     title: str
     outcome: Outcome
     message: str = ""
@@ -42,76 +46,81 @@ def check_plugin(
     known_failures: Mapping[str, str] | None = None,
     width: int = 16,
 ) -> list[Result]:
-    """Check a registered plug-in against every clause of its kind, in order.
+    """Check a registered plug-in against every requirement of its kind, in order.
 
-    name            `kind.name`
-    settings        gin bindings to build it with
-    plugins         plug-ins that are not installed, as `--plugin` names them
-    registry        where to look it up; None: what is installed, and `plugins`
-    slow            also the clauses that start processes or compile
-    only            ids of clauses; empty = all
-    known_failures  clause id -> reason; one that passes is a failure
-    width           D of the models that it is built for
+    Args:
+        name: `kind.name`.
+        settings: gin bindings to build it with.
+        plugins: Plug-ins that are not installed, as `--plugin` names them.
+        registry: The registry that holds it. Default: what is installed, and `plugins`.
+        slow: Whether to check requirements that start processes or compile.
+        only: Ids of requirements. Default: all.
+        known_failures: Reasons by id of requirement. One that passes is a failure.
+        width: D of the models that it is built for.
 
-    Raises UserError where nobody offers the name, or a clause is not one of this kind.
+    Raises:
+        UserError: The name is unknown, or an id is none of this kind.
     """
-    candidate = find(name, settings, registry=registry or installed_plugins(tuple(plugins)), width=width)
-    known, clauses = dict(known_failures or {}), clauses_of(candidate.kind)
-    asked = set(only)
-    check_ids([*known, *asked], candidate.kind)
-    wanted = [each for each in clauses if (slow or not each.slow) and each.id in (asked or {each.id})]
+    plugin = find(name, settings, registry=registry or installed_plugins(tuple(plugins)), width=width)
+    known, selected = dict(known_failures or {}), set(only)
+    check_ids([*known, *selected], plugin.kind)
     broken: dict[str, str] = {}
-    return [check_clause(candidate, each, broken, known.get(each.id)) for each in wanted]
+    return [
+        check_requirement(plugin, each, broken, known.get(each.id))
+        for each in requirements_of(plugin.kind)
+        if (slow or not each.slow) and (not selected or each.id in selected)
+    ]
 
 
-def waits_for(results: Sequence[Result]) -> str:
-    """For which settings it waits, so that its papers alone were looked at; empty where it was tried."""
-    return next((each.message for each in results if each.clause == "P8" and each.outcome == "skipped"), "")
+def missing_settings(results: Sequence[Result]) -> str:
+    """Return the settings without which the plug-in was not built, as a sentence; empty if it was built."""
+    return next((each.message for each in results if each.requirement == BUILT and each.outcome == "skipped"), "")
 
 
 def check_ids(ids: Iterable[str], kind: str) -> None:
-    """Raise UserError unless all are ids of clauses of this kind."""
-    asked = {each.id for each in clauses_of(kind)}
-    unknown = [id for id in ids if id not in asked]
+    """Raise UserError unless all are ids of requirements of this kind."""
+    unknown = set(ids) - {each.id for each in requirements_of(kind)}
     if unknown:
         raise UserError(
-            f"{', '.join(unknown)}: no such clause for a {kind}", remedy="docs/conformance.md lists the clauses"
+            f"{', '.join(sorted(unknown))}: no such requirement for a {kind}",
+            remedy="use an id of docs/conformance.md",
         )
 
 
-def check_clause(
-    candidate: PluginUnderTest, clause: Requirement, broken: dict[str, str], known: str | None = None
+def check_requirement(
+    plugin: PluginUnderTest, requirement: Requirement, broken: dict[str, str], known: str | None = None
 ) -> Result:
     """Run one check.
 
-    broken  clauses that are broken so far, or mean nothing, and the one that is to blame; this one may join them
-    known   why it is known to fail; what builds upon it is checked all the same, or one word would excuse it all
+    Args:
+        plugin: The plug-in.
+        requirement: The requirement.
+        broken: Requirements that failed so far or depend on one that failed, with the id of the failure; extended here.
+        known: The reason of a known failure. Requirements that depend on it are still checked.
     """
     started = time.perf_counter()
-    outcome, message = _run(candidate, clause, broken)
+    outcome, message = _run(plugin, requirement, broken)
     if outcome == "failed" and known is None:
-        broken[clause.id] = clause.id
+        broken[requirement.id] = requirement.id
     if known is not None and outcome == "failed":
         outcome, message = "known failure", known
     elif known is not None and outcome == "passed":
-        outcome, message = "failed", f"it is said to fail ({known}) and passes: take it out of known_failures"
-    return Result(clause.id, clause.title, outcome, message, time.perf_counter() - started)
+        outcome, message = "failed", f"it passes; remove it from known_failures ({known})"
+    return Result(requirement.id, requirement.title, outcome, message, time.perf_counter() - started)
 
 
-def _run(candidate: PluginUnderTest, clause: Requirement, broken: dict[str, str]) -> tuple[Outcome, str]:
-    if blamed := next((broken[id] for id in clause.after if id in broken), None):
-        broken[clause.id] = blamed
-        return "skipped", f"means nothing while {blamed} fails"
+def _run(plugin: PluginUnderTest, requirement: Requirement, broken: dict[str, str]) -> tuple[Outcome, str]:
+    if cause := next((broken[id] for id in requirement.after if id in broken), None):
+        broken[requirement.id] = cause
+        return "skipped", f"cannot be checked while {cause} fails"
     try:
-        if not clause.id.startswith("P") and candidate.waits:
-            return "skipped", candidate.waits
-        if clause.needs and not candidate.has(clause.needs):
-            return "skipped", CAPABILITIES[clause.needs].otherwise
-        clause.check(candidate)
-    except Skipped as reason:
-        return "skipped", str(reason)
-    except NotConforming as failure:
-        return "failed", str(failure)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code can raise anything; it is the finding
-        return "failed", in_words(error)
+        if not requirement.id.startswith("P") and (reason := plugin.missing_settings):
+            return "skipped", reason
+        if requirement.needs and not requirement.needs.has(plugin.specimen):
+            return "skipped", requirement.needs.otherwise
+        requirement.run(plugin)
+    except Skipped as skip:
+        return "skipped", str(skip)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code can raise anything; it is the result
+        return "failed", describe(error)
     return "passed", ""

@@ -1,4 +1,4 @@
-"""Random geometries and focuses for the checks, by hypothesis: the same ones every time, and a bounded number."""
+"""Deterministic property checks: a bounded number of random examples from hypothesis."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError
+from mcframe.testing.assertions import NotConforming
 
 try:
     from hypothesis import HealthCheck, Phase, given, reject, settings
@@ -14,28 +15,32 @@ try:
     from hypothesis.errors import Unsatisfiable
 except ModuleNotFoundError as error:
     raise UserError(
-        "the conformance kit needs hypothesis, which is not installed",
+        "conformance kit: expected the package hypothesis, which is not installed",
         remedy="pip install 'mcframe[testing]'",
     ) from error
 
-from mcframe.testing.requirements import NotConforming
-
-EXAMPLES = 10
-"""How many examples a check tries by default."""
+SEEDS = st.integers(0, 2**31)
+"""Seeds of random inputs."""
 
 
-def for_all(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], examples: int = EXAMPLES) -> None:
-    """Call `check` with that many examples of `strategy`.
+def for_all(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], examples: int) -> None:
+    """Call `check` with examples of `strategy`, the same ones in every session.
 
-    An example for which the plug-in raises a UserError while it is built is passed over: a plug-in may decline what it
-    does not support. Raises what the check raises, for the smallest example that fails; NotConforming where the plug-in
-    declines every one.
+    Args:
+        strategy: Functions that build an example. If one raises UserError, the plug-in declines the example and the
+            next one is drawn.
+        check: Raises an exception for an example that fails.
+        examples: The number of examples.
+
+    Raises:
+        Exception: The exception of `check` for the smallest example that fails.
+        NotConforming: The plug-in declines every example.
     """
     declined: list[UserError] = []
 
-    def body(make: Callable[[], Any]) -> None:
+    def body(build: Callable[[], Any]) -> None:
         try:
-            example = make()
+            example = build()
         except UserError as refusal:
             declined.append(refusal)
             reject()
@@ -50,12 +55,12 @@ def for_all(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], exam
         options(given(strategy)(body))()
     except Unsatisfiable:
         last = f"; the last time: {declined[-1]}" if declined else ""
-        raise NotConforming(f"it declines every tree that was tried{last}") from None
+        raise NotConforming(f"it declines every example{last}") from None
 
 
 @st.composite
-def geometries(draw: st.DrawFn) -> ContextTree:
-    """Small trees: T need not be a multiple of K, the top level need not fit, slots may be several."""
+def trees(draw: st.DrawFn) -> ContextTree:
+    """Draw small trees: T need not be a multiple of K, the top level need not fit, slots may be several."""
     block_size = draw(st.integers(2, 5))
     window = draw(st.integers(block_size, 60))
     return ContextTree(
@@ -66,7 +71,3 @@ def geometries(draw: st.DrawFn) -> ContextTree:
         tail=draw(st.one_of(st.integers(0, min(window, 8)), st.integers(0, window))),
         sink=draw(st.integers(0, 2)),
     )
-
-
-SEEDS = st.integers(0, 2**31)
-"""Seeds of random inputs."""

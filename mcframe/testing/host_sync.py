@@ -1,4 +1,4 @@
-"""What a piece of code does besides returning something: reads of the device, operations, random states."""
+"""Side effects of code: synchronisation with the host, operations, random states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mcframe.testing.requirements import NotConforming
+from mcframe.testing.assertions import NotConforming
 
 READS = frozenset(
     {
@@ -23,58 +23,60 @@ READS = frozenset(
         "unique_dim", "_unique2", "unique_consecutive", "equal", "allclose", "bincount", "repeat_interleave.Tensor",
     }
 )  # fmt: skip
-"""Operations of aten whose result, or whose size, depends on data: the host waits for the device."""
+"""aten operations whose result, or its size, depends on data: the host waits for the device."""
 
 METHODS = frozenset({"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"})
-"""Methods of tensors that copy to the host, some of them without any operation where the tensor is there already."""
+"""Methods that copy a tensor to the host, some of them without an operation if it is on the CPU."""
 
 
 class NoHostSync(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it an operation that waits for the device raises NotConforming."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    """Raises NotConforming for an operation that waits for the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Refuse it, or run it."""
+        """Check and run an operation."""
         packet, overload = func.overloadpacket.__name__, func._overloadname
         masked = packet in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
         if masked or packet in READS or f"{packet}.{overload}" in READS:
-            what = "indexing by a mask" if masked else f"{packet}"
-            raise NotConforming(f"{what} waits for the device ({_caller()})")
+            name = "indexing by a mask" if masked else f"{packet}"
+            raise NotConforming(f"{name} waits for the device ({_caller()})")
         return func(*args, **(kwargs or {}))
 
 
-class NoReadingMethods(TorchFunctionMode):
-    """The same for methods that leave no operation behind on the CPU."""
+class _NoReadingMethods(TorchFunctionMode):
+    """Raises NotConforming for a method that copies a tensor to the host."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Refuse it, or run it."""
+        """Check and run a function."""
         name = getattr(func, "__name__", "")
         if name in METHODS and getattr(Tensor, name, None) is func:
             raise NotConforming(f"Tensor.{name} waits for the device ({_caller()})")
         return func(*args, **(kwargs or {}))
 
 
-class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations within it."""
+@contextmanager
+def no_host_sync() -> Iterator[None]:
+    """Raise NotConforming for operations and methods that wait for the device."""
+    with NoHostSync(), _NoReadingMethods():  # type: ignore[no-untyped-call]
+        yield
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations."""
+
+    count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count it and run it."""
+        """Count and run an operation."""
         self.count += 1
         return func(*args, **(kwargs or {}))
 
 
 def operations(call: Callable[[], object]) -> int:
-    """How many operations of aten a call makes, the second time it is made: the first may fill caches."""
+    """Return the number of aten operations of the second call; the first one may fill caches."""
     call()
-    with Operations() as counted:
+    with _Operations() as counted:  # type: ignore[no-untyped-call]
         call()
     found: int = counted.count
     return found
@@ -82,7 +84,7 @@ def operations(call: Callable[[], object]) -> int:
 
 @contextmanager
 def random_states(seed: int) -> Iterator[None]:
-    """Everybody's global random states, torch's, numpy's and Python's, from a seed; afterwards as they were."""
+    """Seed the global random states of torch, numpy and Python, and restore them afterwards."""
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -96,12 +98,12 @@ def random_states(seed: int) -> Iterator[None]:
 
 
 def random_state() -> tuple[Any, ...]:
-    """Something that differs when any global random state does."""
+    """Return a value that differs if a global random state differs."""
     return torch.get_rng_state().numpy().tobytes(), pickle.dumps(np.random.get_state()), random.getstate()
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Equal up to rounding, and exactly where they are whole numbers; of one shape and type."""
+    """Return whether shape and dtype are equal, floats up to rounding and integers exactly."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if not one.is_floating_point():
@@ -110,7 +112,7 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 def _caller() -> str:
-    """The line of the plug-in that is running: the innermost that is neither torch's nor the kit's."""
+    """Return the innermost line that belongs neither to torch nor to this module."""
     ours = (str(torch.__path__[0]), str(__file__))
     lines = [frame for frame in traceback.extract_stack()[:-1] if not frame.filename.startswith(ours)]
-    return f"{lines[-1].filename}:{lines[-1].lineno}" if lines else "nobody knows where"
+    return f"{lines[-1].filename}:{lines[-1].lineno}" if lines else "unknown line"

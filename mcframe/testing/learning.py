@@ -1,41 +1,40 @@
-"""Clauses about real training steps."""
+"""Requirements of real training steps."""
 
 from __future__ import annotations
 
 import torch
 
 from mcframe.context.focus_ops import is_valid, lengths
-from mcframe.testing.plugin_under_test import NETWORKS, PARTS, PluginUnderTest
-from mcframe.testing.requirements import expect, requirement
-from mcframe.testing.training_step import GEOMETRY, build_step, some_tokens, train
+from mcframe.testing.assertions import expect
+from mcframe.testing.kinds import MODEL_PARTS, NETWORKS
+from mcframe.testing.networks import PARAMETERS
+from mcframe.testing.plugin_under_test import PluginUnderTest
+from mcframe.testing.requirements import requirement
+from mcframe.testing.training_step import TREE, refocused, step_with, train
 
 
 @requirement(
-    "M9",
-    "It works in real training steps: the loss is finite, and refocusing keeps the budget",
-    *PARTS,
-    after=("M1", "M5", "G1", "L1", "A3", "A4", "A9", "V4"),
-)
-def m9_step(plugin: PluginUnderTest) -> None:
-    """A `TrainStep` whose other parts are small references."""
-    step = build_step(plugin)
+    "M6", "It works in real training steps: losses are finite, and refocusing keeps the budget", *MODEL_PARTS,
+    after=("M1", "M3", "G1", "L1", "A1", "A6", "V1"),
+)  # fmt: skip
+def m6_step(plugin: PluginUnderTest) -> None:
+    """With small reference parts around it."""
+    step = step_with(plugin)
     for number, loss in train(step, 2):
         expect(bool(loss.isfinite()), f"the loss of step {number} is not finite")
-    if plugin.kind != "allocator":
-        return
-    budget = GEOMETRY.window * 3 // 4
-    with torch.no_grad():
-        focus, _ = step.model.refocus(some_tokens(0)[:, :-1], plugin.build(GEOMETRY), budget, torch.arange(3))
-    expect(bool(is_valid(focus, GEOMETRY).all()), "refocusing ends with a focus that is not valid")
-    expect(bool((lengths(focus, GEOMETRY) <= budget).all()), "refocusing ends beyond the budget")
+    if plugin.kind == "allocator":
+        budget = TREE.window * 3 // 4
+        focus = refocused(step.model, plugin.build(TREE), budget)
+        expect(bool(is_valid(focus, TREE).all()), "refocusing ends with an invalid focus")
+        expect(bool((lengths(focus, TREE) <= budget).all()), "refocusing ends above the budget")
 
 
 @requirement(
-    "N7", "Within four real training steps every parameter moves", *NETWORKS, needs="parameters", after=("N5", "M9")
+    "N5", "Within four real training steps every parameter changes", *NETWORKS, needs=PARAMETERS, after=("N3", "M6")
 )
-def n7_learns(plugin: PluginUnderTest) -> None:
-    """From its own initialisation; what starts behind a zero may need a step or two."""
-    step = build_step(plugin)
+def n5_learns(plugin: PluginUnderTest) -> None:
+    """From its own initialisation; a parameter after a zero may need a step or two."""
+    step = step_with(plugin)
     part = getattr(step.model, plugin.kind)
     before = {name: parameter.detach().clone() for name, parameter in part.named_parameters()}
     reached: set[str] = set()
@@ -43,4 +42,4 @@ def n7_learns(plugin: PluginUnderTest) -> None:
         reached |= {name for name, parameter in part.named_parameters() if bool(parameter.grad.count_nonzero())}
     expect(reached == before.keys(), f"the gradient is zero in {', '.join(sorted(before.keys() - reached))}")
     still = [name for name, parameter in part.named_parameters() if torch.equal(parameter, before[name])]
-    expect(not still, f"{', '.join(still)} did not move")
+    expect(not still, f"{', '.join(still)} did not change")

@@ -1,4 +1,4 @@
-"""The least that each part of a model can be and still keep every clause; a plug-in under test trains beside them."""
+"""Minimal conforming plug-ins of the kinds of a model, as the other parts of a training step under test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ mcframe_api = API_VERSION
 
 
 class LinearGistNet(GistNet):
-    """A linear map of each slot's mean child, and a vector for the level."""
+    """A linear map of the mean child of each slot, plus a vector for the level."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class LinearGistNet(GistNet):
         self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels, shape.width) * 0.02)
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
-        """children [B, nodes, C, D] -> [B, nodes, G, D]."""
+        """Return gists [B, nodes, G, D] of children [B, nodes, C, D]."""
         gists: Tensor = self.map(slot_means(children, self.slots)) + self.lod_embed[lod - 1]
         return gists
 
 
 class LinearLensNet(LensNet):
-    """Scores each entry for itself, by its embedding and its level."""
+    """Scores each entry by its own embedding and level."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ class LinearLensNet(LensNet):
         self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels + 1) * 0.02)
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
-        """embeddings [R, L, D] -> scores [R, L] in [-1, 1]."""
+        """Return scores [R, L] in [-1, 1] of embeddings [R, L, D]."""
         scores: Tensor = self.score_embed(embeddings).squeeze(-1) + self.lod_embed[context.lod]
         return scores.tanh()
 
 
 class LowestFirst(Allocator):
-    """Keeps what fits; else raises to LOD1 the raw blocks with the lowest scores, and undoes all above LOD1."""
+    """Compresses the raw blocks with the lowest scores to LOD1 until the context fits; reduces levels above LOD1."""
 
     highest_lod = 1
 
@@ -67,7 +67,7 @@ class LowestFirst(Allocator):
         self.tree = tree
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
-        """Focus [R, blocks]. Raises UserError where LOD1 does not bring the context within the budget."""
+        """Return the focus [R, blocks]. Raises UserError if no focus of LOD1 fits the budget."""
         tree = ContextTree(
             self.tree.window, self.tree.block_size, 1, self.tree.slots, self.tree.tail,
             self.tree.sink,
@@ -80,7 +80,7 @@ class LowestFirst(Allocator):
 
 
 class RandomNodes(VariantStrategy):
-    """Two random focuses a sequence: a mix of levels of that length, then random nodes, the highest level first."""
+    """Two random focuses a sequence: random counts of levels with that length, then random nodes of each level."""
 
     count = 2
 
@@ -88,14 +88,14 @@ class RandomNodes(VariantStrategy):
         self.tree = tree
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
-        """Focus [B, V, blocks] of exactly `length` entries."""
+        """Return focuses [B, V, blocks] of exactly `length` entries."""
         tree = sequences.tree
         _, mixes = tree.reachable(length)
         known = torch.tensor(mixes, device=seeds.device)
-        # The second draws again where it would repeat the first, some times.
-        focus = _placed(known[randint(seeds, len(mixes))], seeds, tree)
+        # The second variant is drawn again, up to four times, if it repeats the first one.
+        focus = _random_focus(known[randint(seeds, len(mixes))], seeds, tree)
         for attempt in range(1, 5):
-            again = _placed(
+            again = _random_focus(
                 known[randint(hash_combine(seeds, attempt), len(mixes))], hash_combine(seeds, attempt), tree
             )
             repeats = (focus == focus[:, :1]).all(dim=-1, keepdim=True)
@@ -104,8 +104,8 @@ class RandomNodes(VariantStrategy):
         return focus
 
 
-def _placed(counts: Tensor, seeds: Tensor, tree: ContextTree) -> Tensor:
-    """Collapse `counts` [..., levels] random nodes of every level -> focus [..., blocks]."""
+def _random_focus(counts: Tensor, seeds: Tensor, tree: ContextTree) -> Tensor:
+    """Return a focus [..., blocks] that collapses `counts` [..., levels] random nodes of every level."""
     focus = counts.new_zeros(*counts.shape[:-1], tree.blocks)
     for lod in range(tree.levels, 0, -1):
         if tree.nodes(lod) == 0:

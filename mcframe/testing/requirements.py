@@ -1,4 +1,4 @@
-"""The numbered clauses of docs/conformance.md, each with the one function that checks it."""
+"""The numbered requirements of docs/conformance.md, each with its check."""
 
 from __future__ import annotations
 
@@ -6,119 +6,122 @@ import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-from mcframe.errors import UserError
-from mcframe.testing.capabilities import CAPABILITIES
+from mcframe.testing.examples import for_all
+from mcframe.testing.plugin_under_test import PluginUnderTest
 
-if TYPE_CHECKING:
-    from mcframe.testing.plugin_under_test import PluginUnderTest
+BUILT = "P6"
+"""The requirement that the factory builds the plug-in; skipped if settings are missing."""
 
-Check = Callable[["PluginUnderTest"], None]
-"""Looks at a plug-in. Raises NotConforming where it breaks the clause, Skipped where nothing can be said here."""
-
-
-class NotConforming(AssertionError):
-    """A plug-in does not do what a clause asks. The message says what was seen."""
+PURE = ("M1",)
+"""Requirements without which two results of a plug-in cannot be compared."""
 
 
-class Skipped(Exception):
-    """A check does not apply to this plug-in or cannot be made on this machine. The message is the reason."""
+@dataclass(frozen=True)
+class Capability:
+    """A property of some plug-ins on which a requirement depends.
 
+    Attributes:
+        declared: The declaration that makes the requirement apply, for the page.
+        otherwise: The reason for skipping the requirement.
+        has: Returns whether a built plug-in has the capability.
+    """
 
-STEADY = ("M1", "M2", "M3")
-"""What a plug-in must keep before two of its results can be compared."""
+    declared: str
+    otherwise: str
+    has: Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
 class Requirement:
     """A numbered behaviour that plug-ins of some kinds must have.
 
-    id       a letter and a number, as in docs/conformance.md
-    title    the behaviour in one sentence
-    kinds    the kinds of plug-in that it is asked of; "*" = all
-    needs    the capability without which it does not apply, from `capabilities`; empty = always
-    after    clauses without which this one means nothing: it is skipped where one of them fails
-    slow     it starts processes or compiles, and runs only where asked for
+    Attributes:
+        id: A letter and a number, as in docs/conformance.md.
+        title: The behaviour in one sentence.
+        kinds: The kinds that it applies to; "*" stands for all.
+        check: The function that checks a built plug-in. Its docstring is the detail on the page.
+        run: Runs `check` for a plug-in, once or for random examples. Raises NotConforming or Skipped.
+        needs: The capability without which it does not apply.
+        after: Requirements that must hold first; it is skipped if one of them fails.
+        slow: Whether it starts processes or compiles; such requirements are checked only on request.
     """
 
     id: str
     title: str
     kinds: tuple[str, ...]
-    check: Check
-    needs: str = ""
+    check: Callable[[Any], None]
+    run: Callable[[PluginUnderTest], None]
+    needs: Capability | None = None
     after: tuple[str, ...] = ()
     slow: bool = False
 
     @property
     def name(self) -> str:
-        """What a test of it is called: `test_G1_shape`."""
+        """Name of its test: `test_G1_form`."""
         return f"test_{self.id}_{self.check.__name__.partition('_')[2]}"
 
 
-CLAUSES: dict[str, Requirement] = {}
-"""Every clause by its id, in the order of its definition; `every_clause` fills it."""
+REQUIREMENTS: dict[str, Requirement] = {}
+"""Every requirement by its id, in order of definition; `all_requirements` fills it."""
 
-HOMES = (
-    "plugins", "parts", "gistnet", "lensnet", "allocator", "variants", "networks", "learning",
-    "positions", "loss", "text", "tokenizer", "task", "evaluation", "logger", "in_training",
+MODULES = (
+    "common_requirements", "loss", "model_parts", "networks", "focus", "learning", "positions", "data", "evaluation",
+    "logger", "runs",
 )  # fmt: skip
-"""The modules that define clauses, in the order in which clauses are checked and may depend on each other."""
+"""The modules that define requirements, in the order of the checks."""
 
 
 def requirement(
     id: str,
     title: str,
     *kinds: str,
-    needs: str = "",
+    over: Callable[[PluginUnderTest], Any] | None = None,
+    examples: int = 10,
+    needs: Capability | None = None,
     after: tuple[str, ...] = (),
     slow: bool = False,
-) -> Callable[[Check], Check]:
-    """Register the decorated function as the check of a clause. It is called `g1_...` for clause G1.
+) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Register the decorated function, named `g1_...` for requirement G1, as its check.
 
-    Raises ValueError where the id is taken, the name is not the clause's, or a capability or clause is unknown.
+    Args:
+        id: A letter and a number.
+        title: The behaviour in one sentence.
+        kinds: The kinds that it applies to; "*" stands for all.
+        over: Returns the strategy of a plug-in, see `for_all`. With it the function checks one example, else the
+            plug-in.
+        examples: The number of examples.
+        needs: The capability without which it does not apply.
+        after: Requirements that must hold first.
+        slow: Whether it starts processes or compiles.
+
+    Raises:
+        ValueError: The id is taken, the name does not fit the id, or `after` names an unknown requirement.
     """
 
-    def register(check: Check) -> Check:
-        if id in CLAUSES:
-            raise ValueError(f"clause {id} has two checks")
+    def register(check: Callable[[Any], None]) -> Callable[[Any], None]:
+        if id in REQUIREMENTS:
+            raise ValueError(f"requirement {id} has two checks")
         if not re.fullmatch(rf"{id.lower()}_[a-z0-9_]+", check.__name__):
-            raise ValueError(f"the check of clause {id} is called {check.__name__}, not {id.lower()}_...")
-        unknown = [other for other in after if other not in CLAUSES]
-        if unknown or (needs and needs not in CAPABILITIES):
-            raise ValueError(f"clause {id} depends on {[*unknown, needs]}, which nobody knows")
-        CLAUSES[id] = Requirement(id, title, kinds, check, needs, after, slow)
+            raise ValueError(f"requirement {id}: expected a function {id.lower()}_..., got {check.__name__}")
+        if unknown := [other for other in after if other not in REQUIREMENTS]:
+            raise ValueError(f"requirement {id}: unknown requirements {unknown} in `after`")
+        run = check if over is None else lambda plugin: for_all(over(plugin), check, examples)
+        REQUIREMENTS[id] = Requirement(id, title, kinds, check, run, needs, after, slow)
         return check
 
     return register
 
 
-def clauses_of(kind: str) -> list[Requirement]:
-    """The clauses that are asked of a kind, the slow ones last."""
-    asked = [each for each in every_clause().values() if kind in each.kinds or "*" in each.kinds]
-    return sorted(asked, key=lambda each: each.slow)
+def all_requirements() -> Mapping[str, Requirement]:
+    """Return all requirements in order. Imports the modules that define them."""
+    for module in MODULES:
+        importlib.import_module(f"mcframe.testing.{module}")
+    return REQUIREMENTS
 
 
-def every_clause() -> Mapping[str, Requirement]:
-    """All clauses, in order. Loads the modules that define them."""
-    for home in HOMES:
-        importlib.import_module(f"mcframe.testing.{home}")
-    return CLAUSES
-
-
-def expect(holds: bool, message: str) -> None:
-    """Raise NotConforming with this message unless it holds."""
-    if not holds:
-        raise NotConforming(message)
-
-
-def in_words(error: BaseException) -> str:
-    """The error, and where in the code it arose."""
-    while isinstance(error, BaseExceptionGroup):  # hypothesis saw several: the first will do
-        error = error.exceptions[0]
-    if isinstance(error, NotConforming | UserError):
-        return str(error)
-    trace, place = error.__traceback__, ""
-    while trace is not None:
-        place, trace = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}", trace.tb_next
-    return f"{type(error).__name__}: {error} ({place})"
+def requirements_of(kind: str) -> list[Requirement]:
+    """Return the requirements of a kind, the slow ones last."""
+    found = [each for each in all_requirements().values() if kind in each.kinds or "*" in each.kinds]
+    return sorted(found, key=lambda each: each.slow)

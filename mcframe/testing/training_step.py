@@ -1,4 +1,7 @@
-"""A small real training step around a plug-in, the other parts being the reference's."""
+"""Small real training steps around a plug-in, with the reference plug-ins as the other parts.
+
+The only module of the kit that constructs or calls the step and the model.
+"""
 
 from __future__ import annotations
 
@@ -6,56 +9,100 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import variant_seeds
-from mcframe.hookspecs import ModelShape
+from mcframe.context.working_context import WorkingContext, build_context, raw_context
+from mcframe.hookspecs import Allocator, LossTerm, ModelShape
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.model import MegaContextModel
 from mcframe.testing.host_sync import random_states
-from mcframe.testing.inputs import VOCABULARY
 from mcframe.testing.plugin_under_test import PluginUnderTest
 from mcframe.testing.reference import LinearGistNet, LinearLensNet, RandomNodes, ReferenceLoss
 from mcframe.training.train_step import StepBatch, TrainStep
 
-GEOMETRY = ContextTree(window=70, block_size=4, levels=2, slots=1, tail=9)
-LENGTH = GEOMETRY.length((2, 1))
+TREE = ContextTree(window=70, block_size=4, levels=2, slots=1, tail=9)
+LENGTH = TREE.length((2, 1))
 """Two nodes of LOD1 and one of LOD2, or seven of LOD1."""
 
+VOCABULARY = 13
+ROWS = 3
 
-def build_step(plugin: PluginUnderTest) -> TrainStep:
-    """The module that a run trains, with the plug-in in its place where it is a part of it."""
-    shape, own = ModelShape(plugin.width, GEOMETRY), plugin.build(GEOMETRY)
+
+def build_step(kind: str, part: Any, width: int) -> TrainStep:
+    """Return the module that a run trains, with `part` in its role if the kind belongs to the step."""
+    shape = ModelShape(width, TREE)
     with random_states(0):
-        gpt = GPT(GEOMETRY, VOCABULARY, depth=2, width=plugin.width, heads=2)
-        gistnet = own if plugin.kind == "gistnet" else LinearGistNet(shape)
-        lensnet = own if plugin.kind == "lensnet" else LinearLensNet(shape)
-        strategy = own if plugin.kind == "variants" else RandomNodes(GEOMETRY)
-        if not strategy.count:  # the plain twin is built without them
+        gpt = GPT(TREE, VOCABULARY, depth=2, width=width, heads=2)
+        gistnet = part if kind == "gistnet" else LinearGistNet(shape)
+        lensnet = part if kind == "lensnet" else LinearLensNet(shape)
+        strategy = part if kind == "variants" else RandomNodes(TREE)
+        if not strategy.count:  # plain training has neither network
             gistnet = lensnet = None
-        model = MegaContextModel(gpt, gistnet, lensnet, strategy, GEOMETRY)
-        losses = [own] if plugin.kind == "loss" else []
-        return TrainStep(model, [ReferenceLoss(shape), *losses])
+        model = MegaContextModel(gpt, gistnet, lensnet, strategy, TREE)
+        return TrainStep(model, [ReferenceLoss(shape), *([part] if kind == "loss" else [])])
+
+
+def step_with(plugin: PluginUnderTest) -> TrainStep:
+    """Return a step with a new instance of the plug-in."""
+    return build_step(plugin.kind, plugin.build(TREE), plugin.width)
+
+
+def step_seeds(step: TrainStep, seed: int = 0, rows: int = ROWS) -> Tensor:
+    """Return the variant seeds [rows, V] of a step."""
+    return variant_seeds(seed, torch.arange(rows), step.model.strategy.count)
+
+
+def some_tokens(seed: int, rows: int = ROWS) -> Tensor:
+    """Return windows [rows, T + 1]."""
+    return torch.randint(VOCABULARY, (rows, TREE.window + 1), generator=torch.Generator().manual_seed(seed))
 
 
 def train(step: TrainStep, steps: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number and the loss of every optimizer step, with its gradients still there."""
+    """Yield the number and the loss of every optimizer step while its gradients exist."""
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-2, weight_decay=0.0)
     for number in range(steps):
         optimizer.zero_grad()
-        seeds = variant_seeds(number, torch.arange(3), step.model.strategy.count)
-        loss, _ = step(StepBatch(some_tokens(number), seeds, LENGTH))
+        step.begin_step(number / steps)
+        loss, _ = step(StepBatch(some_tokens(number), step_seeds(step, number), LENGTH))
         loss.backward()
         yield number, loss.detach()
         optimizer.step()
+        step.after_step()
 
 
-def some_tokens(seed: int) -> Tensor:
-    """Windows [3, T + 1]."""
-    return torch.randint(VOCABULARY, (3, GEOMETRY.window + 1), generator=torch.Generator().manual_seed(seed))
+def loss_term(step: TrainStep, tokens: Tensor, seeds: Tensor) -> LossTerm:
+    """Return the value of the plug-in's loss in a step, for windows [B, T + 1] and seeds [B, V]."""
+    terms: list[LossTerm] = []
+    *_, loss = step.losses.each()
+    handle = loss.register_forward_hook(lambda module, inputs, output: terms.append(output))
+    try:
+        step(StepBatch(tokens, seeds, LENGTH))
+    finally:
+        handle.remove()
+    return terms[0]
 
 
-def without_gradient(module: Any) -> list[str]:
-    """Names of the parameters that the last backward pass has not reached at all."""
+def lens_scores(model: MegaContextModel, tokens: Tensor, context: WorkingContext) -> Tensor:
+    """Return LensNet's scores [B, L] of the entries of a context, for windows [B, T]."""
+    with torch.no_grad():
+        return model.scores(context, *model.encode(tokens, with_nll=True))
+
+
+def contexts() -> dict[str, WorkingContext]:
+    """Return an uncompressed and a compressed context for `ROWS` windows."""
+    focus = torch.zeros(ROWS, TREE.blocks, dtype=torch.long)
+    focus[:, :4], focus[:, 4:6] = 2, 1
+    return {"raw": raw_context(TREE, ROWS, torch.device("cpu")), "compressed": build_context(focus, TREE)}
+
+
+def refocused(model: MegaContextModel, allocator: Allocator, budget: int) -> Tensor:
+    """Return the focus [ROWS, blocks] after the allocator's rounds."""
+    with torch.no_grad():
+        return model.refocus(some_tokens(0)[:, :-1], allocator, budget, torch.arange(ROWS))[0]
+
+
+def without_gradient(module: nn.Module) -> list[str]:
+    """Return the names of the parameters that the last backward pass did not reach."""
     return [name for name, parameter in module.named_parameters() if parameter.grad is None]

@@ -1,7 +1,7 @@
-"""Real trainings for the slow checks and the matrix, under DeepSpeed's launcher.
+"""Short real trainings under DeepSpeed's launcher, for slow requirements and the matrix.
 
-Trainings that are asked for together share one start of the launcher, and what has been trained once in this process is
-not trained again: a run serves every clause that looks at it.
+Trainings of one call share a start of the launcher, and a training is run once in a process: one run serves every
+requirement that reads it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ from typing import Any
 
 from torch import Tensor
 
+from mcframe.config.run_config import selecting_line
 from mcframe.metrics.catalogue import OF_THE_MACHINE
+from mcframe.testing.assertions import Skipped
+from mcframe.testing.kinds import CALLED_IN_STEPS
+from mcframe.testing.plugin_under_test import PluginUnderTest
 from mcframe.training.checkpoints import find
 from mcframe.training.engine import free_port
 from mcframe.training.run_directory import METRICS, OPERATIVE
 from mcframe.training.weights import load_weights
 
-PATIENCE_S = 300.0
-"""How long one training may take, the start of its processes and the build of DeepSpeed's op included."""
+TIMEOUT_S = 300.0
+"""Longest duration of one training, with the start of its processes and the build of DeepSpeed's op."""
 
 STEP_TOKENS = 1024
 """Tokens of an optimizer step of `gin/smoke.gin`."""
@@ -40,17 +44,19 @@ SHORT = (
     "cadence.eval_tokens = 0", "cadence.sample_tokens = 0", "validation.windows = 4",
     "logging.tensorboard = False", "logging.wandb = 'disabled'", f"cadence.log_tokens = {STEP_TOKENS}",
 )  # fmt: skip
+TOTAL, CHECKPOINT, EVALUATE = "run.total_tokens", "cadence.checkpoint_tokens", "cadence.evaluate_tokens"
 
 
 @dataclass(frozen=True)
 class Training:
     """A short run of `smoke.gin`.
 
-    settings  bindings on top of the preset
-    plugins   plug-ins that are not installed, as `--plugin` names them
-    steps     optimizer steps; a checkpoint is kept after half of them and at the end
-    ranks     processes
-    resumes   goes on from the checkpoint in the middle of another training
+    Attributes:
+        settings: Bindings on top of the preset.
+        plugins: Plug-ins that are not installed, as `--plugin` names them.
+        steps: Optimizer steps. A checkpoint is saved after half of them and at the end.
+        ranks: Processes.
+        resumes: The training from whose middle checkpoint it resumes.
     """
 
     settings: tuple[str, ...] = ()
@@ -61,31 +67,62 @@ class Training:
 
     @property
     def folder(self) -> Path:
-        """Where it writes, in a folder that goes away with this process."""
+        """Its folder, deleted with this process."""
         return _home() / hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     @property
     def arguments(self) -> list[str]:
         """The options of `mcframe/run.py`."""
         half = max(1, self.steps // 2) * STEP_TOKENS
-        cadence = (f"run.total_tokens = {self.steps * STEP_TOKENS}", f"cadence.checkpoint_tokens = {half}")
-        given = ["--gin", "smoke.gin", "--run-dir", str(self.folder / "run")]
+        options = ["--gin", "smoke.gin", "--run-dir", str(self.folder / "run")]
         if self.resumes is not None:
-            given += ["--resume", str(self.resumes.folder / "run" / "checkpoints" / f"tokens-{half:015d}")]
+            options += ["--resume", str(self.resumes.folder / "run" / "checkpoints" / f"tokens-{half:015d}")]
         for plugin in self.plugins:
-            given += ["--plugin", str(Path(plugin).resolve()) if Path(plugin).is_file() else plugin]
-        for setting in (*SHORT, *cadence, *self.settings):
-            given += ["--set", setting]
-        return given
+            options += ["--plugin", str(Path(plugin).resolve()) if Path(plugin).is_file() else plugin]
+        for setting in (*SHORT, f"{TOTAL} = {self.steps * STEP_TOKENS}", f"{CHECKPOINT} = {half}", *self.settings):
+            options += ["--set", setting]
+        return options
+
+
+def on_one_rank(plugin: PluginUnderTest) -> list[Training]:
+    """Return the runs of a plug-in on one rank: uninterrupted, and resumed from the middle."""
+    complete = Training(_settings(plugin), plugin_options(plugin))
+    return [complete, Training(complete.settings, complete.plugins, resumes=complete)]
+
+
+def on_two_ranks(plugin: PluginUnderTest) -> list[Training]:
+    """Return the runs of a plug-in on two ranks: one a ZeRO stage that it supports, or one outside training steps."""
+    highest = getattr(plugin.entry.factory, "max_zero_stage", 3) if plugin.kind in CALLED_IN_STEPS else 0
+    zero = [(*_settings(plugin), f"deepspeed.zero_stage = {stage}") for stage in range(highest + 1)]
+    return [Training(settings, plugin_options(plugin), ranks=2) for settings in zero]
+
+
+def _settings(plugin: PluginUnderTest) -> tuple[str, ...]:
+    often = (f"{EVALUATE} = {2 * STEP_TOKENS}",) if plugin.kind == "evaluation" else ()
+    return (selecting_line(plugin.entry), *often, *plugin.bindings)
+
+
+def plugin_options(plugin: PluginUnderTest) -> tuple[str, ...]:
+    """Return the values of `--plugin` with which other processes find the plug-in.
+
+    Raises:
+        Skipped: Other processes cannot find it.
+    """
+    home = plugin.registry.plugins[plugin.entry.plugin]
+    if not home.distribution and not home.spec:
+        raise Skipped("other processes cannot find it; name its file with --plugin, or install it")
+    return tuple(each.spec for each in plugin.registry.plugins.values() if each.spec)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training.
+    """Result of a training.
 
-    code     the worst exit code of a rank; None where it did not end in time
-    seconds  of the training alone, without the start of its processes
-    error    what was raised on a rank; empty where nobody knows
+    Attributes:
+        folder: Its folder.
+        code: The worst exit code of a rank; None after a timeout.
+        seconds: Duration of the training without the start of its processes.
+        error: The error of a rank, if one was recorded.
     """
 
     folder: Path
@@ -100,19 +137,19 @@ class Trained:
 
     @cached_property
     def log(self) -> str:
-        """What its ranks printed, frames and line breaks taken out."""
+        """The output of its ranks without frames and line breaks."""
         texts = [file.read_text("utf-8", errors="replace") for file in sorted(self.folder.glob("log-*.txt"))]
         return " ".join(re.sub(r"[│╭╮╰╯─┌┐└┘]", " ", "\n".join(texts)).split())
 
     @property
-    def why(self) -> str:
-        """Why it failed, as far as its log says; the end of it."""
-        how = f"is not done after {PATIENCE_S:.0f} s" if self.code is None else f"ended with code {self.code}"
+    def failure(self) -> str:
+        """The reason of its failure: the error, or the end of its output."""
+        how = f"is not done after {TIMEOUT_S:.0f} s" if self.code is None else f"ended with code {self.code}"
         return f"it {how}: {self.error or '...' + self.log[-1500:]}"
 
     @cached_property
     def metrics(self) -> dict[int, dict[str, float]]:
-        """What was logged, by tokens, without figures of the clock on the wall."""
+        """The logged metrics by tokens, without wall-clock figures."""
         found: dict[int, dict[str, float]] = {}
         for line in (self.folder / "run" / METRICS).read_text("utf-8").splitlines():
             entry = json.loads(line)
@@ -121,31 +158,27 @@ class Trained:
         return found
 
     def curve(self, name: str) -> list[float]:
-        """One metric, in the order of tokens."""
+        """Return one metric in the order of tokens."""
         return [entry[name] for _, entry in sorted(self.metrics.items()) if name in entry]
 
     @property
     def last_loss(self) -> float | None:
-        """Of the last step that was logged; None where none was."""
+        """Loss of the last logged step; None if no step was logged."""
         logged = self.curve("train/loss") if (self.folder / "run" / METRICS).exists() else []
         return logged[-1] if logged else None
 
     def chose(self, name: str) -> bool:
-        """Whether its operative configuration names this plug-in, `kind.name`, and not one whose name begins alike."""
-        return re.search(rf"@{re.escape(name)}(?![\w.])", self.operative) is not None
-
-    @property
-    def operative(self) -> str:
-        """The configuration that was really used."""
-        return (self.folder / "run" / OPERATIVE).read_text("utf-8")
+        """Return whether the operative configuration names exactly the plug-in `kind.name`."""
+        operative = (self.folder / "run" / OPERATIVE).read_text("utf-8")
+        return re.search(rf"@{re.escape(name)}(?![\w.])", operative) is not None
 
     def weights(self) -> dict[str, Tensor]:
-        """Name -> tensor, at its end."""
+        """Return the weights at its end by name."""
         return load_weights(find(self.folder / "run"))
 
     @property
     def decisions(self) -> list[dict[str, Any]]:
-        """What each rank decided afterwards; see `mcframe.cli.train_many.decisions`."""
+        """The decisions of each rank after the run; see `mcframe.cli.train_many.decisions`."""
         return [json.loads(file.read_text("utf-8")) for file in sorted(self.folder.glob("decisions-*.json"))]
 
 
@@ -154,13 +187,13 @@ _STOPPED = threading.Event()
 
 
 class Stopped(Exception):
-    """Somebody asked for an end while a training was going on."""
+    """`stop` was called during a training."""
 
 
 def stop() -> None:
-    """End the training that another thread of this process waits for; it raises Stopped there, and so will all others.
+    """Stop the training that another thread of this process waits for, and all later ones, with Stopped.
 
-    The processes that train have a session of their own, so that no Ctrl-C of a terminal reaches them.
+    Training processes have a session of their own, so that a Ctrl-C of the terminal does not reach them.
     """
     _STOPPED.set()
 
@@ -168,26 +201,28 @@ def stop() -> None:
 def trained(
     *trainings: Training, progress: Callable[[Training, Trained], None] = lambda training, result: None
 ) -> list[Trained]:
-    """Train what has not been trained in this process yet, and return what came of each.
+    """Train what this process has not trained yet, and return the result of each training.
 
-    progress  is told of each training when it has ended
+    Args:
+        trainings: The trainings.
+        progress: Called with each training that ends.
 
-    Raises Stopped where `stop` is called.
+    Raises:
+        Stopped: `stop` was called.
     """
     new = [each for each in dict.fromkeys(trainings) if each not in _TRAINED]
     for ranks in sorted({each.ranks for each in new}):
-        waiting = [each for each in new if each.ranks == ranks]
-        while waiting := [each for each in waiting if each not in _TRAINED]:
-            _start(waiting, ranks, progress)  # a training that fails takes its processes with it
+        while waiting := [each for each in new if each.ranks == ranks and each not in _TRAINED]:
+            _start(waiting, ranks, progress)  # a training that fails ends its processes
             for each in waiting:
                 if each.resumes in _TRAINED and not _TRAINED[each.resumes].succeeded:
-                    _TRAINED[each] = Trained(each.folder, 1, 0.0, "the run that it goes on from failed")
+                    _TRAINED[each] = Trained(each.folder, 1, 0.0, "the run that it resumes from failed")
                     progress(each, _TRAINED[each])
     return [_TRAINED[each] for each in trainings]
 
 
 def _start(waiting: Sequence[Training], ranks: int, progress: Callable[[Training, Trained], None]) -> None:
-    """One start of the launcher: trains until all is done, or one fails or takes too long."""
+    """Start the launcher once, and train until all is done, or one training fails or times out."""
     file = _home() / "jobs.json"
     jobs = [{"folder": str(each.folder), "arguments": each.arguments} for each in waiting]
     file.write_text(json.dumps(jobs), "utf-8")
@@ -205,13 +240,13 @@ def _start(waiting: Sequence[Training], ranks: int, progress: Callable[[Training
                 if not result.succeeded:
                     break
             hung = result.code is None
-        finally:  # nobody who asks for an end waits for what goes on
+        finally:
             _end(process, hung=hung)
 
 
 def _await(training: Training, process: subprocess.Popen[bytes]) -> Trained:
-    """Wait until every rank has written a result, one has failed, the processes are gone, or patience is at its end."""
-    deadline, code, ended = time.monotonic() + PATIENCE_S, None, False
+    """Wait until every rank has written a result, one has failed, the processes have ended, or the time is up."""
+    deadline, code, ended = time.monotonic() + TIMEOUT_S, None, False
     while code is None and time.monotonic() < deadline:
         if _STOPPED.wait(0.05):
             raise Stopped
@@ -228,7 +263,7 @@ def _await(training: Training, process: subprocess.Popen[bytes]) -> Trained:
 
 
 def _end(process: subprocess.Popen[bytes], *, hung: bool) -> None:
-    """The launcher has a moment to end by itself; then it goes with all of its ranks."""
+    """Wait for the launcher, and kill it with all of its ranks if it does not end."""
     try:
         process.wait(timeout=0 if hung else 20)
     except subprocess.TimeoutExpired:
@@ -237,10 +272,10 @@ def _end(process: subprocess.Popen[bytes], *, hung: bool) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's own, without what belongs to a group of ranks that it may be in."""
+    """Return the environment of this process without the variables of a process group."""
     dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
-    # Models are too small for a second thread, and ranks share the cores. Frames as wide as their longest line.
+    # The models are too small for a second thread, and ranks share the cores. Wide columns avoid wrapped messages.
     return {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "400", **environment}
 
 

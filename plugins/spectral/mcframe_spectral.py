@@ -1,10 +1,9 @@
-"""A GistNet that keeps the lowest frequencies of a block, and variants whose collapsed blocks lie evenly.
+"""A GistNet that keeps the lowest frequencies of a block, and variants that collapse evenly spaced blocks.
 
-Two plug-ins of one package, to be used together or apart. `gistnet.spectral` sees a block's children as a signal and
-maps the first coefficients of its cosine transform to the gist, so order counts and one map is all there is to learn;
-the first coefficient alone is the mean. Fourier Transformer (He et al., 2023, arXiv:2305.15099) shortens sequences so.
-`variants.strided` takes systematic samples (Madow and Madow, 1944) instead of random ones: what a variant collapses is
-spread over the window, and the variants of a sequence collapse different blocks.
+`gistnet.spectral` treats the children of a block as a signal and maps the first coefficients of its cosine transform to
+the gist, as Fourier Transformer (He et al., 2023, arXiv:2305.15099) shortens sequences. The first coefficient alone is
+the mean. `variants.strided` draws systematic samples (Madow and Madow, 1944) instead of random ones: the blocks that a
+variant collapses are spread over the window, and the variants of a sequence collapse different blocks.
 """
 
 from __future__ import annotations
@@ -25,20 +24,22 @@ from torch import Tensor, nn
 mcframe_api = "0.1"
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-"""Multiples of it lie in [0, 1) more evenly than those of any other number."""
+"""Golden section: its multiples modulo 1 are the most even sequence in [0, 1)."""
 
 
 class SpectralGistNet(GistNet):
     """A linear map of the lowest frequencies of a block's children, added to their mean.
 
-    frequencies  coefficients of the cosine transform that the map reads; 1 = the mean alone
+    Args:
+        shape: Supplied by the framework.
+        frequencies: Coefficients of the cosine transform that the map reads; 1 is the mean alone.
     """
 
     def __init__(self, shape: ModelShape, *, frequencies: int = 4) -> None:
         super().__init__()
         if not 1 <= frequencies <= shape.tree.block_size:
             raise UserError(
-                f"gistnet.spectral.frequencies is {frequencies}; a block of {shape.tree.block_size} has as many",
+                f"gistnet.spectral.frequencies: expected 1 to {shape.tree.block_size}, got {frequencies}",
                 binding="gistnet.spectral.frequencies",
                 remedy=f"set it to a number from 1 to {shape.tree.block_size}",
             )
@@ -46,41 +47,43 @@ class SpectralGistNet(GistNet):
         self.head = nn.Linear(frequencies * shape.width, self.slots * shape.width, bias=False)
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
-        """Gists of every node at `lod`: children [B, nodes, C, D] -> [B, nodes, G, D]."""
+        """Return gists [B, nodes, G, D] of the nodes at `lod` from children [B, nodes, C, D]."""
         spectrum = (cosines(children.shape[2], self.frequencies, children) @ children).flatten(2)
         learned: Tensor = self.head(F.rms_norm(spectrum, spectrum.shape[-1:]))
         return slot_means(children, self.slots) + learned.view(*children.shape[:2], self.slots, -1)
 
 
 def cosines(length: int, frequencies: int, like: Tensor) -> Tensor:
-    """The first rows of the orthonormal cosine transform (DCT-II) of signals of this length: [frequencies, length]."""
-    place = torch.arange(length, device=like.device) + 0.5
+    """Return the first rows of the orthonormal cosine transform (DCT-II): [frequencies, length]."""
+    position = torch.arange(length, device=like.device) + 0.5
     frequency = torch.arange(frequencies, device=like.device)
-    basis = torch.cos(frequency[:, None] * place * (math.pi / length)) * math.sqrt(2 / length)
+    basis = torch.cos(frequency[:, None] * position * (math.pi / length)) * math.sqrt(2 / length)
     return torch.where(frequency[:, None] == 0, math.sqrt(1 / length), basis).to(like.dtype)
 
 
 class StridedVariants(VariantStrategy):
-    """Focuses whose collapsed nodes are spread evenly, each variant's where the others' are not.
+    """Focuses with evenly spaced collapsed nodes, different ones in each variant.
 
-    count     variants a sequence
-    attempts  draws in all, until the variants of a sequence differ
+    Args:
+        tree: Supplied by the framework.
+        count: Variants a sequence.
+        attempts: Largest number of draws until the variants of a sequence differ.
     """
 
     def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:
         if count < 1:
             raise UserError(
-                f"variants.strided.count is {count}; a strategy proposes at least one",
+                f"variants.strided.count: expected at least 1, got {count}",
                 binding="variants.strided.count",
                 remedy="for none, set run.variants = @variants.none",
             )
         self.tree, self.count, self.attempts = tree, count, attempts
 
     def order(self, seeds: Tensor, lod: int, tree: ContextTree) -> Tensor:
-        """In which order nodes at `lod` are collapsed, lowest first: seeds [B, V] -> [B, V, nodes(lod)].
+        """Return the order in which nodes at `lod` collapse, lowest first: [B, V, nodes(lod)].
 
-        Node n stands at the n-th multiple of the golden section, wound around a circle; a variant takes the nodes of
-        one arc. Arcs start at a random place of the sequence's own, the same distance apart.
+        Node n is at the n-th multiple of the golden section on a circle, and a variant collapses the nodes of one arc.
+        The arcs of a sequence start at a random point and at equal distances.
         """
         node = torch.arange(tree.nodes(lod), device=seeds.device)
         first = (random_keys(hash_combine(seeds[:, :1], lod), 1) >> 12).double() / 2**52
@@ -88,7 +91,7 @@ class StridedVariants(VariantStrategy):
         return (node * _GOLDEN + first - arc) % 1.0
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
-        """Focuses [B, V, blocks] of exactly `length` entries; a repeated one is drawn again."""
+        """Return focuses [B, V, blocks] of exactly `length` entries; a repeated one is drawn again."""
         focus = self._draw(seeds, length, sequences.tree)
         for attempt in range(1, self.attempts):
             same = (focus[:, :, None] == focus[:, None]).all(dim=-1).tril(diagonal=-1).any(dim=-1)
@@ -112,15 +115,15 @@ class StridedVariants(VariantStrategy):
 
 @lru_cache(maxsize=256)
 def _mixes(tree: ContextTree, length: int, device: torch.device) -> Tensor:
-    """[mixes, levels] numbers of nodes that give this length; kept on the device, so that no step copies them."""
+    """Return the numbers of nodes [mixes, levels] with this length; cached on the device for later steps."""
     reached, mixes = tree.reachable(length)
     if reached != length:
-        raise ValueError(f"no working context has exactly {length} entries; the nearest below has {reached}")
+        raise ValueError(f"no working context has exactly {length} entries; the next shorter one has {reached}")
     return torch.tensor(mixes, device=device)
 
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Register the GistNet and the variant strategy under the names that gin files use."""
+    """Register the GistNet and the variant strategy under their names in gin files."""
     register("spectral", SpectralGistNet)
     register("strided", StridedVariants)

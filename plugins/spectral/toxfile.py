@@ -1,7 +1,7 @@
-"""Read by tox: its environments see the packages of the one that tox itself runs in.
+"""tox hook: test environments use the packages of the environment that tox runs in.
 
-So mcframe, torch and DeepSpeed are not installed once more, and mcframe is the one that you work with.
-What is not there is installed as usual. Remove this file, and tox installs everything anew.
+mcframe, torch and DeepSpeed are not installed a second time. Missing packages are installed as usual. Without this file
+tox installs everything.
 """
 
 import sysconfig
@@ -14,7 +14,7 @@ from tox.tox_env.runner import RunToxEnv
 
 @impl
 def tox_on_install(tox_env: ToxEnv, arguments: object, section: str, of_type: str) -> None:
-    """Before anything is installed into a test environment: let it see ours, behind what it has itself."""
+    """Add the packages of this environment to a test environment, after its own."""
     if isinstance(tox_env, RunToxEnv) and isinstance(tox_env, Python):
         folder = tox_env.env_site_package_dir()
         folder.mkdir(parents=True, exist_ok=True)

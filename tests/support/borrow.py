@@ -1,6 +1,6 @@
-"""Lets this environment see the packages of another: `python tests/support/borrow.py .tox/tests`.
+"""Make the packages of another environment importable in this one: `python tests/support/borrow.py .tox/tests`.
 
-torch is gigabytes; one environment a package must not mean one torch a package.
+A second torch would take gigabytes.
 """
 
 import sys
@@ -12,8 +12,8 @@ def borrow(lender: Path) -> None:
     own = Path(sysconfig.get_path("purelib"))
     theirs = lender.resolve() / own.relative_to(Path(sys.prefix).resolve())
     if not theirs.is_dir():
-        sys.exit(f"there is no environment in {lender} to borrow packages from: run `tox -e tests --notest` first")
-    # As a site directory, so that what is installed there in editable form is found too.
+        sys.exit(f"{lender}: missing environment; run `tox -e tests --notest` first")
+    # As a site directory, so that editable installations are found too.
     (own / "borrowed.pth").write_text(f"import site; site.addsitedir({str(theirs)!r})\n", "utf-8")
 
 

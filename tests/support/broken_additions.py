@@ -1,4 +1,4 @@
-"""Positions, losses, evaluations and loggers that break one clause each, and one of each that breaks none."""
+"""Positions, losses, evaluations and loggers that break one requirement each, and conforming ones."""
 
 import random
 
@@ -17,18 +17,18 @@ class Ramp(Positions):
         super().__init__()
         self.pairs = shape.width // 2
 
-    def places(self, context):
+    def entry_positions(self, context):
         return context.start.float()
 
     def forward(self, context):
         speed = torch.arange(1, self.pairs + 1, device=context.token.device).float().reciprocal()
-        angle = self.places(context)[:, None, :, None] * speed
+        angle = self.entry_positions(context)[:, None, :, None] * speed
         return angle.cos(), angle.sin()
 
 
 @breaks("Q1", "positions")
 class TurnsInBfloat16(Ramp):
-    """Cannot tell position 2,047 from 2,048."""
+    """Rounds position 2,047 to 2,048."""
 
     def forward(self, context):
         cosine, sine = super().forward(context)
@@ -44,28 +44,28 @@ class Stretches(Ramp):
         return 1.5 * cosine, 1.5 * sine
 
 
-@breaks("Q2", "positions")
+@breaks("M1", "positions")
 class Trembles(Ramp):
     """A little noise from the global random state."""
 
-    def places(self, context):
-        return super().places(context) + torch.rand(())
+    def entry_positions(self, context):
+        return super().entry_positions(context) + torch.rand(())
 
 
-@breaks("Q3", "positions")
+@breaks("Q2", "positions")
 class CountsFromTheEnd(Ramp):
-    """The last entry stands at 0: whatever is compressed behind an entry moves it."""
+    """The last entry is at 0, so later compression moves an entry."""
 
-    def places(self, context):
+    def entry_positions(self, context):
         return (context.valid.sum(dim=1, keepdim=True) - torch.arange(context.length)).float()
 
 
-@breaks("Q4", "positions")
+@breaks("M3", "positions")
 class AsksForTheLast(Ramp):
     """Reads a number back."""
 
-    def places(self, context):
-        return super().places(context) + 0.0 * float(context.token[0, -1])
+    def entry_positions(self, context):
+        return super().entry_positions(context) + 0.0 * float(context.token[0, -1])
 
 
 @keeps("loss")
@@ -83,20 +83,20 @@ class SmallStates(Loss):
 
 @breaks("O1", "loss")
 class WantsEverything(SmallStates):
-    """Needs what nobody knows."""
+    """Needs an unknown input."""
 
     needs = ("everything",)
 
 
-@breaks("O2", "loss")
+@breaks("O1", "loss")
 class ReturnsAScalar(SmallStates):
-    """One figure for the batch; the step says so, too."""
+    """One figure for the batch."""
 
     def forward(self, view):
         return LossTerm(view.uncompressed.hidden.square().mean())
 
 
-@breaks("O2", "loss")
+@breaks("O1", "loss")
 class TakesARoot(SmallStates):
     """The logarithm of what may be zero."""
 
@@ -104,7 +104,7 @@ class TakesARoot(SmallStates):
         return LossTerm((0 * view.uncompressed.hidden).square().mean(dim=(1, 2)).log())
 
 
-@breaks("O3", "loss")
+@breaks("M2", "loss")
 class ComparesSequences(SmallStates):
     """Distance from the mean of the batch."""
 
@@ -113,7 +113,7 @@ class ComparesSequences(SmallStates):
         return LossTerm((hidden - hidden.mean(dim=0, keepdim=True)).square().mean(dim=(1, 2)))
 
 
-@breaks("O4", "loss")
+@breaks("M3", "loss")
 class LooksAtItsLoss(SmallStates):
     """A branch on data."""
 
@@ -122,7 +122,7 @@ class LooksAtItsLoss(SmallStates):
         return term if term.loss.max() < 1e9 else LossTerm(0 * term.loss)
 
 
-@breaks("O5", "loss")
+@breaks("O2", "loss")
 class TrainsNothing(SmallStates):
     """Detached all over."""
 
@@ -130,13 +130,13 @@ class TrainsNothing(SmallStates):
         return LossTerm(view.uncompressed.hidden.detach().square().mean(dim=(1, 2)))
 
 
-@breaks("O5", "loss")
+@breaks("O2", "loss")
 class HasASpareHead(SmallStates):
     """A parameter that is never used."""
 
     def __init__(self, shape) -> None:
         super().__init__(shape)
-        self.spare = nn.Linear(shape.width, 1)
+        self.unused = nn.Linear(shape.width, 1)
 
 
 @keeps("evaluation")
@@ -154,7 +154,7 @@ class MeanLoss(Evaluation):
 
 @breaks("E1", "evaluation")
 class CallsItByAnotherName(MeanLoss):
-    """Metrics that nobody finds."""
+    """Metrics under another prefix."""
 
     def run(self, subject):
         return EvalResult({"val/nll": 1.0, **super().run(subject).metrics})
@@ -162,30 +162,30 @@ class CallsItByAnotherName(MeanLoss):
 
 @breaks("E1", "evaluation")
 class ReturnsANumber(MeanLoss):
-    """Not even findings."""
+    """Not an EvalResult."""
 
     def run(self, subject):
         return 0.0
 
 
-@breaks("E2", "evaluation")
+@breaks("E1", "evaluation")
 class DrawsAnew(MeanLoss):
     """A random focus from a global generator."""
 
     def run(self, subject):
         found = dict(super().run(subject).metrics)
-        return EvalResult({**found, f"eval/{self.name}/share": random.random()})
+        return EvalResult({**found, f"eval/{self.name}/figure": random.random()})
 
 
-@breaks("E2", "evaluation")
+@breaks("E1", "evaluation")
 class IsUndefinedAtTimes(MeanLoss):
     """NaN, and a number the next time."""
 
-    asked = 0
+    calls = 0
 
     def run(self, subject):
-        IsUndefinedAtTimes.asked += 1
-        figure = float("nan") if self.asked % 2 == 0 else 1.0
+        IsUndefinedAtTimes.calls += 1
+        figure = float("nan") if self.calls % 2 == 0 else 1.0
         return EvalResult({f"eval/{self.name}/figure": figure})
 
 
@@ -208,7 +208,7 @@ class WantsWholeNumbers(Keeps):
         self.kept.append([round(value) for value in metrics.values()])
 
 
-@breaks("S2", "logger")
+@breaks("S1", "logger")
 class WantsFullBins(Keeps):
     """Divides by a bin that may be empty."""
 
@@ -216,16 +216,16 @@ class WantsFullBins(Keeps):
         self.kept.append(sum(histogram.counts) / histogram.counts[0])
 
 
-@breaks("S3", "logger")
+@breaks("S2", "logger")
 class SaysOnlyWhere(Keeps):
-    """A place without a label."""
+    """A location without a label."""
 
     location = "metrics.txt"
 
 
-@breaks("S4", "logger")
+@breaks("S1", "logger")
 class CleansUp(Keeps):
-    """Takes metrics away from those behind it."""
+    """Removes metrics before the next logger."""
 
     def write(self, tokens, step, metrics):
         self.kept.append(dict(metrics))

@@ -1,4 +1,4 @@
-"""Plug-ins that look well until they are trained: each breaks one clause about real runs. Named with --plugin."""
+"""Plug-ins that look well until they are trained: each breaks one requirement of real runs. Named with --plugin."""
 
 import os
 
@@ -39,7 +39,7 @@ class NotANumber(_Mean):
 
 
 class Idle(_Mean):
-    """R2: has a parameter that nothing reads."""
+    """R1: has a parameter that nothing reads."""
 
     def __init__(self, shape):
         super().__init__(shape)
@@ -47,7 +47,7 @@ class Idle(_Mean):
 
 
 class Forgetful(_Mean):
-    """R3: counts its calls in an attribute that no checkpoint holds."""
+    """R2: counts its calls in an attribute that no checkpoint holds."""
 
     def __init__(self, shape):
         super().__init__(shape)
@@ -59,7 +59,7 @@ class Forgetful(_Mean):
 
 
 class Skipping(LensNet):
-    """R4: runs one of its layers in every other step only."""
+    """R3: runs one of its layers in every other step only."""
 
     def __init__(self, shape):
         super().__init__()
@@ -76,14 +76,14 @@ class Skipping(LensNet):
 
 
 class Crowded(_Mean):
-    """R5: computes something else where there are more ranks."""
+    """R3: computes something else where there are more ranks."""
 
     def forward(self, children, lod):
         return super().forward(children, lod) * int(os.environ["WORLD_SIZE"])
 
 
 class Arbitrary(VariantStrategy):
-    """R6: draws from the global random state, which differs from rank to rank."""
+    """R4: draws from the global random state, which differs from rank to rank."""
 
     count = 2
 
@@ -99,7 +99,7 @@ class Arbitrary(VariantStrategy):
 
 
 class Compiled(_Mean):
-    """R7: compiled, it computes something else."""
+    """R5: compiled, it computes something else."""
 
     def forward(self, children, lod):
         return super().forward(children, lod) * (2 if torch.compiler.is_compiling() else 1)

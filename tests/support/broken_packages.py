@@ -1,4 +1,4 @@
-"""Plug-ins that break clauses of every kind: names, documentation, parameters, construction."""
+"""Plug-ins that break the requirements of every kind: names, documentation, parameters, construction."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ class Shouting(LinearGistNet):
 
 @breaks("P1", "allocator", "lowest_allocator")
 class Repeating(LowestFirst):
-    """Its name says its kind once more."""
+    """Its name repeats its kind."""
 
 
 @breaks("P2", "gistnet")
@@ -30,15 +30,15 @@ class Terse(LinearGistNet):
     """A GistNet."""
 
 
-@breaks("P3", "gistnet")
+@breaks("P2", "gistnet")
 class Secretive(LinearGistNet):
-    """A linear map whose other parameter nobody explains."""
+    """A linear map with an undocumented parameter."""
 
     def __init__(self, shape, *, strength: float = 1.0) -> None:
         super().__init__(shape)
 
 
-@breaks("P4", "gistnet")
+@breaks("P3", "gistnet")
 class Untyped(LinearGistNet):
     """A linear map. strength: of nothing."""
 
@@ -46,7 +46,7 @@ class Untyped(LinearGistNet):
         super().__init__(shape)
 
 
-@breaks("P4", "gistnet")
+@breaks("P3", "gistnet")
 class Unresolved(LinearGistNet):
     """A linear map. strength: of a type that exists only for the type checker."""
 
@@ -54,9 +54,9 @@ class Unresolved(LinearGistNet):
         super().__init__(shape)
 
 
-@breaks("P5", "gistnet")
+@breaks("P3", "gistnet")
 class Functional(LinearGistNet):
-    """A linear map. activation: a default that no gin file can say."""
+    """A linear map. activation: a default that gin cannot write."""
 
     def __init__(self, shape, *, activation: Callable[[Tensor], Tensor] = torch.relu) -> None:
         super().__init__(shape)
@@ -69,10 +69,10 @@ def _local():
     return Local
 
 
-breaks("P7", "gistnet")(_local())
+breaks("P5", "gistnet")(_local())
 
 
-@breaks("P8", "gistnet")
+@breaks("P6", "gistnet")
 class Unrelated(nn.Module):
     """Has a forward, and is no GistNet."""
 
@@ -84,15 +84,15 @@ class Unrelated(nn.Module):
         return self.inner(children, lod)
 
 
-@breaks("P8", "allocator")
+@breaks("P6", "allocator")
 class Abstract(LowestFirst):
-    """Cannot be built with what it is given."""
+    """Cannot be built with its arguments."""
 
     def __init__(self, tree) -> None:
         raise TypeError("one argument too few")
 
 
-@breaks("P9", "gistnet")
+@breaks("P6", "gistnet")
 class KnowsNoLevels(LinearGistNet):
     """Its forward takes children alone."""
 
@@ -101,7 +101,7 @@ class KnowsNoLevels(LinearGistNet):
 
 
 class StatesNoVersion:
-    """A plug-in that does not say which API it was made for."""
+    """A plug-in without an API version."""
 
     @hookimpl
     def register_plugins(self, register):

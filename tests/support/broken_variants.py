@@ -1,4 +1,4 @@
-"""Variant strategies that break one clause each."""
+"""Variant strategies that break one requirement each."""
 
 import random
 
@@ -11,13 +11,13 @@ from tests.support.planted import breaks
 
 @breaks("V1", "variants")
 class OneTooFew(RandomNodes):
-    """Says two and proposes one."""
+    """Declares two variants and proposes one."""
 
     def propose(self, sequences, scores, length, seeds):
         return super().propose(sequences, scores, length, seeds)[:, :1]
 
 
-@breaks("V2", "variants")
+@breaks("V1", "variants")
 class HalvesANode(RandomNodes):
     """Where a node of LOD1 stands first, it is called LOD2."""
 
@@ -26,7 +26,7 @@ class HalvesANode(RandomNodes):
         return torch.where((focus == 1) & ((focus > 0).cumsum(dim=-1) == 1), 2, focus)
 
 
-@breaks("V3", "variants")
+@breaks("V1", "variants")
 class ForgetsTheTail(RandomNodes):
     """Exchanges the first compressed block of LOD1 for the last block."""
 
@@ -38,7 +38,7 @@ class ForgetsTheTail(RandomNodes):
         return torch.where(can & last, 1, torch.where(can & first, 0, focus))
 
 
-@breaks("V4", "variants")
+@breaks("V1", "variants")
 class ComesClose(RandomNodes):
     """One block less than it takes."""
 
@@ -47,7 +47,7 @@ class ComesClose(RandomNodes):
         return torch.where((focus == 1) & ((focus == 1).cumsum(dim=-1) == 1), 0, focus)
 
 
-@breaks("V5", "variants")
+@breaks("V2", "variants")
 class SaysItTwice(RandomNodes):
     """Both variants are the first."""
 
@@ -55,7 +55,7 @@ class SaysItTwice(RandomNodes):
         return super().propose(sequences, scores, length, seeds)[:, :1].expand(-1, 2, -1).clone()
 
 
-@breaks("V6", "variants")
+@breaks("V2", "variants")
 class IgnoresItsSeeds(RandomNodes):
     """The same two focuses for ever."""
 
@@ -64,23 +64,23 @@ class IgnoresItsSeeds(RandomNodes):
         return super().propose(sequences, scores, length, number)
 
 
-@breaks("V7", "variants")
+@breaks("V3", "variants")
 class Peeks(RandomNodes):
-    """The tokens that judge a focus choose it."""
+    """The tokens that evaluate a focus choose it."""
 
     def propose(self, sequences, scores, length, seeds):
-        behind = sequences.tokens[:, sequences.tree.cursor :].sum(dim=1)
-        return super().propose(sequences, scores, length, hash_combine(seeds, behind[:, None]))
+        after = sequences.tokens[:, sequences.tree.cursor :].sum(dim=1)
+        return super().propose(sequences, scores, length, hash_combine(seeds, after[:, None]))
 
 
-@breaks("V8", "variants")
+@breaks("V4", "variants")
 class AsksForNothing(RandomNodes):
-    """A pass of LensNet that nobody reads."""
+    """Requests scores and ignores them."""
 
     needs_scores = True
 
 
-@breaks("M3", "variants")
+@breaks("M1", "variants")
 class ThrowsDice(RandomNodes):
     """Python's random numbers: other ranks throw other ones."""
 
@@ -88,16 +88,16 @@ class ThrowsDice(RandomNodes):
         return super().propose(sequences, scores, length, hash_combine(seeds, random.randrange(1000)))
 
 
-@breaks("M4", "variants")
+@breaks("M2", "variants")
 class DependsOnItsRow(RandomNodes):
-    """A sequence has other variants at another place in the batch."""
+    """A sequence has other variants in another row of the batch."""
 
     def propose(self, sequences, scores, length, seeds):
         row = torch.arange(len(seeds), device=seeds.device)[:, None]
         return super().propose(sequences, scores, length, hash_combine(seeds, row))
 
 
-@breaks("M5", "variants")
+@breaks("M3", "variants")
 class AsksWhetherItRepeats(RandomNodes):
     """Waits for the device to know whether to draw again."""
 

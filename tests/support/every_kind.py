@@ -1,10 +1,10 @@
-"""A new package of every kind, as its author meets it: written, installed with pip, and `tox` in it, without an edit.
+"""Write, install and test (with tox) a new package of every kind.
 
     python tests/support/every_kind.py [KIND ...]
     python tests/support/every_kind.py --python PYTHON    with the mcframe of that environment
 
-By default in a new virtual environment with what constraints.txt pins. Prints a table; the exit code is the number of
-kinds that failed.
+By default in a new virtual environment with the versions of constraints.txt. Prints a table. The exit code is the
+number of kinds that failed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(folder: Path) -> Path:
-    """A new virtual environment with mcframe; returns its Python."""
+    """Create a virtual environment with mcframe and return its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     constraints = str(ROOT / "constraints.txt")
@@ -32,20 +32,20 @@ def environment(folder: Path) -> Path:
 
 
 def kinds() -> list[str]:
-    """Every kind that there are templates for."""
+    """Return every kind that has a template."""
     return sorted(path.name.split(".")[0] for path in (ROOT / "mcframe/scaffold/templates/kinds").glob("*.py.tmpl"))
 
 
 def try_kind(kind: str, python: Path, folder: Path) -> tuple[str, list[float]]:
-    """What came of it, and the seconds of each of the three commands."""
-    package, seconds = folder / f"mcframe-trial-{kind}", []
-    for command, place in (
-        ([python, "-P", "-m", "mcframe", "new-plugin", f"trial-{kind}", "--kind", kind], folder),
+    """Return the result, and the seconds of each of the three commands."""
+    package, seconds = folder / f"mcframe-probe-{kind}", []
+    for command, cwd in (
+        ([python, "-P", "-m", "mcframe", "new-plugin", f"probe-{kind}", "--kind", kind], folder),
         ([python, "-m", "pip", "install", "--quiet", "-e", ".[test]"], package),
         ([python, "-m", "tox"], package),
     ):
         began = time.monotonic()
-        result = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, env=clean())
+        result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=clean())
         seconds.append(time.monotonic() - began)
         if result.returncode:
             print(result.stdout[-4000:], result.stderr[-2000:], sep="\n")
@@ -56,13 +56,13 @@ def try_kind(kind: str, python: Path, folder: Path) -> tuple[str, list[float]]:
 
 
 def clean() -> dict[str, str]:
-    """This process's environment without what tox or an activated environment put there."""
+    """Return the environment variables of this process without those of tox or an activated environment."""
     dropped = ("PIP_CONSTRAINT", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "TOX_")
     return {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
 
 
 def main() -> int:
-    """The number of kinds that failed."""
+    """Return the number of kinds that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", metavar="KIND")
     parser.add_argument("--python", type=Path)

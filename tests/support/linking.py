@@ -1,4 +1,4 @@
-"""Having a package installed without an installer."""
+"""Installation of a package without an installer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def link(package: Path, site: Path) -> None:
-    """Leave in the folder `site` what `pip install -e` leaves of a package: metadata, and a path that leads to it."""
+    """Write to `site` what `pip install -e` writes for a package: metadata, and a path to it."""
     project = tomllib.loads((package / "pyproject.toml").read_text("utf-8"))["project"]
     metadata = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     metadata.mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""Style and types of what `mcframe new-plugin` writes, for every kind, and of the worked example in plugins/spectral.
+"""Check style and types of packages of `mcframe new-plugin` and of plugins/spectral with the rules of this repository.
 
-`python tests/support/lint_templates.py`. They are held to this repository's rules, each as a package of its own.
+python tests/support/lint_templates.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from mcframe.scaffold.kinds import KINDS
+from mcframe.scaffold.kinds import TEMPLATES
 from mcframe.scaffold.names import Names
 from mcframe.scaffold.package import render, write
 
@@ -21,18 +21,18 @@ EXAMPLE = ROOT / "plugins" / "spectral"
 
 
 def main() -> int:
-    """The number of tools that are not content."""
+    """Return the number of tools that report an error."""
     rules = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["ruff"]["lint"]
     with tempfile.TemporaryDirectory() as folder:
         packages = []
-        for kind in KINDS:
+        for kind in TEMPLATES:
             names = Names.of("probe", kind)
             packages.append(Path(folder, kind))
             write(packages[-1], render(Names(f"probe-{kind}", names.name), kind))
         packages.append(EXAMPLE)
         style = ["--select", ",".join(rules["select"]), "--ignore", ",".join(rules["ignore"])]
-        places = [place for package in packages for place in (package, package / "tests")]
-        modules = [str(file) for place in places for file in place.glob("*mcframe_*.py")]
+        folders = [part for package in packages for part in (package, package / "tests")]
+        modules = [str(file) for part in folders for file in part.glob("*mcframe_*.py")]
         commands = (
             ["ruff", "check", "--no-cache", *style, "--per-file-ignores", "test_*.py:D1", folder, EXAMPLE],
             ["ruff", "format", "--no-cache", "--check", folder, EXAMPLE],

@@ -1,48 +1,49 @@
-"""Plug-ins that are broken on purpose: how they are written down, and the plug-in that offers them."""
+"""Registration of plug-ins that are broken on purpose."""
 
 from mcframe.hookspecs import API_VERSION, hookimpl
-from mcframe.registry.plugins import KINDS
 
 BREAKS = {}
-"""The clause that each broken plug-in is made to break, by its registered name."""
+"""The requirement that each broken plug-in breaks, by its registered name."""
 
-REFERENCES = []
-"""Names of the least that a plug-in of a kind can be and still keep every clause."""
+CONFORMING = []
+"""Names of minimal plug-ins that keep every requirement."""
 
-_FACTORIES = {kind: {} for kind in KINDS}
+_FACTORIES = []
 
 
-def breaks(clause, kind, name=None):
-    """Register the decorated factory under its own name in lower case, as one that breaks a clause."""
+def _register(factory, kind, name=None):
+    name = name or factory.__name__.lower()
+    assert (kind, name) not in [(kind, name) for kind, name, _ in _FACTORIES]
+    _FACTORIES.append((kind, name, factory))
+    return f"{kind}.{name}"
+
+
+def breaks(requirement, kind, name=None):
+    """Register the decorated factory, by default under its name in lower case, as one that breaks a requirement."""
 
     def register(factory):
-        known = name or factory.__name__.lower()
-        assert known not in _FACTORIES[kind]
-        BREAKS[f"{kind}.{known}"] = clause
-        _FACTORIES[kind][known] = factory
+        BREAKS[_register(factory, kind, name)] = requirement
         return factory
 
     return register
 
 
 def keeps(kind):
-    """Register the decorated factory as one that keeps every clause."""
+    """Register the decorated factory as one that keeps every requirement."""
 
     def register(factory):
-        REFERENCES.append(f"{kind}.{factory.__name__.lower()}")
-        _FACTORIES[kind][factory.__name__.lower()] = factory
+        CONFORMING.append(_register(factory, kind))
         return factory
 
     return register
 
 
 class Broken:
-    """Offers all of them."""
+    """A plug-in with all of them."""
 
     mcframe_api = API_VERSION
 
     @hookimpl
     def register_plugins(self, register):
-        for kind, factories in _FACTORIES.items():
-            for name, factory in factories.items():
-                register(name, factory, kind=kind)
+        for kind, name, factory in _FACTORIES:
+            register(name, factory, kind=kind)

@@ -5,7 +5,7 @@ from mcframe.registry.plugins import Registry
 
 @pytest.fixture
 def registry_of():
-    """Makes a registry of one module and nothing else."""
+    """Return a function that makes a registry of one module."""
 
     def registry(module):
         found = Registry()

@@ -1,9 +1,9 @@
-"""docs/tutorial.md, followed literally: its commands and its change to a file, in an empty folder.
+"""Follow docs/tutorial.md in an empty folder: its commands, and its change of a file.
 
-    python tests/support/run_tutorial.py           in a fresh virtual environment, as it stands there
-    python tests/support/run_tutorial.py --quick   in this environment: installs nothing, skips what is slow
+    python tests/support/run_tutorial.py           in a new virtual environment
+    python tests/support/run_tutorial.py --quick   with the packages of this environment, without steps marked as slow
 
-Ends with the seconds that each step took, and with an error unless the run's operative configuration names the plug-in.
+Prints the seconds of each step. Fails unless the operative configuration of the run names the plug-in.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 @dataclass(frozen=True)
 class Step:
-    """A fenced block that is carried out: commands (`sh`) or a function to replace (`python`)."""
+    """A fenced block that is executed: commands (`sh`) or a function to replace (`python`)."""
 
     line: int
     language: str
@@ -39,7 +39,7 @@ class Step:
 
 
 def steps(page: str) -> list[Step]:
-    """The blocks in their order; others are what is seen, not what is done."""
+    """Return the blocks in order. Blocks of other languages show output."""
     found = []
     for block in re.finditer(r"^```(sh|python)(?: (\w+))?\n(.*?)^```$", page, re.M | re.S):
         found.append(Step(page.count("\n", 0, block.start()) + 1, block[1], block[2] or "", block[3]))
@@ -47,7 +47,7 @@ def steps(page: str) -> list[Step]:
 
 
 def replace_function(file: Path, code: str) -> None:
-    """Put `code`, a function as it stands in a class, in place of the one of that name."""
+    """Replace the function of the same name by `code`, an indented method."""
     (name,) = re.findall(r"^ *def (\w+)", code, re.M)
     source = file.read_text("utf-8")
     (old,) = (e for e in ast.walk(ast.parse(source)) if isinstance(e, ast.FunctionDef) and e.name == name)
@@ -56,19 +56,19 @@ def replace_function(file: Path, code: str) -> None:
 
 
 def borrow(folder: Path) -> None:
-    """A virtual environment that sees the packages of this one, in place of what the page installs."""
+    """Create a virtual environment with the packages of this one, instead of installing them."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     line = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     (site / "borrowed.pth").write_text(line, "utf-8")
     script = folder / "venv" / "bin" / "mcframe"
-    # -P: a clone called mcframe in the folder that a command starts in is no package.
+    # -P: the clone `mcframe` in the current folder must not be imported as a package.
     script.write_text(f'#!/bin/sh\nexec "{folder}/venv/bin/python" -P -m mcframe "$@"\n', "utf-8")
     script.chmod(0o755)
 
 
 def script(page: str, folder: Path, *, quick: bool) -> str:
-    """All steps as one shell script; what it does itself is done by calling this file again."""
+    """Return all steps as one shell script, which calls this file for edits and links."""
     myself = f"{shlex.quote(sys.executable)} {shlex.quote(__file__)}"
     home = shlex.quote(str(folder))
     lines = ["set -euo pipefail", f"cd {home}"]
@@ -88,10 +88,10 @@ def script(page: str, folder: Path, *, quick: bool) -> str:
 
 
 def follow(folder: Path, *, quick: bool) -> str:
-    """Carry the page out in `folder`. Returns what took how long; raises where a command or the last check fails."""
+    """Execute the page in `folder` and return a table of durations. Raises if a command or the final check fails."""
     dropped = ("PIP_CONSTRAINT", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
-    # The page's models are too small for a second thread, and whoever runs this may have other work on the machine.
+    # The models are too small for a second thread.
     environment.setdefault("OMP_NUM_THREADS", "1")
     (folder / "mcframe").symlink_to(ROOT)
     text = script(PAGE.read_text("utf-8"), folder, quick=quick)
@@ -101,7 +101,7 @@ def follow(folder: Path, *, quick: bool) -> str:
     rows = [line.split(" ", 2) for line in (folder / "times").read_text("utf-8").splitlines()]
     total = sum(int(seconds) for _, seconds, _ in rows)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    busy = f"{used.ru_utime + used.ru_stime:.0f} s of a core"  # what the clock says depends on who else is there
+    busy = f"{used.ru_utime + used.ru_stime:.0f} s of a core"  # wall-clock time depends on other load
     table = "".join(f"line {line:>4} {seconds:>5} s  {what}\n" for line, seconds, what in rows)
     table += f"all       {total:>5} s, {busy} ({os.cpu_count()} cores, Python {platform.python_version()})"
     assert quick or total < LIMIT_S, f"more than ten minutes:\n{table}"
@@ -109,11 +109,11 @@ def follow(folder: Path, *, quick: bool) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Parse the command line and follow the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--folder", type=Path, help="an empty one, that is kept")
-    for own in ("--edit", "--borrow", "--link"):  # what the script that is carried out calls
+    parser.add_argument("--folder", type=Path, help="an empty folder, which is kept")
+    for own in ("--edit", "--borrow", "--link"):  # for the script
         parser.add_argument(own, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.edit:

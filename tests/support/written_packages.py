@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from mcframe.scaffold.kinds import KINDS
+from mcframe.scaffold.kinds import TEMPLATES
 from mcframe.scaffold.names import Names
 from mcframe.scaffold.package import render, write
 
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folder of a new package for each kind, all called `probe-KIND`."""
+    """Return the folder of a new package `probe-KIND` by kind."""
     folder = tmp_path_factory.mktemp("packages")
     written = {}
-    for kind in KINDS:
+    for kind in TEMPLATES:
         names = Names.of(f"probe-{kind}", kind)
         written[kind] = folder / names.package
         write(written[kind], render(names, kind))

@@ -1,33 +1,28 @@
-"""Everything that mcframe asks of the two; each check is named after its clause in docs/conformance.md."""
+"""The requirements of the two plug-ins; each test is named after its requirement in docs/conformance.md."""
 
 import pytest
-from mcframe.testing import GistNetContract, VariantsContract
+from mcframe.testing import GistNetSuite, VariantsSuite
 
 
-class TestSpectralGistNet(GistNetContract):
-    """As it comes."""
+class TestSpectralGistNet(GistNetSuite):
+    """With its defaults."""
 
     @pytest.fixture
     def plugin(self) -> str:
-        """The name that gin files use."""
+        """Return the name in gin files."""
         return "gistnet.spectral"
 
 
-class TestOneFrequency(GistNetContract):
-    """With the smallest map there is."""
+class TestOneFrequency(TestSpectralGistNet):
+    """With the smallest map."""
 
     settings = ("gistnet.spectral.frequencies = 1",)
 
-    @pytest.fixture
-    def plugin(self) -> str:
-        """The name that gin files use."""
-        return "gistnet.spectral"
 
-
-class TestStridedVariants(VariantsContract):
-    """As they come."""
+class TestStridedVariants(VariantsSuite):
+    """With its defaults."""
 
     @pytest.fixture
     def plugin(self) -> str:
-        """The name that gin files use."""
+        """Return the name in gin files."""
         return "variants.strided"

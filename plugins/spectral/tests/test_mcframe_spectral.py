@@ -1,4 +1,4 @@
-"""What only these two promise."""
+"""Tests of the two plug-ins beyond the requirements of their kinds."""
 
 import math
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mcframe_spectral import SpectralGistNet, StridedVariants, cosines
 
-GEOMETRY = ContextTree(window=132, block_size=4, tail=4)  # 32 blocks that may be collapsed
-SHAPE = ModelShape(width=16, tree=GEOMETRY)
+TREE = ContextTree(window=132, block_size=4, tail=4)  # 32 compressible blocks
+SHAPE = ModelShape(width=16, tree=TREE)
 
 
 @settings(deadline=None)
@@ -40,36 +40,36 @@ def test_order_counts_from_the_second_frequency_on() -> None:
         assert same is not reads_order
 
 
-def test_more_frequencies_than_children_are_refused() -> None:
-    with pytest.raises(UserError, match=r"gistnet\.spectral\.frequencies is 5"):
+def test_more_frequencies_than_children_are_rejected() -> None:
+    with pytest.raises(UserError, match=r"gistnet\.spectral\.frequencies: expected 1 to 4, got 5"):
         SpectralGistNet(SHAPE, frequencies=5)
 
 
 def collapsed(nodes: int, count: int) -> Tensor:
-    """Which blocks the variants of 200 sequences collapse where `nodes` have to be: bool [200, count, 32]."""
+    """Return the blocks that variants of 200 sequences collapse to save `nodes` nodes: bool [200, count, 32]."""
     seeds = variant_seeds(0, torch.arange(200), count)
-    sequences = Sequences(torch.zeros(200, GEOMETRY.window, dtype=torch.long), GEOMETRY)
-    length = GEOMETRY.window - nodes * GEOMETRY.saving(1)
-    return StridedVariants(GEOMETRY, count=count).propose(sequences, None, length, seeds)[..., :32] > 0
+    sequences = Sequences(torch.zeros(200, TREE.window, dtype=torch.long), TREE)
+    length = TREE.window - nodes * TREE.saving(1)
+    return StridedVariants(TREE, count=count).propose(sequences, None, length, seeds)[..., :32] > 0
 
 
 @pytest.mark.parametrize("nodes", [4, 8, 13])
 def test_collapsed_blocks_are_spread_over_the_window(nodes: int) -> None:
     """By the three-gap theorem no gap between neighbours is longer than about 2.6 times the mean."""
     for chosen in collapsed(nodes, 1)[:, 0]:
-        places = chosen.nonzero().flatten()
-        assert len(places) == nodes
-        gaps = torch.cat((places, torch.tensor([32]))).diff()
+        positions = chosen.nonzero().flatten()
+        assert len(positions) == nodes
+        gaps = torch.cat((positions, torch.tensor([32]))).diff()
         assert gaps.max() <= 3.0 * 32 / nodes
 
 
 def test_variants_of_a_sequence_collapse_different_blocks() -> None:
     both = collapsed(8, 2)
     overlap = (both[:, 0] & both[:, 1]).sum(dim=-1).double().mean()
-    assert overlap < 0.5  # of 8; random ones share 2
+    assert overlap < 0.5  # of 8; random variants have 2 in common
 
 
-def test_every_block_has_its_turn() -> None:
-    share = collapsed(8, 2).double().mean(dim=(0, 1))
-    assert share.min() > 0.15
-    assert share.max() < 0.35
+def test_every_block_is_collapsed_by_some_variant() -> None:
+    fraction = collapsed(8, 2).double().mean(dim=(0, 1))
+    assert fraction.min() > 0.15
+    assert fraction.max() < 0.35

@@ -64,7 +64,7 @@ def test_bytes_that_are_no_utf8_are_replaced():
 
 def test_bpe_keeps_every_clause(trained):
     settings = [f"tokenizer.bpe.file = '{trained}'", "tokenizer.bpe.vocab_size = 400"]
-    outcomes = {each.clause: each.outcome for each in check_plugin("tokenizer.bpe", settings)}
+    outcomes = {each.requirement: each.outcome for each in check_plugin("tokenizer.bpe", settings)}
     assert set(outcomes.values()) == {"passed"}, outcomes
 
 

@@ -1,4 +1,4 @@
-"""Examples of settings that factories declare: when they are made, and which are taken."""
+"""Examples of settings that factories declare."""
 
 import sys
 import threading
@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mcframe.hookspecs import TextSource, hookimpl
+from mcframe.testing.assertions import NotConforming
 from mcframe.testing.plugin_under_test import _example, find
-from mcframe.testing.requirements import NotConforming
 
 CALLS = []
 
@@ -42,7 +42,7 @@ class Spoilt(Slow):
 
 
 class Other(Slow):
-    """Documents of a server, at this address; the base's example is none of its."""
+    """Documents of a server at this address; the example of its base does not apply."""
 
     def __init__(self, address: str = "") -> None:
         pass
@@ -53,7 +53,7 @@ class Same(Slow):
 
 
 class Misspelt(Slow):
-    """Documents of the file at path; its example gives another parameter."""
+    """Documents of the file at path; its example returns another parameter."""
 
     @staticmethod
     def example_settings(folder):
@@ -61,7 +61,7 @@ class Misspelt(Slow):
 
 
 class Unwritten(Slow):
-    """Documents of the file at path; its example gives what no gin file can say."""
+    """Documents of the file at path; its example returns a value that gin cannot write."""
 
     @staticmethod
     def example_settings(folder):
@@ -82,50 +82,50 @@ def register_plugins(register):
 
 
 @pytest.fixture
-def candidate(registry_of):
+def plugin(registry_of):
     CALLS.clear()
     registry = registry_of(sys.modules[__name__])
     return lambda name, *settings: find(f"text.{name}", settings, registry=registry)
 
 
-def test_threads_share_one_example(candidate):
-    """Another one would have another folder, and everything would be trained again."""
+def test_threads_share_one_example(plugin):
+    """A second example would have another folder, and everything would be trained again."""
     together = threading.Barrier(2)
 
     def example(each):
         together.wait(10)
-        return _example(each.published)  # `bindings` of Python 3.11 let in one thread at a time
+        return _example(each.configurable)  # `bindings` of Python 3.11 let in one thread at a time
 
     with ThreadPoolExecutor(2) as threads:
-        one, other = threads.map(example, [candidate("slow"), candidate("slow")])
+        one, other = threads.map(example, [plugin("slow"), plugin("slow")])
     assert one == other
     assert CALLS == ["slow"]
 
 
-def test_an_inherited_example_is_taken_where_it_fits(candidate):
-    assert candidate("other").bindings == ()
+def test_inherited_example_is_used_if_it_fits(plugin):
+    assert plugin("other").bindings == ()
     for name in ("same", "keywords"):
-        (binding,) = candidate(name).bindings
+        (binding,) = plugin(name).bindings
         assert binding.startswith(f"text.{name}.path = '/")
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "detail"),
     [
-        ("misspelt", "its example_settings gives paths, which it does not take"),
-        ("unwritten", r"its example_settings gives path = PosixPath\('.*'\), which no gin file can say"),
+        ("misspelt", "its example_settings returned unknown parameters: paths"),
+        ("unwritten", r"its example_settings returned values that gin cannot write: path = PosixPath\("),
     ],
 )
-def test_an_example_that_gin_cannot_bind_is_told(candidate, name, said):
-    with pytest.raises(NotConforming, match=said):
-        _ = candidate(name).bindings
+def test_example_that_gin_cannot_bind_is_an_error(plugin, name, detail):
+    with pytest.raises(NotConforming, match=detail):
+        _ = plugin(name).bindings
 
 
-def test_an_example_that_fails_is_tried_once(candidate):
-    said = set()
+def test_example_that_fails_is_tried_once(plugin):
+    messages = set()
     for _ in range(2):
         with pytest.raises(NotConforming, match="its example_settings raised OSError: the disk is full") as caught:
-            _ = candidate("spoilt").bindings
-        said.add(str(caught.value))
-    assert len(said) == 1
+            _ = plugin("spoilt").bindings
+        messages.add(str(caught.value))
+    assert len(messages) == 1
     assert CALLS == ["spoilt"]

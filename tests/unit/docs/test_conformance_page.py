@@ -1,28 +1,27 @@
-"""docs/conformance.md holds the clauses and capabilities as they are registered, and its example is one that runs."""
+"""docs/conformance.md lists the registered requirements, and its example runs."""
 
 from __future__ import annotations
 
 import re
 
-from mcframe.testing.capabilities import CAPABILITIES
-from tests.support.conformance_list import PAGE, with_clauses
+from mcframe.testing import all_requirements
+from tests.support.conformance_list import PAGE, with_requirements
 
 
-def test_the_page_holds_the_generated_list() -> None:
+def test_page_holds_the_generated_list() -> None:
     page = PAGE.read_text("utf-8")
-    assert page == with_clauses(page), "run python tests/support/conformance_list.py"
+    assert page == with_requirements(page), "run python tests/support/conformance_list.py"
 
 
-def test_the_page_explains_every_capability() -> None:
-    page = PAGE.read_text("utf-8")
-    found = re.search(r"## What a plug-in declares\n(.*?)\n## ", page, re.S)
-    assert found
-    named = set(re.findall(r"`(\w+)`", found[1]))
-    declared = {name for each in CAPABILITIES.values() for name in re.findall(r"`(\w+)`", each.declared)}
-    assert declared - named == set()
+def test_page_explains_every_capability() -> None:
+    section = re.search(r"## Declarations of a plug-in\n(.*?)\n## ", PAGE.read_text("utf-8"), re.S)
+    assert section
+    needs = [each.needs.declared for each in all_requirements().values() if each.needs]
+    declared = {name for each in needs for name in re.findall(r"`(\w+)`", each)}
+    assert declared <= set(re.findall(r"`(\w+)`", section[1]))
 
 
-def test_the_example_of_the_page_is_a_contract() -> None:
+def test_example_of_the_page_is_a_suite() -> None:
     found = re.search(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
     assert found
     scope: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""`mcframe new-plugin` at the prompt, and its packages under their own tests."""
+"""`mcframe new-plugin`, and its packages under their own tests."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from typer.testing import CliRunner
 
 from mcframe.cli.app import app
 from mcframe.config.run_config import load_run_config
-from mcframe.scaffold.kinds import KINDS
+from mcframe.scaffold.kinds import TEMPLATES
+from mcframe.testing.kinds import class_suffix
 from mcframe.training.build import build_model
 from tests.support.linking import link
 
 
 def new_plugin(*arguments: str) -> tuple[int, str]:
-    """Exit code and output."""
+    """Return exit code and output."""
     result = CliRunner().invoke(app, ["new-plugin", *arguments], env={"COLUMNS": "200"})
     return result.exit_code, result.output
 
 
-def test_it_shows_what_it_wrote_and_what_comes_next(tmp_path: Path) -> None:
+def test_prints_files_and_next_commands(tmp_path: Path) -> None:
     code, output = new_plugin("last-child", "--kind", "gistnet", "--dir", str(tmp_path / "new folder"))
     assert code == 0, output
     folder = tmp_path / "new folder" / "mcframe-last-child"
@@ -38,31 +39,22 @@ def test_it_shows_what_it_wrote_and_what_comes_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "detail"),
     [
-        (("mine", "--kind", "gisnet"), "no kind of plug-in called 'gisnet' (did you mean gistnet?)"),
-        (("mean", "--kind", "gistnet"), "there is a gistnet.mean already"),
-        (("My Net", "--kind", "gistnet"), "for example my-net"),
+        (("mine", "--kind", "gisnet"), "did you mean gistnet?"),
+        (("mean", "--kind", "gistnet"), "gistnet.mean exists"),
+        (("My Net", "--kind", "gistnet"), "my-net"),
     ],
 )
-def test_mistakes_end_in_one_message(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_mistake_ends_with_code_2_and_no_file(tmp_path: Path, arguments: tuple[str, ...], detail: str) -> None:
     code, output = new_plugin(*arguments, "--dir", str(tmp_path))
     assert code == 2
-    assert said in " ".join(output.replace("│", " ").split())
+    assert detail in " ".join(output.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
-    assert new_plugin("mine", "--kind", "task", "--dir", str(tmp_path))[0] == 0
-    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    code, output = new_plugin("mine", "--kind", "text", "--dir", str(tmp_path))
-    assert code == 2
-    assert "nothing was written" in " ".join(output.replace("│", " ").split())
-    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
-
-
 SITE = "import site, sys; site.addsitedir(sys.argv[1]); import pytest; sys.exit(pytest.main(sys.argv[2:]))"
-"""pytest where a folder counts as installed."""
+"""pytest with a folder that counts as installed."""
 
 
 def test_new_packages_pass_their_own_tests(packages: dict[str, Path], tmp_path: Path) -> None:
@@ -76,13 +68,13 @@ def test_new_packages_pass_their_own_tests(packages: dict[str, Path], tmp_path: 
         capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    for about in KINDS.values():
-        assert f"TestProbe{about.suffix}::test_every_clause_is_checked" in result.stdout
+    for kind in TEMPLATES:
+        assert f"TestProbe{class_suffix(kind)}::test_no_requirement_is_disabled" in result.stdout
 
 
 @pytest.fixture
 def installed(packages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The packages as this process finds them, until the test is over."""
+    """Make the packages importable in this process."""
     for folder in packages.values():
         link(folder, tmp_path)
         monkeypatch.syspath_prepend(folder)
@@ -94,7 +86,7 @@ def installed(packages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("installed")
-def test_gin_files_select_what_was_written(packages: dict[str, Path]) -> None:
+def test_gin_files_select_the_new_plugins(packages: dict[str, Path]) -> None:
     for kind, folder in packages.items():
         (gin,) = folder.glob("*.gin")
         loaded = load_run_config([gin], [])
