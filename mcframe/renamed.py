@@ -1,4 +1,4 @@
-"""Renamed bindings, exports of `mcframe.hookspecs` and commands, with their new names. Gone with 0.2."""
+"""Renamed bindings, exports and commands, with their new names. Gone with 0.2."""
 
 from __future__ import annotations
 
@@ -85,8 +85,14 @@ RENAMED_EXPORTS = {
     "TaskBatch": "SyntheticBatch",
     "TelemetrySink": "MetricLogger",
     "Term": "LossTerm",
+    "TextSourceContract": "TextSuite",
+    "every_clause": "all_requirements",
 }
-"""Old name in `mcframe.hookspecs` -> new name."""
+"""Old name in `mcframe.hookspecs` or `mcframe.testing` -> new name."""
+
+_SUITES = ("GistNet", "LensNet", "Allocator", "Variants", "Positions", "Tokenizer", "Task", "Evaluation")
+RENAMED_EXPORTS |= {f"{kind}Contract": f"{kind}Suite" for kind in _SUITES}
+RENAMED_EXPORTS |= {"ObjectiveContract": "LossSuite", "SinkContract": "LoggerSuite"}
 
 
 def new_binding(name: str) -> str | None:

@@ -73,7 +73,7 @@ def check(
     context: typer.Context,
     names: Annotated[list[str], typer.Argument(metavar="[KIND.NAME]...", help="Such as gistnet.transformer.")] = [],  # noqa: B006
     every: Annotated[bool, typer.Option("--all", help="Every plug-in that there is.")] = False,
-    slow: Annotated[bool, typer.Option("--slow", help="Also clauses that start processes or compile.")] = False,
+    slow: Annotated[bool, typer.Option("--slow", help="Also requirements that start processes or compile.")] = False,
     set_: Set = [],  # noqa: B006
     width: Annotated[int, typer.Option("--width", help="Width of the models that they are built for.")] = 16,
     plugin: Plugin = [],  # noqa: B006
@@ -82,7 +82,7 @@ def check(
     json_: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """Check plug-ins against the clauses of docs/conformance.md. Exit code 1 where one does not conform."""
+    """Check plug-ins against the requirements of docs/conformance.md. Exit code 1 if one does not conform."""
     options = _more(context.obj, plugin, no_plugin, strict_plugins)
     raise typer.Exit(
         report_user_errors(

@@ -18,6 +18,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from mcframe.renamed import renamed_export
+
 _MODULES = {
     "Requirement": "requirements",
     "all_requirements": "requirements",
@@ -29,5 +31,5 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     """Import on first use: pytest loads this package in every session, which must need neither torch nor hypothesis."""
     if name not in _MODULES and not name.endswith("Suite"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise renamed_export(__name__, name)
     return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'suites')}"), name)

@@ -22,9 +22,9 @@ def p1_name(plugin: PluginUnderTest) -> None:
     """`gistnet.last_child`, not `gistnet.LastChild` or `gistnet.last_child_gistnet`; `loss.z_loss` is fine."""
     name = plugin.entry.name
     expect(bool(re.fullmatch(r"[a-z][a-z0-9_]*", name)), f"{name!r} is not lower case with underscores")
-    words = name.split("_")
-    single = len(words) == 2 and len(words[0]) == 1  # the letter alone would mean nothing
-    expect(plugin.kind not in words or single, f"{name!r} repeats the kind {plugin.kind}")
+    parts = name.split("_")
+    single = len(parts) == 2 and len(parts[0]) == 1  # the letter alone would mean nothing
+    expect(plugin.kind not in parts or single, f"{name!r} repeats the kind {plugin.kind}")
 
 
 @requirement("P2", "The factory has a docstring of its own that names every parameter", "*")

@@ -131,7 +131,7 @@ def test_what_is_broken_is_listed_with_its_error_and_remedy(mcframe, broken):
 def test_lines_of_show_can_be_pasted(mcframe, smoke, tmp_path):
     for name in ("gistnet.transformer", "lensnet.transformer", "allocator.greedy", "variants.random_collapse",
                  "evaluation.gist_quality", "task.recall", "tokenizer.bytes", "positions.gaussian_rope",
-                 "loss.z_loss", "logger.prometheus"):  # fmt: skip
+                 "loss.next_token", "loss.z_loss", "logger.prometheus"):  # fmt: skip
         result = mcframe("plugins", "show", name)
         assert result.exit_code == 0, result.output
         (tmp_path / "pasted.gin").write_text(f"include '{smoke}'\n{result.output}")

@@ -62,7 +62,7 @@ def test_bytes_that_are_no_utf8_are_replaced():
     assert Bytes().decode([104, 195, 105]) == "h\ufffdi"
 
 
-def test_bpe_keeps_every_clause(trained):
+def test_bpe_keeps_every_requirement(trained):
     settings = [f"tokenizer.bpe.file = '{trained}'", "tokenizer.bpe.vocab_size = 400"]
     outcomes = {each.requirement: each.outcome for each in check_plugin("tokenizer.bpe", settings)}
     assert set(outcomes.values()) == {"passed"}, outcomes

@@ -8,7 +8,7 @@ from mcframe.testing import trainings
 from mcframe.testing.checking import check_requirement
 from mcframe.testing.plugin_under_test import find, installed_plugins
 from mcframe.testing.requirements import all_requirements, requirements_of
-from mcframe.testing.trainings import Trained, Training, on_one_rank, trained
+from mcframe.testing.trainings import Trained, Training, on_one_rank, on_two_ranks, trained
 from mcframe.training.run_directory import OPERATIVE
 
 pytestmark = pytest.mark.launcher
@@ -88,6 +88,15 @@ def test_run_that_chose_another_plugin_is_detected(tmp_path):
     assert run.chose("gistnet.mean_of_two")
     assert run.chose("loss.a")
     assert not run.chose("gistnet.mean")
+
+
+def test_losses_are_added_unless_they_are_defaults_and_run_at_the_stages_that_they_support():
+    for name, selection, stages in (
+        ("loss.next_token", "run.losses = [@loss.next_token, @loss.variants", 4),
+        ("loss.ema_kl", "run.extra_losses = [@loss.ema_kl]", 3),
+    ):
+        assert on_one_rank(plugin(name))[0].settings[0].startswith(selection)
+        assert len(on_two_ranks(plugin(name))) == stages
 
 
 def test_plugin_of_this_process_alone_is_not_trained(registry_of):

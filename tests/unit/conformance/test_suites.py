@@ -224,3 +224,12 @@ def test_results_without_pytest():
     for name, only in (("gistnet.mean", ["L1"]), ("gistnet.median", []), ("gistnets.mean", [])):
         with pytest.raises(UserError):
             check_plugin(name, only=only)
+
+
+@pytest.mark.parametrize(("old", "new"), [("GistNetContract", "GistNetSuite"), ("SinkContract", "LoggerSuite")])
+def test_old_name_of_a_suite_is_an_error_with_the_new_name(old, new):
+    import mcframe.testing
+
+    assert getattr(mcframe.testing, new)
+    with pytest.raises(ImportError, match=f"{old} has a new name: {new}"):
+        getattr(mcframe.testing, old)
