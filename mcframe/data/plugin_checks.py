@@ -1,4 +1,4 @@
-"""What text sources, tokenizers and tasks return, looked at before it is used: a stranger may have written them."""
+"""Checks of what text sources, tokenizers and tasks return."""
 
 from __future__ import annotations
 
@@ -16,46 +16,48 @@ Ids = np.unsignedinteger[Any]
 
 
 def documents(source: TextSource, epoch: int = 0) -> Iterator[str]:
-    """The source's documents. Raises Breach where one is no text."""
+    """Yield the source's documents; raise ContractError for one that is not a text."""
     for document in source.documents(epoch):
         if not isinstance(document, str):
             raise_contract_error(
-                source, "documents", f"yielded a value of type {type(document).__name__}; asked are texts (str)"
+                source, "documents", f"expected texts (str), got a value of type {type(document).__name__}"
             )
         yield document
 
 
 def encoded(tokenizer: Tokenizer, texts: Sequence[str], kind: np.dtype[Ids]) -> list[NDArray[Ids]]:
-    """The ids of each text with the separator behind them.
+    """Return the ids of each text, with the separator after them.
 
-    Raises Breach where there are not as many lists as texts, or an id is no entry of the vocabulary.
+    Raises:
+        ContractError: The number of lists is not that of texts, or an id is not in the vocabulary.
     """
     found = tokenizer.encode_batch(texts)
     if len(found) != len(texts):
-        raise_contract_error(tokenizer, "encode_batch", f"returned {len(found)} lists of ids for {len(texts)} texts")
+        raise_contract_error(
+            tokenizer, "encode_batch", f"expected {len(texts)} lists of ids, one a text, got {len(found)}"
+        )
     try:
         arrays = [np.array([*ids, tokenizer.separator], dtype=kind) for ids in found]
     except OverflowError as error:
-        raise_contract_error(tokenizer, "encode_batch", f"returned an id that is none: {error}")
+        raise_contract_error(tokenizer, "encode_batch", f"expected ids from 0 on, got another number: {error}")
     highest = max((int(array.max()) for array in arrays), default=0)
     if highest >= tokenizer.vocab_size:
         raise_contract_error(
             tokenizer, "encode_batch",
-            f"returned the id {highest}; asked are ids, and a separator, below vocab_size = {tokenizer.vocab_size}",
+            f"expected ids and separator below vocab_size = {tokenizer.vocab_size}, got {highest}",
         )  # fmt: skip
     return arrays
 
 
 def generated(task: SyntheticTask, seeds: torch.Tensor, window: int | None = None) -> SyntheticBatch:
-    """Sequences, one a seed [B], of T = `window` where that is known.
+    """Return one sequence for each seed [B], of T = `window` if that is known.
 
-    Raises Breach where they are not of that form, or an id is too large.
+    Raises:
+        ContractError: The batch has another form, or an id is not in the vocabulary.
     """
     batch = task.generate(seeds)
     if not isinstance(batch, SyntheticBatch):
-        raise_contract_error(
-            task, "generate", f"returned a value of type {type(batch).__name__}; asked is a SyntheticBatch"
-        )
+        raise_contract_error(task, "generate", f"expected a SyntheticBatch, got a value of type {type(batch).__name__}")
     window = batch.tokens.shape[-1] - 1 if window is None else window
     shape = len(seeds), window
     check_shape(task, "generate", "tokens [B, T + 1]", batch.tokens, (len(seeds), window + 1), torch.int64)
@@ -64,6 +66,6 @@ def generated(task: SyntheticTask, seeds: torch.Tensor, window: int | None = Non
     low, high = (int(bound) for bound in batch.tokens.aminmax())
     if not 0 <= low <= high < task.vocab_size:
         raise_contract_error(
-            task, "generate", f"returned ids {low} to {high}; asked are ids below vocab_size = {task.vocab_size}"
+            task, "generate", f"expected ids below vocab_size = {task.vocab_size}, got ids from {low} to {high}"
         )
     return batch

@@ -28,7 +28,7 @@ def run_evaluations(evaluations: Sequence[Evaluation], subject: EvalModel) -> It
         findings = evaluation.run(subject)
         if not isinstance(findings, EvalResult):
             raise_contract_error(
-                evaluation, "run", f"returned a value of type {type(findings).__name__}; asked are EvalResult"
+                evaluation, "run", f"expected an EvalResult, got a value of type {type(findings).__name__}"
             )
         yield evaluation.name, findings
 

@@ -59,12 +59,12 @@ def not_built(error: Exception, entry: Registered, registry: Registry) -> UserEr
     return _message(f"{_named(entry)} could not be built: {last_line(error)}", line, error, _remedy(plugin, entry))
 
 
-def without_methods(lacking: list[str], entry: Registered) -> UserError:
-    """The message for a class that lacks methods of its interface."""
+def without_methods(missing: list[str], entry: Registered) -> UserError:
+    """Return the message for a class without all methods of its interface."""
     interface = INTERFACES[entry.kind].__name__
     return UserError(
-        f"{_named(entry)}: it has no {', no '.join(lacking)}, which every {interface} has",
-        remedy=f"write {', '.join(lacking)} as mcframe.hookspecs.{interface} describes",
+        f"{_named(entry)}: missing method {', '.join(missing)} of {interface}",
+        remedy=f"Implement {', '.join(missing)}; see mcframe.hookspecs.{interface}.",
         place=Location(entry.file) if entry.file else None,
     )
 
@@ -149,5 +149,5 @@ def _named(entry: Registered) -> str:
 
 def _remedy(plugin: Plugin, entry: Registered | None) -> str:
     authors = f", or report it to the authors of {plugin.distribution}" if plugin.distribution else ""
-    without = f"choose another {entry.kind}" if entry else f"leave it out with --no-plugin {plugin.short}"
-    return f"correct it{authors}; or {without}; --traceback shows the way there"
+    without = f"choose another {entry.kind}" if entry else f"skip it with --no-plugin {plugin.short}"
+    return f"Correct it{authors}; or {without}. --traceback prints the traceback."

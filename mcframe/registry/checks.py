@@ -1,7 +1,6 @@
-"""What is checked of plug-ins while they work: what a factory makes, and the form of what a method returns.
+"""Checks of plug-ins: what a factory makes, and the shape, type and values of what a method returns.
 
-All of it looks at Python's side of tensors, shape and type, and costs nothing that can be measured in a step. Values
-are looked at once, in the first step: that waits for the device.
+Shapes and types cost no host synchronisation. Values are checked once, by the probe before training.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from mcframe.hookspecs import INTERFACES
 
 
 class ContractError(Exception):
-    """A plug-in does not keep its interface. `culprit` is the object, `method` what does not, `remedy` what helps."""
+    """A plug-in breaks its interface. `culprit` is the object, `method` the method that breaks it, if any."""
 
     def __init__(self, culprit: object, problem: str, *, method: str = "", remedy: str = "") -> None:
         super().__init__(f"{type(culprit).__name__}: {problem}")
@@ -27,23 +26,23 @@ class ContractError(Exception):
 
 
 def check_product(kind: str, product: object) -> None:
-    """Is this what a factory of the kind should make? Raises Breach where it is not."""
+    """Raise ContractError unless the product fits the interface of its kind."""
     interface = INTERFACES[kind]
     if not isinstance(product, interface):
         other = next((name for name, known in INTERFACES.items() if isinstance(product, known)), None)
         raise ContractError(
             product,
-            f"it is no {interface.__name__}: the factory returned {_described(product)}"
+            f"expected a {interface.__name__} from the factory, got {_described(product)}"
             + (f", which is a {INTERFACES[other].__name__}" if other else ""),
-            remedy=f"offer it as {other}, not as {kind}" if other else f"derive it from {_public(interface)}",
+            remedy=f"Register it as {other}, not as {kind}." if other else f"Derive it from {_public(interface)}.",
         )
     for base in reversed(interface.__mro__):
         for name in vars(base).get("__annotations__", {}) if base.__module__.startswith("mcframe.") else ():
             if not hasattr(product, name):
                 raise ContractError(
                     product,
-                    f"it has no {name!r}, which every {interface.__name__} has",
-                    remedy=f"set `{name}` in the class or in __init__, as {_public(interface)} says",
+                    f"missing attribute {name!r} of {interface.__name__}",
+                    remedy=f"Set `{name}` in the class or in __init__; see {_public(interface)}.",
                 )
     for name in getattr(interface, "__abstractmethods__", ()):
         _check_signature(product, interface, name)
@@ -52,42 +51,38 @@ def check_product(kind: str, product: object) -> None:
 def check_shape(
     culprit: object, method: str, what: str, value: object, shape: Sequence[int], dtype: torch.dtype | None = None
 ) -> None:
-    """Raises Breach unless `value` is a tensor of this shape, and of this type where one is given."""
+    """Raise ContractError unless `value` is a tensor of this shape, and of this type if one is passed."""
     if not isinstance(value, Tensor) or value.shape != tuple(shape) or (dtype and value.dtype != dtype):
-        wanted = f"{list(shape)}" + (f" {_type(dtype)}" if dtype else "")
-        raise_contract_error(culprit, method, f"returned {_described(value)}; asked is {what}, here {wanted}")
+        expected = f"{list(shape)}" + (f" {_type(dtype)}" if dtype else "")
+        raise_contract_error(culprit, method, f"expected {what}, here {expected}, got {_described(value)}")
 
 
 def check_focus(culprit: object, method: str, focus: Tensor, tree: ContextTree, length: int | None = None) -> None:
-    """Raises Breach unless focuses [R, blocks] are valid and of this length. Waits for the device."""
+    """Raise ContractError unless focuses [R, blocks] are valid and of this length. Waits for the device."""
     if not bool(is_valid(focus, tree).all()):
         raise_contract_error(
             culprit,
             method,
-            "returned a focus that is not valid: nodes must be whole and aligned, their LOD known, and none may reach "
-            "into the sink or the tail",
+            "expected a valid focus, got one with nodes that are incomplete, unaligned, of an unknown LOD, or in the "
+            "sink or the tail",
         )
     if length is not None and not bool((lengths(focus, tree) == length).all()):
         there = sorted(set(lengths(focus, tree).tolist()))
-        raise_contract_error(
-            culprit, method, f"returned focuses of {', '.join(map(str, there))} entries where {length} were asked"
-        )
+        raise_contract_error(culprit, method, f"expected focuses of {length} entries, got {', '.join(map(str, there))}")
 
 
 def check_scores(culprit: object, scores: Tensor) -> None:
-    """Raises Breach unless scores lie in [-1, 1]. Waits for the device."""
+    """Raise ContractError unless scores are in [-1, 1]. Waits for the device."""
     low, high = (float(bound) for bound in scores.aminmax())  # both are NaN where a score is
     if not -1 <= low <= high <= 1:
-        raise_contract_error(
-            culprit, "forward", f"returned scores from {low:.3g} to {high:.3g}; asked are scores in [-1, 1]"
-        )
+        raise_contract_error(culprit, "forward", f"expected scores in [-1, 1], got scores from {low:.3g} to {high:.3g}")
 
 
 def raise_contract_error(culprit: object, method: str, problem: str) -> NoReturn:
-    """Raise Breach for what a method did."""
-    told = _public(_interface(culprit))
+    """Raise ContractError for what a method returned."""
+    interface = _public(_interface(culprit))
     raise ContractError(
-        culprit, f"{method} {problem}", method=method, remedy=f"correct {method}: {told} says what it returns"
+        culprit, f"{method}: {problem}", method=method, remedy=f"Correct {method}; {interface} describes its result."
     )
 
 
@@ -105,7 +100,7 @@ def _check_signature(product: object, interface: type, name: str) -> None:
             product,
             f"{name}{inspect.signature(method)} cannot be called as the framework does, {call}: {error}",
             method=name,
-            remedy=f"declare it as {_public(interface)} does: def {call.replace('(', '(self, ', 1)}",
+            remedy=f"Declare it as {_public(interface)} does: def {call.replace('(', '(self, ', 1)}.",
         ) from None
     except ValueError:  # written in C: nothing is known
         return

@@ -62,7 +62,7 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
         raise UserError(
             "under --strict-plugins a plug-in that is broken stops the command:"
             + "".join(f"\n  {broken}" for broken in registry.broken),
-            remedy="; ".join([*(b.remedy for b in registry.broken), "or leave it out with --no-plugin NAME"]),
+            remedy="; ".join([*(b.remedy for b in registry.broken), "or skip it with --no-plugin NAME"]),
         )
     return registry
 

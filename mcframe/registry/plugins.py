@@ -305,7 +305,7 @@ def _check_offer(entry: Registered, taken: Registered | None) -> None:
     if taken:
         raise NameTaken(
             f"two plug-ins offer {entry.kind}.{entry.name}: {taken.origin} and {entry.origin}",
-            remedy="uninstall one of them, leave one out with --no-plugin NAME, or rename one implementation",
+            remedy="Uninstall one of them, skip one with --no-plugin NAME, or rename one implementation.",
         )
 
 

@@ -90,7 +90,7 @@ CASES = {
         ),
         (*CHOSEN, "gistnet.mine.layers = 0"),
     ),
-    "abstract": Case("lacks a method", gistnet("def forward(", "def foward("), CHOSEN),
+    "abstract": Case("is missing a method", gistnet("def forward(", "def foward("), CHOSEN),
     "kind": Case(
         "is not of its kind",
         of_kind(
@@ -108,7 +108,7 @@ CASES = {
     ),
     "signature": Case("has a method of another signature", gistnet("children, lod)", "children)"), CHOSEN),
     "attribute": Case(
-        "lacks an attribute",
+        "is missing an attribute",
         of_kind("variants", "register_plugins", STRATEGY.replace("self.count = 2", "self.many = 2").format(body="")),
         ("run.variants = @variants.mine",),
     ),

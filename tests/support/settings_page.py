@@ -55,7 +55,7 @@ def settings_page() -> str:
     parts = [_INTRODUCTION, "## Groups\n"]
     parts += [_section(Configurable(name, GIN_CONFIGURABLES[name], "")) for name in GROUPS]
     for kind, own in plugins():
-        parts += [f"## {kind}\n", *map(_section, own)]
+        parts += [f"## {kind} plug-ins\n", *map(_section, own)]
     return "\n".join(parts)
 
 

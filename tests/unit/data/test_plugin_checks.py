@@ -38,7 +38,7 @@ def test_documents_are_texts():
     found = returned.documents(Numbers())
     assert next(found) == "one"
     with pytest.raises(
-        ContractError, match="Numbers: documents yielded a value of type int; asked are texts"
+        ContractError, match=r"Numbers: documents: expected texts \(str\), got a value of type int"
     ) as caught:
         next(found)
     assert isinstance(caught.value.culprit, Numbers)
@@ -53,11 +53,11 @@ def test_ids_that_are_right_are_passed_on_with_the_separator():
 @pytest.mark.parametrize(
     ("ids", "separator", "message"),
     [
-        ([[1], [2]], 256, "2 lists of ids for 1 texts"),
-        ([[1, 300]], 256, "returned the id 300; asked are ids, and a separator, below vocab_size = 257"),
-        ([[1]], 257, "returned the id 257"),
-        ([[70_000]], 256, "an id that is none"),
-        ([[-1]], 256, "an id that is none"),
+        ([[1], [2]], 256, "expected 1 lists of ids, one a text, got 2"),
+        ([[1, 300]], 256, "expected ids and separator below vocab_size = 257, got 300"),
+        ([[1]], 257, "below vocab_size = 257, got 257"),
+        ([[70_000]], 256, "expected ids from 0 on"),
+        ([[-1]], 256, "expected ids from 0 on"),
     ],
 )
 def test_ids_are_entries_of_the_vocabulary(ids, separator, message):
@@ -86,12 +86,12 @@ def tokens(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda batch: batch.tokens, "returned a value of type Tensor; asked is a SyntheticBatch"),
-        (tokens(lambda t: t[:, 1:]), r"returned \[3, 64\] int64; asked is tokens \[B, T \+ 1\], here \[3, 65\]"),
-        (tokens(lambda t: t.int()), r"returned \[3, 65\] int32; asked is tokens"),
-        (tokens(lambda t: t + 10_000), "asked are ids below vocab_size"),
-        (lambda batch: type(batch)(batch.tokens, batch.loss_mask.int(), batch.evidence), "asked is loss_mask"),
-        (lambda batch: type(batch)(batch.tokens, batch.loss_mask, batch.evidence[:1]), "asked is evidence"),
+        (lambda batch: batch.tokens, "expected a SyntheticBatch, got a value of type Tensor"),
+        (tokens(lambda t: t[:, 1:]), r"expected tokens \[B, T \+ 1\], here \[3, 65\] int64, got \[3, 64\] int64"),
+        (tokens(lambda t: t.int()), r"expected tokens .*, got \[3, 65\] int32"),
+        (tokens(lambda t: t + 10_000), "expected ids below vocab_size"),
+        (lambda batch: type(batch)(batch.tokens, batch.loss_mask.int(), batch.evidence), "expected loss_mask"),
+        (lambda batch: type(batch)(batch.tokens, batch.loss_mask, batch.evidence[:1]), "expected evidence"),
     ],
 )
 def test_batches_have_the_form_of_the_interface(change, message):

@@ -24,31 +24,31 @@ EXPECTED = {
         "self.head = nn.Linear(shape.width, shape.depth)", "report it to the authors of mylab", "--traceback",
     ],
     "user error": ["--set 'gistnet.mine.layers = 0'", "gistnet.mine.layers is 0; one is the least", "raise it"],
-    "abstract": ["mylab.py", "gistnet.mine of plug-in 'it' of mylab 1.0: it has no forward, which every GistNet has"],
+    "abstract": ["mylab.py", "gistnet.mine of plug-in 'it' of mylab 1.0: missing method forward of GistNet"],
     "kind": [
-        "mylab.py", "gistnet.mine of plug-in 'it' of mylab 1.0: it is no GistNet: the factory returned a value of type "
-        "Mine, which is a LensNet", "offer it as lensnet, not as gistnet",
+        "mylab.py", "gistnet.mine of plug-in 'it' of mylab 1.0: expected a GistNet from the factory, got a value of "
+        "type Mine, which is a LensNet", "Register it as lensnet, not as gistnet.",
     ],
-    "nothing": ["it is no GistNet: the factory returned a value of type function", "derive it from mcframe.hookspecs."],
+    "nothing": ["from the factory, got a value of type function", "Derive it from mcframe.hookspecs."],
     "signature": [
         "mylab.py:14", "forward(children) cannot be called as the framework does, forward(children, lod)",
         "def forward(self, children, lod)",
     ],
-    "attribute": ["variants.mine of plug-in 'it'", "it has no 'count', which every VariantStrategy has"],
+    "attribute": ["variants.mine of plug-in 'it'", "missing attribute 'count' of VariantStrategy"],
     "forward": [
         "mylab.py:15", "gistnet.mine of plug-in 'it' of mylab 1.0 failed in forward: RuntimeError: shape '[-1, 7]'",
         "return self.head(children[:, :, -self.slots :].view(-1, 7))",
     ],
     "shape": [
-        "mylab.py:14", "gistnet.mine of plug-in 'it' of mylab 1.0: forward returned [2, 32, 64] float32; asked is "
-        "gists [B, nodes, G, D] of LOD1, here [2, 32, 1, 64] float32",
+        "mylab.py:14", "gistnet.mine of plug-in 'it' of mylab 1.0: forward: expected gists [B, nodes, G, D] of "
+        "LOD1, here [2, 32, 1, 64] float32, got [2, 32, 64] float32",
     ],
-    "dtype": ["forward returned [2, 32, 1, 64] float64", "here [2, 32, 1, 64] float32"],
-    "scores": ["lensnet.mine of plug-in 'it'", "forward returned scores from", "asked are scores in [-1, 1]"],
-    "invalid focus": ["variants.mine", "propose returned a focus that is not valid"],
-    "length": ["variants.mine", "propose returned focuses of 125 entries where 113 were asked"],
-    "loss": ["loss.mine", "forward expected a LossTerm, got a value of type Tensor"],
-    "positions": ["positions.mine", "forward returned [1, 1, 128, 16] float32; asked is cosine [R, 1 or heads"],
+    "dtype": ["here [2, 32, 1, 64] float32, got [2, 32, 1, 64] float64"],
+    "scores": ["lensnet.mine of plug-in 'it'", "forward: expected scores in [-1, 1], got scores from"],
+    "invalid focus": ["variants.mine", "propose: expected a valid focus, got one with nodes"],
+    "length": ["variants.mine", "propose: expected focuses of 113 entries, got 125"],
+    "loss": ["loss.mine", "forward: expected a LossTerm, got a value of type Tensor"],
+    "positions": ["positions.mine", "forward: expected cosine [R, 1 or heads", "got [1, 1, 128, 16] float32"],
     "hook": ["mylab.py:10", "plug-in 'it' of mylab 1.0 failed in its hook step_finished: OSError: the pager is down"],
 }  # fmt: skip
 

@@ -178,7 +178,7 @@ def test_two_packages_with_one_name_are_refused_and_both_named(installed):
     with pytest.raises(UserError, match=r"first-one 1\.2.*second-one 9") as caught:
         discover()
     assert "gistnet.same" in caught.value.message
-    assert "uninstall one" in caught.value.remedy
+    assert "Uninstall one" in caught.value.remedy
 
 
 def test_entry_points_of_two_packages_may_have_one_name(installed):
