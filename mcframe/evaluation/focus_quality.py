@@ -10,7 +10,7 @@ from mcframe.context.substitutions import Condition
 from mcframe.errors import require
 from mcframe.evaluation.collapse import entries, nodes_to_collapse
 from mcframe.evaluation.focus_baselines import Strategies, judged_targets
-from mcframe.evaluation.focus_report import Judged, describe
+from mcframe.evaluation.focus_report import StrategyResult, describe
 from mcframe.hookspecs import EvalModel, EvalResult, Evaluation, SyntheticTask
 
 
@@ -72,7 +72,7 @@ class FocusQuality(Evaluation):
                 for condition in conditions:
                     nll, right = subject.judge(held.tokens, focus, condition)
                     found.append(
-                        Judged(budget.fraction, strategy, condition, focus, nll.mean(dim=1), right.mean(dim=1))
+                        StrategyResult(budget.fraction, strategy, condition, focus, nll.mean(dim=1), right.mean(dim=1))
                     )
         if not subject.has_lens:
             notes.append("the model has no LensNet: there is no focus gain")

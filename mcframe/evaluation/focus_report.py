@@ -1,4 +1,4 @@
-"""What the strategies come to: NLL behind the cursor at each budget, focus gain, and LensNet against each of them."""
+"""Results of focus quality: NLL after the cursor at each budget, focus gain, and LensNet against each strategy."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mcframe.context.focus_ops import lengths
 from mcframe.context.substitutions import Condition
 from mcframe.evaluation.bootstrap import Bootstrap
 from mcframe.evaluation.focus_baselines import STRATEGIES
-from mcframe.evaluation.gist_report import ENOUGH_TARGETS, bounded
+from mcframe.evaluation.report import as_metrics, few_targets, per_cent
 from mcframe.hookspecs import Chart, EvalData, EvalResult, Interval, Table
 
 WORTH_GAINING = 0.1
-"""Nats between random and oracle from which a focus gain is defined where unfocused blocks are gists: perfect gists
-leave nothing to gain, and a ratio of two noises says nothing."""
+"""Least nats between random and oracle for a focus gain where unfocused blocks are gists: perfect gists leave no gain,
+and a ratio of two noises means nothing."""
 
 UNFOCUSED = {"drop": "dropped", "gist": "gists"}
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One strategy at one budget: focuses [n, V, blocks], and NLL and accuracy [n, T] averaged over the V."""
+class StrategyResult:
+    """One strategy at one budget: focuses [n, V, blocks]; NLL and accuracy [n, T], averaged over V."""
 
     budget: float
     strategy: str
@@ -35,12 +35,17 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One budget and condition.
+class BudgetResult:
+    """Result of one budget and condition, all by strategy.
 
-    nll, accuracy   strategy -> behind the cursor, `full` included; delta: NLL minus that of `full`, paired
-    lens_minus      strategy -> NLL of lens minus its; below 0, lens is better
-    gain            the focus gain; None where it is not defined
+    Attributes:
+        entries: mean length of the contexts.
+        nll: after the cursor, `full` included.
+        delta: NLL minus that of `full`, paired.
+        accuracy: of the most likely token.
+        lens_minus: NLL of lens minus that of the strategy; below 0, lens is better.
+        gain: the focus gain, None if it is undefined.
+        targets, documents: their numbers.
     """
 
     entries: dict[str, float]
@@ -55,49 +60,55 @@ class Verdict:
 
 def describe(
     evaluation: str,
-    found: Sequence[Judged],
+    found: Sequence[StrategyResult],
     full: Tensor,
     counts: Tensor,
-    held: EvalData,
+    data: EvalData,
     tree: ContextTree,
     notes: Sequence[str],
     seed: int,
     resamples: int,
 ) -> EvalResult:
-    """Metrics, a table a budget, curves over budgets, and what they mean.
+    """Return metrics, a table a budget, curves over budgets, and conclusions.
 
-    full [n, T] uncompressed NLL; counts [n, T] bool: the targets that judge.
+    Args:
+        evaluation: name of the evaluation.
+        found: results of all strategies at all budgets.
+        full: [n, T] uncompressed NLL.
+        counts: [n, T] bool, the scored targets.
+        data: documents of the targets.
+        tree: shape of the contexts.
+        notes: notes so far.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
     """
-    documents = held.documents[:, 1:][counts]
-    metrics, tables, verdicts, remarks = dict[str, float](), [], list[str](), list(notes)
-    every: dict[tuple[str, float], Verdict] = {}
+    documents = data.documents[:, 1:][counts]
+    metrics, tables, conclusions, remarks = dict[str, float](), [], list[str](), list(notes)
+    every: dict[tuple[str, float], BudgetResult] = {}
     for budget, condition in dict.fromkeys((j.budget, j.condition) for j in found):
         chosen = [j for j in found if (j.budget, j.condition) == (budget, condition)]
-        verdict = tail_mask(chosen, full, counts, documents, tree, seed, resamples)
-        every[condition, budget] = verdict
-        metrics |= flat(f"eval/{evaluation}/at_{100 * budget:g}", condition, verdict)
+        result = evaluate_budget(chosen, full, counts, documents, tree, seed, resamples)
+        every[condition, budget] = result
+        metrics |= flat(f"eval/{evaluation}/at_{100 * budget:g}", condition, result)
         title = f"{evaluation}: {100 * budget:g} % of the window, unfocused blocks {UNFOCUSED[condition]}"
-        tables.append(table(title, verdict))
-        if "lens" in verdict.nll:
-            verdicts.append(f"{title}: {in_words(verdict)}")
-    if every and (targets := next(iter(every.values())).targets) < ENOUGH_TARGETS:
-        remarks.append(
-            f"{evaluation}: {targets:,} targets behind the cursor, fewer than {ENOUGH_TARGETS:,}: intervals are wide "
-            "and may mislead; take more windows"
-        )
-    return EvalResult(metrics, tables, curves(evaluation, every), verdicts, remarks)
+        tables.append(table(title, result))
+        if "lens" in result.nll:
+            conclusions.append(f"{title}: {conclusion(result)}")
+    if every:
+        remarks += few_targets(evaluation, next(iter(every.values())).targets)
+    return EvalResult(metrics, tables, curves(evaluation, every), conclusions, remarks)
 
 
-def tail_mask(
-    chosen: Sequence[Judged],
+def evaluate_budget(
+    chosen: Sequence[StrategyResult],
     full: Tensor,
     counts: Tensor,
     documents: Tensor,
     tree: ContextTree,
     seed: int,
     resamples: int,
-) -> Verdict:
-    """The figures of one budget and condition."""
+) -> BudgetResult:
+    """Return the result of one budget and condition."""
     values = {"full": full[counts], **{j.strategy: j.nll[counts] for j in chosen}}
     bootstrap = Bootstrap(values, documents, seed=seed, resamples=resamples)
     nll = {name: bootstrap.mean(name) for name in values}
@@ -119,80 +130,67 @@ def tail_mask(
             )
     sizes = {j.strategy: float(lengths(j.focus.flatten(0, 1), tree).double().mean()) for j in chosen}
     accuracy = {j.strategy: float(j.right[counts].mean()) for j in chosen}
-    return Verdict(sizes, nll, delta, accuracy, lens_minus, gain, bootstrap.targets, bootstrap.documents)
+    return BudgetResult(sizes, nll, delta, accuracy, lens_minus, gain, bootstrap.targets, bootstrap.documents)
 
 
-def flat(prefix: str, condition: str, verdict: Verdict) -> dict[str, float]:
-    """Every figure by name, such as `PREFIX/gain/drop`, with `_low` and `_high` for the bounds."""
-    metrics = {f"{prefix}/targets": float(verdict.targets), f"{prefix}/documents": float(verdict.documents)}
-    for name, interval in verdict.nll.items():
-        metrics |= bounded(f"{prefix}/nll/{condition}/{name}", interval)
-    for name, interval in verdict.delta.items():
-        metrics |= bounded(f"{prefix}/delta/{condition}/{name}", interval)
-    for name, interval in verdict.lens_minus.items():
-        metrics |= bounded(f"{prefix}/lens_minus/{condition}/{name}", interval)
-    if verdict.gain is not None:
-        metrics |= bounded(f"{prefix}/gain/{condition}", verdict.gain)
-    for name, share in verdict.accuracy.items():
-        metrics[f"{prefix}/accuracy/{condition}/{name}"] = share
-        metrics[f"{prefix}/entries/{name}"] = verdict.entries[name]
-    return metrics
+def flat(prefix: str, condition: str, result: BudgetResult) -> dict[str, float]:
+    """Return every value by name, such as `PREFIX/gain/drop`, with `_low` and `_high` for the bounds."""
+    values: dict[str, Interval | float] = {
+        f"{prefix}/targets": float(result.targets),
+        f"{prefix}/documents": float(result.documents),
+    }
+    for group in ("nll", "delta", "lens_minus", "accuracy"):
+        values |= {f"{prefix}/{group}/{condition}/{name}": each for name, each in getattr(result, group).items()}
+    values |= {f"{prefix}/entries/{name}": each for name, each in result.entries.items()}
+    if result.gain is not None:
+        values[f"{prefix}/gain/{condition}"] = result.gain
+    return as_metrics(values)
 
 
-def table(title: str, verdict: Verdict) -> Table:
-    """A row a strategy."""
+def table(title: str, result: BudgetResult) -> Table:
+    """Return the table of a budget, a row a strategy. The focus gain is in the conclusion."""
     rows = [
         (
-            name, f"{verdict.entries[name]:.1f}", f"{verdict.nll[name].value:.3f}", verdict.delta[name],
-            f"{100 * verdict.accuracy[name]:.1f} %", verdict.lens_minus.get(name),
-            verdict.gain if name == "lens" else None,
+            name, f"{result.entries[name]:.1f}", f"{result.nll[name].value:.3f}", result.delta[name],
+            per_cent(result.accuracy[name]), result.lens_minus.get(name),
         )
-        for name in STRATEGIES if name in verdict.nll
+        for name in STRATEGIES if name in result.nll
     ]  # fmt: skip
-    columns = ("strategy", "entries", "NLL behind the cursor", "ΔNLL", "right", "lens minus it", "focus gain")
-    return Table(title, columns, rows)
+    return Table(title, ("strategy", "entries", "NLL", "ΔNLL", "accuracy", "lens minus it"), rows)
 
 
-def in_words(verdict: Verdict) -> str:
-    """What the figures say of LensNet."""
-    minus = verdict.lens_minus["random"]
-    if minus.high < 0:
-        against = "lens is better than random"
-    elif minus.low > 0:
-        against = "lens is worse than random"
-    else:
-        against = "lens cannot be told from random"
-    better = [name for name in ("recency", "surprise") if verdict.lens_minus[name].high < 0]
-    worse = [name for name in ("recency", "surprise") if verdict.lens_minus[name].low > 0]
-    parts = [against]
-    if better:
-        parts.append(f"better than {' and '.join(better)}")
-    if worse:
-        parts.append(f"worse than {' and '.join(worse)}")
-    if verdict.gain is None:
-        parts.append("too little to gain for a focus gain")
-    else:
-        parts.append(f"focus gain {verdict.gain}")
+def conclusion(result: BudgetResult) -> str:
+    """Return the comparison of LensNet with random, recency and surprise, and the focus gain, as text."""
+    minus = result.lens_minus
+    parts = ["lens does not differ from random"]
+    for better, word in ((True, "better"), (False, "worse")):
+        names = [n for n in ("random", "recency", "surprise") if (minus[n].high < 0 if better else minus[n].low > 0)]
+        if "random" in names:
+            parts[0] = f"lens is {word} than random"
+        others = [name for name in names if name != "random"]
+        if others:
+            parts.append(f"{word} than {' and '.join(others)}")
+    parts.append("too little to gain for a focus gain" if result.gain is None else f"focus gain {result.gain}")
     return ", ".join(parts)
 
 
-def curves(evaluation: str, every: dict[tuple[str, float], Verdict]) -> list[Chart]:
-    """What each strategy costs behind the cursor, and the focus gain, over budgets."""
+def curves(evaluation: str, every: dict[tuple[str, float], BudgetResult]) -> list[Chart]:
+    """Return charts of the cost of each strategy after the cursor, and of the focus gain, over budgets."""
     charts = []
     gains: dict[str, list[tuple[float, Interval]]] = {}
     x = "budget, per cent of the window"
     for condition, word in UNFOCUSED.items():
         lines: dict[str, list[tuple[float, Interval]]] = {}
-        for (of, budget), verdict in sorted(every.items(), key=lambda item: item[0]):
+        for (of, budget), result in sorted(every.items(), key=lambda item: item[0]):
             if of != condition:
                 continue
-            for name, interval in verdict.delta.items():
+            for name, interval in result.delta.items():
                 lines.setdefault(name, []).append((100 * budget, interval))
-            if verdict.gain is not None:
-                gains.setdefault(f"unfocused blocks {word}", []).append((100 * budget, verdict.gain))
+            if result.gain is not None:
+                gains.setdefault(f"unfocused blocks {word}", []).append((100 * budget, result.gain))
         if lines:
             title = f"{evaluation}: unfocused blocks {word}"
-            charts.append(Chart(f"{evaluation}_{condition}", title, x, "ΔNLL behind the cursor in nats", lines))
+            charts.append(Chart(f"{evaluation}_{condition}", title, x, "ΔNLL after the cursor in nats", lines))
     if gains:
         charts.append(Chart(f"{evaluation}_gain", f"{evaluation}: focus gain", x, "focus gain (1 = oracle)", gains))
     return charts

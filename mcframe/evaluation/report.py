@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: tables in the terminal, `eval.json`, pictures."""
+"""Report of an evaluation: tables in the terminal, `eval.json`, pictures; and what both evaluations need for it."""
 
 from __future__ import annotations
 
@@ -9,36 +9,54 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from mcframe.errors import UserError
 from mcframe.evaluation.plots import draw
 from mcframe.hookspecs import EvalResult, Interval, Table
 
 JSON = "eval.json"
+ENOUGH_TARGETS = 20_000
 
 
-def show(findings: EvalResult, console: Console) -> None:
-    """Print tables, verdicts and notes."""
-    for table in findings.tables:
-        console.print(as_rich(table), highlight=False)
-    for verdict in findings.verdicts:
-        console.print(f"• {verdict}", highlight=False, markup=False)
-    for note in findings.notes:
+def show(result: EvalResult, console: Console) -> None:
+    """Print tables, conclusions and notes."""
+    for table in result.tables:
+        for part in as_rich(table, console.width):
+            console.print(part, highlight=False)
+    for sentence in result.verdicts:
+        console.print(f"• {sentence}", highlight=False, markup=False)
+    for note in result.notes:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
     console.print()
 
 
-def as_rich(table: Table) -> RichTable:
-    """For a terminal: numbers to the right, words to the left."""
-    rich = RichTable(title=table.title, title_justify="left")
-    for index, column in enumerate(table.columns):
-        words = any(isinstance(row[index], str) and not _numeric(row[index]) for row in table.rows)
-        rich.add_column(column, justify="left" if words else "right", overflow="fold")
-    for row in table.rows:
-        rich.add_row(*(cell_text(cell) for cell in row))
-    return rich
+def as_rich(table: Table, width: int) -> list[RichTable]:
+    """Return a table for a terminal of this width, numbers to the right.
+
+    No word is broken: if the columns do not fit, they are divided among several tables, each with the first column.
+    """
+    cells = [[column, *(cell_text(row[at]) for row in table.rows)] for at, column in enumerate(table.columns)]
+    needed = [max(len(word) for cell in column for word in (cell.split() or [""])) + 2 for column in cells]
+    parts: list[list[int]] = [[0]]
+    for at in range(1, len(cells)):
+        if len(parts[-1]) > 1 and sum(needed[column] for column in (*parts[-1], at)) > width:
+            parts.append([0])
+        parts[-1].append(at)
+    found = []
+    for part in parts:
+        title = Text(table.title if part is parts[0] else f"{table.title}, continued")
+        rich = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for at in part:
+            texts = any(isinstance(row[at], str) and not _numeric(row[at]) for row in table.rows)
+            rich.add_column(Text(cells[at][0]), justify="left" if texts else "right", min_width=needed[at] - 2)
+        for row in zip(*(cells[at][1:] for at in part), strict=True):
+            rich.add_row(*(Text(cell) for cell in row))
+        found.append(rich)
+    return found
 
 
 def _numeric(cell: Any) -> bool:
@@ -46,7 +64,7 @@ def _numeric(cell: Any) -> bool:
 
 
 def cell_text(cell: str | int | float | Interval | None) -> str:
-    """A cell in words, an interval's bounds below its value; nothing where there is nothing."""
+    """Return a cell as text, an interval's bounds below its value; empty for None."""
     if cell is None:
         return ""
     if isinstance(cell, int):
@@ -54,29 +72,56 @@ def cell_text(cell: str | int | float | Interval | None) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell).replace(" [", "\n[")
 
 
-def write(findings: Mapping[str, EvalResult], facts: Mapping[str, Any], out: Path) -> list[Path]:
-    """Write `eval.json` and a picture a chart into `out`; returns their paths.
+def as_metrics(values: Mapping[str, Interval | float]) -> dict[str, float]:
+    """Return flat metrics: an interval as three, NAME, NAME_low and NAME_high. Undefined ones are omitted."""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        bounds = (
+            {"": value.value, "_low": value.low, "_high": value.high} if isinstance(value, Interval) else {"": value}
+        )
+        flat |= {f"{name}{end}": each for end, each in bounds.items() if math.isfinite(each)}
+    return flat
 
-    The JSON has `metrics`, flat; `run`, what was evaluated; and `evaluations`, with tables, verdicts, notes and the
-    points of every picture. A number that is not finite is null. Raises UserError where `out` cannot be written.
+
+def few_targets(name: str, targets: int) -> list[str]:
+    """Return a note if there are too few targets after the cursor."""
+    if targets >= ENOUGH_TARGETS:
+        return []
+    text = f"{name}: {targets:,} targets after the cursor, fewer than {ENOUGH_TARGETS:,}: intervals are wide and may "
+    return [text + "mislead; take more windows"]
+
+
+def per_cent(fraction: float | None) -> str | None:
+    """Return `12.3 %`, None for None."""
+    return None if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def write(results: Mapping[str, EvalResult], facts: Mapping[str, Any], out: Path) -> list[Path]:
+    """Write `eval.json` and a picture for each chart into `out`, and return their paths.
+
+    The JSON has `metrics`, flat; `run`, the facts; and `evaluations`, with tables, conclusions, notes and the points of
+    every picture. A number that is not finite is null.
+
+    Raises:
+        UserError: `out` cannot be written.
     """
-    metrics = {name: value for each in findings.values() for name, value in each.metrics.items()}
+    metrics = {name: value for each in results.values() for name, value in each.metrics.items()}
     each = {
         name: {"tables": f.tables, "charts": f.charts, "verdicts": f.verdicts, "notes": f.notes}
-        for name, f in findings.items()
+        for name, f in results.items()
     }
     text = json.dumps(plain({"metrics": metrics, "run": facts, "evaluations": each}), indent=2, ensure_ascii=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / JSON).write_text(text + "\n", "utf-8")
-        pictures = [draw(chart, out / f"{chart.name}.png") for f in findings.values() for chart in f.charts]
+        pictures = [draw(chart, out / f"{chart.name}.png") for f in results.values() for chart in f.charts]
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}", remedy="name another folder with --out DIR") from error
+        raise UserError(f"{out} cannot be written: {error}", remedy="Pass another folder to --out.") from error
     return [out / JSON, *pictures]
 
 
 def plain(value: Any) -> Any:
-    """The value in what strict JSON has."""
+    """Return the value in types of strict JSON."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Which targets a figure is about: behind the cursor, at a distance behind a span, the gist's own."""
+"""Subsets of targets: after the cursor, at a distance after a span, the gist's own."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from mcframe.hookspecs import EvalData
 TAIL, EVIDENCE, BEHIND, GIST_ENTRY = "tail", "evidence", "behind", "gist_entry"
 
 WORDS = {
-    TAIL: "behind the cursor",
+    TAIL: "after the cursor",
     EVIDENCE: "answer in a collapsed block",
-    BEHIND: "anywhere behind a span",
+    BEHIND: "anywhere after a span",
     GIST_ENTRY: "the gist's own target",
-    **{str(high): f"{low} to {high - 1} behind a span" for low, high in zip((0, *DISTANCES), DISTANCES, strict=False)},
+    **{str(high): f"{low} to {high - 1} after a span" for low, high in zip((0, *DISTANCES), DISTANCES, strict=False)},
 }
-"""What each region is, for people."""
+"""Description of each subset."""
 
 
 def behind_cursor(tree: ContextTree) -> Tensor:
-    """[T] bool: the target stands at or behind the cursor (position t holds the target that follows token t)."""
+    """Return [T] bool: the target is at or after the cursor (position t has the target after token t)."""
     return torch.arange(1, tree.window + 1) >= tree.cursor
 
 
-def regions(focus: Tensor, held: EvalData, tree: ContextTree) -> dict[str, Tensor]:
-    """Targets [n, T] bool by region, for focuses [n, blocks].
+def target_subsets(focus: Tensor, held: EvalData, tree: ContextTree) -> dict[str, Tensor]:
+    """Return masks [n, T] of targets by subset, for focuses [n, blocks].
 
     All but `gist_entry` are targets of raw tokens, which every condition predicts. Distances are those of
-    `mc/delta_after`, counted from the nearest span on the left; `evidence` are targets whose answer stands in a
-    collapsed block.
+    `mc/delta_after`, from the nearest span on the left; `evidence` are targets whose answer is in a collapsed block.
     """
     lod = block_lods_to_tokens(focus, tree)
     raw = (lod == 0) & held.loss_mask

@@ -8,7 +8,7 @@ import torch
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.evaluation.collapse import random_focus
 from mcframe.evaluation.gist_quality import GistQuality, conditions
-from mcframe.evaluation.gist_report import Comparison, tail_mask
+from mcframe.evaluation.gist_report import Comparison, evaluate_subset
 from mcframe.evaluation.swap_pairs import neighboured
 from mcframe.evaluation.target_subsets import GIST_ENTRY
 from tests.property.modeling.test_judge_oracle import told
@@ -141,7 +141,7 @@ def test_recovery_is_told_where_dropping_costs_and_nowhere_else():
         delta = {"drop": drop, "mean": drop * 0.75, "swap": drop, "gist": drop * 0.25}
         right = {name: torch.ones(shape) for name in ("full", *delta)}
         comparison = Comparison("lod1_at_75", 1, 20, torch.zeros(4, FLAT.blocks), torch.ones(shape), delta, right)
-        verdict = tail_mask(comparison, "tail", mask, held, 0, 500)
+        verdict = evaluate_subset(comparison, "tail", mask, held, 0, 500)
         assert verdict.costs == told_so
         if told_so:
             assert verdict.recovery["gist"].value == pytest.approx(0.75)
@@ -163,7 +163,7 @@ def test_verdicts_in_words(gist, swap, words):
     delta = {"drop": drop, "mean": drop, "swap": swap * drop, "gist": gist * drop}
     right = {name: torch.ones(drop.shape) for name in ("full", *delta)}
     comparison = Comparison("lod1_at_75", 1, 20, torch.zeros(4, FLAT.blocks), drop, delta, right)
-    assert tail_mask(comparison, "tail", held.loss_mask, held, 0, 500).worth.startswith(words)
+    assert evaluate_subset(comparison, "tail", held.loss_mask, held, 0, 500).worth.startswith(words)
 
 
 def test_the_cheaper_of_a_control_and_its_twin_counts():
@@ -172,11 +172,11 @@ def test_the_cheaper_of_a_control_and_its_twin_counts():
     costs = {"drop": cost * 2, "drop_twin": cost, "mean": cost * 0.5, "mean_twin": cost, "gist": cost * 0.25}
     right = {name: torch.ones(cost.shape) for name in ("full", *costs)}
     comparison = Comparison("lod1_at_75", 1, 20, torch.zeros(4, FLAT.blocks), cost, costs, right)
-    verdict = tail_mask(comparison, "tail", held.loss_mask, held, 0, 200)
+    verdict = evaluate_subset(comparison, "tail", held.loss_mask, held, 0, 200)
     assert (verdict.drop, verdict.mean) == ("drop_twin", "mean")
     assert verdict.recovery["gist"].value == pytest.approx(0.75)
     assert verdict.recovery["mean"].value == pytest.approx(0.5)
     # What the twin does without any cost was never lost.
     costs["drop_twin"] = cost - cost[held.loss_mask].mean()
-    verdict = tail_mask(comparison, "tail", held.loss_mask, held, 0, 200)
+    verdict = evaluate_subset(comparison, "tail", held.loss_mask, held, 0, 200)
     assert verdict.worth == "the spans carried nothing"
