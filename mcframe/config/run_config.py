@@ -13,10 +13,12 @@ from mcframe import config
 from mcframe.config import Config
 from mcframe.config.schema import (
     MULTI_KINDS,
-    CadenceConfig,
+    CheckpointConfig,
     ContextConfig,
     DataConfig,
     DeepSpeedConfig,
+    EvaluationConfig,
+    FiguresConfig,
     LoggingConfig,
     OptimizerConfig,
     RunConfig,
@@ -37,10 +39,12 @@ SETTINGS = {
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
     "deepspeed": DeepSpeedConfig,
-    "cadence": CadenceConfig,
     "data": DataConfig,
     "validation": ValidationConfig,
     "sampling": SamplingConfig,
+    "evaluation": EvaluationConfig,
+    "figures": FiguresConfig,
+    "checkpoint": CheckpointConfig,
     "logging": LoggingConfig,
 }
 """Groups of settings that gin files bind by name: `context.window = 512`."""

@@ -156,26 +156,29 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate over training, as a share of its peak (gin: `schedule`).
+    """The learning rate over training, as a fraction of its peak (gin: `schedule`).
 
-    warm_up, warm_down   fractions of training over which it rises from 0 and falls to `final`, linearly
+    Attributes:
+        warmup_ratio: Fraction of training over which the rate rises linearly from 0.
+        warmdown_ratio: Fraction of training over which it falls linearly to `final_lr_ratio`.
+        final_lr_ratio: Fraction of the peak at the end.
     """
 
-    warm_up: float = 0.02
-    warm_down: float = 0.2
-    final: float = 0.0
+    warmup_ratio: float = 0.02
+    warmdown_ratio: float = 0.2
+    final_lr_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("warm_up", "warm_down", "final"):
+        for name in ("warmup_ratio", "warmdown_ratio", "final_lr_ratio"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"schedule.{name}", value, "a fraction from 0 to 1")
 
     def factor(self, step: int, total_steps: int) -> float:
-        """The factor on the peak learning rate in optimizer step `step` (from 0)."""
-        up, down = self.warm_up * total_steps, self.warm_down * total_steps
+        """Return the factor on the peak learning rate in optimizer step `step` (from 0)."""
+        up, down = self.warmup_ratio * total_steps, self.warmdown_ratio * total_steps
         rise = min(1.0, (step + 1) / up) if up > 0 else 1.0
         fall = min(1.0, (total_steps - step) / down) if down > 0 else 1.0
-        return min(rise, self.final + (1 - self.final) * fall)
+        return min(rise, self.final_lr_ratio + (1 - self.final_lr_ratio) * fall)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,29 +217,6 @@ class DeepSpeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CadenceConfig:
-    """When things happen, in dataset tokens; 0 = never (gin: `cadence`). `keep` newest checkpoints stay.
-
-    eval_tokens is for plain validation, evaluate_tokens for `run.evaluations`, which cost far more; picture_tokens for
-    drawing what is recorded with every log.
-    """
-
-    log_tokens: int = 1_000_000
-    eval_tokens: int = 10_000_000
-    evaluate_tokens: int = 0
-    sample_tokens: int = 10_000_000
-    picture_tokens: int = 50_000_000
-    checkpoint_tokens: int = 50_000_000
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        for event in ("log", "eval", "evaluate", "sample", "picture", "checkpoint"):
-            value = getattr(self, f"{event}_tokens")
-            require(value >= 0, f"cadence.{event}_tokens", value, "a number of tokens, or 0 for never")
-        require(self.keep >= 1, "cadence.keep", self.keep, "1 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The split of the text (gin: `data`).
 
@@ -252,13 +232,61 @@ class ValidationConfig:
     """Validation on held-out text (gin: `validation`).
 
     Attributes:
+        every: Dataset tokens between validations; 0 for the first and the last only.
         windows: Sequences that a validation reads.
     """
 
+    every: int = 10_000_000
     windows: int = 64
 
     def __post_init__(self) -> None:
+        require_interval("validation", self.every)
         require(self.windows >= 1, "validation.windows", self.windows, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The evaluations of `run.evaluations` while training (gin: `evaluation`).
+
+    Attributes:
+        every: Dataset tokens between evaluations, which cost far more than a validation; 0 for never.
+    """
+
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        require_interval("evaluation", self.every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiguresConfig:
+    """Figures of a run (gin: `figures`).
+
+    Attributes:
+        every: Dataset tokens between figures, which show the data recorded with every log; 0 for never.
+    """
+
+    every: int = 50_000_000
+
+    def __post_init__(self) -> None:
+        require_interval("figures", self.every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints (gin: `checkpoint`).
+
+    Attributes:
+        every: Dataset tokens between checkpoints; 0 for the last only.
+        keep: Newest checkpoints that stay on disk.
+    """
+
+    every: int = 50_000_000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        require_interval("checkpoint", self.every)
+        require(self.keep >= 1, "checkpoint.keep", self.keep, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,31 +294,44 @@ class SamplingConfig:
     """Continuations that are printed while training (gin: `sampling`).
 
     Attributes:
+        every: Dataset tokens between samples; 0 for never.
         prompts: Texts to continue.
         length: Tokens of a continuation.
         temperature: 0 takes the likeliest token each time.
     """
 
+    every: int = 10_000_000
     prompts: Sequence[str] = ("def ", "The ")
     length: int = 64
     temperature: float = 0.8
 
     def __post_init__(self) -> None:
+        require_interval("sampling", self.every)
         require(self.length >= 1, "sampling.length", self.length, "1 or more")
         require(self.temperature >= 0, "sampling.temperature", self.temperature, "0 or above")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """Loggers next to metrics.jsonl (gin: `logging`).
+    """Log lines, and loggers next to metrics.jsonl (gin: `logging`).
 
     Attributes:
+        every: Dataset tokens between log lines; 0 for the last only.
         tensorboard: Write event files to `RUN/tensorboard`.
         wandb: auto stands for `WANDB_MODE`; without it for online if a login exists, else offline.
     """
 
+    every: int = 1_000_000
     tensorboard: bool = True
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+
+    def __post_init__(self) -> None:
+        require_interval("logging", self.every)
+
+
+def require_interval(group: str, every: int) -> None:
+    """Raise UserError unless `every` is an interval in tokens."""
+    require(every >= 0, f"{group}.every", every, "a number of tokens, or 0 for never")
 
 
 MULTI_KINDS: Mapping[str, str] = {"evaluation": "evaluations", "loss": "losses", "logger": "loggers"}
@@ -348,10 +389,12 @@ class RunConfig:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     deepspeed: DeepSpeedConfig
-    cadence: CadenceConfig
     data: DataConfig
     validation: ValidationConfig
+    evaluation: EvaluationConfig
     sampling: SamplingConfig
+    figures: FiguresConfig
+    checkpoint: CheckpointConfig
     logging: LoggingConfig
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ def on_two_ranks(plugin: PluginUnderTest) -> list[Training]:
 
 
 def _settings(plugin: PluginUnderTest) -> tuple[str, ...]:
-    often = (f"cadence.evaluate_tokens = {2 * STEP_TOKENS}",) if plugin.kind == "evaluation" else ()
+    often = (f"evaluation.every = {2 * STEP_TOKENS}",) if plugin.kind == "evaluation" else ()
     return (selecting_line(plugin.entry), *often, *plugin.bindings)
 
 

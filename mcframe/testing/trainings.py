@@ -37,8 +37,8 @@ STEP_TOKENS = 1024
 """Tokens of an optimizer step of `gin/smoke.gin`."""
 
 SHORT = (
-    "cadence.eval_tokens = 0", "cadence.sample_tokens = 0", "validation.windows = 4",
-    "logging.tensorboard = False", "logging.wandb = 'disabled'", f"cadence.log_tokens = {STEP_TOKENS}",
+    "validation.every = 0", "sampling.every = 0", "validation.windows = 4",
+    "logging.tensorboard = False", "logging.wandb = 'disabled'", f"logging.every = {STEP_TOKENS}",
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ class Training:
     def arguments(self) -> list[str]:
         """The options of `mcframe/run.py`."""
         half = max(1, self.steps // 2) * STEP_TOKENS
-        cadence = (f"run.total_tokens = {self.steps * STEP_TOKENS}", f"cadence.checkpoint_tokens = {half}")
+        cadence = (f"run.total_tokens = {self.steps * STEP_TOKENS}", f"checkpoint.every = {half}")
         given = ["--gin", "smoke.gin", "--run-dir", str(self.folder / "run")]
         if self.resumes is not None:
             given += ["--resume", str(self.resumes.folder / "run" / "checkpoints" / f"tokens-{half:015d}")]

@@ -22,7 +22,7 @@ RESERVED_DEEPSPEED_KEYS = {
     "optimizer.params.betas": "optimizer.betas",
     "optimizer.params.eps": "optimizer.eps",
     "optimizer.params.weight_decay": "optimizer.weight_decay",
-    "scheduler": "schedule.warm_up and schedule.warm_down",
+    "scheduler": "schedule.warmup_ratio and schedule.warmdown_ratio",
     "zero_optimization.stage": "deepspeed.zero_stage",
     "bf16.enabled": "deepspeed.precision",
     "fp16": "deepspeed.precision: bf16 needs no loss scaling, which fp16 would",

@@ -1,6 +1,6 @@
-"""The token clock: everything periodic fires when a number of dataset tokens has been read, never on step numbers.
+"""Steps and dataset tokens of a run. Intervals are counted in tokens, never in steps.
 
-A MegaContext run and its plain twin read the same tokens a step, so they log, validate and save at the same places.
+A MegaContext run and its plain baseline read the same tokens in a step, so they log and validate at the same tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 @dataclass
 class TrainState:
-    """Optimizer steps done, and what they read. `total_steps` end the run."""
+    """Progress of a run.
+
+    Attributes:
+        batch_tokens: Dataset tokens of a step.
+        total_steps: Steps of the complete run.
+        step: Steps done.
+    """
 
     batch_tokens: int
     total_steps: int
@@ -28,13 +34,13 @@ class TrainState:
 
     @property
     def finished(self) -> bool:
-        """No step is left."""
+        """Whether all steps are done."""
         return self.step >= self.total_steps
 
-    def tick(self) -> None:
-        """One more optimizer step is done."""
+    def advance(self) -> None:
+        """Count an optimizer step."""
         self.step += 1
 
     def due(self, every: int) -> bool:
-        """Whether the last step crossed a multiple of `every` tokens (0 = never)."""
+        """Return whether the last step crossed a multiple of `every` tokens (0 = never)."""
         return every > 0 and self.tokens // every > (self.tokens - self.batch_tokens) // every

@@ -31,9 +31,9 @@ ELSEWHERE = {
 def run(launches):
     return launches.run(
         "run.total_tokens = 12288",
-        "cadence.log_tokens = 4096",
-        "cadence.eval_tokens = 0",
-        "cadence.checkpoint_tokens = 0",
+        "logging.every = 4096",
+        "validation.every = 0",
+        "checkpoint.every = 0",
         "optimizer.name = 'adamw'",
         "deepspeed.zero_stage = 1",  # so that a gradient's norm is logged
         "gpt.width = 128",

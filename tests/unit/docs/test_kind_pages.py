@@ -16,7 +16,7 @@ from mcframe.context.focus_ops import is_valid, lengths
 from mcframe.data.packing import separated
 from mcframe.hookspecs import INTERFACES
 from mcframe.training.build import build_components
-from mcframe.training.evaluation import subject_of
+from mcframe.training.evaluation import eval_model
 from mcframe.training.train_step import StepBatch
 
 FOLDER = Path(__file__).parents[3] / "docs" / "plugins"
@@ -143,7 +143,7 @@ def test_task(chosen):
 
 def test_evaluation(chosen):
     components = chosen("evaluation")
-    subject = subject_of(components.run_config, components.tokenizer, components.model, torch.device("cpu"))
+    subject = eval_model(components.run_config, components.tokenizer, components.model, torch.device("cpu"))
     (evaluation,) = components.evaluations
     findings = evaluation.run(subject)
     assert evaluation.windows == 4
