@@ -45,6 +45,7 @@ from mcframe.interfaces.focus import Allocator, Sequences, VariantStrategy
 from mcframe.interfaces.logger import Histogram, MetricLogger, RunStart
 from mcframe.interfaces.loss import LensPass, Loss, LossTerm, Need, StepView, UncompressedPass, VariantPass
 from mcframe.interfaces.networks import GistNet, HeadShape, LensNet, ModelShape, Positions
+from mcframe.interfaces.param_groups import ParamGroup, TrainableModule, group_parameters
 from mcframe.renamed import renamed_export
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "MetricLogger",
     "ModelShape",
     "Need",
+    "ParamGroup",
     "Positions",
     "PreferencePairs",
     "Register",
@@ -83,9 +85,11 @@ __all__ = [
     "Table",
     "TextSource",
     "Tokenizer",
+    "TrainableModule",
     "UncompressedPass",
     "VariantPass",
     "VariantStrategy",
+    "group_parameters",
     "hookimpl",
 ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from mcframe.training.build import build_components
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
 from mcframe.training.provenance import changes, check_alike, fingerprint, given, write_record
 from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, write_provenance
-from mcframe.training.startup_summary import describe, optimizer_groups
+from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
 from mcframe.training.weights import start_from
 
@@ -106,7 +106,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     check_alike(fingerprints)
     engine = Engine(components.step, run_config, world_size)
     extra = {
-        "parameter groups": optimizer_groups(engine.optimizer),
+        "parameter groups": "\n".join(map(str, engine.param_groups)),
         "ranks": f"{world_size} on {device}; micro-batches of {engine.micro_batch} sequences, "
         f"{engine.accumulation} a step",
         "run directory": str(run_plan.directory),

@@ -122,6 +122,7 @@ class OptimizerConfig:
     muon_lr, muon_momentum         of Muon
     gradient_clipping  largest gradient norm; None = 1.0 for adamw and none for muon, whose update is orthogonalised
                        (clipping would act on that update, at some ZeRO stages and not at others)
+    lr_scale           factors on the learning rates of parts: {'base': 0.1, 'gistnet': 1.0, 'lensnet': 1.0}
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -132,11 +133,16 @@ class OptimizerConfig:
     muon_lr: float = 0.02
     muon_momentum: float = 0.95
     gradient_clipping: float | None = None
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr", "eps"):
             value = getattr(self, name)
             require(value > 0, f"optimizer.{name}", value, "above 0")
+        for part, scale in self.lr_scale.items():
+            parts = ("base", "gistnet", "lensnet")
+            require(part in parts, "optimizer.lr_scale", part, f"parts of {', '.join(parts)}")
+            require(scale >= 0, "optimizer.lr_scale", scale, "factors of 0 or above")
         clipping = self.gradient_clipping
         require(clipping is None or clipping >= 0, "optimizer.gradient_clipping", clipping, "0 (none) or above")
         if self.name == "muon" and self.gradient_clipping:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mcframe.context.context_tree import ContextTree
+from mcframe.hookspecs import TrainableModule
 from mcframe.testing.host_sync import random_states, same
 from mcframe.testing.inputs import gist_trial, lens_trial, plain_trial, stirred
 from mcframe.testing.plugin_calls import PluginCall
@@ -90,22 +91,24 @@ def _steps(plugin: PluginUnderTest) -> dict[str, list[PluginCall]]:
 
 @requirement(
     "N6",
-    "Tables and thin maps are called `..._embed`, so that AdamW trains them and not Muon",
+    "Tables and thin maps are in no group of matrices, so that AdamW trains them and not Muon",
     *NETWORKS,
     needs="parameters",
     after=("P9",),
 )
-def n6_names(plugin: PluginUnderTest) -> None:
-    """Muon is for maps between wide spaces: it takes what has two dimensions and no `embed` in its name."""
+def n6_param_groups(plugin: PluginUnderTest) -> None:
+    """Muon is for maps between wide spaces; `param_groups` of the module declares the others as embeddings."""
     for tree in (TREE, PLAIN):  # with one slot, what has a row for every slot is thin
-        wrong = _tables_called_otherwise(plugin.build(tree))
+        wrong = _tables_among_matrices(plugin.build(tree))
         expect(not wrong, f"with {tree.slots} slot(s) Muon would train {', '.join(wrong)}")
 
 
-def _tables_called_otherwise(part: nn.Module) -> list[str]:
-    tables = {f"{name}.weight".lstrip(".") for name, module in part.named_modules() if isinstance(module, nn.Embedding)}
+def _tables_among_matrices(part: TrainableModule) -> list[str]:
+    matrices = {id(each) for group in part.param_groups() if group.role == "matrix" for each in group.parameters}
+    tables = {id(module.weight) for module in part.modules() if isinstance(module, nn.Embedding)}
     return [
         name
         for name, parameter in part.named_parameters()
-        if (name in tables or (parameter.dim() == 2 and min(parameter.shape) == 1)) and "embed" not in name
+        if id(parameter) in matrices
+        and (id(parameter) in tables or (parameter.dim() == 2 and min(parameter.shape) == 1))
     ]

@@ -22,6 +22,8 @@ from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.training.engine_config import engine_config
+from mcframe.training.optimizer import build_optimizer
+from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.train_step import StepBatch, TrainStep
 
 _SINGLE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -180,9 +182,13 @@ class Engine:
         self._reports_norm = run_config.optimizer.name != "muon"  # Muon's is the norm of its update
         self._watch = GradientWatch(step) if self.stage == 3 else None
         self._timed: PhaseTimer = no_timer
-        self.wrapped, self.optimizer, _, self._scheduler = deepspeed.initialize(
+        self.param_groups = param_groups(step, run_config.optimizer)
+        self._peak_lr = run_config.optimizer.lr
+        groups, offload = optimizer_groups(step, self.param_groups), run_config.deepspeed.offload_optimizer
+        self.wrapped, _, _, self._scheduler = deepspeed.initialize(
             model=step,
-            config=self.config,
+            config={name: value for name, value in self.config.items() if name != "optimizer"},
+            optimizer=lambda _: build_optimizer(self.config["optimizer"], groups, offload),
             lr_scheduler=lambda optimizer: LambdaLR(
                 optimizer, lambda step: run_config.schedule.factor(step, run_config.steps)
             ),
@@ -223,8 +229,8 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step (of AdamW's parameters; Muon's follows the same schedule)."""
-        return float(self._scheduler.get_last_lr()[-1])
+        """The learning rate of the next step, of AdamW's parameters without a scale; others are proportional to it."""
+        return float(self._peak_lr * self._scheduler.lr_lambdas[0](self._scheduler.last_epoch))
 
     def apply_schedule(self) -> None:
         """Set the next step's learning rate from this recipe: a checkpoint brings that of the run it was made in."""
