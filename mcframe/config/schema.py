@@ -11,6 +11,7 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError, require
 from mcframe.hookspecs import (
     Allocator,
+    Callback,
     Evaluation,
     GistNet,
     HeadShape,
@@ -340,7 +341,12 @@ def require_interval(group: str, every: int) -> None:
     require(every >= 0, f"{group}.every", every, "a number of tokens, or 0 for never")
 
 
-MULTI_KINDS: Mapping[str, str] = {"evaluation": "evaluations", "loss": "losses", "logger": "loggers"}
+MULTI_KINDS: Mapping[str, str] = {
+    "evaluation": "evaluations",
+    "loss": "losses",
+    "logger": "loggers",
+    "callback": "callbacks",
+}
 """Kinds of which a run may have any number, and what `run` calls them; of others it has one, under the kind's name."""
 
 
@@ -361,6 +367,7 @@ class RunConfig:
         losses: Terms of the loss, in order. None is next_token, variants, delta_penalty, preference and balance.
         extra_losses: Losses in addition to `losses`.
         loggers: Loggers in addition to those that `logging` switches, for example `@logger.prometheus`.
+        callbacks: Act after backward passes and steps, for example `@callback.early_stopping`.
         start_from: A run directory or checkpoint of another run whose weights are loaded, part by part, where they fit.
         trainable: The parts that are trained: base, gistnet, lensnet.
         total_tokens: Dataset tokens of the run, rounded down to complete steps. Set this or total_steps.
@@ -382,6 +389,7 @@ class RunConfig:
     losses: Sequence[Callable[[ModelShape], Loss]] | None = None
     extra_losses: Sequence[Callable[[ModelShape], Loss]] = ()
     loggers: Sequence[Callable[[RunStart], MetricLogger]] = ()
+    callbacks: Sequence[Callable[[], Callback]] = ()
     total_tokens: int | None = None
     total_steps: int | None = None
     batch_tokens: int

@@ -78,5 +78,9 @@ KINDS: Mapping[str, Kind] = {
         "logger", "Logger", "LoggerContract", "a table that spreadsheets open",
         "chosen", "says which metrics are written",
     ),
+    "callback": Kind(
+        "callback", "Callback", "CallbackContract", "the size of the gradient of each part",
+        "size", "returns a scalar for a part of the model",
+    ),
 }  # fmt: skip
 """By the kind's name in gin files."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mcframe.testing.requirements import Requirement as Requirement
     from mcframe.testing.requirements import every_clause as every_clause
     from mcframe.testing.suites import AllocatorContract as AllocatorContract
+    from mcframe.testing.suites import CallbackContract as CallbackContract
     from mcframe.testing.suites import EvaluationContract as EvaluationContract
     from mcframe.testing.suites import GistNetContract as GistNetContract
     from mcframe.testing.suites import LensNetContract as LensNetContract
@@ -46,6 +47,7 @@ _HOME = {
 
 __all__ = [
     "AllocatorContract",
+    "CallbackContract",
     "EvaluationContract",
     "GistNetContract",
     "LensNetContract",

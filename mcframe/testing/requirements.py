@@ -61,7 +61,7 @@ CLAUSES: dict[str, Requirement] = {}
 
 HOMES = (
     "plugins", "parts", "gistnet", "lensnet", "allocator", "variants", "networks", "learning",
-    "positions", "loss", "text", "tokenizer", "task", "evaluation", "logger", "in_training",
+    "positions", "loss", "text", "tokenizer", "task", "evaluation", "logger", "callback", "in_training",
 )  # fmt: skip
 """The modules that define clauses, in the order in which clauses are checked and may depend on each other."""
 

@@ -106,6 +106,7 @@ LossContract: Any = _contract("LossContract", "loss")
 PositionsContract: Any = _contract("PositionsContract", "positions")
 EvaluationContract: Any = _contract("EvaluationContract", "evaluation")
 LoggerContract: Any = _contract("LoggerContract", "logger")
+CallbackContract: Any = _contract("CallbackContract", "callback")
 
 CONTRACTS: Mapping[str, type[RequirementSuite]] = {each.kind: each for each in RequirementSuite.__subclasses__()}
 """The contract of every kind."""

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -215,15 +216,21 @@ class Engine:
         self._timed = timed
         self.step.time_with(timed)
 
-    def backward_and_step(self, loss: torch.Tensor) -> None:
-        """One backward of one micro-batch, and the optimizer's step where the batch is complete.
+    def backward_and_step(self, loss: torch.Tensor, before_step: Callable[[], None]) -> None:
+        """Run one backward pass of a micro-batch, and the optimizer's step if the batch is complete.
 
         Never twice before a step: at ZeRO 2 that silently gives another result.
+
+        Args:
+            loss: The loss of the micro-batch.
+            before_step: Called before the optimizer's step, with complete gradients.
         """
         with self._timed("backward"):
             self.wrapped.backward(loss)
-        if self._watch is not None and self.wrapped.is_gradient_accumulation_boundary():
-            self._watch.check()
+        if self.wrapped.is_gradient_accumulation_boundary():
+            if self._watch is not None:
+                self._watch.check()
+            before_step()
         with self._timed("optimizer"):
             self.wrapped.step()
 

@@ -17,6 +17,7 @@ from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.progress import Progress
 from mcframe.metrics.summary import summarise, summary_table, write_summary
 from mcframe.registry.plugins import Lifecycle
+from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.run_directory import OPERATIVE, RunPlan
 from mcframe.training.train_state import TrainState
 
@@ -30,17 +31,27 @@ class Recorder:
         state: Steps and tokens so far.
         loggers: Loggers; none on ranks other than 0.
         hooks: Lifecycle hooks of plug-ins.
+        callbacks: Callbacks of plug-ins.
 
     Attributes:
         first: The first value of every metric, over all sessions of the run.
         last: The last value of every metric.
     """
 
-    def __init__(self, plan: RunPlan, tree: ContextTree, state: TrainState, loggers: Loggers, hooks: Lifecycle) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        tree: ContextTree,
+        state: TrainState,
+        loggers: Loggers,
+        hooks: Lifecycle,
+        callbacks: PluginCallbacks,
+    ) -> None:
         self._plan, self._state, self._loggers, self.hooks = plan, state, loggers, hooks
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         resumed = plan.checkpoint.tokens if plan.checkpoint else None
         self._figures = FigureRecorder(plan.directory, tree, loggers, resumed) if self._rank == 0 else None
+        self._callbacks = callbacks
         self.progress = Progress(state.total_tokens, resumed or 0, enabled=False)
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
@@ -64,6 +75,7 @@ class Recorder:
         self.progress.line(metrics, self._state.tokens)
         if self._rank == 0:
             self.hooks.metrics_logged(self.info(), metrics)
+        self._callbacks.on_metrics(self._state.tokens, metrics)
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """Write metrics to the loggers alone."""
@@ -100,7 +112,7 @@ class Recorder:
         """Write, print and return the summary of the run.
 
         Args:
-            status: `finished` or `interrupted`.
+            status: `finished`, `interrupted`, or `stopped` by a callback.
             checkpoint: The newest checkpoint.
             tokens: Dataset tokens of this session.
             seconds: Duration of this session.

@@ -16,11 +16,13 @@ class TrainState:
         batch_tokens: Dataset tokens of a step.
         total_steps: Steps of the complete run.
         step: Steps done.
+        stopped: Whether the run ends before all steps are done.
     """
 
     batch_tokens: int
     total_steps: int
     step: int = 0
+    stopped: bool = False
 
     @property
     def tokens(self) -> int:
@@ -34,8 +36,8 @@ class TrainState:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.total_steps
+        """Whether no step is left to do."""
+        return self.stopped or self.step >= self.total_steps
 
     def advance(self) -> None:
         """Count an optimizer step."""

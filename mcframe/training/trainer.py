@@ -12,6 +12,7 @@ import torch.distributed as dist
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.data.loader import Loader
 from mcframe.errors import UserError
+from mcframe.hookspecs import CallbackRun
 from mcframe.metrics.accumulator import Accumulator
 from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.timers import Timers
@@ -22,6 +23,7 @@ from mcframe.training.callbacks.checkpoint import SaveCheckpoint
 from mcframe.training.callbacks.evaluate import Evaluate
 from mcframe.training.callbacks.figures import Figures
 from mcframe.training.callbacks.log import Log
+from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.callbacks.sample import Sample
 from mcframe.training.callbacks.validate import Validate
 from mcframe.training.engine import Engine
@@ -47,6 +49,7 @@ class Trainer:
         loggers: Loggers.
         hooks: Lifecycle hooks of plug-ins.
         device: The device of this rank.
+        plugins: Callbacks of plug-ins.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Trainer:
         loggers: Loggers,
         hooks: Lifecycle,
         device: torch.device,
+        plugins: PluginCallbacks | None = None,
     ) -> None:
         self.components, self.engine, self.plan, self.device = components, engine, plan, device
         config = self.run_config = components.run_config
@@ -65,7 +69,8 @@ class Trainer:
         self.accumulator, self.timers = Accumulator(device), Timers(device)
         engine.time_with(self.timers.phase)
         self.update_ratio = UpdateRatio(engine.step, device)
-        self.recorder = Recorder(plan, components.tree, self.state, loggers, hooks)
+        self.plugins = plugins or PluginCallbacks()
+        self.recorder = Recorder(plan, components.tree, self.state, loggers, hooks, self.plugins)
         self.loader = Loader(
             training_stream(components, rank, world_size),
             batch_sequences=config.sequences, micro_batch=engine.micro_batch,
@@ -110,16 +115,21 @@ class Trainer:
         status, stop_signal = "finished", StopSignal()
         try:
             self.recorder.hooks.run_started(self.recorder.info())
+            self.plugins.start(self._callback_run())
             self._probe()
             if self.state.step == 0:
                 self._run_callbacks()
             self.throughput.restart()
             while not self.state.finished:
                 self.step()
+                self.plugins.settle(self.accumulator, stop_signal)
                 self._run_callbacks()
+                if not self.state.finished and self.plugins.stop_requested(stop_signal):
+                    status, self.state.stopped = "stopped", True
+                    self._run_callbacks()
                 if stop_signal.agreed() and not self.state.finished:
                     status = "interrupted"
-                    self.checkpoint.run(self)
+                    self.checkpoint(self)
                     break
         finally:
             stop_signal.restore()
@@ -133,12 +143,22 @@ class Trainer:
         with eval_mode(self.engine.wrapped):
             probe_plugins(self.engine.step, self.engine, self.held_out[:2].to(self.device), length)
 
+    def _callback_run(self) -> CallbackRun:
+        """Return the run as callbacks of plug-ins see it."""
+        info, losses = self.recorder.info(), {loss.name: loss for loss in self.engine.step.losses.each()}
+        return CallbackRun(
+            self.engine.model, losses, self.plugins.config, info.directory, info.rank, info.world_size,
+            info.total_tokens,
+        )  # fmt: skip
+
     def step(self) -> None:
         """Run one optimizer step: micro-batches forward and backward, then the update. Reads no tensor back."""
         variants = self.components.model.strategy.count
         length = self.run_config.variant_length(self.state.step) if variants else 0
         self.engine.step.begin_step(self.run_config.progress(self.state.step))
         self.learning_rate = self.engine.learning_rate
+        self.plugins.begin_step()
+        step, tokens_after = self.state.step, self.state.tokens + self.state.batch_tokens
         timed = self.timers.phase
         with self.timers.step():
             for _ in range(self.engine.accumulation):
@@ -151,8 +171,10 @@ class Trainer:
                 loss, metrics = self.engine(StepBatch(tokens, seeds, length, loss_mask))
                 with timed("metrics"):
                     self.accumulator.add(metrics)
-                self.engine.backward_and_step(loss)
+                    self.plugins.add(metrics)
+                self.engine.backward_and_step(loss, lambda: self.plugins.after_backward(step, tokens_after))
             self.engine.step.after_step()
+            self.plugins.after_step(step, tokens_after)
         self.loss = loss.detach()
         self.state.advance()
         self.recorder.progress.update(self.state.tokens)
@@ -167,7 +189,7 @@ class Trainer:
             torch.cuda.synchronize(self.device)  # queued steps count as training
         self.throughput.pause()
         for callback in due:
-            callback.run(self)
+            callback(self)
         self.throughput.resume()
 
     def check_finite(self, loss: float) -> None:

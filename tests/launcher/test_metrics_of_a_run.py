@@ -22,7 +22,7 @@ NAMED = ("data", "base", "losses", "metrics", "backward", "optimizer")
 ELSEWHERE = {
     "train/mfu", "train/hfu", "train/memory_gib_max",  # need a GPU
     "mc/adv_delta_undefined", "mc/preference_corr_undefined",  # where something is undefined
-    "loss/{loss}", "loss/{loss}/{figure}",  # of plug-ins that are not chosen here
+    "loss/{loss}", "loss/{loss}/{figure}", "callback/{callback}/{figure}",  # of plug-ins that are not chosen here
 }  # fmt: skip
 """What this run need not log, besides evaluations."""
 

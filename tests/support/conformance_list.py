@@ -28,6 +28,7 @@ HEADINGS = {
     "T": "Tasks",
     "E": "Evaluations",
     "S": "Loggers",
+    "C": "Callbacks",
     "R": "Training runs",
 }
 

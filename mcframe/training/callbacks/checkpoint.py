@@ -27,16 +27,13 @@ class SaveCheckpoint(TrainerCallback):
         super().__init__(config.every)
         self._keep = config.keep
         self.last: Path | None = None
-        self._tokens = -1
 
     def run(self, trainer: Trainer) -> None:
-        """Write a checkpoint unless this token count has one.
+        """Write a checkpoint.
 
         Raises:
             UserError: The loss is not finite on some rank, so that no good checkpoint is replaced.
         """
-        if self._tokens == trainer.state.tokens:
-            return
         started = time.monotonic()
         loss = trainer.loss.double()
         dist.all_reduce(loss)
@@ -50,11 +47,14 @@ class SaveCheckpoint(TrainerCallback):
             "last": trainer.recorder.last,
         }
         trainer.accumulator.add(trainer.timers.collect())
-        own = {"accumulator": trainer.accumulator.state(), "weights": trainer.update_ratio.state()}
+        own = {
+            "accumulator": trainer.accumulator.state(),
+            "weights": trainer.update_ratio.state(),
+            "callbacks": trainer.plugins.state(),
+        }
         self.last = checkpoints.save(
             trainer.engine, trainer.plan.directory, _data_position(trainer), shared, own, self._keep
         )
-        self._tokens = trainer.state.tokens
         recorder = trainer.recorder
         recorder.hooks.checkpoint_saved(recorder.info(), self.last)
         # Not part of the checkpoint: a run resumed from here resumes from the figures of the last interval.
@@ -71,7 +71,8 @@ class SaveCheckpoint(TrainerCallback):
         trainer.loader.restore(shared["loader"])
         trainer.accumulator.restore(own["accumulator"])
         trainer.update_ratio.restore(own.get("weights"))
-        self.last, self._tokens = checkpoint.path, trainer.state.tokens
+        trainer.plugins.restore(own.get("callbacks", {}))
+        self.last, self.last_tokens = checkpoint.path, trainer.state.tokens
         trainer.recorder.hooks.checkpoint_loaded(trainer.recorder.info(), checkpoint.path)
 
 

@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -153,6 +154,13 @@ def test_evaluation(chosen):
 def test_logger(chosen):
     """The example itself runs in tests/unit/metrics."""
     assert len(chosen("logger").run_config.loggers) == 1
+
+
+def test_callback(chosen):
+    (callback,) = chosen("callback").callbacks
+    callback.on_start(SimpleNamespace(model=torch.nn.Linear(1, 1, bias=False).requires_grad_()))
+    callback.weights[0].data.fill_(3.0)
+    assert callback.after_step(None) == {"norm": torch.tensor(6.0)}
 
 
 def test_every_kind_is_here():
