@@ -13,15 +13,17 @@ from mcframe import config
 from mcframe.config import Config
 from mcframe.config.schema import (
     MULTI_KINDS,
-    CheckpointConfig,
     ContextConfig,
     DataConfig,
+    RunConfig,
+)
+from mcframe.config.training_schema import (
+    CheckpointConfig,
     DeepSpeedConfig,
     EvaluationConfig,
     FiguresConfig,
     LoggingConfig,
     OptimizerConfig,
-    RunConfig,
     SamplingConfig,
     ScheduleConfig,
     ValidationConfig,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mcframe.config.schema import DeepSpeedConfig, OptimizerConfig, RunConfig
+from mcframe.config.schema import RunConfig
+from mcframe.config.training_schema import DeepSpeedConfig, OptimizerConfig
 from mcframe.errors import UserError
 
 RESERVED_DEEPSPEED_KEYS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mcframe.config.schema import OptimizerConfig
+from mcframe.config.training_schema import OptimizerConfig
 from mcframe.errors import UserError
 from mcframe.hookspecs import ParamGroup
 from mcframe.interfaces.param_groups import group_parameters

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from mcframe.config.schema import ScheduleConfig
+from mcframe.config.training_schema import ScheduleConfig
 
 pytestmark = pytest.mark.launcher
 

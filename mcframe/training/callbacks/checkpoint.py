@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from mcframe.config.schema import CheckpointConfig
+from mcframe.config.training_schema import CheckpointConfig
 from mcframe.training import checkpoints
 from mcframe.training.callbacks.base import TrainerCallback
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mcframe.config.schema import EvaluationConfig
+from mcframe.config.training_schema import EvaluationConfig
 from mcframe.evaluation.eval_model import EngineEvalModel
 from mcframe.evaluation.runner import headlines, run_evaluations
 from mcframe.training.callbacks.base import TrainerCallback

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mcframe.config.schema import FiguresConfig
+from mcframe.config.training_schema import FiguresConfig
 from mcframe.training.callbacks.base import TrainerCallback
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from mcframe.config.schema import SamplingConfig
+from mcframe.config.training_schema import SamplingConfig
 from mcframe.training.callbacks.base import TrainerCallback
 from mcframe.training.eval_mode import eval_mode
 from mcframe.training.sampling import continuations

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from rich.text import Text
 from torch import Tensor
 
-from mcframe.config.schema import ValidationConfig
+from mcframe.config.training_schema import ValidationConfig
 from mcframe.context.step_histograms import blocks_by_lod
 from mcframe.metrics.accumulator import Reading
 from mcframe.metrics.context_text import colored, key, strip

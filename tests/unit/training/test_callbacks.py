@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from mcframe.config.schema import EvaluationConfig, FiguresConfig, SamplingConfig
+from mcframe.config.training_schema import EvaluationConfig, FiguresConfig, SamplingConfig
 from mcframe.training.callbacks.base import TrainerCallback
 from mcframe.training.callbacks.evaluate import Evaluate
 from mcframe.training.callbacks.figures import Figures
