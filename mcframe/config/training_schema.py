@@ -18,12 +18,17 @@ def require_interval(group: str, every: int) -> None:
 class OptimizerConfig:
     """The optimizer (gin: `optimizer`).
 
-    name               adamw, or muon: Muon for matrices and AdamW for embeddings, heads and thin maps
-    lr, betas, eps, weight_decay   of AdamW; weight_decay also of Muon
-    muon_lr, muon_momentum         of Muon
-    gradient_clipping  largest gradient norm; None = 1.0 for adamw and none for muon, whose update is orthogonalised
-                       (clipping would act on that update, at some ZeRO stages and not at others)
-    lr_scale           factors on the learning rates of parts: {'base': 0.1, 'gistnet': 1.0, 'lensnet': 1.0}
+    Attributes:
+        name: adamw, or muon: Muon for matrices and AdamW for embeddings, heads and thin maps.
+        lr: Peak learning rate of AdamW.
+        betas: Of AdamW.
+        eps: Of AdamW.
+        weight_decay: Of AdamW and Muon.
+        muon_lr: Peak learning rate of Muon.
+        muon_momentum: Of Muon.
+        gradient_clipping: Largest gradient norm. None is 1.0 for adamw and no clipping for muon: clipping would act on
+            Muon's orthogonalised update, at some ZeRO stages and not at others.
+        lr_scale: Factors on the learning rates of parts: {'base': 0.1, 'gistnet': 1.0, 'lensnet': 1.0}.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -49,8 +54,8 @@ class OptimizerConfig:
         if self.name == "muon" and self.gradient_clipping:
             raise UserError(
                 "gradient clipping cannot be combined with Muon: it would clip the orthogonalised update, at ZeRO 1 "
-                "to 3 and not at 0, and shrink every step without a word",
-                remedy="remove optimizer.gradient_clipping; Muon's update has a fixed size whatever the gradient's",
+                "to 3 and not at 0, and silently shrink every step",
+                remedy="remove optimizer.gradient_clipping; Muon's update has a fixed size anyway",
             )
 
     @property

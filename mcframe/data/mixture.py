@@ -18,7 +18,7 @@ class Mixture(TextSource):
     """Documents of several text sources. An epoch ends when a source that is drawn has no more documents.
 
     Args:
-        sources: Text sources, such as `@prose/text.local_files`; the scope gives each its own settings. None is
+        sources: Text sources, such as `@prose/text.local_files`; settings of a scope hold for its source alone. None is
             `[@text.standard_library]`.
         weights: The fraction of documents of each source, up to a common factor; None for equal fractions.
         seed: Determines the order in which sources are drawn.

@@ -69,7 +69,7 @@ def optimizer_groups(step: TrainStep, groups: Sequence[PartGroup]) -> list[dict[
     """Return the groups as the optimizer takes them: Muon's first, groups of equal settings merged."""
     settings = {id(each): group for group in groups for each in group.group.parameters}
     merged: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
-    for parameter in step.parameters():  # in this order, whatever the parts declare
+    for parameter in step.parameters():  # the order of the module, which checkpoints rely on
         if (group := settings.get(id(parameter))) is not None:
             merged.setdefault((group.use_muon, group.lr, group.weight_decay), []).append(parameter)
     return [

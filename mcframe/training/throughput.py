@@ -1,4 +1,4 @@
-"""How fast a run is, what share of the device it uses, and how much memory it takes; asked once a logging interval."""
+"""Throughput, MFU and memory of a run, once a logging interval."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from mcframe.training.train_state import TrainState
 
 
 class ThroughputMeter:
-    """The stopwatch of a logging interval: training proper, without validation, samples and checkpoints.
+    """Throughput in a logging interval, without validation, samples and checkpoints.
 
-    micro_batch  sequences of a rank's forward pass
+    Args:
+        components: The components of the run.
+        state: Steps and tokens so far.
+        micro_batch: Sequences of a rank's forward pass.
+        world_size: The number of ranks.
+        device: The device of this rank.
     """
 
     def __init__(
@@ -28,11 +33,11 @@ class ThroughputMeter:
     ) -> None:
         self._components, self._state, self._micro_batch = components, state, micro_batch
         self._world_size, self._device = world_size, device
-        self._noted = dict(components.flops.notes)  # the start-up report has said these
+        self._noted = dict(components.flops.notes)  # printed in the start-up summary
         self.restart()
 
     def restart(self) -> None:
-        """A new interval begins."""
+        """Start an interval."""
         self._tokens, self._step = self._state.tokens, self._state.step
         self._start, self._paused, self._pause = time.monotonic(), 0.0, time.monotonic()
 
@@ -44,11 +49,12 @@ class ThroughputMeter:
         """Training resumes."""
         self._paused += time.monotonic() - self._pause
 
-    def metrics(self, say: Callable[[str], None]) -> dict[str, float]:
-        """Tokens a second; MFU where the device's peak is known, HFU where something is computed twice besides.
+    def metrics(self, report: Callable[[str], None]) -> dict[str, float]:
+        """Return tokens per second; MFU if the device's peak is known, and HFU if something is recomputed.
 
-        `say` is told of a figure that cannot be: it is not logged, and does not end the run; and of what could not be
-        counted, when that changes.
+        Args:
+            report: Receives a note for each value that cannot be computed, which is then not logged, and for each
+                operation that cannot be counted, when that changes.
         """
         elapsed = time.monotonic() - self._start - self._paused
         rate = (self._state.tokens - self._tokens) / max(1e-9, elapsed)
@@ -59,7 +65,7 @@ class ThroughputMeter:
         costs = self._mean_cost()
         for name, note in self._components.flops.notes.items():
             if self._noted.get(name) != note:
-                say(f"note: FLOPs of {name}: {note}")
+                report(f"note: FLOPs of {name}: {note}")
         self._noted = dict(self._components.flops.notes)
         flops = {"train/mfu": costs.total}
         if costs.recomputed:
@@ -68,7 +74,7 @@ class ThroughputMeter:
             try:
                 found[name] = mfu(each * rate, peak, self._world_size)
             except ValueError as error:
-                say(f"note: {name}: {error}")
+                report(f"note: {name}: {error}")
         return found
 
     def _peak(self) -> float | None:

@@ -31,7 +31,7 @@ class TrainState:
 
     @property
     def total_tokens(self) -> int:
-        """Dataset tokens of the whole run."""
+        """Dataset tokens of the complete run."""
         return self.total_steps * self.batch_tokens
 
     @property

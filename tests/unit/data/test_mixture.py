@@ -55,9 +55,9 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 def test_an_epoch_ends_with_the_first_source_that_is_used_up():
     drawn = names(mixture(Named("a"), Named("b", 5)).documents())
     assert drawn.count("b") == 5
-    whole = names(itertools.islice(mixture(Named("a"), Named("b")).documents(), len(drawn) + 1))
-    assert whole[:-1] == drawn
-    assert whole[-1] == "b"  # the draw that found nothing
+    complete = names(itertools.islice(mixture(Named("a"), Named("b")).documents(), len(drawn) + 1))
+    assert complete[:-1] == drawn
+    assert complete[-1] == "b"  # the draw that found nothing
 
 
 def test_the_identity_changes_with_sources_weights_and_seed():

@@ -36,8 +36,8 @@ def test_declared_matrices_are_those_that_first_party_names_mark(smoke, settings
     step, _, (muon, adam) = of_run(smoke, *MUON, *settings)
     named = [(name, p) for name, p in step.named_parameters() if p.requires_grad]
     marked = [p.dim() >= 2 and not ("embed" in name or "lm_head" in name) for name, p in named]
-    for group, wanted in ((muon, True), (adam, False)):
-        expected = [p for (_, p), mark in zip(named, marked, strict=True) if mark is wanted]
+    for group, is_matrix in ((muon, True), (adam, False)):
+        expected = [p for (_, p), mark in zip(named, marked, strict=True) if mark is is_matrix]
         assert [id(p) for p in group["params"]] == [id(p) for p in expected]
     assert (muon["lr"], adam["lr"]) == (0.02, 0.004)
 

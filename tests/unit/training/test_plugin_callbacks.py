@@ -80,11 +80,11 @@ def test_a_callback_that_raises_is_dropped_with_a_warning_and_the_others_go_on(s
 
 def test_an_explained_error_is_what_is_logged(stop_signal, caplog):
     def explain(error):
-        return UserError(f"callback.broken of plug-in 'it' of stranger 1.0 failed: {error}")
+        return UserError(f"callback.broken of plug-in 'it' of package 1.0 failed: {error}")
 
     callbacks = PluginCallbacks([Watches("broken", fails_at=0)], explain=explain)
     run_step(callbacks, 0, [1.0], Accumulator(), stop_signal)
-    assert caplog.messages[0].startswith("callback.broken of plug-in 'it' of stranger 1.0 failed: the disk is full")
+    assert caplog.messages[0].startswith("callback.broken of plug-in 'it' of package 1.0 failed: the disk is full")
 
 
 def test_metrics_are_passed_as_a_copy():
