@@ -26,7 +26,6 @@ from mcframe.cli.train import _sinks
 from mcframe.config.run_config import load_run_config
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.losses import terms
-from mcframe.metrics.progress import Progress
 from mcframe.modeling.model import no_timer
 from mcframe.training import train_step
 from mcframe.training.build import build_components
@@ -48,9 +47,7 @@ def build(gin: Path, settings: list[str], directory: Path) -> Trainer:
         components = build_components(loaded.run_config)
         device = start_distributed()
         engine = Engine(components.step, loaded.run_config, world_size=1)
-        trainer = Trainer(components, engine, run_plan, _sinks(loaded, run_plan, 0), loaded.registry.hooks, device)
-    trainer.progress = Progress(trainer.clock.total_tokens, 0, False)
-    return trainer
+        return Trainer(components, engine, run_plan, _sinks(loaded, run_plan, 0), loaded.registry.hooks, device)
 
 
 @contextmanager
@@ -109,8 +106,8 @@ def main() -> None:
                         times[kind] = milliseconds(trainer, trainer.step)
             pairs.append((times["on"], times["off"]))
             if number % 10 == 9:
-                logs.append(milliseconds(trainer, trainer._log))
-        trainer.loggers.close()
+                logs.append(milliseconds(trainer, lambda: trainer.log.run(trainer)))
+        trainer.recorder.close()
         trainer.loader.close()
         report(trainer, options.gin.stem, pairs, logs)
 
@@ -118,7 +115,7 @@ def main() -> None:
 def report(trainer: Trainer, name: str, pairs: list[tuple[float, float]], logs: list[float]) -> None:
     """Print medians over the run and over parts of it."""
     on, off = (median(each[kind] for each in pairs) for kind in (0, 1))
-    per_interval = max(1, trainer.run_config.cadence.log_tokens // trainer.run_config.batch_tokens)
+    per_interval = max(1, trainer.run_config.logging.every // trainer.run_config.batch_tokens)
     size = len(pairs) // BATCHES
     parts = [pairs[n * size : (n + 1) * size] for n in range(BATCHES)]
     ratios = [median(a / b for a, b in part) - 1 for part in parts if part]

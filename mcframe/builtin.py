@@ -1,5 +1,6 @@
 """The implementations that mcframe registers itself; plug-ins under `plugins/` register the others."""
 
+from mcframe.data.mixture import Mixture
 from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
 from mcframe.data.synthetic.induction import Induction
 from mcframe.data.synthetic.needle import Needle
@@ -21,6 +22,7 @@ def register_plugins(register: Register) -> None:
     register("standard_library", StandardLibrary)
     register("local_files", LocalFiles)
     register("huggingface", HuggingFace)
+    register("mixture", Mixture)
     register("bytes", Bytes)
     register("bpe", BPE)
     register("recall", Recall)

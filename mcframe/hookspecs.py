@@ -22,6 +22,7 @@ task         Task               interfaces/data.py         seeds
 loss         Loss               interfaces/loss.py         a micro-batch within the training step
 evaluation   Evaluation         interfaces/evaluation.py   a trained model
 logger       MetricLogger       interfaces/logger.py       what is measured
+callback     Callback           interfaces/callback.py     model, losses and metrics, after backward and after a step
 
 Shapes: B sequences, V variants of each, R = B * V rows (row r belongs to sequence r // V), T tokens, K block size,
 G slots, D width, L entries of a working context.
@@ -38,6 +39,7 @@ import pluggy
 
 from mcframe.context.preference_pairs import PreferencePairs
 from mcframe.context.step_metrics import StepMetrics
+from mcframe.interfaces.callback import Callback, CallbackRun, CallbackStep
 from mcframe.interfaces.data import SyntheticBatch, SyntheticTask, TextSource, Tokenizer
 from mcframe.interfaces.eval_result import Chart, EvalResult, Interval, Table
 from mcframe.interfaces.evaluation import EvalData, EvalModel, Evaluation
@@ -45,6 +47,7 @@ from mcframe.interfaces.focus import Allocator, Sequences, VariantStrategy
 from mcframe.interfaces.logger import Histogram, MetricLogger, RunStart
 from mcframe.interfaces.loss import LensPass, Loss, LossTerm, Need, StepView, UncompressedPass, VariantPass
 from mcframe.interfaces.networks import GistNet, HeadShape, LensNet, ModelShape, Positions
+from mcframe.interfaces.param_groups import ParamGroup, TrainableModule, group_parameters
 from mcframe.renamed import renamed_export
 
 __all__ = [
@@ -53,6 +56,9 @@ __all__ = [
     "INTERFACES",
     "PROJECT",
     "Allocator",
+    "Callback",
+    "CallbackRun",
+    "CallbackStep",
     "Chart",
     "EvalData",
     "EvalModel",
@@ -70,6 +76,7 @@ __all__ = [
     "MetricLogger",
     "ModelShape",
     "Need",
+    "ParamGroup",
     "Positions",
     "PreferencePairs",
     "Register",
@@ -83,9 +90,11 @@ __all__ = [
     "Table",
     "TextSource",
     "Tokenizer",
+    "TrainableModule",
     "UncompressedPass",
     "VariantPass",
     "VariantStrategy",
+    "group_parameters",
     "hookimpl",
 ]  # fmt: skip
 
@@ -105,6 +114,7 @@ INTERFACES: Mapping[str, type] = {
     "loss": Loss,
     "evaluation": Evaluation,
     "logger": MetricLogger,
+    "callback": Callback,
 }
 """What a plug-in of each kind is: its factory returns an instance of this class."""
 

@@ -22,7 +22,7 @@ from mcframe.evaluation.runner import run_evaluations
 from mcframe.hookspecs import EvalModel, EvalResult, Evaluation, RunInfo
 from mcframe.registry.factory import PluginFactory
 from mcframe.training.build import build_evaluations
-from mcframe.training.evaluation import subject_of
+from mcframe.training.evaluation import eval_model
 
 FOLDER = "evaluation"
 
@@ -130,7 +130,7 @@ class _Asked:
 
     def _subject(self, run: TrainedRun) -> EngineEvalModel:
         model = run.model.to(self.device)
-        subject = subject_of(self.trained.run_config, run.tokenizer, model, self.device)
+        subject = eval_model(self.trained.run_config, run.tokenizer, model, self.device)
         return replace(subject, windows=self.windows)
 
     def _facts(self) -> dict[str, Any]:

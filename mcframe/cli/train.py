@@ -16,12 +16,14 @@ from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.metrics.loggers import Loggers, open_loggers
+from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
 from mcframe.training.build import build_components
+from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
 from mcframe.training.provenance import changes, check_alike, fingerprint, given, write_record
 from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, write_provenance
-from mcframe.training.startup_summary import describe, optimizer_groups
+from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
 from mcframe.training.weights import start_from
 
@@ -106,7 +108,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     check_alike(fingerprints)
     engine = Engine(components.step, run_config, world_size)
     extra = {
-        "parameter groups": optimizer_groups(engine.optimizer),
+        "parameter groups": "\n".join(map(str, engine.param_groups)),
         "ranks": f"{world_size} on {device}; micro-batches of {engine.micro_batch} sequences, "
         f"{engine.accumulation} a step",
         "run directory": str(run_plan.directory),
@@ -127,8 +129,13 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     for binding in loaded.config.unused():
         console.print(f"note: nothing reads {binding.key} ({binding.location})", style="yellow", highlight=False)
     with console.status("Reading and tokenising text"):
-        trainer = Trainer(components, engine, run_plan, loggers, loaded.registry.hooks, device)
+        callbacks = PluginCallbacks(
+            components.callbacks, loaded.config.as_dict(), lambda error: explain(error, loaded.registry)
+        )
+        trainer = Trainer(components, engine, run_plan, loggers, loaded.registry.hooks, device, callbacks)
     summary = trainer.run()
+    for reason in callbacks.stop_reasons:
+        console.print(f"Stopped by {reason}", markup=False, highlight=False, soft_wrap=True)
     if summary["status"] == "interrupted":
         again = "gin files and plug-ins" if given(loaded.registry) else "gin files"
         console.print(f"To go on: the same {again} with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)

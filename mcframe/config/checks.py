@@ -64,12 +64,12 @@ class Checker:
             return
         if renamed := new_binding(full):
             raise UserError(f"{full} has a new name: {renamed}", remedy=f"Replace {full} by {renamed}.")
+        if full in self._names:
+            raise UserError(
+                f"{full} is an implementation, not a parameter",
+                remedy=f"Refer to it as @{full}, or bind a parameter of it: {full}.PARAMETER = ...",
+            )
         if configurable is None:
-            if full in self._names:
-                raise UserError(
-                    f"{full} is an implementation, not a parameter",
-                    remedy=f"Refer to it as @{full}, or bind a parameter of it: {full}.PARAMETER = ...",
-                )
             raise self._unknown(binding.name, "")
         raise UserError(
             f"{binding.name} has no parameter {binding.parameter!r}"

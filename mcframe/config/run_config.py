@@ -13,13 +13,17 @@ from mcframe import config
 from mcframe.config import Config
 from mcframe.config.schema import (
     MULTI_KINDS,
-    CadenceConfig,
     ContextConfig,
     DataConfig,
+    RunConfig,
+)
+from mcframe.config.training_schema import (
+    CheckpointConfig,
     DeepSpeedConfig,
+    EvaluationConfig,
+    FiguresConfig,
     LoggingConfig,
     OptimizerConfig,
-    RunConfig,
     SamplingConfig,
     ScheduleConfig,
     ValidationConfig,
@@ -37,10 +41,12 @@ SETTINGS = {
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
     "deepspeed": DeepSpeedConfig,
-    "cadence": CadenceConfig,
     "data": DataConfig,
     "validation": ValidationConfig,
     "sampling": SamplingConfig,
+    "evaluation": EvaluationConfig,
+    "figures": FiguresConfig,
+    "checkpoint": CheckpointConfig,
     "logging": LoggingConfig,
 }
 """Groups of settings that gin files bind by name: `context.window = 512`."""

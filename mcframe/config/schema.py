@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from mcframe.config.training_schema import (
+    CheckpointConfig,
+    DeepSpeedConfig,
+    EvaluationConfig,
+    FiguresConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    ValidationConfig,
+)
 from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError, require
 from mcframe.hookspecs import (
     Allocator,
+    Callback,
     Evaluation,
     GistNet,
     HeadShape,
@@ -114,143 +126,6 @@ class ContextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The optimizer (gin: `optimizer`).
-
-    Attributes:
-        name: adamw, or muon: Muon for matrices and AdamW for embeddings, heads and vectors.
-        lr: Peak learning rate of AdamW.
-        betas: Decay rates of AdamW's moments.
-        eps: Epsilon of AdamW.
-        weight_decay: Weight decay of AdamW and Muon.
-        muon_lr: Peak learning rate of Muon.
-        muon_momentum: Momentum of Muon.
-        gradient_clipping: Largest gradient norm; None = 1.0 with adamw, none with muon. An error above 0 with muon,
-            whose orthogonalised update it would clip at some ZeRO stages only.
-    """
-
-    name: Literal["adamw", "muon"] = "adamw"
-    lr: float = 3e-3
-    betas: Sequence[float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    muon_lr: float = 0.02
-    muon_momentum: float = 0.95
-    gradient_clipping: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "muon_lr", "eps"):
-            value = getattr(self, name)
-            require(value > 0, f"optimizer.{name}", value, "above 0")
-        clipping = self.gradient_clipping
-        require(clipping is None or clipping >= 0, "optimizer.gradient_clipping", clipping, "0 (none) or above")
-        if self.name == "muon" and self.gradient_clipping:
-            raise UserError(
-                "gradient clipping cannot be combined with Muon: it would clip the orthogonalised update, at ZeRO 1 "
-                "to 3 and not at 0, and shrink every step without a word",
-                remedy="remove optimizer.gradient_clipping; Muon's update has a fixed size whatever the gradient's",
-            )
-
-    @property
-    def clipping(self) -> float:
-        """The gradient norm to clip at; 0 for none."""
-        if self.gradient_clipping is None:
-            return 1.0 if self.name == "adamw" else 0.0
-        return self.gradient_clipping
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Linear warm-up, constant, linear warm-down of every learning rate (gin: `schedule`).
-
-    Attributes:
-        warm_up: Fraction of training over which the rate rises from 0.
-        warm_down: Fraction of training over which it falls to `final`.
-        final: Rate at the end, as a fraction of its peak.
-    """
-
-    warm_up: float = 0.02
-    warm_down: float = 0.2
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("warm_up", "warm_down", "final"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"schedule.{name}", value, "a fraction from 0 to 1")
-
-    def factor(self, step: int, total_steps: int) -> float:
-        """The factor on the peak learning rate in optimizer step `step` (from 0)."""
-        up, down = self.warm_up * total_steps, self.warm_down * total_steps
-        rise = min(1.0, (step + 1) / up) if up > 0 else 1.0
-        fall = min(1.0, (total_steps - step) / down) if down > 0 else 1.0
-        return min(rise, self.final + (1 - self.final) * fall)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeepSpeedConfig:
-    """Options of DeepSpeed (gin: `deepspeed`).
-
-    Attributes:
-        zero_stage: 0 to 3.
-        precision: fp32, or bf16 with fp32 master weights, which needs ZeRO 1 or higher.
-        offload_optimizer: Keep the optimizer's state in the CPU's memory; needs ZeRO 1 or higher.
-        offload_parameters: Keep parameters in the CPU's memory; needs ZeRO 3.
-        settings: Any keys of DeepSpeed's JSON; they override those that mcframe sets.
-    """
-
-    zero_stage: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    offload_optimizer: bool = False
-    offload_parameters: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require(self.zero_stage in (0, 1, 2, 3), "deepspeed.zero_stage", self.zero_stage, "0, 1, 2 or 3")
-        # At ZeRO 0 DeepSpeed keeps no float32 master weights: small updates of bf16 weights are lost to rounding.
-        for needs, name, least in (
-            (self.precision == "bf16", "precision", 1),
-            (self.offload_optimizer, "offload_optimizer", 1),
-            (self.offload_parameters, "offload_parameters", 3),
-        ):
-            if needs and self.zero_stage < least:
-                raise UserError(
-                    f"deepspeed.{name} = {getattr(self, name)!r}: expected deepspeed.zero_stage of {least} or higher, "
-                    f"got {self.zero_stage}",
-                    remedy=f"Set deepspeed.zero_stage = {least}, on a single rank too.",
-                    binding=f"deepspeed.{name}",
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CadenceConfig:
-    """Intervals on the token clock, in dataset tokens; 0 = never (gin: `cadence`).
-
-    Attributes:
-        log_tokens: Interval of log lines.
-        eval_tokens: Interval of validations, each with a picture of working contexts.
-        evaluate_tokens: Interval of `run.evaluations`, which cost far more than a validation.
-        sample_tokens: Interval of samples.
-        picture_tokens: Interval of figures, drawn from what every log line records; the end of a run has one.
-        checkpoint_tokens: Interval of checkpoints; the end of a run is always saved.
-        keep: Newest checkpoints that stay on disk.
-    """
-
-    log_tokens: int = 1_000_000
-    eval_tokens: int = 10_000_000
-    evaluate_tokens: int = 0
-    sample_tokens: int = 10_000_000
-    picture_tokens: int = 50_000_000
-    checkpoint_tokens: int = 50_000_000
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        for event in ("log", "eval", "evaluate", "sample", "picture", "checkpoint"):
-            value = getattr(self, f"{event}_tokens")
-            require(value >= 0, f"cadence.{event}_tokens", value, "a number of tokens, or 0 for never")
-        require(self.keep >= 1, "cadence.keep", self.keep, "1 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The split of the text (gin: `data`).
 
@@ -261,53 +136,12 @@ class DataConfig:
     validation_share: float = 0.02
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
-    """Validation on held-out text (gin: `validation`).
-
-    Attributes:
-        windows: Sequences that a validation reads.
-    """
-
-    windows: int = 64
-
-    def __post_init__(self) -> None:
-        require(self.windows >= 1, "validation.windows", self.windows, "1 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """Continuations that are printed while training (gin: `sampling`).
-
-    Attributes:
-        prompts: Texts to continue.
-        length: Tokens of a continuation.
-        temperature: Divides the logits; 0 takes the most likely token each time.
-    """
-
-    prompts: Sequence[str] = ("def ", "The ")
-    length: int = 64
-    temperature: float = 0.8
-
-    def __post_init__(self) -> None:
-        require(self.length >= 1, "sampling.length", self.length, "1 or more")
-        require(self.temperature >= 0, "sampling.temperature", self.temperature, "0 or above")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
-    """Loggers next to metrics.jsonl (gin: `logging`).
-
-    Attributes:
-        tensorboard: Write event files to `RUN/tensorboard`.
-        wandb: auto stands for `WANDB_MODE`; without it for online if a login exists, else offline.
-    """
-
-    tensorboard: bool = True
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-
-
-MULTI_KINDS: Mapping[str, str] = {"evaluation": "evaluations", "loss": "losses", "logger": "loggers"}
+MULTI_KINDS: Mapping[str, str] = {
+    "evaluation": "evaluations",
+    "loss": "losses",
+    "logger": "loggers",
+    "callback": "callbacks",
+}
 """Kinds of which a run may have any number, and what `run` calls them; of others it has one, under the kind's name."""
 
 
@@ -328,6 +162,7 @@ class RunConfig:
         losses: Terms of the loss, in order. None is next_token, variants, delta_penalty, preference and balance.
         extra_losses: Losses in addition to `losses`.
         loggers: Loggers in addition to those that `logging` switches, for example `@logger.prometheus`.
+        callbacks: Act after backward passes and steps, for example `@callback.early_stopping`.
         start_from: A run directory or checkpoint of another run. Base model, GistNet and LensNet start with its
             weights, each where all of the part fits.
         trainable: The parts that are trained; the others are frozen. Parameters of a loss are frozen with its part.
@@ -352,6 +187,7 @@ class RunConfig:
     losses: Sequence[Callable[[ModelShape], Loss]] | None = None
     extra_losses: Sequence[Callable[[ModelShape], Loss]] = ()
     loggers: Sequence[Callable[[RunStart], MetricLogger]] = ()
+    callbacks: Sequence[Callable[[], Callback]] = ()
     total_tokens: int | None = None
     total_steps: int | None = None
     batch_tokens: int
@@ -365,10 +201,12 @@ class RunConfig:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     deepspeed: DeepSpeedConfig
-    cadence: CadenceConfig
     data: DataConfig
     validation: ValidationConfig
+    evaluation: EvaluationConfig
     sampling: SamplingConfig
+    figures: FiguresConfig
+    checkpoint: CheckpointConfig
     logging: LoggingConfig
 
     def __post_init__(self) -> None:

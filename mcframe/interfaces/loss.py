@@ -14,6 +14,7 @@ from mcframe.context.delta_nll import PairedNLL
 from mcframe.context.preference_pairs import PreferencePairs
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.context.working_context import WorkingContext
+from mcframe.interfaces.param_groups import TrainableModule
 
 Need = Literal["variants", "pairs", "gists", "scores", "kl", "dropped", "uncompressed_scores"]
 """A part of a run, or a tensor of the step, that a loss requires.
@@ -157,7 +158,7 @@ class LossTerm:
     metrics: Mapping[str, Tensor] | StepMetrics = field(default_factory=dict)
 
 
-class Loss(nn.Module, ABC):
+class Loss(TrainableModule, ABC):
     """A term of the training loss. Factory: `factory(shape)`, with a `ModelShape`.
 
     Its parameters are trained and stored in checkpoints. Small final hidden states:

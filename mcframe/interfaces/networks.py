@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import WorkingContext
+from mcframe.interfaces.param_groups import TrainableModule
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class ModelShape:
     tree: ContextTree
 
 
-class GistNet(nn.Module, ABC):
+class GistNet(TrainableModule, ABC):
     """Compresses the K children of each node into one gist of G slots. Factory: `factory(shape)`.
 
     shape is a `ModelShape`. The last children of each block, as its gist:
@@ -57,7 +58,7 @@ class GistNet(nn.Module, ABC):
         """
 
 
-class LensNet(nn.Module, ABC):
+class LensNet(TrainableModule, ABC):
     """Scores every working-context entry: > 0 "expand me", < 0 "collapse me". Factory: `factory(shape)`.
 
     shape is a `ModelShape`. A learned direction:
@@ -96,7 +97,7 @@ class HeadShape:
     tree: ContextTree
 
 
-class Positions(nn.Module, ABC):
+class Positions(TrainableModule, ABC):
     """Where an entry stands, as the rotation of its queries and keys. Factory: `factory(shape)`.
 
     shape is a `HeadShape`. No positions at all, the rotation by nothing:

@@ -40,7 +40,7 @@ def summarise(
     """Return the summary of a run as values of JSON.
 
     Args:
-        status: `finished` or `interrupted`.
+        status: `finished`, `interrupted` or `stopped`.
         tokens: dataset tokens so far.
         steps: optimizer steps so far.
         session_tokens: tokens since the start or the last resumption.

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
-from mcframe.hookspecs import HeadShape, Positions
+from mcframe.hookspecs import HeadShape, ParamGroup, Positions, TrainableModule, group_parameters
 from mcframe.modeling.rope import GaussianRope, rotate
 
 LOGITS_AT_ONCE = 2**28
@@ -34,7 +34,7 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],))
 
 
-class Attention(nn.Module):
+class Attention(TrainableModule):
     """Causal self-attention. Queries and keys are normalised before they are rotated, or the damping is undone.
 
     With `gist_bias` every level of detail above 0 has a learned bias a head, added to the attention logit of its keys.
@@ -44,7 +44,6 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.head_width = heads, head_width
         inner = heads * head_width
-        # "embed" in the name keeps it out of Muon: it is a table, not a map.
         self.gist_bias_embed = (
             None if gist_bias is None else nn.Parameter(torch.full((levels, heads), float(gist_bias)))
         )
@@ -52,6 +51,10 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, inner, bias=False)
         self.value = nn.Linear(width, inner, bias=False)
         self.out = nn.Linear(inner, width, bias=False)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: the biases of gists are a table."""
+        return group_parameters(self, embedding=[self.gist_bias_embed])
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, lod: Tensor) -> Tensor:
         """x [R, L, D], cosine and sine [R or 1, 1 or H, L, head_width / 2], lod [R or 1, L] -> [R, L, D]."""
@@ -106,7 +109,7 @@ class Block(nn.Module):
         return out
 
 
-class GPT(nn.Module):
+class GPT(TrainableModule):
     """The base model: a decoder-only transformer over the entries of a working context.
 
     Args:
@@ -172,6 +175,10 @@ class GPT(nn.Module):
             assert isinstance(block, Block)
             nn.init.zeros_(block.attention.out.weight)
             nn.init.zeros_(block.down.weight)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: the head is an embedding table as well."""
+        return group_parameters(self, embedding=[self.lm_head])
 
     @property
     def attention_width(self) -> int:

@@ -37,5 +37,8 @@ TEMPLATES: Mapping[str, TemplateKind] = {
     "loss": TemplateKind("keeps gists as long as tokens", "cost", "returns the cost of the gists of a sequence"),
     "evaluation": TemplateKind("the cost of dropping each block", "costs", "turns losses into figures"),
     "logger": TemplateKind("a table that spreadsheets open", "selected", "selects the metrics to write"),
+    "callback": TemplateKind(
+        "the size of the gradient of each part", "size", "returns a scalar for a part of the model"
+    ),
 }
 """The template of each kind by its name in gin files."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import build_context
+from mcframe.hookspecs import TrainableModule
 from mcframe.testing.assertions import expect
 from mcframe.testing.calls import Example, PluginCall, calls, make_call, perturbed, randn
 from mcframe.testing.examples import SEEDS
@@ -245,17 +246,19 @@ def n3_used(plugin: PluginUnderTest) -> None:
     "N4", "Muon trains no tables and no thin maps", *NETWORKS, needs=PARAMETERS, after=("P6",)
 )  # fmt: skip
 def n4_groups(plugin: PluginUnderTest) -> None:
-    """Embedding tables and maps with one row or column are called `..._embed`, so that AdamW trains them."""
+    """`param_groups` declares embedding tables and maps with one row or column as embeddings; AdamW trains them."""
     for tree in (TREE, PLAIN):  # with one slot, a parameter with a row for each slot is thin
         thin = _thin_matrices(plugin.build(tree))
         expect(not thin, f"with {tree.slots} slot(s) Muon would train {', '.join(thin)}")
 
 
-def _thin_matrices(part: nn.Module) -> list[str]:
+def _thin_matrices(part: TrainableModule) -> list[str]:
     """Return the names of the parameters that Muon would train and must not."""
-    tables = {f"{name}.weight".lstrip(".") for name, module in part.named_modules() if isinstance(module, nn.Embedding)}
+    matrices = {id(each) for group in part.param_groups() if group.role == "matrix" for each in group.parameters}
+    tables = {id(module.weight) for module in part.modules() if isinstance(module, nn.Embedding)}
     return [
         name
         for name, parameter in part.named_parameters()
-        if (name in tables or (parameter.dim() == 2 and min(parameter.shape) == 1)) and "embed" not in name
+        if id(parameter) in matrices
+        and (id(parameter) in tables or (parameter.dim() == 2 and min(parameter.shape) == 1))
     ]

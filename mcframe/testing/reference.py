@@ -19,10 +19,12 @@ from mcframe.hookspecs import (
     Loss,
     LossTerm,
     ModelShape,
+    ParamGroup,
     Register,
     Sequences,
     StepView,
     VariantStrategy,
+    group_parameters,
     hookimpl,
 )
 
@@ -38,6 +40,10 @@ class LinearGistNet(GistNet):
         self.map = nn.Linear(shape.width, shape.width, bias=False)
         self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels, shape.width) * 0.02)
 
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: a table of levels."""
+        return group_parameters(self, embedding=[self.lod_embed])
+
     def forward(self, children: Tensor, lod: int) -> Tensor:
         """Return gists [B, nodes, G, D] of children [B, nodes, C, D]."""
         gists: Tensor = self.map(slot_means(children, self.slots)) + self.lod_embed[lod - 1]
@@ -51,6 +57,10 @@ class LinearLensNet(LensNet):
         super().__init__()
         self.score_embed = nn.Linear(shape.width, 1)
         self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels + 1) * 0.02)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: a thin map."""
+        return group_parameters(self, embedding=[self.score_embed, self.lod_embed])
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
         """Return scores [R, L] in [-1, 1] of embeddings [R, L, D]."""

@@ -68,7 +68,7 @@ REQUIREMENTS: dict[str, Requirement] = {}
 
 MODULES = (
     "common_requirements", "loss", "model_parts", "networks", "focus", "learning", "positions", "data", "evaluation",
-    "logger", "runs",
+    "logger", "callback", "runs",
 )  # fmt: skip
 """The modules that define requirements, in the order of the checks."""
 

@@ -41,10 +41,10 @@ STEP_TOKENS = 1024
 """Tokens of an optimizer step of `gin/smoke.gin`."""
 
 SHORT = (
-    "cadence.eval_tokens = 0", "cadence.sample_tokens = 0", "validation.windows = 4",
-    "logging.tensorboard = False", "logging.wandb = 'disabled'", f"cadence.log_tokens = {STEP_TOKENS}",
+    "validation.every = 0", "sampling.every = 0", "validation.windows = 4",
+    "logging.tensorboard = False", "logging.wandb = 'disabled'", f"logging.every = {STEP_TOKENS}",
 )  # fmt: skip
-TOTAL, CHECKPOINT, EVALUATE = "run.total_tokens", "cadence.checkpoint_tokens", "cadence.evaluate_tokens"
+TOTAL, CHECKPOINT, EVALUATE = "run.total_tokens", "checkpoint.every", "evaluation.every"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from mcframe.errors import UserError
 from mcframe.evaluation.runner import check_names
 from mcframe.hookspecs import (
     Allocator,
+    Callback,
     Evaluation,
     HeadShape,
     Loss,
@@ -50,6 +51,7 @@ class Components:
         flops: FLOPs of any step.
         allocator: The allocator.
         evaluations: The evaluations of `run.evaluations`.
+        callbacks: The callbacks of `run.callbacks`.
     """
 
     run_config: RunConfig
@@ -61,6 +63,7 @@ class Components:
     flops: StepFlops
     allocator: Allocator
     evaluations: Sequence[Evaluation]
+    callbacks: Sequence[Callback]
 
     @property
     def model(self) -> MegaContextModel:
@@ -99,6 +102,7 @@ def build_components(run_config: RunConfig) -> Components:
         flops=StepFlops(step),
         allocator=run_config.allocator(tree),
         evaluations=build_evaluations(run_config),
+        callbacks=[build() for build in run_config.callbacks],
     )
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.training.engine_config import engine_config
+from mcframe.training.optimizer import build_optimizer
+from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.train_step import StepBatch, TrainStep
 
 _SINGLE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -180,9 +183,13 @@ class Engine:
         self._reports_norm = run_config.optimizer.name != "muon"  # Muon's is the norm of its update
         self._watch = GradientWatch(step) if self.stage == 3 else None
         self._timed: PhaseTimer = no_timer
-        self.wrapped, self.optimizer, _, self._scheduler = deepspeed.initialize(
+        self.param_groups = param_groups(step, run_config.optimizer)
+        self._peak_lr = run_config.optimizer.lr
+        groups, offload = optimizer_groups(step, self.param_groups), run_config.deepspeed.offload_optimizer
+        self.wrapped, _, _, self._scheduler = deepspeed.initialize(
             model=step,
-            config=self.config,
+            config={name: value for name, value in self.config.items() if name != "optimizer"},
+            optimizer=lambda _: build_optimizer(self.config["optimizer"], groups, offload),
             lr_scheduler=lambda optimizer: LambdaLR(
                 optimizer, lambda step: run_config.schedule.factor(step, run_config.steps)
             ),
@@ -209,22 +216,28 @@ class Engine:
         self._timed = timed
         self.step.time_with(timed)
 
-    def backward_and_step(self, loss: torch.Tensor) -> None:
-        """One backward of one micro-batch, and the optimizer's step where the batch is complete.
+    def backward_and_step(self, loss: torch.Tensor, before_step: Callable[[], None]) -> None:
+        """Run one backward pass of a micro-batch, and the optimizer's step if the batch is complete.
 
         Never twice before a step: at ZeRO 2 that silently gives another result.
+
+        Args:
+            loss: The loss of the micro-batch.
+            before_step: Called before the optimizer's step, with complete gradients.
         """
         with self._timed("backward"):
             self.wrapped.backward(loss)
-        if self._watch is not None and self.wrapped.is_gradient_accumulation_boundary():
-            self._watch.check()
+        if self.wrapped.is_gradient_accumulation_boundary():
+            if self._watch is not None:
+                self._watch.check()
+            before_step()
         with self._timed("optimizer"):
             self.wrapped.step()
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step (of AdamW's parameters; Muon's follows the same schedule)."""
-        return float(self._scheduler.get_last_lr()[-1])
+        """The learning rate of the next step, of AdamW's parameters without a scale; others are proportional to it."""
+        return float(self._peak_lr * self._scheduler.lr_lambdas[0](self._scheduler.last_epoch))
 
     def apply_schedule(self) -> None:
         """Set the next step's learning rate from this recipe: a checkpoint brings that of the run it was made in."""

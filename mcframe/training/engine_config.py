@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mcframe.config.schema import DeepSpeedConfig, OptimizerConfig, RunConfig
+from mcframe.config.schema import RunConfig
+from mcframe.config.training_schema import DeepSpeedConfig, OptimizerConfig
 from mcframe.errors import UserError
 
 RESERVED_DEEPSPEED_KEYS = {
@@ -22,7 +23,7 @@ RESERVED_DEEPSPEED_KEYS = {
     "optimizer.params.betas": "optimizer.betas",
     "optimizer.params.eps": "optimizer.eps",
     "optimizer.params.weight_decay": "optimizer.weight_decay",
-    "scheduler": "schedule.warm_up and schedule.warm_down",
+    "scheduler": "schedule.warmup_ratio and schedule.warmdown_ratio",
     "zero_optimization.stage": "deepspeed.zero_stage",
     "bf16.enabled": "deepspeed.precision",
     "fp16": "deepspeed.precision: bf16 needs no loss scaling, which fp16 would",

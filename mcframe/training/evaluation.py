@@ -1,21 +1,16 @@
-"""Evaluations of a model in training or from a checkpoint: what `mcframe.evaluation` needs of a run."""
+"""The model of a run as evaluations see it."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 
 from mcframe.config.schema import RunConfig
 from mcframe.evaluation.eval_model import EngineEvalModel
-from mcframe.evaluation.runner import run_evaluations
-from mcframe.hookspecs import EvalResult, Tokenizer
+from mcframe.hookspecs import Tokenizer
 from mcframe.modeling.model import MegaContextModel
-from mcframe.training.build import Components
-from mcframe.training.engine import Engine
 
 
-def subject_of(
+def eval_model(
     run_config: RunConfig, tokenizer: Tokenizer, model: MegaContextModel, device: torch.device
 ) -> EngineEvalModel:
     """Return the model of a run for evaluations."""
@@ -35,17 +30,3 @@ def subject_of(
         device=device,
         batch=run_config.micro_batch,
     )
-
-
-class Evaluating:
-    """The evaluations of a run in training."""
-
-    def __init__(self, engine: Engine, components: Components, device: torch.device) -> None:
-        self._engine, self._evaluations = engine, components.evaluations
-        self._subject = subject_of(components.run_config, components.tokenizer, engine.model, device)
-
-    def run(self) -> Iterator[tuple[str, EvalResult]]:
-        """Each evaluation's name and findings, the same on every rank. Collective."""
-        self._engine.wrapped.eval()
-        yield from run_evaluations(self._evaluations, self._subject)
-        self._engine.wrapped.train()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mcframe.config.schema import SamplingConfig
+from mcframe.config.training_schema import SamplingConfig
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.hookspecs import Allocator, Tokenizer
 from mcframe.modeling.model import MegaContextModel

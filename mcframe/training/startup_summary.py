@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -12,16 +10,17 @@ from mcframe.config.schema import RunConfig
 from mcframe.modeling.gpt import parameter_count
 from mcframe.training.build import Components, parameter_counts
 from mcframe.training.flops import StepFlops
+from mcframe.training.param_groups import param_groups
 from mcframe.training.train_step import TrainStep
 
 
 def memory_estimate(step: TrainStep, run_config: RunConfig, world_size: int) -> dict[str, float]:
     """Bytes a rank needs for weights, gradients and optimizer states. Activations and logits come on top."""
-    parameters, model = parameter_count(step), step.model
+    parameters = parameter_count(step)
     stage, half = run_config.deepspeed.zero_stage, run_config.deepspeed.precision == "bf16"
-    # AdamW keeps two moments; Muon one, but for embeddings and head, which are AdamW's.
-    tables = parameter_count(model.gpt.token_embed) + parameter_count(model.gpt.lm_head)
-    states = 8 * parameters if run_config.optimizer.name == "adamw" else 4 * parameters + 4 * tables
+    # AdamW keeps two moments of a parameter, Muon one.
+    groups = param_groups(step, run_config.optimizer)
+    states = sum((4 if group.use_muon else 8) * group.count for group in groups)
     weight = 2 if half else 4
     master = 4 * parameters if half or stage else 0  # ZeRO holds a flat float32 copy of the weights
     share = {
@@ -99,13 +98,3 @@ def _optimizer(run_config: RunConfig) -> str:
     if optimizer.name == "muon":
         clipping += " (it would act on Muon's orthogonalised update)"
     return f"{optimizer.name}, {clipping}; ZeRO {stage}, {run_config.deepspeed.precision}"
-
-
-def optimizer_groups(optimizer: Any) -> str:
-    """What the optimizer's groups hold, in words: DeepSpeed sorts parameters for Muon by itself."""
-    groups = getattr(optimizer, "optimizer", optimizer).param_groups
-    parts = []
-    for group in groups:
-        name = "Muon" if group.get("use_muon") else "AdamW"
-        parts.append(f"{name} at learning rate {group.get('initial_lr', group['lr']):g}")
-    return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from types import FrameType
 
 import torch
@@ -29,11 +30,15 @@ class StopSignal:
 
     def agreed(self) -> bool:
         """Whether any rank has been asked. Collective: every rank must call it after the same step."""
+        return self.any_rank([self._asked])[0]
+
+    def any_rank(self, flags: Sequence[bool]) -> list[bool]:
+        """Return for each flag whether it is set on any rank. Collective, on the CPU."""
         if self._group is None:
-            return self._asked
-        asked = torch.tensor([int(self._asked)])
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
-        return bool(asked)
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.int64)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._group)
+        return [bool(each) for each in found.tolist()]
 
     def restore(self) -> None:
         """Give the signals back."""

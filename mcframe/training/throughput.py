@@ -1,4 +1,4 @@
-"""How fast a run is, what share of the device it uses, and how much memory it takes; asked once a logging interval."""
+"""Throughput, MFU and memory of a run, once a logging interval."""
 
 from __future__ import annotations
 
@@ -18,49 +18,55 @@ from mcframe.training.train_state import TrainState
 
 
 class ThroughputMeter:
-    """The stopwatch of a logging interval: training proper, without validation, samples and checkpoints.
+    """Throughput in a logging interval, without validation, samples and checkpoints.
 
-    micro_batch  sequences of a rank's forward pass
+    Args:
+        components: The components of the run.
+        state: Steps and tokens so far.
+        micro_batch: Sequences of a rank's forward pass.
+        world_size: The number of ranks.
+        device: The device of this rank.
     """
 
     def __init__(
-        self, components: Components, clock: TrainState, *, micro_batch: int, world_size: int, device: torch.device
+        self, components: Components, state: TrainState, *, micro_batch: int, world_size: int, device: torch.device
     ) -> None:
-        self._assembly, self._clock, self._micro_batch = components, clock, micro_batch
+        self._components, self._state, self._micro_batch = components, state, micro_batch
         self._world_size, self._device = world_size, device
-        self._noted = dict(components.flops.notes)  # the start-up report has said these
+        self._noted = dict(components.flops.notes)  # printed in the start-up summary
         self.restart()
 
     def restart(self) -> None:
-        """A new interval begins."""
-        self._tokens, self._step = self._clock.tokens, self._clock.step
+        """Start an interval."""
+        self._tokens, self._step = self._state.tokens, self._state.step
         self._start, self._paused, self._pause = time.monotonic(), 0.0, time.monotonic()
 
     def pause(self) -> None:
-        """What follows is no training."""
+        """Exclude the time from here to `resume`."""
         self._pause = time.monotonic()
 
-    def go_on(self) -> None:
-        """Training goes on."""
+    def resume(self) -> None:
+        """Training resumes."""
         self._paused += time.monotonic() - self._pause
 
-    def metrics(self, say: Callable[[str], None]) -> dict[str, float]:
-        """Tokens a second; MFU where the device's peak is known, HFU where something is computed twice besides.
+    def metrics(self, report: Callable[[str], None]) -> dict[str, float]:
+        """Return tokens per second; MFU if the device's peak is known, and HFU if something is recomputed.
 
-        `say` is told of a figure that cannot be: it is not logged, and does not end the run; and of what could not be
-        counted, when that changes.
+        Args:
+            report: Receives a note for each value that cannot be computed, which is then not logged, and for each
+                operation that cannot be counted, when that changes.
         """
         elapsed = time.monotonic() - self._start - self._paused
-        rate = (self._clock.tokens - self._tokens) / max(1e-9, elapsed)
+        rate = (self._state.tokens - self._tokens) / max(1e-9, elapsed)
         found = {"train/tok_per_sec": rate}
         peak = self._peak()
         if peak is None:
             return found
         costs = self._mean_cost()
-        for name, note in self._assembly.flops.notes.items():
+        for name, note in self._components.flops.notes.items():
             if self._noted.get(name) != note:
-                say(f"note: FLOPs of {name}: {note}")
-        self._noted = dict(self._assembly.flops.notes)
+                report(f"note: FLOPs of {name}: {note}")
+        self._noted = dict(self._components.flops.notes)
         flops = {"train/mfu": costs.total}
         if costs.recomputed:
             flops["train/hfu"] = costs.total + costs.recomputed
@@ -68,19 +74,19 @@ class ThroughputMeter:
             try:
                 found[name] = mfu(each * rate, peak, self._world_size)
             except ValueError as error:
-                say(f"note: {name}: {error}")
+                report(f"note: {name}: {error}")
         return found
 
     def _peak(self) -> float | None:
         """FLOP/s of this rank's device in the run's precision; None where unknown."""
         if self._device.type != "cuda":
             return None
-        precision = torch.bfloat16 if self._assembly.run_config.deepspeed.precision == "bf16" else torch.float32
+        precision = torch.bfloat16 if self._components.run_config.deepspeed.precision == "bf16" else torch.float32
         return device_peak(torch.cuda.get_device_name(self._device), precision)
 
     def _mean_cost(self) -> FlopCount:
         """FLOPs a dataset token over the logging interval, whose steps may differ in length."""
-        steps = range(self._step, self._clock.step)
+        steps = range(self._step, self._state.step)
         each = Counter(self._cost(step) for step in steps)
         total = sum(cost.total * n for cost, n in each.items())
         recomputed = sum(cost.recomputed * n for cost, n in each.items())
@@ -88,9 +94,9 @@ class ThroughputMeter:
         return FlopCount(self._cost(self._step).plain, total / n, recomputed / n)
 
     def _cost(self, step: int) -> FlopCount:
-        run_config = self._assembly.run_config
-        length = run_config.variant_length(step) if self._assembly.model.strategy.count else 0
-        return self._assembly.flops.at(length, run_config.progress(step), self._micro_batch)
+        run_config = self._components.run_config
+        length = run_config.variant_length(step) if self._components.model.strategy.count else 0
+        return self._components.flops.at(length, run_config.progress(step), self._micro_batch)
 
 
 def memory(device: torch.device) -> StepMetrics:

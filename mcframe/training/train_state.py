@@ -1,6 +1,6 @@
-"""The token clock: everything periodic fires when a number of dataset tokens has been read, never on step numbers.
+"""Steps and dataset tokens of a run. Intervals are counted in tokens, never in steps.
 
-A MegaContext run and its plain twin read the same tokens a step, so they log, validate and save at the same places.
+A MegaContext run and its plain baseline read the same tokens in a step, so they log and validate at the same tokens.
 """
 
 from __future__ import annotations
@@ -10,11 +10,19 @@ from dataclasses import dataclass
 
 @dataclass
 class TrainState:
-    """Optimizer steps done, and what they read. `total_steps` end the run."""
+    """Progress of a run.
+
+    Attributes:
+        batch_tokens: Dataset tokens of a step.
+        total_steps: Steps of the complete run.
+        step: Steps done.
+        stopped: Whether the run ends before all steps are done.
+    """
 
     batch_tokens: int
     total_steps: int
     step: int = 0
+    stopped: bool = False
 
     @property
     def tokens(self) -> int:
@@ -23,18 +31,18 @@ class TrainState:
 
     @property
     def total_tokens(self) -> int:
-        """Dataset tokens of the whole run."""
+        """Dataset tokens of the complete run."""
         return self.total_steps * self.batch_tokens
 
     @property
     def finished(self) -> bool:
-        """No step is left."""
-        return self.step >= self.total_steps
+        """Whether no step is left to do."""
+        return self.stopped or self.step >= self.total_steps
 
-    def tick(self) -> None:
-        """One more optimizer step is done."""
+    def advance(self) -> None:
+        """Count an optimizer step."""
         self.step += 1
 
     def due(self, every: int) -> bool:
-        """Whether the last step crossed a multiple of `every` tokens (0 = never)."""
+        """Return whether the last step crossed a multiple of `every` tokens (0 = never)."""
         return every > 0 and self.tokens // every > (self.tokens - self.batch_tokens) // every

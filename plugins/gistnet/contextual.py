@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mcframe.context.substitutions import slot_means
 from mcframe.errors import UserError
-from mcframe.hookspecs import GistNet, ModelShape
+from mcframe.hookspecs import GistNet, ModelShape, ParamGroup, group_parameters
 from mcframe_plugins.gistnet.pooling import Head, HeadPooling, check_at_least, check_heads, gist_head
 from mcframe_plugins.layers import Layer, rms_norm, rotation
 
@@ -66,12 +66,16 @@ class ContextualGistNet(GistNet):
         self.child_embed = nn.Parameter(torch.randn(children, width) * 0.02)
         self.lod_embed = nn.Parameter(torch.randn(tree.levels, width) * 0.02)
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
+        self.slot_embed = nn.Parameter(torch.randn(tree.slots, width) * 0.02) if pooling == "query" else None
         if pooling == "query":
-            self.slot_embed = nn.Parameter(torch.randn(tree.slots, width) * 0.02)
             self.pool: nn.Module = Layer(width, heads)
         elif pooling == "heads":
             self.pool = HeadPooling(width, heads, tree.slots, queries)
         self.head = gist_head(head, width, queries if pooling == "heads" else 1)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: tables of indices."""
+        return group_parameters(self, embedding=[self.child_embed, self.lod_embed, self.slot_embed])
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
         """children [B, nodes, C, D] -> [B, nodes, G, D]."""

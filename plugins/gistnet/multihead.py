@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mcframe.context.substitutions import slot_means
-from mcframe.hookspecs import GistNet, ModelShape
+from mcframe.hookspecs import GistNet, ModelShape, ParamGroup, group_parameters
 from mcframe_plugins.gistnet.pooling import Head, HeadPooling, check_at_least, check_heads, gist_head
 from mcframe_plugins.layers import Layer, rms_norm
 
@@ -49,6 +49,10 @@ class MultiheadGistNet(GistNet):
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
         self.pool = HeadPooling(width, heads, tree.slots, queries)
         self.head = gist_head(head, width, queries)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: tables of indices."""
+        return group_parameters(self, embedding=[self.child_embed, self.lod_embed])
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
         """children [B, nodes, C, D] -> [B, nodes, G, D]."""

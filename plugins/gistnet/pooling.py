@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcframe.errors import UserError
+from mcframe.hookspecs import ParamGroup, TrainableModule, group_parameters
 from mcframe_plugins.layers import rms_norm
 
 Head = Literal["linear", "mlp"]
 
 
-class HeadPooling(nn.Module):
+class HeadPooling(TrainableModule):
     """Learned queries read a block's children; every head has a softmax of its own and its own slice of the width.
 
     One softmax gives one blend of the children. `queries` of them a slot, each of `heads` heads, can pick that many
@@ -26,10 +27,14 @@ class HeadPooling(nn.Module):
     def __init__(self, width: int, heads: int, slots: int, queries: int) -> None:
         super().__init__()
         self.heads, self.slots = heads, slots
-        # Not normalised: a query's length says how sharp its softmax is. "embed" keeps it out of Muon.
+        # Not normalised: a query's length says how sharp its softmax is.
         self.query_embed = nn.Parameter(torch.randn(heads, slots * queries, width // heads))
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: queries are a table."""
+        return group_parameters(self, embedding=[self.query_embed])
 
     def forward(self, states: Tensor) -> Tensor:
         """States [N, C, W] -> reads [N, slots, queries * W]."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mcframe.context.substitutions import slot_means
-from mcframe.hookspecs import GistNet, ModelShape
+from mcframe.hookspecs import GistNet, ModelShape, ParamGroup, group_parameters
 from mcframe_plugins.gistnet.pooling import Head, check_at_least, check_heads, gist_head
 from mcframe_plugins.layers import Layer, rms_norm
 
@@ -49,15 +49,17 @@ class TransformerGistNet(GistNet):
         if base_layer:
             self.context_blocks, self.reads_layer = None, base_layer
         self.slots, self.pooling, self.residual = tree.slots, pooling, residual
-        # "embed" in a name keeps a parameter out of Muon: these are tables, not maps.
         self.child_embed = nn.Parameter(torch.randn(tree.block_size * tree.slots, width) * 0.02)
         self.lod_embed = nn.Parameter(torch.randn(tree.levels, width) * 0.02)
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
-        if pooling != "mean":
-            self.slot_embed = nn.Parameter(torch.randn(tree.slots, width) * 0.02)
+        self.slot_embed = None if pooling == "mean" else nn.Parameter(torch.randn(tree.slots, width) * 0.02)
         if pooling == "query":
             self.pool = Layer(width, heads)
         self.head = gist_head(head, width)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: tables of indices."""
+        return group_parameters(self, embedding=[self.child_embed, self.lod_embed, self.slot_embed])
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
         """children [B, nodes, C, D] -> [B, nodes, G, D]."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
-from mcframe.hookspecs import LensNet, ModelShape
+from mcframe.hookspecs import LensNet, ModelShape, ParamGroup, group_parameters
 from mcframe_plugins.layers import rms_norm
 from mcframe_plugins.lensnet.features import entry_features, feature_count
 
@@ -46,12 +46,15 @@ class MLPLensNet(LensNet):
                     remedy="choose a larger number",
                 )
         self.reads_nll = surprise
-        # Names that hold "embed" are trained by AdamW, not by Muon: tables and thin maps.
         self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels + 1, hidden) * 0.02)
         self.feature_embed = nn.Linear(feature_count(surprise), hidden)
         self.read = nn.Linear(shape.width, hidden, bias=False) if embeddings else None
         self.layers = nn.ModuleList(nn.Linear(hidden, hidden, bias=False) for _ in range(layers - 1))
         self.score_embed = nn.Linear(hidden, 1)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: tables and thin maps."""
+        return group_parameters(self, embedding=[self.lod_embed, self.feature_embed, self.score_embed])
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
         """embeddings [R, L, D] -> scores [R, L] in [-1, 1]."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
-from mcframe.hookspecs import LensNet, ModelShape
+from mcframe.hookspecs import LensNet, ModelShape, ParamGroup, group_parameters
 from mcframe_plugins.layers import Layer, rms_norm
 from mcframe_plugins.lensnet.features import entry_features, feature_count
 
@@ -39,12 +39,15 @@ class TransformerLensNet(LensNet):
                 binding="lensnet.transformer.heads",
                 remedy="choose lensnet.transformer.width as a multiple of lensnet.transformer.heads",
             )
-        # Names that hold "embed" are trained by AdamW, not by Muon: tables and thin maps.
         self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels + 1, own) * 0.02)
         self.read = nn.Linear(shape.width, own, bias=False)
         self.feature_embed = nn.Linear(feature_count(surprise), own)
         self.layers = nn.ModuleList(Layer(own, heads) for _ in range(layers))
         self.score_embed = nn.Linear(own, 1)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: tables and thin maps."""
+        return group_parameters(self, embedding=[self.lod_embed, self.feature_embed, self.score_embed])
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
         """embeddings [R, L, D] -> scores [R, L] in [-1, 1]."""

@@ -17,7 +17,7 @@ from mcframe.training.weights import load_weights, model_weights
 
 launcher = pytest.mark.launcher
 
-SHORT = ("run.total_tokens = 6144", "cadence.log_tokens = 1024", "cadence.sample_tokens = 4096", "sampling.length = 8")
+SHORT = ("run.total_tokens = 6144", "logging.every = 1024", "sampling.every = 4096", "sampling.length = 8")
 
 
 @pytest.fixture
@@ -266,11 +266,11 @@ def test_everything_bound_gives_the_same_configuration_again(plain_run, smoke):
 # Nothing learns (such steps are lost to rounding), so that the loss of the plain model tells which tokens a step read.
 STILL = (
     "run.total_tokens = 6144",
-    "cadence.log_tokens = 1024",
-    "cadence.eval_tokens = 2048",
+    "logging.every = 1024",
+    "validation.every = 2048",
     "optimizer.lr = 1e-30",
     "logging.wandb = 'offline'",
-    "cadence.picture_tokens = 4096",
+    "figures.every = 4096",
 )
 
 

@@ -12,7 +12,7 @@ from mcframe.cli.app import app
 from mcframe.metrics.catalogue import describe
 
 SHORT = (
-    "run.total_tokens = 2048", "cadence.evaluate_tokens = 1024", "cadence.eval_tokens = 0",
+    "run.total_tokens = 2048", "evaluation.every = 1024", "validation.every = 0",
     "evaluation.gist_quality.windows = 8", "evaluation.gist_quality.lengths = (0.75,)",
     "evaluation.gist_quality.resamples = 50", "evaluation.focus_quality.windows = 4",
     "evaluation.focus_quality.budgets = (0.1, 0.5)", "evaluation.focus_quality.draws = 1",
@@ -138,7 +138,7 @@ def test_a_task_that_does_not_fit_is_a_users_error(ask, tmp_path):
     assert "set context.tail = 15" in " ".join(result.output.split())
 
 
-QUICK = ("run.total_tokens = 1024", "cadence.eval_tokens = 0", "validation.windows = 4")
+QUICK = ("run.total_tokens = 1024", "validation.every = 0", "validation.windows = 4")
 
 
 def test_twins(ask, launches, evaluated, tmp_path):

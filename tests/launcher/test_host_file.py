@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.launcher
 
-SHORT = ("run.total_tokens = 2048", "cadence.log_tokens = 1024", "cadence.checkpoint_tokens = 0")
+SHORT = ("run.total_tokens = 2048", "logging.every = 1024", "checkpoint.every = 0")
 
 
 def test_two_nodes_train_like_one(launches, tmp_path):

@@ -61,7 +61,7 @@ def moments(launches, tmp_path_factory):
     """A real run, killed when its first checkpoint stood, and what it had left at moments before."""
     folder = tmp_path_factory.mktemp("killed")
     moments = Moments(folder / "run", folder)
-    result = launches.run("cadence.log_tokens = 1024", run_dir=moments.run_dir, watch=moments.watch)
+    result = launches.run("logging.every = 1024", run_dir=moments.run_dir, watch=moments.watch)
     moments.thread.join()
     assert result.code == -signal.SIGKILL, result.output[-2000:]
     return moments

@@ -242,7 +242,7 @@ def test_loggers_of_installed_packages_in_a_run_of_two_ranks(launches, site, roo
     site.install("a_package_of_tables", page_code(root))
     site.install("a_package_that_fails", FAILING)
     result = launches.run(
-        "run.total_tokens = 2048", "cadence.log_tokens = 1024", "logging.tensorboard = False",
+        "run.total_tokens = 2048", "logging.every = 1024", "logging.tensorboard = False",
         "run.loggers = [@logger.failing, @logger.tab_separated]", "logger.tab_separated.file = 'all.tsv'",
         ranks=2, environment=site.environment,
     ).succeeded()  # fmt: skip

@@ -22,7 +22,7 @@ NAMED = ("data", "base", "losses", "metrics", "backward", "optimizer")
 ELSEWHERE = {
     "train/mfu", "train/hfu", "train/memory_gib_max",  # need a GPU
     "mc/adv_delta_undefined", "mc/preference_corr_undefined",  # where something is undefined
-    "loss/{loss}", "loss/{loss}/{figure}",  # of plug-ins that are not chosen here
+    "loss/{loss}", "loss/{loss}/{figure}", "callback/{callback}/{figure}",  # of plug-ins that are not chosen here
 }  # fmt: skip
 """What this run need not log, besides evaluations."""
 
@@ -31,9 +31,9 @@ ELSEWHERE = {
 def run(launches):
     return launches.run(
         "run.total_tokens = 12288",
-        "cadence.log_tokens = 4096",
-        "cadence.eval_tokens = 0",
-        "cadence.checkpoint_tokens = 0",
+        "logging.every = 4096",
+        "validation.every = 0",
+        "checkpoint.every = 0",
         "optimizer.name = 'adamw'",
         "deepspeed.zero_stage = 1",  # so that a gradient's norm is logged
         "gpt.width = 128",

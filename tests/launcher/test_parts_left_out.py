@@ -17,9 +17,9 @@ pytestmark = pytest.mark.launcher
 
 SHORT = (
     "run.total_tokens = 4096",
-    "cadence.log_tokens = 1024",
-    "cadence.eval_tokens = 2048",
-    "cadence.sample_tokens = 0",
+    "logging.every = 1024",
+    "validation.every = 2048",
+    "sampling.every = 0",
 )
 RECALL = ("run.task = @task.recall", "task.recall.keys = 56", "context.tail = 15")
 

@@ -208,7 +208,7 @@ def trained(launches, tmp_path_factory, new_site):
     site.install("unwanted", "raise SystemExit('imported')")
     file = folder / "somebody.py"
     file.write_text(textwrap.dedent(PLUGIN))
-    short = ("run.total_tokens = 2048", "cadence.log_tokens = 1024", "deepspeed.zero_stage = 0",
+    short = ("run.total_tokens = 2048", "logging.every = 1024", "deepspeed.zero_stage = 0",
              "logging.tensorboard = False", "run.gistnet = @gistnet.last", "run.evaluations = []")  # fmt: skip
     options = ["--plugin", str(file), "--no-plugin", "unwanted", "--strict-plugins"]
     result = launches.run(*short, ranks=2, options=options, environment=site.environment).succeeded()

@@ -21,10 +21,10 @@ STEPS = 12
 # Logging, validation and checkpoints fall on different steps, so that interruptions can lie between any two.
 CADENCE = (
     f"run.total_tokens = {STEPS * STEP}",
-    f"cadence.log_tokens = {2 * STEP}",
-    f"cadence.eval_tokens = {6 * STEP}",
-    f"cadence.checkpoint_tokens = {5 * STEP}",
-    f"cadence.sample_tokens = {4 * STEP}",
+    f"logging.every = {2 * STEP}",
+    f"validation.every = {6 * STEP}",
+    f"checkpoint.every = {5 * STEP}",
+    f"sampling.every = {4 * STEP}",
     "sampling.length = 4",
     "run.text = @text.local_files",
     "data.validation_share = 0.2",

@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 
-from mcframe.config.schema import ScheduleConfig
+from mcframe.config.training_schema import ScheduleConfig
 
 pytestmark = pytest.mark.launcher
 
 STEP = 1024
-EVERY_STEP = ("cadence.log_tokens = 1024", "cadence.checkpoint_tokens = 1024", "cadence.eval_tokens = 0")
-FOUR_STEPS = (*EVERY_STEP, "cadence.keep = 9", "run.total_tokens = 4096")
+EVERY_STEP = ("logging.every = 1024", "checkpoint.every = 1024", "validation.every = 0")
+FOUR_STEPS = (*EVERY_STEP, "checkpoint.keep = 9", "run.total_tokens = 4096")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_another_clock_is_refused(launches, trained, setting, was):
 
 def test_an_older_checkpoint_begins_a_branch_and_keeps_the_other(launches, trained):
     older = trained / "checkpoints" / f"tokens-{2 * STEP:015d}"
-    settings = (*EVERY_STEP, "run.total_tokens = 3072", "cadence.keep = 1")
+    settings = (*EVERY_STEP, "run.total_tokens = 3072", "checkpoint.keep = 1")
     result = launches.run(*settings, run_dir=trained, options=("--resume", str(older))).succeeded()
     assert result.checkpoints == [3 * STEP]
     aside = trained / "checkpoints" / "superseded"

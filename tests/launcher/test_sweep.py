@@ -10,7 +10,7 @@ pytestmark = pytest.mark.launcher
 GRID = """\
 gin = ["smoke.gin"]
 set = [
-  "run.batch_tokens = 512", "cadence.log_tokens = 512", "cadence.eval_tokens = 2048", "validation.windows = 4",
+  "run.batch_tokens = 512", "logging.every = 512", "validation.every = 2048", "validation.windows = 4",
   "logging.tensorboard = False",
 ]
 tokens = 4096

@@ -20,7 +20,7 @@ from mcframe.training.engine_config import RESERVED_DEEPSPEED_KEYS, engine_confi
 launcher = pytest.mark.launcher
 
 STEPS = 4
-SHORT = (f"run.total_tokens = {STEPS * 1024}", "cadence.log_tokens = 1024", "cadence.eval_tokens = 0")
+SHORT = (f"run.total_tokens = {STEPS * 1024}", "logging.every = 1024", "validation.every = 0")
 
 
 def run_config(smoke, *settings):

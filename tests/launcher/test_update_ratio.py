@@ -151,7 +151,7 @@ def test_modules_that_nothing_connects_are_found_in_a_real_run(launches, tmp_pat
     (tmp_path / "loose.py").write_text(PLUGIN, "utf-8")
     run = launches.run(
         "run.lensnet = @lensnet.loose", "run.trainable = ('base', 'lensnet')", "run.total_tokens = 8192",
-        "cadence.log_tokens = 1024", "deepspeed.zero_stage = 3",
+        "logging.every = 1024", "deepspeed.zero_stage = 3",
         options=("--plugin", str(tmp_path / "loose.py")),
     ).succeeded()  # fmt: skip
     outcomes = apply_rules(Case(read_run(run.run_dir), read_rules()))

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.launcher
 STEPS = 6
 # With samples, which at ZeRO 3 gather weights from all ranks. tests/launcher/test_commands.py looks at the same runs.
 SHORT = (
-    "run.total_tokens = 6144", "cadence.log_tokens = 1024", "cadence.sample_tokens = 4096", "sampling.length = 8",
+    "run.total_tokens = 6144", "logging.every = 1024", "sampling.every = 4096", "sampling.length = 8",
     "run.extra_losses = [@loss.attribution]", "loss.attribution.weight = 0.5",
 )  # fmt: skip
 CURVES = ("train/loss", "train/loss_lod0", "mc/tail_delta", "mc/lens_loss")

@@ -5,7 +5,7 @@ import random
 import torch
 from torch import nn
 
-from mcframe.hookspecs import EvalResult, Evaluation, Loss, LossTerm, MetricLogger, Positions
+from mcframe.hookspecs import Callback, EvalResult, Evaluation, Loss, LossTerm, MetricLogger, Positions
 from tests.support.planted import breaks, keeps
 
 
@@ -230,3 +230,39 @@ class CleansUp(Keeps):
     def write(self, tokens, step, metrics):
         self.kept.append(dict(metrics))
         metrics.clear()
+
+
+@keeps("callback")
+class CountsSteps(Callback):
+    """Reports and keeps the number of steps."""
+
+    name = "counts_steps"
+
+    def __init__(self):
+        self.steps = 0
+
+    def after_step(self, step):
+        self.steps += 1
+        return {"steps": torch.tensor(float(self.steps))}
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+@breaks("C1", "callback")
+class ReportsNumbers(CountsSteps):
+    """A number is not a tensor."""
+
+    def after_step(self, step):
+        return {"steps": 1.0}
+
+
+@breaks("C2", "callback")
+class ForgetsItsState(CountsSteps):
+    """A resumed run counts from the beginning."""
+
+    def load_state_dict(self, state):
+        self.steps = 0

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mcframe.hookspecs import ParamGroup
 from mcframe.testing.reference import LinearGistNet
 from tests.support.planted import breaks
 
@@ -277,19 +278,22 @@ class HasAPartItDoesNotUse(LinearGistNet):
 
 
 @breaks("N4", "gistnet")
-class NamesATableLikeAMap(LinearGistNet):
+class DeclaresATableAsAMatrix(LinearGistNet):
     """Muon would orthogonalise it."""
 
     def __init__(self, shape):
         super().__init__(shape)
         self.levels = nn.Embedding(shape.tree.levels, shape.width)
 
+    def param_groups(self):
+        return [ParamGroup("matrix", tuple(self.parameters()))]
+
     def forward(self, children, lod):
         return super().forward(children, lod) + self.levels.weight[lod - 1]
 
 
 @breaks("N4", "gistnet")
-class NamesSlotsLikeAMap(LinearGistNet):
+class DeclaresNoSlots(LinearGistNet):
     """A row for every slot, and one slot is what runs have."""
 
     def __init__(self, shape):

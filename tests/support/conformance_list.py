@@ -26,6 +26,7 @@ HEADINGS = {
     "T": "Tasks",
     "E": "Evaluations",
     "S": "Metric loggers",
+    "C": "Callbacks",
     "R": "Training runs (slow)",
 }
 

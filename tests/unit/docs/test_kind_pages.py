@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from mcframe.context.focus_ops import is_valid, lengths
 from mcframe.data.packing import separated
 from mcframe.hookspecs import INTERFACES
 from mcframe.training.build import build_components
-from mcframe.training.evaluation import subject_of
+from mcframe.training.evaluation import eval_model
 from mcframe.training.train_step import StepBatch
 
 FOLDER = Path(__file__).parents[3] / "docs" / "plugins"
@@ -143,7 +144,7 @@ def test_task(chosen):
 
 def test_evaluation(chosen):
     components = chosen("evaluation")
-    subject = subject_of(components.run_config, components.tokenizer, components.model, torch.device("cpu"))
+    subject = eval_model(components.run_config, components.tokenizer, components.model, torch.device("cpu"))
     (evaluation,) = components.evaluations
     findings = evaluation.run(subject)
     assert evaluation.windows == 4
@@ -153,6 +154,13 @@ def test_evaluation(chosen):
 def test_logger(chosen):
     """The example itself runs in tests/unit/metrics."""
     assert len(chosen("logger").run_config.loggers) == 1
+
+
+def test_callback(chosen):
+    (callback,) = chosen("callback").callbacks
+    callback.on_start(SimpleNamespace(model=torch.nn.Linear(1, 1, bias=False).requires_grad_()))
+    callback.weights[0].data.fill_(3.0)
+    assert callback.after_step(None) == {"norm": torch.tensor(6.0)}
 
 
 def test_every_kind_is_here():

@@ -55,7 +55,7 @@ def test_a_step_without_metrics_computes_accumulates_and_times_nothing(benchmark
 
 
 def test_the_last_row_names_run_and_machine(benchmark, capsys):
-    run_config = SimpleNamespace(cadence=SimpleNamespace(log_tokens=8192), batch_tokens=2048)
+    run_config = SimpleNamespace(logging=SimpleNamespace(every=8192), batch_tokens=2048)
     trainer = SimpleNamespace(run_config=run_config, device=torch.device("cpu"))
     pairs = [(100.0 + part, 100.0) for part in (3, 1, 2, 5, 4) for _ in range(2)]
     benchmark.report(trainer, "quickstart", pairs, [8.0])

@@ -1,0 +1,230 @@
+"""The settings of the training loop as frozen dataclasses: optimizer, DeepSpeed, and what recurs while training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mcframe.errors import UserError, require
+
+
+def require_interval(group: str, every: int) -> None:
+    """Raise UserError unless `every` is an interval in tokens."""
+    require(every >= 0, f"{group}.every", every, "a number of tokens, or 0 for never")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimizer (gin: `optimizer`).
+
+    Attributes:
+        name: adamw, or muon: Muon for matrices and AdamW for embeddings, heads and thin maps.
+        lr: Peak learning rate of AdamW.
+        betas: Of AdamW.
+        eps: Of AdamW.
+        weight_decay: Of AdamW and Muon.
+        muon_lr: Peak learning rate of Muon.
+        muon_momentum: Of Muon.
+        gradient_clipping: Largest gradient norm. None is 1.0 for adamw and no clipping for muon: clipping would act on
+            Muon's orthogonalised update, at some ZeRO stages and not at others.
+        lr_scale: Factors on the learning rates of parts: {'base': 0.1, 'gistnet': 1.0, 'lensnet': 1.0}.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 3e-3
+    betas: Sequence[float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
+    gradient_clipping: float | None = None
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "muon_lr", "eps"):
+            value = getattr(self, name)
+            require(value > 0, f"optimizer.{name}", value, "above 0")
+        for part, scale in self.lr_scale.items():
+            parts = ("base", "gistnet", "lensnet")
+            require(part in parts, "optimizer.lr_scale", part, f"parts of {', '.join(parts)}")
+            require(scale >= 0, "optimizer.lr_scale", scale, "factors of 0 or above")
+        clipping = self.gradient_clipping
+        require(clipping is None or clipping >= 0, "optimizer.gradient_clipping", clipping, "0 (none) or above")
+        if self.name == "muon" and self.gradient_clipping:
+            raise UserError(
+                "gradient clipping cannot be combined with Muon: it would clip the orthogonalised update, at ZeRO 1 "
+                "to 3 and not at 0, and silently shrink every step",
+                remedy="remove optimizer.gradient_clipping; Muon's update has a fixed size anyway",
+            )
+
+    @property
+    def clipping(self) -> float:
+        """The gradient norm to clip at; 0 for none."""
+        if self.gradient_clipping is None:
+            return 1.0 if self.name == "adamw" else 0.0
+        return self.gradient_clipping
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over training, as a fraction of its peak (gin: `schedule`).
+
+    Attributes:
+        warmup_ratio: Fraction of training over which the rate rises linearly from 0.
+        warmdown_ratio: Fraction of training over which it falls linearly to `final_lr_ratio`.
+        final_lr_ratio: Fraction of the peak at the end.
+    """
+
+    warmup_ratio: float = 0.02
+    warmdown_ratio: float = 0.2
+    final_lr_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_ratio", "warmdown_ratio", "final_lr_ratio"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"schedule.{name}", value, "a fraction from 0 to 1")
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Return the factor on the peak learning rate in optimizer step `step` (from 0)."""
+        up, down = self.warmup_ratio * total_steps, self.warmdown_ratio * total_steps
+        rise = min(1.0, (step + 1) / up) if up > 0 else 1.0
+        fall = min(1.0, (total_steps - step) / down) if down > 0 else 1.0
+        return min(rise, self.final_lr_ratio + (1 - self.final_lr_ratio) * fall)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    """DeepSpeed (gin: `deepspeed`).
+
+    Attributes:
+        zero_stage: 0 to 3.
+        precision: fp32, or bf16 with fp32 master weights, which needs ZeRO 1 or higher.
+        offload_optimizer: Keep the optimizer's state in the CPU's memory; needs ZeRO 1 or higher.
+        offload_parameters: Keep parameters in the CPU's memory; needs ZeRO 3.
+        settings: Any keys of DeepSpeed's JSON; they override those that mcframe sets.
+    """
+
+    zero_stage: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.zero_stage in (0, 1, 2, 3), "deepspeed.zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        # At ZeRO 0 DeepSpeed keeps no float32 master weights: small updates of bf16 weights are lost to rounding.
+        for needs, name, least in (
+            (self.precision == "bf16", "precision", 1),
+            (self.offload_optimizer, "offload_optimizer", 1),
+            (self.offload_parameters, "offload_parameters", 3),
+        ):
+            if needs and self.zero_stage < least:
+                raise UserError(
+                    f"deepspeed.{name} = {getattr(self, name)!r}: expected deepspeed.zero_stage of {least} or higher, "
+                    f"got {self.zero_stage}",
+                    remedy=f"Set deepspeed.zero_stage = {least}, on a single rank too.",
+                    binding=f"deepspeed.{name}",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Validation on held-out text (gin: `validation`).
+
+    Attributes:
+        every: Dataset tokens between validations; 0 for the first and the last only.
+        windows: Sequences that a validation reads.
+    """
+
+    every: int = 10_000_000
+    windows: int = 64
+
+    def __post_init__(self) -> None:
+        require_interval("validation", self.every)
+        require(self.windows >= 1, "validation.windows", self.windows, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The evaluations of `run.evaluations` while training (gin: `evaluation`).
+
+    Attributes:
+        every: Dataset tokens between evaluations, which cost far more than a validation; 0 for never.
+    """
+
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        require_interval("evaluation", self.every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiguresConfig:
+    """Figures of a run (gin: `figures`).
+
+    Attributes:
+        every: Dataset tokens between figures, which show the data recorded with every log; 0 for never.
+    """
+
+    every: int = 50_000_000
+
+    def __post_init__(self) -> None:
+        require_interval("figures", self.every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints (gin: `checkpoint`).
+
+    Attributes:
+        every: Dataset tokens between checkpoints; 0 for the last only.
+        keep: Newest checkpoints that stay on disk.
+    """
+
+    every: int = 50_000_000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        require_interval("checkpoint", self.every)
+        require(self.keep >= 1, "checkpoint.keep", self.keep, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Continuations that are printed while training (gin: `sampling`).
+
+    Attributes:
+        every: Dataset tokens between samples; 0 for never.
+        prompts: Texts to continue.
+        length: Tokens of a continuation.
+        temperature: 0 takes the likeliest token each time.
+    """
+
+    every: int = 10_000_000
+    prompts: Sequence[str] = ("def ", "The ")
+    length: int = 64
+    temperature: float = 0.8
+
+    def __post_init__(self) -> None:
+        require_interval("sampling", self.every)
+        require(self.length >= 1, "sampling.length", self.length, "1 or more")
+        require(self.temperature >= 0, "sampling.temperature", self.temperature, "0 or above")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Log lines, and loggers next to metrics.jsonl (gin: `logging`).
+
+    Attributes:
+        every: Dataset tokens between log lines; 0 for the last only.
+        tensorboard: Write event files to `RUN/tensorboard`.
+        wandb: auto stands for `WANDB_MODE`; without it for online if a login exists, else offline.
+    """
+
+    every: int = 1_000_000
+    tensorboard: bool = True
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+
+    def __post_init__(self) -> None:
+        require_interval("logging", self.every)

@@ -1,0 +1,72 @@
+"""A mixture of text sources: every document is drawn from one of them, with a probability for each."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from bisect import bisect
+from collections.abc import Callable, Iterator, Sequence
+
+from mcframe.data import plugin_checks
+from mcframe.data.cache import fingerprint
+from mcframe.data.sources import StandardLibrary
+from mcframe.errors import UserError, require
+from mcframe.hookspecs import TextSource
+
+
+class Mixture(TextSource):
+    """Documents of several text sources. An epoch ends when a source that is drawn has no more documents.
+
+    Args:
+        sources: Text sources, such as `@prose/text.local_files`; settings of a scope hold for its source alone. None is
+            `[@text.standard_library]`.
+        weights: The fraction of documents of each source, up to a common factor; None for equal fractions.
+        seed: Determines the order in which sources are drawn.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Sequence[Callable[[], TextSource]] | None = None,
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._sources = [_checked(build()) for build in (sources or (StandardLibrary,))]
+        self._weights = [1.0] * len(self._sources) if weights is None else [float(each) for each in weights]
+        self._seed = seed
+        self.streaming = any(source.streaming for source in self._sources)
+        if len(self._weights) != len(self._sources):
+            raise UserError(
+                f"text.mixture.weights: expected {len(self._sources)} weights, one for each source, got "
+                f"{len(self._weights)}",
+                binding="text.mixture.weights",
+                remedy="Set text.mixture.weights to one number for each of text.mixture.sources.",
+            )
+        require(min(self._weights) > 0, "text.mixture.weights", min(self._weights), "numbers above 0")
+
+    @property
+    def identity(self) -> str:
+        """A string that changes with the sources, the weights and the seed."""
+        parts = [source.identity for source in self._sources]
+        return f"mixture:{fingerprint([parts, self._weights, self._seed])}"
+
+    def documents(self, epoch: int = 0) -> Iterator[str]:
+        """Yield documents. The source of each is a function of the seed, the epoch and the document's number."""
+        iterators = [plugin_checks.documents(source, epoch) for source in self._sources]
+        bounds = list(itertools.accumulate(self._weights))
+        for draw in itertools.count():
+            point = random.Random(f"mixture/{self._seed}/{epoch}/{draw}").random() * bounds[-1]
+            document = next(iterators[min(bisect(bounds, point), len(bounds) - 1)], None)
+            if document is None:
+                return
+            yield document
+
+
+def _checked(source: object) -> TextSource:
+    if not isinstance(source, TextSource):
+        raise UserError(
+            f"text.mixture.sources: expected text sources, got a value of type {type(source).__name__}",
+            binding="text.mixture.sources",
+            remedy="List references such as @text.local_files or @prose/text.local_files, without parentheses.",
+        )
+    return source

@@ -1,0 +1,37 @@
+"""Run the evaluations of `run.evaluations` while training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mcframe.config.training_schema import EvaluationConfig
+from mcframe.evaluation.eval_model import EngineEvalModel
+from mcframe.evaluation.runner import headlines, run_evaluations
+from mcframe.training.callbacks.base import TrainerCallback
+from mcframe.training.eval_mode import eval_mode
+
+if TYPE_CHECKING:
+    from mcframe.training.trainer import Trainer
+
+
+class Evaluate(TrainerCallback):
+    """Run every evaluation and log its headlines.
+
+    Args:
+        config: `evaluation` of the configuration.
+        model: The model in training, as evaluations see it.
+    """
+
+    def __init__(self, config: EvaluationConfig, model: EngineEvalModel) -> None:
+        super().__init__(config.every, at_end=config.every > 0)
+        self._model = model
+
+    def run(self, trainer: Trainer) -> None:
+        """Evaluate. Collective: results are the same on every rank."""
+        metrics: dict[str, float] = {}
+        with eval_mode(trainer.engine.wrapped):
+            results = list(run_evaluations(trainer.components.evaluations, self._model))
+        for name, result in results:
+            metrics |= headlines(result)
+            trainer.recorder.evaluated(name, result)
+        trainer.recorder.publish(metrics)

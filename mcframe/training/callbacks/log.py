@@ -1,0 +1,48 @@
+"""Log the metrics of a logging interval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from rich.text import Text
+
+from mcframe.context.step_metrics import StepMetrics
+from mcframe.training.callbacks.base import TrainerCallback
+from mcframe.training.throughput import memory
+
+if TYPE_CHECKING:
+    from mcframe.training.trainer import Trainer
+
+
+class Log(TrainerCallback):
+    """Read the accumulated metrics back, and write them to the loggers."""
+
+    def run(self, trainer: Trainer) -> None:
+        """Log, and start the next interval.
+
+        Raises:
+            UserError: The loss is not finite. It is reduced over ranks, so all of them stop together.
+        """
+        accumulator, engine, state = trainer.accumulator, trainer.engine, trainer.state
+        accumulator.add(trainer.timers.collect() | memory(trainer.device))
+        accumulator.add(trainer.update_ratio.collect())
+        if (norm := engine.gradient_norm) is not None:
+            norm = norm.to(trainer.device, torch.float64)
+            accumulator.add(StepMetrics(means={"train/grad_norm": torch.stack((norm, torch.ones_like(norm)))}))
+        # Waits for the device, so that the throughput below is that of finished work.
+        reading = accumulator.read()
+        recorder = trainer.recorder
+        metrics = reading.metrics
+        metrics |= trainer.throughput.metrics(lambda note: recorder.message(Text(note, style="yellow")))
+        metrics |= {
+            "train/lr": trainer.learning_rate,
+            "train/tokens": float(state.tokens),
+            "train/tokens_per_step": float(state.batch_tokens),
+            "train/grad_accum_steps": float(engine.accumulation),
+            "mc/grad_accum_steps": float(engine.accumulation),
+        }
+        trainer.check_finite(metrics["train/loss"])
+        recorder.publish(metrics)
+        recorder.record(reading)
+        trainer.throughput.restart()

@@ -1,0 +1,173 @@
+"""The callbacks of `run.callbacks`: calls, their metrics, requests to stop, and errors that must not end a run."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcframe.context.step_metrics import StepMetrics
+from mcframe.errors import UserError
+from mcframe.hookspecs import Callback, CallbackRun, CallbackStep
+from mcframe.metrics.accumulator import Accumulator
+from mcframe.registry.plugins import last_line
+from mcframe.training.stop_signal import StopSignal
+
+_log = logging.getLogger(__name__)
+
+DECLARED_METRICS = {
+    "callback/{callback}/{figure}": ("its own", "neither", "a value that this callback reports"),
+}
+
+
+def no_explanation(error: Exception) -> UserError | None:
+    """Explain no error."""
+    return None
+
+
+class PluginCallbacks:
+    """The callbacks of a run, in order.
+
+    Args:
+        callbacks: The callbacks.
+        config: Every binding of the run by its gin name.
+        explain: Returns an error of a third-party plug-in as a message that names it.
+
+    Raises:
+        UserError: Two callbacks have one name.
+    """
+
+    def __init__(
+        self,
+        callbacks: Sequence[Callback] = (),
+        config: Mapping[str, Any] | None = None,
+        explain: Callable[[Exception], UserError | None] = no_explanation,
+    ) -> None:
+        names = [callback.name for callback in callbacks]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(
+                    f"run.callbacks: expected callbacks with different names, got {name!r} twice",
+                    binding="run.callbacks",
+                    remedy=f"Remove one {name!r} from run.callbacks, or set another name.",
+                )
+        self.config, self._explain = config or {}, explain
+        self._callbacks = {callback.name: callback for callback in callbacks}
+        self._failed: set[str] = set()
+        self._sums: dict[str, Tensor] = {}
+        self._pending: list[tuple[str, StepMetrics]] = []
+
+    def start(self, run: CallbackRun) -> None:
+        """Announce the run."""
+        self._each(lambda callback: callback.on_start(run))
+
+    def begin_step(self) -> None:
+        """Forget the losses of the step before."""
+        self._sums = {}
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Add the losses of a micro-batch. Does not synchronise with the host."""
+        if not self._callbacks:
+            return
+        for name, value in metrics.means.items():
+            if name == "train/loss" or (name.startswith("loss/") and name.count("/") == 1):
+                held = self._sums.get(name)
+                self._sums[name] = value.detach() if held is None else held + value.detach()
+
+    def after_backward(self, step: int, tokens: int) -> None:
+        """Call `after_backward` of every callback."""
+        self._report(lambda callback, view: callback.after_backward(view), step, tokens)
+
+    def after_step(self, step: int, tokens: int) -> None:
+        """Call `after_step` of every callback."""
+        self._report(lambda callback, view: callback.after_step(view), step, tokens)
+
+    def settle(self, accumulator: Accumulator, stop_signal: StopSignal) -> None:
+        """Remove callbacks that failed on any rank, and accumulate the metrics of the others. Collective."""
+        if not self._callbacks:
+            return
+        names = list(self._callbacks)
+        failed = stop_signal.any_rank([name in self._failed for name in names])
+        for name, has_failed in zip(names, failed, strict=True):
+            if has_failed:
+                del self._callbacks[name]
+        for name, metrics in self._pending:
+            if name in self._callbacks:
+                accumulator.add(metrics)
+        self._pending = []
+
+    def on_metrics(self, tokens: int, metrics: Mapping[str, float]) -> None:
+        """Pass logged metrics to every callback, each time as a copy."""
+        self._each(lambda callback: callback.on_metrics(tokens, dict(metrics)))
+
+    def stop_requested(self, stop_signal: StopSignal) -> bool:
+        """Return whether a callback requested a stop on any rank. Collective."""
+        if not self._callbacks:
+            return False
+        return stop_signal.any_rank([any(callback.stop_reason for callback in self._callbacks.values())])[0]
+
+    @property
+    def stop_reasons(self) -> list[str]:
+        """The reasons of the callbacks of this rank that requested a stop."""
+        return [f"{name}: {each.stop_reason}" for name, each in self._callbacks.items() if each.stop_reason]
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Return the state of every callback by name."""
+        found: dict[str, dict[str, Any]] = {}
+
+        def keep(callback: Callback) -> None:
+            found[callback.name] = callback.state_dict()
+
+        self._each(keep)
+        return found
+
+    def restore(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Restore the callbacks that the checkpoint has a state of."""
+
+        def load(callback: Callback) -> None:
+            if callback.name in states:
+                callback.load_state_dict(states[callback.name])
+
+        self._each(load)
+
+    def _report(self, call: Callable[[Callback, CallbackStep], Any], step: int, tokens: int) -> None:
+        if not self._callbacks:
+            return
+        view = CallbackStep(step, tokens, {name: value[0] / value[1] for name, value in self._sums.items()})
+
+        def one(callback: Callback) -> None:
+            values = call(callback, view) or {}
+            means = {f"callback/{callback.name}/{name}": _with_count(value) for name, value in values.items()}
+            if means:
+                self._pending.append((callback.name, StepMetrics(means=means)))
+
+        self._each(one)
+
+    def _each(self, call: Callable[[Callback], None]) -> None:
+        for name, callback in self._callbacks.items():
+            if name in self._failed:
+                continue
+            try:
+                call(callback)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # noqa: BLE001 - a callback may raise anything, and training does not need it
+                self._failed.add(name)
+                _log.warning("%s; the run continues without the callback %s", self._described(error), name)
+
+    def _described(self, error: Exception) -> str:
+        explained = self._explain(error)
+        if explained is not None:
+            return f"{explained.message} ({explained.location})" if explained.location else explained.message
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{last_line(error)} ({frame.filename}:{frame.lineno})"
+
+
+def _with_count(value: Tensor) -> Tensor:
+    """Return a scalar as [sum, count]."""
+    value = value.detach().double()
+    return torch.stack((value, torch.ones_like(value)))

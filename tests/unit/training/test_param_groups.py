@@ -1,0 +1,116 @@
+"""Modules declare their parameter groups; every trained parameter is in one of them, and the optimizer gets it once."""
+
+import pytest
+import torch
+from torch import nn
+
+from mcframe.config.run_config import load_run_config
+from mcframe.errors import UserError
+from mcframe.hookspecs import Loss, LossTerm, ParamGroup, TrainableModule, group_parameters
+from mcframe.training.build import build_step
+from mcframe.training.param_groups import optimizer_groups, param_groups
+from mcframe.training.train_step import TrainStep
+
+MUON = ("optimizer.name = 'muon'", "optimizer.muon_lr = 0.02", "optimizer.lr = 0.004")
+
+
+def of_run(smoke, *settings):
+    config = load_run_config([smoke], settings).run_config
+    step = build_step(config, 257)
+    groups = param_groups(step, config.optimizer)
+    return step, groups, optimizer_groups(step, groups)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("run.gistnet = @gistnet.contextual", "gistnet.contextual.pooling = 'query'", "run.lensnet = @lensnet.mlp"),
+        ("run.gistnet = @gistnet.contextual", "gistnet.contextual.pooling = 'heads'", "gpt.gist_bias = -2.0"),
+        ("run.gistnet = @gistnet.multihead", "run.lensnet = @lensnet.mlp", "lensnet.mlp.embeddings = True"),
+        ("run.gistnet = @gistnet.transformer", "gistnet.transformer.pooling = 'cls'"),
+        ("run.extra_losses = [@loss.reconstruction]",),
+    ],
+)
+def test_declared_matrices_are_those_that_first_party_names_mark(smoke, settings):
+    step, _, (muon, adam) = of_run(smoke, *MUON, *settings)
+    named = [(name, p) for name, p in step.named_parameters() if p.requires_grad]
+    marked = [p.dim() >= 2 and not ("embed" in name or "lm_head" in name) for name, p in named]
+    for group, is_matrix in ((muon, True), (adam, False)):
+        expected = [p for (_, p), mark in zip(named, marked, strict=True) if mark is is_matrix]
+        assert [id(p) for p in group["params"]] == [id(p) for p in expected]
+    assert (muon["lr"], adam["lr"]) == (0.02, 0.004)
+
+
+def test_adamw_has_one_group_in_the_order_of_the_module(smoke):
+    step, _, (group,) = of_run(smoke)
+    assert [id(p) for p in group["params"]] == [id(p) for p in step.parameters() if p.requires_grad]
+
+
+def test_parts_have_learning_rates_of_their_own(smoke):
+    scale = "optimizer.lr_scale = {'gistnet': 0.5, 'base': 0.0}"
+    step, groups, merged = of_run(smoke, "optimizer.lr = 0.002", scale)
+    assert {group.part: group.lr for group in groups} == {"base": 0.0, "gistnet": 0.001, "lensnet": 0.002}
+    gistnet = {id(p) for p in step.model.gistnet.parameters()}
+    (own,) = [group for group in merged if group["lr"] == 0.001]
+    assert {id(p) for p in own["params"]} == gistnet
+    with pytest.raises(UserError, match="lr_scale"):
+        load_run_config([smoke], ("optimizer.lr_scale = {'gpt': 1.0}",))
+
+
+class Table(TrainableModule):
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(3, 4))
+        self.map = nn.Linear(4, 4)
+
+    def param_groups(self):
+        return group_parameters(self, embedding=[self.rows])
+
+
+def test_a_module_in_a_module_keeps_what_it_declares():
+    outer = nn.Sequential(Table(), nn.Linear(4, 2), nn.Embedding(5, 4))
+    found = {group.role: group.parameters for group in group_parameters(outer)}
+    table, linear, embedding = outer
+    assert [id(p) for p in found["embedding"]] == [id(table.rows), id(embedding.weight)]
+    assert [id(p) for p in found["matrix"]] == [id(table.map.weight), id(linear.weight)]
+    assert [id(p) for p in found["vector"]] == [id(table.map.bias), id(linear.bias)]
+
+
+class Declared(Loss):
+    name, needs = "declared", ()
+
+    def __init__(self, *groups):
+        super().__init__()
+        self.one, self.two = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+        self.groups = groups
+
+    def forward(self, view):
+        return LossTerm(view.uncompressed.nll.mean(dim=1))
+
+    def param_groups(self):
+        return [ParamGroup("vector", tuple(getattr(self, name) for name in names)) for names in self.groups]
+
+
+@pytest.mark.parametrize(
+    ("groups", "problem"),
+    [
+        ([("one",)], "losses.declared.two in one group, got none"),
+        ([("one", "two"), ("two",)], "losses.declared.two in one group, got loss declared vector and loss"),
+    ],
+)
+def test_a_parameter_in_no_group_or_in_two_is_an_error_that_names_it(smoke, groups, problem):
+    config = load_run_config([smoke], ()).run_config
+    model = build_step(config, 257).model
+    with pytest.raises(UserError, match=problem):
+        param_groups(TrainStep(model, [Declared(*groups)]), config.optimizer)
+
+
+def test_a_group_can_switch_weight_decay_off(smoke):
+    config = load_run_config([smoke], ("optimizer.weight_decay = 0.1",)).run_config
+    loss = Declared(("one", "two"))
+    loss.param_groups = lambda: [ParamGroup("vector", (loss.one, loss.two), weight_decay=False, lr_scale=2.0)]
+    step = TrainStep(build_step(config, 257).model, [loss])
+    *_, own = optimizer_groups(step, param_groups(step, config.optimizer))
+    assert [id(p) for p in own["params"]] == [id(loss.one), id(loss.two)]
+    assert (own["weight_decay"], own["lr"]) == (0.0, 2 * config.optimizer.lr)
