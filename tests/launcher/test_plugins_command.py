@@ -157,7 +157,7 @@ def test_show_says_types_defaults_what_must_be_set_and_what_gin_cannot_write(mcf
     assert "text.pages.folder = %gin.REQUIRED  # str" in needy
     assert "text.pages.limit = None            # int or None" in needy
     (tmp_path / "pasted.gin").write_text(f"include '{smoke}'\n{needy}")
-    with pytest.raises(UserError, match=r"a value must be set for: text\.pages\.folder"):
+    with pytest.raises(UserError, match=r"missing values for text\.pages\.folder"):
         load_run_config(["pasted.gin"], [], PluginOptions(named=("somebody.py",)))
 
 
@@ -167,7 +167,7 @@ def test_show_for_machines(mcframe):
     assert facts["doc"].startswith("The last child")
     assert facts["parameters"][0] == {
         "binding": "gistnet.last.bias", "type": "bool", "default": "False", "required": False,
-        "line": "gistnet.last.bias = False",
+        "line": "gistnet.last.bias = False", "meaning": "",
     }  # fmt: skip
 
 
