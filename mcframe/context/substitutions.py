@@ -59,13 +59,19 @@ def mean_table(tokens: Tensor, tree: ContextTree) -> Tensor:
     return torch.cat(levels, dim=1)
 
 
-def swap_gists(table: Tensor, tree: ContextTree, baseline_nll: Tensor) -> Tensor:
-    """The node table with the gists of another sequence: table [B, rows, D], partner [B] int64 -> [B, rows, D].
+def swap_gists(table: Tensor, tree: ContextTree, swap: Tensor) -> Tensor:
+    """Return the node table with the gists of another sequence. Tokens stay.
 
-    Tokens stay; every gist becomes that of the same node of sequence `partner[b]`.
+    Args:
+        table: [B, rows, D].
+        tree: shape of the contexts.
+        swap: [B] int64, the sequence whose gists each sequence reads.
+
+    Returns:
+        [B, rows, D].
     """
     tokens = tree.offset(1)
-    return torch.cat((table[:, :tokens], table[baseline_nll, tokens:]), dim=1)
+    return torch.cat((table[:, :tokens], table[swap, tokens:]), dim=1)
 
 
 def scatter_to_targets(values: Tensor, context: WorkingContext, missing: float = torch.nan) -> Tensor:

@@ -35,7 +35,7 @@ def review(case: Case) -> tuple[Document, list[Finding]]:
     document.section("Controller metrics: LensNet", *lens(case, figures.get("lens")))
     document.section("Controller metrics: variant quality", *quality(case, figures.get("gist_cost")))
     document.section("Weights by module", *weights(case))
-    document.section("Findings", *_findings(case, outcomes))
+    document.section("Rules: findings", *_findings(case, outcomes))
     advice = [finding.step for finding in outcomes.findings] + [skip.step for skip in outcomes.skipped.values()]
     steps = list(dict.fromkeys(filter(None, advice)))
     document.section("Next steps", Items(steps, True) if steps else Text("None from the rules."))

@@ -42,6 +42,6 @@ def test_the_gin_of_the_page_loads(tmp_path):
     assert made[1].task is not None
 
 
-@pytest.mark.parametrize("name", re.findall(r"`(eval/(?:gist_quality|focus_quality)/[\w/.]+)`", PAGE))
+@pytest.mark.parametrize("name", re.findall(r"`(eval/(?:gist|focus)_quality/[\w/.]+)`", PAGE))
 def test_the_metrics_of_the_page_exist(name):
     assert describe(name).meaning

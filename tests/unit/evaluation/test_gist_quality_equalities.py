@@ -51,9 +51,8 @@ def test_conditions_differ_when_gists_are_gists(tree):
 def test_a_gist_that_is_always_the_same_is_as_good_when_swapped(zero):
     """Dropping is another thing: an empty entry still takes part in attention and predicts."""
     model = build_model(FLAT, seed=1)
-    model.model.gistnet = Constant(
-        torch.zeros(16) if zero else torch.randn(16, generator=torch.Generator().manual_seed(0))
-    )
+    gist = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    model.model.gistnet = Constant(torch.zeros(16) if zero else gist)
     delta = measured(model, some_sequences(FLAT, 4, seed=1), FLAT).delta
     assert same(delta["swap"], delta["gist"])
     assert not same(delta["drop"], delta["gist"])

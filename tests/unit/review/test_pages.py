@@ -91,7 +91,7 @@ def test_the_review_of_the_founding_run(mcframe, seed_run):
     headings = re.findall(r"^## (.+)$", markdown, re.M)
     assert headings == [
         "Summary", "Training throughput", "Controller metrics: LOD layout", "Controller metrics: LensNet",
-        "Controller metrics: variant quality", "Weights by module", "Findings", "Next steps", "Provenance",
+        "Controller metrics: variant quality", "Weights by module", "Rules: findings", "Next steps", "Provenance",
     ]  # fmt: skip
     for said in (
         *headings,

@@ -12,6 +12,7 @@ from mcframe.review.apply_rules import RULES, apply_rules
 from mcframe.review.finding import Case, Finding
 from mcframe.review.record import read_run
 from mcframe.review.rules import read_rules
+from mcframe.review.run_facts import level_predicts_preferences
 from tests.support.synthetic_runs import CONFIG, DIP, STEPS, healthy, like_the_seed, noise, write_run
 
 GOOD_GISTS = {
@@ -293,3 +294,10 @@ def test_the_limit_of_a_plausible_delta_follows_the_vocabulary(tmp_path):
     assert 0.4 * math.log(257) < 2.7 < 0.4 * math.log(65536)
     assert "implausible_delta" in findings(write_run(tmp_path / "bytes", figures, config=small))
     assert "implausible_delta" not in findings(write_run(tmp_path / "bpe", figures))
+
+
+def test_older_runs_have_the_setting_of_sides_under_another_name():
+    assert not level_predicts_preferences({})
+    assert not level_predicts_preferences({"older.preference_sides": "'both'"})
+    assert level_predicts_preferences({"older.preference_sides": "'worse'"})
+    assert level_predicts_preferences({"older.preference_sides": "'both'", "lens_targets.sides": "'worse'"})
