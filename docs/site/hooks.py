@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from griffe import Docstring
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from mcframe.config.configurables import Configurable
-from mcframe.config.run_config import GIN_CONFIGURABLES
-from mcframe.config.values import render
 from mcframe.metrics.catalogue import CATALOGUE
-from mcframe.registry.discovery import discover
 
 ROOT = Path(__file__).parents[2]
 COPIED = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
 API = ("hookspecs", "interfaces", "losses", "context", "modeling", "training")
-_MEANING = re.compile(r"^\| `([\w.]+)` \|.*\| ([^|]+) \|$", re.M)
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=[)#])")
 
 
@@ -30,7 +21,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and the files of the repository to which pages link."""
     pages = {to: (ROOT / source).read_text("utf-8") for source, to in COPIED.items()}
     pages["reference/metrics.md"] = metrics()
-    pages["reference/settings.md"] = settings()
     pages["reference/mcframe.md"] = "# mcframe\n\n::: mcframe\n    options: {show_submodules: false}\n"
     pages |= {f"reference/mcframe.{name}.md": f"# mcframe.{name}\n\n::: mcframe.{name}\n" for name in API}
     for path, content in pages.items():
@@ -77,56 +67,3 @@ def metrics() -> str:
     return "\n".join(
         ["# All metrics", "", "| name | unit | better | meaning |", "| --- | --- | --- | --- |", *rows, ""]
     )
-
-
-def settings() -> str:
-    """Return the page of everything that a gin file can bind, from signatures and docstrings."""
-    page = _LINK.sub(r"../\1", (ROOT / "docs" / "configuration.md").read_text("utf-8"))
-    typed = dict(_MEANING.findall(page))
-    lines = ["# All settings", "", "Type, default and meaning of everything that a gin file can bind.", ""]
-    for entry in _configurables():
-        if not entry.parameters:
-            continue
-        first, meanings = _documented(entry.factory)
-        lines += [
-            f"## {entry.name}",
-            "",
-            first,
-            "",
-            "| binding | type | default | meaning |",
-            "| --- | --- | --- | --- |",
-        ]
-        for name, parameter in entry.parameters.items():
-            kind = re.sub(r"[\w.]+\.(?=\w)", "", inspect.formatannotation(entry.annotation(name)))
-            default = "required" if parameter.default is parameter.empty else f"`{_default(parameter.default)}`"
-            binding = f"{entry.name}.{name}"
-            cells = (f"`{binding}`", f"`{kind}`", default, meanings.get(name) or typed.get(binding, ""))
-            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _default(value: Any) -> str:
-    return render(value) if not callable(value) else "computed"
-
-
-def _configurables() -> Iterator[Configurable]:
-    for name, factory in GIN_CONFIGURABLES.items():
-        yield Configurable(name, factory, "")
-    for kind, offered in discover().implementations.items():
-        for entry in offered.values():
-            if entry.distribution in ("", "mcframe"):
-                yield Configurable(f"{kind}.{entry.name}", entry.factory, kind)
-
-
-def _documented(factory: Any) -> tuple[str, dict[str, str]]:
-    """Return the first paragraph of a docstring, and the descriptions of its parameters, those of __init__ included."""
-    first, meanings = "", {}
-    for documented in (factory, getattr(factory, "__init__", None)):
-        sections = Docstring(inspect.cleandoc(documented.__doc__ or "")).parse("google", warnings=False)
-        for section in sections:
-            if section.kind.value == "text":
-                first = first or section.value.split("\n\n")[0].replace("\n", " ")
-            elif section.kind.value in ("parameters", "attributes"):
-                meanings |= {each.name: " ".join(each.description.split()) for each in section.value}
-    return first, meanings

@@ -21,11 +21,11 @@ class OptimizerConfig:
     Attributes:
         name: adamw, or muon: Muon for matrices and AdamW for embeddings, heads and thin maps.
         lr: Peak learning rate of AdamW.
-        betas: Of AdamW.
-        eps: Of AdamW.
-        weight_decay: Of AdamW and Muon.
+        betas: Decay rates of AdamW's moments.
+        eps: Epsilon of AdamW.
+        weight_decay: Weight decay of AdamW and Muon.
         muon_lr: Peak learning rate of Muon.
-        muon_momentum: Of Muon.
+        muon_momentum: Momentum of Muon.
         gradient_clipping: Largest gradient norm. None is 1.0 for adamw and no clipping for muon: clipping would act on
             Muon's orthogonalised update, at some ZeRO stages and not at others.
         lr_scale: Factors on the learning rates of parts: {'base': 0.1, 'gistnet': 1.0, 'lensnet': 1.0}.
@@ -55,7 +55,7 @@ class OptimizerConfig:
             raise UserError(
                 "gradient clipping cannot be combined with Muon: it would clip the orthogonalised update, at ZeRO 1 "
                 "to 3 and not at 0, and silently shrink every step",
-                remedy="remove optimizer.gradient_clipping; Muon's update has a fixed size anyway",
+                remedy="Remove optimizer.gradient_clipping: Muon's update has the same size for any gradient.",
             )
 
     @property
@@ -95,7 +95,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:
-    """DeepSpeed (gin: `deepspeed`).
+    """Options of DeepSpeed (gin: `deepspeed`).
 
     Attributes:
         zero_stage: 0 to 3.
@@ -175,7 +175,7 @@ class FiguresConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Checkpoints (gin: `checkpoint`).
+    """Intervals and number of checkpoints (gin: `checkpoint`).
 
     Attributes:
         every: Dataset tokens between checkpoints; 0 for the last only.

@@ -302,7 +302,7 @@ def test_what_a_person_sees(plain_run):
     assert "6.14k/6.14k tokens" in progress[-1]
     words = plain_run.words
     assert "Run finished" in words
-    for label in ("loss", "validation", "bits/byte", "ΔNLL behind the cursor", "speed", "checkpoint", "metrics"):
+    for label in ("loss", "validation", "bits/byte", "ΔNLL after the cursor", "speed", "checkpoint", "metrics"):
         assert label in words.split("Run finished")[1]
     assert str(plain_run.run_dir / "metrics.jsonl") in words
     summary = plain_run.summary
