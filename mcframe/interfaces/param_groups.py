@@ -53,13 +53,14 @@ def group_parameters(
 
     Args:
         module: The module.
-        embedding: Parameters, or modules all of whose parameters, are embeddings. None is skipped.
+        embedding: Parameters, or modules all of whose parameters, are embeddings. None is skipped, and so are tensors
+            that are not parameters, as in the moving average of a network.
     """
     listed = {
         id(parameter)
         for each in embedding
         if each is not None
-        for parameter in ([each] if isinstance(each, nn.Parameter) else each.parameters())
+        for parameter in (each.parameters() if isinstance(each, nn.Module) else [each])
     }
     groups: dict[tuple[Role, bool, float], dict[int, nn.Parameter]] = {}
 

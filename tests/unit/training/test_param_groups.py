@@ -30,6 +30,7 @@ def of_run(smoke, *settings):
         ("run.gistnet = @gistnet.multihead", "run.lensnet = @lensnet.mlp", "lensnet.mlp.embeddings = True"),
         ("run.gistnet = @gistnet.transformer", "gistnet.transformer.pooling = 'cls'"),
         ("run.extra_losses = [@loss.reconstruction]",),
+        ("run.extra_losses = [@loss.ema_kl]",),  # its moving average of LensNet has buffers in place of parameters
     ],
 )
 def test_declared_matrices_are_those_that_first_party_names_mark(smoke, settings):
