@@ -80,14 +80,14 @@ class Trainer:
         self.throughput = ThroughputMeter(
             components, self.state, micro_batch=engine.micro_batch, world_size=world_size, device=device
         )
-        self.log, self.checkpoint = Log(config.logging.every), SaveCheckpoint(config.checkpoint)
+        self.log, self.save_checkpoint = Log(config.logging.every), SaveCheckpoint(config.checkpoint)
         # Checkpoints come before evaluations, so that an exception in an evaluation loses no training.
         self.callbacks: list[TrainerCallback] = [
             self.log,
             Validate(config.validation, components, self.held_out, loss_mask, engine.micro_batch, device),
             Sample(config.sampling),
             Figures(config.figures),
-            self.checkpoint,
+            self.save_checkpoint,
             Evaluate(config.evaluation, eval_model(config, components.tokenizer, engine.model, device)),
         ]
 
@@ -104,12 +104,12 @@ class Trainer:
                 error.add_note(f"the loggers could not be closed either: {last_line(another)}")
             recorder.hooks.run_failed(recorder.info(), error)
             raise
-        return recorder.finish(status, self.checkpoint.last, tokens, seconds)
+        return recorder.finish(status, self.save_checkpoint.last, tokens, seconds)
 
     def _train(self) -> tuple[str, int, float]:
         """Return the status, and the tokens and seconds of this session."""
         if self.plan.checkpoint is not None:
-            self.checkpoint.restore(self, self.plan.checkpoint)
+            self.save_checkpoint.restore(self, self.plan.checkpoint)
         self.recorder.show_progress()
         started, first_tokens = time.monotonic(), self.state.tokens
         status, stop_signal = "finished", StopSignal()
@@ -129,7 +129,7 @@ class Trainer:
                     self._run_callbacks()
                 if stop_signal.agreed() and not self.state.finished:
                     status = "interrupted"
-                    self.checkpoint(self)
+                    self.save_checkpoint(self)
                     break
         finally:
             stop_signal.restore()
