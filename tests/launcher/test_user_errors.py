@@ -212,7 +212,7 @@ def test_the_script_says_what_is_wrong_and_nothing_else(launches, tmp_path):
     result = launches.run(gin=tmp_path / "smoke.gin")
     assert result.code == 2
     assert result.output.splitlines()[0].startswith("╭─ mcframe cannot go on")
-    assert "no gin file" in result.words
+    assert "missing gin file" in result.words
     assert "looked in" in result.words
     assert not result.run_dir.exists()
 
