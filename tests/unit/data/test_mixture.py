@@ -80,7 +80,7 @@ def test_it_streams_if_a_source_does():
 def test_documents_of_every_source_are_checked():
     broken = Named("broken")
     broken.documents = lambda epoch=0: iter([b"bytes"])
-    with pytest.raises(ContractError, match="Named: documents yielded a value of type bytes"):
+    with pytest.raises(ContractError, match=r"Named: documents: expected texts \(str\), got a value of type bytes"):
         list(mixture(broken).documents())
 
 
