@@ -33,7 +33,7 @@ def test_muon_refuses_clipping_and_says_where_it_was_asked_for(smoke, tmp_path):
     file.write_text(f"include '{smoke}'\noptimizer.name = 'muon'\noptimizer.gradient_clipping = 1.0\n")
     with pytest.raises(UserError, match="cannot be combined with Muon") as caught:
         load_run_config([file], [])
-    assert "remove optimizer.gradient_clipping" in caught.value.remedy
+    assert "Remove optimizer.gradient_clipping" in caught.value.remedy
 
 
 def test_muon_is_given_no_clipping_where_adamw_is_given_some(smoke):

@@ -64,7 +64,7 @@ MISTAKES = {
     "Muon and clipping": (
         "optimizer.name = 'muon'\noptimizer.gradient_clipping = 1.0",
         "gradient clipping cannot be combined with Muon",
-        "remove optimizer.gradient_clipping",
+        "Remove optimizer.gradient_clipping",
         None,
     ),
     "levels that never occur": (
@@ -213,7 +213,7 @@ def test_the_script_says_what_is_wrong_and_nothing_else(launches, tmp_path):
     assert result.code == 2
     assert result.output.splitlines()[0].startswith("╭─ mcframe cannot go on")
     assert "missing gin file" in result.words
-    assert "looked in" in result.words
+    assert "searched" in result.words
     assert not result.run_dir.exists()
 
 
