@@ -100,7 +100,7 @@ class _Asked:
     def _ask(self, evaluations: list[Evaluation]) -> dict[str, EvalResult]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task("judging contexts", total=None)
+            task = bar.add_task("evaluating contexts", total=None)
             expected = 0
 
             def announced(contexts: int) -> None:
@@ -108,13 +108,15 @@ class _Asked:
                 expected += contexts
                 bar.update(task, total=expected)
 
-            def tail_mask(contexts: int) -> None:
+            def contexts_done(contexts: int) -> None:
                 bar.advance(task, contexts)
 
             twins: dict[str, EvalModel] = {
-                name: replace(self._subject(twin), tail_mask=tail_mask) for name, twin in self.twins.items()
+                name: replace(self._subject(twin), contexts_done=contexts_done) for name, twin in self.twins.items()
             }
-            subject = replace(self._subject(self.trained), twins=twins, announced=announced, tail_mask=tail_mask)
+            subject = replace(
+                self._subject(self.trained), twins=twins, announced=announced, contexts_done=contexts_done
+            )
             findings: dict[str, EvalResult] = {}
             for name, found in run_evaluations(evaluations, subject):
                 findings[name] = found

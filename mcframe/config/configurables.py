@@ -60,7 +60,7 @@ class Configurable:
 
     @cached_property
     def accepts_any(self) -> bool:
-        """Whether the factory takes `**keywords`."""
+        """True if the factory takes `**keywords`."""
         return any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._all.values())
 
     @cached_property

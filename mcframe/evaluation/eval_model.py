@@ -33,7 +33,7 @@ class EngineEvalModel:
     own_task   what the run trains on instead of text; None for text
     batch      contexts that are judged at once
     windows    taken in place of what an evaluation asks for; None leaves it the choice
-    announced, judged   are told of contexts to come and of contexts done
+    announced, contexts_done   receive numbers of contexts to come and of contexts done
     Every rank must call the methods alike: the ranks share the work and all get the whole result.
     """
 
@@ -54,7 +54,7 @@ class EngineEvalModel:
     seed: int = SEED
     twins: Mapping[str, EvalModel] = field(default_factory=dict)
     announced: Callable[[int], None] = _silent
-    tail_mask: Callable[[int], None] = _silent
+    contexts_done: Callable[[int], None] = _silent
     _read: dict[int, EvalData] = field(default_factory=dict)
 
     def held_out(self, windows: int, task: Callable[[ContextTree], SyntheticTask] | None = None) -> EvalData:
@@ -83,7 +83,7 @@ class EngineEvalModel:
         def compute(some: Tensor, focuses: Tensor) -> Tensor:
             swap = torch.arange(some.shape[0], device=self.device) ^ 1 if condition == "swap" else None
             both = torch.stack(self.model.evaluate_focus(some, focuses.flatten(0, 1), condition, swap), dim=-1)
-            self.tail_mask(both.shape[0])
+            self.contexts_done(both.shape[0])
             return both.view(some.shape[0], variants, *both.shape[1:])
 
         size = max(1, self.batch // variants)
@@ -102,7 +102,7 @@ class EngineEvalModel:
 
         def compute(some: Tensor, own: Tensor) -> Tensor:
             focus: Tensor = self.model.refocus(some[:, :-1], self.allocator, budget, own)[0]
-            self.tail_mask(some.shape[0])
+            self.contexts_done(some.shape[0])
             return focus
 
         return self._spread(compute, self.batch, tokens, seeds)

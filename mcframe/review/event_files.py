@@ -37,7 +37,7 @@ class Events:
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether a metric of the log relates the x axis to tokens."""
+        """True if a metric of the log relates the x axis to tokens."""
         return bool(self.scalars.keys() & {_TOKENS, _PER_STEP})
 
     def clock(self, x: Values) -> tuple[Values, Values]:

@@ -1,4 +1,4 @@
-"""Whether two runs read the same tokens in the same order."""
+"""Compare the tokens of two runs and their order."""
 
 from __future__ import annotations
 

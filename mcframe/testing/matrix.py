@@ -140,7 +140,7 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        """Whether a requirement or the training failed."""
+        """True if a requirement or the training failed."""
         return (bool(self.error) and not self.skipped) or bool(self.of("failed"))
 
     def of(self, outcome: str) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, say how to go on. All ranks stop at the same step."""
+"""Handle Ctrl-C and SIGTERM: all ranks finish the same step, then the run is saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 
 class StopSignal:
-    """Remembers that somebody asked to stop. A second Ctrl-C stops at once, as usual.
+    """Record a requested stop. A second Ctrl-C raises KeyboardInterrupt at once.
 
     The launcher passes a Ctrl-C on as SIGTERM on top of the terminal's own SIGINT, so SIGTERM never counts twice.
     """
@@ -29,7 +29,7 @@ class StopSignal:
         self._asked = True
 
     def agreed(self) -> bool:
-        """Whether any rank has been asked. Collective: every rank must call it after the same step."""
+        """Return whether a stop was requested on any rank. Collective: every rank must call it after the same step."""
         return self.any_rank([self._asked])[0]
 
     def any_rank(self, flags: Sequence[bool]) -> list[bool]:
@@ -41,6 +41,6 @@ class StopSignal:
         return [bool(each) for each in found.tolist()]
 
     def restore(self) -> None:
-        """Give the signals back."""
+        """Restore the former signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -36,7 +36,7 @@ class TrainState:
 
     @property
     def finished(self) -> bool:
-        """Whether no step is left to do."""
+        """True if no step is left to do."""
         return self.stopped or self.step >= self.total_steps
 
     def advance(self) -> None:

@@ -1,1 +1,1 @@
-"""What a run does next to its steps, each after a number of dataset tokens."""
+"""Callbacks of the trainer, each called every so many dataset tokens."""

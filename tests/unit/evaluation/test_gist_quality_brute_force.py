@@ -41,13 +41,13 @@ def places(tree, focus, t, evidence):
 
 def brute_force(slow, tree, held, focuses, names, twins):
     """Region -> condition -> [(nll, nll of full, right)], and region -> documents."""
-    batch, baseline_nll = held.tokens.tolist(), [row ^ 1 for row in range(held.tokens.shape[0])]
+    batch, swap_with = held.tokens.tolist(), [row ^ 1 for row in range(held.tokens.shape[0])]
     values, documents = {}, {}
     for row, focus in enumerate(focuses):
-        said = {name: (told(slow, tree, batch, focus, row, name, baseline_nll), None) for name in ("full", *names)}
+        said = {name: (told(slow, tree, batch, focus, row, name, swap_with), None) for name in ("full", *names)}
         for name, (other, condition) in twins.items():
-            own = told(other, tree, batch, focus, row, condition, baseline_nll)
-            said[name] = (own, told(other, tree, batch, focus, row, "full", baseline_nll))
+            own = told(other, tree, batch, focus, row, condition, swap_with)
+            said[name] = (own, told(other, tree, batch, focus, row, "full", swap_with))
         evidence = None if held.evidence is None else held.evidence[row].tolist()
         for t in range(tree.window):
             if not held.loss_mask[row, t]:
