@@ -32,8 +32,8 @@ def evaluate(
     gin: Gin = [],  # noqa: B006 - typer copies it
     set_: Set = [],  # noqa: B006
     evaluation: Annotated[list[str], typer.Option(metavar="NAME", help="Only this one; may be repeated.")] = [],  # noqa: B006
-    drop_twin: Annotated[Path | None, typer.Option(metavar="RUN", help="A run with run.gistnet = None.")] = None,
-    mean_twin: Annotated[Path | None, typer.Option(metavar="RUN", help="A run with @gistnet.mean.")] = None,
+    drop_baseline: Annotated[Path | None, typer.Option(metavar="RUN", help="A run with run.gistnet = None.")] = None,
+    mean_baseline: Annotated[Path | None, typer.Option(metavar="RUN", help="A run with @gistnet.mean.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default: RUN/evaluation.")] = None,
     windows: Annotated[int | None, typer.Option(min=2, help="Held-out sequences, whatever gin says.")] = None,
     plugin: Plugin = [],  # noqa: B006
@@ -49,23 +49,23 @@ def evaluate(
     def act() -> int:
         # gin holds one configuration at a time: the run that is asked about is opened last.
         plugins = plugin_options(plugin, no_plugin, strict_plugins)
-        places = {name: place for name, place in (("drop", drop_twin), ("mean", mean_twin)) if place}
-        twins = {name: load_run(place, plugins=plugins) for name, place in places.items()}
-        asked = _Asked(load_run(run, gin, set_, plugins), twins, windows)
+        places = {name: place for name, place in (("drop", drop_baseline), ("mean", mean_baseline)) if place}
+        baselines = {name: load_run(place, plugins=plugins) for name, place in places.items()}
+        asked = _Asked(load_run(run, gin, set_, plugins), baselines, windows)
         return asked.answer(evaluation, out)
 
     raise typer.Exit(report_user_errors(act, traceback=traceback))
 
 
 class _Asked:
-    """A trained run, its twins, and a console to answer on."""
+    """A trained run, its baselines, and a console to answer on."""
 
-    def __init__(self, trained: TrainedRun, twins: Mapping[str, TrainedRun], windows: int | None) -> None:
-        self.trained, self.twins, self.windows = trained, twins, windows
+    def __init__(self, trained: TrainedRun, baselines: Mapping[str, TrainedRun], windows: int | None) -> None:
+        self.trained, self.baselines, self.windows = trained, baselines, windows
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.console = Console()
-        for name, twin in twins.items():
-            _check_twin(name, twin, trained)
+        for name, baseline in baselines.items():
+            _check_baseline(name, baseline, trained)
 
     def answer(self, names: list[str], out: Path | None) -> int:
         """Put the evaluations, print and write what they find. Returns the exit code."""
@@ -111,11 +111,12 @@ class _Asked:
             def contexts_done(contexts: int) -> None:
                 bar.advance(task, contexts)
 
-            twins: dict[str, EvalModel] = {
-                name: replace(self._subject(twin), contexts_done=contexts_done) for name, twin in self.twins.items()
+            baselines: dict[str, EvalModel] = {
+                name: replace(self._subject(baseline), contexts_done=contexts_done)
+                for name, baseline in self.baselines.items()
             }
             subject = replace(
-                self._subject(self.trained), twins=twins, announced=announced, contexts_done=contexts_done
+                self._subject(self.trained), baselines=baselines, announced=announced, contexts_done=contexts_done
             )
             findings: dict[str, EvalResult] = {}
             for name, found in run_evaluations(evaluations, subject):
@@ -140,36 +141,36 @@ class _Asked:
         return {
             "checkpoint": checkpoint.path,
             "tokens": checkpoint.tokens,
-            "twins": {name: twin.checkpoint.path for name, twin in self.twins.items()},
+            "baselines": {name: baseline.checkpoint.path for name, baseline in self.baselines.items()},
             "windows": self.windows,
             "device": str(self.device),
         }
 
 
-def _check_twin(name: str, twin: TrainedRun, run: TrainedRun) -> None:
-    """Raises UserError where a twin cannot read what the run reads, or is no such twin."""
-    if twin.model.tree != run.model.tree:
+def _check_baseline(name: str, baseline: TrainedRun, run: TrainedRun) -> None:
+    """Raises UserError where a baseline cannot read what the run reads, or is no such baseline."""
+    if baseline.model.tree != run.model.tree:
         raise UserError(
-            f"the {name} twin {twin.checkpoint.path} has {twin.model.tree}, the run has {run.model.tree}",
-            remedy="train the twin with the run's gin file and run.gistnet changed, nothing else",
+            f"the {name} baseline {baseline.checkpoint.path} has {baseline.model.tree}, the run has {run.model.tree}",
+            remedy="train the baseline with the run's gin file and run.gistnet changed, nothing else",
         )
-    if twin.tokenizer.identity != run.tokenizer.identity:
+    if baseline.tokenizer.identity != run.tokenizer.identity:
         raise UserError(
-            f"the {name} twin {twin.checkpoint.path} has another tokenizer than the run",
-            remedy="train the twin with the run's gin file and run.gistnet changed, nothing else",
+            f"the {name} baseline {baseline.checkpoint.path} has another tokenizer than the run",
+            remedy="train the baseline with the run's gin file and run.gistnet changed, nothing else",
         )
-    if not twin.model.strategy.count:
+    if not baseline.model.strategy.count:
         raise UserError(
-            f"{twin.checkpoint.path} was trained without variants: it has never read a context with {name}s in it",
-            remedy="train the twin with the run's gin file and run.gistnet changed, nothing else",
+            f"{baseline.checkpoint.path} was trained without variants: it has never read a context with {name}s in it",
+            remedy="train the baseline with the run's gin file and run.gistnet changed, nothing else",
         )
-    if name == "mean" and (twin.model.gistnet is None or any(True for _ in twin.model.gistnet.parameters())):
+    if name == "mean" and (baseline.model.gistnet is None or any(True for _ in baseline.model.gistnet.parameters())):
         raise UserError(
-            f"{twin.checkpoint.path} was not trained with means: its GistNet learns, or there is none",
-            remedy="train the twin with --set 'run.gistnet = @gistnet.mean'",
+            f"{baseline.checkpoint.path} was not trained with means: its GistNet learns, or there is none",
+            remedy="train the baseline with --set 'run.gistnet = @gistnet.mean'",
         )
-    if name == "drop" and twin.model.gistnet is not None:
+    if name == "drop" and baseline.model.gistnet is not None:
         raise UserError(
-            f"{twin.checkpoint.path} was trained with a GistNet, so it has not learned to live with gaps",
-            remedy="train the twin with --set 'run.gistnet = None'",
+            f"{baseline.checkpoint.path} was trained with a GistNet, so it has not learned to live with gaps",
+            remedy="train the baseline with --set 'run.gistnet = None'",
         )

@@ -130,10 +130,10 @@ class DataConfig:
     """The split of the text (gin: `data`).
 
     Attributes:
-        validation_share: Fraction of documents held out for validation, chosen by the content of a document.
+        validation_fraction: Fraction of documents held out for validation, chosen by the content of a document.
     """
 
-    validation_share: float = 0.02
+    validation_fraction: float = 0.02
 
 
 MULTI_KINDS: Mapping[str, str] = {

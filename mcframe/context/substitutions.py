@@ -85,7 +85,7 @@ def scatter_to_targets(values: Tensor, context: WorkingContext, missing: float =
     return empty.scatter(1, index, values)[:, :window]
 
 
-def distance_behind(lod: Tensor, tree: ContextTree) -> tuple[Tensor, Tensor]:
+def distance_after(lod: Tensor, tree: ContextTree) -> tuple[Tensor, Tensor]:
     """For each token position: tokens since the end of the nearest collapsed span on its left, and that span's LOD.
 
     lod [R, T] is the LOD of every token (`block_lods_to_tokens`) -> (distance [R, T], LOD [R, T]); -1 and 0 where no

@@ -182,7 +182,7 @@ def open_training_stream(
     tokenizer: Tokenizer,
     window: int,
     seed: int,
-    validation_share: float,
+    validation_fraction: float,
     *,
     rank: int = 0,
     world_size: int = 1,
@@ -194,8 +194,8 @@ def open_training_stream(
     token file has to be made first. Raises UserError where there is too little text.
     """
     if source.streaming:
-        return StreamedWindows(source, tokenizer, window, validation_share, rank=rank, world_size=world_size)
-    file = token_file(source, tokenizer, split="train", share=validation_share, progress=progress)
+        return StreamedWindows(source, tokenizer, window, validation_fraction, rank=rank, world_size=world_size)
+    file = token_file(source, tokenizer, split="train", share=validation_fraction, progress=progress)
     return ShuffledWindows(file, window, seed)
 
 
@@ -224,7 +224,7 @@ def open_validation(
         raise UserError(
             f"{file.length:,} validation tokens were found, fewer than the {window + 1:,} of one sequence "
             f"(T = {window:,})",
-            remedy="raise data.validation_share, or give the run more text",
+            remedy="raise data.validation_fraction, or give the run more text",
         )
     return file.gather(validation_places(available, count), window)
 

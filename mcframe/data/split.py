@@ -33,7 +33,7 @@ def check_share(share: float) -> None:
     if not 0 <= share < 1:
         raise UserError(
             f"the validation share is {share}, but it must be at least 0 and below 1",
-            remedy="set data.validation_share to the share of documents to hold out, such as 0.01",
+            remedy="set data.validation_fraction to the share of documents to hold out, such as 0.01",
         )
 
 
@@ -42,10 +42,10 @@ def empty_split(split: Split, share: float) -> UserError:
     if split == "validation" and share == 0:
         return UserError(
             "there is nothing to validate on, because the validation share is 0",
-            remedy="set data.validation_share to the share of documents to hold out, such as 0.01",
+            remedy="set data.validation_fraction to the share of documents to hold out, such as 0.01",
         )
     change = "raise" if split == "validation" else "lower"
     return UserError(
         f"no document of this corpus falls into the {split} split at a validation share of {share}",
-        remedy=f"{change} data.validation_share, or give the run more documents",
+        remedy=f"{change} data.validation_fraction, or give the run more documents",
     )

@@ -213,6 +213,6 @@ def first_validation_windows(
         raise UserError(
             f"the first {scan:,} documents hold {length:,} validation tokens, fewer than the {window + 1:,} of one "
             f"sequence (T = {window:,})",
-            remedy="raise data.validation_share",
+            remedy="raise data.validation_fraction",
         )
     return gather_windows(np.concatenate(parts), range(available), window)

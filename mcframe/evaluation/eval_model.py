@@ -52,7 +52,7 @@ class EngineEvalModel:
     batch: int
     windows: int | None = None
     seed: int = SEED
-    twins: Mapping[str, EvalModel] = field(default_factory=dict)
+    baselines: Mapping[str, EvalModel] = field(default_factory=dict)
     announced: Callable[[int], None] = _silent
     contexts_done: Callable[[int], None] = _silent
     _read: dict[int, EvalData] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class EngineEvalModel:
         return from_task(made, count)
 
     @torch.no_grad()
-    def judge(self, tokens: Tensor, focus: Tensor, condition: Condition = "gist") -> tuple[Tensor, Tensor]:
+    def score(self, tokens: Tensor, focus: Tensor, condition: Condition = "gist") -> tuple[Tensor, Tensor]:
         """See `Subject`."""
         each = focus if focus.dim() == 3 else focus[:, None]
         variants = each.shape[1]

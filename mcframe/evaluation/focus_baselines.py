@@ -11,7 +11,7 @@ from mcframe.context.entry_nll import mean_block_nll
 from mcframe.context.focus_ops import compressible_nodes
 from mcframe.errors import UserError
 from mcframe.evaluation.collapse import collapse_lowest, nodes_to_collapse, random_focus
-from mcframe.evaluation.target_subsets import behind_cursor
+from mcframe.evaluation.target_subsets import after_cursor
 from mcframe.hookspecs import EvalData, EvalModel
 
 STRATEGIES = ("random", "recency", "surprise", "lens", "oracle")
@@ -29,23 +29,23 @@ def oracle_values(subject: EvalModel, held: EvalData, full: Tensor) -> Tensor:
     """
     tree = subject.tree
     free = compressible_nodes(tree, 1, full.device).nonzero().flatten()
-    counts = judged_targets(held, tree)
+    counts = tail_targets(held, tree)
     values = torch.zeros(full.shape[0], tree.blocks)
     for block in free.tolist():
         alone = torch.zeros(full.shape[0], tree.blocks, dtype=torch.long)
         alone[:, block] = 1
-        nll, _ = subject.judge(held.tokens, alone, "drop")
+        nll, _ = subject.score(held.tokens, alone, "drop")
         values[:, block] = torch.where(counts, nll - full, 0.0).sum(dim=1) / counts.sum(dim=1).clamp(min=1)
     return values
 
 
-def judged_targets(held: EvalData, tree: ContextTree) -> Tensor:
+def tail_targets(held: EvalData, tree: ContextTree) -> Tensor:
     """[n, T] bool: targets behind the cursor that count and that follow a token which is raw in every focus.
 
     Where a block ends at the cursor, the first target behind it is that block's own, and nobody's where it is dropped.
     """
     always_raw = torch.arange(tree.window) >= tree.cursor // tree.block_size * tree.block_size
-    return held.loss_mask & behind_cursor(tree) & always_raw
+    return held.loss_mask & after_cursor(tree) & always_raw
 
 
 class Strategies:
@@ -58,7 +58,7 @@ class Strategies:
         self._subject, self._tokens = subject, held.tokens
         tree, rows = subject.tree, held.tokens.shape[0]
         raw = torch.zeros(rows, tree.blocks, dtype=torch.long)
-        self.full, self.full_right = subject.judge(held.tokens, raw, "full")
+        self.full, self.full_right = subject.score(held.tokens, raw, "full")
         self._seeds = variant_seeds(subject.seed, torch.arange(rows), draws)
         self._values = {
             "recency": recency_values(tree, rows),

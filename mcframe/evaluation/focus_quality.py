@@ -9,7 +9,7 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.context.substitutions import Condition
 from mcframe.errors import require
 from mcframe.evaluation.collapse import entries, nodes_to_collapse
-from mcframe.evaluation.focus_baselines import Strategies, judged_targets
+from mcframe.evaluation.focus_baselines import Strategies, tail_targets
 from mcframe.evaluation.focus_report import StrategyResult, describe
 from mcframe.hookspecs import EvalModel, EvalResult, Evaluation, SyntheticTask
 
@@ -57,7 +57,7 @@ class FocusQuality(Evaluation):
         """Choose and judge every focus at every budget."""
         tree, notes = subject.tree, list[str]()
         held = subject.held_out(self.windows, self.task)
-        counts = judged_targets(held, tree)
+        counts = tail_targets(held, tree)
         if not bool(counts.any()):
             return EvalResult({}, notes=[f"{self.name}: no target stands behind the cursor, so nothing judges a focus"])
         budgets = reachable(tree, self.budgets, notes)
@@ -70,7 +70,7 @@ class FocusQuality(Evaluation):
         for budget in budgets:
             for strategy, focus in strategies.focuses(budget.entries, notes).items():
                 for condition in conditions:
-                    nll, right = subject.judge(held.tokens, focus, condition)
+                    nll, right = subject.score(held.tokens, focus, condition)
                     found.append(
                         StrategyResult(budget.fraction, strategy, condition, focus, nll.mean(dim=1), right.mean(dim=1))
                     )

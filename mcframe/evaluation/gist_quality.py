@@ -31,7 +31,7 @@ class Measured:
 
     nll    the uncompressed NLL of this model
     delta  condition -> NLL minus the uncompressed one of the same model; right: whether the likeliest token was right
-    `drop_twin` and `mean_twin` are the twins' conditions, each against its own uncompressed NLL.
+    `drop_baseline` and `mean_baseline` are the baselines' conditions, each against its own uncompressed NLL.
     """
 
     focus: Tensor
@@ -84,8 +84,8 @@ class GistQuality(Evaluation):
             )
         chosen = conditions(subject, swappable)
         focuses = _focuses(tree, list(wanted), notes)
-        twins = 2 * len(subject.twins)
-        subject.announce(held.tokens.shape[0] * (1 + twins + len(focuses) * (len(chosen) - 1 + twins)))
+        baselines = 2 * len(subject.baselines)
+        subject.announce(held.tokens.shape[0] * (1 + baselines + len(focuses) * (len(chosen) - 1 + baselines)))
         comparisons = []
         for lod, fraction, count in focuses:
             seeds = variant_seeds(subject.seed, torch.arange(held.tokens.shape[0]), 1)[:, 0]
@@ -109,18 +109,18 @@ def conditions(subject: EvalModel, swappable: bool) -> tuple[Condition, ...]:
 
 
 def measure(subject: EvalModel, held: EvalData, focus: Tensor, chosen: Sequence[Condition]) -> Measured:
-    """Judge every condition, and every twin's own, under one focus [n, blocks]."""
-    full, right = subject.judge(held.tokens, focus, "full")
+    """Judge every condition, and every baseline's own, under one focus [n, blocks]."""
+    full, right = subject.score(held.tokens, focus, "full")
     delta, rights = dict[str, Tensor](), {"full": right}
     for condition in chosen:
         if condition != "full":
-            nll, rights[condition] = subject.judge(held.tokens, focus, condition)
+            nll, rights[condition] = subject.score(held.tokens, focus, condition)
             delta[condition] = nll - full
-    for name, twin in subject.twins.items():
+    for name, baseline in subject.baselines.items():
         condition = "drop" if name == "drop" else "mean"
-        own, _ = twin.judge(held.tokens, focus, "full")
-        nll, rights[f"{name}_twin"] = twin.judge(held.tokens, focus, condition)
-        delta[f"{name}_twin"] = nll - own
+        own, _ = baseline.score(held.tokens, focus, "full")
+        nll, rights[f"{name}_baseline"] = baseline.score(held.tokens, focus, condition)
+        delta[f"{name}_baseline"] = nll - own
     return Measured(focus, full, delta, rights)
 
 

@@ -173,7 +173,7 @@ def controls(title: str, found: dict[str, SubsetResult]) -> Table:
 
 
 def _control(result: SubsetResult, name: str) -> str | None:
-    return f"{result.delta[name]}{' twin' if name.endswith('_twin') else ''}" if name else None
+    return f"{result.delta[name]}{' baseline' if name.endswith('_baseline') else ''}" if name else None
 
 
 def accuracies(title: str, found: dict[str, SubsetResult], chance: float | None) -> Table:

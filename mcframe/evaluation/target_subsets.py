@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.delta_nll import DISTANCES
-from mcframe.context.substitutions import distance_behind
+from mcframe.context.substitutions import distance_after
 from mcframe.context.working_context import block_lods_to_tokens
 from mcframe.hookspecs import EvalData
 
@@ -23,7 +23,7 @@ WORDS = {
 """Description of each subset."""
 
 
-def behind_cursor(tree: ContextTree) -> Tensor:
+def after_cursor(tree: ContextTree) -> Tensor:
     """Return [T] bool: the target is at or after the cursor (position t has the target after token t)."""
     return torch.arange(1, tree.window + 1) >= tree.cursor
 
@@ -36,8 +36,8 @@ def target_subsets(focus: Tensor, held: EvalData, tree: ContextTree) -> dict[str
     """
     lod = block_lods_to_tokens(focus, tree)
     raw = (lod == 0) & held.loss_mask
-    distance, _ = distance_behind(lod, tree)
-    found = {TAIL: raw & behind_cursor(tree)}
+    distance, _ = distance_after(lod, tree)
+    found = {TAIL: raw & after_cursor(tree)}
     if held.evidence is not None:
         hidden = lod.gather(1, held.evidence.clamp(min=0)) > 0
         found[EVIDENCE] = raw & (held.evidence >= 0) & hidden

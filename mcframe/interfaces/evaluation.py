@@ -61,13 +61,13 @@ class EvalModel(Protocol):
         """Whether it was trained with a LensNet, so that `refocus` works."""
 
     @property
-    def twins(self) -> Mapping[str, EvalModel]:
+    def baselines(self) -> Mapping[str, EvalModel]:
         """Models to compare with: `drop`, trained to live with gaps; `mean`, trained with mean embeddings as gists."""
 
     def held_out(self, windows: int, task: Callable[[ContextTree], SyntheticTask] | None = None) -> EvalData:
         """Up to `windows` sequences: of `task` where one is given, else of what the run trains on."""
 
-    def judge(self, tokens: Tensor, focus: Tensor, condition: Condition = "gist") -> tuple[Tensor, Tensor]:
+    def score(self, tokens: Tensor, focus: Tensor, condition: Condition = "gist") -> tuple[Tensor, Tensor]:
         """What the model makes of every target, whatever stands for the collapsed blocks.
 
         tokens [n, T + 1]; focus [n, blocks] or, V focuses of each sequence, [n, V, blocks] -> NLL in nats and whether
@@ -94,7 +94,7 @@ class Evaluation(ABC):
             def run(self, subject):
                 held = subject.held_out(8)
                 raw = torch.zeros(len(held.tokens), subject.tree.blocks, dtype=torch.int64)
-                nll, _ = subject.judge(held.tokens, raw, "full")
+                nll, _ = subject.score(held.tokens, raw, "full")
                 return EvalResult({"eval/bits/plain": float(nll.nanmean()) / math.log(2)})
     """
 

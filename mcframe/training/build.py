@@ -239,7 +239,7 @@ def training_stream(components: Components, rank: int, world_size: int) -> Windo
     if components.task is not None:
         return GeneratedWindows(components.task, config.context.window, config.seed)
     return open_training_stream(
-        components.text, components.tokenizer, config.context.window, config.seed, config.data.validation_share,
+        components.text, components.tokenizer, config.context.window, config.seed, config.data.validation_fraction,
         rank=rank, world_size=world_size,
     )  # fmt: skip
 
@@ -251,7 +251,7 @@ def validation_windows(components: Components) -> tuple[Tensor, Tensor | None]:
         batch = held_out(components.task, config.validation.windows)
         return batch.tokens, batch.loss_mask
     windows = open_validation(
-        components.text, components.tokenizer, config.context.window, config.data.validation_share,
+        components.text, components.tokenizer, config.context.window, config.data.validation_fraction,
         config.validation.windows,
     )  # fmt: skip
     return windows, None

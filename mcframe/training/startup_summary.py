@@ -59,7 +59,7 @@ def _parts(run_config: RunConfig, step: TrainStep, step_flops: StepFlops, tokeni
     if count:
         rows["variants"] = variants_in_words(run_config, count)
     else:
-        rows["variants"] = "none: the plain twin; GistNet and LensNet are not built"
+        rows["variants"] = "none: the plain baseline; GistNet and LensNet are not built"
     flops = step_flops.at(run_config.extreme_lengths[0] if count else 0)
     rows["FLOPs a token"] = f"{flops.plain / 1e9:.3g} G plain, {flops.total / 1e9:.3g} G with all that a step runs"
     return rows | {f"FLOPs of {name}": note for name, note in step_flops.notes.items()}

@@ -15,7 +15,7 @@ from mcframe.context.focus_ops import block_means
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
 from mcframe.hookspecs import Allocator
-from mcframe_plugins.allocator.tree import best_focus, entry_shares
+from mcframe_plugins.allocator.tree import best_focus, entry_fractions
 
 
 class HierarchicalAllocator(Allocator):
@@ -35,7 +35,7 @@ class HierarchicalAllocator(Allocator):
     """
 
     def __init__(self, tree: ContextTree, *, kept: Sequence[float] | None = None, iterations: int = 2) -> None:
-        shares = entry_shares(tree)[1:] if kept is None else list(kept)
+        shares = entry_fractions(tree)[1:] if kept is None else list(kept)
         if len(shares) != tree.levels or any(not 0 <= share <= 1 for share in shares):
             raise UserError(
                 f"allocator.hierarchical.kept is {kept}; it needs a share from 0 to 1 for each of {tree.levels} "

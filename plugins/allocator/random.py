@@ -8,7 +8,7 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, random_keys, uniform
 from mcframe.context.working_context import WorkingContext
 from mcframe.hookspecs import Allocator
-from mcframe_plugins.allocator.tree import best_focus, entry_shares
+from mcframe_plugins.allocator.tree import best_focus, entry_fractions
 
 _VALUES = 1 << 36
 """Salt of the blocks' values, apart from those of variant strategies."""
@@ -30,4 +30,4 @@ class RandomAllocator(Allocator):
         """Focus [R, blocks], a function of seeds [R]; see the interface. Raises UserError where nothing fits."""
         tree, focus = context.tree, context.focus
         value = uniform(random_keys(hash_combine(seeds, _VALUES), tree.blocks))
-        return best_focus(value, focus, focus, budget, tree, entry_shares(tree))
+        return best_focus(value, focus, focus, budget, tree, entry_fractions(tree))

@@ -8,7 +8,7 @@ from torch import Tensor
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import WorkingContext
 from mcframe.hookspecs import Allocator
-from mcframe_plugins.allocator.tree import best_focus, entry_shares
+from mcframe_plugins.allocator.tree import best_focus, entry_fractions
 
 
 class RecencyAllocator(Allocator):
@@ -30,4 +30,4 @@ class RecencyAllocator(Allocator):
         """Focus [R, blocks]; see the interface. Raises UserError where no context fits the budget."""
         tree, focus = context.tree, context.focus
         place = torch.arange(1, tree.blocks + 1, dtype=torch.float64, device=focus.device) / tree.blocks
-        return best_focus(place.expand(focus.shape), focus, focus, budget, tree, entry_shares(tree))
+        return best_focus(place.expand(focus.shape), focus, focus, budget, tree, entry_fractions(tree))

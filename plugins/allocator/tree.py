@@ -66,7 +66,7 @@ def best_focus(
     return found[:, : tree.blocks]
 
 
-def entry_shares(tree: ContextTree) -> list[float]:
+def entry_fractions(tree: ContextTree) -> list[float]:
     """Entries of a block at LOD 0, 1, ..., as shares of those it has raw."""
     return [tree.slots_at(lod) / tree.span(lod) for lod in range(tree.levels + 1)]
 

@@ -32,7 +32,7 @@ class LensGuided(VariantStrategy):
     Args:
         count: Variants V of a sequence; 1 has no preference pairs.
         temperature: Scale of the Gumbel noise on scores in [-1, 1]; 0 = exactly the lowest.
-        random_share: Fraction of variants that ignore the scores, so that all blocks are still tried.
+        random_fraction: Fraction of variants that ignore the scores, so that all blocks are still tried.
         attempts: Draws in all, until the variants of a sequence differ; each with more noise.
     """
 
@@ -44,7 +44,7 @@ class LensGuided(VariantStrategy):
         *,
         count: int = 2,
         temperature: float = 0.25,
-        random_share: float = 0.25,
+        random_fraction: float = 0.25,
         attempts: int = 6,
     ) -> None:
         if temperature < 0:
@@ -53,14 +53,14 @@ class LensGuided(VariantStrategy):
                 binding="variants.lens_guided.temperature",
                 remedy="set it to 0 to follow the scores exactly, or above",
             )
-        if not 0 <= random_share <= 1:
+        if not 0 <= random_fraction <= 1:
             raise UserError(
-                f"variants.lens_guided.random_share is {random_share}; it must lie between 0 and 1",
-                binding="variants.lens_guided.random_share",
+                f"variants.lens_guided.random_fraction is {random_fraction}; it must lie between 0 and 1",
+                binding="variants.lens_guided.random_fraction",
                 remedy="choose a share, for example 0.25",
             )
         self.tree, self.count, self.attempts = tree, checked_count("lens_guided", count), attempts
-        self.temperature, self.random_share = temperature, random_share
+        self.temperature, self.random_fraction = temperature, random_fraction
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
         """Focuses [B, V, blocks] of exactly `length` entries; each a function of its sequence's seeds and scores."""
@@ -71,7 +71,7 @@ class LensGuided(VariantStrategy):
         value = block_scores(scores.detach(), tree)[:, None]
 
         def draw(seeds: Tensor, attempt: int) -> Tensor:
-            ignored = (uniform(hash_combine(seeds, _RANDOM)) < self.random_share)[..., None]
+            ignored = (uniform(hash_combine(seeds, _RANDOM)) < self.random_fraction)[..., None]
             # Noise alone, at any scale above 0, makes every set as likely as any other.
             scale = torch.where(ignored, 1.0, self.temperature + _MORE_NOISE * attempt)
 

@@ -58,7 +58,7 @@ def test_check_says_what_run10_is(mcframe, root):
         assert plugin in result.output
 
 
-def test_check_knows_the_twin(mcframe, root):
+def test_check_knows_the_baseline(mcframe, root):
     result = mcframe("check", root / "gin/run10_baseline.gin")
     assert result.exit_code == 0, result.output
     assert "(185.6 M)" in result.output
@@ -106,10 +106,10 @@ def test_check_finds_nothing_unused_in_the_presets(mcframe, root, name):
 
 @pytest.mark.usefixtures("lines_of_presets_are_told")
 @pytest.mark.parametrize("name", ["smoke", "quickstart"])
-def test_check_finds_nothing_unused_in_the_twins_but_plug_ins(mcframe, root, name):
-    twin = mcframe("check", root / f"gin/{name}_baseline.gin")
-    assert twin.exit_code == 0, twin.output
-    unused = [line.split()[3] for line in twin.output.splitlines() if line.startswith("bound but unused")]
+def test_check_finds_nothing_unused_in_the_baselines_but_plug_ins(mcframe, root, name):
+    baseline = mcframe("check", root / f"gin/{name}_baseline.gin")
+    assert baseline.exit_code == 0, baseline.output
+    unused = [line.split()[3] for line in baseline.output.splitlines() if line.startswith("bound but unused")]
     assert unused
     assert all(key.startswith(("gistnet.", "lensnet.", "variants.", "run.gistnet", "run.lensnet")) for key in unused)
 
@@ -229,7 +229,7 @@ def test_a_small_bpe_is_trained_and_a_run_uses_it(mcframe, launches, monkeypatch
     file.write_text(
         f"include '{smoke}'\nrun.text = @text.local_files\ntext.local_files.paths = {str(corpus)!r}\n"
         "run.tokenizer = @tokenizer.bpe\ntokenizer.bpe.vocab_size = 280\ntokenizer.bpe.name = 'small'\n"
-        "data.validation_share = 0.3\nvalidation.windows = 2\nrun.total_tokens = 2048\n"
+        "data.validation_fraction = 0.3\nvalidation.windows = 2\nrun.total_tokens = 2048\n"
     )
     monkeypatch.setenv("MCFRAME_CACHE", launches.environment["MCFRAME_CACHE"])
     trained = mcframe("tokenizer", "--gin", file)
@@ -275,19 +275,19 @@ STILL = (
 
 
 @launcher
-def test_the_twin_reads_the_same_tokens_in_the_same_order(launches, smoke):
+def test_the_baseline_reads_the_same_tokens_in_the_same_order(launches, smoke):
     full = launches.shared(*STILL).succeeded()
-    twin = launches.run(*STILL, gin=smoke.with_name("smoke_baseline.gin")).succeeded()
+    baseline = launches.run(*STILL, gin=smoke.with_name("smoke_baseline.gin")).succeeded()
     for name in ("train/tokens_per_step", "train/tokens", "train/loss_lod0", "val/loss"):
-        assert twin.curve(name) == full.curve(name)
+        assert baseline.curve(name) == full.curve(name)
         assert len(full.curve(name)) >= 4
     assert len(set(full.curve("train/loss_lod0"))) == 6
     assert [tokens for tokens in full.metrics if "val/bpb" in full.metrics[tokens]] == [0, 2048, 4096, 6144]
-    assert [tokens for tokens in twin.metrics if "val/bpb" in twin.metrics[tokens]] == [0, 2048, 4096, 6144]
+    assert [tokens for tokens in baseline.metrics if "val/bpb" in baseline.metrics[tokens]] == [0, 2048, 4096, 6144]
     assert not any(
-        name.startswith("mc/tail") or "lod_loss" in name for entry in twin.metrics.values() for name in entry
+        name.startswith("mc/tail") or "lod_loss" in name for entry in baseline.metrics.values() for name in entry
     )
-    assert twin.curve("train/loss") == pytest.approx(twin.curve("train/loss_lod0"))
+    assert baseline.curve("train/loss") == pytest.approx(baseline.curve("train/loss_lod0"))
 
 
 @launcher

@@ -141,30 +141,30 @@ def test_a_task_that_does_not_fit_is_a_users_error(ask, tmp_path):
 QUICK = ("run.total_tokens = 1024", "validation.every = 0", "validation.windows = 4")
 
 
-def test_twins(ask, launches, evaluated, tmp_path):
-    twin = launches.shared(*QUICK, "run.gistnet = @gistnet.mean").succeeded().run_dir
-    result = ask("--evaluation", "gist_quality", "--out", tmp_path, "--mean-twin", twin)
+def test_baselines(ask, launches, evaluated, tmp_path):
+    baseline = launches.shared(*QUICK, "run.gistnet = @gistnet.mean").succeeded().run_dir
+    result = ask("--evaluation", "gist_quality", "--out", tmp_path, "--mean-baseline", baseline)
     assert result.exit_code == 0, result.output
     found = metrics(tmp_path)
-    assert "eval/gist_quality/lod1_at_75/delta/mean_twin/tail" in found
-    same = ask("--evaluation", "gist_quality", "--out", tmp_path, "--mean-twin", twin, run=twin)
+    assert "eval/gist_quality/lod1_at_75/delta/mean_baseline/tail" in found
+    same = ask("--evaluation", "gist_quality", "--out", tmp_path, "--mean-baseline", baseline, run=baseline)
     assert same.exit_code == 0, same.output
     found = metrics(tmp_path)
-    assert found["eval/gist_quality/lod1_at_75/delta/mean_twin/tail"] == pytest.approx(
+    assert found["eval/gist_quality/lod1_at_75/delta/mean_baseline/tail"] == pytest.approx(
         found["eval/gist_quality/lod1_at_75/delta/mean/tail"]
     )
-    other = ask("--mean-twin", twin, "--set", "context.tail = 15")
+    other = ask("--mean-baseline", baseline, "--set", "context.tail = 15")
     assert other.exit_code == 2
-    assert "the mean twin" in other.output
+    assert "the mean baseline" in other.output
 
 
-def test_what_is_no_twin_is_refused(ask, launches, evaluated):
+def test_what_is_no_baseline_is_refused(ask, launches, evaluated):
     plain = launches.shared(*QUICK, "run.variants = @variants.none").succeeded().run_dir
     for option, run, reason in (
-        ("--drop-twin", evaluated.run_dir, "was trained with a GistNet"),
-        ("--mean-twin", evaluated.run_dir, "was not trained with means"),
-        ("--drop-twin", plain, "was trained without variants"),
-        ("--mean-twin", plain, "was trained without variants"),
+        ("--drop-baseline", evaluated.run_dir, "was trained with a GistNet"),
+        ("--mean-baseline", evaluated.run_dir, "was not trained with means"),
+        ("--drop-baseline", plain, "was trained without variants"),
+        ("--mean-baseline", plain, "was trained without variants"),
     ):
         refused = ask(option, run)
         assert refused.exit_code == 2
@@ -208,7 +208,7 @@ class Plain(Evaluation):
         held = model.held_out(self.windows)
         focus = held.tokens.new_zeros(held.tokens.shape[0], model.tree.blocks)
         model.announce(held.tokens.shape[0])
-        nll = model.judge(held.tokens, focus, "full")[0]
+        nll = model.score(held.tokens, focus, "full")[0]
         value = float(nll[held.loss_mask].mean())
         table = Table("plain", ("what", "nats"), [("full", Interval(value, value, value))])
         return EvalResult({"eval/plain/nll": value}, tables=[table])

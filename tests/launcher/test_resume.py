@@ -27,7 +27,7 @@ CADENCE = (
     f"sampling.every = {4 * STEP}",
     "sampling.length = 4",
     "run.text = @text.local_files",
-    "data.validation_share = 0.2",
+    "data.validation_fraction = 0.2",
 )
 
 # Ends or interrupts its own process: STOP is SIGNAL:RANK:STEP.

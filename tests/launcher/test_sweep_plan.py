@@ -107,8 +107,8 @@ def test_other_tokens_and_other_included_files_are_changes_too(planned, tokens):
     run = planned()[0]
     trained(run, tokens, run.config.replace("run.total_tokens = 5000", "run.total_tokens = 9000"))
     assert changes(run) == ["run.total_tokens: was 9000, now 5000"]
-    trained(run, tokens, run.config + "data.validation_share = 0.5\n")
-    assert changes(run) == ["data.validation_share: was 0.5, now not bound"]
+    trained(run, tokens, run.config + "data.validation_fraction = 0.5\n")
+    assert changes(run) == ["data.validation_fraction: was 0.5, now not bound"]
 
 
 def test_a_run_without_a_checkpoint_has_nothing_to_lose(planned):
@@ -153,7 +153,7 @@ def test_what_is_finished_is_no_job_and_starts_come_first(planned, tmp_path):
 
 
 def test_evaluations_follow_what_they_read_and_are_not_repeated(planned, tmp_path):
-    runs = planned("evaluate = ['--drop-twin', '{out}/base/seed-{seed}']\n" + GRID)
+    runs = planned("evaluate = ['--drop-baseline', '{out}/base/seed-{seed}']\n" + GRID)
     grid, out = read_grid(tmp_path / "grid.toml"), tmp_path / "out"
     jobs = {job.name: job for job in jobs_of(grid, runs, out)}
     assert len(jobs) == 12
@@ -166,7 +166,7 @@ def test_evaluations_follow_what_they_read_and_are_not_repeated(planned, tmp_pat
     command, _ = job.launch()
     folder = runs[3].directory
     assert list(command)[3:] == [
-        "eval", str(folder), "--drop-twin", str(out / "base" / "seed-1"), "--out", str(folder / "evaluation")
+        "eval", str(folder), "--drop-baseline", str(out / "base" / "seed-1"), "--out", str(folder / "evaluation")
     ]  # fmt: skip
     assert not job.succeeded()
     (folder / "evaluation").mkdir()

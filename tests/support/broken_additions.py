@@ -148,7 +148,7 @@ class MeanLoss(Evaluation):
     def run(self, subject):
         held = subject.held_out(4)
         focus = torch.zeros(len(held.tokens), subject.tree.blocks, dtype=torch.long)
-        nll, _ = subject.judge(held.tokens, focus)
+        nll, _ = subject.score(held.tokens, focus)
         return EvalResult({f"eval/{self.name}/nll": nll.nanmean().item()})
 
 

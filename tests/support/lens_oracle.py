@@ -39,7 +39,7 @@ class Said(LensNet):
 
 @dataclass
 class Case:
-    """Judged contexts with scores, as tensors and as the lists that the slow twin walks through."""
+    """Judged contexts with scores, as tensors and as the lists that the oracle walks through."""
 
     tree: oracle.Tree
     variants: int
@@ -103,7 +103,7 @@ class Case:
             metrics |= term.metrics if isinstance(term.metrics, StepMetrics) else StepMetrics()
         return total, metrics
 
-    # ---- what the twin walks through ------------------------------------------------------------
+    # ---- what the reference walks through ------------------------------------------------------------
     @property
     def pairs(self) -> list[tuple[int, int]]:
         starts = range(0, len(self.focuses), self.variants)

@@ -178,7 +178,7 @@ class Judged(NamedTuple):
     nearest: Entry | None
 
 
-def judge(entries: Sequence[Entry], nll: Sequence[float], baseline: Sequence[float]) -> list[Judged]:
+def score(entries: Sequence[Entry], nll: Sequence[float], baseline: Sequence[float]) -> list[Judged]:
     """Pair each predicting entry with the baseline's position end - 1, which has the very same target."""
     result: list[Judged] = []
     nearest = None

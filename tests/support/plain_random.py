@@ -1,4 +1,4 @@
-"""The counter-based random numbers in Python's own integers, and what the twins of the tasks draw with them."""
+"""The counter-based random numbers in Python's own integers, and what the references of the tasks draw with them."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ class SlowStep:
 
         def run(entries: list[oracle.Entry]) -> tuple[list[Vector], list[oracle.Judged]]:
             said = self.predictions([table[e.lod, e.start, e.slot] for e in entries], entries)
-            tail_mask = oracle.judge(entries, self.nll(said, entries, tokens), partners)
+            tail_mask = oracle.score(entries, self.nll(said, entries, tokens), partners)
             return said, [j for j in tail_mask if counts[j.entry.end - 1]]
 
         said, tail_mask = run(entries)

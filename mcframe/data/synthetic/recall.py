@@ -36,7 +36,7 @@ class Recall(SyntheticTask):
         pairs: Pairs a block, 1 to K / 2.
         keys: Keys of the vocabulary; at least as many as a sequence has pairs, because its keys are distinct.
         values: Values of the vocabulary; 2 or more.
-        asked_blocks: Blocks that the questions of a sequence are about; None = all that may be collapsed.
+        question_blocks: Blocks that the questions of a sequence are about; None = all that may be collapsed.
         questions: Questions of a sequence; None = as many as fit.
     """
 
@@ -47,7 +47,7 @@ class Recall(SyntheticTask):
         pairs: int = 2,
         keys: int = 32,
         values: int = 16,
-        asked_blocks: int | None = None,
+        question_blocks: int | None = None,
         questions: int | None = None,
     ) -> None:
         self.tree, self.pairs, self.keys, self.values = tree, pairs, keys, values
@@ -57,7 +57,7 @@ class Recall(SyntheticTask):
         self.room = (tree.window - self.blocks * size) // 2
         self.questions = self.room if questions is None else questions
         self.collapsible = max(0, self.blocks - tree.sink)
-        self.asked_blocks = self.collapsible if asked_blocks is None else asked_blocks
+        self.question_blocks = self.collapsible if question_blocks is None else question_blocks
         self.vocab_size = FIRST_KEY + keys + values
         self._check()
         self.chance = 1 / values
@@ -101,23 +101,23 @@ class Recall(SyntheticTask):
                 "them may be collapsed",
                 remedy="lower context.sink",
             )
-        if not 1 <= self.asked_blocks <= self.collapsible:
+        if not 1 <= self.question_blocks <= self.collapsible:
             raise UserError(
-                f"task.recall.asked_blocks is {self.asked_blocks}, and {self.collapsible} blocks may be collapsed",
-                binding="task.recall.asked_blocks",
+                f"task.recall.question_blocks is {self.question_blocks}, and {self.collapsible} blocks may be collapsed",
+                binding="task.recall.question_blocks",
                 remedy=f"set it to a number from 1 to {self.collapsible}, or None",
             )
-        if self.asked_blocks * self.pairs < self.questions:
+        if self.question_blocks * self.pairs < self.questions:
             raise UserError(
-                f"{self.questions} questions are asked, but {self.asked_blocks} block(s) hold "
-                f"{self.asked_blocks * self.pairs} pairs",
-                remedy="raise task.recall.pairs or task.recall.asked_blocks, or lower task.recall.questions",
+                f"{self.questions} questions are asked, but {self.question_blocks} block(s) hold "
+                f"{self.question_blocks * self.pairs} pairs",
+                remedy="raise task.recall.pairs or task.recall.question_blocks, or lower task.recall.questions",
             )
 
     @property
     def identity(self) -> str:
         """Everything that the sequences depend on."""
-        return f"recall-1 {self.tree} {self.pairs} {self.keys} {self.values} {self.asked_blocks} {self.questions}"
+        return f"recall-1 {self.tree} {self.pairs} {self.keys} {self.values} {self.question_blocks} {self.questions}"
 
     def generate(self, seeds: Tensor) -> SyntheticBatch:
         """Sequences [B, T + 1] for seeds [B]."""
@@ -139,9 +139,9 @@ class Recall(SyntheticTask):
         return SyntheticBatch(tokens, loss_mask, evidence)
 
     def _asked(self, seeds: Tensor) -> Tensor:
-        """[B, questions] which pair each question asks for; distinct, from `asked_blocks` blocks."""
+        """[B, questions] which pair each question asks for; distinct, from `question_blocks` blocks."""
         chosen = (
-            random_keys(hash_combine(seeds, 4), self.collapsible).argsort(dim=1)[:, : self.asked_blocks]
+            random_keys(hash_combine(seeds, 4), self.collapsible).argsort(dim=1)[:, : self.question_blocks]
             + self.tree.sink
         )
         pair = (chosen[..., None] * self.pairs + torch.arange(self.pairs)).flatten(1)

@@ -24,7 +24,7 @@ def paired(tree: oracle.Tree, focuses: list[list[int]], variants: int, seed: int
     for row, focus in enumerate(focuses):
         entries = oracle.build_context(tree, focus)
         losses = nll[row, : len(entries)].tolist()
-        rows.append((entries, oracle.judge(entries, losses, baseline[row // variants].tolist())))
+        rows.append((entries, oracle.score(entries, losses, baseline[row // variants].tolist())))
     return pair_nll(context, nll, baseline), rows
 
 
@@ -155,7 +155,7 @@ def test_masked_values_may_be_anything():
 
 
 def test_how_far_one_looks_is_no_part_of_the_tree():
-    """Tasks name their tree, and twins must have the same: a run stays itself when its figures look further."""
+    """Tasks name their tree, and references must have the same: a run stays itself when its figures look further."""
     near, far = ContextTree(40, 8, tail=7), ContextTree(40, 8, tail=7, horizon=40)
     assert (far.delta_horizon, near.delta_horizon) == (40, 8)
     assert near == far

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mcframe.context.delta_nll import pair_nll
 from mcframe.context.substitutions import (
-    distance_behind,
+    distance_after,
     drop_gists,
     mean_table,
     scatter_to_targets,
@@ -133,7 +133,7 @@ def test_values_by_target_carry_a_gradient():
 def test_distance_behind_the_nearest_span(case):
     tree, focuses = case
     tree = geometry_of(tree)
-    distance, lod = distance_behind(block_lods_to_tokens(focus_tensor(focuses), tree), tree)
+    distance, lod = distance_after(block_lods_to_tokens(focus_tensor(focuses), tree), tree)
     for row, focus in enumerate(focuses):
         last = None
         for e in oracle.build_context(tree, focus):
@@ -153,7 +153,7 @@ def test_distances_are_those_of_the_pairing(case, seed):
     tree = geometry_of(tree)
     context = build_context(focus_tensor(focuses), tree)
     pairing = pair_nll(context, torch.rand(context.token.shape), torch.rand(len(focuses), tree.window))
-    distance, lod = distance_behind(block_lods_to_tokens(context.focus, tree), tree)
+    distance, lod = distance_after(block_lods_to_tokens(context.focus, tree), tree)
     here = context.valid & (context.lod == 0)
     behind = pairing.after_gist
     of_entry = distance.gather(1, context.token)

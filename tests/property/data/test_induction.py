@@ -1,4 +1,4 @@
-"""The induction task: against a twin that writes one sequence at a time, and by what can be known from its tokens."""
+"""The induction task: against a reference that writes one sequence at a time, and by what can be known from its tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inductions(draw) -> Induction:
     return Induction(draw(geometries(prefix, length)), length=length, prefix=prefix, symbols=symbols)
 
 
-def twin(task: Induction, seed: int) -> tuple[list[int], list[int]]:
+def reference(task: Induction, seed: int) -> tuple[list[int], list[int]]:
     """One sequence and the places of its answers."""
     tree, size, n = task.tree, task.tree.block_size, task.prefix
     cursor = tree.cursor
@@ -49,9 +49,9 @@ def twin(task: Induction, seed: int) -> tuple[list[int], list[int]]:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(inductions(), SEEDS)
-def test_sequences_are_those_of_the_twin_and_everything_is_in_its_place(task: Induction, seeds: list[int]) -> None:
+def test_sequences_are_those_of_the_reference_and_everything_is_in_its_place(task: Induction, seeds: list[int]) -> None:
     batch = task.generate(torch.tensor(seeds))
-    wanted = [twin(task, seed) for seed in seeds]
+    wanted = [reference(task, seed) for seed in seeds]
     assert batch.tokens.tolist() == [tokens for tokens, _ in wanted]
     assert [row[loss_mask].tolist() for row, loss_mask in zip(batch.evidence, batch.loss_mask, strict=True)] == [
         places for _, places in wanted

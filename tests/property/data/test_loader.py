@@ -201,7 +201,7 @@ def test_validation_that_cannot_be_had_is_explained(streaming):
     for share, window, words in ((0.0, 9, "share is 0"), (1.0, 9, "below 1"), (0.1, 5_000, "T = 5,000")):
         with pytest.raises(UserError, match=words) as caught:
             open_validation(source, Bytes(), window, share, 4)
-        assert "data.validation_share" in caught.value.remedy
+        assert "data.validation_fraction" in caught.value.remedy
 
 
 def test_progress_is_told_while_the_token_file_is_made():

@@ -1,4 +1,4 @@
-"""The needle task: against a twin that writes one sequence at a time, and by what can be known from its tokens."""
+"""The needle task: against a reference that writes one sequence at a time, and by what can be known from its tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def needles(draw) -> Needle:
     )
 
 
-def twin(task: Needle, seed: int) -> tuple[list[int], list[int]]:
+def reference(task: Needle, seed: int) -> tuple[list[int], list[int]]:
     """One sequence and the places of its answer."""
     tree, size = task.tree, task.tree.block_size
     free = list(range(tree.sink, tree.cursor // size))
@@ -64,9 +64,9 @@ def twin(task: Needle, seed: int) -> tuple[list[int], list[int]]:
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(needles(), SEEDS)
-def test_sequences_are_those_of_the_twin_and_everything_is_in_its_place(task: Needle, seeds: list[int]) -> None:
+def test_sequences_are_those_of_the_reference_and_everything_is_in_its_place(task: Needle, seeds: list[int]) -> None:
     batch = task.generate(torch.tensor(seeds))
-    wanted = [twin(task, seed) for seed in seeds]
+    wanted = [reference(task, seed) for seed in seeds]
     assert batch.tokens.tolist() == [tokens for tokens, _ in wanted]
     assert [row[loss_mask].tolist() for row, loss_mask in zip(batch.evidence, batch.loss_mask, strict=True)] == [
         places for _, places in wanted

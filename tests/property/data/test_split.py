@@ -30,4 +30,4 @@ def test_the_split_is_the_same_in_every_version():
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(UserError, match="validation share") as caught:
         check_share(share)
-    assert "data.validation_share" in caught.value.remedy
+    assert "data.validation_fraction" in caught.value.remedy

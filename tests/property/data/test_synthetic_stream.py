@@ -45,7 +45,7 @@ def laid_out(task: Recall, seed: int) -> tuple[list[int], dict[int, int]]:
             places[pair] = block * size + 2 * place
             tokens[places[pair]], tokens[places[pair] + 1] = keys[pair], values[pair]
     free = blocks - tree.sink
-    chosen = [tree.sink + block for block in shuffled(mix(seed, 4), free)[: task.asked_blocks]]
+    chosen = [tree.sink + block for block in shuffled(mix(seed, 4), free)[: task.question_blocks]]
     pairs = [block * task.pairs + i for block in chosen for i in range(task.pairs)]
     asked, evidence = [pairs[i] for i in shuffled(mix(seed, 5), len(pairs))], {}
     position = blocks * size
@@ -73,7 +73,7 @@ def tasks(draw) -> Recall:
         pairs=pairs,
         keys=blocks * pairs + draw(st.integers(0, 5)),
         values=draw(st.integers(2, 6)),
-        asked_blocks=None if asked == blocks - sink and draw(st.booleans()) else asked,
+        question_blocks=None if asked == blocks - sink and draw(st.booleans()) else asked,
         questions=draw(st.none() | st.integers(1, room)),
     )
 
@@ -93,7 +93,7 @@ def test_recall_is_laid_out_as_described(task, seed):
         assert tokens == wanted
         assert batch.loss_mask[row].nonzero().flatten().tolist() == sorted(evidence)
         assert batch.evidence[row].tolist() == [evidence.get(t, -1) for t in range(tree.window)]
-        # What the docstring promises, without the twin.
+        # What the docstring promises, without the reference.
         questions = sorted(evidence)
         assert questions[0] == tree.cursor - 1
         assert all(t + 1 >= tree.cursor for t in questions)
@@ -107,14 +107,14 @@ def test_recall_is_laid_out_as_described(task, seed):
             assert tokens[question + 1] == tokens[evidence[question]]
             assert tokens[question + 1] >= FIRST_KEY + task.keys
         asked = {place // size for place in evidence.values()}
-        assert len(asked) <= task.asked_blocks
+        assert len(asked) <= task.question_blocks
         assert all(tree.compressible[0][block] for block in asked)
         assert len(set(evidence.values())) == len(questions)
 
 
 def test_questions_come_from_as_many_blocks_as_are_asked():
     for asked in (3, 4, 5):
-        task = Recall(GEOMETRY, asked_blocks=asked)
+        task = Recall(GEOMETRY, question_blocks=asked)
         batch = task.generate(torch.arange(200))
         blocks = [{place // 4 for place in row.tolist() if place >= 0} for row in batch.evidence]
         assert max(map(len, blocks)) == asked
@@ -156,12 +156,12 @@ def test_values_and_places_are_even():
         ({}, {"values": 1}, "values is 1", "values = 2"),
         ({}, {"questions": 7}, "room for 6", "1 to 6"),
         ({}, {"questions": 0}, "questions is 0", "1 to 6"),
-        ({}, {"questions": 5, "asked_blocks": 2}, "5 questions", "task.recall.questions"),
-        ({}, {"asked_blocks": 6}, "asked_blocks is 6", "1 to 5"),
-        ({}, {"asked_blocks": 0}, "asked_blocks is 0", "1 to 5"),
-        ({"sink": 2}, {"asked_blocks": 4}, "asked_blocks is 4", "1 to 3"),
+        ({}, {"questions": 5, "question_blocks": 2}, "5 questions", "task.recall.questions"),
+        ({}, {"question_blocks": 6}, "question_blocks is 6", "1 to 5"),
+        ({}, {"question_blocks": 0}, "question_blocks is 0", "1 to 5"),
+        ({"sink": 2}, {"question_blocks": 4}, "question_blocks is 4", "1 to 3"),
         ({"sink": 5}, {}, "belong to the sink", "context.sink"),
-        ({}, {"asked_blocks": 2}, "6 questions", "task.recall.asked_blocks"),
+        ({}, {"question_blocks": 2}, "6 questions", "task.recall.question_blocks"),
         ({}, {"pairs": 1}, "6 questions", "task.recall.pairs"),
     ],
 )
@@ -235,10 +235,10 @@ def test_another_stream_is_refused(other):
 def test_the_identity_says_all_that_a_sequence_depends_on():
     kinds = [
         {},
-        {"pairs": 1, "asked_blocks": 5, "tree": ContextTree(32, 4, tail=7)},
+        {"pairs": 1, "question_blocks": 5, "tree": ContextTree(32, 4, tail=7)},
         {"keys": 33},
         {"values": 17},
-        {"asked_blocks": 4},
+        {"question_blocks": 4},
         {"questions": 5},
     ]
     names = {Recall(**{"tree": GEOMETRY} | kind).identity for kind in kinds}

@@ -85,10 +85,10 @@ def test_an_interrupted_writer_leaves_nothing_that_is_taken_for_whole(cache):
 def test_empty_splits_are_explained(cache):
     with pytest.raises(UserError, match="validation split") as caught:
         token_file(MemorySource(["only one"]), Bytes(), split="validation", share=0.001)
-    assert "raise data.validation_share" in caught.value.remedy
+    assert "raise data.validation_fraction" in caught.value.remedy
     with pytest.raises(UserError, match="train split") as caught:
         token_file(MemorySource(["only one"]), Bytes(), split="train", share=0.999)
-    assert "lower data.validation_share" in caught.value.remedy
+    assert "lower data.validation_fraction" in caught.value.remedy
     assert not list(cache.rglob("*.npy"))
 
 

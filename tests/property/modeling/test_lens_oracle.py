@@ -1,4 +1,4 @@
-"""LensNet's objective against its slow twin, and what must hold of it whatever the numbers."""
+"""LensNet's objective against its oracle, and what must hold of it whatever the numbers."""
 
 import math
 import random
@@ -44,7 +44,7 @@ def case_of(tree: oracle.Tree, *, variants: int = 2, sequences: int = 8, seed: i
     return random_case(tree, variants, sequences, random.Random(seed), torch.Generator().manual_seed(seed))
 
 
-# ---- the twin -------------------------------------------------------------------------------------
+# ---- the reference -------------------------------------------------------------------------------------
 @MANY
 @given(case=cases(), settings=options, scale=st.sampled_from([0.05, 1.0, 3.0]), former=st.booleans())
 def test_loss_gradient_and_metrics(case, settings, scale, former):
@@ -102,7 +102,7 @@ def spans_that_hurt(case):
     for row, focus in enumerate(case.focuses):
         entries = oracle.build_context(case.tree, focus)
         baseline = case.baseline[row // case.variants].tolist()
-        tail_mask = oracle.judge(entries, case.nll[row, : len(entries)].tolist(), baseline)
+        tail_mask = oracle.score(entries, case.nll[row, : len(entries)].tolist(), baseline)
         deltas = oracle.span_deltas(tail_mask, case.tree.delta_horizon)
         for entry, score in zip(case.seen(row), case.own(row, case.scores), strict=True):
             if entry.lod and entry.predicts and entry.start in deltas:

@@ -164,7 +164,7 @@ def test_one_masked_batch_is_cut_as_one_likes():
     torch.testing.assert_close(torch.stack(parts).mean(), whole, atol=1e-6, rtol=1e-6)
 
 
-# ---- the twin that drops ---------------------------------------------------------------------------
+# ---- the reference that drops ---------------------------------------------------------------------------
 def test_nothing_of_a_collapsed_block_is_read():
     """Inputs inside collapsed blocks change no variant's loss, but for the one target that is such a token."""
     weights = LossSettings(next_token=0.0, delta_penalty=0.0, variants=1.0)

@@ -188,7 +188,7 @@ def test_means_of_means_are_means():
     torch.testing.assert_close(gistnet(below.view(1, 1, 5, WIDTH), 2)[0, 0, 0], tokens[0].mean(dim=0))
 
 
-# ---- slow twins ------------------------------------------------------------------------------------
+# ---- oracles ------------------------------------------------------------------------------------
 FEW = settings(max_examples=12, deadline=None, derandomize=True)
 
 
@@ -242,7 +242,7 @@ def slow_layer(layer, states, visible):
     slots=st.integers(1, 2),
     seed=st.integers(0, 2**32),
 )
-def test_contextual_is_its_slow_twin(block_size, nodes, window, layers, lod, from_tokens, slots, seed):
+def test_contextual_is_its_oracle(block_size, nodes, window, layers, lod, from_tokens, slots, seed):
     """Block by block, child by child, with the list of blocks that each may read."""
     slots = min(slots, block_size - 1)
     torch.manual_seed(seed)
@@ -280,7 +280,7 @@ def test_contextual_is_its_slow_twin(block_size, nodes, window, layers, lod, fro
     queries=st.integers(1, 3),
     seed=st.integers(0, 2**32),
 )
-def test_multihead_pooling_is_its_slow_twin(count, heads, slots, queries, seed):
+def test_multihead_pooling_is_its_oracle(count, heads, slots, queries, seed):
     """Head by head, query by query; then the map of the reads side by side."""
     torch.manual_seed(seed)
     tree = ContextTree(7, 7, slots=slots, tail=0)

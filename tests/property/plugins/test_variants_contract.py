@@ -62,7 +62,7 @@ def test_where_only_one_focus_exists_all_variants_are_it(kind):
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("random_collapse", {}), ("aggressive", {}), ("single_span", {}), ("lens_guided", {"random_share": 1.0})],
+    [("random_collapse", {}), ("aggressive", {}), ("single_span", {}), ("lens_guided", {"random_fraction": 1.0})],
 )
 @pytest.mark.parametrize("variant", [0, 1])
 def test_every_set_of_blocks_is_as_likely_as_any_other(kind, options, variant):

@@ -152,7 +152,7 @@ def test_a_single_span_that_has_no_other_place_makes_the_focus_be_drawn_again():
 
 
 # ---- lens_guided -----------------------------------------------------------------------------------
-EXACT = {"temperature": 0.0, "random_share": 0.0}
+EXACT = {"temperature": 0.0, "random_fraction": 0.0}
 
 
 @SOME
@@ -179,7 +179,7 @@ def test_a_block_collapses_as_often_as_its_score_and_the_temperature_say():
     """One block of nine: the softmax of -score / temperature, exactly Gumbel's."""
     scores = torch.linspace(-1, 1, TREE.cursor).expand(8000, -1)
     seeds = variant_seeds(8, torch.arange(8000), 1)
-    found = propose("lens_guided", TREE, 48 - 3, seeds, scores, temperature=0.5, random_share=0.0)[:, 0]
+    found = propose("lens_guided", TREE, 48 - 3, seeds, scores, temperature=0.5, random_fraction=0.0)[:, 0]
     counts = Counter(found.argmax(dim=1).tolist())
     means = [scores[0, 4 * b : 4 * b + 4].mean().item() for b in range(1, 10)]
     weights = [math.exp(-mean / 0.5) for mean in means]
@@ -193,7 +193,7 @@ def test_more_temperature_follows_the_scores_less():
     seeds = variant_seeds(8, torch.arange(500), 1)
     exact = propose("lens_guided", TREE, 36, seeds, scores, **EXACT)
     agreement = [
-        (propose("lens_guided", TREE, 36, seeds, scores, temperature=t, random_share=0.0) == exact).double().mean()
+        (propose("lens_guided", TREE, 36, seeds, scores, temperature=t, random_fraction=0.0) == exact).double().mean()
         for t in (0.0, 0.05, 0.5, 50.0)
     ]
     assert agreement[0] == 1
@@ -205,7 +205,7 @@ def test_more_temperature_follows_the_scores_less():
 def test_the_random_share_ignores_the_scores(share):
     seeds = variant_seeds(8, torch.arange(2000), 1)
     one = random_scores(2000, TREE, 1)
-    ask = {"temperature": 0.01, "random_share": share}
+    ask = {"temperature": 0.01, "random_fraction": share}
     same = propose("lens_guided", TREE, 36, seeds, one, **ask) == propose("lens_guided", TREE, 36, seeds, -one, **ask)
     found = same.all(dim=2).double().mean().item()
     assert found == pytest.approx(share, abs=0.04)
@@ -236,8 +236,8 @@ def test_lens_guided_refuses_what_makes_no_sense():
     tree = geometry_of(TREE)
     with pytest.raises(UserError, match=r"temperature is -0\.1"):
         LensGuided(tree, temperature=-0.1)
-    with pytest.raises(UserError, match=r"random_share is 1\.5"):
-        LensGuided(tree, random_share=1.5)
+    with pytest.raises(UserError, match=r"random_fraction is 1\.5"):
+        LensGuided(tree, random_fraction=1.5)
     sequences = Sequences(torch.zeros(1, TREE.window, dtype=torch.long), tree)
     with pytest.raises(ValueError, match="scores"):
         LensGuided(tree).propose(sequences, None, 36, torch.zeros(1, 1, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""StepMetrics against slow twins; table, data and picture from results that are made up."""
+"""StepMetrics against oracles; table, data and picture from results that are made up."""
 
 import json
 import math

@@ -21,7 +21,7 @@ def test_the_table_is_that_of_the_rules_file() -> None:
 def test_the_table_has_every_threshold() -> None:
     listed = {(rule, key) for rule, key, _, _ in entries() if key}
     assert listed == {(rule, key) for rule, table in TABLES.items() for key in table}
-    # Two rules need a twin or a finished evaluation, and have nothing to set; each says what it looks at.
+    # Two rules need a reference or a finished evaluation, and have nothing to set; each says what it looks at.
     assert all(
         meaning
         for rule, key, _, meaning in entries()

@@ -7,7 +7,7 @@ from mcframe.context.counter_rng import variant_seeds
 from mcframe.evaluation.collapse import random_focus
 from mcframe.evaluation.focus_baselines import Strategies
 from mcframe.evaluation.focus_quality import FocusQuality
-from tests.property.modeling.test_judge_oracle import told
+from tests.property.modeling.test_evaluate_focus_oracle import told
 from tests.support import oracle
 from tests.support.evaluation_builders import FLAT, TREE, build_model, build_subject, changed, some_sequences
 from tests.support.generators import geometry_of

@@ -11,7 +11,7 @@ from mcframe.evaluation.gist_quality import GistQuality, conditions
 from mcframe.evaluation.gist_report import Comparison, evaluate_subset
 from mcframe.evaluation.swap_pairs import neighboured
 from mcframe.evaluation.target_subsets import GIST_ENTRY
-from tests.property.modeling.test_judge_oracle import told
+from tests.property.modeling.test_evaluate_focus_oracle import told
 from tests.support import oracle
 from tests.support.evaluation_builders import FLAT, TREE, build_model, build_subject, some_sequences
 from tests.support.generators import geometry_of
@@ -39,13 +39,13 @@ def places(tree, focus, t, evidence):
     return found
 
 
-def brute_force(slow, tree, held, focuses, names, twins):
+def brute_force(slow, tree, held, focuses, names, references):
     """Region -> condition -> [(nll, nll of full, right)], and region -> documents."""
     batch, swap_with = held.tokens.tolist(), [row ^ 1 for row in range(held.tokens.shape[0])]
     values, documents = {}, {}
     for row, focus in enumerate(focuses):
         said = {name: (told(slow, tree, batch, focus, row, name, swap_with), None) for name in ("full", *names)}
-        for name, (other, condition) in twins.items():
+        for name, (other, condition) in references.items():
             own = told(other, tree, batch, focus, row, condition, swap_with)
             said[name] = (own, told(other, tree, batch, focus, row, "full", swap_with))
         evidence = None if held.evidence is None else held.evidence[row].tolist()
@@ -100,15 +100,15 @@ def compare(found, wanted, prefix, costly):
 @pytest.mark.parametrize("gistnet", ["transformer", "states", None])
 @pytest.mark.parametrize("tree", [TREE, FLAT, SLOTS], ids=["levels", "flat", "slots"])
 def test_every_figure_of_every_condition(tree, gistnet):
-    tree, twins = geometry_of(tree), {}
+    tree, references = geometry_of(tree), {}
     model = build_model(tree, seed=1, gistnet=gistnet)
     held = some_sequences(tree, 4, seed=2, evidence=tree is FLAT)
-    slow_twins = {}
+    oracles = {}
     if tree is FLAT:
         drop, mean = build_model(tree, seed=5, gistnet=None), build_model(tree, seed=6, gistnet="mean")
-        twins = {"drop": build_subject(drop, held), "mean": build_subject(mean, held)}
-        slow_twins = {"drop_twin": (SlowStep(drop, tree), "drop"), "mean_twin": (SlowStep(mean, tree), "mean")}
-    subject = build_subject(model, held, twins=twins)
+        references = {"drop": build_subject(drop, held), "mean": build_subject(mean, held)}
+        oracles = {"drop_baseline": (SlowStep(drop, tree), "drop"), "mean_baseline": (SlowStep(mean, tree), "mean")}
+    subject = build_subject(model, held, baselines=references)
     found = GistQuality(lengths=(0.8, 0.6), resamples=50).run(subject)
     ordered = neighboured(held, tree) if gistnet else held
     names = [name for name in conditions(subject, True) if name != "full"]
@@ -120,7 +120,7 @@ def test_every_figure_of_every_condition(tree, gistnet):
         count = (tree.window - entries) // tree.saving(lod)
         focuses = random_focus(seeds, tree, lod, count).tolist()
         assert all(len(oracle.build_context(tree, focus)) == entries for focus in focuses)
-        values, documents = brute_force(SlowStep(model, tree), tree, ordered, focuses, names, slow_twins)
+        values, documents = brute_force(SlowStep(model, tree), tree, ordered, focuses, names, oracles)
         deltas = {n: v for n, v in found.metrics.items() if n.startswith(f"{prefix}delta/drop")}
         costly = {
             where for where in values
@@ -166,17 +166,17 @@ def test_verdicts_in_words(gist, swap, words):
     assert evaluate_subset(comparison, "tail", held.loss_mask, held, 0, 500).worth.startswith(words)
 
 
-def test_the_cheaper_of_a_control_and_its_twin_counts():
+def test_the_cheaper_of_a_control_and_its_reference_counts():
     held = some_sequences(FLAT, 4, seed=0)
     cost = 0.5 + torch.rand(held.loss_mask.shape, generator=torch.Generator().manual_seed(1))
-    costs = {"drop": cost * 2, "drop_twin": cost, "mean": cost * 0.5, "mean_twin": cost, "gist": cost * 0.25}
+    costs = {"drop": cost * 2, "drop_baseline": cost, "mean": cost * 0.5, "mean_baseline": cost, "gist": cost * 0.25}
     right = {name: torch.ones(cost.shape) for name in ("full", *costs)}
     comparison = Comparison("lod1_at_75", 1, 20, torch.zeros(4, FLAT.blocks), cost, costs, right)
     verdict = evaluate_subset(comparison, "tail", held.loss_mask, held, 0, 200)
-    assert (verdict.drop, verdict.mean) == ("drop_twin", "mean")
+    assert (verdict.drop, verdict.mean) == ("drop_baseline", "mean")
     assert verdict.recovery["gist"].value == pytest.approx(0.75)
     assert verdict.recovery["mean"].value == pytest.approx(0.5)
-    # What the twin does without any cost was never lost.
-    costs["drop_twin"] = cost - cost[held.loss_mask].mean()
+    # What the reference does without any cost was never lost.
+    costs["drop_baseline"] = cost - cost[held.loss_mask].mean()
     verdict = evaluate_subset(comparison, "tail", held.loss_mask, held, 0, 200)
     assert verdict.worth == "the spans carried nothing"

@@ -96,32 +96,32 @@ def test_how_sequences_are_batched_changes_nothing(batch):
     assert list(found.values()) == pytest.approx(list(want.values()), abs=1e-5)
 
 
-def test_a_twin_that_is_the_model_itself_costs_the_same():
+def test_a_reference_that_is_the_model_itself_costs_the_same():
     model, held = build_model(FLAT, seed=1), some_sequences(FLAT, 4, seed=1)
-    twins = {"drop": build_subject(model, held), "mean": build_subject(model, held)}
-    metrics = GistQuality(lengths=(0.7,), resamples=20).run(build_subject(model, held, twins=twins)).metrics
+    references = {"drop": build_subject(model, held), "mean": build_subject(model, held)}
+    metrics = GistQuality(lengths=(0.7,), resamples=20).run(build_subject(model, held, baselines=references)).metrics
     for name, value in metrics.items():
         if "/drop/" in name or "/mean/" in name:
-            own = name.replace("/drop/", "/drop_twin/").replace("/mean/", "/mean_twin/")
+            own = name.replace("/drop/", "/drop_baseline/").replace("/mean/", "/mean_baseline/")
             assert metrics.get(own, value) == value
-    assert any("drop_twin" in name for name in metrics)
+    assert any("drop_baseline" in name for name in metrics)
 
 
 def test_the_cheaper_drop_counts_and_the_table_says_whose():
-    """A twin that ignores its context loses nothing by a gap."""
+    """A reference that ignores its context loses nothing by a gap."""
     model, held = build_model(FLAT, seed=1), some_sequences(FLAT, 4, seed=1)
     deaf = build_model(FLAT, seed=2, gistnet=None)
     for block in deaf.gpt.blocks:
         block.attention.out.weight.data.mul_(0.01)
-    subject = build_subject(model, held, twins={"drop": build_subject(deaf, held)})
+    subject = build_subject(model, held, baselines={"drop": build_subject(deaf, held)})
     findings = GistQuality(lengths=(0.7,), resamples=200).run(subject)
     prefix = next(name for name in findings.metrics if name.endswith("/entries")).removesuffix("entries")
     cell = dict(zip(findings.tables[0].columns, findings.tables[0].rows[0], strict=True))
-    own, twin = findings.metrics[f"{prefix}delta/drop/tail"], findings.metrics[f"{prefix}delta/drop_twin/tail"]
-    assert abs(twin) < abs(own)
-    assert str(cell["drop"]).endswith(" twin") == (twin < own)
+    own, reference = findings.metrics[f"{prefix}delta/drop/tail"], findings.metrics[f"{prefix}delta/drop_baseline/tail"]
+    assert abs(reference) < abs(own)
+    assert str(cell["drop"]).endswith(" reference") == (reference < own)
     alone = GistQuality(lengths=(0.7,), resamples=200).run(build_subject(model, held)).tables[0].rows[0]
-    assert not any(str(value).endswith("twin") for value in alone)
+    assert not any(str(value).endswith("reference") for value in alone)
 
 
 def test_two_evaluations_of_one_name_are_refused():

@@ -21,7 +21,7 @@ def gist_quality() -> EvalResult:
     model, data = build_model(FLAT, seed=1), some_sequences(FLAT, 4, seed=1, evidence=True)
     drop, mean = build_model(FLAT, seed=5, gistnet=None), build_model(FLAT, seed=6, gistnet="mean")
     others = {"drop": build_subject(drop, data), "mean": build_subject(mean, data)}
-    return GistQuality(lengths=(0.7,), resamples=20).run(build_subject(model, data, twins=others))
+    return GistQuality(lengths=(0.7,), resamples=20).run(build_subject(model, data, baselines=others))
 
 
 def focus_quality() -> EvalResult:

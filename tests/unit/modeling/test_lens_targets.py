@@ -155,7 +155,7 @@ def test_the_copy_is_never_trained():
 
 
 def test_kl_is_that_of_two_coins():
-    """The twin's own check, on numbers worked out by hand: 3/4 against 1/2."""
+    """The reference's own check, on numbers worked out by hand: 3/4 against 1/2."""
     case = case_of(TALL, sequences=1)
     settings = LossSettings(temperature=0.5)
     with torch.no_grad():

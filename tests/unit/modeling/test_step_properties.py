@@ -198,13 +198,13 @@ def test_micro_batches_of_any_size_give_the_same_loss_and_gradient(objective, cu
     torch.testing.assert_close(others, gradients, atol=1e-5, rtol=1e-4)
 
 
-# ---- twins ----------------------------------------------------------------------------------------
+# ---- references ----------------------------------------------------------------------------------------
 def test_without_variants_the_loss_is_that_of_a_plain_language_model():
     model = real_step(TREE)
     plain_model = MegaContextModel(model.gpt, None, None, NoVariants(model.tree), model.tree)
-    twin = assemble(plain_model, LossSettings())
+    reference = assemble(plain_model, LossSettings())
     tokens = random_tokens(TREE, 3, 0)
-    loss, statistics = twin(tokens, torch.zeros(3, 0, dtype=torch.long), 0)
+    loss, statistics = reference(tokens, torch.zeros(3, 0, dtype=torch.long), 0)
     logits = torch.stack([plain_model.next_logits(tokens[:, : t + 1]) for t in range(TREE.window)], dim=1)
     plain = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     torch.testing.assert_close(loss, plain, atol=1e-5, rtol=1e-5)
@@ -214,19 +214,19 @@ def test_without_variants_the_loss_is_that_of_a_plain_language_model():
     torch.testing.assert_close(mine, statistics.means["train/loss_lod0"])
 
 
-def test_the_twin_starts_from_the_same_base_model():
+def test_the_reference_starts_from_the_same_base_model():
     from mcframe.config.run_config import load_run_config
     from mcframe.training.build import build_model
 
     smoke = Path(__file__).parents[3] / "gin" / "smoke.gin"
-    run, twin, other = (
+    run, reference, other = (
         build_model(load_run_config([smoke], overrides).run_config, 256)
         for overrides in ([], ["run.variants = @variants.none"], ["gistnet.transformer.layers = 2"])
     )
-    assert twin.gistnet is None
-    assert twin.lensnet is None
+    assert reference.gistnet is None
+    assert reference.lensnet is None
     assert {n.split(".")[0] for n, _ in run.named_parameters()} == {"gpt", "gistnet", "lensnet"}
-    for model in (twin, other):
+    for model in (reference, other):
         assert run.gpt.state_dict().keys() == model.gpt.state_dict().keys()
         for name, value in run.gpt.state_dict().items():
             assert torch.equal(value, model.gpt.state_dict()[name]), name

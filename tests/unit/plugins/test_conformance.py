@@ -38,7 +38,7 @@ ODD = [
     ("lensnet.mlp", "hidden = 6", "layers = 3", "surprise = True", "embeddings = True"),
     ("allocator.greedy", "expand_threshold = 0.2", "collapse_threshold = 0.5", "replacements = 1", "cooldown = 1"),
     ("allocator.hierarchical", "kept = (0.9, 0.5)"),
-    ("variants.lens_guided", "temperature = 0.05", "random_share = 0.0"),
+    ("variants.lens_guided", "temperature = 0.05", "random_fraction = 0.0"),
     ("variants.single_span", "count = 3"),
 ]
 

@@ -124,7 +124,7 @@ def test_mlp_scores_each_entry_alone(kind):
     assert bool(moved[context.valid].any()) == (kind == "reading mlp")
 
 
-def test_mlp_is_its_slow_twin():
+def test_mlp_is_its_oracle():
     """Entry by entry, layer by layer, in plain arithmetic."""
     lensnet = build("reading mlp").double()
     context = seen_of(focus_tensor(focuses()))

@@ -121,15 +121,15 @@ def test_the_same_run_gives_the_same_page(mcframe, seed_run, tmp_path):
     assert pages[0] == pages[1]
 
 
-def test_a_healthy_run_and_its_twin(mcframe, tmp_path):
-    run, twin = write_run(tmp_path / "run", healthy()), write_run(tmp_path / "twin", healthy(1))
-    result = mcframe("review", run, "--against", twin, "--from", 5, "--to", 160)
+def test_a_healthy_run_and_its_reference(mcframe, tmp_path):
+    run, reference = write_run(tmp_path / "run", healthy()), write_run(tmp_path / "reference", healthy(1))
+    result = mcframe("review", run, "--against", reference, "--from", 5, "--to", 160)
     assert result.exit_code == 0, result.output
     assert "No rule has a finding." in result.output
     markdown = (run / "review" / "review.md").read_text("utf-8")
     assert "Steps 5 to 160" in markdown
     assert "The two runs read the same tokens" in markdown
-    assert "that of twin" in markdown
+    assert "that of reference" in markdown
 
 
 def test_metrics_are_told_with_what_they_mean_and_whether_they_change(mcframe, seed_run):

@@ -38,9 +38,9 @@ CONTRAST = """(() => { const lum = c => { const v = c.match(/[0-9.]+/g).slice(0,
 def pages(tmp_path_factory):
     """A review with findings and a comparison."""
     folder = tmp_path_factory.mktemp("pages")
-    twin = write_run(folder / "twin", healthy(1), config={**CONFIG, "gpt.depth": "6"})
+    reference = write_run(folder / "reference", healthy(1), config={**CONFIG, "gpt.depth": "6"})
     run = write_run(folder / "run10", like_the_seed())
-    for arguments in (("review", run, "--against", twin), ("compare", run, twin)):
+    for arguments in (("review", run, "--against", reference), ("compare", run, reference)):
         result = CliRunner().invoke(app, list(map(str, arguments)))
         assert result.exit_code == 0, result.output
     review = run / "review" / "review.html"
