@@ -103,7 +103,7 @@ class Recall(SyntheticTask):
             )
         if not 1 <= self.question_blocks <= self.collapsible:
             raise UserError(
-                f"task.recall.question_blocks is {self.question_blocks}, and {self.collapsible} blocks may be collapsed",
+                f"task.recall.question_blocks: expected 1 to {self.collapsible} blocks, got {self.question_blocks}",
                 binding="task.recall.question_blocks",
                 remedy=f"set it to a number from 1 to {self.collapsible}, or None",
             )

@@ -1,4 +1,4 @@
-"""The induction task: against a reference that writes one sequence at a time, and by what can be known from its tokens."""
+"""The induction task, compared with a reference that writes one sequence at a time."""
 
 from __future__ import annotations
 
