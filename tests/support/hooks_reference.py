@@ -1,4 +1,4 @@
-"""Write the reference of docs/plugins/hooks.md from the hook specifications: `python tests/support/hooks_reference.py`."""
+"""Write the reference of docs/plugins/hooks.md from `Hooks`: `python tests/support/hooks_reference.py`."""
 
 from __future__ import annotations
 
