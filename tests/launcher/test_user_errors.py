@@ -83,8 +83,8 @@ MISTAKES = {
     "heads": ("gpt.heads = 5", "gpt.width = 64 does not divide into gpt.heads = 5", "choose gpt.heads", None),
     "untrained tokenizer": (
         "run.tokenizer = @tokenizer.bpe",
-        "there is no trained tokenizer",
-        "train it, once: mcframe tokenizer --gin",
+        "missing trained tokenizer",
+        "Train it once: mcframe tokenizer --gin",
         None,
     ),
 }
