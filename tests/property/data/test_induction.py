@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcframe.context.counter_rng import hash_combine
 from mcframe.context.context_tree import ContextTree
+from mcframe.context.counter_rng import hash_combine
 from mcframe.data.synthetic.induction import Induction
 from mcframe.data.synthetic.recall import FIRST_KEY
 from mcframe.errors import UserError
