@@ -32,11 +32,7 @@ class Bytes(Tokenizer):
 
     vocab_size = _BYTES + 1
     separator = _BYTES
-
-    @property
-    def identity(self) -> str:
-        """A constant, because the tokenizer has no parameters."""
-        return "bytes"
+    identity = "bytes"
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's bytes. Half a surrogate pair, which has no UTF-8, becomes a question mark."""
@@ -70,6 +66,8 @@ class BPE(Tokenizer):
         UserError: The file is missing, of another kind, or has another number of entries.
     """
 
+    identity = ""
+
     def __init__(self, vocab_size: int = 65536, name: str = "default", file: str | None = None) -> None:
         path = Path(file).expanduser() if file else bpe_file(vocab_size, name)
         content = _content(path)
@@ -77,7 +75,7 @@ class BPE(Tokenizer):
 
         self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
         self._tokenizer.encode_special_tokens = True  # a document that spells the separator must not end there
-        self._identity = f"bpe:{blake2b(content, digest_size=16).hexdigest()}"
+        self.identity = f"bpe:{blake2b(content, digest_size=16).hexdigest()}"
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.separator = self._tokenizer.get_vocab()[SEPARATOR]
         if self.vocab_size != vocab_size:
@@ -91,11 +89,6 @@ class BPE(Tokenizer):
         """Return settings for a small vocabulary, trained on a part of the standard library."""
         train_bpe(StandardLibrary("json/*.py"), 300, folder / "bpe.json", fraction=0.0)
         return {"vocab_size": 300, "file": str(folder / "bpe.json")}
-
-    @property
-    def identity(self) -> str:
-        """A string that changes with the content of the file."""
-        return self._identity
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text. Half a surrogate pair, which has no UTF-8, becomes a question mark."""
