@@ -151,9 +151,8 @@ def test_a_field_that_is_missing_in_some_files_is_an_error(tmp_path):
 def hub_folder(tmp_path, monkeypatch):
     import datasets
 
-    monkeypatch.setattr(
-        datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets"
-    )  # a data set that is not streamed is copied
+    # A data set that is not streamed is copied to this folder.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     texts = [f"document {i}" for i in range(50)]
     write_parquet(tmp_path / "set" / "train-00000-of-00001.parquet", texts)
     write_parquet(tmp_path / "set" / "test-00000-of-00001.parquet", ["held out"])
