@@ -49,12 +49,10 @@ class Induction(SyntheticTask):
         self.chance = 1 / (symbols - 1)
 
     def _check_sizes(self) -> None:
-        size = self.tree.block_size
-        require(self.prefix >= 1, "task.induction.prefix", self.prefix, "1 or more")
-        longest = size - self.prefix
-        require(
-            1 <= self.length <= longest, "task.induction.length", self.length, f"from 1 to {longest} in {size} tokens"
-        )
+        size, longest = self.tree.block_size, self.tree.block_size - self.prefix
+        require(1 <= self.prefix < size, "task.induction.prefix", self.prefix, f"from 1 to {size - 1}")
+        rule = f"from 1 to {longest}, the rest of a block after the prefix"
+        require(1 <= self.length <= longest, "task.induction.length", self.length, rule)
         rule = f"{self.prefix + 2} or more, two more than the prefix has"
         require(self.symbols >= self.prefix + 2, "task.induction.symbols", self.symbols, rule)
 

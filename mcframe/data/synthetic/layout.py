@@ -47,8 +47,8 @@ def check_room(tree: ContextTree, task: str, question: int, answer: int) -> None
         return
     raise UserError(
         f"the {task} task: expected {_tokens(question)} between the start of a block and the cursor, {_tokens(answer)} "
-        f"after the cursor, and a block before both that may be collapsed; got {tree.cursor % tree.block_size}, "
-        f"{tree.tail + 1}, and {len(collapsible(tree))} such blocks",
+        f"after the cursor, and a block before both that may be collapsed; got {tree.cursor % tree.block_size} "
+        f"and {tree.tail + 1} tokens, and {len(collapsible(tree))} such blocks",
         remedy=_remedy(tree, question, answer),
     )
 

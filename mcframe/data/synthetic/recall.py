@@ -75,12 +75,17 @@ class Recall(SyntheticTask):
             )
         available = self.question_blocks * self.pairs
         sink = self.tree.sink
-        require(self.collapsible >= 1, "context.sink", sink, f"below {self.blocks}, the blocks before the questions")
+        require(
+            self.collapsible >= 1,
+            "context.sink",
+            sink,
+            f"below {self.blocks}, the number of blocks before the questions",
+        )
         for name, least, most, suffix in (
             ("pairs", 1, size // 2, ""),
             ("questions", 1, self.room, ", or None"),
             ("question_blocks", 1, self.collapsible, ", or None"),
-            ("questions", 1, available, f", the pairs of {self.question_blocks} block(s)"),
+            ("questions", 1, available, ", the pairs of the question blocks"),
         ):
             value = getattr(self, name)
             require(least <= value <= most, f"task.recall.{name}", value, f"from {least} to {most}{suffix}")

@@ -112,7 +112,7 @@ def test_sequences_are_the_same_on_every_machine() -> None:
     [
         ({"length": 0}, "length: expected from 1 to 6"),
         ({"length": 7}, "length: expected from 1 to 6"),
-        ({"prefix": 0}, "prefix: expected 1 or more"),
+        ({"prefix": 0}, "prefix: expected from 1 to 7"),
         ({"prefix": 3, "length": 1, "symbols": 4}, "symbols: expected 5 or more"),
     ],
 )
