@@ -40,12 +40,12 @@ def folder(tmp_path):
 ALL = ["first \ufffd", "second\nfile", "third", "row 1", "row 2", "cell 1", "cell 2"]
 
 
-def fails(call, *words):
+def fails(call, *parts):
     with pytest.raises(UserError) as caught:
         call()
     assert caught.value.remedy
-    for word in words:
-        assert word in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
 
 
 def test_the_standard_library_is_complete_without_packages_and_tests():
