@@ -49,7 +49,7 @@ def _train(loaded: Loaded, gin_file: str, characters: int) -> int:
             loaded.run_config.text(),
             size,
             file,
-            share=loaded.run_config.data.validation_fraction,
+            fraction=loaded.run_config.data.validation_fraction,
             max_characters=characters,
             progress=lambda read: status.update(f"Read {read:,} of up to {characters:,} characters"),
         )

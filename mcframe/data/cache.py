@@ -1,4 +1,4 @@
-"""Where files that can be made again lie: token files and trained tokenizers."""
+"""Folder of files that can be made again: token files and trained tokenizers."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from mcframe.errors import UserError
 
 
 def cache_dir() -> Path:
-    """`$MCFRAME_CACHE`, else `~/.cache/mcframe`. The folder need not exist."""
-    chosen = os.environ.get("MCFRAME_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "mcframe"
+    """Return `$MCFRAME_CACHE`, else `~/.cache/mcframe`. The folder need not exist."""
+    return Path(os.environ.get("MCFRAME_CACHE") or "~/.cache/mcframe").expanduser()
 
 
 def make_folder(folder: Path) -> Path:
-    """`folder`, made with its parents where it is missing. Raises UserError where it cannot be made."""
+    """Create `folder` with its parents if it is missing, and return it.
+
+    Raises:
+        UserError: The folder cannot be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot make the folder {folder}: {error.strerror}",
-            remedy="set MCFRAME_CACHE to a folder that you can write to",
+            remedy="Set MCFRAME_CACHE to a folder with write permission.",
         ) from error
     return folder
 
 
 def fingerprint(value: object) -> str:
-    """32 hexadecimal digits that depend on `value` alone; it must be something that JSON can hold."""
+    """Return 32 hexadecimal digits that depend only on `value`, a value of JSON."""
     return blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Micro-batches of one rank, fetched ahead, with a position to resume from; and how a run opens its data."""
+"""Micro-batches of one rank, fetched ahead, with a position to resume from; opens the data of a run."""
 
 from __future__ import annotations
 
@@ -6,48 +6,29 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcframe.data.split import check_share, empty_split
+from mcframe.data.split import check_fraction, empty_split
 from mcframe.data.streaming import StreamedWindows, first_validation_windows
-from mcframe.data.token_file import Progress, ShuffledWindows, token_file
+from mcframe.data.token_file import ShuffledWindows, token_file
+from mcframe.data.window_stream import WindowStream
 from mcframe.errors import UserError
 from mcframe.hookspecs import SyntheticBatch, TextSource, Tokenizer
 
 
-class WindowStream(Protocol):
-    """An endless order of training sequences, numbered from 0, the same for any number of ranks."""
-
-    window: int
-    """T."""
-
-    def take(self, indices: Sequence[int]) -> Tensor | SyntheticBatch:
-        """Sequences with these growing global indices, all of this rank -> int64 [n, T + 1].
-
-        Those of a task say besides which targets count.
-        """
-
-    def state(self) -> dict[str, Any]:
-        """What this rank needs to go on behind the sequences taken; plain numbers."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a merged state. Raises UserError where it does not fit this stream."""
-
-    def merge(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One state out of those of all ranks."""
-
-
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch on the CPU: tokens [B, T + 1] and the global index of each sequence [B], both int64.
+    """A micro-batch on the CPU.
 
-    scored [B, T] bool says which targets count; None for all of them.
+    Attributes:
+        tokens: [B, T + 1] int64.
+        indices: [B] int64, the global index of each sequence.
+        loss_mask: [B, T] bool, the targets that count; None for all targets.
     """
 
     tokens: Tensor
@@ -58,14 +39,21 @@ class Batch:
 class Loader:
     """An endless iterator over one rank's micro-batches.
 
-    batch_sequences  S, sequences of one optimizer step over all ranks
-    micro_batch      B, sequences of one micro-batch of one rank
-    prefetch         micro-batches made ahead, in one background thread
-    pin              whether tokens are pinned, for copies to a GPU that do not block
+    Micro-batch m of all ranks covers the next B * world_size sequences. A rank takes those whose index modulo the
+    number of ranks is its own; `accumulation` micro-batches are an optimizer step. An exception in the background
+    thread is raised by `next` for the batch that failed.
 
-    Micro-batch m of all ranks together covers the next B * world_size sequences, and a rank has those whose index is
-    its own modulo the number of ranks: `accumulation` of them make a step. What goes wrong in the thread is raised
-    where the batch is asked for. Raises UserError where S does not divide so.
+    Args:
+        stream: the training sequences.
+        batch_sequences: sequences of an optimizer step, all ranks.
+        micro_batch: B, sequences of a micro-batch of one rank.
+        rank: this rank.
+        world_size: number of ranks.
+        prefetch: micro-batches to make ahead, in one background thread.
+        pin: whether to pin the tensors, for copies to a GPU that do not block.
+
+    Raises:
+        ValueError: `batch_sequences` is not a multiple of B * world_size.
     """
 
     def __init__(
@@ -79,19 +67,20 @@ class Loader:
         prefetch: int = 2,
         pin: bool = False,
     ) -> None:
-        _check_division(batch_sequences, micro_batch, world_size, stream.window)
-        self.accumulation = batch_sequences // (micro_batch * world_size)
-        self._stream = stream
         self._span = micro_batch * world_size
+        self.accumulation, rest = divmod(batch_sequences, self._span)
+        if rest or not self.accumulation:
+            raise ValueError(f"batch_sequences: expected a multiple of {self._span}, got {batch_sequences}")
+        self._stream = stream
         self._rank, self._world_size = rank, world_size
         self._prefetch, self._pin = prefetch, pin
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mcframe-loader")
         self._pending: deque[Future[tuple[Batch, dict[str, Any]]]] = deque()
-        self._begin(0)
+        self._start(0)
 
     @property
     def position(self) -> int:
-        """The global index that follows what has been handed out."""
+        """The global index after the sequences that have been returned."""
         position: int = self._state["position"]
         return position
 
@@ -100,49 +89,49 @@ class Loader:
 
     def __next__(self) -> Batch:
         while len(self._pending) <= self._prefetch:
-            self._pending.append(self._thread.submit(self._make, self._asked))
-            self._asked += self._span
+            self._pending.append(self._thread.submit(self._make, self._submitted))
+            self._submitted += self._span
         batch, state = self._pending[0].result()
-        self._pending.popleft()  # only now: a failure stays in front, so that no batch is ever skipped
+        self._pending.popleft()  # only now: a failed batch stays in front, so that no batch is ever skipped
         self._state = state
         return batch
 
     def state(self) -> dict[str, Any]:
-        """This rank's state behind the last batch handed out, whatever has been fetched ahead; plain numbers."""
+        """Return this rank's state after the last batch returned, not the last one fetched, in values of JSON."""
         return self._state
 
     def merge(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What to save: one state out of those of all ranks. Raises ValueError where the ranks are not in step."""
+        """Return one state for a checkpoint, made from those of all ranks.
+
+        Raises:
+            ValueError: The ranks have different positions.
+        """
         positions = {state["position"] for state in states}
         if len(positions) != 1:
-            raise ValueError(f"ranks stand at different positions: {sorted(positions)}")
+            raise ValueError(f"position: expected the same on all ranks, got {sorted(positions)}")
         return {"position": positions.pop(), "stream": self._stream.merge([state["stream"] for state in states])}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a merged state, made by any number of ranks. Raises UserError where it does not fit the data."""
-        self._thread.submit(int).result()  # behind what is pending: from here on the stream is this thread's
+        """Continue from a merged state, made by any number of ranks.
+
+        Raises:
+            UserError: The state belongs to other data.
+        """
+        self._thread.submit(int).result()  # wait for the pending batches: the thread no longer uses the stream
         self._pending.clear()
         self._stream.restore(state["stream"])
-        self._begin(state["position"])
+        self._start(state["position"])
 
     def close(self) -> None:
-        """End the background thread, once it has finished what it is at. The loader gives no batch after this."""
+        """End the background thread after the batch that it is making. No batch can be taken after this."""
         self._thread.shutdown(cancel_futures=True)
 
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _begin(self, position: int) -> None:
-        self._asked = position
+    def _start(self, position: int) -> None:
+        self._submitted = position
         self._state = {"position": position, "stream": self._stream.state()}
 
     def _make(self, position: int) -> tuple[Batch, dict[str, Any]]:
-        """This rank's share of the sequences from `position` on, and the state behind them. In the thread."""
+        """Return this rank's part of the sequences from `position` on, and the state after them. Runs in the thread."""
         end = position + self._span
         indices = range(position + (self._rank - position) % self._world_size, end, self._world_size)
         taken = self._stream.take(indices)
@@ -153,28 +142,8 @@ class Loader:
 
 
 def micro_batch_for(sequences_per_rank: int, limit: int) -> int:
-    """The largest micro-batch up to `limit` that divides `sequences_per_rank`; both at least 1."""
+    """Return the largest micro-batch up to `limit` that divides `sequences_per_rank`; both at least 1."""
     return max(size for size in range(1, min(sequences_per_rank, limit) + 1) if sequences_per_rank % size == 0)
-
-
-def _check_division(sequences: int, micro_batch: int, world_size: int, window: int) -> None:
-    if sequences < 1 or sequences % world_size:
-        below, above = sequences // world_size * world_size, (sequences // world_size + 1) * world_size
-        valid = " or ".join(str(n * window) for n in (below, above) if n)
-        raise UserError(
-            f"run.batch_tokens makes {sequences} sequences of {window} tokens a step, which {world_size} rank(s) "
-            "cannot share equally",
-            binding="run.batch_tokens",
-            remedy=f"set run.batch_tokens = {valid}, or change the number of ranks",
-        )
-    each = sequences // world_size
-    if micro_batch < 1 or each % micro_batch:
-        valid = ", ".join(str(size) for size in range(1, each + 1) if each % size == 0)
-        raise UserError(
-            f"each of {world_size} rank(s) has {each} sequences a step, which run.micro_batch = {micro_batch} does "
-            "not divide",
-            remedy=f"set run.micro_batch to one of {valid}, or change run.batch_tokens",
-        )
 
 
 def open_training_stream(
@@ -186,49 +155,51 @@ def open_training_stream(
     *,
     rank: int = 0,
     world_size: int = 1,
-    progress: Progress | None = None,
 ) -> WindowStream:
-    """The training sequences of T = `window`: shuffled from a token file, or streamed where the source says so.
+    """Open the training sequences of T = `window`: shuffled from a token file, or streamed from a streaming source.
 
-    A streaming source shuffles itself, so `seed` is for the other. `progress` gets the tokens written where the
-    token file has to be made first. Raises UserError where there is too little text.
+    Args:
+        source: where the documents come from.
+        tokenizer: text to ids.
+        window: T.
+        seed: determines the order of a token file; a streaming source shuffles itself.
+        validation_fraction: fraction of documents that are held out.
+        rank: this rank.
+        world_size: number of ranks.
+
+    Raises:
+        UserError: The source has too little text.
     """
     if source.streaming:
         return StreamedWindows(source, tokenizer, window, validation_fraction, rank=rank, world_size=world_size)
-    file = token_file(source, tokenizer, split="train", share=validation_fraction, progress=progress)
-    return ShuffledWindows(file, window, seed)
+    return ShuffledWindows(token_file(source, tokenizer, split="train", fraction=validation_fraction), window, seed)
 
 
-def open_validation(
-    source: TextSource,
-    tokenizer: Tokenizer,
-    window: int,
-    share: float,
-    count: int,
-    *,
-    progress: Progress | None = None,
-) -> Tensor:
-    """`count` validation windows, or as many as there are -> int64 [n, T + 1].
+def open_validation(source: TextSource, tokenizer: Tokenizer, window: int, fraction: float, count: int) -> Tensor:
+    """Return up to `count` validation windows -> int64 [n, T + 1], the same on every rank and in every run.
 
-    Spread evenly over the held-out documents, so that no single one decides the figure; of a streaming source the
-    first ones. The same on every rank and in every run. Raises UserError where there is none.
+    They are spread evenly over the held-out documents, so that no single document decides the result. Of a streaming
+    source they are the first ones.
+
+    Raises:
+        UserError: The held-out documents do not fill one window.
     """
-    check_share(share)
-    if share == 0:
-        raise empty_split("validation", share)
+    check_fraction(fraction)
+    if fraction == 0:
+        raise empty_split("validation", fraction)
     if source.streaming:
-        return first_validation_windows(source, tokenizer, window, share, count)
-    file = token_file(source, tokenizer, split="validation", share=share, progress=progress)
+        return first_validation_windows(source, tokenizer, window, fraction, count)
+    file = token_file(source, tokenizer, split="validation", fraction=fraction)
     available = file.windows(window)
     if not available:
         raise UserError(
-            f"{file.length:,} validation tokens were found, fewer than the {window + 1:,} of one sequence "
-            f"(T = {window:,})",
-            remedy="raise data.validation_fraction, or give the run more text",
+            f"validation split: expected at least {window + 1:,} tokens for one sequence of T = {window:,}, got "
+            f"{file.length:,}",
+            remedy="Raise data.validation_fraction, or train on more text.",
         )
-    return file.gather(validation_places(available, count), window)
+    return file.gather(validation_indices(available, count), window)
 
 
-def validation_places(available: int, count: int) -> NDArray[np.int64]:
-    """Which of `available` held-out windows are taken when up to `count` are wanted: spread evenly."""
+def validation_indices(available: int, count: int) -> NDArray[np.int64]:
+    """Return the indices of up to `count` of `available` held-out windows, spread evenly."""
     return np.linspace(0, available - 1, min(count, available)).round().astype(np.int64)

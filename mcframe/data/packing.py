@@ -1,8 +1,8 @@
 """Documents to one token stream, the stream to windows of T + 1 tokens that advance by T.
 
-A separator follows every document. Window i is `stream[i * T : i * T + T + 1]`: neighbours share one token, the last
-target of one and the first input of the next, so that every token but the first is predicted once. What is left at
-the end, too short for a window, is dropped.
+A separator follows every document. Window i is `stream[i * T : i * T + T + 1]`. Neighbours have one token in common,
+the last target of one and the first input of the next, so that every token but the first is predicted once. Tokens at
+the end that do not fill a window are dropped.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Tokens = NDArray[np.unsignedinteger[Any]]
 
 
 def token_type(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
-    """The narrowest type that holds every id: uint16 up to 65,536 entries, uint32 above."""
+    """Return the narrowest type that holds every id: uint16 up to 65,536 entries, uint32 above."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def separated(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
-    """The ids of each text with the separator behind them."""
+    """Return the ids of each text, with the separator after them."""
     return encoded(tokenizer, texts, token_type(tokenizer.vocab_size))
 
 
 def batched(texts: Iterable[str], documents: int = 256, characters: int = 4_000_000) -> Iterator[list[str]]:
-    """Texts in batches, each closed once it holds so many documents or characters."""
+    """Yield texts in batches, each closed once it holds that many documents or characters."""
     batch: list[str] = []
     held = 0
     for text in texts:
@@ -46,15 +46,19 @@ def batched(texts: Iterable[str], documents: int = 256, characters: int = 4_000_
 
 
 def window_count(tokens: int, window: int) -> int:
-    """How many windows of `window` + 1 tokens a stream of `tokens` gives."""
+    """Return the number of windows of `window` + 1 tokens in a stream of `tokens`."""
     return max(0, tokens - 1) // window
 
 
 def gather_windows(stream: Tokens, indices: Sequence[int] | NDArray[np.int64], window: int) -> Tensor:
-    """Windows `indices` of `stream` [tokens] -> int64 [n, window + 1]. Raises IndexError beyond the last one."""
+    """Return windows `indices` of `stream` [tokens] -> int64 [n, window + 1].
+
+    Raises:
+        IndexError: An index is outside the stream.
+    """
     rows = np.asarray(indices, dtype=np.int64)
     available = window_count(len(stream), window)
     if rows.size and not (rows.min() >= 0 and rows.max() < available):
-        raise IndexError(f"windows {rows.min()} to {rows.max()} of a stream that has {available}")
+        raise IndexError(f"windows: expected 0 to {available - 1}, got {rows.min()} to {rows.max()}")
     positions = rows[:, None] * window + np.arange(window + 1)
     return torch.from_numpy(stream[positions].astype(np.int64))

@@ -1,6 +1,6 @@
-"""Where documents come from: the standard library, local files, Hugging Face data sets.
+"""Text sources: the standard library, local files, Hugging Face data sets.
 
-The last two go through the `datasets` library, which is imported when the first document is asked for.
+The last two use the `datasets` library, which is imported for the first document.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from mcframe.hookspecs import TextSource
 
 _NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
 _OFFLINE_REMEDY = (
-    "check the name and the network. Without one, train on local files (run.text = @text.local_files) or on the "
-    "standard library (run.text = @text.standard_library)"
+    "Check the name and the network, or train on local files (run.text = @text.local_files) or on the standard library "
+    "(run.text = @text.standard_library)."
 )
+_FIELD_REMEDY = "Set text_field to the field that holds the text."
 
 
 class StandardLibrary(TextSource):
@@ -40,12 +41,16 @@ class StandardLibrary(TextSource):
 
     @property
     def identity(self) -> str:
-        """From the Python version and every file's name and size."""
+        """A string that changes with the Python version and with every file's name and size."""
         files = [(file.relative_to(self._root).as_posix(), file.stat().st_size) for file in self._files()]
         return f"standard-library:{fingerprint([sys.version, files])}"
 
     def documents(self, epoch: int = 0) -> Iterator[str]:
-        """One document a file, the same in every epoch. Raises UserError where there are no files."""
+        """Yield one document a file, the same in every epoch.
+
+        Raises:
+            UserError: No file matches the pattern.
+        """
         for file in self._files():
             text = file.read_bytes().decode("utf-8", errors="replace")
             if text:
@@ -54,12 +59,12 @@ class StandardLibrary(TextSource):
     def _files(self) -> list[Path]:
         found = []
         for folder, folders, names in os.walk(self._root):
-            folders[:] = set(folders) - _NOT_THE_LIBRARY  # os.walk does not enter what is taken out
+            folders[:] = set(folders) - _NOT_THE_LIBRARY  # os.walk does not enter removed folders
             found += [file for name in names if (file := Path(folder, name)).match(self._include)]
         if not found:
             raise UserError(
-                f"there is no {self._include} in the standard library's folder {self._root}",
-                remedy="train on files of your own: run.text = @text.local_files",
+                f"text.standard_library: expected files {self._include} in {self._root}, got none",
+                remedy="Change text.standard_library.include, or train on other files: run.text = @text.local_files.",
             )
         return sorted(found, key=lambda file: file.relative_to(self._root).as_posix())
 
@@ -84,19 +89,23 @@ class LocalFiles(TextSource):
 
     @staticmethod
     def example_settings(folder: Path) -> dict[str, Any]:
-        """Sums in a file, read while training: each process has another folder, whose tokens nobody would use again."""
+        """Return settings for a file of sums. It is streamed, because a token file of a temporary folder has no use."""
         _write_sums(folder)
         return {"paths": str(folder), "streaming": True}
 
     @property
     def identity(self) -> str:
-        """From the text field and every file's path, size and time of change."""
+        """A string that changes with the text field and with every file's path, size and modification time."""
         files = [file for group in self._files().values() for file in group]
         facts = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
         return f"local-files:{fingerprint([self._text_field, facts])}"
 
     def documents(self, epoch: int = 0) -> Iterator[str]:
-        """The documents, in every epoch the same. Raises UserError where something is missing or unreadable."""
+        """Yield the documents, in every epoch the same.
+
+        Raises:
+            UserError: A path is missing, or a file cannot be read.
+        """
         import datasets
 
         for kind, files in self._files().items():
@@ -114,28 +123,26 @@ class LocalFiles(TextSource):
             except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
                 raise UserError(
                     f"cannot read the {kind} files of {_listed(files)}: {error}",
-                    remedy="repair or remove the file, or leave it out of text.local_files.paths",
+                    remedy="Repair the file, or remove it from text.local_files.paths.",
                 ) from error
 
     def _files(self) -> dict[str, list[Path]]:
-        """The files of each kind, every file once."""
+        """Return the files of each kind, every file once."""
         found = dict.fromkeys(file for path in self._paths for file in _files_below(path))
         groups: dict[str, list[Path]] = {kind: [] for kind in dict.fromkeys(_KINDS.values())}
         for file in found:
             groups[_KINDS[file.suffix.lower()]].append(file)
         if not found:
             raise UserError(
-                f"there is no {_extensions()} file in {_listed(self._paths) or 'an empty list of paths'}",
-                remedy="name files or folders that hold some in text.local_files.paths",
+                f"text.local_files.paths: expected {_EXTENSIONS} files, got none in "
+                f"{_listed(self._paths) or 'an empty list of paths'}",
+                remedy="Set text.local_files.paths to files of these kinds, or to folders that contain some.",
             )
         return {kind: files for kind, files in groups.items() if files}
 
 
 _KINDS = {".txt": "text", ".md": "text", ".py": "text", ".jsonl": "json", ".parquet": "parquet"}
-
-
-def _extensions() -> str:
-    return ", ".join(_KINDS)
+_EXTENSIONS = ", ".join(_KINDS)
 
 
 def _listed(paths: Sequence[Path]) -> str:
@@ -144,16 +151,17 @@ def _listed(paths: Sequence[Path]) -> str:
 
 
 def _files_below(path: Path) -> list[Path]:
-    """`path` itself, or what lies below it, sorted by name."""
+    """Return `path` itself if it is a file, else the files below it, sorted by name."""
     if path.is_dir():
         found = [file for file in path.rglob("*") if file.suffix.lower() in _KINDS and file.is_file()]
         visible = [file for file in found if not any(p.startswith(".") for p in file.relative_to(path).parts)]
         return sorted(visible, key=lambda file: file.relative_to(path).as_posix())
     if not path.exists():
-        raise UserError(f"there is no {path}", remedy="correct text.local_files.paths")
+        raise UserError(f"missing path {path}", remedy="Correct text.local_files.paths.")
     if path.suffix.lower() not in _KINDS:
         raise UserError(
-            f"{path} is of no kind that can be read", remedy=f"give files that end in one of {_extensions()}"
+            f"text.local_files.paths: expected {_EXTENSIONS} files, got {path}",
+            remedy="Convert the file to one of these kinds.",
         )
     return [path]
 
@@ -197,19 +205,23 @@ class HuggingFace(TextSource):
 
     @staticmethod
     def example_settings(folder: Path) -> dict[str, Any]:
-        """Sums in a folder that is laid out like a data set: nothing is asked of the network."""
+        """Return settings for a folder of sums, laid out like a data set, so that no network is needed."""
         _write_sums(folder)
         return {"name": str(folder)}
 
     @property
     def identity(self) -> str:
-        """From the parameters: nothing is asked of the network."""
+        """A string that changes with the parameters; computed without network access."""
         shuffle = [self._shuffle_buffer, self._seed] if self.streaming else None
-        chosen = [self._name, self._subset, self._split, self._text_field, self._revision, shuffle]
-        return f"hugging-face:{fingerprint(chosen)}"
+        parameters = [self._name, self._subset, self._split, self._text_field, self._revision, shuffle]
+        return f"hugging-face:{fingerprint(parameters)}"
 
     def documents(self, epoch: int = 0) -> Iterator[str]:
-        """The documents. Raises UserError where the data set cannot be found, reached or read."""
+        """Yield the documents.
+
+        Raises:
+            UserError: The data set cannot be found, reached or read.
+        """
         import datasets
 
         try:
@@ -225,13 +237,17 @@ class HuggingFace(TextSource):
 
 
 def _write_sums(folder: Path) -> None:
-    """A file of short documents, enough to train on a while and to hold some out."""
+    """Write a file of short documents, enough for some training and validation."""
     rows = (json.dumps({"text": f"{n} and {n} is {2 * n}; {n} times {n} is {n * n}."}) for n in range(2000))
     (folder / "sums.jsonl").write_text("\n".join(rows), "utf-8")
 
 
 def _texts(rows: Iterable[dict[str, Any]], field: str) -> Iterator[str]:
-    """The texts of a data set's rows, without the empty ones. Raises UserError where they are not there."""
+    """Yield the texts of a data set's rows, except empty ones.
+
+    Raises:
+        UserError: A row has no such field, or the field holds another type.
+    """
     columns = getattr(rows, "column_names", None)
     if columns is not None and field not in columns:
         raise _no_field(field, columns)
@@ -241,16 +257,11 @@ def _texts(rows: Iterable[dict[str, Any]], field: str) -> Iterator[str]:
         text = row[field]
         if not isinstance(text, str | None):
             raise UserError(
-                f"the field {field!r} holds {type(text).__name__}, not text",
-                remedy="set text_field to the field that holds the text",
+                f"field {field!r}: expected a text, got a value of type {type(text).__name__}", remedy=_FIELD_REMEDY
             )
         if text:
             yield text
 
 
 def _no_field(field: str, columns: Iterable[str]) -> UserError:
-    listed = ", ".join(columns)
-    return UserError(
-        f"the rows have no field {field!r}" + (f", only {listed}" if listed else ""),
-        remedy="set text_field to the field that holds the text",
-    )
+    return UserError(f"rows: missing field {field!r}; got {', '.join(columns) or 'none'}", remedy=_FIELD_REMEDY)

@@ -1,7 +1,7 @@
-"""Which documents are held out, decided by their content alone.
+"""Assignment of documents to training or validation, by their content alone.
 
-A document's split depends on neither its place, its neighbours nor the number of ranks, so duplicates go the same
-way and a corpus that grows never moves a document from one split to the other.
+Neither a document's position, nor its neighbours, nor the number of ranks has an influence. Duplicates are therefore in
+the same split, and a growing corpus never moves a document from one split to the other.
 """
 
 from __future__ import annotations
@@ -14,38 +14,36 @@ from mcframe.errors import UserError
 
 Split = Literal["train", "validation"]
 
+_SET_FRACTION = "Set data.validation_fraction to the fraction of documents to hold out, such as 0.01."
 
-def is_validation(document: str, share: float) -> bool:
-    """Whether `document` is held out, when `share` (0 to 1) of all documents are."""
+
+def is_validation(document: str, fraction: float) -> bool:
+    """Return whether `document` is held out, if `fraction` (0 to 1) of all documents are."""
     content = document.encode("utf-8", errors="surrogatepass")
     digest = blake2b(content, digest_size=8, person=b"mcframe split").digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def documents_of(documents: Iterable[str], split: Split, share: float) -> Iterator[str]:
-    """Those of `documents` that belong to `split`, in their order."""
+def documents_of(documents: Iterable[str], split: Split, fraction: float) -> Iterator[str]:
+    """Yield the documents that belong to `split`, in their order."""
     held_out = split == "validation"
-    return (document for document in documents if is_validation(document, share) == held_out)
+    return (document for document in documents if is_validation(document, fraction) == held_out)
 
 
-def check_share(share: float) -> None:
-    """Raises UserError unless 0 <= share < 1."""
-    if not 0 <= share < 1:
+def check_fraction(fraction: float) -> None:
+    """Raise UserError unless 0 <= fraction < 1."""
+    if not 0 <= fraction < 1:
         raise UserError(
-            f"the validation share is {share}, but it must be at least 0 and below 1",
-            remedy="set data.validation_fraction to the share of documents to hold out, such as 0.01",
+            f"data.validation_fraction: expected at least 0 and below 1, got {fraction}", remedy=_SET_FRACTION
         )
 
 
-def empty_split(split: Split, share: float) -> UserError:
-    """What to say when no document of the corpus belongs to `split`."""
-    if split == "validation" and share == 0:
-        return UserError(
-            "there is nothing to validate on, because the validation share is 0",
-            remedy="set data.validation_fraction to the share of documents to hold out, such as 0.01",
-        )
-    change = "raise" if split == "validation" else "lower"
+def empty_split(split: Split, fraction: float) -> UserError:
+    """Return the error for a corpus without a document in `split`."""
+    if split == "validation" and fraction == 0:
+        return UserError("data.validation_fraction: expected a number above 0, got 0", remedy=_SET_FRACTION)
+    change = "Raise" if split == "validation" else "Lower"
     return UserError(
-        f"no document of this corpus falls into the {split} split at a validation share of {share}",
-        remedy=f"{change} data.validation_fraction, or give the run more documents",
+        f"the {split} split has no documents at data.validation_fraction = {fraction}",
+        remedy=f"{change} data.validation_fraction, or train on more documents.",
     )

@@ -1,10 +1,10 @@
-"""A corpus read while training, its windows dealt so that no number of ranks changes a sequence.
+"""A corpus read while training, its windows dealt so that the number of ranks does not change a sequence.
 
 Documents are dealt to a fixed number of lanes: document d of epoch e belongs to lane `(d + e) % lanes`, whether it is
 held out or not. Each lane packs its own training documents into windows, and global sequence i is window `i // lanes`
-of lane `i % lanes`. A rank that takes every world-size-th sequence therefore needs only some lanes, provided that the
-number of ranks shares a factor with that of lanes, and tokenises only their documents; otherwise it needs all.
-Lanes rotate by epoch so that none runs dry, however few documents there are.
+of lane `i % lanes`. A rank that takes every world-size-th sequence therefore needs only some lanes and tokenises only
+their documents, provided that the number of ranks and that of lanes have a common factor; otherwise it needs all lanes.
+Lanes rotate by epoch, so that none runs dry in a corpus of few documents.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcframe.data import plugin_checks as returned
+from mcframe.data import plugin_checks
 from mcframe.data.packing import Tokens, batched, gather_windows, separated, window_count
-from mcframe.data.split import check_share, documents_of, empty_split, is_validation
+from mcframe.data.split import check_fraction, documents_of, empty_split, is_validation
+from mcframe.data.window_stream import check_same_stream
 from mcframe.errors import UserError
 from mcframe.hookspecs import TextSource, Tokenizer
 
@@ -40,20 +41,17 @@ class _Document:
 
 @dataclass
 class _Lane:
-    """A lane's place: its next window begins `offset` tokens into document (epoch, document)."""
+    """Position of a lane: its next window begins `offset` tokens into document (epoch, document)."""
 
     epoch: int = 0
     document: int = 0
     offset: int = 0
     windows: int = 0
-    """Windows passed, taken or not: the number of the next one."""
+    """Windows passed, whether taken or not: the number of the next one."""
     ahead: deque[_Document] = field(default_factory=deque)
-    """Read and not passed yet."""
+    """Documents that are read and not passed yet."""
     held: int = 0
     """Tokens in `ahead`, those before `offset` included."""
-
-    def has_passed(self, epoch: int, document: int) -> bool:
-        return (epoch, document) < (self.epoch, self.document)
 
     def append(self, document: _Document) -> None:
         self.ahead.append(document)
@@ -63,7 +61,7 @@ class _Lane:
         return self.held - self.offset > window
 
     def read(self, window: int) -> Tokens:
-        """The next window + 1 tokens, which the lane must hold."""
+        """Return the next window + 1 tokens, which the lane must hold."""
         parts, tokens = [], 0
         for document in self.ahead:
             parts.append(document.tokens)
@@ -73,7 +71,7 @@ class _Lane:
         return np.concatenate(parts)[self.offset : self.offset + window + 1]
 
     def advance(self, window: int) -> None:
-        """Pass one window, which the lane must hold; its last token stays, as the next one's first."""
+        """Pass one window, which the lane must hold; its last token stays as the first one of the next window."""
         self.offset += window
         while self.offset >= len(self.ahead[0].tokens):
             passed = self.ahead.popleft()
@@ -84,10 +82,10 @@ class _Lane:
 
 
 class StreamedWindows:
-    """The training windows of a streaming source, for the ranks' sequences `i % world_size == rank`.
+    """The training windows of a streaming source, for this rank's sequences `i % world_size == rank`.
 
-    `take` must be asked for growing indices of this rank. `state` has four numbers a lane and no tokens: to resume,
-    the stream is read again from the document that the hindmost lane stands in.
+    `state` has four numbers a lane and no tokens. To resume, the source is read again from the document of the hindmost
+    lane.
     """
 
     def __init__(
@@ -95,31 +93,34 @@ class StreamedWindows:
         source: TextSource,
         tokenizer: Tokenizer,
         window: int,
-        share: float,
+        fraction: float,
         *,
         rank: int = 0,
         world_size: int = 1,
         lanes: int = LANES,
     ) -> None:
-        check_share(share)
+        check_fraction(fraction)
         self.window = window
-        self._source, self._tokenizer, self._share = source, tokenizer, share
-        self._lane_count = lanes
+        self._source, self._tokenizer, self._fraction = source, tokenizer, fraction
+        self._shape = {"lane_count": lanes, "window": window}
         common = gcd(lanes, world_size)
         self._lanes = {lane: _Lane() for lane in range(rank % common, lanes, common)}
         self._documents = self._read(0)
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """Sequences with these growing global indices -> int64 [n, T + 1].
+        """Return the sequences with these growing global indices -> int64 [n, T + 1].
 
-        Raises ValueError for an index that has been passed or is another rank's, UserError from the source.
+        Raises:
+            ValueError: An index has been passed or belongs to another rank.
+            UserError: The source cannot be read.
         """
         taken = np.empty((len(indices), self.window + 1), dtype=np.int64)
         for row, index in zip(taken, indices, strict=True):
-            lane = self._lanes.get(index % self._lane_count)
-            if lane is None or index // self._lane_count < lane.windows:
-                raise ValueError(f"sequence {index} is another rank's, or has been passed")
-            while lane.windows < index // self._lane_count:
+            number, lane_index = divmod(index, self._shape["lane_count"])
+            lane = self._lanes.get(lane_index)
+            if lane is None or number < lane.windows:
+                raise ValueError(f"sequence {index} belongs to another rank or has been passed")
+            while lane.windows < number:
                 self._fill(lane)
                 lane.advance(self.window)
             self._fill(lane)
@@ -128,34 +129,28 @@ class StreamedWindows:
         return torch.from_numpy(taken)
 
     def state(self) -> dict[str, Any]:
-        """This rank's lanes, each as [lane, windows, epoch, document, offset]; plain numbers, as JSON has them."""
+        """Return this rank's lanes, each as [lane, windows, epoch, document, offset], in values of JSON."""
         lanes = [[i, lane.windows, lane.epoch, lane.document, lane.offset] for i, lane in self._lanes.items()]
-        return {"lane_count": self._lane_count, "window": self.window, "lanes": lanes}
+        return {**self._shape, "lanes": lanes}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from the merged state of all ranks, of however many.
+        """Continue from the merged state of any number of ranks.
 
-        Raises UserError where it was made with another T or number of lanes.
+        Raises:
+            UserError: The state has another T or number of lanes.
         """
-        there, here = (state.get("lane_count"), state.get("window")), (self._lane_count, self.window)
-        if there != here:
-            raise UserError(
-                f"the checkpoint's data stream has {there[0]} lanes and T = {there[1]}, "
-                f"this run's has {here[0]} lanes and T = {here[1]}",
-                remedy="restore the checkpoint's T, or start a new run",
-            )
-        places = {lane: place for lane, *place in state["lanes"]}
+        check_same_stream(self._shape, {name: state.get(name) for name in self._shape})
+        positions = {lane: position for lane, *position in state["lanes"]}
         for index in self._lanes:
-            windows, epoch, document, offset = places[index]
+            windows, epoch, document, offset = positions[index]
             self._lanes[index] = _Lane(epoch, document, offset, windows)
         self._documents = self._read(min(lane.epoch for lane in self._lanes.values()))
 
     @staticmethod
     def merge(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One state out of those of all ranks: of each lane, the place of the rank that is furthest along it.
+        """Return one state made from those of all ranks: of each lane, the position furthest along it.
 
-        A lane's place is a function of the windows passed, so where ranks share a lane the furthest one's is right
-        for all of them.
+        A lane's position is a function of the windows passed, so that the furthest one is valid for every rank.
         """
         lanes: dict[int, list[int]] = {}
         for lane in (lane for state in states for lane in state["lanes"]):
@@ -163,42 +158,45 @@ class StreamedWindows:
         return {**states[0], "lanes": [lanes[index] for index in sorted(lanes)]}
 
     def _fill(self, lane: _Lane) -> None:
-        """Read on until `lane` holds a window."""
+        """Read documents until `lane` holds a window."""
         while not lane.holds(self.window):
             batch = list(islice(self._documents, _READ_AHEAD))
             if not batch:
-                raise RuntimeError("the document stream has failed before and cannot go on")
+                raise RuntimeError("the document stream has failed before and cannot continue")
             tokens = separated(self._tokenizer, [text for *_, text in batch])
             for (owner, epoch, index, _), ids in zip(batch, tokens, strict=True):
                 owner.append(_Document(epoch, index, ids))
 
     def _read(self, first_epoch: int) -> Iterator[tuple[_Lane, int, int, str]]:
-        """This rank's training documents from that epoch on without end, less those that their lane has passed."""
+        """Yield this rank's training documents from that epoch on without end, except those that their lane has passed.
+
+        Yields:
+            The lane, the epoch, the index of the document in it, and the text.
+        """
         for epoch in count(first_epoch):
             found = False
-            for index, text in enumerate(returned.documents(self._source, epoch)):
-                lane = self._lanes.get((index + epoch) % self._lane_count)
-                if lane is None or lane.has_passed(epoch, index) or is_validation(text, self._share):
+            for index, text in enumerate(plugin_checks.documents(self._source, epoch)):
+                lane = self._lanes.get((index + epoch) % self._shape["lane_count"])
+                if lane is None or (epoch, index) < (lane.epoch, lane.document) or is_validation(text, self._fraction):
                     continue
                 found = True
                 yield lane, epoch, index, text
-            # A small corpus may have nothing for these lanes in this epoch; it must have something for some lane.
-            if (
-                not found
-                and next(documents_of(returned.documents(self._source, epoch), "train", self._share), None) is None
-            ):
-                raise empty_split("train", self._share)
+            if not found:  # in a small corpus, the documents of this epoch may all belong to other lanes
+                every = documents_of(plugin_checks.documents(self._source, epoch), "train", self._fraction)
+                if next(every, None) is None:
+                    raise empty_split("train", self._fraction)
 
 
 def first_validation_windows(
-    source: TextSource, tokenizer: Tokenizer, window: int, share: float, count: int, scan: int = 100_000
+    source: TextSource, tokenizer: Tokenizer, window: int, fraction: float, count: int, scan: int = 100_000
 ) -> Tensor:
-    """The first `count` validation windows among the stream's first `scan` documents -> int64 [n <= count, T + 1].
+    """Return the first `count` validation windows among the stream's first `scan` documents -> int64 [n, T + 1].
 
-    Raises UserError where there is none.
+    Raises:
+        UserError: These documents do not fill one window.
     """
-    check_share(share)
-    head = documents_of(islice(returned.documents(source), scan), "validation", share)
+    check_fraction(fraction)
+    head = documents_of(islice(plugin_checks.documents(source), scan), "validation", fraction)
     parts: list[Tokens] = []
     length = 0
     for batch in batched(head, documents=16):
@@ -207,12 +205,12 @@ def first_validation_windows(
         if window_count(length, window) >= count:
             break
     if not parts:
-        raise empty_split("validation", share)
+        raise empty_split("validation", fraction)
     available = min(count, window_count(length, window))
     if not available:
         raise UserError(
-            f"the first {scan:,} documents hold {length:,} validation tokens, fewer than the {window + 1:,} of one "
-            f"sequence (T = {window:,})",
-            remedy="raise data.validation_fraction",
+            f"validation split: expected at least {window + 1:,} tokens for one sequence of T = {window:,}, got "
+            f"{length:,} in the first {scan:,} documents",
+            remedy="Raise data.validation_fraction.",
         )
     return gather_windows(np.concatenate(parts), range(available), window)

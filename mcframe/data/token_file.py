@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,21 +12,20 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcframe.data import plugin_checks as returned
+from mcframe.data import plugin_checks
 from mcframe.data.cache import cache_dir, fingerprint, make_folder
 from mcframe.data.packing import Tokens, batched, gather_windows, separated, token_type, window_count
-from mcframe.data.split import Split, check_share, documents_of, empty_split
+from mcframe.data.split import Split, check_fraction, documents_of, empty_split
+from mcframe.data.window_stream import StatelessWindows
 from mcframe.errors import UserError
 from mcframe.hookspecs import TextSource, Tokenizer
 
 FORMAT = 1
-"""Part of every token file's name: raise it when the same documents give other bytes."""
-
-Progress = Callable[[int], None]
+"""Part of every token file's name: raise it when the same documents result in other bytes."""
 
 
 class TokenFile:
-    """A split's token stream: a flat .npy file, mapped and never loaded whole."""
+    """A split's token stream: a flat .npy file, memory-mapped instead of loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,43 +33,53 @@ class TokenFile:
 
     @property
     def length(self) -> int:
-        """Tokens, separators included."""
+        """Number of tokens, separators included."""
         return len(self._tokens)
 
     def windows(self, window: int) -> int:
-        """How many windows of `window` + 1 tokens there are."""
+        """Return the number of windows of `window` + 1 tokens."""
         return window_count(self.length, window)
 
     def gather(self, indices: Sequence[int] | NDArray[np.int64], window: int) -> Tensor:
-        """Windows `indices` in stream order -> int64 [n, window + 1]. Raises IndexError beyond the last one."""
+        """Return windows `indices` in stream order -> int64 [n, window + 1].
+
+        Raises:
+            IndexError: An index is outside the file.
+        """
         return gather_windows(self._tokens, indices, window)
 
 
-def token_file(
-    source: TextSource, tokenizer: Tokenizer, *, split: Split, share: float, progress: Progress | None = None
-) -> TokenFile:
-    """The split's token file, written first where it is missing.
+def token_file(source: TextSource, tokenizer: Tokenizer, *, split: Split, fraction: float) -> TokenFile:
+    """Open the split's token file, and write it first if it is missing.
 
-    Any number of processes may ask at once: one writes, the others wait. `progress` gets the tokens written so far,
-    in the process that writes. Raises UserError where the split has no documents.
+    Any number of processes may call this at once: one writes, the others wait.
+
+    Args:
+        source: where the documents come from.
+        tokenizer: text to ids.
+        split: `train` or `validation`.
+        fraction: fraction of documents that are held out for validation.
+
+    Raises:
+        UserError: The split has no documents.
     """
-    check_share(share)
-    name = fingerprint([FORMAT, source.identity, tokenizer.identity, split, share])
+    check_fraction(fraction)
+    name = fingerprint([FORMAT, source.identity, tokenizer.identity, split, fraction])
     path = cache_dir() / "tokens" / f"{name}.npy"
     if not path.exists():
         make_folder(path.parent)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():  # another process may have written it while this one waited
-                documents = documents_of(returned.documents(source), split, share)
-                if not _write(path, documents, tokenizer, progress):
-                    raise empty_split(split, share)
+                documents = documents_of(plugin_checks.documents(source), split, fraction)
+                if not _write(path, documents, tokenizer):
+                    raise empty_split(split, fraction)
     return TokenFile(path)
 
 
-def _write(path: Path, documents: Iterable[str], tokenizer: Tokenizer, progress: Progress | None) -> int:
-    """Tokenise into `path` and return the number of tokens; writes no `path` where there are none."""
+def _write(path: Path, documents: Iterable[str], tokenizer: Tokenizer) -> int:
+    """Tokenise into `path` and return the number of tokens; without tokens, no file is written."""
     kind = token_type(tokenizer.vocab_size)
-    partial = path.with_suffix(".partial")  # the lock makes its writer the only one
+    partial = path.with_suffix(".partial")  # the caller's lock excludes other writers
     length = 0
     with partial.open("wb") as file:
         _write_header(file, kind, length)
@@ -78,8 +87,6 @@ def _write(path: Path, documents: Iterable[str], tokenizer: Tokenizer, progress:
             stream = np.concatenate(separated(tokenizer, batch))
             file.write(stream.data)
             length += len(stream)
-            if progress:
-                progress(length)
         file.seek(0)
         _write_header(file, kind, length)
         file.flush()
@@ -92,16 +99,18 @@ def _write(path: Path, documents: Iterable[str], tokenizer: Tokenizer, progress:
 
 
 def _write_header(file: BinaryIO, kind: np.dtype[Any], length: int) -> None:
-    # numpy pads the header for a growing first axis: it has the same size for every length.
+    # numpy pads the header for a growing first axis, so that its size is the same for every length.
     shape = {"descr": kind.str, "fortran_order": False, "shape": (length,)}
     np.lib.format.write_array_header_1_0(file, shape)
 
 
-class ShuffledWindows:
+class ShuffledWindows(StatelessWindows):
     """Every window once an epoch, in an order that is a function of the seed and the epoch.
 
-    Global sequence i is window `permutation[i % N]` of epoch `i // N`, so nothing but i is needed to resume, and no
-    number of ranks changes what sequence i is. Raises UserError where the corpus is shorter than one window.
+    Global sequence i is window `permutation[i % N]` of epoch `i // N`, so that the number of ranks does not change it.
+
+    Raises:
+        UserError: The corpus is shorter than one window.
     """
 
     def __init__(self, tokens: TokenFile, window: int, seed: int) -> None:
@@ -109,39 +118,26 @@ class ShuffledWindows:
         self.count = tokens.windows(window)
         if not self.count:
             raise UserError(
-                f"the corpus has {tokens.length:,} training tokens, fewer than the {window + 1:,} of one sequence "
-                f"(T = {window:,})",
-                remedy="give the run more text or a smaller T",
+                f"train split: expected at least {window + 1:,} tokens for one sequence of T = {window:,}, got "
+                f"{tokens.length:,}",
+                remedy="Train on more text, or lower T.",
             )
         self._tokens = tokens
         self._seed = seed
         self._permutation: tuple[int, NDArray[np.int64]] = (0, self._order(0))
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """Sequences with these global indices, in any order -> int64 [n, T + 1]."""
-        epochs, places = np.divmod(np.asarray(indices, dtype=np.int64), self.count)
-        rows = np.empty_like(places)
+        """Return the sequences with these global indices, in any order -> int64 [n, T + 1]."""
+        epochs, positions = np.divmod(np.asarray(indices, dtype=np.int64), self.count)
+        rows = np.empty_like(positions)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = self._epoch(int(epoch))[places[here]]
+            selected = epochs == epoch
+            rows[selected] = self._epoch(int(epoch))[positions[selected]]
         return self._tokens.gather(rows, self.window)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` compares: the order itself needs no state."""
+        """Return what determines the order."""
         return {"seed": self._seed, "window": self.window, "windows": self.count}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Raises UserError where `state` belongs to another order, so that its position would mean nothing here."""
-        if dict(state) != self.state():
-            raise UserError(
-                f"the checkpoint was trained on other data: it has {dict(state)}, this run has {self.state()}",
-                remedy="restore the data, tokenizer, T and seed of the checkpoint, or start a new run",
-            )
-
-    @staticmethod
-    def merge(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One state out of those of all ranks, which are equal."""
-        return dict(states[0])
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         if self._permutation[0] != epoch:
@@ -149,6 +145,6 @@ class ShuffledWindows:
         return self._permutation[1]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        # Sorting raw Philox output: numpy promises that stream for ever, and does not promise `permutation`.
+        # Sorted raw Philox output, because numpy guarantees that stream for ever, but not the result of `permutation`.
         key = np.array([self._seed % 2**64, epoch], dtype=np.uint64)
         return np.argsort(np.random.Philox(key=key).random_raw(self.count), kind="stable")

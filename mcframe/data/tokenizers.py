@@ -6,18 +6,18 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcframe.data import plugin_checks as returned
+from mcframe.data import plugin_checks
 from mcframe.data.cache import cache_dir, make_folder
 from mcframe.data.packing import batched
 from mcframe.data.sources import StandardLibrary
-from mcframe.data.split import check_share, documents_of, empty_split
+from mcframe.data.split import check_fraction, documents_of, empty_split
 from mcframe.errors import UserError
 from mcframe.hookspecs import TextSource, Tokenizer
 
@@ -32,22 +32,18 @@ class Bytes(Tokenizer):
 
     vocab_size = _BYTES + 1
     separator = _BYTES
-
-    @property
-    def identity(self) -> str:
-        """A constant: there is nothing to choose."""
-        return "bytes"
+    identity = "bytes"
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each text's bytes; half a surrogate pair, which has no UTF-8, becomes a question mark."""
+        """Return each text's bytes. Half a surrogate pair, which has no UTF-8, becomes a question mark."""
         return [list(text.encode("utf-8", errors="replace")) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids without separators; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of these ids without separators. Bytes that are not UTF-8 become U+FFFD."""
         return bytes(i for i in ids if i < _BYTES).decode("utf-8", errors="replace")
 
     def byte_lengths(self) -> Tensor:
-        """1 for every byte, 0 for the separator; int64 [257]."""
+        """Return int64 [257]: 1 for every byte, 0 for the separator."""
         lengths = torch.ones(self.vocab_size, dtype=torch.int64)
         lengths[self.separator] = 0
         return lengths
@@ -63,12 +59,14 @@ class BPE(Tokenizer):
 
     Args:
         vocab_size: Entries, the separator included.
-        name: Which of several trained ones of this size.
+        name: Name of the tokenizer, if several of this size are trained.
         file: A tokenizer file instead of the cached one of that name and size.
 
     Raises:
         UserError: The file is missing, of another kind, or has another number of entries.
     """
+
+    identity = ""
 
     def __init__(self, vocab_size: int = 65536, name: str = "default", file: str | None = None) -> None:
         path = Path(file).expanduser() if file else bpe_file(vocab_size, name)
@@ -77,37 +75,32 @@ class BPE(Tokenizer):
 
         self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
         self._tokenizer.encode_special_tokens = True  # a document that spells the separator must not end there
-        self._identity = f"bpe:{blake2b(content, digest_size=16).hexdigest()}"
+        self.identity = f"bpe:{blake2b(content, digest_size=16).hexdigest()}"
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.separator = self._tokenizer.get_vocab()[SEPARATOR]
         if self.vocab_size != vocab_size:
             raise UserError(
-                f"the tokenizer {path} has {self.vocab_size:,} entries, not {vocab_size:,}",
-                remedy=f"set tokenizer.bpe.vocab_size = {self.vocab_size}, or train one: mcframe tokenizer --gin FILE",
+                f"tokenizer {path}: expected {vocab_size:,} entries, got {self.vocab_size:,}",
+                remedy=f"Set tokenizer.bpe.vocab_size = {self.vocab_size}, or train one: mcframe tokenizer --gin FILE",
             )
 
     @staticmethod
     def example_settings(folder: Path) -> dict[str, Any]:
-        """A few entries, trained on some of the standard library."""
-        train_bpe(StandardLibrary("json/*.py"), 300, folder / "bpe.json", share=0.0)
+        """Return settings for a small vocabulary, trained on a part of the standard library."""
+        train_bpe(StandardLibrary("json/*.py"), 300, folder / "bpe.json", fraction=0.0)
         return {"vocab_size": 300, "file": str(folder / "bpe.json")}
 
-    @property
-    def identity(self) -> str:
-        """From the file's content."""
-        return self._identity
-
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text; half a surrogate pair, which has no UTF-8, becomes a question mark."""
+        """Return the ids of each text. Half a surrogate pair, which has no UTF-8, becomes a question mark."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast([_valid(text) for text in texts])]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids without separators; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of these ids without separators. Bytes that are not UTF-8 become U+FFFD."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def byte_lengths(self) -> Tensor:
-        """Bytes of each entry, 0 for the separator; int64 [vocab_size]."""
+        """Return int64 [vocab_size]: the bytes of each entry, 0 for the separator."""
         lengths = torch.zeros(self.vocab_size, dtype=torch.int64)
         for entry, index in self._tokenizer.get_vocab().items():
             lengths[index] = len(entry)  # the byte-level alphabet writes each byte as one character
@@ -116,11 +109,15 @@ class BPE(Tokenizer):
 
 
 def bpe_file(vocab_size: int, name: str = "default") -> Path:
-    """Where the trained tokenizer of this name and size is cached. Raises UserError for a name that is no file name."""
+    """Return the path at which the trained tokenizer of this name and size is cached.
+
+    Raises:
+        UserError: The name is not a file name.
+    """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(
-            f"{name!r} cannot name a tokenizer",
-            remedy="use letters, digits, dots, hyphens and underscores in tokenizer.bpe.name",
+            f"tokenizer.bpe.name: expected a file name, got {name!r}",
+            remedy="Use letters, digits, dots, hyphens and underscores in tokenizer.bpe.name.",
         )
     return cache_dir() / "tokenizers" / f"{name}-{vocab_size}.json"
 
@@ -130,36 +127,40 @@ def train_bpe(
     vocab_size: int,
     file: Path,
     *,
-    share: float,
-    max_documents: int | None = None,
+    fraction: float,
     max_characters: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Train on the source's training documents and write `file`, in one piece or not at all.
+    """Train on the source's training documents and write `file` atomically.
 
-    share           of the documents held out for validation; these are not read
-    max_documents   stop reading after so many
-    max_characters  stop reading at the batch of documents that reaches so many
-    progress        gets the characters read so far
+    Args:
+        source: where the documents come from.
+        vocab_size: number of entries, the separator included.
+        file: the tokenizer file; its folder is created if it is missing.
+        fraction: fraction of documents that are held out for validation; these are skipped.
+        max_characters: number of characters after which no further batch of documents is read; None for no limit.
+        progress: called with the number of characters read so far.
 
-    Raises UserError where there are no training documents, or too few for that many entries.
+    Raises:
+        UserError: The training documents are missing, or too few for that many entries.
     """
-    check_share(share)
+    check_fraction(fraction)
     if vocab_size <= _BYTES:
         raise UserError(
-            f"a byte-level vocabulary cannot have {vocab_size} entries",
-            remedy=f"set tokenizer.bpe.vocab_size to {_BYTES + 1} or more",
+            f"tokenizer.bpe.vocab_size: expected {_BYTES + 1} or more, got {vocab_size}",
+            remedy=f"Set tokenizer.bpe.vocab_size to {_BYTES + 1} or more.",
         )
-    documents = documents_of(returned.documents(source), "train", share)
-    batches = _counted(islice(documents, max_documents), max_characters, progress)
+    documents = documents_of(plugin_checks.documents(source), "train", fraction)
+    batches = _counted(documents, max_characters, progress)
     first = next(batches, None)
     if first is None:
-        raise empty_split("train", share)
+        raise empty_split("train", fraction)
     tokenizer = _fit(chain([first], batches), vocab_size)
     if tokenizer.get_vocab_size() < vocab_size:
         raise UserError(
-            f"this text gives no more than {tokenizer.get_vocab_size():,} entries, not {vocab_size:,}",
-            remedy="train on more text, or lower tokenizer.bpe.vocab_size",
+            f"tokenizer.bpe.vocab_size: expected at most {tokenizer.get_vocab_size():,} entries for this text, got "
+            f"{vocab_size:,}",
+            remedy="Train on more text, or lower tokenizer.bpe.vocab_size.",
         )
     partial = make_folder(file.parent) / f"{file.name}.partial"
     tokenizer.save(str(partial))
@@ -167,7 +168,7 @@ def train_bpe(
 
 
 def _fit(batches: Iterable[list[str]], vocab_size: int) -> Any:
-    """A byte-level tokenizer of up to `vocab_size` entries; every byte is one of them, whatever the text."""
+    """Return a byte-level tokenizer of up to `vocab_size` entries; every byte is one of them for any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -186,7 +187,7 @@ def _fit(batches: Iterable[list[str]], vocab_size: int) -> Any:
 def _counted(
     documents: Iterator[str], limit: int | None, progress: Callable[[int], None] | None
 ) -> Iterator[list[str]]:
-    """Batches of documents until `limit` characters are read."""
+    """Yield batches of documents until `limit` characters are read."""
     read = 0
     for batch in batched(documents):
         read += sum(map(len, batch))
@@ -202,12 +203,16 @@ def _valid(text: str) -> str:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a byte-level BPE file. Raises UserError where it is missing or something else."""
-    remedy = "train it, once: mcframe tokenizer --gin FILE"
+    """Return the bytes of a byte-level BPE file.
+
+    Raises:
+        UserError: The file is missing or of another kind.
+    """
+    remedy = "Train it once: mcframe tokenizer --gin FILE"
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"there is no trained tokenizer {path}", remedy=remedy) from error
+        raise UserError(f"missing trained tokenizer {path}", remedy=remedy) from error
     except OSError as error:
         raise UserError(f"cannot read the tokenizer {path}: {error.strerror}", remedy=remedy) from error
     try:
@@ -216,5 +221,7 @@ def _content(path: Path) -> bytes:
     except (ValueError, KeyError, TypeError):
         kinds = None
     if kinds != ("BPE", "ByteLevel", True):
-        raise UserError(f"{path} is no byte-level BPE tokenizer with the entry {SEPARATOR}", remedy=remedy)
+        raise UserError(
+            f"{path}: expected a byte-level BPE tokenizer with the entry {SEPARATOR}, got another file", remedy=remedy
+        )
     return content

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcframe.data import synthetic_stream as generated
-from mcframe.data.loader import open_validation, validation_places
+from mcframe.data.loader import open_validation, validation_indices
 from mcframe.data.token_file import TokenFile, token_file
 from mcframe.hookspecs import EvalData, SyntheticTask, TextSource, Tokenizer
 
@@ -28,9 +28,9 @@ def from_text(source: TextSource, tokenizer: Tokenizer, window: int, share: floa
     if source.streaming:  # neighbours in one stream: each window goes on where the one before ended
         before = separator.sum(dim=1).cumsum(0) - separator.sum(dim=1)
     else:
-        file = token_file(source, tokenizer, split="validation", share=share)
+        file = token_file(source, tokenizer, split="validation", fraction=share)
         counts = np.concatenate([[0], *_separators(file, window, tokenizer.separator)])
-        before = torch.from_numpy(counts.cumsum()[validation_places(file.windows(window), count)])
+        before = torch.from_numpy(counts.cumsum()[validation_indices(file.windows(window), count)])
     inside = torch.cat((torch.zeros_like(separator[:, :1], dtype=torch.long), separator.long().cumsum(dim=1)), dim=1)
     loss_mask = torch.ones_like(separator)
     return EvalData(tokens, before[:, None] + inside, loss_mask)

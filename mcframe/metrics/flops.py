@@ -18,22 +18,16 @@ PEAK: dict[str, float] = {
 """Dense bf16 FLOP/s by `torch.cuda.get_device_name`."""
 
 
-def network_flops(parameters: int, tokens: float, depth: int, width: int, attended: float) -> float:
-    """Return the FLOPs of one forward and backward pass of a transformer.
+def gpt_flops_per_token(non_embedding_parameters: int, depth: int, width: int, context_length: int) -> float:
+    """Return the training FLOPs a token of a GPT: `6 N + 12 depth width T`.
 
     Args:
-        parameters: parameters that multiply every token: all but embedding tables (an untied head counts).
-        tokens: positions of the pass.
+        non_embedding_parameters: N, all parameters but embedding tables; an untied head counts.
         depth: number of layers.
         width: width of the layers.
-        attended: positions to which each position attends.
+        context_length: T, positions to which each position attends.
     """
-    return tokens * (6.0 * parameters + 12.0 * depth * width * attended)
-
-
-def gpt_flops_per_token(non_embedding_parameters: int, depth: int, width: int, context_length: int) -> float:
-    """Return the training FLOPs a token of a GPT: `6 N + 12 depth width T`."""
-    return network_flops(non_embedding_parameters, 1, depth, width, context_length)
+    return 6.0 * non_embedding_parameters + 12.0 * depth * width * context_length
 
 
 def device_peak(name: str, dtype: torch.dtype) -> float | None:
@@ -54,8 +48,6 @@ def mfu(flops_per_second: float, peak: float, world: int) -> float:
     """
     fraction = flops_per_second / (peak * world)
     if not 0.0 < fraction <= 1.0:
-        raise ValueError(
-            f"MFU: expected a fraction from 0 to 1, got {fraction:.3g} ({flops_per_second:.3g} FLOP/s on {world} "
-            f"device(s) of {peak:.3g} FLOP/s each)"
-        )
+        measured = f"{flops_per_second:.3g} FLOP/s on {world} device(s) of {peak:.3g} FLOP/s each"
+        raise ValueError(f"MFU: expected a fraction from 0 to 1, got {fraction:.3g} ({measured})")
     return fraction

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from mcframe.config.schema import RunConfig
 from mcframe.context.context_tree import ContextTree
-from mcframe.data.loader import WindowStream, open_training_stream, open_validation
+from mcframe.data.loader import open_training_stream, open_validation
 from mcframe.data.synthetic_stream import GeneratedWindows, held_out
+from mcframe.data.window_stream import WindowStream
 from mcframe.errors import UserError
 from mcframe.evaluation.runner import check_names
 from mcframe.hookspecs import (

@@ -135,7 +135,7 @@ def test_a_text_model_is_tried_on_recall(ask, tmp_path):
 def test_a_task_that_does_not_fit_is_a_users_error(ask, tmp_path):
     result = ask("--out", tmp_path, "--set", "evaluation.gist_quality.task = @task.recall")
     assert result.exit_code == 2
-    assert "set context.tail = 15" in " ".join(result.output.split())
+    assert "context.tail = 15" in " ".join(result.output.split())
 
 
 QUICK = ("run.total_tokens = 1024", "validation.every = 0", "validation.windows = 4")

@@ -25,7 +25,7 @@ class ThreePoems(TextSource):
 
 
 @breaks("D1", "text")
-class SpeaksBytes(ThreePoems):
+class YieldsBytes(ThreePoems):
     """Documents as bytes."""
 
     def documents(self, epoch=0):
@@ -41,8 +41,8 @@ class HasNothing(ThreePoems):
 
 
 @breaks("D2", "text")
-class ShufflesAnew(ThreePoems):
-    """Another order whenever it is read."""
+class ShufflesAgain(ThreePoems):
+    """Another order at each reading."""
 
     def __init__(self) -> None:
         self.dice = random.Random(0)
@@ -55,7 +55,7 @@ class ShufflesAnew(ThreePoems):
 
 @breaks("D2", "text")
 class NamesItself(ThreePoems):
-    """Called after the object: never cached twice under one name."""
+    """An identity that differs between equal sources, so that no token file is used again."""
 
     def __init__(self) -> None:
         self.identity_ = random.SystemRandom().random()
@@ -122,7 +122,7 @@ class CountsTheSeparator(Letters):
 
 @breaks("K2", "tokenizer")
 class CountsInFloats(Letters):
-    """Lengths that are no whole numbers."""
+    """Lengths that are not integers."""
 
     def byte_lengths(self):
         return super().byte_lengths().float()
@@ -130,7 +130,7 @@ class CountsInFloats(Letters):
 
 @breaks("K3", "tokenizer")
 class DecodesStrictly(Letters):
-    """Raises for bytes that are no UTF-8."""
+    """Raises for bytes that are not UTF-8."""
 
     def decode(self, ids):
         return bytes(each - 1 for each in ids if each).decode()
@@ -138,7 +138,7 @@ class DecodesStrictly(Letters):
 
 @breaks("K3", "tokenizer")
 class HasNoName(Letters):
-    """An identity that is no string."""
+    """An identity that is not a string."""
 
     identity = 7
 
@@ -174,8 +174,8 @@ class OneDigit(SyntheticTask):
 
 
 @breaks("T1", "task")
-class SpeaksBeyondItsVocabulary(OneDigit):
-    """A question mark that its vocabulary does not have."""
+class LeavesItsVocabulary(OneDigit):
+    """The question mark is not in the vocabulary."""
 
     vocab_size = 60
 
@@ -210,7 +210,7 @@ class CountsItsRows(OneDigit):
 
 
 @breaks("T1", "task")
-class AsksForTheQuestion(OneDigit):
+class ScoresTheQuestion(OneDigit):
     """The question mark itself is scored, before the cursor."""
 
     def generate(self, seeds):
@@ -220,7 +220,7 @@ class AsksForTheQuestion(OneDigit):
 
 
 @breaks("T1", "task")
-class PointsBesideIt(OneDigit):
+class PointsNextToIt(OneDigit):
     """Evidence one token too late."""
 
     def generate(self, seeds):
@@ -231,7 +231,7 @@ class PointsBesideIt(OneDigit):
 
 @breaks("T1", "task")
 class HidesItInTheTail(OneDigit):
-    """The answer is read where nothing is ever collapsed."""
+    """The evidence is where nothing is ever collapsed."""
 
     def generate(self, seeds):
         batch = super().generate(seeds)
@@ -241,7 +241,7 @@ class HidesItInTheTail(OneDigit):
 
 @breaks("T3", "task")
 class HasOneName(OneDigit):
-    """Held-out sequences of one length are taken for those of another."""
+    """The identity does not depend on the tree, so that sequences of one length pass for those of another."""
 
     identity = "one_digit-1"
 

@@ -1,4 +1,4 @@
-"""A text source that holds its documents: the others are tested with real files in test_sources.py."""
+"""A text source of documents in memory."""
 
 import random
 
@@ -27,6 +27,6 @@ class MemorySource(TextSource):
 
 
 def some_texts(count, seed=0, longest=60):
-    """Documents of one character to `longest`, most of them distinct."""
+    """Return documents of one to `longest` characters, most of them distinct."""
     rng = random.Random(seed)
     return ["".join(rng.choices("abcdefgh é\n", k=rng.randint(1, longest))) for _ in range(count)]

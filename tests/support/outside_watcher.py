@@ -1,7 +1,7 @@
-"""A plug-in that watches a run from outside it: what a step takes by a clock of its own, and what is read back.
+"""A plug-in that times the steps of a run by its own clock, and records every read of a tensor's value by mcframe.
 
-A line of `watched.jsonl` a logging interval: its tokens, the milliseconds of its steps, and every place of mcframe
-where a tensor's value was asked for.
+It writes a line of `watched.jsonl` for each logging interval: the tokens, the milliseconds of the steps, and the file
+and line of every read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ on_host: set[int] = set()
 
 
 def watch(name: str) -> None:
-    """Note who calls this method of tensors. What `cpu` gave is on the host: to look at it costs nothing more."""
+    """Record the callers of this method of tensors. Reads of a tensor that `cpu` returned are free and not recorded."""
     original = getattr(torch.Tensor, name)
 
     def noted(tensor, *arguments, **options):

@@ -1,11 +1,11 @@
 """Key-value recall (after MQAR: Arora et al., Zoology, arXiv 2312.04927), laid out in blocks.
 
-`pairs` pairs of a key and its value stand somewhere in every block before the questions; the rest is filler. Then keys
-are asked one after the other, each followed by its value. The first question is the last token before the cursor, all
-answers stand behind it:
+Every block before the questions contains `pairs` pairs of a key and its value; its other tokens are filler. The
+questions are keys, each followed by its value. The first question is the last token before the cursor, so that all
+answers are after it:
 
     ..Aa..Bb|Cc....Dd|..Ee.Ff.|C cBbFfDd
-                                ^ cursor behind the first question
+                                ^ cursor, after the first question
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, random_keys
-from mcframe.errors import UserError
+from mcframe.errors import UserError, require
 from mcframe.hookspecs import SyntheticBatch, SyntheticTask
 
 FILLER = 46
 FIRST_KEY = 64
-"""Ids that print as characters where the tokenizer is bytes: '.' and from '@' on."""
+"""Ids that the tokenizer of bytes decodes to characters: '.', and from '@' on."""
 
 
 class Recall(SyntheticTask):
@@ -52,7 +52,7 @@ class Recall(SyntheticTask):
     ) -> None:
         self.tree, self.pairs, self.keys, self.values = tree, pairs, keys, values
         size = tree.block_size
-        # The block in which the cursor stands is never collapsed: it begins with the first question.
+        # The block of the cursor, which begins with the first question, is never collapsed.
         self.blocks = tree.cursor // size
         self.room = (tree.window - self.blocks * size) // 2
         self.questions = self.room if questions is None else questions
@@ -65,90 +65,58 @@ class Recall(SyntheticTask):
     def _check(self) -> None:
         size, count = self.tree.block_size, self.blocks * self.pairs
         if self.tree.cursor % size != 1 or self.blocks < 1 or self.room < 1:
-            # The nearest cursor that serves, at or before this one where there is such.
+            # The nearest cursor that fits, preferably not after the present one.
             block = max(1, min(self.blocks, (self.tree.window - 2) // size))
             tail = self.tree.window - block * size - 1
             raise UserError(
-                f"the recall task wants its first question to be the last token before the cursor and to begin a block "
-                f"behind another, but the cursor stands at token {self.tree.cursor} with blocks of {size}",
-                remedy=f"set context.tail = {tail}" if tail > 0 else "raise context.window",
+                "the recall task: expected the last token before the cursor to begin a block after another one, got a "
+                f"cursor at token {self.tree.cursor} with blocks of {size}",
+                remedy=f"Set context.tail = {tail}" if tail > 0 else "Raise context.window.",
             )
-        if not 1 <= self.questions <= self.room:
-            raise UserError(
-                f"task.recall.questions is {self.questions}, and behind the blocks there is room for {self.room}",
-                binding="task.recall.questions",
-                remedy=f"set it to a number from 1 to {self.room}, or None",
-            )
-        if not 1 <= self.pairs <= size // 2:
-            raise UserError(
-                f"a block of {size} tokens does not hold {self.pairs} pairs",
-                remedy=f"set task.recall.pairs to a number from 1 to {size // 2}",
-            )
-        if self.keys < count:
-            raise UserError(
-                f"{self.blocks} blocks of {self.pairs} pairs need {count} distinct keys, and there are {self.keys}",
-                remedy=f"set task.recall.keys = {count} or more",
-            )
-        if self.values < 2:
-            raise UserError(
-                f"task.recall.values is {self.values}: one value answers every question",
-                binding="task.recall.values",
-                remedy="set task.recall.values = 2 or more",
-            )
-        if self.collapsible < 1:
-            raise UserError(
-                f"all {self.blocks} blocks before the questions belong to the sink of {self.tree.sink}: none of "
-                "them may be collapsed",
-                remedy="lower context.sink",
-            )
-        if not 1 <= self.question_blocks <= self.collapsible:
-            raise UserError(
-                f"task.recall.question_blocks: expected 1 to {self.collapsible} blocks, got {self.question_blocks}",
-                binding="task.recall.question_blocks",
-                remedy=f"set it to a number from 1 to {self.collapsible}, or None",
-            )
-        if self.question_blocks * self.pairs < self.questions:
-            raise UserError(
-                f"{self.questions} questions are asked, but {self.question_blocks} block(s) hold "
-                f"{self.question_blocks * self.pairs} pairs",
-                remedy="raise task.recall.pairs or task.recall.question_blocks, or lower task.recall.questions",
-            )
+        available = self.question_blocks * self.pairs
+        sink = self.tree.sink
+        require(
+            self.collapsible >= 1,
+            "context.sink",
+            sink,
+            f"below {self.blocks}, the number of blocks before the questions",
+        )
+        for name, least, most, suffix in (
+            ("pairs", 1, size // 2, ""),
+            ("questions", 1, self.room, ", or None"),
+            ("question_blocks", 1, self.collapsible, ", or None"),
+            ("questions", 1, available, ", the pairs of the question blocks"),
+        ):
+            value = getattr(self, name)
+            require(least <= value <= most, f"task.recall.{name}", value, f"from {least} to {most}{suffix}")
+        require(self.keys >= count, "task.recall.keys", self.keys, f"{count} or more, a key for each pair")
+        require(self.values >= 2, "task.recall.values", self.values, "2 or more")
 
     @property
     def identity(self) -> str:
-        """Everything that the sequences depend on."""
+        """A string that changes with everything that determines the sequences."""
         return f"recall-1 {self.tree} {self.pairs} {self.keys} {self.values} {self.question_blocks} {self.questions}"
 
     def generate(self, seeds: Tensor) -> SyntheticBatch:
-        """Sequences [B, T + 1] for seeds [B]."""
+        """Return sequences [B, T + 1] for seeds [B]."""
         rows, size, count = seeds.shape[0], self.tree.block_size, self.blocks * self.pairs
-        window = self.tree.window
         key = FIRST_KEY + random_keys(hash_combine(seeds, 1), self.keys).argsort(dim=1)[:, :count]
-        value = FIRST_KEY + self.keys + _below(hash_combine(seeds, 2), count, self.values)
-        # Where in its block a pair stands: some of the even places, in order.
-        places = random_keys(hash_combine(hash_combine(seeds, 3)[:, None], torch.arange(self.blocks)), size // 2)
-        place = 2 * places.argsort(dim=2)[..., : self.pairs].sort(dim=2).values
-        start = (place + size * torch.arange(self.blocks)[:, None]).flatten(1)
-        asked = self._asked(seeds)
+        value = FIRST_KEY + self.keys + (random_keys(hash_combine(seeds, 2), count) >> 1) % self.values
+        # A block's pairs start at some of its even offsets, in order.
+        order = random_keys(hash_combine(hash_combine(seeds, 3)[:, None], torch.arange(self.blocks)), size // 2)
+        offset = 2 * order.argsort(dim=2)[..., : self.pairs].sort(dim=2).values
+        start = (offset + size * torch.arange(self.blocks)[:, None]).flatten(1)
+        pair = self._question_pairs(seeds)
         question = self.blocks * size + 2 * torch.arange(self.questions).expand(rows, -1)
-        tokens = torch.full((rows, window + 1), FILLER)
+        tokens = torch.full((rows, self.tree.window + 1), FILLER)
         tokens.scatter_(1, start, key).scatter_(1, start + 1, value)
-        tokens.scatter_(1, question, key.gather(1, asked)).scatter_(1, question + 1, value.gather(1, asked))
-        loss_mask = torch.zeros(rows, window, dtype=torch.bool).scatter_(1, question, True)
-        evidence = torch.full((rows, window), -1).scatter_(1, question, start.gather(1, asked) + 1)
-        return SyntheticBatch(tokens, loss_mask, evidence)
+        tokens.scatter_(1, question, key.gather(1, pair)).scatter_(1, question + 1, value.gather(1, pair))
+        evidence = torch.full((rows, self.tree.window), -1).scatter_(1, question, start.gather(1, pair) + 1)
+        return SyntheticBatch(tokens, evidence >= 0, evidence)
 
-    def _asked(self, seeds: Tensor) -> Tensor:
-        """[B, questions] which pair each question asks for; distinct, from `question_blocks` blocks."""
-        chosen = (
-            random_keys(hash_combine(seeds, 4), self.collapsible).argsort(dim=1)[:, : self.question_blocks]
-            + self.tree.sink
-        )
-        pair = (chosen[..., None] * self.pairs + torch.arange(self.pairs)).flatten(1)
+    def _question_pairs(self, seeds: Tensor) -> Tensor:
+        """Return the pair that each question is about: distinct, from `question_blocks` blocks -> [B, questions]."""
+        blocks = random_keys(hash_combine(seeds, 4), self.collapsible).argsort(dim=1)[:, : self.question_blocks]
+        pair = ((blocks[..., None] + self.tree.sink) * self.pairs + torch.arange(self.pairs)).flatten(1)
         order = random_keys(hash_combine(seeds, 5), pair.shape[1]).argsort(dim=1)[:, : self.questions]
         return pair.gather(1, order)
-
-
-def _below(seeds: Tensor, count: int, bound: int) -> Tensor:
-    """[B, count] numbers from 0 to bound - 1."""
-    return (random_keys(seeds, count) >> 1) % bound

@@ -20,7 +20,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 def trained(tmp_path_factory):
     """A file of 400 entries, trained on json/ of the standard library."""
     file = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
-    train_bpe(StandardLibrary("json/*.py"), 400, file, share=0.0)
+    train_bpe(StandardLibrary("json/*.py"), 400, file, fraction=0.0)
     return file
 
 
@@ -52,13 +52,13 @@ def test_the_separator_decodes_to_nothing_and_spelling_it_is_text(tokenizer):
     assert tokenizer.decode([tokenizer.separator, *ids, tokenizer.separator]) == f"a{SEPARATOR}b"
 
 
-def test_broken_text_goes_through(tokenizer):
+def test_half_a_surrogate_pair_becomes_a_question_mark(tokenizer):
     ids = tokenizer.encode_batch(["é", "x\ud800y"])
     assert tokenizer.decode(ids[1]) == "x?y"
     assert tokenizer.decode([195] if isinstance(tokenizer, Bytes) else tokenizer.encode_batch(["\x00"])[0])
 
 
-def test_bytes_that_are_no_utf8_are_replaced():
+def test_bytes_that_are_not_utf8_are_replaced():
     assert Bytes().decode([104, 195, 105]) == "h\ufffdi"
 
 
@@ -68,7 +68,7 @@ def test_bpe_keeps_every_requirement(trained):
     assert set(outcomes.values()) == {"passed"}, outcomes
 
 
-def test_bpe_compresses_and_names_itself_by_content(trained, tmp_path):
+def test_bpe_compresses_and_its_identity_follows_the_content(trained, tmp_path):
     tokenizer = BPE(400, file=str(trained))
     text = (StandardLibrary("json/*.py")._files()[0]).read_text()
     assert len(tokenizer.encode_batch([text])[0]) < 0.6 * len(text.encode())
@@ -76,13 +76,13 @@ def test_bpe_compresses_and_names_itself_by_content(trained, tmp_path):
     copy.write_bytes(trained.read_bytes())
     assert BPE(400, file=str(copy)).identity == tokenizer.identity
     other = tmp_path / "other.json"
-    train_bpe(StandardLibrary("email/*.py"), 400, other, share=0.0, max_characters=50_000)
+    train_bpe(StandardLibrary("email/*.py"), 400, other, fraction=0.0, max_characters=50_000)
     assert BPE(400, file=str(other)).identity != tokenizer.identity
 
 
-def test_training_and_the_run_agree_on_the_cached_file():
+def test_training_writes_the_cached_file_of_a_run():
     assert bpe_file(300, "small").is_relative_to(cache_dir())
-    train_bpe(StandardLibrary("json/*.py"), 300, bpe_file(300, "small"), share=0.0)
+    train_bpe(StandardLibrary("json/*.py"), 300, bpe_file(300, "small"), fraction=0.0)
     assert BPE(300, "small").vocab_size == 300
     assert [file.name for file in bpe_file(300).parent.iterdir()] == ["small-300.json"]
 
@@ -92,42 +92,51 @@ def test_training_reads_the_training_split_only_and_stops_at_its_limits(tmp_path
     texts = [text for text in texts if text.endswith("held") == is_validation(text, 0.3)]
     assert any(text.endswith("held") for text in texts)
     file = tmp_path / "t.json"
-    train_bpe(MemorySource(texts), 264, file, share=0.3)
+    train_bpe(MemorySource(texts), 264, file, fraction=0.3)
     entries = json.loads(file.read_text())["model"]["vocab"]
     assert any("een" in entry for entry in entries)
     assert not any("el" in entry or "ld" in entry for entry in entries)
 
-    source, reports = MemorySource([f"word {i}" for i in range(5_000)]), []
-    train_bpe(source, 260, file, share=0.0, max_documents=700, progress=reports.append)
-    assert source.read == 700
-    assert reports == [sum(len(f"word {i}") for i in range(n)) for n in (256, 512, 700)]
     source = MemorySource(["word" * 100 + str(i) for i in range(5_000)])
-    train_bpe(source, 260, file, share=0.0, max_characters=250_000)
+    reports = []
+    train_bpe(source, 260, file, fraction=0.0, max_characters=250_000, progress=reports.append)
     assert source.read == 768
+    assert reports == [sum(map(len, source.texts[:n])) for n in (256, 512, 768)]
 
 
-def fails(call, *words):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert caught.value.remedy
-    for word in words:
-        assert word in str(caught.value)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "default-512.json"),
+        ({"file": "TRAINED"}, "expected 512 entries, got 400"),
+        ({"file": "FOLDER"}, "cannot read"),
+        ({"name": "../x"}, "tokenizer.bpe.name"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_an_error(trained, tmp_path, options, message):
+    paths = {"TRAINED": str(trained), "FOLDER": str(tmp_path)}
+    with pytest.raises(UserError, match=message):
+        BPE(512, **{name: paths.get(value, value) for name, value in options.items()})
 
 
-def test_mistakes_are_explained(trained, tmp_path):
-    fails(lambda: BPE(512), "default-512.json", "mcframe tokenizer --gin FILE")
-    fails(lambda: BPE(512, file=str(trained)), "400", "512", "tokenizer.bpe.vocab_size")
-    fails(lambda: BPE(512, file=str(tmp_path)), "cannot read")
-    fails(lambda: BPE(512, name="../x"), "tokenizer.bpe.name")
-    for content in ("{", "[]", "{}", '{"model": {"type": "BPE", "vocab": {}}, "pre_tokenizer": null}'):
-        (tmp_path / "broken.json").write_text(content)
-        fails(lambda: BPE(512, file=str(tmp_path / "broken.json")), "byte-level BPE")
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": {"type": "BPE", "vocab": {}}, "pre_tokenizer": null}'])
+def test_a_file_of_another_kind_is_an_error(tmp_path, content):
+    (tmp_path / "broken.json").write_text(content)
+    with pytest.raises(UserError, match="byte-level BPE"):
+        BPE(512, file=str(tmp_path / "broken.json"))
 
 
-def test_failed_training_leaves_no_file(tmp_path):
+@pytest.mark.parametrize(
+    ("source", "vocab_size", "message"),
+    [
+        (MemorySource(["ab"]), 5_000, "5,000"),
+        (MemorySource([]), 300, "no documents"),
+        (MemorySource(["ab"]), 256, "expected 257"),
+        (StandardLibrary("*.nothing"), 300, "standard_library"),
+    ],
+)
+def test_failed_training_leaves_no_file(tmp_path, source, vocab_size, message):
     file = tmp_path / "new" / "t.json"
-    fails(lambda: train_bpe(MemorySource(["ab"]), 5_000, file, share=0.0), "5,000", "more text")
-    fails(lambda: train_bpe(MemorySource([]), 300, file, share=0.0), "no document")
-    fails(lambda: train_bpe(MemorySource(["ab"]), 256, file, share=0.0), "257")
-    fails(lambda: train_bpe(StandardLibrary("*.nothing"), 300, file, share=0.0), "standard library")
+    with pytest.raises(UserError, match=message):
+        train_bpe(source, vocab_size, file, fraction=0.0)
     assert not file.parent.exists()

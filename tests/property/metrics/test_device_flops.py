@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcframe.metrics.flops import PEAK, device_peak, gpt_flops_per_token, mfu, network_flops
+from mcframe.metrics.flops import PEAK, device_peak, gpt_flops_per_token, mfu
 
 # run10 (docs/concepts.md): depth 12, width 768, vocabulary 65,536, T = 2048, 185.6 M parameters
 RUN10 = {"non_embedding_parameters": 185_600_000 - 65_536 * 768, "depth": 12, "width": 768, "context_length": 2048}
@@ -23,7 +23,6 @@ def test_the_reviews_speed_is_less_than_half_a_percent():
 def test_the_formula(parameters, depth, width, context):
     expected = 6 * parameters + 12 * depth * width * context
     assert gpt_flops_per_token(parameters, depth, width, context) == pytest.approx(expected)
-    assert network_flops(parameters, 7, depth, width, context) == pytest.approx(7 * expected)
 
 
 def test_peaks_are_those_of_dense_half_precision():

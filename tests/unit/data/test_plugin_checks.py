@@ -1,11 +1,11 @@
-"""What strangers' text sources, tokenizers and tasks return is held against their interfaces before it is used."""
+"""Values that text sources, tokenizers and tasks return are checked against their interfaces."""
 
 import numpy as np
 import pytest
 import torch
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.data import plugin_checks as returned
+from mcframe.data import plugin_checks
 from mcframe.data.packing import separated
 from mcframe.data.synthetic.recall import Recall
 from mcframe.data.synthetic_stream import GeneratedWindows, held_out
@@ -25,7 +25,7 @@ class Numbers(TextSource):
 
 
 class Wrong(Bytes):
-    """A tokenizer whose `encode_batch` is given."""
+    """A tokenizer whose `encode_batch` returns the argument `ids`."""
 
     def __init__(self, ids, separator=256):
         self.ids, self.separator = ids, separator
@@ -35,16 +35,14 @@ class Wrong(Bytes):
 
 
 def test_documents_are_texts():
-    found = returned.documents(Numbers())
+    found = plugin_checks.documents(Numbers())
     assert next(found) == "one"
-    with pytest.raises(
-        ContractError, match=r"Numbers: documents: expected texts \(str\), got a value of type int"
-    ) as caught:
+    with pytest.raises(ContractError, match=r"Numbers: documents: .* got a value of type int") as caught:
         next(found)
     assert isinstance(caught.value.culprit, Numbers)
 
 
-def test_ids_that_are_right_are_passed_on_with_the_separator():
+def test_valid_ids_are_returned_with_the_separator():
     first, second = separated(Wrong([[1, 2], []]), ["a", "b"])
     assert (first.tolist(), second.tolist(), first.dtype) == ([1, 2, 256], [256], np.uint16)
     assert separated(Wrong([]), []) == []
@@ -66,7 +64,7 @@ def test_ids_are_entries_of_the_vocabulary(ids, separator, message):
 
 
 class Changed(Recall):
-    """A task whose batch is changed."""
+    """A recall task with a changed batch."""
 
     def __init__(self, change):
         super().__init__(TREE)
@@ -99,7 +97,7 @@ def test_batches_have_the_form_of_the_interface(change, message):
         GeneratedWindows(Changed(change), 64, seed=0).take([0, 1, 2])
 
 
-def test_a_batch_that_is_right_is_passed_on():
+def test_a_valid_batch_is_returned():
     batch = GeneratedWindows(Changed(lambda batch: batch), 64, seed=0).take([0, 1, 2])
     assert batch.tokens.shape == (3, 65)
     assert torch.equal(held_out(Recall(TREE), 2).tokens, held_out(Changed(lambda batch: batch), 2).tokens)

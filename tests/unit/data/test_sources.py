@@ -22,7 +22,7 @@ def write_jsonl(file, rows):
 
 @pytest.fixture
 def folder(tmp_path):
-    """All kinds of file, folders in folders, names that look like patterns."""
+    """Make files of every kind, in nested folders, with names that look like patterns."""
     root = tmp_path / "corpus [1]"
     (root / "deep").mkdir(parents=True)
     (root / "b.txt").write_text("second\nfile")
@@ -40,15 +40,15 @@ def folder(tmp_path):
 ALL = ["first \ufffd", "second\nfile", "third", "row 1", "row 2", "cell 1", "cell 2"]
 
 
-def fails(call, *words):
+def fails(call, *parts):
     with pytest.raises(UserError) as caught:
         call()
     assert caught.value.remedy
-    for word in words:
-        assert word in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
 
 
-def test_the_standard_library_is_read_whole_without_packages_and_tests():
+def test_the_standard_library_is_complete_without_packages_and_tests():
     source = StandardLibrary()
     root = Path(sysconfig.get_path("stdlib"))
     names = [file.relative_to(root).as_posix() for file in source._files()]
@@ -61,7 +61,7 @@ def test_the_standard_library_is_read_whole_without_packages_and_tests():
     assert sum(map(len, documents)) > 5_000_000
 
 
-def test_the_standard_library_can_be_narrowed_and_its_identity_follows():
+def test_a_pattern_limits_the_standard_library_and_changes_its_identity():
     assert StandardLibrary("json/*.py").identity == StandardLibrary("json/*.py").identity
     assert StandardLibrary("json/*.py").identity != StandardLibrary("email/*.py").identity
     fails(StandardLibrary("*.nothing").documents().__next__, "*.nothing", "text.local_files")
@@ -75,10 +75,10 @@ def test_local_files_of_every_kind_in_order(folder):
 def test_the_example_leaves_no_tokens_in_the_cache(tmp_path):
     example = LocalFiles(**LocalFiles.example_settings(tmp_path))
     assert list(example.documents())
-    assert example.streaming  # what is not streamed is tokenised once, under an identity that is the folder's
+    assert example.streaming  # otherwise a token file would be cached under an identity that contains the folder
 
 
-def test_paths_keep_their_order_and_files_their_singularity(folder):
+def test_paths_keep_their_order_and_every_file_is_read_once(folder):
     paths = [str(folder / "b.txt"), str(folder), str(folder / "b.txt")]
     assert list(LocalFiles(paths).documents()) == [ALL[1], ALL[0], *ALL[2:]]
 
@@ -110,28 +110,38 @@ def test_no_copy_is_made(folder, tmp_path):
     assert set(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow")) == before
 
 
-def test_local_mistakes_are_explained(tmp_path):
-    def read(*paths, **options):
-        return lambda: list(LocalFiles([str(path) for path in paths], **options).documents())
-
-    fails(read(tmp_path / "missing.txt"), "missing.txt", "text.local_files.paths")
-    fails(read(tmp_path), "there is no .txt")
-    fails(read(), "empty list")
+@pytest.mark.parametrize(
+    ("path", "options", "words"),
+    [
+        ("missing.txt", {}, ["missing.txt", "text.local_files.paths"]),
+        ("empty", {}, ["expected .txt", "text.local_files.paths"]),
+        (None, {}, ["empty list"]),
+        ("page.html", {}, ["page.html", ".jsonl"]),
+        ("rows.jsonl", {}, ["'text'", "body, n", "text_field"]),
+        ("rows.jsonl", {"text_field": "n"}, ["int"]),
+        ("table.parquet", {}, ["'text'", "text_field"]),
+        ("broken.jsonl", {}, ["broken.jsonl", "Repair"]),
+        ("broken.parquet", {}, ["broken.parquet", "Repair"]),
+    ],
+)
+def test_files_that_cannot_be_read_are_errors(tmp_path, path, options, words):
+    (tmp_path / "empty").mkdir()
     (tmp_path / "page.html").write_text("<p>")
-    fails(read(tmp_path / "page.html"), "page.html", ".jsonl")
     write_jsonl(tmp_path / "rows.jsonl", [{"body": "x", "n": 1}])
-    fails(read(tmp_path / "rows.jsonl"), "'text'", "body, n", "text_field")
-    fails(read(tmp_path / "rows.jsonl", text_field="n"), "int")
-    assert read(tmp_path / "rows.jsonl", text_field="body")() == ["x"]
     write_parquet(tmp_path / "table.parquet", ["x"], "body")
-    fails(read(tmp_path / "table.parquet"), "'text'", "text_field")
-    assert read(tmp_path / "table.parquet", text_field="body")() == ["x"]
     for name in ("broken.jsonl", "broken.parquet"):
         (tmp_path / name).write_text('{"text": "a"}\n{"te')
-        fails(read(tmp_path / name), name, "repair")
+    fails(lambda: list(LocalFiles([str(tmp_path / path)] if path else [], **options).documents()), *words)
 
 
-def test_a_field_that_only_some_files_have_is_missed(tmp_path):
+@pytest.mark.parametrize("name", ["rows.jsonl", "table.parquet"])
+def test_another_text_field(tmp_path, name):
+    write_jsonl(tmp_path / "rows.jsonl", [{"body": "x", "n": 1}])
+    write_parquet(tmp_path / "table.parquet", ["x"], "body")
+    assert list(LocalFiles(str(tmp_path / name), text_field="body").documents()) == ["x"]
+
+
+def test_a_field_that_is_missing_in_some_files_is_an_error(tmp_path):
     write_jsonl(tmp_path / "1.jsonl", [{"text": "x"}])
     write_jsonl(tmp_path / "2.jsonl", [{"body": "y"}])
     fails(lambda: list(LocalFiles(str(tmp_path)).documents()), "'text'", "body")
@@ -141,7 +151,8 @@ def test_a_field_that_only_some_files_have_is_missed(tmp_path):
 def hub_folder(tmp_path, monkeypatch):
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")  # what is not streamed is copied
+    # A data set that is not streamed is copied to this folder.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     texts = [f"document {i}" for i in range(50)]
     write_parquet(tmp_path / "set" / "train-00000-of-00001.parquet", texts)
     write_parquet(tmp_path / "set" / "test-00000-of-00001.parquet", ["held out"])
@@ -176,9 +187,9 @@ def test_identity_follows_the_parameters():
     assert len({HuggingFace("a/b", **kind).identity for kind in kinds}) == len(kinds)
 
 
-def test_hub_mistakes_are_explained(hub_folder):
+def test_data_sets_that_cannot_be_read_are_errors(hub_folder):
     folder, _ = hub_folder
-    fails(lambda: next(HuggingFace("nobody/nothing").documents()), "nobody/nothing", "@text.local_files")
+    fails(lambda: next(HuggingFace("no-user/no-set").documents()), "no-user/no-set", "@text.local_files")
     fails(lambda: next(HuggingFace(str(folder), split="dev").documents()), "dev")
     fails(lambda: next(HuggingFace(str(folder), subset="en").documents()), "en")
     fails(lambda: next(HuggingFace(str(folder), text_field="body").documents()), "'body'", "id, text")

@@ -20,7 +20,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def finished_records(path):
-    """All records of a run that has finished: wandb's own process writes them, a moment after `finish` returns."""
+    """Return all records of a finished run. wandb's own process writes them a moment after `finish` returns."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         found = list(records(path.read_bytes()))
@@ -31,7 +31,7 @@ def finished_records(path):
 
 
 def records(data):
-    """The records of a `.wandb` file: LevelDB's log format after a header of seven bytes, protobuf inside."""
+    """Yield the records of a `.wandb` file: a header of seven bytes, then protobuf in LevelDB's log format."""
     at, part = FILE_HEADER, b""
     assert data[:4] == b":W&B"
     while at < len(data):
@@ -148,22 +148,29 @@ def test_an_unknown_mode_is_a_user_error(monkeypatch, mode, environment):
     assert ("WANDB_MODE" in caught.value.message) == bool(environment)
 
 
-@pytest.mark.parametrize("how", ["key", "netrc", "nothing", "malformed key"])
-def test_auto_is_online_for_a_logged_in_user_without_a_prompt(tmp_path, how):
-    """In a process of its own, since wandb remembers a login; every connection fails, so none may be needed."""
-    environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HOME": str(tmp_path)}
-    if how == "key":
-        environment["WANDB_API_KEY"] = "0" * 40
-    if how == "malformed key":
-        environment["WANDB_API_KEY"] = "no key"
-    if how == "netrc":
-        (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {'0' * 40}\n")
-    code = "from mcframe.metrics.wandb_logger import resolve_mode; print(resolve_mode('auto'))"
+LOGINS = """
+import os, sys
+from mcframe.metrics.wandb_logger import resolve_mode
+
+for key, home in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+    if os.fork() == 0:  # wandb remembers a login for the life of a process
+        os.environ.update({"HOME": home, "NETRC": f"{home}/netrc"} | ({"WANDB_API_KEY": key} if key else {}))
+        print(resolve_mode("auto"), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_auto_is_online_for_a_logged_in_user_without_a_prompt(tmp_path):
+    """Every connection fails, so that none may be needed."""
+    (tmp_path / "login").mkdir()
+    (tmp_path / "login" / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {'0' * 40}\n")
+    logins = [("0" * 40, tmp_path), ("", tmp_path / "login"), ("", tmp_path), ("no key", tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    assert done.stdout == ("online\n" if how in ("key", "netrc") else "offline\n")
-    if how == "malformed key":
-        assert "the run is kept offline" in done.stderr
-    else:
-        assert done.stderr == ""
+        [sys.executable, "-c", LOGINS, *(str(each) for login in logins for each in login)],
+        env={**os.environ, "https_proxy": "http://127.0.0.1:9"},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["online", "online", "offline", "offline"]
+    (warning,) = done.stderr.splitlines()  # about the malformed key
+    assert "the run is kept offline" in warning
