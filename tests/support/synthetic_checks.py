@@ -1,4 +1,4 @@
-"""What is asked of every task whose question stands right before the cursor and whose answer stands once in front."""
+"""Checks of tasks with the question right before the cursor and the answer once in the text before it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mcframe.hookspecs import SyntheticBatch
 
 @st.composite
 def geometries(draw, question: int, answer: int, min_blocks: int = 1) -> ContextTree:
-    """Trees with room for a question and its answer; T need not be a multiple of K."""
+    """Draw a tree with room for a question and its answer; T need not be a multiple of K."""
     size = draw(st.integers(question + max(1, answer), question + answer + 4))
     sink = draw(st.integers(0, 2))
     cursor = (sink + draw(st.integers(min_blocks, min_blocks + 4))) * size + draw(st.integers(question, size - 1))
@@ -20,30 +20,30 @@ def geometries(draw, question: int, answer: int, min_blocks: int = 1) -> Context
 
 
 def continuations(before: list[int], question: int, answer: int) -> list[list[int]]:
-    """What followed wherever the last `question` tokens have stood before. Reads nothing but the tokens given."""
-    asked, known = before[-question:], before[:-question]
-    starts = [i for i in range(len(before) - question) if before[i : i + question] == asked]
+    """Return the tokens that followed each earlier occurrence of the last `question` tokens."""
+    query, known = before[-question:], before[:-question]
+    starts = [i for i in range(len(before) - question) if before[i : i + question] == query]
     return [known[i + question : i + question + answer] for i in starts]
 
 
 def without_block(tokens: list[int], block: int, size: int) -> list[int]:
-    """The tokens with those of one block unreadable."""
+    """Return the tokens, -1 in one block."""
     return [-1 if i // size == block else token for i, token in enumerate(tokens)]
 
 
 def check_places(batch: SyntheticBatch, tree: ContextTree, question: int, answer: int) -> None:
-    """Everything is where it is scored, kept or collapsed as the task promises."""
+    """Check that scored, protected and collapsible tokens are at the positions that the task promises."""
     cursor, size, free = tree.cursor, tree.block_size, tree.compressible[0]
     tokens, loss_mask, evidence = batch.tokens, batch.loss_mask, batch.evidence
     assert tokens.shape == (len(tokens), tree.window + 1)
     assert (tokens.dtype, loss_mask.dtype, evidence.dtype) == (torch.int64, torch.bool, torch.int64)
-    wanted = torch.zeros(tree.window, dtype=torch.bool)
-    wanted[cursor - 1 : cursor - 1 + answer] = True
-    assert wanted.sum() == answer
-    assert torch.equal(loss_mask, wanted.expand_as(loss_mask))
+    scored = torch.zeros(tree.window, dtype=torch.bool)
+    scored[cursor - 1 : cursor - 1 + answer] = True
+    assert scored.sum() == answer
+    assert torch.equal(loss_mask, scored.expand_as(loss_mask))
     assert torch.equal(evidence >= 0, loss_mask)
-    assert torch.equal(tokens.gather(1, evidence[:, wanted]), tokens[:, 1:][:, wanted])
-    blocks = evidence[:, wanted] // size
+    assert torch.equal(tokens.gather(1, evidence[:, scored]), tokens[:, 1:][:, scored])
+    blocks = evidence[:, scored] // size
     assert (blocks == blocks[:, :1]).all(), "the evidence is in one block"
     assert all(free[block] for block in blocks[:, 0].tolist())
     kept = range(cursor - question, cursor + answer - 1)
@@ -51,7 +51,7 @@ def check_places(batch: SyntheticBatch, tree: ContextTree, question: int, answer
 
 
 def check_solvable_only_with_evidence(batch: SyntheticBatch, tree: ContextTree, question: int, answer: int) -> None:
-    """Tokens before the cursor determine every answer, and no longer do without the evidence's block."""
+    """Check that tokens before the cursor determine every answer, and do not without the block of the evidence."""
     cursor, size = tree.cursor, tree.block_size
     for tokens, evidence in zip(batch.tokens.tolist(), batch.evidence.tolist(), strict=True):
         assert continuations(tokens[:cursor], question, answer) == [tokens[cursor : cursor + answer]]
@@ -60,8 +60,10 @@ def check_solvable_only_with_evidence(batch: SyntheticBatch, tree: ContextTree, 
 
 
 def copied_right(batch: SyntheticBatch, tree: ContextTree) -> torch.Tensor:
-    """[positions before the cursor] how often the token there is the first answer, over sequences whose evidence stands
-    in another block; NaN for the question's own block."""
+    """Return [positions before the cursor], how often the token there is the first answer.
+
+    Only sequences with their evidence in another block count; NaN for the block of the question.
+    """
     cursor, size = tree.cursor, tree.block_size
     home = batch.evidence[:, cursor - 1, None] // size
     elsewhere = torch.arange(cursor) // size != home
