@@ -256,8 +256,8 @@ class Hooks:
         ```python
         @hookimpl
         def evaluated(run, name, findings):
-            for verdict in findings.verdicts:
-                post(name, verdict)
+            for sentence in findings.conclusions:
+                post(name, sentence)
         ```
         """
 

@@ -1,10 +1,9 @@
-"""What a trained model's gists keep and how well it focuses, against honest controls.
+"""Evaluations of trained models: what gists keep and how well LensNet focuses, against baselines of equal cost.
 
-held_out    sequences to judge on, with the document of every token
-partners    neighbours that exchange their gists
-bootstrap   95 % intervals over documents
-subject     a model as evaluations see it
-controls    full, drop, mean, swap and gist under one focus
-focus       random, recency, surprise, lens and oracle at one budget
-report      tables, JSON and pictures
+eval_data       held-out sequences, with the document of every token
+eval_model      a model, run in batches on all ranks
+bootstrap       95 % intervals over documents
+gist_quality    full, drop, mean, swap and gist under one focus
+focus_quality   random, recency, surprise, lens and oracle at one budget
+report          tables, JSON and charts of both
 """

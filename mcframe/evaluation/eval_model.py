@@ -1,4 +1,4 @@
-"""A model as evaluations see it: judged in batches, shared among the ranks, results on the CPU."""
+"""A model for evaluations: it runs in batches, on all ranks, with results on the CPU."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from mcframe.evaluation.eval_data import from_task, from_text
 from mcframe.hookspecs import Allocator, EvalData, EvalModel, SyntheticTask, TextSource, Tokenizer
 from mcframe.modeling.model import MegaContextModel
 
-SEED = 0
 
-
-def _silent(contexts: int) -> None:
-    """Nobody watches."""
+def _no_progress(contexts: int) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
 class EngineEvalModel:
-    """A `Subject`: a step module, or an engine around one, and the run's data.
+    """An `EvalModel` of a model in eval mode and its run's data.
 
-    model      in eval mode
-    text       makes the source of held-out documents; share: of them that are held out
-    own_task   what the run trains on instead of text; None for text
-    batch      contexts that are judged at once
-    windows    taken in place of what an evaluation asks for; None leaves it the choice
-    announced, contexts_done   receive numbers of contexts to come and of contexts done
-    Every rank must call the methods alike: the ranks share the work and all get the whole result.
+    Every rank must make the same calls. The ranks divide the work, and each gets the complete result.
+
+    Attributes:
+        model: The model, in eval mode.
+        text: Returns the source of held-out documents.
+        validation_fraction: Fraction of the documents that is held out.
+        own_task: Task on which the run trains; None for text.
+        batch: Contexts per forward pass.
+        windows: Number of sequences for every evaluation; None for the evaluation's own number.
+        announced, contexts_done: Receive numbers of working contexts, before and after they are computed.
     """
 
     model: MegaContextModel
     tree: ContextTree
     tokenizer: Tokenizer
     text: Callable[[], TextSource]
-    share: float
+    validation_fraction: float
     own_task: Callable[[ContextTree], SyntheticTask] | None
     allocator: Allocator
     vocab_size: int
@@ -51,32 +52,37 @@ class EngineEvalModel:
     device: torch.device
     batch: int
     windows: int | None = None
-    seed: int = SEED
+    seed: int = 0
     baselines: Mapping[str, EvalModel] = field(default_factory=dict)
-    announced: Callable[[int], None] = _silent
-    contexts_done: Callable[[int], None] = _silent
-    _read: dict[int, EvalData] = field(default_factory=dict)
+    announced: Callable[[int], None] = _no_progress
+    contexts_done: Callable[[int], None] = _no_progress
+    _texts: dict[int, EvalData] = field(default_factory=dict)
 
     def held_out(self, windows: int, task: Callable[[ContextTree], SyntheticTask] | None = None) -> EvalData:
-        """See `Subject`. Raises UserError where there is no held-out text or the task does not fit the model."""
+        """Implement `EvalModel.held_out`.
+
+        Raises:
+            UserError: No document is held out, or the task does not fit the model.
+        """
         count = self.windows or windows
         make = task or self.own_task
         if make is None:
-            if count not in self._read:  # in training, a streaming source is not read again for every evaluation
-                window = self.tree.window
-                self._read[count] = from_text(self.text(), self.tokenizer, window, self.share, count)
-            return self._read[count]
+            if count not in self._texts:  # while training, a streaming source is read once for all evaluations
+                self._texts[count] = from_text(
+                    self.text(), self.tokenizer, self.tree.window, self.validation_fraction, count
+                )
+            return self._texts[count]
         made = make(self.tree)
         if made.vocab_size > self.vocab_size:
             raise UserError(
-                f"the task uses {made.vocab_size:,} token ids and the model has {self.vocab_size:,}",
-                remedy="lower the task's vocabulary, or evaluate a model that was trained on it",
+                f"expected a task of at most {self.vocab_size:,} token ids, got {made.vocab_size:,}",
+                remedy="Lower the task's vocabulary, or evaluate a model that was trained on it.",
             )
         return from_task(made, count)
 
     @torch.no_grad()
     def score(self, tokens: Tensor, focus: Tensor, condition: Condition = "gist") -> tuple[Tensor, Tensor]:
-        """See `Subject`."""
+        """Implement `EvalModel.score`."""
         each = focus if focus.dim() == 3 else focus[:, None]
         variants = each.shape[1]
 
@@ -90,14 +96,14 @@ class EngineEvalModel:
         if condition == "swap":
             assert tokens.shape[0] % 2 == 0, "sequences exchange their gists in pairs"
             size = max(2, size // 2 * 2)
-        both = self._spread(compute, size, tokens, each)
+        both = self._on_all_ranks(compute, size, tokens, each)
         nll, right = (both if focus.dim() == 3 else both[:, 0]).unbind(dim=-1)
         return nll, right
 
     @torch.no_grad()
     def refocus(self, tokens: Tensor, budget: int) -> Tensor:
-        """See `Subject`."""
-        assert self.has_lens, "a model without LensNet chooses no focus"
+        """Implement `EvalModel.refocus`."""
+        assert self.has_lens, "a model without LensNet has no refocus"
         seeds = variant_seeds(self.seed, torch.arange(tokens.shape[0]), 1)[:, 0]
 
         def compute(some: Tensor, own: Tensor) -> Tensor:
@@ -105,17 +111,17 @@ class EngineEvalModel:
             self.contexts_done(some.shape[0])
             return focus
 
-        return self._spread(compute, self.batch, tokens, seeds)
+        return self._on_all_ranks(compute, self.batch, tokens, seeds)
 
     def announce(self, contexts: int) -> None:
-        """See `Subject`."""
+        """Implement `EvalModel.announce`."""
         self.announced(contexts)
 
-    def _spread(self, compute: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
-        """`compute` on rows of `inputs` [n, ...], `size` at a time -> [n, ...] on the CPU, the same on every rank.
+    def _on_all_ranks(self, compute: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
+        """Return `compute` of the rows of `inputs` [n, ...] on the CPU, the same [n, ...] on every rank.
 
-        Every rank runs equally many forwards of equally many rows (ZeRO 3 gathers weights in each): what is missing
-        at the end is filled with rows from the start, and left out of the result.
+        Every rank runs equally many forward passes of `size` rows, because ZeRO 3 gathers weights in each. At the end
+        rows from the start are computed again, and dropped from the result.
         """
         parallel = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         rank, world = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)

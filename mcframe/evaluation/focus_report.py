@@ -12,18 +12,18 @@ from mcframe.context.focus_ops import lengths
 from mcframe.context.substitutions import Condition
 from mcframe.evaluation.bootstrap import Bootstrap
 from mcframe.evaluation.focus_baselines import STRATEGIES
-from mcframe.evaluation.report import as_metrics, few_targets, per_cent
-from mcframe.hookspecs import Chart, EvalData, EvalResult, Interval, Table
+from mcframe.evaluation.report import as_lines, as_metrics, few_targets, per_cent
+from mcframe.hookspecs import Chart, EvalResult, Interval, Table
 
 WORTH_GAINING = 0.1
-"""Least nats between random and oracle for a focus gain where unfocused blocks are gists: perfect gists leave no gain,
-and a ratio of two noises means nothing."""
+"""Least nats between random and oracle for a focus gain if unfocused blocks are gists. Perfect gists leave nothing to
+gain, and the ratio of two small differences is noise."""
 
 UNFOCUSED = {"drop": "dropped", "gist": "gists"}
 
 
 @dataclass(frozen=True)
-class StrategyResult:
+class StrategyScores:
     """One strategy at one budget: focuses [n, V, blocks]; NLL and accuracy [n, T], averaged over V."""
 
     budget: float
@@ -35,17 +35,37 @@ class StrategyResult:
 
 
 @dataclass(frozen=True)
+class FocusScores:
+    """The part of the scores that all strategies have in common, and how to compare them.
+
+    Attributes:
+        full: [n, T] uncompressed NLL.
+        counts: [n, T] bool, the scored targets.
+        documents: [n, T] document of each target.
+        tree: Shape of the contexts.
+        seed, resamples: Of the bootstrap.
+    """
+
+    full: Tensor
+    counts: Tensor
+    documents: Tensor
+    tree: ContextTree
+    seed: int
+    resamples: int
+
+
+@dataclass(frozen=True)
 class BudgetResult:
     """Result of one budget and condition, all by strategy.
 
     Attributes:
-        entries: mean length of the contexts.
-        nll: after the cursor, `full` included.
+        entries: Mean length of the contexts.
+        nll: After the cursor, `full` included.
         delta: NLL minus that of `full`, paired.
-        accuracy: of the most likely token.
+        accuracy: Of the most likely token.
         lens_minus: NLL of lens minus that of the strategy; below 0, lens is better.
-        gain: the focus gain, None if it is undefined.
-        targets, documents: their numbers.
+        gain: The focus gain, None if it is undefined.
+        targets, documents: Their numbers.
     """
 
     entries: dict[str, float]
@@ -58,36 +78,13 @@ class BudgetResult:
     documents: int
 
 
-def describe(
-    evaluation: str,
-    found: Sequence[StrategyResult],
-    full: Tensor,
-    counts: Tensor,
-    data: EvalData,
-    tree: ContextTree,
-    notes: Sequence[str],
-    seed: int,
-    resamples: int,
-) -> EvalResult:
-    """Return metrics, a table a budget, curves over budgets, and conclusions.
-
-    Args:
-        evaluation: name of the evaluation.
-        found: results of all strategies at all budgets.
-        full: [n, T] uncompressed NLL.
-        counts: [n, T] bool, the scored targets.
-        data: documents of the targets.
-        tree: shape of the contexts.
-        notes: notes so far.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
-    """
-    documents = data.documents[:, 1:][counts]
+def describe(evaluation: str, found: Sequence[StrategyScores], scores: FocusScores, notes: Sequence[str]) -> EvalResult:
+    """Return metrics, a table a budget, curves over budgets, and conclusions, after `notes`."""
     metrics, tables, conclusions, remarks = dict[str, float](), [], list[str](), list(notes)
     every: dict[tuple[str, float], BudgetResult] = {}
-    for budget, condition in dict.fromkeys((j.budget, j.condition) for j in found):
-        chosen = [j for j in found if (j.budget, j.condition) == (budget, condition)]
-        result = evaluate_budget(chosen, full, counts, documents, tree, seed, resamples)
+    for budget, condition in dict.fromkeys((each.budget, each.condition) for each in found):
+        strategies = [each for each in found if (each.budget, each.condition) == (budget, condition)]
+        result = evaluate_budget(strategies, scores)
         every[condition, budget] = result
         metrics |= flat(f"eval/{evaluation}/at_{100 * budget:g}", condition, result)
         title = f"{evaluation}: {100 * budget:g} % of the window, unfocused blocks {UNFOCUSED[condition]}"
@@ -99,38 +96,28 @@ def describe(
     return EvalResult(metrics, tables, curves(evaluation, every), conclusions, remarks)
 
 
-def evaluate_budget(
-    chosen: Sequence[StrategyResult],
-    full: Tensor,
-    counts: Tensor,
-    documents: Tensor,
-    tree: ContextTree,
-    seed: int,
-    resamples: int,
-) -> BudgetResult:
+def evaluate_budget(strategies: Sequence[StrategyScores], scores: FocusScores) -> BudgetResult:
     """Return the result of one budget and condition."""
-    values = {"full": full[counts], **{j.strategy: j.nll[counts] for j in chosen}}
-    bootstrap = Bootstrap(values, documents, seed=seed, resamples=resamples)
-    nll = {name: bootstrap.mean(name) for name in values}
-    delta = {
-        j.strategy: bootstrap.interval(lambda means, name=j.strategy: means[name] - means["full"])  # type: ignore[misc]
-        for j in chosen
-    }
+    counts = scores.counts
+    values = {"full": scores.full[counts], **{each.strategy: each.nll[counts] for each in strategies}}
+    bootstrap = Bootstrap(values, scores.documents[counts], seed=scores.seed, resamples=scores.resamples)
+    names = [each.strategy for each in strategies]
     lens_minus: dict[str, Interval] = {}
     gain = None
     if "lens" in values:
-        for name in STRATEGIES:
-            if name != "lens":
-                lens_minus[name] = bootstrap.interval(lambda means, name=name: means["lens"] - means[name])  # type: ignore[misc]
-        to_gain = bootstrap.interval(lambda means: means["random"] - means["oracle"])
-        condition = chosen[0].condition
-        if to_gain.low > 0 and (condition == "drop" or to_gain.value >= WORTH_GAINING):
+        lens_minus = {name: bootstrap.difference("lens", name) for name in names if name != "lens"}
+        to_gain = bootstrap.difference("random", "oracle")
+        if to_gain.low > 0 and (strategies[0].condition == "drop" or to_gain.value >= WORTH_GAINING):
             gain = bootstrap.interval(
                 lambda means: (means["random"] - means["lens"]) / (means["random"] - means["oracle"])
             )
-    sizes = {j.strategy: float(lengths(j.focus.flatten(0, 1), tree).double().mean()) for j in chosen}
-    accuracy = {j.strategy: float(j.right[counts].mean()) for j in chosen}
-    return BudgetResult(sizes, nll, delta, accuracy, lens_minus, gain, bootstrap.targets, bootstrap.documents)
+    return BudgetResult(
+        entries={s.strategy: float(lengths(s.focus.flatten(0, 1), scores.tree).double().mean()) for s in strategies},
+        nll={name: bootstrap.mean(name) for name in values},
+        delta={name: bootstrap.difference(name, "full") for name in names},
+        accuracy={s.strategy: float(s.right[counts].mean()) for s in strategies},
+        lens_minus=lens_minus, gain=gain, targets=bootstrap.targets, documents=bootstrap.documents,
+    )  # fmt: skip
 
 
 def flat(prefix: str, condition: str, result: BudgetResult) -> dict[str, float]:
@@ -176,21 +163,16 @@ def conclusion(result: BudgetResult) -> str:
 
 def curves(evaluation: str, every: dict[tuple[str, float], BudgetResult]) -> list[Chart]:
     """Return charts of the cost of each strategy after the cursor, and of the focus gain, over budgets."""
-    charts = []
-    gains: dict[str, list[tuple[float, Interval]]] = {}
-    x = "budget, per cent of the window"
-    for condition, word in UNFOCUSED.items():
-        lines: dict[str, list[tuple[float, Interval]]] = {}
-        for (of, budget), result in sorted(every.items(), key=lambda item: item[0]):
-            if of != condition:
-                continue
-            for name, interval in result.delta.items():
-                lines.setdefault(name, []).append((100 * budget, interval))
-            if result.gain is not None:
-                gains.setdefault(f"unfocused blocks {word}", []).append((100 * budget, result.gain))
-        if lines:
-            title = f"{evaluation}: unfocused blocks {word}"
-            charts.append(Chart(f"{evaluation}_{condition}", title, x, "ΔNLL after the cursor in nats", lines))
-    if gains:
-        charts.append(Chart(f"{evaluation}_gain", f"{evaluation}: focus gain", x, "focus gain (1 = oracle)", gains))
-    return charts
+    ordered = sorted(every.items(), key=lambda item: item[0])
+    x, charts = "budget, per cent of the window", []
+    for condition, text in UNFOCUSED.items():
+        lines = as_lines((100 * budget, result.delta) for (of, budget), result in ordered if of == condition)
+        title = f"{evaluation}: unfocused blocks {text}"
+        charts.append(Chart(f"{evaluation}_{condition}", title, x, "ΔNLL after the cursor in nats", lines))
+    gains = as_lines(
+        (100 * budget, {f"unfocused blocks {UNFOCUSED[condition]}": result.gain})
+        for (condition, budget), result in ordered
+        if result.gain is not None
+    )
+    charts.append(Chart(f"{evaluation}_gain", f"{evaluation}: focus gain", x, "focus gain (1 = oracle)", gains))
+    return [chart for chart in charts if chart.lines]

@@ -1,12 +1,11 @@
-"""The evaluation `controls`: what stands for a collapsed block changes, focus and targets stay.
+"""The evaluation `gist_quality`: the replacement of collapsed blocks changes, focus and targets are fixed.
 
-docs/concepts.md, Controls, says what is compared with what and why.
+See docs/evaluation.md for the conditions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,27 +16,12 @@ from mcframe.context.focus_ops import lengths
 from mcframe.context.substitutions import Condition
 from mcframe.errors import require
 from mcframe.evaluation.collapse import entries, nodes_to_collapse, random_focus
-from mcframe.evaluation.gist_report import Comparison, describe
-from mcframe.evaluation.swap_pairs import neighboured
+from mcframe.evaluation.gist_report import Comparison, ConditionScores, describe
+from mcframe.evaluation.swap_pairs import paired
 from mcframe.hookspecs import EvalData, EvalModel, EvalResult, Evaluation, SyntheticTask
 
 RUN10 = 0.9
-"""The length of run10's first variants, as a fraction of the window: about 11 % of the tokens stand behind gists."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One focus of every sequence, judged: all [n, T], NaN where a condition predicts nothing.
-
-    nll    the uncompressed NLL of this model
-    delta  condition -> NLL minus the uncompressed one of the same model; right: whether the likeliest token was right
-    `drop_baseline` and `mean_baseline` are the baselines' conditions, each against its own uncompressed NLL.
-    """
-
-    focus: Tensor
-    nll: Tensor
-    delta: dict[str, Tensor]
-    right: dict[str, Tensor]
+"""Length of run10's first variants as a fraction of the window: gists replace about 11 % of the tokens."""
 
 
 class GistQuality(Evaluation):
@@ -67,76 +51,76 @@ class GistQuality(Evaluation):
         self.name, self.windows, self.lengths = name, windows, lengths
         self.task, self.resamples = task, resamples
 
-    def run(self, subject: EvalModel) -> EvalResult:
-        """Judge every condition under every focus."""
-        tree = subject.tree
-        wanted = dict.fromkeys(self.lengths or (subject.length, RUN10))
-        found = subject.held_out(self.windows, self.task)
-        held = neighboured(found, tree) if subject.has_gists else found
-        swappable, notes = subject.has_gists and held is not None, list[str]()
-        if subject.has_gists and held is None:
-            notes.append("swap is left out: no two held-out sequences come from different documents")
-        held = held or found
-        if held.tokens.shape[0] < found.tokens.shape[0]:
-            notes.append(
-                f"{found.tokens.shape[0] - held.tokens.shape[0]} of {found.tokens.shape[0]} sequences are left out: no "
-                "other sequence of another document is left to swap gists with"
-            )
-        chosen = conditions(subject, swappable)
-        focuses = _focuses(tree, list(wanted), notes)
-        baselines = 2 * len(subject.baselines)
-        subject.announce(held.tokens.shape[0] * (1 + baselines + len(focuses) * (len(chosen) - 1 + baselines)))
+    def run(self, model: EvalModel) -> EvalResult:
+        """Score every condition under every focus."""
+        tree, notes = model.tree, list[str]()
+        data = model.held_out(self.windows, self.task)
+        pairs = _paired(data, tree, notes) if model.has_gists else None
+        data = pairs or data
+        conditions = conditions_of(model, swappable=pairs is not None)
+        focuses = _focuses(tree, list(dict.fromkeys(self.lengths or (model.length, RUN10))), notes)
+        rows, baselines = data.tokens.shape[0], 2 * len(model.baselines)
+        model.announce(rows * (1 + baselines + len(focuses) * (len(conditions) - 1 + baselines)))
+        seeds = variant_seeds(model.seed, torch.arange(rows), 1)[:, 0]
         comparisons = []
         for lod, fraction, count in focuses:
-            seeds = variant_seeds(subject.seed, torch.arange(held.tokens.shape[0]), 1)[:, 0]
             focus = random_focus(seeds, tree, lod, count)
-            measured = measure(subject, held, focus, chosen)
-            comparisons.append(
-                Comparison(
-                    f"lod{lod}_at_{100 * fraction:g}", lod, int(lengths(focus[:1], tree)), measured.focus,
-                    measured.nll, measured.delta, measured.right,
-                )
-            )  # fmt: skip
-        return describe(self.name, comparisons, held, tree, notes, subject.seed, self.resamples)
+            scores = score_conditions(model, data, focus, conditions)
+            name = f"lod{lod}_at_{100 * fraction:g}"
+            comparisons.append(Comparison(name, lod, int(lengths(focus[:1], tree)), scores))
+        return describe(self.name, comparisons, data, tree, notes, model.seed, self.resamples)
 
 
-def conditions(subject: EvalModel, swappable: bool) -> tuple[Condition, ...]:
-    """The conditions that a model knows: without a GistNet there is nothing to swap."""
-    most: tuple[Condition, ...] = ("full", "drop", "mean")
-    if subject.has_gists:
-        most += ("swap", "gist") if swappable else ("gist",)
-    return most
+def conditions_of(model: EvalModel, *, swappable: bool) -> tuple[Condition, ...]:
+    """Return the conditions of a model. Without a GistNet, gists can be neither kept nor swapped."""
+    if not model.has_gists:
+        return "full", "drop", "mean"
+    return ("full", "drop", "mean", "swap", "gist") if swappable else ("full", "drop", "mean", "gist")
 
 
-def measure(subject: EvalModel, held: EvalData, focus: Tensor, chosen: Sequence[Condition]) -> Measured:
-    """Judge every condition, and every baseline's own, under one focus [n, blocks]."""
-    full, right = subject.score(held.tokens, focus, "full")
+def score_conditions(
+    model: EvalModel, data: EvalData, focus: Tensor, conditions: Sequence[Condition]
+) -> ConditionScores:
+    """Return the scores of all conditions, and of each baseline's own, under one focus [n, blocks]."""
+    full, right = model.score(data.tokens, focus, "full")
     delta, rights = dict[str, Tensor](), {"full": right}
-    for condition in chosen:
+    for condition in conditions:
         if condition != "full":
-            nll, rights[condition] = subject.score(held.tokens, focus, condition)
+            nll, rights[condition] = model.score(data.tokens, focus, condition)
             delta[condition] = nll - full
-    for name, baseline in subject.baselines.items():
-        condition = "drop" if name == "drop" else "mean"
-        own, _ = baseline.score(held.tokens, focus, "full")
-        nll, rights[f"{name}_baseline"] = baseline.score(held.tokens, focus, condition)
+    for name, baseline in model.baselines.items():
+        own, _ = baseline.score(data.tokens, focus, "full")
+        nll, rights[f"{name}_baseline"] = baseline.score(data.tokens, focus, "drop" if name == "drop" else "mean")
         delta[f"{name}_baseline"] = nll - own
-    return Measured(focus, full, delta, rights)
+    return ConditionScores(focus, full, delta, rights)
+
+
+def _paired(data: EvalData, tree: ContextTree, notes: list[str]) -> EvalData | None:
+    """Return the sequences that can swap gists, in pairs; None if no two can. Omissions get a note."""
+    pairs, rows = paired(data, tree), data.tokens.shape[0]
+    if pairs is None:
+        notes.append("swap is skipped: no two held-out sequences come from different documents")
+    elif pairs.tokens.shape[0] < rows:
+        notes.append(
+            f"{rows - pairs.tokens.shape[0]} of {rows} sequences are skipped: no sequence of another document remains "
+            "to swap gists with"
+        )
+    return pairs
 
 
 def _focuses(tree: ContextTree, fractions: Sequence[float], notes: list[str]) -> list[tuple[int, float, int]]:
-    """(LOD, length as a fraction, nodes to collapse) of every focus that can be had; `notes` tells of the others."""
+    """Return (LOD, length as a fraction, nodes to collapse) of every possible focus. Omissions get a note."""
     found: dict[tuple[int, int], tuple[int, float, int]] = {}
     for lod in range(1, tree.levels + 1):
         most = tree.compressible_nodes(lod)
+        if not most:
+            notes.append(f"LOD{lod} is skipped: none of its nodes may be collapsed")
+            continue
         for fraction in fractions:
             count = nodes_to_collapse(tree, lod, entries(tree, fraction))
-            if not most:
-                notes.append(f"LOD{lod} is left out: no node of it may be collapsed")
-                break
             if count > most:
                 notes.append(
-                    f"LOD{lod} at {100 * fraction:g} %: out of reach, so everything that may be is collapsed, "
+                    f"LOD{lod} at {100 * fraction:g} % is out of reach: all nodes that may be are collapsed, "
                     f"{tree.window - most * tree.saving(lod)} of {tree.window} entries"
                 )
             found.setdefault((lod, min(count, most)), (lod, fraction, min(count, most)))

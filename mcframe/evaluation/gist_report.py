@@ -10,28 +10,24 @@ from torch import Tensor
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.delta_nll import DISTANCES
 from mcframe.evaluation.bootstrap import Bootstrap
-from mcframe.evaluation.report import as_metrics, few_targets, per_cent
-from mcframe.evaluation.target_subsets import EVIDENCE, GIST_ENTRY, TAIL, WORDS, target_subsets
+from mcframe.evaluation.report import as_lines, as_metrics, few_targets, per_cent
+from mcframe.evaluation.target_subsets import DESCRIPTIONS, EVIDENCE, GIST_ENTRY, TAIL, target_subsets
 from mcframe.hookspecs import Chart, EvalData, EvalResult, Interval, Table
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One focus of every sequence under all conditions; see `mcframe.evaluation.gist_quality.Measured`.
+class ConditionScores:
+    """Scores of n sequences under one focus: [n, T] tensors, NaN where a condition has no prediction.
+
+    Conditions `drop_baseline` and `mean_baseline` are those of the trained baselines.
 
     Attributes:
-        name: part of the metrics' names, `lod1_at_75`.
-        lod: level of the spans.
-        entries: length of the contexts.
         focus: [n, blocks].
-        nll: [n, T] uncompressed.
-        delta: condition -> [n, T].
-        right: condition -> [n, T], whether the most likely token is right.
+        nll: Uncompressed NLL of the model.
+        delta: Condition -> NLL minus the uncompressed NLL of the same model.
+        right: Condition -> whether the most likely token is right, 1.0 or 0.0.
     """
 
-    name: str
-    lod: int
-    entries: int
     focus: Tensor
     nll: Tensor
     delta: dict[str, Tensor]
@@ -39,15 +35,32 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """All conditions under one focus of every sequence.
+
+    Attributes:
+        name: Part of the metrics' names, such as `lod1_at_75`.
+        lod: Level of the spans.
+        entries: Length of the contexts.
+        scores: Scores of the conditions.
+    """
+
+    name: str
+    lod: int
+    entries: int
+    scores: ConditionScores
+
+
+@dataclass(frozen=True)
 class SubsetResult:
     """Result of one subset of targets of one comparison.
 
     Attributes:
-        targets, documents: their numbers.
-        nll: uncompressed.
-        delta, recovery, gist_minus, accuracy: by condition.
-        drop, mean: name of the condition, of this model or its baseline, with the lower cost; empty if there is none.
-        costs: whether dropping costs something, that is, its interval is above 0.
+        targets, documents: Their numbers.
+        nll: Uncompressed.
+        delta, recovery, gist_minus, accuracy: By condition.
+        drop, mean: Name of the condition, of this model or its baseline, with the lower cost; empty if none is scored.
+        costs: Whether dropping costs something, that is, its interval is above 0.
     """
 
     targets: int
@@ -77,36 +90,40 @@ class SubsetResult:
 
 
 def evaluate_subset(
-    comparison: Comparison, where: str, mask: Tensor, data: EvalData, seed: int, resamples: int
+    scores: ConditionScores, where: str, mask: Tensor, documents: Tensor, seed: int, resamples: int
 ) -> SubsetResult | None:
-    """Return the result of the targets in `mask` [n, T], None without targets."""
+    """Return the result of a subset, None without targets.
+
+    Args:
+        scores: Scores of the conditions.
+        where: Name of the subset.
+        mask: [n, T] bool, the targets.
+        documents: [n, T] document of each target.
+        seed: Seed of the bootstrap.
+        resamples: Resamples of the bootstrap.
+    """
     if not bool(mask.any()):
         return None
     # A dropped gist predicts nothing, so its own target is scored by the conditions that have one.
-    names = [name for name in comparison.delta if where != GIST_ENTRY or not name.startswith("drop")]
-    values = {"full": comparison.nll[mask], **{name: comparison.delta[name][mask] for name in names}}
-    bootstrap = Bootstrap(values, data.documents[:, 1:][mask], seed=seed, resamples=resamples)
-    cheapest = {
-        kind: min((n for n in names if n.startswith(kind)), key=lambda n: bootstrap.point[n][0], default="")
+    names = [name for name in scores.delta if where != GIST_ENTRY or not name.startswith("drop")]
+    values = {"full": scores.nll[mask], **{name: scores.delta[name][mask] for name in names}}
+    bootstrap = Bootstrap(values, documents[mask], seed=seed, resamples=resamples)
+    drop, mean = (
+        min((n for n in names if n.startswith(kind)), key=lambda n: bootstrap.point[n][0], default="")
         for kind in ("drop", "mean")
-    }
-    drop, mean = cheapest["drop"], cheapest["mean"]
+    )
     delta = {name: bootstrap.mean(name) for name in names}
     costs = bool(drop) and delta[drop].low > 0
     recovery: dict[str, Interval] = {}
-    for name in ("gist", "swap", "mean"):
-        own = mean if name == "mean" else name
+    for name, own in {"gist": "gist", "swap": "swap", "mean": mean}.items():
         if costs and own in names:
             recovery[name] = bootstrap.interval(lambda means, own=own: 1 - means[own] / means[drop])  # type: ignore[misc]
-    gist_minus = {
-        name: bootstrap.interval(lambda means, name=name: means["gist"] - means[name])  # type: ignore[misc]
-        for name in names
-        if name != "gist" and "gist" in names
-    }
-    accuracy = {name: float(comparison.right[name][mask].mean()) for name in ("full", *names)}
+    others = [name for name in names if name != "gist" and "gist" in names]
     return SubsetResult(
-        bootstrap.targets, bootstrap.documents, bootstrap.mean("full"), delta, recovery, gist_minus, accuracy,
-        drop, mean, costs,
+        bootstrap.targets, bootstrap.documents, bootstrap.mean("full"), delta, recovery,
+        gist_minus={name: bootstrap.difference("gist", name) for name in others},
+        accuracy={name: float(scores.right[name][mask].mean()) for name in ("full", *names)},
+        drop=drop, mean=mean, costs=costs,
     )  # fmt: skip
 
 
@@ -123,8 +140,11 @@ def describe(
     metrics: dict[str, float] = {}
     tables, charts, conclusions, remarks = list[Table](), list[Chart](), list[str](), list(notes)
     for comparison in comparisons:
-        masks = target_subsets(comparison.focus, data, tree)
-        every = {where: evaluate_subset(comparison, where, m, data, seed, resamples) for where, m in masks.items()}
+        masks = target_subsets(comparison.scores.focus, data, tree)
+        every = {
+            where: evaluate_subset(comparison.scores, where, mask, data.documents[:, 1:], seed, resamples)
+            for where, mask in masks.items()
+        }
         found = {where: result for where, result in every.items() if result is not None}
         metrics |= flat(f"eval/{evaluation}/{comparison.name}", comparison, found)
         length = f"{comparison.entries} of {tree.window} entries"
@@ -133,7 +153,7 @@ def describe(
         charts += by_distance(f"{evaluation}_{comparison.name}", title, found)
         for where in (EVIDENCE, TAIL):
             if where in found:
-                conclusions.append(f"LOD{comparison.lod}, {length}, {WORDS[where]}: {found[where].worth}")
+                conclusions.append(f"LOD{comparison.lod}, {length}, {DESCRIPTIONS[where]}: {found[where].worth}")
         if TAIL in found:
             remarks += few_targets(f"{evaluation}, {comparison.name}", found[TAIL].targets)
     return EvalResult(metrics, tables, charts, conclusions, list(dict.fromkeys(remarks)))
@@ -154,7 +174,7 @@ def flat(prefix: str, comparison: Comparison, found: dict[str, SubsetResult]) ->
 def kept(title: str, found: dict[str, SubsetResult]) -> Table:
     """Return the table of what a gist keeps of the loss by dropping. A control of a baseline is marked."""
     rows = [
-        (WORDS[where], r.targets, _control(r, r.drop), r.delta.get("gist"), r.recovery.get("gist"))
+        (DESCRIPTIONS[where], r.targets, _control(r, r.drop), r.delta.get("gist"), r.recovery.get("gist"))
         for where, r in found.items()
     ]
     return Table(f"{title}: ΔNLL in nats, and recovery", ("targets are", "targets", "drop", "gist", "recovery"), rows)
@@ -164,7 +184,7 @@ def controls(title: str, found: dict[str, SubsetResult]) -> Table:
     """Return the table of the other controls, and the conclusions."""
     rows = [
         (
-            WORDS[where], f"{r.nll.value:.3f}", _control(r, r.mean), r.delta.get("swap"),
+            DESCRIPTIONS[where], f"{r.nll.value:.3f}", _control(r, r.mean), r.delta.get("swap"),
             "" if where == GIST_ENTRY else r.worth,
         )
         for where, r in found.items()
@@ -179,7 +199,7 @@ def _control(result: SubsetResult, name: str) -> str | None:
 def accuracies(title: str, found: dict[str, SubsetResult], chance: float | None) -> Table:
     """Return the table of accuracies, a column a condition."""
     names = list(dict.fromkeys(name for result in found.values() for name in result.accuracy))
-    rows = [[WORDS[where], *(per_cent(r.accuracy.get(name)) for name in names)] for where, r in found.items()]
+    rows = [[DESCRIPTIONS[where], *(per_cent(r.accuracy.get(name)) for name in names)] for where, r in found.items()]
     guess = "" if chance is None else f", {per_cent(chance)} by guessing"
     columns = ("targets are", *(name.replace("_", " ") for name in names))
     return Table(f"{title}: accuracy of the most likely token{guess}", columns, rows)
@@ -187,16 +207,12 @@ def accuracies(title: str, found: dict[str, SubsetResult], chance: float | None)
 
 def by_distance(name: str, title: str, found: dict[str, SubsetResult]) -> list[Chart]:
     """Return charts of ΔNLL of every condition and of recoveries over the distance after the span."""
-    buckets = [(high, found[str(high)]) for high in DISTANCES if str(high) in found]
-    delta: dict[str, list[tuple[float, Interval]]] = {}
-    recovery: dict[str, list[tuple[float, Interval]]] = {}
-    for high, result in buckets:
-        for condition, interval in result.delta.items():
-            delta.setdefault(condition.replace("_", " "), []).append((float(high), interval))
-        for condition, interval in result.recovery.items():
-            recovery.setdefault(condition, []).append((float(high), interval))
+    buckets = [(float(high), found[str(high)]) for high in DISTANCES if str(high) in found]
+    delta = as_lines((high, result.delta) for high, result in buckets)
+    recovery = as_lines((high, result.recovery) for high, result in buckets)
     x = "tokens after the span, upper bound"
-    charts = [Chart(f"{name}_delta", title, x, "ΔNLL in nats", delta, log_x=True)]
-    if recovery:
-        charts.append(Chart(f"{name}_recovery", title, x, "recovery (1 = nothing lost)", recovery, log_x=True))
-    return charts if buckets else []
+    charts = [
+        Chart(f"{name}_delta", title, x, "ΔNLL in nats", delta, log_x=True),
+        Chart(f"{name}_recovery", title, x, "recovery (1 = nothing lost)", recovery, log_x=True),
+    ]
+    return [chart for chart in charts if chart.lines]

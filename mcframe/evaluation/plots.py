@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from mcframe.hookspecs import Chart
@@ -10,9 +11,8 @@ _MARKS = "os^Dv<>P*X"
 
 
 def draw(chart: Chart, path: Path) -> Path:
-    """Draw lines with error bars, the 95 % intervals. Returns the path."""
-    # Imported late: it takes most of a second, and training that draws nothing should not wait for it. The figure is
-    # made without pyplot, which would look for a screen.
+    """Draw a chart with its 95 % intervals as error bars, and return the path."""
+    # Imported late: it takes most of a second. pyplot is not used, because it would open a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -38,5 +38,5 @@ def draw(chart: Chart, path: Path) -> Path:
 
 
 def _length(distance: float) -> float:
-    """Of an error bar: nothing where a bound is undefined or rounding has put it on the wrong side."""
-    return max(0.0, distance) if distance == distance else 0.0
+    """Return the length of an error bar, 0 for an undefined bound or one on the wrong side by rounding."""
+    return 0.0 if math.isnan(distance) else max(0.0, distance)

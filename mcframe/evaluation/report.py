@@ -1,10 +1,10 @@
-"""Report of an evaluation: tables in the terminal, `eval.json`, pictures; and what both evaluations need for it."""
+"""Report of an evaluation: tables in the terminal, `eval.json`, charts; and the common parts of both evaluations."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def show(result: EvalResult, console: Console) -> None:
     for table in result.tables:
         for part in as_rich(table, console.width):
             console.print(part, highlight=False)
-    for sentence in result.verdicts:
+    for sentence in result.conclusions:
         console.print(f"• {sentence}", highlight=False, markup=False)
     for note in result.notes:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
@@ -76,11 +76,19 @@ def as_metrics(values: Mapping[str, Interval | float]) -> dict[str, float]:
     """Return flat metrics: an interval as three, NAME, NAME_low and NAME_high. Undefined ones are omitted."""
     flat: dict[str, float] = {}
     for name, value in values.items():
-        bounds = (
-            {"": value.value, "_low": value.low, "_high": value.high} if isinstance(value, Interval) else {"": value}
-        )
-        flat |= {f"{name}{end}": each for end, each in bounds.items() if math.isfinite(each)}
+        interval = value if isinstance(value, Interval) else Interval(value, math.nan, math.nan)
+        ends = {"": interval.value, "_low": interval.low, "_high": interval.high}
+        flat |= {f"{name}{end}": each for end, each in ends.items() if math.isfinite(each)}
     return flat
+
+
+def as_lines(points: Iterable[tuple[float, Mapping[str, Interval]]]) -> dict[str, list[tuple[float, Interval]]]:
+    """Return the lines of a chart, name -> [(x, interval)], from the intervals by name at each x."""
+    lines: dict[str, list[tuple[float, Interval]]] = {}
+    for x, intervals in points:
+        for name, interval in intervals.items():
+            lines.setdefault(name.replace("_", " "), []).append((x, interval))
+    return lines
 
 
 def few_targets(name: str, targets: int) -> list[str]:
@@ -107,7 +115,7 @@ def write(results: Mapping[str, EvalResult], facts: Mapping[str, Any], out: Path
     """
     metrics = {name: value for each in results.values() for name, value in each.metrics.items()}
     each = {
-        name: {"tables": f.tables, "charts": f.charts, "verdicts": f.verdicts, "notes": f.notes}
+        name: {"tables": f.tables, "charts": f.charts, "conclusions": f.conclusions, "notes": f.notes}
         for name, f in results.items()
     }
     text = json.dumps(plain({"metrics": metrics, "run": facts, "evaluations": each}), indent=2, ensure_ascii=False)

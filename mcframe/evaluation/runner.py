@@ -1,7 +1,8 @@
-"""Put evaluations to a model, one after the other."""
+"""Run several evaluations of one model."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from mcframe.errors import UserError
@@ -10,29 +11,36 @@ from mcframe.registry.checks import raise_contract_error
 
 
 def check_names(evaluations: Sequence[Evaluation]) -> None:
-    """Raises UserError where two evaluations would write the same metrics."""
-    names = [evaluation.name for evaluation in evaluations]
-    for name in names:
-        if names.count(name) > 1:
+    """Check that the names of evaluations, and so of their metrics, are unique.
+
+    Raises:
+        UserError: Two evaluations have one name.
+    """
+    for name, count in Counter(evaluation.name for evaluation in evaluations).items():
+        if count > 1:
             raise UserError(
-                f"two evaluations are called {name!r}, so their metrics would have the same names",
-                remedy=f"give one of them another name, such as recall/evaluation.{name}.name = 'recall_{name}' and "
-                f"run.evaluations = [..., @recall/evaluation.{name}]",
+                f"expected evaluations of different names, got {count} called {name!r}",
+                remedy=f"Rename one, such as recall/evaluation.{name}.name = 'recall_{name}' and "
+                f"run.evaluations = [..., @recall/evaluation.{name}].",
             )
 
 
-def run_evaluations(evaluations: Sequence[Evaluation], subject: EvalModel) -> Iterator[tuple[str, EvalResult]]:
-    """Each evaluation's name and findings. Raises UserError as `check_names` does."""
+def run_evaluations(evaluations: Sequence[Evaluation], model: EvalModel) -> Iterator[tuple[str, EvalResult]]:
+    """Yield each evaluation's name and result.
+
+    Raises:
+        UserError: Two evaluations have one name, or one does not return an `EvalResult`.
+    """
     check_names(evaluations)
     for evaluation in evaluations:
-        findings = evaluation.run(subject)
-        if not isinstance(findings, EvalResult):
+        result = evaluation.run(model)
+        if not isinstance(result, EvalResult):
             raise_contract_error(
-                evaluation, "run", f"expected an EvalResult, got a value of type {type(findings).__name__}"
+                evaluation, "run", f"expected an EvalResult, got a value of type {type(result).__name__}"
             )
-        yield evaluation.name, findings
+        yield evaluation.name, result
 
 
-def headlines(findings: EvalResult) -> dict[str, float]:
-    """The metrics without the bounds of their intervals: what is logged while training."""
-    return {name: value for name, value in findings.metrics.items() if not name.endswith(("_low", "_high"))}
+def headlines(result: EvalResult) -> dict[str, float]:
+    """Return the metrics without the bounds of their intervals, for the log of a run."""
+    return {name: value for name, value in result.metrics.items() if not name.endswith(("_low", "_high"))}

@@ -1,6 +1,8 @@
-"""Which sequences exchange their gists: neighbours that come from different documents."""
+"""Pairs of sequences that exchange their gists: neighbours from different documents."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,41 +11,36 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.hookspecs import EvalData
 
 
-def neighboured(held: EvalData, tree: ContextTree) -> EvalData | None:
-    """The sequences in an order in which 2i and 2i + 1 can exchange gists; None where no two can.
+def paired(data: EvalData, tree: ContextTree) -> EvalData | None:
+    """Return the sequences in an order in which 2i and 2i + 1 can exchange gists; None if no two can.
 
-    Nothing that may be collapsed, or that a gist may have read to its left, shares a document with the neighbour's.
-    Sequences that find no partner are left out.
+    The two have no document in common up to the last block that may be collapsed.
+    Sequences without a partner are dropped.
     """
-    first, last = documents_before_cursor(held, tree)
-    order = matched(first, last)
+    order = matched(*documents_before_cursor(data, tree))
     if not order.numel():
         return None
-    pairs = order.view(-1, 2)
-    apart = (last[pairs[:, 0]] < first[pairs[:, 1]]) | (last[pairs[:, 1]] < first[pairs[:, 0]])
-    assert bool(apart.all()), "a gist would be swapped with one of its own document"
-    return taken(held, order)
+    evidence = None if data.evidence is None else data.evidence[order]
+    return replace(
+        data, tokens=data.tokens[order], documents=data.documents[order], loss_mask=data.loss_mask[order],
+        evidence=evidence,
+    )  # fmt: skip
 
 
-def taken(held: EvalData, rows: Tensor) -> EvalData:
-    """The sequences `rows`, in that order."""
-    evidence = None if held.evidence is None else held.evidence[rows]
-    return EvalData(held.tokens[rows], held.documents[rows], held.loss_mask[rows], evidence, held.chance)
+def documents_before_cursor(data: EvalData, tree: ContextTree) -> tuple[Tensor, Tensor]:
+    """Return the first and the last document of each sequence up to the last block that may be collapsed, both [n].
 
-
-def documents_before_cursor(held: EvalData, tree: ContextTree) -> tuple[Tensor, Tensor]:
-    """First and last document of each sequence up to the last block that may be collapsed, both [n].
-
-    Documents of a sequence grow from left to right.
+    Numbers of documents increase within a sequence.
     """
     end = max(1, tree.cursor // tree.block_size * tree.block_size)
-    return held.documents[:, 0], held.documents[:, end - 1]
+    return data.documents[:, 0], data.documents[:, end - 1]
 
 
 def matched(first: Tensor, last: Tensor) -> Tensor:
-    """[m] rows in pairs, 2i and 2i + 1, whose intervals `first`..`last` [n] do not overlap.
+    """Return [m] rows in pairs, 2i and 2i + 1, whose intervals `first`..`last` [n] do not overlap.
 
-    Far rows are tried first: in a stream neighbouring windows share documents. Greedy, every row at most once.
+    Greedy, each row at most once. Distant rows are tried first, because neighbouring windows of a stream often come
+    from one document.
     """
     count = first.shape[0]
     free = torch.ones(count, dtype=torch.bool)

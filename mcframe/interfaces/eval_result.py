@@ -1,4 +1,4 @@
-"""What an evaluation found out: figures with intervals, tables, charts, sentences. Part of the plug-in API.
+"""Results of evaluations: values with intervals, tables, charts, conclusions. Part of the plug-in API.
 
 Plug-ins import these from `mcframe.hookspecs`.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95 % interval; NaN where undefined."""
+    """A value and its 95 % interval; NaN if undefined."""
 
     value: float
     low: float
@@ -25,7 +25,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Table:
-    """What a person reads: a row is a cell a column."""
+    """A table, with one cell per column in each row."""
 
     title: str
     columns: Sequence[str]
@@ -34,7 +34,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a person looks at: lines of (x, interval) points, by name."""
+    """A line chart: name -> (x, interval) points."""
 
     name: str
     title: str
@@ -46,14 +46,17 @@ class Chart:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found out.
+    """Result of an evaluation.
 
-    metrics   flat figures, `eval/NAME/...`; bounds of an interval end in `_low` and `_high`
-    verdicts  sentences that say what the figures mean; notes: what was left out, and what to be careful about
+    Attributes:
+        metrics: Flat values, `eval/NAME/...`; names of bounds end in `_low` and `_high`.
+        tables, charts: For the report.
+        conclusions: Sentences that interpret the values.
+        notes: Omissions and warnings.
     """
 
     metrics: Mapping[str, float]
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
-    verdicts: Sequence[str] = ()
+    conclusions: Sequence[str] = ()
     notes: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""The interface of a question to a trained model, and what it may ask."""
+"""Interfaces of evaluations: the model and the held-out sequences that they read, and the base class."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from mcframe.interfaces.eval_result import EvalResult
 
 @dataclass(frozen=True)
 class EvalData:
-    """Held-out sequences that a model is judged on.
+    """Held-out sequences on which a model is evaluated.
 
-    tokens     [n, T + 1] int64
-    documents  [n, T + 1] int64: the document that each token belongs to; what is resampled for an interval
-    loss_mask  [n, T] bool: the target that follows token t counts
-    evidence   [n, T] int64: where the answer to the target at t stands, -1 where nobody knows; None for text
-    chance     share of the scored targets that the best guess gets right; None where nobody knows
+    Attributes:
+        tokens: [n, T + 1] int64.
+        documents: [n, T + 1] int64, the document of each token. Intervals resample documents.
+        loss_mask: [n, T] bool, True at t if the target after token t is scored.
+        evidence: [n, T] int64, position of the answer to the target at t, -1 if it is unknown; None for text.
+        chance: Fraction of the scored targets that the best guess predicts; None if it is unknown.
     """
 
     tokens: Tensor
@@ -34,15 +35,15 @@ class EvalData:
 
 
 class EvalModel(Protocol):
-    """The trained model that an evaluation judges. Tensors that go in and come out lie on the CPU."""
+    """A trained model for evaluations. Arguments and results are tensors on the CPU."""
 
     @property
     def tree(self) -> ContextTree:
-        """The tree."""
+        """Shape of the contexts."""
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are below this."""
+        """Number of token ids."""
 
     @property
     def length(self) -> float:
@@ -50,57 +51,61 @@ class EvalModel(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of everything that evaluations draw; the same for every run, so that all are judged alike."""
+        """Seed of all random draws of evaluations; equal for all runs, so that they are comparable."""
 
     @property
     def has_gists(self) -> bool:
-        """Whether the model was trained with a GistNet; else it knows no `gist` and no `swap`."""
+        """Whether the model has a GistNet. Without one, conditions `gist` and `swap` are undefined."""
 
     @property
     def has_lens(self) -> bool:
-        """Whether it was trained with a LensNet, so that `refocus` works."""
+        """Whether the model has a LensNet, which `refocus` needs."""
 
     @property
     def baselines(self) -> Mapping[str, EvalModel]:
-        """Models to compare with: `drop`, trained to live with gaps; `mean`, trained with mean embeddings as gists."""
+        """Trained baselines: `drop`, trained with dropped blocks; `mean`, trained with mean embeddings as gists."""
 
     def held_out(self, windows: int, task: Callable[[ContextTree], SyntheticTask] | None = None) -> EvalData:
-        """Up to `windows` sequences: of `task` where one is given, else of what the run trains on."""
+        """Return up to `windows` sequences of `task`; if it is None, of the run's own task or held-out text."""
 
     def score(self, tokens: Tensor, focus: Tensor, condition: Condition = "gist") -> tuple[Tensor, Tensor]:
-        """What the model makes of every target, whatever stands for the collapsed blocks.
+        """Score every target of every sequence under a focus.
 
-        tokens [n, T + 1]; focus [n, blocks] or, V focuses of each sequence, [n, V, blocks] -> NLL in nats and whether
-        the likeliest token was right (1.0 or 0.0), float32 [n, T] or [n, V, T]; NaN where no entry predicts the target
-        (position t holds the target that follows token t). `swap` exchanges the gists of neighbours, sequences 2i
-        and 2i + 1.
+        Args:
+            tokens: [n, T + 1].
+            focus: [n, blocks], or [n, V, blocks] for V focuses of each sequence.
+            condition: Replacement of collapsed blocks. `swap` exchanges the gists of sequences 2i and 2i + 1.
+
+        Returns:
+            NLL in nats, and accuracy of the most likely token (1.0 or 0.0), both float32 [n, T] or [n, V, T].
+            Position t is for the target after token t; it is NaN if no entry predicts that target.
         """
 
     def refocus(self, tokens: Tensor, budget: int) -> Tensor:
-        """The focus [n, blocks] of at most `budget` entries that LensNet and allocator choose for tokens [n, T + 1]."""
+        """Return the focus [n, blocks] of LensNet and allocator for tokens [n, T + 1], of at most `budget` entries."""
 
     def announce(self, contexts: int) -> None:
-        """Say how many more working contexts are about to be judged, for the progress bar."""
+        """Add a number of working contexts to the total of the progress bar."""
 
 
 class Evaluation(ABC):
-    """A question to a trained model. Factory: `factory()`.
+    """A measurement of a trained model. Factory: `factory()`.
 
-    Bits a token without compression:
+    This one reports bits per token without compression:
 
         class Bits(Evaluation):
             name = "bits"
 
-            def run(self, subject):
-                held = subject.held_out(8)
-                raw = torch.zeros(len(held.tokens), subject.tree.blocks, dtype=torch.int64)
-                nll, _ = subject.score(held.tokens, raw, "full")
+            def run(self, model):
+                data = model.held_out(8)
+                raw = torch.zeros(len(data.tokens), model.tree.blocks, dtype=torch.int64)
+                nll, _ = model.score(data.tokens, raw, "full")
                 return EvalResult({"eval/bits/plain": float(nll.nanmean()) / math.log(2)})
     """
 
     name: str
-    """Names its metrics, `eval/NAME/...`; two evaluations of a run must differ in it."""
+    """Part of the names of its metrics, `eval/NAME/...`; unique among the evaluations of a run."""
 
     @abstractmethod
-    def run(self, subject: EvalModel) -> EvalResult:
-        """Ask. Every rank calls it with the same subject and must ask the same things in the same order."""
+    def run(self, model: EvalModel) -> EvalResult:
+        """Evaluate the model. Every rank must make the same calls of `model` in the same order."""

@@ -11,7 +11,7 @@ ADV, LENGTH = "mc/adv_delta_mean", "mc/wc_length"
 CORRELATION, GISTS_ALONE = "mc/preference_corr_mean", "mc/pref_score_corr"
 LOD_DELTA = "mc/lod_delta/"
 _LOSS = "train/loss_lod0"
-_DROPS = ("/gist_minus/drop/", "/gist_minus/drop_baseline/", "/gist_minus/drop_baseline/")
+_DROPS = ("/gist_minus/drop/", "/gist_minus/drop_baseline/")
 _MAX_SHOWN = 6
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,22 +16,16 @@ _TOKENS, _PER_STEP = "train/tokens", "train/tokens_per_step"
 _TEXT = "/text_summary"
 
 
-def _columns() -> tuple[array[float], array[float], array[float]]:
-    return array("d"), array("d"), array("d")
-
-
 @dataclass
 class Events:
     """Contents of the event files of a folder.
 
     Attributes:
-        scalars: name -> (x, wall time, value) of every point.
+        scalars: name -> [(x, wall time, value)] of every point.
         texts: name -> [(x, text)].
     """
 
-    scalars: dict[str, tuple[array[float], array[float], array[float]]] = field(
-        default_factory=lambda: defaultdict(_columns)
-    )
+    scalars: dict[str, list[tuple[int, float, float]]] = field(default_factory=lambda: defaultdict(list))
     texts: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -46,11 +39,12 @@ class Events:
         TensorBoard has one x axis without a unit. It is converted by `train/tokens` where the log has that metric, so
         that an axis of steps and one of tokens lead to the same result; else by `train/tokens_per_step`.
         """
-        per_step = self.scalars[_PER_STEP][2][-1] if _PER_STEP in self.scalars else 0.0
+        per_step = self.scalars[_PER_STEP][-1][2] if _PER_STEP in self.scalars else 0.0
         if _TOKENS not in self.scalars:
             return np.rint(x * per_step) if per_step else x, x
-        at, first = np.unique(np.array(self.scalars[_TOKENS][0]), return_index=True)
-        counted = np.array(self.scalars[_TOKENS][2])[first]
+        points = np.array(self.scalars[_TOKENS])
+        at, first = np.unique(points[:, 0], return_index=True)
+        counted = points[first, 2]
         if at[0] > 0:
             at, counted = np.append(0.0, at), np.append(0.0, counted)
         after = counted[-1] / at[-1] if at[-1] else 1.0
@@ -78,10 +72,7 @@ def read_events(directory: Path) -> Events:
                     lines = (line.removeprefix("    ") for line in text.splitlines())
                     events.texts[value.tag.removesuffix(_TEXT)].append((event.step, "\n".join(lines)))
                 elif (number := _number(value)) is not None:
-                    for column, item in zip(
-                        events.scalars[value.tag], (event.step, event.wall_time, number), strict=True
-                    ):
-                        column.append(item)
+                    events.scalars[value.tag].append((event.step, event.wall_time, number))
     return events
 
 

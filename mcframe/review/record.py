@@ -179,9 +179,9 @@ def _read_strips(file: Path) -> Iterator[tuple[int, str]]:
 
 def _take_events(record: Record, events: Events, lowest: float, highest: float) -> None:
     record.x = "tokens" if events.counts_tokens else "steps"
-    for name, (x, times, values) in events.scalars.items():
-        tokens, steps = (at.astype(int).tolist() for at in events.clock(np.array(x)))
-        for at, step, now, value in zip(tokens, steps, times, values, strict=True):
+    for name, points in events.scalars.items():
+        tokens, steps = (at.astype(int).tolist() for at in events.clock(np.array(points)[:, 0]))
+        for at, step, (_, now, value) in zip(tokens, steps, points, strict=True):
             if lowest <= step <= highest:
                 record.add(at, step, now, [(name, value)])
     record.read = f"{record.lines:,} values of TensorBoard event files"

@@ -41,7 +41,7 @@ def small_model(plugin: PluginUnderTest) -> EvalModel:
     """Return the argument of the evaluation."""
     model = step_with(plugin).eval().model
     return _SmallModel(
-        model=model, tree=TREE, tokenizer=Bytes(), text=StandardLibrary, share=0.1, own_task=None,
+        model=model, tree=TREE, tokenizer=Bytes(), text=StandardLibrary, validation_fraction=0.1, own_task=None,
         allocator=LowestFirst(TREE), vocab_size=model.gpt.vocab_size, length=0.75, has_gists=True, has_lens=True,
         device=torch.device("cpu"), batch=WINDOWS,
     )  # fmt: skip

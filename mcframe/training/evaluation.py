@@ -20,7 +20,7 @@ def eval_model(
         tree=tree,
         tokenizer=tokenizer,
         text=run_config.text,
-        share=run_config.data.validation_fraction,
+        validation_fraction=run_config.data.validation_fraction,
         own_task=run_config.task,
         allocator=run_config.allocator(tree),
         vocab_size=model.gpt.vocab_size,

@@ -145,10 +145,10 @@ class MeanLoss(Evaluation):
 
     name = "mean_loss"
 
-    def run(self, subject):
-        held = subject.held_out(4)
-        focus = torch.zeros(len(held.tokens), subject.tree.blocks, dtype=torch.long)
-        nll, _ = subject.score(held.tokens, focus)
+    def run(self, model):
+        held = model.held_out(4)
+        focus = torch.zeros(len(held.tokens), model.tree.blocks, dtype=torch.long)
+        nll, _ = model.score(held.tokens, focus)
         return EvalResult({f"eval/{self.name}/nll": nll.nanmean().item()})
 
 
@@ -156,15 +156,15 @@ class MeanLoss(Evaluation):
 class CallsItByAnotherName(MeanLoss):
     """Metrics under another prefix."""
 
-    def run(self, subject):
-        return EvalResult({"val/nll": 1.0, **super().run(subject).metrics})
+    def run(self, model):
+        return EvalResult({"val/nll": 1.0, **super().run(model).metrics})
 
 
 @breaks("E1", "evaluation")
 class ReturnsANumber(MeanLoss):
     """Not an EvalResult."""
 
-    def run(self, subject):
+    def run(self, model):
         return 0.0
 
 
@@ -172,8 +172,8 @@ class ReturnsANumber(MeanLoss):
 class DrawsAnew(MeanLoss):
     """A random focus from a global generator."""
 
-    def run(self, subject):
-        found = dict(super().run(subject).metrics)
+    def run(self, model):
+        found = dict(super().run(model).metrics)
         return EvalResult({**found, f"eval/{self.name}/figure": random.random()})
 
 
@@ -183,7 +183,7 @@ class IsUndefinedAtTimes(MeanLoss):
 
     calls = 0
 
-    def run(self, subject):
+    def run(self, model):
         IsUndefinedAtTimes.calls += 1
         figure = float("nan") if self.calls % 2 == 0 else 1.0
         return EvalResult({f"eval/{self.name}/figure": figure})

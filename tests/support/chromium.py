@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over its DevTools pipe: what a page asks for, complains about and looks like."""
+"""A headless Chromium, controlled over its DevTools pipe: requests, errors and appearance of a page."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe",
 )  # fmt: skip
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 
 
 class Browser:
-    """One tab. events: everything that the browser has told of, in order."""
+    """A browser with one tab; `events` are all its events, in order."""
 
     def __init__(self, profile: Path) -> None:
         assert CHROMIUM is not None
@@ -37,10 +37,10 @@ class Browser:
         os.close(its_out)
         self.events: list[dict[str, Any]] = []
         self._rest, self._number, self._session = b"", 0, None
-        (tab, *_) = (t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        self._session = self.ask("Target.attachToTarget", targetId=tab["targetId"], flatten=True)["sessionId"]
+        (tab, *_) = (t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        self._session = self.call("Target.attachToTarget", targetId=tab["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
-            self.ask(f"{domain}.enable")
+            self.call(f"{domain}.enable")
 
     def __enter__(self) -> Browser:
         return self
@@ -51,8 +51,8 @@ class Browser:
         os.close(self._in)
         os.close(self._out)
 
-    def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command's result."""
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Return the result of a DevTools command."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -66,44 +66,44 @@ class Browser:
             self.events.append(answer)
 
     def open(self, page: str) -> None:
-        """Load a page to its end."""
+        """Load a page completely."""
         self.events.clear()
-        self.ask("Page.navigate", url=page)
+        self.call("Page.navigate", url=page)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
     def value(self, expression: str) -> Any:
-        """What JavaScript says in the page."""
-        return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        """Return the value of a JavaScript expression in the page."""
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def window(self, width: int, scheme: str = "light") -> None:
-        """A window of this width, in a colour scheme."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        """Set the width and the colour scheme of the window."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def picture(self) -> bytes:
-        """The whole page as PNG."""
-        return base64.b64decode(self.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+    def screenshot(self) -> bytes:
+        """Return the complete page as PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
 
-    def printed(self) -> bytes:
-        """The page as PDF."""
-        return base64.b64decode(self.ask("Page.printToPDF", printBackground=False)["data"])
+    def pdf(self) -> bytes:
+        """Return the page as PDF."""
+        return base64.b64decode(self.call("Page.printToPDF", printBackground=False)["data"])
 
-    def asked_for(self) -> list[str]:
-        """Addresses that were requested since the page was opened."""
+    def requests(self) -> list[str]:
+        """Return the addresses requested since the page was opened."""
         return [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
 
-    def complaints(self) -> list[dict[str, Any]]:
-        """Entries of the console and exceptions since the page was opened."""
-        told = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
-        return [event for event in self.events if event["method"] in told]
+    def errors(self) -> list[dict[str, Any]]:
+        """Return console entries and exceptions since the page was opened."""
+        kinds = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        return [event for event in self.events if event["method"] in kinds]
 
     def _next(self) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))
             got = os.read(self._in, 1 << 20) if ready else b""
-            assert got, "the browser has gone silent"
+            assert got, "the browser does not answer"
             self._rest += got
         message, _, self._rest = self._rest.partition(b"\0")
         return json.loads(message)

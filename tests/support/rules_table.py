@@ -1,4 +1,4 @@
-"""The table of docs/review.md, made from the rules file. Run this file to write it into the page."""
+"""Table of docs/review.md, generated from the rules file. Run this file to write it into the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KEY = re.compile(r"^(\w+) = (\S+)(?:\s*# (.+))?$")
 
 
 def entries() -> list[tuple[str, str, str, str]]:
-    """(rule, key, default, meaning) of every line of the rules file; a rule's own line has no key."""
+    """Return (rule, key, default, meaning) of every line of the rules file; a rule's own line has no key."""
     found, rule = [], ""
     for line in shipped().splitlines():
         if match := _RULE.match(line):
@@ -27,21 +27,21 @@ def entries() -> list[tuple[str, str, str, str]]:
 
 
 def table() -> str:
-    """Markdown, a row a rule and a row a threshold."""
+    """Return Markdown with a row for each rule and threshold."""
     rows = ["| rule | threshold | default | meaning |", "| --- | --- | --- | --- |"]
-    grave = {rule: tomllib.loads(shipped())[rule].get("severity", "") for rule, key, _, _ in entries() if not key}
+    severity = {rule: tomllib.loads(shipped())[rule].get("severity", "") for rule, key, _, _ in entries() if not key}
     for rule, key, default, meaning in entries():
         if not key:
-            rows.append(f"| **`{rule}`** | | {grave[rule]} | {meaning} |")
+            rows.append(f"| **`{rule}`** | | {severity[rule]} | {meaning} |")
         elif key not in ("enabled", "severity"):
             rows.append(f"| | `{key}` | {default} | {meaning} |")
     return "\n".join([*rows, ""])
 
 
 def with_table(page: str) -> str:
-    """The page with the table in its place."""
-    text, places = _BETWEEN.subn(lambda found: found[1] + table() + found[2], page)
-    assert places == 1, "docs/review.md needs one pair of table marks"
+    """Return the page with the table between its marks."""
+    text, count = _BETWEEN.subn(lambda found: found[1] + table() + found[2], page)
+    assert count == 1, "docs/review.md needs one pair of table marks"
     return text
 
 

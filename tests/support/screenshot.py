@@ -1,4 +1,4 @@
-"""A picture of the top of a page, for the README: python tests/support/screenshot.py PAGE.html OUT.png. By Chromium."""
+"""Screenshot of the top of a page, by Chromium: python -m tests.support.screenshot PAGE.html OUT.png."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ WIDTH, HEIGHT = 1400, 1150
 
 
 def main(page: Path, out: Path) -> None:
-    """Open the page in a window of its own and keep what is seen first."""
+    """Open the page and save its top."""
     with tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as browser:
         browser.window(WIDTH)
         browser.open(page.resolve().as_uri())
-        shown = Image.open(io.BytesIO(browser.picture()))
+        shown = Image.open(io.BytesIO(browser.screenshot()))
         shown.crop((0, 0, shown.width, min(HEIGHT, shown.height))).save(out, optimize=True)
 
 

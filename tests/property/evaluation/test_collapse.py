@@ -1,4 +1,4 @@
-"""Focuses that are imposed, against plain Python; and which blocks hold a model's surprise."""
+"""Focuses that evaluations impose, against plain Python."""
 
 import random
 
@@ -25,17 +25,16 @@ def test_the_lowest_are_collapsed(tree, seed, data):
     values = [[float(rng.randrange(4)) for _ in range(nodes)] for _ in range(2)]
     found = collapse_lowest(torch.tensor(values).view(2, nodes), geometry_of(tree), lod, count)
     for row in range(2):
-        chosen = sorted(free, key=lambda node, row=row: (values[row][node], node))[:count]
-        want = [0] * tree.blocks
-        for node in chosen:
+        expected = [0] * tree.blocks
+        for node in sorted(free, key=lambda node, row=row: (values[row][node], node))[:count]:
             for block in oracle.node_blocks(tree, lod, node):
-                want[block] = lod
-        assert found[row].tolist() == want
+                expected[block] = lod
+        assert found[row].tolist() == expected
 
 
 @MANY
 @given(trees(max_levels=1), st.floats(0.05, 1.0))
-def test_the_number_of_nodes_is_that_of_the_largest_reachable_length(tree, fraction):
+def test_the_number_of_nodes_reaches_the_target_length(tree, fraction):
     tree = geometry_of(tree)
     target = entries(tree, fraction)
     count = nodes_to_collapse(tree, 1, target)
@@ -48,18 +47,16 @@ def test_the_number_of_nodes_is_that_of_the_largest_reachable_length(tree, fract
     assert length == tree.window - count * (tree.block_size - tree.slots)
 
 
-def test_random_focuses_are_valid_of_one_length_and_as_likely_each():
-    tree = oracle.Tree(window=24, block_size=4, levels=2, slots=1, tail=4, sink=0)
-    tree = geometry_of(tree)
+def test_random_focuses_are_valid_and_equally_likely():
+    tree = geometry_of(oracle.Tree(window=24, block_size=4, levels=2, slots=1, tail=4, sink=0))
     focus = random_focus(variant_seeds(0, torch.arange(3000), 1)[:, 0], tree, 1, 2)
     assert bool(is_valid(focus, tree).all())
     assert set(lengths(focus, tree).tolist()) == {24 - 2 * 3}
-    seen = torch.unique(focus, dim=0, return_counts=True)[1]
-    assert len(seen) == 10  # two of five free blocks
-    assert seen.min() > 230
-    assert seen.max() < 370
+    counts = torch.unique(focus, dim=0, return_counts=True)[1]
+    assert len(counts) == 10  # two of five free blocks
+    assert 230 < counts.min() <= counts.max() < 370
 
 
-def test_entries_lose_none_to_rounding():
+def test_entries_are_exact_despite_rounding():
     tree = geometry_of(oracle.Tree(window=100, block_size=4, levels=1, slots=1, tail=4, sink=0))
     assert entries(tree, 0.29) == 29  # 0.29 * 100 is 28.999999999999996

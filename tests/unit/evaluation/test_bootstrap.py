@@ -1,4 +1,4 @@
-"""The bootstrap against a slow one, and whether its intervals hold what they promise."""
+"""The bootstrap against a slow one, and the coverage of its intervals."""
 
 import math
 
@@ -11,7 +11,7 @@ from mcframe.evaluation.bootstrap import Bootstrap
 
 
 def clustered(documents, seed, spread=1.0):
-    """Targets of documents of different sizes, alike within a document; the true mean of x is 0, of y 2."""
+    """Return targets of documents of different sizes, correlated within a document; the true mean of x is 0, of y 2."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 12, documents)
     owner = np.repeat(np.arange(documents), sizes)
@@ -33,11 +33,11 @@ def slow(values, documents, figure, seed, resamples):
         found.append(figure({name: sum(v[i].item() for i in pool) / len(pool) for name, v in values.items()}))
     found.sort()
 
-    def quantile(share):
-        place = share * (resamples - 1)
-        low = math.floor(place)
+    def quantile(fraction):
+        index = fraction * (resamples - 1)
+        low = math.floor(index)
         high = min(low + 1, resamples - 1)
-        return found[low] + (found[high] - found[low]) * (place - low)
+        return found[low] + (found[high] - found[low]) * (index - low)
 
     return quantile(0.025), quantile(0.975)
 
@@ -51,7 +51,7 @@ def recovery(means):
 
 
 @pytest.mark.parametrize("figure", [difference, recovery])
-def test_it_is_what_a_slow_loop_finds(figure):
+def test_intervals_equal_those_of_a_slow_loop(figure):
     values, documents = clustered(9, seed=1)
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(0))
     shuffled = {name: v[order] for name, v in values.items()}
@@ -61,49 +61,46 @@ def test_it_is_what_a_slow_loop_finds(figure):
     assert found.low < found.value < found.high
 
 
-def test_draws_in_parts_are_the_same_draws(monkeypatch):
+def test_draws_do_not_depend_on_their_batches(monkeypatch):
     values, documents = clustered(9, seed=1)
-    whole = Bootstrap(values, documents, seed=5, resamples=120).mean("x")
+    complete = Bootstrap(values, documents, seed=5, resamples=120).mean("x")
     monkeypatch.setattr(bootstrap, "_AT_ONCE", 100)
-    assert Bootstrap(values, documents, seed=5, resamples=120).mean("x") == whole
-    assert Bootstrap(values, documents, seed=6, resamples=120).mean("x") != whole
+    assert Bootstrap(values, documents, seed=5, resamples=120).mean("x") == complete
+    assert Bootstrap(values, documents, seed=6, resamples=120).mean("x") != complete
 
 
 def coverage(repeats, documents_of):
-    held = 0
+    covered = 0
     for seed in range(repeats):
         values, documents = clustered(60, seed=seed)
-        found = Bootstrap(values, documents_of(documents), seed=seed, resamples=400).interval(difference)
-        held += found.low <= 2 <= found.high
-    return held / repeats
+        found = Bootstrap(values, documents_of(documents), seed=seed, resamples=400).difference("y", "x")
+        covered += found.low <= 2 <= found.high
+    return covered / repeats
 
 
-def test_intervals_hold_the_truth_as_often_as_they_promise():
-    """Targets taken for independent, which they are not, would promise far too much."""
+def test_coverage_of_intervals():
+    """With targets taken as independent, which they are not, intervals would be too narrow."""
     assert 0.9 <= coverage(200, lambda documents: documents) <= 0.99
     assert coverage(100, lambda documents: torch.arange(len(documents))) < 0.8
 
 
-def test_pairing_takes_out_what_two_conditions_share():
+def test_pairing_removes_variance_common_to_two_conditions():
     values, documents = clustered(40, seed=3, spread=5.0)
     values["z"] = values["x"] + 0.1
-    paired = Bootstrap(values, documents).interval(lambda means: means["z"] - means["x"])
-    assert paired.low == pytest.approx(0.1)
-    assert paired.high == pytest.approx(0.1)
+    paired = Bootstrap(values, documents).difference("z", "x")
+    assert (paired.low, paired.high) == pytest.approx((0.1, 0.1))
     assert Bootstrap(values, documents).mean("z").high > 0.5
 
 
-def test_what_cannot_be_known_is_nan():
+def test_undefined_values_are_nan():
     one = Bootstrap({"x": torch.ones(5)}, torch.zeros(5)).mean("x")
-    assert one.value == 1
-    assert math.isnan(one.low)
-    assert math.isnan(one.high)
+    assert (one.value, one.low, one.high) == pytest.approx((1, math.nan, math.nan), nan_ok=True)
     nothing = Bootstrap({"x": torch.ones(0)}, torch.zeros(0))
     assert (nothing.targets, nothing.documents) == (0, 0)
     assert math.isnan(nothing.mean("x").value)
     assert str(nothing.mean("x")) == "undefined"
 
 
-def test_a_target_that_one_condition_lacks_is_refused():
+def test_a_missing_value_is_an_error():
     with pytest.raises(ValueError, match="same targets"):
         Bootstrap({"x": torch.tensor([1.0, math.nan])}, torch.tensor([0, 1]))

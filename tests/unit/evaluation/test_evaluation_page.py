@@ -1,14 +1,12 @@
-"""docs/evaluation.md: its evaluation runs, its gin loads, its metrics exist."""
+"""The example, gin and metrics of docs/evaluation.md."""
 
 import re
 from pathlib import Path
 
-import pytest
-
 from mcframe.config.run_config import load_run_config
 from mcframe.hookspecs import Evaluation
 from mcframe.metrics.catalogue import describe
-from tests.support.evaluation_builders import FLAT, build_model, build_subject, some_sequences
+from tests.support.evaluation_builders import FLAT, build_eval_model, build_model, some_sequences
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
@@ -25,12 +23,12 @@ def test_the_example_is_an_evaluation():
     made["register_plugins"](lambda name, factory: offered.update({name: factory}))
     evaluation = offered["worst_block"](windows=4)
     assert isinstance(evaluation, Evaluation)
-    told = []
-    subject = build_subject(build_model(FLAT), some_sequences(FLAT, 4, seed=0), announced=told.append)
-    findings = evaluation.run(subject)
-    assert len(findings.metrics) == subject.tree.compressible_nodes(1) == 6
-    assert told == [7 * 4]
-    assert findings.tables[0].rows[0][1] == max(findings.metrics.values())
+    announced = []
+    model = build_eval_model(build_model(FLAT), some_sequences(FLAT, 4, seed=0), announced=announced.append)
+    result = evaluation.run(model)
+    assert len(result.metrics) == model.tree.compressible_nodes(1) == 6
+    assert announced == [7 * 4]
+    assert result.tables[0].rows[0][1] == max(result.metrics.values())
 
 
 def test_the_gin_of_the_page_loads(tmp_path):
@@ -42,6 +40,7 @@ def test_the_gin_of_the_page_loads(tmp_path):
     assert made[1].task is not None
 
 
-@pytest.mark.parametrize("name", re.findall(r"`(eval/(?:gist|focus)_quality/[\w/.]+)`", PAGE))
-def test_the_metrics_of_the_page_exist(name):
-    assert describe(name).meaning
+def test_the_metrics_of_the_page_exist():
+    names = re.findall(r"`(eval/(?:gist|focus)_quality/[\w/.]+)`", PAGE)
+    assert names
+    assert all(describe(name).meaning for name in names)

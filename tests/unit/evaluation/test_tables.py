@@ -11,26 +11,26 @@ from mcframe.evaluation.focus_quality import FocusQuality
 from mcframe.evaluation.gist_quality import GistQuality
 from mcframe.evaluation.report import cell_text, show
 from mcframe.hookspecs import EvalResult, Interval, Table
-from tests.support.evaluation_builders import FLAT, TREE, build_model, build_subject, some_sequences
+from tests.support.evaluation_builders import FLAT, TREE, build_eval_model, build_model, some_sequences
 
 WIDTH = 80
 
 
 def gist_quality() -> EvalResult:
-    """All conditions and all subsets, with a task's evidence and both baselines."""
+    """Return a result with all conditions and subsets, a task's evidence and both baselines."""
     model, data = build_model(FLAT, seed=1), some_sequences(FLAT, 4, seed=1, evidence=True)
     drop, mean = build_model(FLAT, seed=5, gistnet=None), build_model(FLAT, seed=6, gistnet="mean")
-    others = {"drop": build_subject(drop, data), "mean": build_subject(mean, data)}
-    return GistQuality(lengths=(0.7,), resamples=20).run(build_subject(model, data, baselines=others))
+    others = {"drop": build_eval_model(drop, data), "mean": build_eval_model(mean, data)}
+    return GistQuality(lengths=(0.7,), resamples=20).run(build_eval_model(model, data, baselines=others))
 
 
 def focus_quality() -> EvalResult:
     model, data = build_model(TREE, seed=1), some_sequences(TREE, 4, seed=1)
-    return FocusQuality(budgets=(0.8,), draws=1, resamples=20).run(build_subject(model, data))
+    return FocusQuality(budgets=(0.8,), draws=1, resamples=20).run(build_eval_model(model, data))
 
 
 def many_columns() -> EvalResult:
-    """A plug-in's table with more columns than fit."""
+    """Return a table with more columns than fit, as a plug-in may."""
     columns = ("strategy", *(f"measurement_{at}" for at in range(12)))
     row = ("third-party", *(Interval(at / 7, -at / 3, float(at)) for at in range(12)))
     return EvalResult({}, [Table("a table of many columns [not markup]", columns, [row, row])], [], [], [])

@@ -1,4 +1,4 @@
-"""The pictures of a run are in its review, drawn from what it recorded up to the step under review."""
+"""The recorded figures of a run in its review, up to the last step under review."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ BLOCKS = 64
 
 @pytest.fixture
 def run(tmp_path):
-    """A run whose record says other things from step 100 on."""
+    """Return a run with figure data that changes at step 100."""
     config = {**CONFIG, **{f"context.{key}": value for key, value in SHAPE.items()}}
     directory = write_run(tmp_path / "run", healthy(), config=config)
     record, rng = PictureRecord(directory, None), np.random.default_rng(0)
-    for step in range(1, 171):
+    for step in range(1, 171, 2):
         blocks = np.stack([np.full(BLOCKS, 8), np.zeros(BLOCKS)]).astype(np.int64)
-        place = step % 10 if step < 100 else 40
-        blocks[:, place] = [1, 7]
+        blocks[:, step % 10 if step < 100 else 40] = [1, 7]
         counts = {
             "mc/blocks/variants": blocks,
             "mc/lens_score": rng.integers(0, 50, (2, 40)),
@@ -47,7 +46,7 @@ def pixels(part):
     return matplotlib.image.imread(io.BytesIO(part.png), format="png")
 
 
-def test_a_review_has_the_pictures(run):
+def test_a_review_has_the_figures(run):
     assert CliRunner().invoke(app, ["review", str(run)]).exit_code == 0
     html, markdown = ((run / "review" / f"review.{end}").read_text("utf-8") for end in ("html", "md"))
     assert html.count('src="data:image/png;base64,') == 3
@@ -56,13 +55,13 @@ def test_a_review_has_the_pictures(run):
         assert (run / "review" / file).stat().st_size > 5000
 
 
-def test_only_what_lies_between_the_steps_is_drawn(run):
+def test_only_steps_under_review_are_drawn(run):
     late, early = (pixels(recorded_figures(read_run(run, 1, end))["contexts"]) for end in (None, 90))
     assert late.shape == early.shape
     assert not np.array_equal(late, early)
 
 
-def test_a_torn_record_is_drawn_up_to_the_tear(run):
+def test_a_truncated_record_is_drawn_up_to_the_truncation(run):
     file = run / "pictures.jsonl"
     content = file.read_bytes()
     file.write_bytes(content[:-200])
@@ -71,14 +70,14 @@ def test_a_torn_record_is_drawn_up_to_the_tear(run):
     assert recorded_figures(read_run(run)) == {}
 
 
-def test_without_a_record_or_a_configuration_nothing_is_drawn(run):
+def test_no_figures_without_a_record_or_a_configuration(run):
     (run / "operative.gin").unlink()
     assert recorded_figures(read_run(run)) == {}
     (run / "pictures.jsonl").unlink()
     assert recorded_figures(read_run(run)) == {}
 
 
-def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_is_drawn_once(run, monkeypatch, caplog):
+def test_a_figure_that_fails_is_skipped_with_a_warning(run, monkeypatch, caplog):
     calls = []
 
     def fail(*_):

@@ -1,34 +1,39 @@
-"""What `mcframe review` and `mcframe compare` write and say, through the command."""
+"""The pages and the output of `mcframe review` and `mcframe compare`."""
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from torch.utils.tensorboard import SummaryWriter
 from typer.testing import CliRunner
 
 from mcframe.cli.app import app
+from mcframe.errors import UserError
+from mcframe.review.apply_rules import apply_rules
 from mcframe.review.comparison import groups, named
-from mcframe.review.finding import Plot
-from mcframe.review.plots import draw
+from mcframe.review.finding import Case
 from mcframe.review.record import read_run
+from mcframe.review.rules import read_rules
 from mcframe.review.tables import with_error
 from tests.support.synthetic_runs import CONFIG, healthy, like_the_seed, write_run
 
 VOID = {"meta", "link", "br", "img", "use", "path"}
 
 
-@pytest.fixture
-def mcframe(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
+def mcframe(*arguments):
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, list(map(str, arguments)))
+
+
+def pages(folder, name="review"):
+    """Return the HTML and the Markdown in a folder."""
+    return [(folder / f"{name}.{end}").read_text("utf-8") for end in ("html", "md")]
 
 
 class Page(HTMLParser):
-    """Collects what a page refers to, its text, and whether its tags fit each other."""
+    """References, texts, tags and styles of a page; fails on tags that do not match."""
 
     def __init__(self, text):
         super().__init__()
@@ -60,7 +65,7 @@ class Page(HTMLParser):
         (self.styles if self.open and self.open[-1] == "style" else self.text).append(data)
 
 
-def check_needs_nothing_else(text):
+def check_is_self_contained(text):
     page = Page(text)
     assert page.open == []
     assert all(reference.startswith(("#", "data:")) for reference in page.references)
@@ -74,140 +79,103 @@ def check_needs_nothing_else(text):
     return page
 
 
-@pytest.fixture
-def seed_run(tmp_path):
-    return write_run(tmp_path / "run10", like_the_seed(), provenance={"command": ["a", "<b>&"], "revision": "abc"})
-
-
-def test_the_review_of_the_founding_run(mcframe, seed_run):
-    result = mcframe("review", seed_run)
+@pytest.fixture(scope="module")
+def seed_run(tmp_path_factory):
+    """Return run10 with its review in `review`."""
+    run = write_run(
+        tmp_path_factory.mktemp("runs") / "run10", like_the_seed(),
+        provenance={"command": ["a", "<b>&"], "revision": "abc"},
+    )  # fmt: skip
+    result = mcframe("review", run)
     assert result.exit_code == 0, result.output
     assert "mc/variant_pack_ms" in result.output
-    html, markdown = ((seed_run / "review" / f"review.{end}").read_text("utf-8") for end in ("html", "md"))
-    page = check_needs_nothing_else(html)
+    return run
+
+
+def test_the_review_of_the_founding_run(seed_run):
+    html, markdown = pages(seed_run / "review")
+    page = check_is_self_contained(html)
     assert page.tags.count("article") == 5
     assert page.tags.count("svg") >= 9
-    text = "".join(page.text)
     headings = re.findall(r"^## (.+)$", markdown, re.M)
     assert headings == [
         "Summary", "Training throughput", "Controller metrics: LOD layout", "Controller metrics: LensNet",
         "Controller metrics: variant quality", "Weights by module", "Rules: findings", "Next steps", "Provenance",
     ]  # fmt: skip
-    for said in (
-        *headings,
-        "0.41 is 41 %",
-        "most likely timer: mc/variant_pack_ms",
-        "<b>&",
-    ):
-        assert said in text
+    for text in (*headings, "0.41 is 41 %", "most likely timer: mc/variant_pack_ms", "<b>&"):
+        assert text in "".join(page.text)
     for picture in re.findall(r"!\[.*?\]\((.+?)\)", markdown):
         assert (seed_run / "review" / picture).read_bytes().startswith(b"\x89PNG")
     assert markdown.count("### ") == 5
-
-
-def test_text_in_plots_follows_the_page(mcframe, seed_run):
-    mcframe("review", seed_run)
-    html = (seed_run / "review" / "review.html").read_text("utf-8")
+    # Texts of plots have the colour of the page.
     assert "currentColor" in html
-    assert "#010203" not in html
-    assert not re.search(r"fill: #000000|stroke: #000000", html)
+    assert not re.search(r"#010203|fill: #000000|stroke: #000000", html)
 
 
-def test_the_same_run_gives_the_same_page(mcframe, seed_run, tmp_path):
-    pages = []
-    for name in ("a", "b"):
-        assert mcframe("review", seed_run, "--out", tmp_path / name).exit_code == 0
-        pages.append((tmp_path / name / "review.html").read_text("utf-8"))
-    assert pages[0] == pages[1]
-
-
-def test_a_healthy_run_and_its_reference(mcframe, tmp_path):
-    run, reference = write_run(tmp_path / "run", healthy()), write_run(tmp_path / "reference", healthy(1))
-    result = mcframe("review", run, "--against", reference, "--from", 5, "--to", 160)
-    assert result.exit_code == 0, result.output
-    assert "No rule has a finding." in result.output
-    markdown = (run / "review" / "review.md").read_text("utf-8")
-    assert "Steps 5 to 160" in markdown
-    assert "The two runs read the same tokens" in markdown
-    assert "that of reference" in markdown
-
-
-def test_metrics_are_told_with_what_they_mean_and_whether_they_change(mcframe, seed_run):
-    mcframe("review", seed_run)
-    markdown = (seed_run / "review" / "review.md").read_text("utf-8")
+def test_tables_have_means_trends_and_meanings(seed_run):
+    _, markdown = pages(seed_run / "review")
     rows = {line.split(" | ")[0][2:]: line.split(" | ") for line in markdown.splitlines() if line.startswith("| mc/")}
-    _, unit, _, _, mean, trend, means = rows["mc/lod_delta/1"]
+    _, unit, _, _, mean, trend, meaning = rows["mc/lod_delta/1"]
     assert unit == "nats"
     late = read_run(seed_run).series["mc/lod_delta/1"].late(0.5)
     assert float(mean.split(" ± ")[0]) == pytest.approx(late.mean(), abs=0.01)
     assert trend.startswith("↗ +0.9")
-    assert "at most context.horizon after a span" in means
+    assert "at most context.horizon after a span" in meaning
     assert rows["mc/build_ms"][5] == "→"
 
 
-def test_working_contexts_are_coloured_by_level(mcframe, tmp_path):
-    run = write_run(tmp_path / "run", healthy())
-    writer = SummaryWriter(str(run / "tensorboard"))
-    writer.add_text("working_contexts", "    focused ·1·22|··  9 of 16 entries, 2 gists", 12288)
-    writer.close()
-    assert mcframe("review", run).exit_code == 0
-    html = (run / "review" / "review.html").read_text("utf-8")
-    strip = (
+def test_a_healthy_run_with_its_baseline_own_rules_and_working_contexts(tmp_path):
+    run, baseline = write_run(tmp_path / "run", healthy()), write_run(tmp_path / "baseline", healthy(1))
+    text = "focused ·1·22|··  9 of 16 entries, 2 gists\n<script>alert(1)</script> & ·1|·  9 of 16"
+    (run / "texts.jsonl").write_text(json.dumps({"name": "working_contexts", "tokens": 12288, "text": text}) + "\n")
+    (tmp_path / "mine.toml").write_text("[slow_pack]\nms = 4000.0\n")
+    options = ("--against", baseline, "--from", 5, "--to", 160, "--rules", tmp_path / "mine.toml")
+    result = mcframe("review", run, *options)
+    assert result.exit_code == 0, result.output
+    assert "No rule has a finding." in result.output
+    html, markdown = pages(run / "review")
+    page = check_is_self_contained(html)
+    for expected in ("Steps 5 to 160", "The two runs read the same tokens", "that of baseline", "mine.toml"):
+        assert expected in markdown
+    assert text.splitlines()[0] in markdown
+    assert (
         'focused <span class="raw">·</span><span class="lod1">1</span><span class="raw">·</span>'
         '<span class="lod2">22</span><span class="cursor">|</span><span class="raw">··</span>  9 of 16 entries, 2 gists'
-    )
-    assert strip in html
-    assert "focused ·1·22|··  9 of 16" in (run / "review" / "review.md").read_text("utf-8")
-
-
-def test_nothing_in_a_run_becomes_part_of_the_page(mcframe, tmp_path):
-    run = write_run(tmp_path / "run", healthy())
-    writer = SummaryWriter(str(run / "tensorboard"))
-    writer.add_text("working_contexts", "    <script>alert(1)</script> & ·1|·  9 of 16", 12288)
-    writer.close()
-    assert mcframe("review", run).exit_code == 0
-    page = check_needs_nothing_else((run / "review" / "review.html").read_text("utf-8"))
+    ) in html
     assert "<script>alert(1)</script> & ·1|·  9 of 16" in "".join(page.text)
-    assert "lod1" in (run / "review" / "review.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
-    ("value", "half", "said"),
+    ("value", "half", "expected"),
     [(3745.3, 192.6, "3,750 ± 190"), (0.00507, 0.000493, "0.00507 ± 0.00049"), (1.5, 0.2, "1.50 ± 0.20"),
      (0.0041, 9.4e-9, "0.0041 ± 9.4e-09"), (12.0, 3.4, "12.0 ± 3.4"), (123456.0, 1234.0, "123,500 ± 1,200")],
 )  # fmt: skip
-def test_a_mean_has_as_many_places_as_its_error(value, half, said):
-    assert with_error(value, half) == said
+def test_a_mean_has_as_many_decimals_as_its_error(value, half, expected):
+    assert with_error(value, half) == expected
 
 
-@pytest.mark.parametrize("lines", [1, 2, 5, 12])
-def test_a_run_that_has_only_begun_is_reviewed(mcframe, tmp_path, lines):
-    run = write_run(tmp_path / "run", healthy(n=lines), config=None, finished=False)
-    result = mcframe("review", run)
-    assert result.exit_code == 0, result.output
-    assert "too few independent" in (run / "review" / "review.md").read_text("utf-8")
+@pytest.mark.parametrize("lines", [1, 5])
+def test_two_reviews_of_a_plain_run_that_has_only_begun_are_equal(tmp_path, lines):
+    metrics = {name: values for name, values in healthy(n=lines).items() if not name.startswith("mc/")}
+    run = write_run(tmp_path / "run", metrics, config=None, finished=False)
+    for out in ("one", "two"):
+        result = mcframe("review", run, "--out", tmp_path / out)
+        assert result.exit_code == 0, result.output
+    assert pages(tmp_path / "one") == pages(tmp_path / "two")
+    for expected in ("too few independent", "no variants were trained"):
+        assert expected in pages(tmp_path / "one")[1]
 
 
-def test_a_plain_run_is_reviewed(mcframe, tmp_path):
-    run = write_run(tmp_path / "run", {k: v for k, v in healthy().items() if not k.startswith("mc/")})
-    assert mcframe("review", run).exit_code == 0
-    assert "no variants were trained" in (run / "review" / "review.md").read_text("utf-8")
-
-
-def test_rules_of_ones_own(mcframe, seed_run, tmp_path):
+def test_rules_of_a_user(seed_run, tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(
-        '[throughput_dip]\ndrop = 0.5\n[low_mfu]\nenabled = false\n[slow_pack]\nseverity = "low"\nms = 4000.0\n'
+        "[throughput_dip]\ndrop = 0.5\n[low_mfu]\nenabled = false\n[slow_pack]\nms = 4000.0\n"
+        '[implausible_delta]\nseverity = "low"\n'
     )
-    result = mcframe("review", seed_run, "--rules", file)
-    assert result.exit_code == 0
-    assert "Throughput fell" not in result.output
-    assert "MFU" not in result.output
-    assert "Packing" not in result.output
-    assert "implausible" in result.output
-    markdown = (seed_run / "review" / "review.md").read_text("utf-8")
-    assert "disabled in" in markdown
-    assert "mine.toml" in markdown
+    outcomes = apply_rules(Case(read_run(seed_run), read_rules(file)))
+    found = {finding.rule: finding.severity for finding in outcomes.findings}
+    assert found == {"rising_lod_delta": "medium", "implausible_delta": "low"}
+    assert outcomes.skipped["low_mfu"].reason == f"disabled in {file}"
 
 
 WRONG_RULES = {
@@ -224,37 +192,34 @@ WRONG_RULES = {
 }
 
 
-@pytest.mark.parametrize("text", WRONG_RULES)
-def test_rules_that_are_wrong_are_told(mcframe, seed_run, tmp_path, text):
-    (tmp_path / "mine.toml").write_text(text)
-    result = mcframe("review", seed_run, "--rules", tmp_path / "mine.toml")
-    assert result.exit_code == 2
-    assert WRONG_RULES[text] in " ".join(result.output.replace("│", " ").split())
+def test_wrong_rules_are_errors(tmp_path):
+    for text, message in WRONG_RULES.items():
+        (tmp_path / "mine.toml").write_text(text)
+        with pytest.raises(UserError, match=re.escape(message)):
+            read_rules(tmp_path / "mine.toml")
 
 
-def test_what_cannot_be_done_ends_with_2(mcframe, seed_run, tmp_path):
+def test_user_errors_exit_with_2(seed_run, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    for arguments, said in (
+    short = [write_run(tmp_path / name, {"train/loss": np.ones(3)}) for name in "ab"]
+    for arguments, message in (
         (("review", tmp_path / "none"), "expected a folder"),
         (("review", tmp_path / "empty"), "expected metrics.jsonl"),
         (("review", seed_run, "--against", seed_run), "expected another run"),
-        (("review", seed_run, "--against", tmp_path / "none"), "expected a folder"),
-        (("review", seed_run, "--from", 10, "--to", 5), "--from before --to"),
-        (("review", seed_run, "--from", 5000), "no metric between"),
         (("review", seed_run, "--rules", tmp_path / "none"), "cannot be read"),
-        (("review", seed_run, "--out", tmp_path / "file" / "below"), "cannot be written"),
         (("compare", seed_run), "two different runs"),
         (("compare", seed_run, seed_run), "two different runs"),
         (("compare", seed_run, tmp_path / "empty"), "expected metrics.jsonl"),
+        (("compare", *short, "--out", tmp_path / "file" / "below"), "cannot be written"),
     ):
         result = mcframe(*arguments)
         assert result.exit_code == 2, (arguments, result.output)
-        assert said in " ".join(result.output.replace("│", " ").split())
+        assert message in " ".join(result.output.replace("│", " ").split())
 
 
 # ---- compare -------------------------------------------------------------------------------------
-def test_runs_that_differ_in_the_seed_are_one_row_with_an_interval(mcframe, tmp_path):
+def test_runs_that_differ_in_the_seed_are_one_column_with_an_interval(tmp_path):
     runs = [write_run(tmp_path / f"seed-{k}", healthy(k), config={**CONFIG, "run.seed": str(k)}) for k in range(3)]
     runs.append(
         write_run(tmp_path / "other", healthy(9), config={**CONFIG, "run.gistnet": "@gistnet.mean", "gpt.depth": "4"})
@@ -265,8 +230,8 @@ def test_runs_that_differ_in_the_seed_are_one_row_with_an_interval(mcframe, tmp_
     assert result.exit_code == 0, result.output
     assert "seed-0 and seed-1 did not read the same tokens: run.seed: 0 against 1" in result.output
     assert "seed-0 and other read the same tokens" in result.output
-    markdown = (tmp_path / "comparison" / "comparison.md").read_text("utf-8")
-    check_needs_nothing_else((tmp_path / "comparison" / "comparison.html").read_text("utf-8"))
+    html, markdown = pages(tmp_path / "comparison", "comparison")
+    check_is_self_contained(html)
     assert "| seed-0 (3 runs) | other |" in markdown
     rows = re.findall(r"^\| ([\w/.]+/[\w/.]+) \|", markdown, re.M)
     order = [name for name in rows if name in ("train/loss", "mc/wc_length", "mc/build_ms")]
@@ -281,17 +246,12 @@ def test_runs_that_differ_in_the_seed_are_one_row_with_an_interval(mcframe, tmp_
     assert set(re.findall(r"^\| (\w+\.\w+) ", differing, re.M)) == {"run.seed", "run.gistnet", "gpt.depth"}
 
 
-def test_a_seed_twice_is_told(mcframe, tmp_path):
-    runs = [write_run(tmp_path / name, healthy(k)) for k, name in enumerate("ab")]
+def test_runs_with_one_seed_and_names_like_markup(tmp_path):
+    runs = [write_run(tmp_path / name, {"train/loss": np.arange(5.0)}) for name in (r"$\frac$", "b")]
     assert mcframe("compare", *runs).exit_code == 0
-    assert "have a seed twice" in (tmp_path / "comparison" / "comparison.md").read_text("utf-8")
+    assert "have a seed twice" in pages(tmp_path / "comparison", "comparison")[1]
 
 
-def test_runs_may_be_called_anything(tmp_path):
-    runs = {name: read_run(write_run(tmp_path / name, healthy(n=5))) for name in (r"$\frac$", "b")}
-    assert draw(Plot("loss", "Loss", ("train/loss",)), runs) is not None
-
-
-def test_runs_of_one_name_are_told_apart(tmp_path):
+def test_runs_of_one_name_have_labels_with_their_folders(tmp_path):
     runs = [write_run(tmp_path / name / "seed-0", healthy(n=5)) for name in "ab"]
     assert list(named([read_run(run) for run in runs])) == ["a/seed-0", "b/seed-0"]

@@ -1,4 +1,4 @@
-"""Pages opened in a real browser: nothing asked for, nothing complained about, readable, printed."""
+"""Pages in a real browser: self-contained, without errors, readable, printable."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def pages(tmp_path_factory):
         result = CliRunner().invoke(app, list(map(str, arguments)))
         assert result.exit_code == 0, result.output
     review = run / "review" / "review.html"
-    # The made-up run has no drawn contexts; this stands where a real one has them.
-    drawn = re.sub(
+    # The synthetic run has no working contexts, so one is inserted.
+    with_strip = re.sub(
         r"(<h2>Controller metrics: LOD layout</h2>)", rf'\1<pre class="strips">{STRIP}</pre>', review.read_text()
     )
-    review.write_text(drawn)
+    review.write_text(with_strip)
     return review, folder / "comparison" / "comparison.html"
 
 
@@ -59,11 +59,11 @@ def browser(tmp_path_factory):
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["review", "comparison"])
-def test_a_page_needs_nothing_and_is_readable_in_any_window(pages, browser, which):
+def test_a_page_is_self_contained_and_readable_in_any_window(pages, browser, which):
     address = pages[which].as_uri()
     browser.window(1600)
     browser.open(address)
-    # What a page asks for after it has been loaded would come now.
+    # Requests after the page has been loaded would arrive now.
     browser.value("new Promise(done => setTimeout(done, 300))")
     for width in (400, 1600):
         for scheme in ("light", "dark"):
@@ -72,7 +72,7 @@ def test_a_page_needs_nothing_and_is_readable_in_any_window(pages, browser, whic
             assert browser.value("document.documentElement.scrollWidth") <= width
             assert width == 1600 or browser.value(HIDDEN) == []
             assert browser.value(CONTRAST) >= 4.5
-            picture = np.asarray(Image.open(io.BytesIO(browser.picture())).convert("L"))
+            picture = np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("L"))
             assert (np.median(picture) > 200) == (scheme == "light")
             plots = browser.value(PLOTS)
             assert len(plots) >= (9 if which == 0 else 6)
@@ -80,23 +80,23 @@ def test_a_page_needs_nothing_and_is_readable_in_any_window(pages, browser, whic
                 assert 300 < across <= width
                 assert across * 0.4 < high < across
                 assert drawn > 5
-    assert [asked for asked in browser.asked_for() if not asked.startswith("data:")] == [address]
-    assert browser.complaints() == []
+    assert [request for request in browser.requests() if not request.startswith("data:")] == [address]
+    assert browser.errors() == []
 
 
-def test_a_page_that_asks_and_complains_would_be_noticed(pages, browser, tmp_path):
+def test_requests_and_errors_are_detected(pages, browser, tmp_path):
     text = pages[0].read_text("utf-8")
-    spoilt = tmp_path / "spoilt.html"
-    spoilt.write_text(text.replace("</main>", '<img src="missing.png"><script>nothing()</script></main>'), "utf-8")
-    browser.open(spoilt.as_uri())
-    assert any(asked.endswith("missing.png") for asked in browser.asked_for())
-    assert any(event["method"] == "Runtime.exceptionThrown" for event in browser.complaints())
+    broken = tmp_path / "broken.html"
+    broken.write_text(text.replace("</main>", '<img src="missing.png"><script>nothing()</script></main>'), "utf-8")
+    browser.open(broken.as_uri())
+    assert any(request.endswith("missing.png") for request in browser.requests())
+    assert any(event["method"] == "Runtime.exceptionThrown" for event in browser.errors())
 
 
 def test_a_page_prints(pages, browser):
     browser.window(1600, "dark")
     browser.open(pages[0].as_uri())
-    printed = browser.printed()
+    printed = browser.pdf()
     assert printed.startswith(b"%PDF")
     sheets = len(re.findall(rb"/Type\s*/Page\b", printed))
     assert 3 <= sheets <= 14
