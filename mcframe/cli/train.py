@@ -106,7 +106,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     fingerprints: list[list[str]] = [[]] * world_size
     dist.all_gather_object(fingerprints, fingerprint(loaded.registry))
     check_alike(fingerprints)
-    engine = Engine(components.step, run_config, world_size)
+    engine = Engine(components, world_size)
     extra = {
         "parameter groups": "\n".join(map(str, engine.param_groups)),
         "ranks": f"{world_size} on {device}; micro-batches of {engine.micro_batch} sequences, "

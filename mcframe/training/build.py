@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ from mcframe.hookspecs import (
     HeadShape,
     Loss,
     ModelShape,
+    Optimizer,
     Positions,
+    Schedule,
     SyntheticTask,
     TextSource,
     Tokenizer,
@@ -52,6 +54,8 @@ class Components:
         allocator: The allocator.
         evaluations: The evaluations of `run.evaluations`.
         callbacks: The callbacks of `run.callbacks`.
+        optimizer: The optimizer plug-in.
+        schedule: The learning-rate schedule.
     """
 
     run_config: RunConfig
@@ -64,6 +68,8 @@ class Components:
     allocator: Allocator
     evaluations: Sequence[Evaluation]
     callbacks: Sequence[Callback]
+    optimizer: Optimizer
+    schedule: Schedule
 
     @property
     def model(self) -> MegaContextModel:
@@ -103,7 +109,45 @@ def build_components(run_config: RunConfig) -> Components:
         allocator=run_config.allocator(tree),
         evaluations=build_evaluations(run_config),
         callbacks=[build() for build in run_config.callbacks],
+        optimizer=build_optimizer(run_config),
+        schedule=build_schedule(run_config),
     )
+
+
+def build_optimizer(run_config: RunConfig) -> Optimizer:
+    """Build the optimizer plug-in.
+
+    Raises:
+        UserError: It does not support the ZeRO stage, or the clipping of gradients.
+    """
+    assert run_config.optimizer is not None  # load_run_config fills in the default
+    optimizer = run_config.optimizer()
+    name, stage = f"optimizer.{plugin_name(run_config.optimizer)}", run_config.deepspeed.zero_stage
+    _check_stage(name, optimizer.max_zero_stage, stage, "select another run.optimizer")
+    if optimizer.replaces_gradients and run_config.optimizer_config.gradient_clipping:
+        raise UserError(
+            f"gradient clipping cannot be combined with @{name}: it would clip the optimizer's update in place of the "
+            "gradient",
+            binding="optimizer.gradient_clipping",
+            remedy="Remove optimizer.gradient_clipping.",
+        )
+    return optimizer
+
+
+def build_schedule(run_config: RunConfig) -> Schedule:
+    """Build the learning-rate schedule."""
+    assert run_config.schedule is not None  # load_run_config fills in the default
+    return run_config.schedule()
+
+
+def _check_stage(name: str, highest: int, stage: int, otherwise: str) -> None:
+    """Raise UserError if a plug-in does not support the ZeRO stage of the run."""
+    if stage > highest:
+        raise UserError(
+            f"{name}: expected ZeRO stage {highest} or lower, got {stage}",
+            binding=name,
+            remedy=f"set deepspeed.zero_stage to {highest} or lower, or {otherwise}",
+        )
 
 
 def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
@@ -112,13 +156,7 @@ def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
     losses = _build_losses(run_config, ModelShape(model.gpt.width, model.tree))
     stage = run_config.deepspeed.zero_stage
     for loss in losses:
-        if stage > loss.max_zero_stage:
-            raise UserError(
-                f"loss.{loss.name}: expected ZeRO stage {loss.max_zero_stage} or lower, got {stage}",
-                binding=f"loss.{loss.name}",
-                remedy=f"set deepspeed.zero_stage to {loss.max_zero_stage} or lower, or remove @loss.{loss.name} "
-                "from run.losses",
-            )
+        _check_stage(f"loss.{loss.name}", loss.max_zero_stage, stage, f"remove @loss.{loss.name} from run.losses")
     step = TrainStep(model, losses, run_config.lens_targets)
     if run_config.lens_targets.shuffle and model.strategy.count == 1:
         raise UserError(
@@ -161,12 +199,13 @@ def _build_losses(run_config: RunConfig, shape: ModelShape) -> list[Loss]:
     """Build the losses. The seed of a loss is its name in gin, so that the order of the list changes no weight."""
     factories = [*(run_config.losses or ()), *run_config.extra_losses]
     return [
-        seeded(run_config.seed, _loss_name(factory), lambda factory=factory: factory(shape))  # type: ignore[misc]
+        seeded(run_config.seed, plugin_name(factory), lambda factory=factory: factory(shape))  # type: ignore[misc]
         for factory in factories
     ]
 
 
-def _loss_name(factory: Callable[..., Loss]) -> str:
+def plugin_name(factory: Callable[..., Any] | None) -> str:
+    """Return the name of a plug-in in gin; empty for a factory that is not registered."""
     return str(getattr(getattr(factory, "entry", factory), "name", ""))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 import socket
@@ -22,8 +23,9 @@ from mcframe.context.step_metrics import StepMetrics
 from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
+from mcframe.registry.checks import raise_contract_error
+from mcframe.training.build import Components
 from mcframe.training.engine_config import engine_config
-from mcframe.training.optimizer import build_optimizer
 from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.train_step import StepBatch, TrainStep
 
@@ -172,28 +174,37 @@ def _forget_shared_memory(rank: int) -> None:
 class Engine:
     """A DeepSpeed engine around the step module, with one backward a micro-batch and a watch on gradients."""
 
-    def __init__(self, step: TrainStep, run_config: RunConfig, world_size: int) -> None:
+    def __init__(self, components: Components, world_size: int) -> None:
         import deepspeed
 
+        step, run_config, optimizer = components.step, components.run_config, components.optimizer
         _check_ranks(run_config, world_size)
         self.micro_batch = micro_batch_for(run_config.sequences // world_size, run_config.micro_batch)
         self.accumulation = run_config.sequences // (self.micro_batch * world_size)
-        self.config = engine_config(run_config, self.micro_batch, self.accumulation)
+        self.config = engine_config(run_config, optimizer, self.micro_batch, self.accumulation)
         self.stage = run_config.deepspeed.zero_stage
-        self._reports_norm = run_config.optimizer.name != "muon"  # Muon's is the norm of its update
+        self._reports_norm = not optimizer.replaces_gradients
         self._watch = GradientWatch(step) if self.stage == 3 else None
         self._timed: PhaseTimer = no_timer
-        self.param_groups = param_groups(step, run_config.optimizer)
-        self._peak_lr = run_config.optimizer.lr
+        self.param_groups = param_groups(step, optimizer, run_config.optimizer_config)
+        self._peak_lr = run_config.optimizer_config.lr
+        self._schedule, self._steps = components.schedule, run_config.steps
         groups, offload = optimizer_groups(step, self.param_groups), run_config.deepspeed.offload_optimizer
         self.wrapped, _, _, self._scheduler = deepspeed.initialize(
             model=step,
-            config={name: value for name, value in self.config.items() if name != "optimizer"},
-            optimizer=lambda _: build_optimizer(self.config["optimizer"], groups, offload),
-            lr_scheduler=lambda optimizer: LambdaLR(
-                optimizer, lambda step: run_config.schedule.factor(step, run_config.steps)
-            ),
+            config=self.config,
+            optimizer=lambda _: optimizer.build(groups, offload),
+            lr_scheduler=lambda built: LambdaLR(built, self._lr_factor),
         )
+
+    def _lr_factor(self, step: int) -> float:
+        """Return the schedule's factor on the peak learning rate, checked."""
+        factor = float(self._schedule(step, self._steps))
+        if not 0 <= factor < math.inf:
+            raise_contract_error(
+                self._schedule, "__call__", f"expected a factor of 0 or above, got {factor} in step {step}"
+            )
+        return factor
 
     def __call__(self, batch: StepBatch) -> tuple[torch.Tensor, StepMetrics]:
         """Return loss and metrics of a micro-batch."""
@@ -236,13 +247,13 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step, of AdamW's parameters without a scale; others are proportional to it."""
-        return float(self._peak_lr * self._scheduler.lr_lambdas[0](self._scheduler.last_epoch))
+        """The learning rate of the next step for parameters without a factor: `optimizer.lr` times the schedule's."""
+        return self._peak_lr * self._lr_factor(self._scheduler.last_epoch)
 
     def apply_schedule(self) -> None:
-        """Set the next step's learning rate from this recipe: a checkpoint brings that of the run it was made in."""
+        """Set the next step's learning rate from this configuration; a checkpoint restores that of its own run."""
         groups = self._scheduler.optimizer.param_groups
-        factor = self._scheduler.lr_lambdas[0](self._scheduler.last_epoch)
+        factor = self._lr_factor(self._scheduler.last_epoch)
         self._scheduler._last_lr = [base * factor for base in self._scheduler.base_lrs]
         for group, rate in zip(groups, self._scheduler.get_last_lr(), strict=True):
             group["lr"] = rate

@@ -7,20 +7,21 @@ from rich.table import Table
 from rich.text import Text
 
 from mcframe.config.schema import RunConfig
+from mcframe.hookspecs import Optimizer
 from mcframe.modeling.gpt import parameter_count
-from mcframe.training.build import Components, parameter_counts
+from mcframe.training.build import Components, parameter_counts, plugin_name
+from mcframe.training.engine_config import gradient_clipping
 from mcframe.training.flops import StepFlops
 from mcframe.training.param_groups import param_groups
 from mcframe.training.train_step import TrainStep
 
 
-def memory_estimate(step: TrainStep, run_config: RunConfig, world_size: int) -> dict[str, float]:
+def memory_estimate(step: TrainStep, optimizer: Optimizer, run_config: RunConfig, world_size: int) -> dict[str, float]:
     """Bytes a rank needs for weights, gradients and optimizer states. Activations and logits come on top."""
     parameters = parameter_count(step)
     stage, half = run_config.deepspeed.zero_stage, run_config.deepspeed.precision == "bf16"
-    # AdamW keeps two moments of a parameter, Muon one.
-    groups = param_groups(step, run_config.optimizer)
-    states = sum((4 if group.use_muon else 8) * group.count for group in groups)
+    groups = param_groups(step, optimizer, run_config.optimizer_config)
+    states = sum(4 * group.rule.states * group.count for group in groups)
     weight = 2 if half else 4
     master = 4 * parameters if half or stage else 0  # ZeRO holds a flat float32 copy of the weights
     share = {
@@ -40,7 +41,7 @@ def describe(components: Components, extra: dict[str, str]) -> RenderableType:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     parts = _parts(run_config, components.step, components.flops, components.tokenizer.vocab_size)
-    for name, value in {**parts, **_clock(run_config), **extra}.items():
+    for name, value in {**parts, **_clock(components), **extra}.items():
         table.add_row(name, value)
     return Group(table, Text(""))
 
@@ -84,17 +85,21 @@ def variants_in_words(run_config: RunConfig, count: int) -> str:
     return f"{count} a sequence, of {first:,} entries at the start, {last:,} at the end{mixed}"
 
 
-def _clock(run_config: RunConfig) -> dict[str, str]:
+def _clock(components: Components) -> dict[str, str]:
+    run_config = components.run_config
     return {
         "steps": f"{run_config.steps:,} of {run_config.batch_tokens:,} tokens ({run_config.sequences} sequences), "
         f"{run_config.steps * run_config.batch_tokens:,} in all",
-        "optimizer": _optimizer(run_config),
+        "optimizer": _optimizer(components),
     }
 
 
-def _optimizer(run_config: RunConfig) -> str:
-    optimizer, stage = run_config.optimizer, run_config.deepspeed.zero_stage
-    clipping = f"gradients clipped at {optimizer.clipping}" if optimizer.clipping else "no clipping"
-    if optimizer.name == "muon":
-        clipping += " (it would act on Muon's orthogonalised update)"
-    return f"{optimizer.name}, {clipping}; ZeRO {stage}, {run_config.deepspeed.precision}"
+def _optimizer(components: Components) -> str:
+    run_config, optimizer = components.run_config, components.optimizer
+    norm = gradient_clipping(run_config, optimizer)
+    clipping = f"gradients clipped at {norm}" if norm else "no clipping"
+    if optimizer.replaces_gradients:
+        clipping += " (it would act on the optimizer's update)"
+    name, schedule = plugin_name(run_config.optimizer), plugin_name(run_config.schedule)
+    stage, precision = run_config.deepspeed.zero_stage, run_config.deepspeed.precision
+    return f"{name}, {clipping}; schedule {schedule}; ZeRO {stage}, {precision}"

@@ -197,6 +197,6 @@ class Trainer:
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} after {self.state.tokens:,} tokens",
-                remedy="lower optimizer.lr (and optimizer.muon_lr) or raise schedule.warmup_ratio; the checkpoints "
-                f"that were written are kept in {self.plan.directory / 'checkpoints'}",
+                remedy="Lower optimizer.lr, and optimizer.muon.lr with Muon, or lengthen the warm-up of the schedule. "
+                f"Earlier checkpoints are kept in {self.plan.directory / 'checkpoints'}",
             )
