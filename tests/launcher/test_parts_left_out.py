@@ -48,7 +48,7 @@ def test_only_what_is_trainable_moves(launches, root, stage, ranks, optimizer):
         "run.extra_losses = [@loss.reconstruction, @loss.distillation]",
         "gpt.gist_bias = -1",
         f"deepspeed.zero_stage = {stage}",
-        f"optimizer.name = '{optimizer}'",
+        f"run.optimizer = @optimizer.{optimizer}",
     )
     result = launches.run(*settings, ranks=ranks).succeeded()
     assert moved(result, settings, root) == {"gistnet", "reconstruction"}
