@@ -55,7 +55,7 @@ def u2_state(plugin: PluginUnderTest) -> None:
     "H1", "Its factor is finite, 0 or above, and a function of step and length of the run", "schedule", after=("P6",)
 )
 def h1_factor(plugin: PluginUnderTest) -> None:
-    """In runs of 1, 7 and 200 steps; in order, and in reverse order from another instance. Some step has more than 0."""
+    """In runs of 1, 7 and 200 steps, in order, and in reverse order from another instance. Some factor is above 0."""
     schedule: Schedule = plugin.build()
     for total in (1, 7, 200):
         factors = [float(schedule(step, total)) for step in range(total)]

@@ -61,9 +61,7 @@ def test_deepspeeds_own_settings_cannot_reach_what_mcframe_sees_to(smoke, path, 
 
 
 def test_owned_are_the_keys_that_lead_to_a_trap():
-    assert {"gradient_clipping", "optimizer", "activation_checkpointing"} <= set(
-        RESERVED_DEEPSPEED_KEYS
-    )
+    assert {"gradient_clipping", "optimizer", "activation_checkpointing"} <= set(RESERVED_DEEPSPEED_KEYS)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

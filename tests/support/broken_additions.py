@@ -1,4 +1,4 @@
-"""Positions, losses, evaluations, loggers, callbacks, optimizers and schedules that break one requirement each, and conforming ones."""
+"""Plug-ins that break one requirement each, and conforming ones: kinds that are no part of a model."""
 
 import random
 
