@@ -9,6 +9,7 @@ from typing import Literal
 
 from mcframe.config.run_config import load_run_config
 from mcframe.errors import Location, UserError
+from mcframe.metrics.summary import ended_by_request
 from mcframe.registry.discovery import INSTALLED, PluginOptions
 from mcframe.registry.plugins import did_you_mean
 from mcframe.sweep.grid import Grid, Row, line_of
@@ -52,9 +53,12 @@ class PlannedRun:
 
     @property
     def progress(self) -> Progress:
-        """How far it has come. A run without a complete checkpoint has nothing to lose, and is new."""
+        """The progress of the run. It is new without a complete checkpoint, and finished if a callback stopped it."""
         trained = self.trained
-        return "new" if not trained else "unfinished" if trained < self.tokens else "finished"
+        if not trained:
+            return "new"
+        finished = trained >= self.tokens or ended_by_request(self.directory, trained)
+        return "finished" if finished else "unfinished"
 
 
 def run_directory(out: Path, row: str, seed: int) -> Path:
