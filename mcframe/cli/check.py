@@ -28,7 +28,7 @@ from mcframe.training.build import (
 )
 from mcframe.training.engine_config import engine_config
 from mcframe.training.flops import StepFlops
-from mcframe.training.startup_summary import left_out, memory_estimate, variants_in_words
+from mcframe.training.startup_summary import describe_variants, memory_estimate, omitted
 from mcframe.training.train_step import TrainStep
 
 
@@ -67,7 +67,7 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
     rows = {
         "plug-ins": _plugins(loaded),
         **{name: f"{count:,} parameters ({count / 1e6:.1f} M)" for name, count in parameter_counts(step).items()},
-        **left_out(step),
+        **omitted(step),
     }
     variants = model.strategy.count
     lengths = run_config.extreme_lengths if variants else (0, 0)
@@ -85,7 +85,7 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
     )
     rows["steps"] = f"{run_config.steps:,}, {run_config.steps * run_config.batch_tokens:,} tokens"
     if variants:
-        rows["variants"] = variants_in_words(run_config, variants)
+        rows["variants"] = describe_variants(run_config, variants)
         rows["usable nodes"] = _usable(run_config)
     rows["memory a rank"] = _memory(step, optimizer, run_config, ranks)
     if run_config.sequences % ranks == 0:

@@ -102,7 +102,7 @@ def save(
     Args:
         engine: The engine.
         run_dir: The run directory.
-        position: `tokens`, and the settings that a resumed run must share, by their names in gin.
+        position: `tokens`, and the settings that must be equal in a resumed run, by their names in gin.
         shared: State that is equal on all ranks.
         own: State of this rank.
         keep: The number of checkpoints to keep.

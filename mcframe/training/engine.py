@@ -106,7 +106,7 @@ def start_distributed() -> torch.device:
         if missing := check_compiler():
             raise UserError(
                 f"DeepSpeed needs {missing} to build its CPU communication op",
-                remedy="Install g++ (Debian, Ubuntu: apt-get install g++) and ninja (pip install ninja), then run `mcframe doctor`.",
+                remedy="Install g++ (apt-get install g++) and ninja (pip install ninja), then run `mcframe doctor`.",
             )
         if rank == 0:
             print(  # noqa: T201
@@ -294,7 +294,7 @@ class GradientWatch:
                 f"no gradient reached {missing[0]}"
                 + (f" and {len(missing) - 1} more parameters" if len(missing) > 1 else "")
                 + " in this step, though one did before: at ZeRO 3 DeepSpeed would apply the old one again",
-                remedy="Run every part of the plug-in in every step, with a weight of 0.0 while it is not to be trained, "
+                remedy="Run every part of the plug-in in every step, with a loss weight of 0.0 if it is not trained, "
                 "or set deepspeed.zero_stage to 0, 1 or 2.",
             )
 

@@ -348,6 +348,6 @@ def test_a_batch_that_the_ranks_cannot_share_is_told_once(launches):
     result = launches.shared("run.batch_tokens = 1152", ranks=2, launcher=True)
     assert result.code == 2, result.output[-6000:]
     assert result.output.count("mcframe cannot go on") == 1
-    assert "makes 9 sequences a step, which 2 ranks cannot share equally" in result.words
+    assert "expected a number of sequences that divides among 2 ranks, got 9" in result.words
     assert "set run.batch_tokens = 1024" in result.words
     assert "Traceback" not in result.output

@@ -88,7 +88,7 @@ def test_positions_that_return_no_pair_are_refused():
     [
         (lambda term: term.loss, "LossTerm"),
         (lambda term: LossTerm(term.loss.mean()), "loss"),
-        (lambda term: LossTerm(term.loss, {"share": 0.5}), "share"),
+        (lambda term: LossTerm(term.loss, {"fraction": 0.5}), "fraction"),
     ],
 )
 def test_losses_that_return_something_else_are_refused(returned, message):
