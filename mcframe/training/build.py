@@ -14,7 +14,7 @@ from mcframe.config.schema import RunConfig
 from mcframe.context.context_tree import ContextTree
 from mcframe.data.loader import WindowStream, open_training_stream, open_validation
 from mcframe.data.synthetic_stream import GeneratedWindows, held_out
-from mcframe.errors import UserError
+from mcframe.errors import UserError, require
 from mcframe.evaluation.runner import check_names
 from mcframe.hookspecs import (
     Allocator,
@@ -142,12 +142,8 @@ def build_schedule(run_config: RunConfig) -> Schedule:
 
 def _check_stage(name: str, highest: int, stage: int, otherwise: str) -> None:
     """Raise UserError if a plug-in does not support the ZeRO stage of the run."""
-    if stage > highest:
-        raise UserError(
-            f"{name}: expected ZeRO stage {highest} or lower, got {stage}",
-            binding=name,
-            remedy=f"set deepspeed.zero_stage to {highest} or lower, or {otherwise}",
-        )
+    remedy = f"Set deepspeed.zero_stage to {highest} or lower, or {otherwise}."
+    require(stage <= highest, name, stage, f"ZeRO stage {highest} or lower", remedy)
 
 
 def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
@@ -158,12 +154,9 @@ def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
     for loss in losses:
         _check_stage(f"loss.{loss.name}", loss.max_zero_stage, stage, f"remove @loss.{loss.name} from run.losses")
     step = TrainStep(model, losses, run_config.lens_targets)
-    if run_config.lens_targets.shuffle and model.strategy.count == 1:
-        raise UserError(
-            "lens_targets.shuffle: expected two or more variants a sequence, got one",
-            binding="lens_targets.shuffle",
-            remedy="raise the count of run.variants, or set lens_targets.shuffle = False",
-        )
+    shuffled = run_config.lens_targets.shuffle and model.strategy.count == 1
+    remedy = "Raise the count of run.variants, or set lens_targets.shuffle = False."
+    require(not shuffled, "lens_targets.shuffle", 1, "two or more variants a sequence", remedy)
     _freeze(step, run_config.trainable)
     return step
 
@@ -212,13 +205,9 @@ def plugin_name(factory: Callable[..., Any] | None) -> str:
 def _check_model(model: MegaContextModel) -> None:
     """Raise UserError if the parts of a model do not fit each other."""
     depth = model.gpt.depth
-    if model.gistnet is not None and not 0 <= model.gistnet.reads_layer <= depth:
-        raise UserError(
-            f"run.gistnet: expected a layer from 0 to {depth} whose states GistNet reads, got "
-            f"{model.gistnet.reads_layer}",
-            binding="run.gistnet",
-            remedy=f"set the layer of the GistNet to a number from 0 to {depth}, or raise gpt.depth",
-        )
+    layer = model.gistnet.reads_layer if model.gistnet is not None else 0
+    remedy = f"Set the layer of the GistNet to a number from 0 to {depth}, or raise gpt.depth."
+    require(0 <= layer <= depth, "run.gistnet", layer, f"a layer from 0 to {depth} whose states GistNet reads", remedy)
     if model.strategy.needs_scores and model.lensnet is None:
         raise UserError(
             f"run.variants: {type(model.strategy).__name__} selects variants by LensNet's scores, and the run has no "
@@ -234,12 +223,9 @@ def _freeze(step: TrainStep, trainable: Sequence[str]) -> None:
     for part, module in modules:
         if part is not None and part not in trainable:
             module.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in step.parameters()):
-        raise UserError(
-            f"run.trainable: expected a part of this run, got {tuple(trainable)!r}; nothing would be trained",
-            binding="run.trainable",
-            remedy=f"list one or more of: {', '.join(step.model.parts)}",
-        )
+    trained = any(parameter.requires_grad for parameter in step.parameters())
+    remedy = f"List one or more of: {', '.join(step.model.parts)}."
+    require(trained, "run.trainable", tuple(trainable), "a part of this run", remedy)
 
 
 def build_evaluations(run_config: RunConfig) -> list[Evaluation]:
@@ -262,13 +248,9 @@ def build_task(run_config: RunConfig, model: MegaContextModel) -> SyntheticTask 
     if run_config.task is None:
         return None
     task = run_config.task(run_config.context.tree)
-    if task.vocab_size > model.gpt.vocab_size:
-        raise UserError(
-            f"gpt.vocab_size: expected at least the {task.vocab_size:,} token ids of the task, got "
-            f"{model.gpt.vocab_size:,}",
-            binding="gpt.vocab_size",
-            remedy=f"set gpt.vocab_size = {task.vocab_size} or more, or lower the vocabulary of the task",
-        )
+    needed, available = task.vocab_size, model.gpt.vocab_size
+    remedy = f"Set gpt.vocab_size = {needed} or more, or lower the vocabulary of the task."
+    require(needed <= available, "gpt.vocab_size", available, f"at least the {needed} token ids of the task", remedy)
     return task
 
 

@@ -164,7 +164,7 @@ def load(engine: Engine, checkpoint: Checkpoint, position: Mapping[str, int]) ->
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{checkpoint.path} cannot be loaded: {first}",
-            remedy="If the model was changed, start a new run with --resume never. If the files are damaged, remove the "
+            remedy="If the model was changed, start a new run with --resume never. If files are damaged, remove the "
             "folder to resume from the checkpoint before it.",
         ) from error
     _restore_random_states(own.pop("random"))

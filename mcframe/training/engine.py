@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mcframe.config.schema import RunConfig
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.data.loader import micro_batch_for
-from mcframe.errors import UserError
+from mcframe.errors import UserError, require
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.registry.checks import raise_contract_error
 from mcframe.training.build import Components
@@ -300,15 +300,15 @@ class GradientWatch:
 
 
 def _check_ranks(run_config: RunConfig, world_size: int) -> None:
-    if run_config.sequences % world_size:
-        window = run_config.context.window
-        near = max(1, round(run_config.sequences / world_size)) * world_size * window
-        raise UserError(
-            f"run.batch_tokens: expected a number of sequences that divides among {world_size} ranks, got "
-            f"{run_config.sequences} ({run_config.batch_tokens} tokens)",
-            binding="run.batch_tokens",
-            remedy=f"Set run.batch_tokens = {near}, or start another number of ranks.",
-        )
+    sequences, window = run_config.sequences, run_config.context.window
+    near = max(1, round(sequences / world_size)) * world_size * window
+    require(
+        sequences % world_size == 0,
+        "run.batch_tokens",
+        sequences,
+        f"a number of sequences that divides among {world_size} ranks",
+        f"Set run.batch_tokens = {near}, or start another number of ranks.",
+    )
 
 
 def barrier() -> None:

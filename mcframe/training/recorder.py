@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ class Recorder:
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
-    def show_progress(self) -> None:
-        """Start the progress bar."""
+    def start(self) -> None:
+        """Start a session, and its progress bar."""
+        self._started, self._first_tokens = time.monotonic(), self._state.tokens
         self.progress = Progress(self._state.total_tokens, self._state.tokens, self._rank == 0)
 
     def info(self) -> RunInfo:
@@ -108,14 +110,12 @@ class Recorder:
         """Close the loggers."""
         self._loggers.close()
 
-    def finish(self, status: str, checkpoint: Path | None, tokens: int, seconds: float) -> dict[str, Any]:
+    def finish(self, status: str, checkpoint: Path | None) -> dict[str, Any]:
         """Write, print and return the summary of the run.
 
         Args:
             status: `finished`, `interrupted`, or `stopped` by a callback.
             checkpoint: The newest checkpoint.
-            tokens: Dataset tokens of this session.
-            seconds: Duration of this session.
         """
         locations: dict[str, str | Path] = {"checkpoint": checkpoint} if checkpoint is not None else {}
         locations |= self._loggers.locations
@@ -123,8 +123,9 @@ class Recorder:
             locations |= self._figures.locations
         locations["operative config"] = self._plan.directory / OPERATIVE
         summary = summarise(
-            status=status, tokens=self._state.tokens, steps=self._state.step, session_tokens=tokens,
-            session_seconds=seconds, first=self.first, last=self.last, locations=locations,
+            status=status, tokens=self._state.tokens, steps=self._state.step,
+            session_tokens=self._state.tokens - self._first_tokens, session_seconds=time.monotonic() - self._started,
+            first=self.first, last=self.last, locations=locations,
         )  # fmt: skip
         if self._rank == 0:
             write_summary(self._plan.directory, summary)

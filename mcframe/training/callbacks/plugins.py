@@ -12,16 +12,15 @@ from torch import Tensor
 
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.errors import UserError
-from mcframe.hookspecs import Callback, CallbackRun, CallbackStep
+from mcframe.hookspecs import Callback, CallbackRun, CallbackStep, RunInfo
 from mcframe.metrics.accumulator import Accumulator
 from mcframe.registry.plugins import last_line
 from mcframe.training.stop_signal import StopSignal
+from mcframe.training.train_step import TrainStep
 
 _log = logging.getLogger(__name__)
 
-DECLARED_METRICS = {
-    "callback/{callback}/{figure}": ("its own", "neither", "a value that this callback reports"),
-}
+DECLARED_METRICS = {"callback/{callback}/{figure}": ("its own", "neither", "a value that this callback reports")}
 
 
 def no_explanation(error: Exception) -> UserError | None:
@@ -55,14 +54,23 @@ class PluginCallbacks:
                     binding="run.callbacks",
                     remedy=f"Remove one {name!r} from run.callbacks, or set another name.",
                 )
-        self.config, self._explain = config or {}, explain
+        self._config, self._explain = config or {}, explain
         self._callbacks = {callback.name: callback for callback in callbacks}
         self._failed: set[str] = set()
         self._sums: dict[str, Tensor] = {}
         self._pending: list[tuple[str, StepMetrics]] = []
 
-    def start(self, run: CallbackRun) -> None:
-        """Announce the run."""
+    def start(self, step: TrainStep, info: RunInfo) -> None:
+        """Announce the run.
+
+        Args:
+            step: The module that is trained.
+            info: The run as lifecycle hooks see it.
+        """
+        losses = {loss.name: loss for loss in step.losses.each()}
+        run = CallbackRun(
+            step.model, losses, self._config, info.directory, info.rank, info.world_size, info.total_tokens
+        )
         self._each(lambda callback: callback.on_start(run))
 
     def begin_step(self) -> None:

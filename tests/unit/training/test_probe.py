@@ -114,7 +114,9 @@ def test_focuses_that_break_the_contract_are_refused(change):
         probe(plain_step(Wrong))
 
 
-@pytest.mark.parametrize("settings", [LossSettings(), EVERYTHING], ids=["default", "everything"])
+@pytest.mark.parametrize(
+    "settings", [pytest.param(LossSettings(), marks=pytest.mark.matrix), EVERYTHING], ids=["default", "everything"]
+)
 def test_the_step_is_one_graph(settings):
     """With every loss and pass: `fullgraph=True` fails at the first graph break."""
     step = plain_step(settings=settings)
