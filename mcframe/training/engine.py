@@ -194,7 +194,8 @@ class Engine:
             model=step,
             config=self.config,
             optimizer=lambda _: optimizer.build(groups, offload),
-            lr_scheduler=lambda built: LambdaLR(built, self._lr_factor),
+            # Of anything but a plain function, LambdaLR would store the attributes in checkpoints.
+            lr_scheduler=lambda built: LambdaLR(built, lambda step: self._lr_factor(step)),
         )
 
     def _lr_factor(self, step: int) -> float:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from rich.console import RenderableType
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.hookspecs import EvalResult, RunInfo
@@ -48,7 +47,7 @@ class Recorder:
         hooks: Lifecycle,
         callbacks: PluginCallbacks,
     ) -> None:
-        self._plan, self._state, self._loggers, self.hooks = plan, state, loggers, hooks
+        self._plan, self._state, self.loggers, self.hooks = plan, state, loggers, hooks
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         resumed = plan.checkpoint.tokens if plan.checkpoint else None
         self._figures = FigureRecorder(plan.directory, tree, loggers, resumed) if self._rank == 0 else None
@@ -81,15 +80,11 @@ class Recorder:
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """Write metrics to the loggers alone."""
-        self._loggers.write(self._state.tokens, self._state.step, metrics)
+        self.loggers.write(self._state.tokens, self._state.step, metrics)
 
     def text(self, name: str, text: str) -> None:
         """Write a text to the loggers."""
-        self._loggers.text(self._state.tokens, name, text)
-
-    def message(self, message: RenderableType) -> None:
-        """Print above the progress bar."""
-        self.progress.message(message)
+        self.loggers.text(self._state.tokens, name, text)
 
     def record(self, reading: Reading) -> None:
         """Record the data of figures."""
@@ -106,10 +101,6 @@ class Recorder:
         if self._rank == 0:
             self.hooks.evaluated(self.info(), name, result)
 
-    def close(self) -> None:
-        """Close the loggers."""
-        self._loggers.close()
-
     def finish(self, status: str, checkpoint: Path | None) -> dict[str, Any]:
         """Write, print and return the summary of the run.
 
@@ -118,7 +109,7 @@ class Recorder:
             checkpoint: The newest checkpoint.
         """
         locations: dict[str, str | Path] = {"checkpoint": checkpoint} if checkpoint is not None else {}
-        locations |= self._loggers.locations
+        locations |= self.loggers.locations
         if self._figures is not None:
             locations |= self._figures.locations
         locations["operative config"] = self._plan.directory / OPERATIVE
@@ -129,6 +120,6 @@ class Recorder:
         )  # fmt: skip
         if self._rank == 0:
             write_summary(self._plan.directory, summary)
-            self.message(summary_table(summary))
+            self.progress.message(summary_table(summary))
             self.hooks.run_finished(self.info(), summary)
         return summary

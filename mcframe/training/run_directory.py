@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def _origin() -> dict[str, Any]:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "ranks": int(os.environ.get("WORLD_SIZE", "1")),
         },
-        "versions": {name: _version(name) for name in ("mcframe", "torch", "deepspeed", "gin-config", "pluggy")},
+        "versions": {name: version(name) for name in ("mcframe", "torch", "deepspeed", "gin-config", "pluggy")},
         "revision": _revision(),
     }
 
@@ -93,13 +93,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _revision() -> str | None:

@@ -94,10 +94,10 @@ class Trainer:
         recorder = self.recorder
         try:
             status = self._train()
-            recorder.close()
+            recorder.loggers.close()
         except Exception as error:
             try:
-                recorder.close()
+                recorder.loggers.close()
             except Exception as another:  # noqa: BLE001 - a full disk fails twice; the hook is called all the same
                 error.add_note(f"the loggers could not be closed either: {last_line(another)}")
             recorder.hooks.run_failed(recorder.info(), error)
