@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcframe.config.schema import RunConfig
 from mcframe.context.context_tree import ContextTree
@@ -219,8 +219,7 @@ def _check_model(model: MegaContextModel) -> None:
 
 def _freeze(step: TrainStep, trainable: Sequence[str]) -> None:
     """Freeze the parts that `run.trainable` does not list, and the losses that belong to them."""
-    modules = [*step.model.parts.items(), *((loss.part, loss) for loss in step.losses.each())]
-    for part, module in modules:
+    for _, part, module in step.named_parts():
         if part is not None and part not in trainable:
             module.requires_grad_(False)
     trained = any(parameter.requires_grad for parameter in step.parameters())
@@ -281,6 +280,5 @@ def validation_windows(components: Components) -> tuple[Tensor, Tensor | None]:
 def parameter_counts(step: TrainStep) -> dict[str, int]:
     """Return the number of parameters of each part, and of each loss that has any."""
     titles = {"base": "base model", "gistnet": "GistNet", "lensnet": "LensNet"}
-    counts = {titles[name]: parameter_count(part) for name, part in step.model.parts.items()}
-    losses: dict[str, nn.Module] = {f"loss {loss.name}": loss for loss in step.losses.each()}
-    return counts | {name: count for name, loss in losses.items() if (count := parameter_count(loss))}
+    counts = {titles.get(name, name): parameter_count(module) for name, _, module in step.named_parts()}
+    return {name: count for name, count in counts.items() if count or name in titles.values()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +50,13 @@ def param_groups(step: TrainStep, optimizer: Optimizer, config: OptimizerConfig)
         UserError: A trained parameter is in no group or in more than one.
     """
     found = []
-    for part, scaled_as, module in _parts(step):
+    for part, scaled_as, module in step.named_parts():
         for group in _declared(module):
             trained = tuple(each for each in group.parameters if each.requires_grad)
             if not trained:
                 continue
             rule = optimizer.update_rule(group.role, config.lr)
-            scale = group.lr_scale * config.lr_scale.get(scaled_as, 1.0)
+            scale = group.lr_scale * config.lr_scale.get(scaled_as or "", 1.0)
             trained_group = ParamGroup(group.role, trained, group.weight_decay, group.lr_scale)
             decay = config.weight_decay if group.weight_decay else 0.0
             found.append(PartGroup(part, trained_group, rule, rule.lr * scale, decay))
@@ -75,14 +75,6 @@ def optimizer_groups(step: TrainStep, groups: Sequence[PartGroup]) -> list[dict[
         {"params": parameters, "rule": rule, "lr": lr, "weight_decay": decay}
         for (rule, lr, decay), parameters in merged.items()
     ]
-
-
-def _parts(step: TrainStep) -> Iterator[tuple[str, str, nn.Module]]:
-    """Iterate over the name of each part, its key in `optimizer.lr_scale`, and its module."""
-    for name, module in step.model.parts.items():
-        yield name, name, module
-    for loss in step.losses.each():
-        yield f"loss {loss.name}", loss.part or "", loss
 
 
 def _declared(module: nn.Module) -> Sequence[ParamGroup]:
