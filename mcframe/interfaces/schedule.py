@@ -8,9 +8,11 @@ from abc import ABC, abstractmethod
 class Schedule(ABC):
     """The learning rate over training, as a factor on its peak. Factory: `factory()`. An example:
 
-    class Linear(Schedule):
-        def __call__(self, step, total_steps):
-            return 1 - step / total_steps
+        class Linear(Schedule):
+            def __call__(self, step, total_steps):
+                return 1 - step / total_steps
+
+    It applies to every parameter group, in proportion to the group's own rate.
     """
 
     @abstractmethod
