@@ -46,7 +46,7 @@ def build(gin: Path, settings: list[str], directory: Path) -> Trainer:
     with loaded.config.locating_errors():
         components = build_components(loaded.run_config)
         device = start_distributed()
-        engine = Engine(components.step, loaded.run_config, world_size=1)
+        engine = Engine(components, world_size=1)
         return Trainer(components, engine, run_plan, _sinks(loaded, run_plan, 0), loaded.registry.hooks, device)
 
 

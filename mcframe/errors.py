@@ -64,12 +64,12 @@ class UserError(Exception):
         return f"{where}{self.message}{remedy}"
 
 
-def require(holds: bool, binding: str, value: object, rule: str) -> None:
+def require(holds: bool, binding: str, value: object, rule: str, remedy: str = "") -> None:
     """Raise UserError with the binding, its value and the rule, unless the rule holds."""
     if not holds:
         raise UserError(
             f"{binding}: expected {rule}, got {value!r}",
-            remedy=f"Set {binding} to a value that is {rule}.",
+            remedy=remedy or f"Set {binding} to a value that is {rule}.",
             binding=binding,
         )
 

@@ -23,6 +23,8 @@ loss         Loss               interfaces/loss.py         a micro-batch within 
 evaluation   Evaluation         interfaces/evaluation.py   a trained model
 logger       MetricLogger       interfaces/logger.py       what is measured
 callback     Callback           interfaces/callback.py     model, losses and metrics, after backward and after a step
+optimizer    Optimizer          interfaces/optimizer.py    parameter groups
+schedule     Schedule           interfaces/schedule.py     the number of a step
 
 Shapes: B sequences, V variants of each, R = B * V rows (row r belongs to sequence r // V), T tokens, K block size,
 G slots, D width, L entries of a working context.
@@ -47,7 +49,9 @@ from mcframe.interfaces.focus import Allocator, Sequences, VariantStrategy
 from mcframe.interfaces.logger import Histogram, MetricLogger, RunStart
 from mcframe.interfaces.loss import LensPass, Loss, LossTerm, Need, StepView, UncompressedPass, VariantPass
 from mcframe.interfaces.networks import GistNet, HeadShape, LensNet, ModelShape, Positions
-from mcframe.interfaces.param_groups import ParamGroup, TrainableModule, group_parameters
+from mcframe.interfaces.optimizer import Optimizer, UpdateRule
+from mcframe.interfaces.param_groups import ParamGroup, Role, TrainableModule, group_parameters
+from mcframe.interfaces.schedule import Schedule
 from mcframe.renamed import renamed_export
 
 __all__ = [
@@ -76,12 +80,15 @@ __all__ = [
     "MetricLogger",
     "ModelShape",
     "Need",
+    "Optimizer",
     "ParamGroup",
     "Positions",
     "PreferencePairs",
     "Register",
+    "Role",
     "RunInfo",
     "RunStart",
+    "Schedule",
     "Sequences",
     "StepMetrics",
     "StepView",
@@ -92,6 +99,7 @@ __all__ = [
     "Tokenizer",
     "TrainableModule",
     "UncompressedPass",
+    "UpdateRule",
     "VariantPass",
     "VariantStrategy",
     "group_parameters",
@@ -115,6 +123,8 @@ INTERFACES: Mapping[str, type] = {
     "evaluation": Evaluation,
     "logger": MetricLogger,
     "callback": Callback,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
 }
 """What a plug-in of each kind is: its factory returns an instance of this class."""
 

@@ -9,12 +9,12 @@ import signal
 import sys
 from pathlib import Path
 
-# Python puts this script's folder first on the path, where `data`, `testing` and the like would shadow other people's
-# modules. Nothing may be imported before it is gone.
+# Python puts this script's folder first on the path, where `data`, `testing` and others would shadow modules of other
+# packages. It must be removed before any other import.
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-# The launcher may have been told to ignore Ctrl-C; a rank that has nothing to save yet must not.
+# The launcher may pass on a setting that ignores Ctrl-C. A rank without anything to save must not ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if __name__ == "__main__":

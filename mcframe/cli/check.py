@@ -16,11 +16,19 @@ from mcframe.config.run_config import PLUGIN_FIELDS, Loaded, load_run_config
 from mcframe.config.schema import RunConfig
 from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
+from mcframe.hookspecs import Optimizer
 from mcframe.registry.discovery import PluginOptions
-from mcframe.training.build import build_evaluations, build_step, build_task, parameter_counts
+from mcframe.training.build import (
+    build_evaluations,
+    build_optimizer,
+    build_schedule,
+    build_step,
+    build_task,
+    parameter_counts,
+)
 from mcframe.training.engine_config import engine_config
 from mcframe.training.flops import StepFlops
-from mcframe.training.startup_summary import left_out, memory_estimate, variants_in_words
+from mcframe.training.startup_summary import describe_variants, memory_estimate, omitted
 from mcframe.training.train_step import TrainStep
 
 
@@ -54,10 +62,12 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
     run_config.text()
     build_evaluations(run_config)
     build_task(run_config, model)
+    optimizer = build_optimizer(run_config)
+    build_schedule(run_config)
     rows = {
         "plug-ins": _plugins(loaded),
         **{name: f"{count:,} parameters ({count / 1e6:.1f} M)" for name, count in parameter_counts(step).items()},
-        **left_out(step),
+        **omitted(step),
     }
     variants = model.strategy.count
     lengths = run_config.extreme_lengths if variants else (0, 0)
@@ -75,12 +85,12 @@ def _report(loaded: Loaded, file: Path, ranks: int) -> int:
     )
     rows["steps"] = f"{run_config.steps:,}, {run_config.steps * run_config.batch_tokens:,} tokens"
     if variants:
-        rows["variants"] = variants_in_words(run_config, variants)
+        rows["variants"] = describe_variants(run_config, variants)
         rows["usable nodes"] = _usable(run_config)
-    rows["memory a rank"] = _memory(step, run_config, ranks)
+    rows["memory a rank"] = _memory(step, optimizer, run_config, ranks)
     if run_config.sequences % ranks == 0:
         micro = micro_batch_for(run_config.sequences // ranks, run_config.micro_batch)
-        engine_config(run_config, micro, run_config.sequences // (micro * ranks))
+        engine_config(run_config, optimizer, micro, run_config.sequences // (micro * ranks))
     table = Table(show_header=False, title=str(file), title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -122,8 +132,8 @@ def _usable(run_config: RunConfig) -> str:
     return ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in most.items())
 
 
-def _memory(step: TrainStep, run_config: RunConfig, ranks: int) -> str:
-    parts = memory_estimate(step, run_config, ranks)
+def _memory(step: TrainStep, optimizer: Optimizer, run_config: RunConfig, ranks: int) -> str:
+    parts = memory_estimate(step, optimizer, run_config, ranks)
     whole = sum(parts.values())
     listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
     return f"{whole / 2**30:.2f} GiB on each of {ranks} rank(s) before activations and logits ({listed})"

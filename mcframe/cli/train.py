@@ -21,7 +21,7 @@ from mcframe.registry.discovery import PluginOptions
 from mcframe.training.build import build_components
 from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
-from mcframe.training.provenance import changes, check_alike, fingerprint, given, write_record
+from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, write_record
 from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, write_provenance
 from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
@@ -106,21 +106,23 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     fingerprints: list[list[str]] = [[]] * world_size
     dist.all_gather_object(fingerprints, fingerprint(loaded.registry))
     check_alike(fingerprints)
-    engine = Engine(components.step, run_config, world_size)
+    engine = Engine(components, world_size)
     extra = {
         "parameter groups": "\n".join(map(str, engine.param_groups)),
         "ranks": f"{world_size} on {device}; micro-batches of {engine.micro_batch} sequences, "
         f"{engine.accumulation} a step",
         "run directory": str(run_plan.directory),
     }
-    if given(loaded.registry):
-        extra["plug-ins given"] = ", ".join(each.spec for each in given(loaded.registry))
+    if added_plugins(loaded.registry):
+        extra["added plug-ins"] = ", ".join(each.spec for each in added_plugins(loaded.registry))
     if begun is not None:
         extra["starts from"] = begun
     if run_plan.checkpoint is not None:
         extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
     console.print(describe(components, extra), highlight=False)
-    for change in changes(run_plan.directory, given(loaded.registry)) if run_plan.checkpoint is not None else ():
+    for change in (
+        changes(run_plan.directory, added_plugins(loaded.registry)) if run_plan.checkpoint is not None else ()
+    ):
         console.print(f"note: {change}", style="yellow", highlight=False)
     loggers = _sinks(loaded, run_plan, rank)  # before what has been read is written down
     if rank == 0:
@@ -137,7 +139,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     for reason in callbacks.stop_reasons:
         console.print(f"Stopped by {reason}", markup=False, highlight=False, soft_wrap=True)
     if summary["status"] == "interrupted":
-        again = "gin files and plug-ins" if given(loaded.registry) else "gin files"
+        again = "gin files and plug-ins" if added_plugins(loaded.registry) else "gin files"
         console.print(f"To go on: the same {again} with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
         return EXIT_INTERRUPTED
     command = f"mcframe review {shlex.quote(str(run_plan.directory))}"

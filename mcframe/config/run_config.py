@@ -25,7 +25,6 @@ from mcframe.config.training_schema import (
     LoggingConfig,
     OptimizerConfig,
     SamplingConfig,
-    ScheduleConfig,
     ValidationConfig,
 )
 from mcframe.losses.lens_targets import LensTargetsConfig
@@ -39,7 +38,6 @@ SETTINGS = {
     "context": ContextConfig,
     "lens_targets": LensTargetsConfig,
     "optimizer": OptimizerConfig,
-    "schedule": ScheduleConfig,
     "deepspeed": DeepSpeedConfig,
     "data": DataConfig,
     "validation": ValidationConfig,
@@ -59,6 +57,8 @@ DEFAULTS = {
     "evaluations": ("evaluation.gist_quality", "evaluation.focus_quality"),
     "losses": DEFAULT_LOSSES,
     "positions": "positions.gaussian_rope",
+    "optimizer": "optimizer.adamw",
+    "schedule": "schedule.trapezoid",
 }
 """The plug-ins of fields of `run` that are None, where a run cannot do without."""
 
@@ -109,6 +109,7 @@ def load_run_config(
     registry = all_plugins(plugins)
     loaded = load_config(files, overrides, registry)
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
+    groups["optimizer_config"] = groups.pop("optimizer")  # `run.optimizer` is the plug-in
     run_config: RunConfig = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
     return Loaded(replace(run_config, **_factories(run_config, loaded, registry)), loaded, registry)
 

@@ -15,7 +15,6 @@ from mcframe.config.training_schema import (
     LoggingConfig,
     OptimizerConfig,
     SamplingConfig,
-    ScheduleConfig,
     ValidationConfig,
 )
 from mcframe.context.context_tree import ContextTree
@@ -30,8 +29,10 @@ from mcframe.hookspecs import (
     Loss,
     MetricLogger,
     ModelShape,
+    Optimizer,
     Positions,
     RunStart,
+    Schedule,
     SyntheticTask,
     TextSource,
     Tokenizer,
@@ -162,6 +163,8 @@ class RunConfig:
         losses: Terms of the loss, in order. None is next_token, variants, delta_penalty, preference and balance.
         extra_losses: Losses in addition to `losses`.
         loggers: Loggers in addition to those that `logging` switches, for example `@logger.prometheus`.
+        optimizer: Optimizer; None is `@optimizer.adamw`.
+        schedule: Learning-rate schedule; None is `@schedule.trapezoid`.
         callbacks: Act after backward passes and steps, for example `@callback.early_stopping`.
         start_from: A run directory or checkpoint of another run. Base model, GistNet and LensNet start with its
             weights, each where all of the part fits.
@@ -188,6 +191,8 @@ class RunConfig:
     extra_losses: Sequence[Callable[[ModelShape], Loss]] = ()
     loggers: Sequence[Callable[[RunStart], MetricLogger]] = ()
     callbacks: Sequence[Callable[[], Callback]] = ()
+    optimizer: Callable[[], Optimizer] | None = None
+    schedule: Callable[[], Schedule] | None = None
     total_tokens: int | None = None
     total_steps: int | None = None
     batch_tokens: int
@@ -198,8 +203,7 @@ class RunConfig:
     gpt: Callable[[ContextTree, int, Callable[[HeadShape], Positions]], GPT]
     context: ContextConfig
     lens_targets: LensTargetsConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
+    optimizer_config: OptimizerConfig
     deepspeed: DeepSpeedConfig
     data: DataConfig
     validation: ValidationConfig

@@ -16,81 +16,29 @@ def require_interval(group: str, every: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The optimizer (gin: `optimizer`).
+    """Settings of every optimizer (gin: `optimizer`); `run.optimizer` selects one.
 
     Attributes:
-        name: adamw, or muon: Muon for matrices and AdamW for embeddings, heads and thin maps.
-        lr: Peak learning rate of AdamW.
-        betas: Decay rates of AdamW's moments.
-        eps: Epsilon of AdamW.
-        weight_decay: Weight decay of AdamW and Muon.
-        muon_lr: Peak learning rate of Muon.
-        muon_momentum: Momentum of Muon.
-        gradient_clipping: Largest gradient norm. None is 1.0 for adamw and no clipping for muon: clipping would act on
-            Muon's orthogonalised update, at some ZeRO stages and not at others.
+        lr: Peak learning rate. `@optimizer.muon` has another one for matrices.
+        weight_decay: Weight decay.
+        gradient_clipping: Largest gradient norm; 0 for no clipping. None is 1.0, and 0 with `@optimizer.muon`: clipping
+            would act on Muon's orthogonalised update, at some ZeRO stages and not at others.
         lr_scale: Factors on the learning rates of parts: {'base': 0.1, 'gistnet': 1.0, 'lensnet': 1.0}.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 3e-3
-    betas: Sequence[float] = (0.9, 0.95)
-    eps: float = 1e-8
     weight_decay: float = 0.0
-    muon_lr: float = 0.02
-    muon_momentum: float = 0.95
     gradient_clipping: float | None = None
     lr_scale: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("lr", "muon_lr", "eps"):
-            value = getattr(self, name)
-            require(value > 0, f"optimizer.{name}", value, "above 0")
+        require(self.lr > 0, "optimizer.lr", self.lr, "above 0")
         for part, scale in self.lr_scale.items():
             parts = ("base", "gistnet", "lensnet")
             require(part in parts, "optimizer.lr_scale", part, f"parts of {', '.join(parts)}")
             require(scale >= 0, "optimizer.lr_scale", scale, "factors of 0 or above")
         clipping = self.gradient_clipping
         require(clipping is None or clipping >= 0, "optimizer.gradient_clipping", clipping, "0 (none) or above")
-        if self.name == "muon" and self.gradient_clipping:
-            raise UserError(
-                "gradient clipping cannot be combined with Muon: it would clip the orthogonalised update, at ZeRO 1 "
-                "to 3 and not at 0, and silently shrink every step",
-                remedy="Remove optimizer.gradient_clipping: Muon's update has the same size for any gradient.",
-            )
-
-    @property
-    def clipping(self) -> float:
-        """The gradient norm to clip at; 0 for none."""
-        if self.gradient_clipping is None:
-            return 1.0 if self.name == "adamw" else 0.0
-        return self.gradient_clipping
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """The learning rate over training, as a fraction of its peak (gin: `schedule`).
-
-    Attributes:
-        warmup_ratio: Fraction of training over which the rate rises linearly from 0.
-        warmdown_ratio: Fraction of training over which it falls linearly to `final_lr_ratio`.
-        final_lr_ratio: Fraction of the peak at the end.
-    """
-
-    warmup_ratio: float = 0.02
-    warmdown_ratio: float = 0.2
-    final_lr_ratio: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("warmup_ratio", "warmdown_ratio", "final_lr_ratio"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"schedule.{name}", value, "a fraction from 0 to 1")
-
-    def factor(self, step: int, total_steps: int) -> float:
-        """Return the factor on the peak learning rate in optimizer step `step` (from 0)."""
-        up, down = self.warmup_ratio * total_steps, self.warmdown_ratio * total_steps
-        rise = min(1.0, (step + 1) / up) if up > 0 else 1.0
-        fall = min(1.0, (total_steps - step) / down) if down > 0 else 1.0
-        return min(rise, self.final_lr_ratio + (1 - self.final_lr_ratio) * fall)
 
 
 @dataclass(frozen=True, kw_only=True)

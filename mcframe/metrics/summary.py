@@ -40,7 +40,7 @@ def summarise(
     """Return the summary of a run as values of JSON.
 
     Args:
-        status: `finished`, `interrupted` or `stopped`.
+        status: `finished`, `interrupted`, or `stopped` by a callback.
         tokens: dataset tokens so far.
         steps: optimizer steps so far.
         session_tokens: tokens since the start or the last resumption.
@@ -67,6 +67,13 @@ def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
     path = run_dir / SUMMARY
     path.write_text(json.dumps(_finite(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
     return path
+
+
+def ended_by_request(run_dir: Path, tokens: int) -> bool:
+    """Return whether a callback stopped the run, and its summary includes this token count."""
+    path = run_dir / SUMMARY
+    summary = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return summary.get("status") == "stopped" and summary["tokens"] >= tokens
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:

@@ -40,5 +40,7 @@ TEMPLATES: Mapping[str, TemplateKind] = {
     "callback": TemplateKind(
         "the size of the gradient of each part", "size", "returns a scalar for a part of the model"
     ),
+    "optimizer": TemplateKind("SGD with Nesterov momentum", "momentum", "returns the momentum of a role"),
+    "schedule": TemplateKind("a cosine after a warm-up", "curve", "returns the factor after the warm-up"),
 }
 """The template of each kind by its name in gin files."""

@@ -9,10 +9,11 @@ from typing import Literal
 
 from mcframe.config.run_config import load_run_config
 from mcframe.errors import Location, UserError
+from mcframe.metrics.summary import ended_by_request
 from mcframe.registry.discovery import INSTALLED, PluginOptions
 from mcframe.registry.plugins import did_you_mean
 from mcframe.sweep.grid import Grid, Row, line_of
-from mcframe.training import provenance as plugin_record
+from mcframe.training import provenance
 from mcframe.training.checkpoints import checkpoints
 from mcframe.training.run_directory import BOUND
 
@@ -26,7 +27,7 @@ class PlannedRun:
     bindings      what is passed on with --set
     config        everything that is bound, as the run will write it to config.gin: its fingerprint
     tokens        whole steps, what the run reads; step_tokens: of one step
-    plugins       what the command line says about plug-ins; given: those that it adds, as they are now
+    plugins       plug-in options of the command line; added_plugins: those that they add
     """
 
     row: Row
@@ -37,7 +38,7 @@ class PlannedRun:
     tokens: int
     step_tokens: int
     plugins: PluginOptions = INSTALLED
-    given: tuple[plugin_record.Given, ...] = field(default=(), repr=False)
+    added_plugins: tuple[provenance.AddedPlugin, ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:
@@ -52,9 +53,12 @@ class PlannedRun:
 
     @property
     def progress(self) -> Progress:
-        """How far it has come. A run without a complete checkpoint has nothing to lose, and is new."""
+        """The progress of the run. It is new without a complete checkpoint, and finished if a callback stopped it."""
         trained = self.trained
-        return "new" if not trained else "unfinished" if trained < self.tokens else "finished"
+        if not trained:
+            return "new"
+        finished = trained >= self.tokens or ended_by_request(self.directory, trained)
+        return "finished" if finished else "unfinished"
 
 
 def run_directory(out: Path, row: str, seed: int) -> Path:
@@ -94,7 +98,7 @@ def changes(run: PlannedRun) -> list[str]:
     file = run.directory / BOUND
     if run.progress == "new" or not file.exists():
         return []
-    return [*differences(file.read_text("utf-8"), run.config), *plugin_record.changes(run.directory, run.given)]
+    return [*differences(file.read_text("utf-8"), run.config), *provenance.changes(run.directory, run.added_plugins)]
 
 
 def differences(before: str, now: str) -> list[str]:
@@ -139,7 +143,7 @@ def _planned(grid: Grid, row: Row, seed: int, out: Path, plugins: PluginOptions)
     return PlannedRun(
         row, seed, run_directory(out, row.name, seed), tuple(bindings), loaded.config.bound(),
         run_config.steps * run_config.batch_tokens, run_config.batch_tokens, plugins,
-        tuple(plugin_record.given(loaded.registry)),
+        tuple(provenance.added_plugins(loaded.registry)),
     )  # fmt: skip
 
 

@@ -13,7 +13,17 @@ MODEL_PARTS = (*NETWORKS, "allocator", "variants")
 CALLED_IN_STEPS = (*MODEL_PARTS, "positions", "loss")
 """The kinds that a training step calls, so that rows, devices and ZeRO stages concern them."""
 
-BUILT_BY_KIT = (*CALLED_IN_STEPS, "text", "tokenizer", "task", "evaluation", "logger", "callback")
+BUILT_BY_KIT = (
+    *CALLED_IN_STEPS,
+    "text",
+    "tokenizer",
+    "task",
+    "evaluation",
+    "logger",
+    "callback",
+    "optimizer",
+    "schedule",
+)
 """The kinds whose factories the kit can call. Only real runs build the others."""
 
 NOUNS: Mapping[str, str] = {
@@ -29,6 +39,8 @@ NOUNS: Mapping[str, str] = {
     "evaluation": "an evaluation",
     "logger": "a metric logger",
     "callback": "a callback",
+    "optimizer": "an optimizer",
+    "schedule": "a schedule",
 }
 """The kind in running text, with its article."""
 

@@ -68,7 +68,7 @@ REQUIREMENTS: dict[str, Requirement] = {}
 
 MODULES = (
     "any_kind", "loss", "model_parts", "networks", "focus", "learning", "positions", "data", "evaluation",
-    "logger", "callback", "runs",
+    "logger", "callback", "optimizer", "runs",
 )  # fmt: skip
 """The modules that define requirements, in the order of the checks."""
 

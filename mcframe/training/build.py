@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcframe.config.schema import RunConfig
 from mcframe.context.context_tree import ContextTree
 from mcframe.data.loader import open_training_stream, open_validation
 from mcframe.data.synthetic_stream import GeneratedWindows, held_out
 from mcframe.data.window_stream import WindowStream
-from mcframe.errors import UserError
+from mcframe.errors import UserError, require
 from mcframe.evaluation.runner import check_names
 from mcframe.hookspecs import (
     Allocator,
@@ -24,7 +24,9 @@ from mcframe.hookspecs import (
     HeadShape,
     Loss,
     ModelShape,
+    Optimizer,
     Positions,
+    Schedule,
     SyntheticTask,
     TextSource,
     Tokenizer,
@@ -53,6 +55,8 @@ class Components:
         allocator: The allocator.
         evaluations: The evaluations of `run.evaluations`.
         callbacks: The callbacks of `run.callbacks`.
+        optimizer: The optimizer plug-in.
+        schedule: The learning-rate schedule.
     """
 
     run_config: RunConfig
@@ -65,6 +69,8 @@ class Components:
     allocator: Allocator
     evaluations: Sequence[Evaluation]
     callbacks: Sequence[Callback]
+    optimizer: Optimizer
+    schedule: Schedule
 
     @property
     def model(self) -> MegaContextModel:
@@ -104,7 +110,41 @@ def build_components(run_config: RunConfig) -> Components:
         allocator=run_config.allocator(tree),
         evaluations=build_evaluations(run_config),
         callbacks=[build() for build in run_config.callbacks],
+        optimizer=build_optimizer(run_config),
+        schedule=build_schedule(run_config),
     )
+
+
+def build_optimizer(run_config: RunConfig) -> Optimizer:
+    """Build the optimizer plug-in.
+
+    Raises:
+        UserError: It does not support the ZeRO stage, or the clipping of gradients.
+    """
+    assert run_config.optimizer is not None  # load_run_config fills in the default
+    optimizer = run_config.optimizer()
+    name, stage = f"optimizer.{plugin_name(run_config.optimizer)}", run_config.deepspeed.zero_stage
+    _check_stage(name, optimizer.max_zero_stage, stage, "select another run.optimizer")
+    if optimizer.replaces_gradients and run_config.optimizer_config.gradient_clipping:
+        raise UserError(
+            f"gradient clipping cannot be combined with @{name}: it would clip the optimizer's update in place of the "
+            "gradient",
+            binding="optimizer.gradient_clipping",
+            remedy="Remove optimizer.gradient_clipping.",
+        )
+    return optimizer
+
+
+def build_schedule(run_config: RunConfig) -> Schedule:
+    """Build the learning-rate schedule."""
+    assert run_config.schedule is not None  # load_run_config fills in the default
+    return run_config.schedule()
+
+
+def _check_stage(name: str, highest: int, stage: int, otherwise: str) -> None:
+    """Raise UserError if a plug-in does not support the ZeRO stage of the run."""
+    remedy = f"Set deepspeed.zero_stage to {highest} or lower, or {otherwise}."
+    require(stage <= highest, name, stage, f"ZeRO stage {highest} or lower", remedy)
 
 
 def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
@@ -113,20 +153,11 @@ def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
     losses = _build_losses(run_config, ModelShape(model.gpt.width, model.tree))
     stage = run_config.deepspeed.zero_stage
     for loss in losses:
-        if stage > loss.max_zero_stage:
-            raise UserError(
-                f"loss.{loss.name}: expected ZeRO stage {loss.max_zero_stage} or lower, got {stage}",
-                binding=f"loss.{loss.name}",
-                remedy=f"set deepspeed.zero_stage to {loss.max_zero_stage} or lower, or remove @loss.{loss.name} "
-                "from run.losses",
-            )
+        _check_stage(f"loss.{loss.name}", loss.max_zero_stage, stage, f"remove @loss.{loss.name} from run.losses")
     step = TrainStep(model, losses, run_config.lens_targets)
-    if run_config.lens_targets.shuffle and model.strategy.count == 1:
-        raise UserError(
-            "lens_targets.shuffle: expected two or more variants a sequence, got one",
-            binding="lens_targets.shuffle",
-            remedy="raise the count of run.variants, or set lens_targets.shuffle = False",
-        )
+    shuffled = run_config.lens_targets.shuffle and model.strategy.count == 1
+    remedy = "Raise the count of run.variants, or set lens_targets.shuffle = False."
+    require(not shuffled, "lens_targets.shuffle", 1, "two or more variants a sequence", remedy)
     _freeze(step, run_config.trainable)
     return step
 
@@ -162,25 +193,22 @@ def _build_losses(run_config: RunConfig, shape: ModelShape) -> list[Loss]:
     """Build the losses. The seed of a loss is its name in gin, so that the order of the list changes no weight."""
     factories = [*(run_config.losses or ()), *run_config.extra_losses]
     return [
-        seeded(run_config.seed, _loss_name(factory), lambda factory=factory: factory(shape))  # type: ignore[misc]
+        seeded(run_config.seed, plugin_name(factory), lambda factory=factory: factory(shape))  # type: ignore[misc]
         for factory in factories
     ]
 
 
-def _loss_name(factory: Callable[..., Loss]) -> str:
+def plugin_name(factory: Callable[..., Any] | None) -> str:
+    """Return the name of a plug-in in gin; empty for a factory that is not registered."""
     return str(getattr(getattr(factory, "entry", factory), "name", ""))
 
 
 def _check_model(model: MegaContextModel) -> None:
     """Raise UserError if the parts of a model do not fit each other."""
     depth = model.gpt.depth
-    if model.gistnet is not None and not 0 <= model.gistnet.reads_layer <= depth:
-        raise UserError(
-            f"run.gistnet: expected a layer from 0 to {depth} whose states GistNet reads, got "
-            f"{model.gistnet.reads_layer}",
-            binding="run.gistnet",
-            remedy=f"set the layer of the GistNet to a number from 0 to {depth}, or raise gpt.depth",
-        )
+    layer = model.gistnet.reads_layer if model.gistnet is not None else 0
+    remedy = f"Set the layer of the GistNet to a number from 0 to {depth}, or raise gpt.depth."
+    require(0 <= layer <= depth, "run.gistnet", layer, f"a layer from 0 to {depth} whose states GistNet reads", remedy)
     if model.strategy.needs_scores and model.lensnet is None:
         raise UserError(
             f"run.variants: {type(model.strategy).__name__} selects variants by LensNet's scores, and the run has no "
@@ -192,16 +220,12 @@ def _check_model(model: MegaContextModel) -> None:
 
 def _freeze(step: TrainStep, trainable: Sequence[str]) -> None:
     """Freeze the parts that `run.trainable` does not list, and the losses that belong to them."""
-    modules = [*step.model.parts.items(), *((loss.part, loss) for loss in step.losses.each())]
-    for part, module in modules:
+    for _, part, module in step.named_parts():
         if part is not None and part not in trainable:
             module.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in step.parameters()):
-        raise UserError(
-            f"run.trainable: expected a part of this run, got {tuple(trainable)!r}; nothing would be trained",
-            binding="run.trainable",
-            remedy=f"list one or more of: {', '.join(step.model.parts)}",
-        )
+    trained = any(parameter.requires_grad for parameter in step.parameters())
+    remedy = f"List one or more of: {', '.join(step.model.parts)}."
+    require(trained, "run.trainable", tuple(trainable), "a part of this run", remedy)
 
 
 def build_evaluations(run_config: RunConfig) -> list[Evaluation]:
@@ -224,13 +248,9 @@ def build_task(run_config: RunConfig, model: MegaContextModel) -> SyntheticTask 
     if run_config.task is None:
         return None
     task = run_config.task(run_config.context.tree)
-    if task.vocab_size > model.gpt.vocab_size:
-        raise UserError(
-            f"gpt.vocab_size: expected at least the {task.vocab_size:,} token ids of the task, got "
-            f"{model.gpt.vocab_size:,}",
-            binding="gpt.vocab_size",
-            remedy=f"set gpt.vocab_size = {task.vocab_size} or more, or lower the vocabulary of the task",
-        )
+    needed, available = task.vocab_size, model.gpt.vocab_size
+    remedy = f"Set gpt.vocab_size = {needed} or more, or lower the vocabulary of the task."
+    require(needed <= available, "gpt.vocab_size", available, f"at least the {needed} token ids of the task", remedy)
     return task
 
 
@@ -261,6 +281,5 @@ def validation_windows(components: Components) -> tuple[Tensor, Tensor | None]:
 def parameter_counts(step: TrainStep) -> dict[str, int]:
     """Return the number of parameters of each part, and of each loss that has any."""
     titles = {"base": "base model", "gistnet": "GistNet", "lensnet": "LensNet"}
-    counts = {titles[name]: parameter_count(part) for name, part in step.model.parts.items()}
-    losses: dict[str, nn.Module] = {f"loss {loss.name}": loss for loss in step.losses.each()}
-    return counts | {name: count for name, loss in losses.items() if (count := parameter_count(loss))}
+    counts = {titles.get(name, name): parameter_count(module) for name, _, module in step.named_parts()}
+    return {name: count for name, count in counts.items() if count or name in titles.values()}

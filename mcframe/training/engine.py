@@ -1,9 +1,10 @@
-"""The DeepSpeed engine: how it is started, and the guards that keep its traps out of reach."""
+"""The DeepSpeed engine, its start, and guards against its silent failures."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 import socket
@@ -20,10 +21,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from mcframe.config.schema import RunConfig
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.data.loader import micro_batch_for
-from mcframe.errors import UserError
+from mcframe.errors import UserError, require
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
+from mcframe.registry.checks import raise_contract_error
+from mcframe.training.build import Components
 from mcframe.training.engine_config import engine_config
-from mcframe.training.optimizer import build_optimizer
 from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.train_step import StepBatch, TrainStep
 
@@ -31,10 +33,10 @@ _SINGLE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_AD
 
 
 def prepare_environment() -> None:
-    """What has to be set before DeepSpeed is imported.
+    """Set the environment variables that DeepSpeed reads when it is imported.
 
-    Started by plain `python`, DeepSpeed would look for MPI; without a GPU it would print what it finds; and the
-    `ninja` that came with this Python must be found although nobody activated its environment.
+    Without them DeepSpeed would look for MPI if it is started by plain `python`, and print its search for devices on a
+    machine without a GPU. The folder of this Python is added to PATH, for its `ninja`.
     """
     if "RANK" not in os.environ:
         for name, value in _SINGLE_PROCESS.items():
@@ -47,20 +49,20 @@ def prepare_environment() -> None:
 
 
 def free_port() -> int:
-    """A port on which nobody listens on this machine at this moment."""
+    """Return a port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def extensions_directory() -> Path:
-    """Where built ops are cached: TORCH_EXTENSIONS_DIR, or a folder for this installation of torch and DeepSpeed.
+    """Return the cache of built ops: TORCH_EXTENSIONS_DIR, or a folder for this installation of torch and DeepSpeed.
 
-    In torch's own default folder, two environments of one machine would build the op anew at every change from one to
-    the other, a minute each time, since their include paths differ.
+    In torch's default folder, two environments of a machine would rebuild the op, for a minute, at every change from
+    one to the other, since their include paths differ.
     """
-    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        return Path(chosen)
+    if folder := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(folder)
     from torch.utils.cpp_extension import get_default_build_root
 
     # Found, not imported: DeepSpeed must not be imported before the environment is prepared.
@@ -70,12 +72,12 @@ def extensions_directory() -> Path:
 
 
 def shared_memory_op_cached() -> bool:
-    """Whether DeepSpeed's CPU communication op has been built for this installation before."""
+    """Return whether DeepSpeed's CPU communication op is built for this installation."""
     return any(extensions_directory().glob("**/deepspeed_shm_comm*/*.so"))
 
 
 def check_compiler() -> str | None:
-    """What the CPU communication op lacks on this machine, or None."""
+    """Return what is missing on this machine to build the CPU communication op, or None."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         return f"a C++ compiler ({compiler} was not found)"
@@ -84,10 +86,10 @@ def check_compiler() -> str | None:
     return None
 
 
-def share_cores() -> None:
-    """Divide this machine's cores among its ranks, unless OMP_NUM_THREADS says otherwise.
+def divide_cores() -> None:
+    """Divide the cores of this machine among its ranks, unless OMP_NUM_THREADS is set.
 
-    The launcher leaves every rank all cores; threads that wait for each other's cores make training ten times slower.
+    By default every rank uses all cores. Threads that wait for a core make training ten times slower.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -95,16 +97,16 @@ def share_cores() -> None:
 
 
 def start_distributed() -> torch.device:
-    """Join the process group; build DeepSpeed's CPU op at the first start. Returns this rank's device."""
+    """Join the process group, and return the device of this rank. Builds DeepSpeed's CPU op at the first start."""
     cpu = not torch.cuda.is_available()
     rank = int(os.environ["RANK"])
     if cpu:
-        share_cores()
+        divide_cores()
     if cpu and not shared_memory_op_cached():
         if missing := check_compiler():
             raise UserError(
                 f"DeepSpeed needs {missing} to build its CPU communication op",
-                remedy="Debian, Ubuntu: apt-get install g++; ninja: pip install ninja; then run `mcframe doctor`",
+                remedy="Install g++ (apt-get install g++) and ninja (pip install ninja), then run `mcframe doctor`.",
             )
         if rank == 0:
             print(  # noqa: T201
@@ -116,7 +118,7 @@ def start_distributed() -> torch.device:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
-    # Deprecation notes of every collective, on every run, about code that is not ours.
+    # torch prints a deprecation note for every collective of DeepSpeed.
     logging.getLogger("torch.distributed").addFilter(lambda record: "all_gather_into_tensor" not in record.getMessage())
     if cpu:
         _load_shared_memory_op()
@@ -127,9 +129,9 @@ def start_distributed() -> torch.device:
     except dist.DistNetworkError as error:
         port = os.environ.get("MASTER_PORT", "29500")
         raise UserError(
-            f"rank {rank} cannot meet the other ranks at port {port}: {str(error).splitlines()[0]}",
-            remedy="where another run of this machine has the port: deepspeed --master_port N mcframe/run.py ..., or "
-            "`mcframe run`, which takes a free one",
+            f"rank {rank} cannot connect to the other ranks at port {port}: {str(error).splitlines()[0]}",
+            remedy="If another run of this machine has the port, use deepspeed --master_port N mcframe/run.py ..., or "
+            "`mcframe run`, which takes a free one.",
         ) from error
     if cpu:
         # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it.
@@ -140,11 +142,11 @@ def start_distributed() -> torch.device:
 
 
 def _load_shared_memory_op() -> None:
-    """Build DeepSpeed's CPU communication op where it is not built yet, and load it; one process at a time.
+    """Build DeepSpeed's CPU communication op if necessary, and load it; one process at a time.
 
-    torch waits, in silence and forever, for a file that a killed process has left behind. The system releases our lock
-    with the process, and whoever holds it knows that torch's file is nobody's: in this folder mcframe alone builds the
-    op. That is taken for granted, as is that torch builds each op in a folder of its name and calls its file `lock`.
+    torch waits forever for a lock file that a killed process did not remove. The system releases our lock when its
+    process ends, so the process that holds ours may remove torch's. This assumes that only mcframe builds ops in this
+    folder, and that torch builds each op in a folder of its name with a file called `lock`.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -160,9 +162,9 @@ def _load_shared_memory_op() -> None:
 
 
 def _forget_shared_memory(rank: int) -> None:
-    """Take the name from this rank's buffer in shared memory, 66 MiB that DeepSpeed would leave behind in every run.
+    """Unlink the buffer of this rank in shared memory, 66 MiB that DeepSpeed would not free after a run.
 
-    Every rank has mapped the buffers by now, so nobody needs the name; a later run on the same port finds no old one.
+    Every rank has mapped the buffers by now and needs no name. A later run on the same port finds no old buffer.
     """
     barrier()
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
@@ -170,30 +172,40 @@ def _forget_shared_memory(rank: int) -> None:
 
 
 class Engine:
-    """A DeepSpeed engine around the step module, with one backward a micro-batch and a watch on gradients."""
+    """A DeepSpeed engine around the train step, with one backward pass a micro-batch and a check of gradients."""
 
-    def __init__(self, step: TrainStep, run_config: RunConfig, world_size: int) -> None:
+    def __init__(self, components: Components, world_size: int) -> None:
         import deepspeed
 
+        step, run_config, optimizer = components.step, components.run_config, components.optimizer
         _check_ranks(run_config, world_size)
         self.micro_batch = micro_batch_for(run_config.sequences // world_size, run_config.micro_batch)
         self.accumulation = run_config.sequences // (self.micro_batch * world_size)
-        self.config = engine_config(run_config, self.micro_batch, self.accumulation)
+        self.config = engine_config(run_config, optimizer, self.micro_batch, self.accumulation)
         self.stage = run_config.deepspeed.zero_stage
-        self._reports_norm = run_config.optimizer.name != "muon"  # Muon's is the norm of its update
+        self._reports_norm = not optimizer.replaces_gradients
         self._watch = GradientWatch(step) if self.stage == 3 else None
         self._timed: PhaseTimer = no_timer
-        self.param_groups = param_groups(step, run_config.optimizer)
-        self._peak_lr = run_config.optimizer.lr
+        self.param_groups = param_groups(step, optimizer, run_config.optimizer_config)
+        self._peak_lr = run_config.optimizer_config.lr
+        self._schedule, self._steps = components.schedule, run_config.steps
         groups, offload = optimizer_groups(step, self.param_groups), run_config.deepspeed.offload_optimizer
         self.wrapped, _, _, self._scheduler = deepspeed.initialize(
             model=step,
-            config={name: value for name, value in self.config.items() if name != "optimizer"},
-            optimizer=lambda _: build_optimizer(self.config["optimizer"], groups, offload),
-            lr_scheduler=lambda optimizer: LambdaLR(
-                optimizer, lambda step: run_config.schedule.factor(step, run_config.steps)
-            ),
+            config=self.config,
+            optimizer=lambda _: optimizer.build(groups, offload),
+            # Of anything but a plain function, LambdaLR would store the attributes in checkpoints.
+            lr_scheduler=lambda built: LambdaLR(built, lambda step: self._lr_factor(step)),
         )
+
+    def _lr_factor(self, step: int) -> float:
+        """Return the schedule's factor on the peak learning rate, checked."""
+        factor = float(self._schedule(step, self._steps))
+        if not 0 <= factor < math.inf:
+            raise_contract_error(
+                self._schedule, "__call__", f"expected a factor of 0 or above, got {factor} in step {step}"
+            )
+        return factor
 
     def __call__(self, batch: StepBatch) -> tuple[torch.Tensor, StepMetrics]:
         """Return loss and metrics of a micro-batch."""
@@ -212,14 +224,14 @@ class Engine:
         return self.step.model
 
     def time_with(self, timed: PhaseTimer) -> None:
-        """Tell `timed` when each phase of a step begins and ends; see `mcframe.metrics.timers.PHASES`."""
+        """Time the phases of a step with `timed`; see `mcframe.metrics.timers.PHASES`."""
         self._timed = timed
         self.step.time_with(timed)
 
     def backward_and_step(self, loss: torch.Tensor, before_step: Callable[[], None]) -> None:
         """Run one backward pass of a micro-batch, and the optimizer's step if the batch is complete.
 
-        Never twice before a step: at ZeRO 2 that silently gives another result.
+        Two passes before a step would silently change the result at ZeRO 2.
 
         Args:
             loss: The loss of the micro-batch.
@@ -236,29 +248,29 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step, of AdamW's parameters without a scale; others are proportional to it."""
-        return float(self._peak_lr * self._scheduler.lr_lambdas[0](self._scheduler.last_epoch))
+        """The learning rate of the next step for parameters without a factor: `optimizer.lr` times the schedule's."""
+        return self._peak_lr * self._lr_factor(self._scheduler.last_epoch)
 
     def apply_schedule(self) -> None:
-        """Set the next step's learning rate from this recipe: a checkpoint brings that of the run it was made in."""
+        """Set the next step's learning rate from this configuration; a checkpoint restores that of its own run."""
         groups = self._scheduler.optimizer.param_groups
-        factor = self._scheduler.lr_lambdas[0](self._scheduler.last_epoch)
+        factor = self._lr_factor(self._scheduler.last_epoch)
         self._scheduler._last_lr = [base * factor for base in self._scheduler.base_lrs]
         for group, rate in zip(groups, self._scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
     @property
     def gradient_norm(self) -> torch.Tensor | None:
-        """Norm of the last step's gradient before clipping, where it was computed; None where DeepSpeed has none."""
+        """Norm of the last step's gradient before clipping; None if DeepSpeed did not compute it."""
         norm = self.wrapped.get_global_grad_norm() if self._reports_norm else None
         return None if norm is None else torch.as_tensor(norm)
 
 
 class GradientWatch:
-    """Sees to it that no parameter is left out of a step at ZeRO 3.
+    """Check at ZeRO 3 that every parameter that ever had a gradient has one in each step.
 
-    There a parameter that got no gradient in a step is updated with its last one again, silently. A plug-in that runs
-    one of its branches only now and then would go on training on stale gradients; it is stopped instead.
+    DeepSpeed silently updates a parameter without a gradient with its last one again. A plug-in that does not run all
+    of its branches in every step would be trained on stale gradients.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -266,11 +278,15 @@ class GradientWatch:
         self._now: set[str] = set()
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                name = name.removeprefix("model.")  # as users know it: lensnet.layers.0
+                name = name.removeprefix("model.")  # the name in messages: lensnet.layers.0
                 parameter.register_hook(lambda _, name=name: self._now.add(name))  # type: ignore[no-untyped-call]
 
     def check(self) -> None:
-        """The accumulated gradient is about to be used. Raises UserError where a parameter had one before only."""
+        """Check the accumulated gradients, before the optimizer's step.
+
+        Raises:
+            UserError: A parameter had a gradient in an earlier step, and has none in this one.
+        """
         missing = sorted(self._ever - self._now)
         self._ever |= self._now
         self._now.clear()
@@ -279,21 +295,21 @@ class GradientWatch:
                 f"no gradient reached {missing[0]}"
                 + (f" and {len(missing) - 1} more parameters" if len(missing) > 1 else "")
                 + " in this step, though one did before: at ZeRO 3 DeepSpeed would apply the old one again",
-                remedy="run every part of the plug-in in every step and weigh its loss 0.0 when it should not learn, "
-                "or set deepspeed.zero_stage to 0, 1 or 2",
+                remedy="Run every part of the plug-in in every step, with a loss weight of 0.0 if it is not trained, "
+                "or set deepspeed.zero_stage to 0, 1 or 2.",
             )
 
 
 def _check_ranks(run_config: RunConfig, world_size: int) -> None:
-    if run_config.sequences % world_size:
-        window = run_config.context.window
-        near = max(1, round(run_config.sequences / world_size)) * world_size * window
-        raise UserError(
-            f"run.batch_tokens = {run_config.batch_tokens} makes {run_config.sequences} sequences a step, which "
-            f"{world_size} ranks cannot share equally",
-            binding="run.batch_tokens",
-            remedy=f"set run.batch_tokens = {near}, or start another number of ranks",
-        )
+    sequences, window = run_config.sequences, run_config.context.window
+    near = max(1, round(sequences / world_size)) * world_size * window
+    require(
+        sequences % world_size == 0,
+        "run.batch_tokens",
+        sequences,
+        f"a number of sequences that divides among {world_size} ranks",
+        f"Set run.batch_tokens = {near}, or start another number of ranks.",
+    )
 
 
 def barrier() -> None:

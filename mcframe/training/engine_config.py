@@ -1,4 +1,4 @@
-"""The JSON that DeepSpeed is given, and the keys of it that would reach a measured trap."""
+"""DeepSpeed's configuration, and the keys of it that mcframe sets itself."""
 
 from __future__ import annotations
 
@@ -6,66 +6,61 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcframe.config.schema import RunConfig
-from mcframe.config.training_schema import DeepSpeedConfig, OptimizerConfig
+from mcframe.config.training_schema import DeepSpeedConfig
 from mcframe.errors import UserError
+from mcframe.hookspecs import Optimizer
 
 RESERVED_DEEPSPEED_KEYS = {
     "train_batch_size": "run.batch_tokens",
     "train_micro_batch_size_per_gpu": "run.micro_batch",
     "gradient_accumulation_steps": "run.batch_tokens and run.micro_batch",
     "gradient_clipping": "optimizer.gradient_clipping",
-    "optimizer.type": "optimizer.name",
-    "optimizer.params.max_grad_norm": "optimizer.gradient_clipping",
-    "optimizer.params.lr": "optimizer.lr",
-    "optimizer.params.adam_lr": "optimizer.lr",
-    "optimizer.params.muon_lr": "optimizer.muon_lr",
-    "optimizer.params.momentum": "optimizer.muon_momentum",
-    "optimizer.params.betas": "optimizer.betas",
-    "optimizer.params.eps": "optimizer.eps",
-    "optimizer.params.weight_decay": "optimizer.weight_decay",
-    "scheduler": "schedule.warmup_ratio and schedule.warmdown_ratio",
+    "optimizer": "run.optimizer",
+    "scheduler": "run.schedule",
     "zero_optimization.stage": "deepspeed.zero_stage",
     "bf16.enabled": "deepspeed.precision",
     "fp16": "deepspeed.precision: bf16 needs no loss scaling, which fp16 would",
     "activation_checkpointing": "gpt.activation_checkpointing, which is non-reentrant",
     "compile.deepcompile": "nothing: it does not build everywhere and has open bugs",
 }
-"""Keys that have one place of their own in gin, so that the two cannot disagree."""
+"""Keys that mcframe sets, or that lead to a known failure, with the gin binding to use instead."""
 
 
-def engine_config(run_config: RunConfig, micro_batch: int, accumulation: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for a run. Raises UserError for keys that mcframe sets itself."""
+def engine_config(run_config: RunConfig, optimizer: Optimizer, micro_batch: int, accumulation: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a run.
+
+    Raises:
+        UserError: `deepspeed.settings` has a key that mcframe sets itself.
+    """
     settings = run_config.deepspeed
     _refuse_owned(settings.settings)
     config: dict[str, Any] = {
         "train_batch_size": run_config.sequences,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": run_config.optimizer.clipping,
-        "optimizer": _optimizer(run_config.optimizer),
-        "zero_optimization": _zero(settings, run_config.optimizer),
+        "gradient_clipping": gradient_clipping(run_config, optimizer),
+        "zero_optimization": _zero(settings),
         "bf16": {"enabled": settings.precision == "bf16"},
-        # An op that compiles for minutes is no default; gin can ask for it.
+        # DeepSpeed's own CPU optimizer compiles for minutes; `fused` of an optimizer selects it.
         "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
     }
     merged = _merge(config, settings.settings)
-    if run_config.optimizer.name == "muon" and settings.zero_stage == 3:
-        merged["zero_optimization"]["reduce_scatter"] = False
+    merged["zero_optimization"] |= optimizer.zero_settings(settings.zero_stage)
     return merged
 
 
-def _optimizer(optimizer: OptimizerConfig) -> dict[str, Any]:
-    adam = {"betas": list(optimizer.betas), "eps": optimizer.eps, "weight_decay": optimizer.weight_decay}
-    # torch's AdamW everywhere: DeepSpeed's own is compiled at the first start, for minutes on a CPU.
-    if optimizer.name == "adamw":
-        return {"type": "AdamW", "params": {"lr": optimizer.lr, **adam, "torch_adam": True}}
-    muon = {"muon_lr": optimizer.muon_lr, "adam_lr": optimizer.lr, "momentum": optimizer.muon_momentum}
-    return {"type": "Muon", "params": {"lr": optimizer.lr, **adam, **muon, "torch_adam": True}}
+def gradient_clipping(run_config: RunConfig, optimizer: Optimizer) -> float:
+    """Return the gradient norm to clip at; 0 for no clipping."""
+    clipping = run_config.optimizer_config.gradient_clipping
+    if clipping is None:
+        return 0.0 if optimizer.replaces_gradients else 1.0
+    return clipping
 
 
-def _zero(settings: DeepSpeedConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
+def _zero(settings: DeepSpeedConfig) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": settings.zero_stage}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -89,7 +84,7 @@ def _refuse_owned(settings: Mapping[str, Any]) -> None:
             value = value.get(key) if isinstance(value, Mapping) else None
         if value is not None:
             raise UserError(
-                f"deepspeed.settings holds {path!r}, which mcframe sets from {binding}",
+                f"deepspeed.settings: {path!r} is set by mcframe from {binding}",
                 binding="deepspeed.settings",
-                remedy=f"take {path!r} out of deepspeed.settings and use {binding}",
+                remedy=f"Remove {path!r} from deepspeed.settings and use {binding}.",
             )

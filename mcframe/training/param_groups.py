@@ -1,8 +1,8 @@
-"""The parameter groups of a run: what its modules declare, checked, and as the optimizer takes them."""
+"""The parameter groups of a run: declared by its modules, checked, and in the form that torch takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from mcframe.config.training_schema import OptimizerConfig
 from mcframe.errors import UserError
-from mcframe.hookspecs import ParamGroup
+from mcframe.hookspecs import Optimizer, ParamGroup, UpdateRule
 from mcframe.interfaces.param_groups import group_parameters
 from mcframe.training.train_step import TrainStep
 
@@ -22,14 +22,14 @@ class PartGroup:
     Attributes:
         part: `base`, `gistnet`, `lensnet` or `loss NAME`.
         group: What the module declares, without frozen parameters.
-        use_muon: Whether Muon trains them.
-        lr: Peak learning rate.
+        rule: The optimizer's treatment of them.
+        lr: Peak learning rate, with all factors.
         weight_decay: Weight decay.
     """
 
     part: str
     group: ParamGroup
-    use_muon: bool
+    rule: UpdateRule
     lr: float
     weight_decay: float
 
@@ -39,51 +39,42 @@ class PartGroup:
         return sum(int(getattr(each, "ds_numel", each.numel())) for each in self.group.parameters)
 
     def __str__(self) -> str:
-        name = "Muon" if self.use_muon else "AdamW"
-        return f"{self.part} {self.group.role}: {self.count:,} parameters, {name} at learning rate {self.lr:g}"
+        name = f"{self.part} {self.group.role}"
+        return f"{name}: {self.count:,} parameters, {self.rule.name} at learning rate {self.lr:g}"
 
 
-def param_groups(step: TrainStep, config: OptimizerConfig) -> list[PartGroup]:
+def param_groups(step: TrainStep, optimizer: Optimizer, config: OptimizerConfig) -> list[PartGroup]:
     """Return the parameter groups of a step.
 
     Raises:
         UserError: A trained parameter is in no group or in more than one.
     """
     found = []
-    for part, scaled_as, module in _parts(step):
+    for part, scaled_as, module in step.named_parts():
         for group in _declared(module):
             trained = tuple(each for each in group.parameters if each.requires_grad)
             if not trained:
                 continue
-            use_muon = config.name == "muon" and group.role == "matrix"
-            peak = config.muon_lr if use_muon else config.lr
-            scale = group.lr_scale * config.lr_scale.get(scaled_as, 1.0)
+            rule = optimizer.update_rule(group.role, config.lr)
+            scale = group.lr_scale * config.lr_scale.get(scaled_as or "", 1.0)
             trained_group = ParamGroup(group.role, trained, group.weight_decay, group.lr_scale)
             decay = config.weight_decay if group.weight_decay else 0.0
-            found.append(PartGroup(part, trained_group, use_muon, peak * scale, decay))
+            found.append(PartGroup(part, trained_group, rule, rule.lr * scale, decay))
     _check_complete(step, found)
     return found
 
 
 def optimizer_groups(step: TrainStep, groups: Sequence[PartGroup]) -> list[dict[str, Any]]:
-    """Return the groups as the optimizer takes them: Muon's first, groups of equal settings merged."""
+    """Return the groups as torch takes them, those of equal settings merged, in the order of the module."""
     settings = {id(each): group for group in groups for each in group.group.parameters}
-    merged: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    merged: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for parameter in step.parameters():  # the order of the module, which checkpoints rely on
         if (group := settings.get(id(parameter))) is not None:
-            merged.setdefault((group.use_muon, group.lr, group.weight_decay), []).append(parameter)
+            merged.setdefault((group.rule.name, group.lr, group.weight_decay), []).append(parameter)
     return [
-        {"params": parameters, "use_muon": use_muon, "lr": lr, "weight_decay": decay}
-        for (use_muon, lr, decay), parameters in sorted(merged.items(), key=lambda item: not item[0][0])
+        {"params": parameters, "rule": rule, "lr": lr, "weight_decay": decay}
+        for (rule, lr, decay), parameters in merged.items()
     ]
-
-
-def _parts(step: TrainStep) -> Iterator[tuple[str, str, nn.Module]]:
-    """Iterate over the name of each part, its key in `optimizer.lr_scale`, and its module."""
-    for name, module in step.model.parts.items():
-        yield name, name, module
-    for loss in step.losses.each():
-        yield f"loss {loss.name}", loss.part or "", loss
 
 
 def _declared(module: nn.Module) -> Sequence[ParamGroup]:

@@ -1,6 +1,6 @@
-"""Which plug-ins the command line gave a run, so that the run can be opened again without being told.
+"""The plug-ins that a run used, recorded so that the run can be opened again with the same ones.
 
-A local file is copied into the run directory: what it holds tomorrow is not what the checkpoints were trained with.
+A local file is copied into the run directory, since it may change after the run.
 """
 
 from __future__ import annotations
@@ -21,66 +21,74 @@ FOLDER, KEY = "plugins", "plugin_options"
 
 
 @dataclass(frozen=True)
-class Given:
-    """A plug-in that `--plugin` gave a run. Of a local file, where its copy lies in the run directory, and its hash."""
+class AddedPlugin:
+    """A plug-in that `--plugin` added to a run.
+
+    Attributes:
+        spec: The value of `--plugin`.
+        copy: Path of the copy of a local file, in the run directory.
+        sha256: Hash of a local file.
+    """
 
     spec: str
     copy: str = ""
     sha256: str = ""
 
 
-def given(registry: Registry) -> list[Given]:
-    """What `--plugin` has added to what is installed."""
-    return [_given(plugin) for plugin in registry.plugins.values() if plugin.spec]
+def added_plugins(registry: Registry) -> list[AddedPlugin]:
+    """Return the plug-ins that `--plugin` added to the installed ones."""
+    return [_added(plugin) for plugin in registry.plugins.values() if plugin.spec]
 
 
 def write_record(directory: Path, registry: Registry) -> dict[str, Any]:
-    """Copy local files into the run directory. Returns the facts for its `provenance.json`."""
+    """Copy local files into the run directory, and return the entries of its `provenance.json`."""
     for plugin in registry.plugins.values():
         if plugin.code:
-            copy = directory / _given(plugin).copy
+            copy = directory / _added(plugin).copy
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(plugin.code)
-    named = [vars(each) for each in given(registry)]
+    named = [vars(each) for each in added_plugins(registry)]
     return {"plugins": registry.versions(), KEY: {"named": named, "without": registry.left_out}}
 
 
 def fingerprint(registry: Registry) -> list[str]:
-    """What must be the same on every rank: packages with their versions, and what `--plugin` has added."""
+    """Return lines that must be equal on every rank: packages with versions, and the plug-ins that `--plugin` added."""
     packages = [f"{name} {version}" for name, version in registry.versions().items()]
-    return [*packages, *(f"{Path(each.spec).name} {each.sha256[:12]}".strip() for each in given(registry))]
+    return [*packages, *(f"{Path(each.spec).name} {each.sha256[:12]}".strip() for each in added_plugins(registry))]
 
 
 def check_alike(fingerprints: Sequence[Sequence[str]]) -> None:
-    """Raises UserError where ranks, whose fingerprints these are, do not have the same plug-ins."""
+    """Raise UserError unless the fingerprints of all ranks are equal."""
     first = set(fingerprints[0])
     for rank, other in enumerate(map(set, fingerprints)):
         if other != first:
             ours, theirs = (", ".join(sorted(only)) or "nothing" for only in (first - other, other - first))
             raise UserError(
                 f"the ranks do not have the same plug-ins: rank 0 has {ours} where rank {rank} has {theirs}",
-                remedy="install the same versions on every node, and keep local files on storage that all nodes share",
+                remedy="Install the same versions on every node, and keep local files on storage of all nodes.",
             )
 
 
-def changes(directory: Path, now_given: Sequence[Given]) -> list[str]:
-    """What differs between the plug-ins that a run was given before and now, a line each."""
-    before, now = ({each.spec: each.sha256 for each in them} for them in (_read(directory)[0], now_given))
+def changes(directory: Path, added: Sequence[AddedPlugin]) -> list[str]:
+    """Return a line for each difference between the plug-ins added to a run before and now."""
+    before, now = ({each.spec: each.sha256 for each in them} for them in (_read(directory)[0], added))
     if not (directory / PROVENANCE).exists():
         return []
     lines = {
-        **{spec: f"--plugin {spec} was given before" for spec in before.keys() - now.keys()},
-        **{spec: f"--plugin {spec} was not given before" for spec in now.keys() - before.keys()},
-        **{spec: f"{spec} has been changed" for spec in before.keys() & now.keys() if before[spec] != now[spec]},
+        **{spec: f"--plugin {spec} was passed before" for spec in before.keys() - now.keys()},
+        **{spec: f"--plugin {spec} was not passed before" for spec in now.keys() - before.keys()},
+        **{spec: f"{spec} was changed" for spec in before.keys() & now.keys() if before[spec] != now[spec]},
     }
     return [lines[spec] for spec in sorted(lines)]
 
 
 def reopened(directory: Path, options: PluginOptions) -> PluginOptions:
-    """The options under which a run is opened again: those of now on top of its own.
+    """Return the options to open a run with: those of the run, overridden by `options`.
 
-    A file or a module of now stands in for the run's of the same name; what `options.without` names is dropped.
-    Raises UserError where a local file is neither in the run directory nor in its old place as it was.
+    A file or module in `options` replaces that of the run with the same name, and `options.without` removes others.
+
+    Raises:
+        UserError: A local file is neither in the run directory nor unchanged at its old path.
     """
     recorded, without = _read(directory)
     replaced = {_name(text) for text in options.named}
@@ -94,21 +102,21 @@ def reopened(directory: Path, options: PluginOptions) -> PluginOptions:
     )
 
 
-def _given(plugin: Plugin) -> Given:
+def _added(plugin: Plugin) -> AddedPlugin:
     if not plugin.code:
-        return Given(plugin.spec)
+        return AddedPlugin(plugin.spec)
     file, sha256 = Path(plugin.file), digest(plugin.code)
-    return Given(plugin.spec, f"{FOLDER}/{sha256[:12]}/{file.name}", sha256)
+    return AddedPlugin(plugin.spec, f"{FOLDER}/{sha256[:12]}/{file.name}", sha256)
 
 
-def _read(directory: Path) -> tuple[list[Given], list[str]]:
+def _read(directory: Path) -> tuple[list[AddedPlugin], list[str]]:
     file = directory / PROVENANCE
     facts = json.loads(file.read_text("utf-8")).get(KEY, {}) if file.exists() else {}
-    return [Given(**each) for each in facts.get("named", [])], facts.get("without", [])
+    return [AddedPlugin(**each) for each in facts.get("named", [])], facts.get("without", [])
 
 
-def _found(directory: Path, plugin: Given) -> str:
-    """Where the plug-in of a run is now, as `--plugin` names it."""
+def _found(directory: Path, plugin: AddedPlugin) -> str:
+    """Return the plug-in of a run as a value of `--plugin`."""
     if not plugin.copy:
         return plugin.spec
     spec = Spec.parse(plugin.spec)
@@ -118,19 +126,19 @@ def _found(directory: Path, plugin: Given) -> str:
     name = Path(spec.where).name
     raise UserError(
         f"{directory} was trained with the plug-in file {spec.where}, and neither that file nor its copy "
-        f"{plugin.copy} in the run directory is there as it was",
-        remedy=f"put the copy back, name a {name} that stands in for it with --plugin FILE, or leave it out with "
-        f"--no-plugin {name}",
-        place=Location(directory / PROVENANCE),
+        f"{plugin.copy} in the run directory exists unchanged",
+        remedy=f"Restore the copy, pass a {name} that replaces it with --plugin FILE, or skip it with --no-plugin "
+        f"{name}.",
+        location=Location(directory / PROVENANCE),
     )
 
 
 def _name(text: str) -> str:
-    """What stands in for each other: files of one name, a module."""
+    """Return the key by which one plug-in replaces another: the name of a file, or the module."""
     spec = Spec.parse(text)
     return spec.file.name if spec.file else spec.where
 
 
 def _names(text: str) -> set[str]:
-    """What `--no-plugin` may call a plug-in that a run was given."""
+    """Return the values of `--no-plugin` that remove a plug-in from those that were added."""
     return {text, Spec.parse(text).where, _name(text)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from rich.console import RenderableType
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.hookspecs import EvalResult, RunInfo
@@ -47,7 +47,7 @@ class Recorder:
         hooks: Lifecycle,
         callbacks: PluginCallbacks,
     ) -> None:
-        self._plan, self._state, self._loggers, self.hooks = plan, state, loggers, hooks
+        self._plan, self._state, self.loggers, self.hooks = plan, state, loggers, hooks
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         resumed = plan.checkpoint.tokens if plan.checkpoint else None
         self._figures = FigureRecorder(plan.directory, tree, loggers, resumed) if self._rank == 0 else None
@@ -56,8 +56,9 @@ class Recorder:
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
-    def show_progress(self) -> None:
-        """Start the progress bar."""
+    def start(self) -> None:
+        """Start a session, and its progress bar."""
+        self._started, self._first_tokens = time.monotonic(), self._state.tokens
         self.progress = Progress(self._state.total_tokens, self._state.tokens, self._rank == 0)
 
     def info(self) -> RunInfo:
@@ -79,15 +80,11 @@ class Recorder:
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """Write metrics to the loggers alone."""
-        self._loggers.write(self._state.tokens, self._state.step, metrics)
+        self.loggers.write(self._state.tokens, self._state.step, metrics)
 
     def text(self, name: str, text: str) -> None:
         """Write a text to the loggers."""
-        self._loggers.text(self._state.tokens, name, text)
-
-    def message(self, message: RenderableType) -> None:
-        """Print above the progress bar."""
-        self.progress.message(message)
+        self.loggers.text(self._state.tokens, name, text)
 
     def record(self, reading: Reading) -> None:
         """Record the data of figures."""
@@ -104,30 +101,25 @@ class Recorder:
         if self._rank == 0:
             self.hooks.evaluated(self.info(), name, result)
 
-    def close(self) -> None:
-        """Close the loggers."""
-        self._loggers.close()
-
-    def finish(self, status: str, checkpoint: Path | None, tokens: int, seconds: float) -> dict[str, Any]:
+    def finish(self, status: str, checkpoint: Path | None) -> dict[str, Any]:
         """Write, print and return the summary of the run.
 
         Args:
             status: `finished`, `interrupted`, or `stopped` by a callback.
             checkpoint: The newest checkpoint.
-            tokens: Dataset tokens of this session.
-            seconds: Duration of this session.
         """
         locations: dict[str, str | Path] = {"checkpoint": checkpoint} if checkpoint is not None else {}
-        locations |= self._loggers.locations
+        locations |= self.loggers.locations
         if self._figures is not None:
             locations |= self._figures.locations
         locations["operative config"] = self._plan.directory / OPERATIVE
         summary = summarise(
-            status=status, tokens=self._state.tokens, steps=self._state.step, session_tokens=tokens,
-            session_seconds=seconds, first=self.first, last=self.last, locations=locations,
+            status=status, tokens=self._state.tokens, steps=self._state.step,
+            session_tokens=self._state.tokens - self._first_tokens, session_seconds=time.monotonic() - self._started,
+            first=self.first, last=self.last, locations=locations,
         )  # fmt: skip
         if self._rank == 0:
             write_summary(self._plan.directory, summary)
-            self.message(summary_table(summary))
+            self.progress.message(summary_table(summary))
             self.hooks.run_finished(self.info(), summary)
         return summary

@@ -1,4 +1,4 @@
-"""A run's folder: which one it is, whether to go on in it, and what of its origin is written down."""
+"""The directory of a run: its path, the checkpoint to resume from, and the record of its origin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,30 @@ METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operativ
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Where a run writes, and the checkpoint it goes on from, if any."""
+    """The directory of a run, and the checkpoint that it resumes from, if any."""
 
     directory: Path
     checkpoint: Checkpoint | None
 
 
 def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
-    """Decide on the folder and on resumption. Depends on the file system only, so every rank decides alike.
+    """Return the directory and the checkpoint. They depend on the file system only, and are equal on every rank.
 
-    name     of the run, for `runs/NAME` where no folder is given
-    resume   auto: go on where the folder has a checkpoint; never: a folder of its own; else a run directory or a
-             checkpoint to start from
-    Raises UserError where nothing can be resumed or where something would be overwritten.
+    Args:
+        name: Name of the run, for `runs/NAME` without a `run_dir`.
+        run_dir: The directory, if the command line has one.
+        resume: `auto` resumes if the directory has a checkpoint, `never` takes a new directory; otherwise the run
+            directory or checkpoint to resume from.
+
+    Raises:
+        UserError: The checkpoint to resume from does not exist, or a run would be overwritten.
     """
     directory = run_dir or Path("runs") / name
     if resume == "never":
         if run_dir is not None and (directory / METRICS).exists():
             raise UserError(
-                f"{directory} already holds a run, and --resume never would write over it",
-                remedy="name another --run-dir, or leave --resume never out to go on with it",
+                f"{directory} already holds a run, and --resume never would overwrite it",
+                remedy="Pass another --run-dir, or remove --resume never to resume the run.",
             )
         return RunPlan(directory if run_dir is not None else _unused(directory), None)
     if resume != "auto":
@@ -59,7 +63,7 @@ def _unused(directory: Path) -> Path:
 
 
 def write_provenance(directory: Path, bound: str, facts: dict[str, Any]) -> None:
-    """Save all bindings (`config.gin`, from which the run can be started again) and where it came from."""
+    """Write all bindings to `config.gin`, which can start the run again, and its origin to `provenance.json`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / BOUND).write_text(bound, "utf-8")
     (directory / PROVENANCE).write_text(json.dumps({**_origin(), **facts}, indent=2) + "\n", "utf-8")
@@ -76,13 +80,13 @@ def _origin() -> dict[str, Any]:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "ranks": int(os.environ.get("WORLD_SIZE", "1")),
         },
-        "versions": {name: _version(name) for name in ("mcframe", "torch", "deepspeed", "gin-config", "pluggy")},
+        "versions": {name: version(name) for name in ("mcframe", "torch", "deepspeed", "gin-config", "pluggy")},
         "revision": _revision(),
     }
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
+    """Return the name of the processor, or of its architecture."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text("utf-8").splitlines():
@@ -91,15 +95,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _revision() -> str | None:
-    """The git revision of the source, `+` where files differ from it; None outside a checkout."""
+    """Return the git revision of the source, with `+` if files differ from it; None outside a checkout."""
     source = Path(__file__).resolve().parents[2]
     if not (source / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""What a person looks at while a run is under way: working contexts as a line of characters, and continuations."""
+"""Previews during training: working contexts of held-out windows, and continuations of prompts."""
 
 from __future__ import annotations
 
@@ -23,20 +23,31 @@ def focuses(
     batch: int,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, float]:
-    """The focuses of LensNet and allocator for windows [n, T + 1], `batch` at a time; a variant; mean rounds used.
+    """Return the focuses that LensNet and the allocator select for windows, and a variant.
 
-    -> focuses [n, blocks] and a proposed variant of the first window [1, blocks], both on the CPU.
+    Args:
+        model: The model.
+        allocator: The allocator.
+        windows: Held-out windows [n, T + 1].
+        budget: Entries of a working context.
+        seed: Seed of variants and ties.
+        batch: Windows of a forward pass.
+        device: Device of the model.
+
+    Returns:
+        Focuses [n, blocks] and a proposed variant of the first window [1, blocks], both on the CPU, and the mean number
+        of rounds.
     """
     seeds = variant_seeds(seed, torch.arange(windows.shape[0], device=device), model.strategy.count)
     parts = [part.to(device) for part in torch.split(windows[:, :-1], batch)]
-    answers = [
+    refocused = [
         model.refocus(inputs, allocator, budget, of[:, 0])
         for inputs, of in zip(parts, torch.split(seeds, batch), strict=True)
     ]
     length = model.tree.reachable(budget)[0]
     proposed = model.propose(parts[0][:1], seeds[:1], length)[:1]
-    chosen, rounds = (torch.cat([answer[index] for answer in answers]) for index in (0, 1))
-    return chosen.cpu(), proposed.cpu(), float(rounds.double().mean())
+    focus, rounds = (torch.cat([result[index] for result in refocused]) for index in (0, 1))
+    return focus.cpu(), proposed.cpu(), float(rounds.double().mean())
 
 
 @torch.no_grad()
@@ -48,29 +59,29 @@ def continuation(
     device: torch.device,
     seed: int,
 ) -> str:
-    """What the model makes of a prompt, `sampling.length` tokens of it. A longer prompt loses its beginning.
+    """Return a continuation of a prompt by `sampling.length` tokens.
 
-    Temperature 0 takes the likeliest token each time.
+    A prompt longer than the window is cut at its beginning. Temperature 0 selects the most probable token.
     """
     ids: list[int] = [tokenizer.separator, *tokenizer.encode_batch([prompt])[0]]
     generator = torch.Generator().manual_seed(seed)
     window = model.tree.window
-    made: list[int] = []
+    generated: list[int] = []
     for _ in range(sampling.length):
-        tokens = torch.tensor([(ids + made)[-window:]], device=device)
+        tokens = torch.tensor([(ids + generated)[-window:]], device=device)
         logits = model.next_logits(tokens)[0, : tokenizer.vocab_size].cpu()
         if sampling.temperature == 0:
-            made.append(int(logits.argmax()))
+            generated.append(int(logits.argmax()))
         else:
-            share = torch.softmax(logits / sampling.temperature, dim=-1)
-            made.append(int(torch.multinomial(share, 1, generator=generator)))
-    return tokenizer.decode(made)
+            probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+            generated.append(int(torch.multinomial(probabilities, 1, generator=generator)))
+    return tokenizer.decode(generated)
 
 
 def continuations(
     model: MegaContextModel, tokenizer: Tokenizer, sampling: SamplingConfig, device: torch.device, seed: int
 ) -> Sequence[tuple[str, str]]:
-    """Each prompt of `sampling` with its continuation."""
+    """Return each prompt of `sampling` with its continuation."""
     return [
         (prompt, continuation(model, tokenizer, prompt, sampling, device, seed + index))
         for index, prompt in enumerate(sampling.prompts)

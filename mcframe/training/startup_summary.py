@@ -1,4 +1,4 @@
-"""The start-up report: what was chosen and why, before the first step."""
+"""The start-up summary: components, sizes and settings of a run."""
 
 from __future__ import annotations
 
@@ -7,47 +7,48 @@ from rich.table import Table
 from rich.text import Text
 
 from mcframe.config.schema import RunConfig
+from mcframe.hookspecs import Optimizer
 from mcframe.modeling.gpt import parameter_count
-from mcframe.training.build import Components, parameter_counts
+from mcframe.training.build import Components, parameter_counts, plugin_name
+from mcframe.training.engine_config import gradient_clipping
 from mcframe.training.flops import StepFlops
 from mcframe.training.param_groups import param_groups
 from mcframe.training.train_step import TrainStep
 
 
-def memory_estimate(step: TrainStep, run_config: RunConfig, world_size: int) -> dict[str, float]:
-    """Bytes a rank needs for weights, gradients and optimizer states. Activations and logits come on top."""
+def memory_estimate(step: TrainStep, optimizer: Optimizer, run_config: RunConfig, world_size: int) -> dict[str, float]:
+    """Return the bytes of a rank for weights, gradients and optimizer states, without activations and logits."""
     parameters = parameter_count(step)
     stage, half = run_config.deepspeed.zero_stage, run_config.deepspeed.precision == "bf16"
-    # AdamW keeps two moments of a parameter, Muon one.
-    groups = param_groups(step, run_config.optimizer)
-    states = sum((4 if group.use_muon else 8) * group.count for group in groups)
+    groups = param_groups(step, optimizer, run_config.optimizer_config)
+    states = sum(4 * group.rule.states * group.count for group in groups)
     weight = 2 if half else 4
     master = 4 * parameters if half or stage else 0  # ZeRO holds a flat float32 copy of the weights
-    share = {
+    ranks = {
         name: world_size if stage >= least else 1 for name, least in (("optimizer", 1), ("grad", 2), ("weight", 3))
     }
     return {
-        "weights": parameters * weight / share["weight"],
-        "gradients": parameters * weight / share["grad"],
-        "optimizer": (states + master) / share["optimizer"],
+        "weights": parameters * weight / ranks["weight"],
+        "gradients": parameters * weight / ranks["grad"],
+        "optimizer": (states + master) / ranks["optimizer"],
     }
 
 
 def describe(components: Components, extra: dict[str, str]) -> RenderableType:
-    """The report as a table, with `extra` rows at its end."""
+    """Return the summary as a table, with `extra` rows at its end."""
     run_config = components.run_config
     table = Table(show_header=False, title="mcframe", title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     parts = _parts(run_config, components.step, components.flops, components.tokenizer.vocab_size)
-    for name, value in {**parts, **_clock(run_config), **extra}.items():
+    for name, value in {**parts, **_clock(components), **extra}.items():
         table.add_row(name, value)
     return Group(table, Text(""))
 
 
 def _parts(run_config: RunConfig, step: TrainStep, step_flops: StepFlops, tokenizer_size: int) -> dict[str, str]:
     counts, model = parameter_counts(step), step.model
-    rows = {name: f"{count / 1e6:,.1f} M parameters" for name, count in counts.items()} | left_out(step)
+    rows = {name: f"{count / 1e6:,.1f} M parameters" for name, count in counts.items()} | omitted(step)
     if model.gpt.vocab_size > tokenizer_size:
         unused = model.gpt.vocab_size - tokenizer_size
         rows["base model"] += f"; {unused:,} of {model.gpt.vocab_size:,} embeddings have no token"
@@ -57,7 +58,7 @@ def _parts(run_config: RunConfig, step: TrainStep, step_flops: StepFlops, tokeni
         f"{tree.slots} slot(s) a gist, tail {tree.tail}"
     )
     if count:
-        rows["variants"] = variants_in_words(run_config, count)
+        rows["variants"] = describe_variants(run_config, count)
     else:
         rows["variants"] = "none: the plain baseline; GistNet and LensNet are not built"
     flops = step_flops.at(run_config.extreme_lengths[0] if count else 0)
@@ -65,36 +66,40 @@ def _parts(run_config: RunConfig, step: TrainStep, step_flops: StepFlops, tokeni
     return rows | {f"FLOPs of {name}": note for name, note in step_flops.notes.items()}
 
 
-def left_out(step: TrainStep) -> dict[str, str]:
-    """What a run does without: its GistNet and LensNet where they are None, objectives that need what is not there."""
+def omitted(step: TrainStep) -> dict[str, str]:
+    """Return the parts that a run omits: GistNet or LensNet, and losses whose inputs are missing."""
     rows, model = {}, step.model
     if model.strategy.count and model.gistnet is None:
         rows["GistNet"] = "none; collapsed blocks are dropped"
     if model.strategy.count and model.lensnet is None:
-        why = ": without gists it has nothing to judge" if model.gistnet is None else ""
+        why = ": without gists it has no entries to score" if model.gistnet is None else ""
         rows["LensNet"] = f"none; no scores are learned{why}"
     skipped = step.losses.skipped.items()
     return rows | {f"loss {name}": f"skipped: this run has no {need}" for name, need in skipped}
 
 
-def variants_in_words(run_config: RunConfig, count: int) -> str:
-    """How many variants a sequence has, and of which lengths."""
+def describe_variants(run_config: RunConfig, count: int) -> str:
+    """Return the number of variants of a sequence, and their lengths, as text."""
     first, last = run_config.extreme_lengths
     mixed = "; every step draws between the two" if run_config.context.length_mixed else ""
     return f"{count} a sequence, of {first:,} entries at the start, {last:,} at the end{mixed}"
 
 
-def _clock(run_config: RunConfig) -> dict[str, str]:
+def _clock(components: Components) -> dict[str, str]:
+    run_config = components.run_config
     return {
         "steps": f"{run_config.steps:,} of {run_config.batch_tokens:,} tokens ({run_config.sequences} sequences), "
         f"{run_config.steps * run_config.batch_tokens:,} in all",
-        "optimizer": _optimizer(run_config),
+        "optimizer": _optimizer(components),
     }
 
 
-def _optimizer(run_config: RunConfig) -> str:
-    optimizer, stage = run_config.optimizer, run_config.deepspeed.zero_stage
-    clipping = f"gradients clipped at {optimizer.clipping}" if optimizer.clipping else "no clipping"
-    if optimizer.name == "muon":
-        clipping += " (it would act on Muon's orthogonalised update)"
-    return f"{optimizer.name}, {clipping}; ZeRO {stage}, {run_config.deepspeed.precision}"
+def _optimizer(components: Components) -> str:
+    run_config, optimizer = components.run_config, components.optimizer
+    norm = gradient_clipping(run_config, optimizer)
+    clipping = f"gradients clipped at {norm}" if norm else "no clipping"
+    if optimizer.replaces_gradients:
+        clipping += " (it would act on the optimizer's update)"
+    name, schedule = plugin_name(run_config.optimizer), plugin_name(run_config.schedule)
+    stage, precision = run_config.deepspeed.zero_stage, run_config.deepspeed.precision
+    return f"{name}, {clipping}; schedule {schedule}; ZeRO {stage}, {precision}"

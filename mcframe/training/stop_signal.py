@@ -17,20 +17,20 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
         # A group on the CPU, so that agreeing on a stop never waits for the GPU.
         alone = not dist.is_initialized() or dist.get_world_size() == 1
         self._group = None if alone else dist.new_group(backend="gloo")
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._asked:
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._requested:
             raise KeyboardInterrupt
-        self._asked = True
+        self._requested = True
 
     def agreed(self) -> bool:
         """Return whether a stop was requested on any rank. Collective: every rank must call it after the same step."""
-        return self.any_rank([self._asked])[0]
+        return self.any_rank([self._requested])[0]
 
     def any_rank(self, flags: Sequence[bool]) -> list[bool]:
         """Return for each flag whether it is set on any rank. Collective, on the CPU."""

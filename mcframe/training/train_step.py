@@ -6,7 +6,7 @@ rows, blocks or entries, and nothing is read back to the host, so that the forwa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,13 @@ class TrainStep(nn.Module):
             self.losses.require("dropped") or (model.lensnet is not None and config.condition == "drop")
         )
         self.losses.setup(model.parts)
+
+    def named_parts(self) -> Iterator[tuple[str, str | None, nn.Module]]:
+        """Iterate over the parts of the model and the losses: name, part of the model that is trained, and module."""
+        for name, module in self.model.parts.items():
+            yield name, name, module
+        for loss in self.losses.each():
+            yield f"loss {loss.name}", loss.part, loss
 
     def time_with(self, timed: PhaseTimer) -> None:
         """Time the phases of the forward with `timed`; see `mcframe.metrics.timers.PHASES`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ import torch.distributed as dist
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.data.loader import Loader
 from mcframe.errors import UserError
-from mcframe.hookspecs import CallbackRun
 from mcframe.metrics.accumulator import Accumulator
 from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.timers import Timers
@@ -95,27 +93,26 @@ class Trainer:
         """Train to the end or until a stop is requested. Return the summary."""
         recorder = self.recorder
         try:
-            status, tokens, seconds = self._train()
-            recorder.close()
+            status = self._train()
+            recorder.loggers.close()
         except Exception as error:
             try:
-                recorder.close()
+                recorder.loggers.close()
             except Exception as another:  # noqa: BLE001 - a full disk fails twice; the hook is called all the same
                 error.add_note(f"the loggers could not be closed either: {last_line(another)}")
             recorder.hooks.run_failed(recorder.info(), error)
             raise
-        return recorder.finish(status, self.save_checkpoint.last, tokens, seconds)
+        return recorder.finish(status, self.save_checkpoint.last)
 
-    def _train(self) -> tuple[str, int, float]:
-        """Return the status, and the tokens and seconds of this session."""
+    def _train(self) -> str:
+        """Return the status at the end: `finished`, `interrupted`, or `stopped` by a callback."""
         if self.plan.checkpoint is not None:
             self.save_checkpoint.restore(self, self.plan.checkpoint)
-        self.recorder.show_progress()
-        started, first_tokens = time.monotonic(), self.state.tokens
+        self.recorder.start()
         status, stop_signal = "finished", StopSignal()
         try:
             self.recorder.hooks.run_started(self.recorder.info())
-            self.plugins.start(self._callback_run())
+            self.plugins.start(self.engine.step, self.recorder.info())
             self._probe()
             if self.state.step == 0:
                 self._run_callbacks()
@@ -135,7 +132,7 @@ class Trainer:
             stop_signal.restore()
             self.loader.close()
             self.recorder.progress.close()
-        return status, self.state.tokens - first_tokens, time.monotonic() - started
+        return status
 
     def _probe(self) -> None:
         """Check what plug-ins return on two held-out windows."""
@@ -143,18 +140,9 @@ class Trainer:
         with eval_mode(self.engine.wrapped):
             probe_plugins(self.engine.step, self.engine, self.held_out[:2].to(self.device), length)
 
-    def _callback_run(self) -> CallbackRun:
-        """Return the run as callbacks of plug-ins see it."""
-        info, losses = self.recorder.info(), {loss.name: loss for loss in self.engine.step.losses.each()}
-        return CallbackRun(
-            self.engine.model, losses, self.plugins.config, info.directory, info.rank, info.world_size,
-            info.total_tokens,
-        )  # fmt: skip
-
     def step(self) -> None:
         """Run one optimizer step: micro-batches forward and backward, then the update. Reads no tensor back."""
-        variants = self.components.model.strategy.count
-        length = self.run_config.variant_length(self.state.step) if variants else 0
+        length = self.run_config.variant_length(self.state.step) if self.components.model.strategy.count else 0
         self.engine.step.begin_step(self.run_config.progress(self.state.step))
         self.learning_rate = self.engine.learning_rate
         self.plugins.begin_step()
@@ -163,12 +151,8 @@ class Trainer:
         with self.timers.step():
             for _ in range(self.engine.accumulation):
                 with timed("data"):
-                    batch = next(self.loader)
-                    tokens = batch.tokens.to(self.device, non_blocking=True)
-                    indices = batch.indices.to(self.device, non_blocking=True)
-                    loss_mask = None if batch.loss_mask is None else batch.loss_mask.to(self.device, non_blocking=True)
-                    seeds = variant_seeds(self.run_config.seed, indices, variants)
-                loss, metrics = self.engine(StepBatch(tokens, seeds, length, loss_mask))
+                    batch = self._next_batch(length)
+                loss, metrics = self.engine(batch)
                 with timed("metrics"):
                     self.accumulator.add(metrics)
                     self.plugins.add(metrics)
@@ -179,6 +163,15 @@ class Trainer:
         self.state.advance()
         self.recorder.progress.update(self.state.tokens)
         self.recorder.hooks.step_finished(self.recorder.info())
+
+    def _next_batch(self, length: int) -> StepBatch:
+        """Return the next micro-batch on the device, for variants of this length."""
+        batch = next(self.loader)
+        tokens = batch.tokens.to(self.device, non_blocking=True)
+        indices = batch.indices.to(self.device, non_blocking=True)
+        loss_mask = None if batch.loss_mask is None else batch.loss_mask.to(self.device, non_blocking=True)
+        seeds = variant_seeds(self.run_config.seed, indices, self.components.model.strategy.count)
+        return StepBatch(tokens, seeds, length, loss_mask)
 
     def _run_callbacks(self) -> None:
         """Run the callbacks that are due, in order. Their time does not count as training."""
@@ -197,6 +190,6 @@ class Trainer:
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} after {self.state.tokens:,} tokens",
-                remedy="lower optimizer.lr (and optimizer.muon_lr) or raise schedule.warmup_ratio; the checkpoints "
-                f"that were written are kept in {self.plan.directory / 'checkpoints'}",
+                remedy="Lower optimizer.lr, and optimizer.muon.lr with Muon, or lengthen the warm-up of the schedule. "
+                f"Earlier checkpoints are kept in {self.plan.directory / 'checkpoints'}",
             )

@@ -1,8 +1,8 @@
-"""How far each module's weights move between two lines of the log: what stands still does not learn.
+"""Relative change of each module's weights in a logging interval, to detect modules that are not trained.
 
-Losses fall although a part of the model is connected to nothing. Gradients do not tell either: weights that a rank does
-not own have none at ZeRO 2 and 3. So the weights themselves are looked at, a fixed sample of each tensor, of the share
-that this rank holds; memory and time depend on the number of tensors, not on their sizes.
+Losses fall even if a part of the model is not connected to them, and at ZeRO 2 and 3 a rank has no gradients of weights
+that it does not own. A fixed sample of the values that this rank holds of each tensor is compared instead. Memory and
+time depend on the number of tensors, not on their sizes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from mcframe.context.step_metrics import StepMetrics
 
 METRIC = "train/update_ratio/"
 SAMPLE = 1024
-"""The most elements of a tensor that a rank looks at."""
+"""The largest number of elements of a tensor that a rank samples."""
 NOTHING = 1e-30
-"""Far below any weight's square, and not zero: the change of nothing is 0, not 0 / 0."""
+"""Far below the square of any weight. It replaces 0 as a denominator: without weights the change is 0."""
 
 
 class UpdateRatio:
-    """Relative change of the weights of each module that trains. One per rank, of what this rank holds.
+    """Relative change of the weights of each trained module, of the values that this rank holds.
 
-    model   the step module, wrapped by the engine; parameters that require no gradient are left out
-    device  where the sums are made
+    Args:
+        model: The train step, wrapped by the engine. Parameters without `requires_grad` are skipped.
+        device: Device of the sums.
     """
 
     def __init__(self, model: nn.Module, device: torch.device | str = "cpu") -> None:
@@ -36,46 +37,46 @@ class UpdateRatio:
         sizes = [_sampled(parameter).numel() for parameter in self._parameters]
         counts = torch.tensor(sizes, device=self.device)
         group = torch.tensor([self.modules.index(module) for module in modules], device=self.device)
-        # An element stands for as many as lie between it and the next that is looked at.
+        # A sampled element represents all elements up to the next one.
         weight = torch.tensor([_stride(_held(p).numel()) for p in self._parameters], device=self.device)
         self._group = group.repeat_interleave(counts)
         self._weight = weight.double().repeat_interleave(counts)
         self._before = self._sample()
 
     def collect(self) -> StepMetrics:
-        """How far weights have moved since the last call, for the accumulator: nothing is read back here.
+        """Return the change of weights since the last call. Does not synchronise with the host.
 
-        `train/update_ratio/MODULE` as roots: a rank's [squares of changes, squares of weights], the larger of then and
-        now. Estimated from the sample, and 0 exactly where none of its elements has moved.
+        `train/update_ratio/MODULE` is a root of [squares of changes, squares of weights], the larger sum of before and
+        now. It is estimated from the sample, and exactly 0 if no element of it has changed.
         """
         now = self._sample()
         squares = torch.stack([(now - self._before).square(), self._before.square(), now.square()])
         sums = squares.new_zeros(3, len(self.modules)).index_add_(1, self._group, squares * self._weight)
         self._before = now
         weights = torch.maximum(sums[1], sums[2])
-        # Weights that are and stay 0 have not moved, and a rank that holds none adds nothing to the others' sum.
+        # The change is 0 if all weights stay 0, or if this rank holds none of them.
         pairs = torch.stack([sums[0], weights.clamp(min=NOTHING)], dim=1)
         return StepMetrics(roots=dict(zip(self.names, pairs, strict=True)))
 
     def state(self) -> Tensor:
-        """The sample that the next one is compared with, on the host."""
+        """Return the last sample, on the host."""
         return self._before.cpu()
 
     def restore(self, state: Tensor | None) -> None:
-        """Go on from what `state` returned; None, from older checkpoints: from the weights as they are."""
+        """Restore the value of `state`; None, in old checkpoints, stands for the current weights."""
         self._before = self._sample() if state is None else state.to(self.device, copy=True)
 
     @torch.no_grad()
     def _sample(self) -> Tensor:
-        """The elements that are looked at, float64 [n]. No host synchronisation."""
+        """Return the sampled elements, float64 [n]. Does not synchronise with the host."""
         parts = [_sampled(parameter).to(self.device, torch.float64) for parameter in self._parameters]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=self.device)
 
 
 def module_of(name: str) -> str:
-    """The module that a parameter is counted with: `gpt.blocks.3` for `gpt.blocks.3.attention.query.weight`.
+    """Return the module of a parameter: `gpt.blocks.3` for `gpt.blocks.3.attention.query.weight`.
 
-    A part and its child, or the child's element where the child is a list of layers.
+    It is a child of a part, or an element of the child if that is a list of layers.
     """
     owners = name.removeprefix("model.").split(".")[:-1]
     listed = len(owners) > 2 and owners[2].isdigit()
@@ -83,9 +84,9 @@ def module_of(name: str) -> str:
 
 
 def _held(parameter: nn.Parameter) -> Tensor:
-    """What this rank holds of a parameter, flat: its partition at ZeRO 3, else all of it.
+    """Return the values of a parameter that this rank holds, flat: its partition at ZeRO 3, otherwise all.
 
-    DeepSpeed pads the last partitions to an equal length and leaves the padding uninitialised: it is no weight.
+    DeepSpeed pads the last partitions to an equal length. The uninitialised padding is removed.
     """
     partition: Tensor | None = getattr(parameter, "ds_tensor", None)
     if partition is None:
@@ -95,7 +96,7 @@ def _held(parameter: nn.Parameter) -> Tensor:
 
 
 def _stride(size: int) -> int:
-    """An odd distance, so that a row of a power of two is not met in the same columns again and again."""
+    """Return the distance of sampled elements. It is odd, since rows of a power of two would repeat their columns."""
     return 1 if size <= SAMPLE else -(-size // SAMPLE) | 1
 
 

@@ -33,14 +33,14 @@ def mcframe(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def plain_run(launches):
     """One rank at ZeRO 0, through the launcher; what test_zero.py compares with."""
-    settings = (*SHORT, "optimizer.name = 'adamw'", "deepspeed.zero_stage = 0")
+    settings = (*SHORT, "run.optimizer = @optimizer.adamw", "deepspeed.zero_stage = 0")
     return launches.shared(*settings, ranks=1, launcher=True).succeeded()
 
 
 @pytest.fixture(scope="session")
 def sharded_run(launches):
     """Two ranks at ZeRO 3."""
-    settings = (*SHORT, "optimizer.name = 'adamw'", "deepspeed.zero_stage = 3")
+    settings = (*SHORT, "run.optimizer = @optimizer.adamw", "deepspeed.zero_stage = 3")
     return launches.shared(*settings, ranks=2, launcher=True).succeeded()
 
 
@@ -258,7 +258,7 @@ def test_a_run_starts_again_from_its_operative_config(launches, plain_run):
 
 @launcher
 def test_everything_bound_gives_the_same_configuration_again(plain_run, smoke):
-    settings = [*SHORT, "optimizer.name = 'adamw'", "deepspeed.zero_stage = 0"]
+    settings = [*SHORT, "run.optimizer = @optimizer.adamw", "deepspeed.zero_stage = 0"]
     wanted = load_run_config([smoke], settings).config.as_dict()
     assert load_run_config([plain_run.run_dir / "config.gin"], []).config.as_dict() == wanted
 

@@ -34,7 +34,7 @@ def run(launches):
         "logging.every = 4096",
         "validation.every = 0",
         "checkpoint.every = 0",
-        "optimizer.name = 'adamw'",
+        "run.optimizer = @optimizer.adamw",
         "deepspeed.zero_stage = 1",  # so that a gradient's norm is logged
         "gpt.width = 128",
         "run.extra_losses = [@loss.reconstruction, @loss.distillation, @loss.ema_kl, @loss.attribution]",

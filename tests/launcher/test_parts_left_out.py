@@ -48,7 +48,7 @@ def test_only_what_is_trainable_moves(launches, root, stage, ranks, optimizer):
         "run.extra_losses = [@loss.reconstruction, @loss.distillation]",
         "gpt.gist_bias = -1",
         f"deepspeed.zero_stage = {stage}",
-        f"optimizer.name = '{optimizer}'",
+        f"run.optimizer = @optimizer.{optimizer}",
     )
     result = launches.run(*settings, ranks=ranks).succeeded()
     assert moved(result, settings, root) == {"gistnet", "reconstruction"}
@@ -116,7 +116,7 @@ def test_check_says_what_is_left_out(root, tmp_path, monkeypatch, settings, word
     ("setting", "words"),
     [
         ("run.trainable = ('base', 'gistnets')", "gistnets"),
-        ("run.trainable = ()", "nothing would be trained"),
+        ("run.trainable = ()", "expected a part of this run"),
         ("loss.reconstruction.blocks = (1, 99)", "blocks of a window, got 99"),
         ("context.tail = 16", "context.tail = 15"),
         ("gpt.vocab_size = 300", "300"),

@@ -219,7 +219,7 @@ def trained(launches, tmp_path_factory, new_site):
 @pytest.mark.launcher
 def test_every_rank_had_the_plugin_and_the_run_says_so(trained):
     assert {file.name for file in trained.run_dir.glob("rank-*.txt")} == {"rank-0.txt", "rank-1.txt"}
-    assert "plug-ins given" in trained.output
+    assert "added plug-ins" in trained.output
     assert "somebody.py" in trained.output
 
 

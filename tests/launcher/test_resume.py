@@ -228,7 +228,7 @@ DAMAGED = """
     start_distributed()
     for stage in (0, 1, 3):
         components = build_components(load_run_config([sys.argv[1]], [f"deepspeed.zero_stage = {stage}"]).run_config)
-        engine = Engine(components.step, components.run_config, 1)
+        engine = Engine(components, 1)
         path = checkpoints.save(engine, Path(sys.argv[2]), {"tokens": stage}, {"step": 1}, {}, 1)
         for file in sorted(path.glob("*.pt")):
             for how, damage in DAMAGE.items():
@@ -244,7 +244,7 @@ DAMAGED = """
         engine, checkpoints.Checkpoint(path, {"tokens": 3, "world_size": 2, "zero_stage": 1}), {}
     ))
     deeper = load_run_config([sys.argv[1]], ["gpt.depth = 3", "deepspeed.zero_stage = 3"]).run_config
-    other = Engine(build_components(deeper).step, deeper, 1)
+    other = Engine(build_components(deeper), 1)
     attempt((3, "other model"), lambda: checkpoints.load(other, checkpoints.read(path), {}))
 """
 

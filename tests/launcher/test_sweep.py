@@ -19,7 +19,7 @@ metrics = ["val/loss", "mc/tail_delta"]
 
 [rows]
 base = []
-broken = ["optimizer.name = 'adamw'", "optimizer.lr = 1e30"]
+broken = ["run.optimizer = @optimizer.adamw", "optimizer.lr = 1e30"]
 mean = ["run.gistnet = @gistnet.mean"]
 """
 

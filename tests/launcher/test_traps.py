@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from filelock import FileLock
 
 from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
+from mcframe.training.build import build_optimizer
 from mcframe.training.engine import extensions_directory
 from mcframe.training.engine_config import RESERVED_DEEPSPEED_KEYS, engine_config
 
@@ -23,24 +23,28 @@ STEPS = 4
 SHORT = (f"run.total_tokens = {STEPS * 1024}", "logging.every = 1024", "validation.every = 0")
 
 
-def run_config(smoke, *settings):
-    return load_run_config([smoke], list(settings)).run_config
+def configured(smoke, *settings):
+    """DeepSpeed's configuration for a run."""
+    run_config = load_run_config([smoke], list(settings)).run_config
+    return engine_config(run_config, build_optimizer(run_config), 4, 2)
 
 
 # ---- Muon and clipping ---------------------------------------------------------------------------
 def test_muon_refuses_clipping_and_says_where_it_was_asked_for(smoke, tmp_path):
     file = tmp_path / "mine.gin"
-    file.write_text(f"include '{smoke}'\noptimizer.name = 'muon'\noptimizer.gradient_clipping = 1.0\n")
-    with pytest.raises(UserError, match="cannot be combined with Muon") as caught:
-        load_run_config([file], [])
+    file.write_text(f"include '{smoke}'\nrun.optimizer = @optimizer.muon\noptimizer.gradient_clipping = 1.0\n")
+    loaded = load_run_config([file], [])
+    with pytest.raises(UserError, match=r"cannot be combined with @optimizer\.muon") as caught, loaded.explaining():
+        build_optimizer(loaded.run_config)
     assert "Remove optimizer.gradient_clipping" in caught.value.remedy
+    assert caught.value.location.line == 3
 
 
-def test_muon_is_given_no_clipping_where_adamw_is_given_some(smoke):
-    assert engine_config(run_config(smoke, "optimizer.name = 'muon'"), 4, 2)["gradient_clipping"] == 0.0
-    assert engine_config(run_config(smoke, "optimizer.name = 'adamw'"), 4, 2)["gradient_clipping"] == 1.0
-    zero = run_config(smoke, "optimizer.name = 'muon'", "optimizer.gradient_clipping = 0.0")
-    assert engine_config(zero, 4, 2)["gradient_clipping"] == 0.0
+def test_gradients_are_clipped_by_default_except_with_muon(smoke):
+    muon = "run.optimizer = @optimizer.muon"
+    assert configured(smoke, muon)["gradient_clipping"] == 0.0
+    assert configured(smoke)["gradient_clipping"] == 1.0
+    assert configured(smoke, muon, "optimizer.gradient_clipping = 0.0")["gradient_clipping"] == 0.0
 
 
 @pytest.mark.parametrize("path", RESERVED_DEEPSPEED_KEYS)
@@ -50,31 +54,25 @@ def test_deepspeeds_own_settings_cannot_reach_what_mcframe_sees_to(smoke, path, 
     for key in reversed(path.split(".")):
         settings = {key: settings}
     # With clipping in another place than gin's own, Muon's update would be clipped at ZeRO 1 to 3 and not at 0.
-    wanted = run_config(smoke, "optimizer.name = 'muon'", f"deepspeed.settings = {settings!r}")
     with pytest.raises(UserError) as caught:
-        engine_config(wanted, 4, 2)
+        configured(smoke, "run.optimizer = @optimizer.muon", f"deepspeed.settings = {settings!r}")
     assert repr(path) in caught.value.message
     assert RESERVED_DEEPSPEED_KEYS[path] in caught.value.remedy
 
 
 def test_owned_are_the_keys_that_lead_to_a_trap():
-    assert {"gradient_clipping", "optimizer.params.max_grad_norm", "activation_checkpointing"} <= set(
-        RESERVED_DEEPSPEED_KEYS
-    )
+    assert {"gradient_clipping", "optimizer", "activation_checkpointing"} <= set(RESERVED_DEEPSPEED_KEYS)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_muon_at_zero_3_never_scatters_its_gradients(smoke, stage):
-    wanted = run_config(
-        smoke,
-        "optimizer.name = 'muon'",
+    settings = (
         f"deepspeed.zero_stage = {stage}",
         "deepspeed.settings = {'zero_optimization': {'reduce_scatter': True, 'sub_group_size': 1000}}",
     )
-    zero = engine_config(wanted, 4, 2)["zero_optimization"]
+    zero = configured(smoke, "run.optimizer = @optimizer.muon", *settings)["zero_optimization"]
     assert zero == {"stage": stage, "reduce_scatter": stage != 3, "sub_group_size": 1000}
-    adamw = replace(wanted, optimizer=replace(wanted.optimizer, name="adamw"))
-    assert engine_config(adamw, 4, 2)["zero_optimization"]["reduce_scatter"] is True
+    assert configured(smoke, *settings)["zero_optimization"]["reduce_scatter"] is True
 
 
 # ---- reentrant checkpointing ---------------------------------------------------------------------
@@ -350,6 +348,6 @@ def test_a_batch_that_the_ranks_cannot_share_is_told_once(launches):
     result = launches.shared("run.batch_tokens = 1152", ranks=2, launcher=True)
     assert result.code == 2, result.output[-6000:]
     assert result.output.count("mcframe cannot go on") == 1
-    assert "makes 9 sequences a step, which 2 ranks cannot share equally" in result.words
+    assert "expected a number of sequences that divides among 2 ranks, got 9" in result.words
     assert "set run.batch_tokens = 1024" in result.words
     assert "Traceback" not in result.output

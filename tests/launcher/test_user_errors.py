@@ -33,7 +33,7 @@ MISTAKES = {
         2,
     ),
     "wrong type": ("gpt.depth = 'two'", "gpt.depth", "", 2),
-    "not one of the choices": ("optimizer.name = 'sgd'", "optimizer.name", "", 2),
+    "not one of the choices": ("deepspeed.precision = 'fp8'", "deepspeed.precision", "", 2),
     "window and block": (
         "# a comment\ncontext.window = 130",
         "context.window: expected a multiple of context.block_size = 4, got 130",
@@ -62,10 +62,10 @@ MISTAKES = {
     ),
     "not gin": ("gpt.depth = ", "", "", 2),
     "Muon and clipping": (
-        "optimizer.name = 'muon'\noptimizer.gradient_clipping = 1.0",
-        "gradient clipping cannot be combined with Muon",
+        "run.optimizer = @optimizer.muon\noptimizer.gradient_clipping = 1.0",
+        "gradient clipping cannot be combined with @optimizer.muon",
         "Remove optimizer.gradient_clipping",
-        None,
+        3,
     ),
     "levels that never occur": (
         "context.levels = 3",

@@ -30,7 +30,7 @@ ALL = list(itertools.product(("adamw", "muon"), (0, 1, 2, 3), (1, 2)))
 
 
 def run(launches, optimizer, stage, ranks, launcher):
-    settings = (*SHORT, f"optimizer.name = '{optimizer}'", f"deepspeed.zero_stage = {stage}")
+    settings = (*SHORT, f"run.optimizer = @optimizer.{optimizer}", f"deepspeed.zero_stage = {stage}")
     result = launches.shared(*settings, ranks=ranks, launcher=launcher).succeeded()
     for name in CURVES:
         assert len(result.curve(name)) == STEPS

@@ -1,11 +1,22 @@
-"""Positions, losses, evaluations and loggers that break one requirement each, and conforming ones."""
+"""Plug-ins that break one requirement each, and conforming ones: kinds that are no part of a model."""
 
 import random
 
 import torch
 from torch import nn
 
-from mcframe.hookspecs import Callback, EvalResult, Evaluation, Loss, LossTerm, MetricLogger, Positions
+from mcframe.hookspecs import (
+    Callback,
+    EvalResult,
+    Evaluation,
+    Loss,
+    LossTerm,
+    MetricLogger,
+    Optimizer,
+    Positions,
+    Schedule,
+    UpdateRule,
+)
 from tests.support.planted import breaks, keeps
 
 
@@ -266,3 +277,87 @@ class ForgetsItsState(CountsSteps):
 
     def load_state_dict(self, state):
         self.steps = 0
+
+
+@keeps("optimizer")
+class Descent(Optimizer):
+    """Momentum, with another rate for matrices."""
+
+    def update_rule(self, role, lr):
+        return UpdateRule(f"SGD {role}", 0.1 * lr if role == "matrix" else lr, states=1)
+
+    def build(self, groups, offload):
+        return torch.optim.SGD(groups, momentum=0.9)
+
+
+@breaks("U1", "optimizer")
+class SkipsVectors(Descent):
+    """Matrices and embeddings only."""
+
+    def build(self, groups, offload):
+        return super().build([group for group in groups if group["rule"] != "SGD vector"], offload)
+
+
+@breaks("U1", "optimizer")
+class StandsStill(Descent):
+    """Replaces the learning rate of the run."""
+
+    def build(self, groups, offload):
+        return super().build([group | {"lr": 0.0} for group in groups], offload)
+
+
+class HiddenMomentum(torch.optim.SGD):
+    """Scales a step by the number of steps, which its state does not hold."""
+
+    steps = 0
+
+    def step(self, closure=None):
+        self.steps += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.mul_(self.steps)
+        return super().step(closure)
+
+
+@breaks("U2", "optimizer")
+class ForgetsItsSteps(Descent):
+    """A resumed run counts from the beginning."""
+
+    def build(self, groups, offload):
+        return HiddenMomentum(groups)
+
+
+@keeps("schedule")
+class Halves(Schedule):
+    """Half of the rate in the second half."""
+
+    def __call__(self, step, total_steps):
+        return 1.0 if 2 * step < total_steps else 0.5
+
+
+@breaks("H1", "schedule")
+class CountsItsCalls(Schedule):
+    """A resumed run starts from the beginning."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, step, total_steps):
+        self.calls += 1
+        return 1 / self.calls
+
+
+@breaks("H1", "schedule")
+class FallsBelowZero(Schedule):
+    """Ascends the gradient in the end."""
+
+    def __call__(self, step, total_steps):
+        return 1 - 2 * step / total_steps
+
+
+@breaks("H1", "schedule")
+class IsUndefinedAtTheEnd(Schedule):
+    """NaN in the last step."""
+
+    def __call__(self, step, total_steps):
+        return float("nan") if step == total_steps - 1 else 1.0

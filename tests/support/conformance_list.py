@@ -27,6 +27,8 @@ HEADINGS = {
     "E": "Evaluations",
     "S": "Metric loggers",
     "C": "Callbacks",
+    "U": "Optimizers",
+    "H": "Schedules",
     "R": "Training runs (slow)",
 }
 

@@ -33,7 +33,7 @@ def plugins() -> Iterator[tuple[str, list[Configurable]]]:
 
 def bindings(entry: Configurable) -> list[Parameter]:
     """Return what a gin file can bind. The other groups of settings are no bindings of `run`."""
-    groups = {f"run.{name}" for name in (*SETTINGS, "gpt")}
+    groups = {f"run.{name}" for name in (*SETTINGS, "gpt", "optimizer_config")} - {"run.optimizer"}
     return [parameter for parameter in parameters_of(entry) if parameter.binding not in groups]
 
 

@@ -65,7 +65,7 @@ class SaveCheckpoint(TrainerCallback):
         shared, own = checkpoints.load(trainer.engine, checkpoint, _data_position(trainer))
         trainer.engine.apply_schedule()
         if dist.get_rank() == 0:
-            checkpoints.set_aside(trainer.plan.directory, checkpoint.tokens)
+            checkpoints.archive(trainer.plan.directory, checkpoint.tokens)
         trainer.state.step = shared["step"]
         trainer.recorder.first, trainer.recorder.last = shared["first"], shared["last"]
         trainer.loader.restore(shared["loader"])

@@ -34,7 +34,7 @@ class Log(TrainerCallback):
         reading = accumulator.read()
         recorder = trainer.recorder
         metrics = reading.metrics
-        metrics |= trainer.throughput.metrics(lambda note: recorder.message(Text(note, style="yellow")))
+        metrics |= trainer.throughput.metrics(lambda note: recorder.progress.message(Text(note, style="yellow")))
         metrics |= {
             "train/lr": trainer.learning_rate,
             "train/tokens": float(state.tokens),

@@ -11,22 +11,16 @@ import torch
 from torch import Tensor
 
 from mcframe.context.step_metrics import StepMetrics
-from mcframe.errors import UserError
-from mcframe.hookspecs import Callback, CallbackRun, CallbackStep
+from mcframe.errors import UserError, require
+from mcframe.hookspecs import Callback, CallbackRun, CallbackStep, RunInfo
 from mcframe.metrics.accumulator import Accumulator
 from mcframe.registry.plugins import last_line
 from mcframe.training.stop_signal import StopSignal
+from mcframe.training.train_step import TrainStep
 
 _log = logging.getLogger(__name__)
 
-DECLARED_METRICS = {
-    "callback/{callback}/{figure}": ("its own", "neither", "a value that this callback reports"),
-}
-
-
-def no_explanation(error: Exception) -> UserError | None:
-    """Explain no error."""
-    return None
+DECLARED_METRICS = {"callback/{callback}/{figure}": ("its own", "neither", "a value that this callback reports")}
 
 
 class PluginCallbacks:
@@ -45,24 +39,27 @@ class PluginCallbacks:
         self,
         callbacks: Sequence[Callback] = (),
         config: Mapping[str, Any] | None = None,
-        explain: Callable[[Exception], UserError | None] = no_explanation,
+        explain: Callable[[Exception], UserError | None] = lambda error: None,
     ) -> None:
         names = [callback.name for callback in callbacks]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(
-                    f"run.callbacks: expected callbacks with different names, got {name!r} twice",
-                    binding="run.callbacks",
-                    remedy=f"Remove one {name!r} from run.callbacks, or set another name.",
-                )
-        self.config, self._explain = config or {}, explain
+        require(len(set(names)) == len(names), "run.callbacks", names, "callbacks with different names")
+        self._config, self._explain = config or {}, explain
         self._callbacks = {callback.name: callback for callback in callbacks}
         self._failed: set[str] = set()
         self._sums: dict[str, Tensor] = {}
         self._pending: list[tuple[str, StepMetrics]] = []
 
-    def start(self, run: CallbackRun) -> None:
-        """Announce the run."""
+    def start(self, step: TrainStep, info: RunInfo) -> None:
+        """Announce the run.
+
+        Args:
+            step: The module that is trained.
+            info: The run as lifecycle hooks see it.
+        """
+        losses = {loss.name: loss for loss in step.losses.each()}
+        run = CallbackRun(
+            step.model, losses, self._config, info.directory, info.rank, info.world_size, info.total_tokens
+        )
         self._each(lambda callback: callback.on_start(run))
 
     def begin_step(self) -> None:
@@ -118,21 +115,12 @@ class PluginCallbacks:
     def state(self) -> dict[str, dict[str, Any]]:
         """Return the state of every callback by name."""
         found: dict[str, dict[str, Any]] = {}
-
-        def keep(callback: Callback) -> None:
-            found[callback.name] = callback.state_dict()
-
-        self._each(keep)
+        self._each(lambda callback: found.update({callback.name: callback.state_dict()}))
         return found
 
     def restore(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Restore the callbacks that the checkpoint has a state of."""
-
-        def load(callback: Callback) -> None:
-            if callback.name in states:
-                callback.load_state_dict(states[callback.name])
-
-        self._each(load)
+        self._each(lambda each: each.load_state_dict(states[each.name]) if each.name in states else None)
 
     def _report(self, call: Callable[[Callback, CallbackStep], Any], step: int, tokens: int) -> None:
         if not self._callbacks:

@@ -28,5 +28,5 @@ class Sample(TrainerCallback):
         with eval_mode(engine.wrapped):
             pairs = continuations(engine.model, tokenizer, self._config, trainer.device, trainer.state.tokens)
         for prompt, continuation in pairs:
-            trainer.recorder.message(Text(prompt, style="bold") + Text(continuation, style="not bold"))
+            trainer.recorder.progress.message(Text(prompt, style="bold") + Text(continuation, style="not bold"))
         trainer.recorder.text("samples", "\n\n".join(prompt + text for prompt, text in pairs))

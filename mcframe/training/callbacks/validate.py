@@ -101,9 +101,9 @@ class Validate(TrainerCallback):
         )  # fmt: skip
         tree, recorder = components.tree, trainer.recorder
         lines = [("focused ", row) for row in chosen[:SHOWN].tolist()] + [("random  ", random[0].tolist())]
-        recorder.message(key(tree))
+        recorder.progress.message(key(tree))
         for name, row in lines:
-            recorder.message(Text(name).append_text(colored(row, tree)))
+            recorder.progress.message(Text(name).append_text(colored(row, tree)))
         plain = [key(tree).plain, *(name + strip(row, tree) for name, row in lines)]
         recorder.text("working_contexts", "\n".join(plain))
         recorder.record(Reading(counts={"mc/blocks/lens": blocks_by_lod(chosen, tree.levels).numpy()}))

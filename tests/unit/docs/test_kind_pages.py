@@ -18,6 +18,7 @@ from mcframe.data.packing import separated
 from mcframe.hookspecs import INTERFACES
 from mcframe.training.build import build_components
 from mcframe.training.evaluation import eval_model
+from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.train_step import StepBatch
 
 FOLDER = Path(__file__).parents[3] / "docs" / "plugins"
@@ -161,6 +162,25 @@ def test_callback(chosen):
     callback.on_start(SimpleNamespace(model=torch.nn.Linear(1, 1, bias=False).requires_grad_()))
     callback.weights[0].data.fill_(3.0)
     assert callback.after_step(None) == {"norm": torch.tensor(6.0)}
+
+
+def test_optimizer(chosen):
+    components = chosen("optimizer")
+    groups = param_groups(components.step, components.optimizer, components.run_config.optimizer_config)
+    assert {(group.rule.name, group.lr) for group in groups} == {("Lion", 0.0005)}
+    built = components.optimizer.build(optimizer_groups(components.step, groups), False)
+    assert built.param_groups[0]["betas"] == (0.95, 0.98)
+    weight = components.model.gpt.lm_head.weight
+    before = weight.detach().clone()
+    for each in components.step.parameters():
+        each.grad = torch.ones_like(each)
+    built.step()
+    torch.testing.assert_close(weight.detach(), before - 0.0005)
+
+
+def test_schedule(chosen):
+    schedule = chosen("schedule").schedule
+    assert [schedule(step, 8) for step in (0, 3, 4, 6)] == pytest.approx([0.25, 1.0, 1.0, 0.5])
 
 
 def test_every_kind_is_here():

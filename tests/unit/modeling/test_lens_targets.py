@@ -313,7 +313,7 @@ def test_an_average_at_zero_3_is_refused():
 )
 def test_one_variant_has_no_pairs(binding):
     built(binding)
-    with pytest.raises(UserError, match="expected two or more variants a sequence, got one"):
+    with pytest.raises(UserError, match="expected two or more variants a sequence, got 1"):
         built("run.losses = [@loss.span_utility]", binding, "variants.random_collapse.count = 1")
 
 

@@ -1,4 +1,4 @@
-"""What is shown while a run is under way, for strategies that look at scores too."""
+"""Previews of working contexts, for strategies that need scores."""
 
 import torch
 
@@ -16,18 +16,18 @@ GEOMETRY = ContextTree(32, 4, 1, 1, 8)
 
 
 class Guided(VariantStrategy):
-    """Wants LensNet's scores, and says so where it does not get them."""
+    """Requires LensNet's scores."""
 
     count = 2
     needs_scores = True
 
     def __init__(self, tree):
         self.random = RandomCollapse(tree)
-        self.seen = []
+        self.shapes = []
 
     def propose(self, sequences, scores, length, seeds):
         assert scores is not None
-        self.seen.append(tuple(scores.shape))
+        self.shapes.append(tuple(scores.shape))
         return self.random.propose(sequences, None, length, seeds)
 
 
@@ -38,11 +38,11 @@ def test_a_strategy_that_needs_scores_gets_them():
     windows = torch.randint(20, (3, 33))
     cpu = torch.device("cpu")
     chosen, proposed, rounds = focuses(model, GreedyAllocator(GEOMETRY), windows, 24, 0, 2, cpu)
-    assert strategy.seen == [(1, 24)]
+    assert strategy.shapes == [(1, 24)]
     assert (tuple(chosen.shape), tuple(proposed.shape)) == ((3, 8), (1, 8))
     assert all(row.sum() == 3 for row in (*chosen, *proposed))  # 32 - 3 * 3 = 23 entries
     assert rounds >= 1
-    for batch in (1, 3):  # cutting them changes nothing
+    for batch in (1, 3):  # independent of the batch size
         again = focuses(model, GreedyAllocator(GEOMETRY), windows, 24, 0, batch, cpu)
         assert torch.equal(again[0], chosen)
         assert (torch.equal(again[1], proposed), again[2]) == (True, rounds)

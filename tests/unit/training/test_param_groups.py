@@ -7,17 +7,17 @@ from torch import nn
 from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
 from mcframe.hookspecs import Loss, LossTerm, ParamGroup, TrainableModule, group_parameters
-from mcframe.training.build import build_step
+from mcframe.training.build import build_optimizer, build_step
 from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.train_step import TrainStep
 
-MUON = ("optimizer.name = 'muon'", "optimizer.muon_lr = 0.02", "optimizer.lr = 0.004")
+MUON = ("run.optimizer = @optimizer.muon", "optimizer.muon.lr = 0.02", "optimizer.lr = 0.004")
 
 
 def of_run(smoke, *settings):
     config = load_run_config([smoke], settings).run_config
     step = build_step(config, 257)
-    groups = param_groups(step, config.optimizer)
+    groups = param_groups(step, build_optimizer(config), config.optimizer_config)
     return step, groups, optimizer_groups(step, groups)
 
 
@@ -34,7 +34,8 @@ def of_run(smoke, *settings):
     ],
 )
 def test_declared_matrices_are_those_that_first_party_names_mark(smoke, settings):
-    step, _, (muon, adam) = of_run(smoke, *MUON, *settings)
+    step, _, merged = of_run(smoke, *MUON, *settings)
+    muon, adam = sorted(merged, key=lambda group: group["rule"] != "Muon")
     named = [(name, p) for name, p in step.named_parameters() if p.requires_grad]
     marked = [p.dim() >= 2 and not ("embed" in name or "lm_head" in name) for name, p in named]
     for group, is_matrix in ((muon, True), (adam, False)):
@@ -104,7 +105,7 @@ def test_a_parameter_in_no_group_or_in_two_is_an_error_that_names_it(smoke, grou
     config = load_run_config([smoke], ()).run_config
     model = build_step(config, 257).model
     with pytest.raises(UserError, match=problem):
-        param_groups(TrainStep(model, [Declared(*groups)]), config.optimizer)
+        param_groups(TrainStep(model, [Declared(*groups)]), build_optimizer(config), config.optimizer_config)
 
 
 def test_a_group_can_switch_weight_decay_off(smoke):
@@ -112,6 +113,6 @@ def test_a_group_can_switch_weight_decay_off(smoke):
     loss = Declared(("one", "two"))
     loss.param_groups = lambda: [ParamGroup("vector", (loss.one, loss.two), weight_decay=False, lr_scale=2.0)]
     step = TrainStep(build_step(config, 257).model, [loss])
-    *_, own = optimizer_groups(step, param_groups(step, config.optimizer))
+    *_, own = optimizer_groups(step, param_groups(step, build_optimizer(config), config.optimizer_config))
     assert [id(p) for p in own["params"]] == [id(loss.one), id(loss.two)]
-    assert (own["weight_decay"], own["lr"]) == (0.0, 2 * config.optimizer.lr)
+    assert (own["weight_decay"], own["lr"]) == (0.0, 2 * config.optimizer_config.lr)

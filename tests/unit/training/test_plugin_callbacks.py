@@ -1,5 +1,6 @@
-"""Callbacks of plug-ins: their metrics, their requests to stop, their state, and what happens when one raises."""
+"""Callbacks of plug-ins: metrics, requests to stop, state, and errors."""
 
+import json
 import logging
 import math
 
@@ -10,6 +11,7 @@ from mcframe.context.step_metrics import StepMetrics
 from mcframe.errors import UserError
 from mcframe.hookspecs import Callback
 from mcframe.metrics.accumulator import Accumulator
+from mcframe.sweep.plan import PlannedRun
 from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.stop_signal import StopSignal
 from mcframe_plugins.callback.early_stopping import EarlyStopping
@@ -94,7 +96,7 @@ def test_metrics_are_passed_as_a_copy():
 
 
 def test_two_callbacks_need_two_names():
-    with pytest.raises(UserError, match=r"run\.callbacks: expected callbacks with different names, got 'watch' twice"):
+    with pytest.raises(UserError, match=r"run\.callbacks: expected callbacks with different names"):
         PluginCallbacks([Watches("watch"), Watches("watch")])
 
 
@@ -126,3 +128,24 @@ def test_early_stopping_resumes_where_it_was():
     third = EarlyStopping(patience=3)
     third.load_state_dict(first.state_dict())
     assert readings(third, 3.1) == 0
+
+
+@pytest.mark.parametrize(
+    ("trained", "status", "progress"),
+    [
+        (0, None, "new"),
+        (2048, None, "unfinished"),
+        (2048, "interrupted", "unfinished"),
+        (2048, "stopped", "finished"),
+        (3072, "stopped", "unfinished"),  # resumed since, and killed
+        (4096, None, "finished"),
+    ],
+)
+def test_a_sweep_counts_a_run_that_a_callback_stopped_as_finished(tmp_path, trained, status, progress):
+    if trained:
+        folder = tmp_path / "checkpoints" / f"tokens-{trained}"
+        folder.mkdir(parents=True)
+        (folder / "complete.json").write_text(json.dumps({"tokens": trained}))
+    if status:
+        (tmp_path / "summary.json").write_text(json.dumps({"status": status, "tokens": 2048}))
+    assert PlannedRun(None, 0, tmp_path, (), "", 4096, 1024).progress == progress

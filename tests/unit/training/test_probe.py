@@ -88,7 +88,7 @@ def test_positions_that_return_no_pair_are_refused():
     [
         (lambda term: term.loss, "LossTerm"),
         (lambda term: LossTerm(term.loss.mean()), "loss"),
-        (lambda term: LossTerm(term.loss, {"share": 0.5}), "share"),
+        (lambda term: LossTerm(term.loss, {"fraction": 0.5}), "fraction"),
     ],
 )
 def test_losses_that_return_something_else_are_refused(returned, message):
@@ -114,7 +114,9 @@ def test_focuses_that_break_the_contract_are_refused(change):
         probe(plain_step(Wrong))
 
 
-@pytest.mark.parametrize("settings", [LossSettings(), EVERYTHING], ids=["default", "everything"])
+@pytest.mark.parametrize(
+    "settings", [pytest.param(LossSettings(), marks=pytest.mark.matrix), EVERYTHING], ids=["default", "everything"]
+)
 def test_the_step_is_one_graph(settings):
     """With every loss and pass: `fullgraph=True` fails at the first graph break."""
     step = plain_step(settings=settings)

@@ -1,4 +1,4 @@
-"""What a run remembers of the plug-ins that it was given, and how it is opened again."""
+"""The record of the plug-ins of a run, and opening a run with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from mcframe.errors import UserError
 from mcframe.registry.discovery import PluginOptions, discover
-from mcframe.training.provenance import changes, check_alike, fingerprint, given, reopened, write_record
+from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, reopened, write_record
 
 HOOK = """
 from mcframe.hookspecs import hookimpl
@@ -22,7 +22,7 @@ def run_finished(run):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run directory that was given `nets.py`, and leaves out our LensNets."""
+    """Return a run directory with the plug-in `nets.py` and without first-party LensNets."""
     monkeypatch.chdir(tmp_path)
     Path("nets.py").write_text(HOOK.format(what="..."))
     options = PluginOptions(named=("nets.py",), without=("first-party-lensnets",))
@@ -35,7 +35,7 @@ def record(directory, options):
     return directory
 
 
-def test_a_file_is_kept_as_it_was_run(run, tmp_path):
+def test_a_copy_of_a_file_is_recorded(run, tmp_path):
     facts = json.loads((run / "provenance.json").read_text())
     (named,) = facts["plugin_options"]["named"]
     assert named["spec"] == str(tmp_path / "nets.py")
@@ -45,7 +45,7 @@ def test_a_file_is_kept_as_it_was_run(run, tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["", "changed", "removed"])
-def test_the_copy_is_opened_whatever_became_of_the_file(run, lost):
+def test_the_copy_is_opened_if_the_file_changed(run, lost):
     was = Path("nets.py").read_text()
     if lost == "changed":
         Path("nets.py").write_text(HOOK.format(what="raise RuntimeError"))
@@ -60,7 +60,7 @@ def test_the_copy_is_opened_whatever_became_of_the_file(run, lost):
     assert not registry.implementations["lensnet"]
 
 
-def test_without_its_copy_the_file_will_do_if_it_is_as_it_was(run, tmp_path):
+def test_without_its_copy_an_unchanged_file_is_opened(run, tmp_path):
     (copy,) = run.glob("plugins/*/nets.py")
     copy.unlink()
     assert reopened(run, PluginOptions()).named == (str(tmp_path / "nets.py"),)
@@ -71,10 +71,10 @@ def test_without_its_copy_the_file_will_do_if_it_is_as_it_was(run, tmp_path):
         assert f"was trained with the plug-in file {tmp_path / 'nets.py'}" in caught.value.message
         assert str(copy.relative_to(run)) in caught.value.message
         assert "--plugin FILE" in caught.value.remedy
-        assert str(caught.value.place) == str(run / "provenance.json")
+        assert str(caught.value.location) == str(run / "provenance.json")
 
 
-def test_a_file_of_the_same_name_stands_in_for_it_and_it_may_be_left_out(run):
+def test_a_file_of_the_same_name_replaces_it_and_an_option_removes_it(run):
     Path("new").mkdir()
     Path("new/nets.py").write_text(HOOK.format(what="pass"))
     assert reopened(run, PluginOptions(named=("new/nets.py",))).named == ("new/nets.py",)
@@ -85,39 +85,39 @@ def test_a_file_of_the_same_name_stands_in_for_it_and_it_may_be_left_out(run):
     discover(left)
 
 
-def test_what_is_no_longer_installed_need_not_be_left_out(run):
+def test_an_excluded_package_may_be_uninstalled(run):
     facts = json.loads((run / "provenance.json").read_text())
     facts["plugin_options"]["without"].append("gone-since")
     (run / "provenance.json").write_text(json.dumps(facts))
     assert reopened(run, PluginOptions()).without == ("first-party-lensnets",)
 
 
-def test_a_run_of_before_is_opened_with_what_is_asked(tmp_path):
+def test_a_run_without_a_record_is_opened_with_the_options(tmp_path):
     (tmp_path / "provenance.json").write_text('{"plugins": {}}')
     options = PluginOptions(named=("a.py",), strict=True)
     assert reopened(tmp_path, options) == options
     assert reopened(tmp_path / "nowhere", options) == options
 
 
-def test_a_run_that_was_opened_again_is_recorded_like_the_first(run):
+def test_a_reopened_run_has_the_same_record(run):
     again = record(Path("again"), reopened(run, PluginOptions()))
     Path("nets.py").unlink()
     (run / "provenance.json").unlink()
     discover(reopened(again, PluginOptions()))
 
 
-def test_going_on_with_other_plugins_is_told(run, tmp_path):
-    def told(*named):
-        return changes(run, given(discover(PluginOptions(named=named))))
+def test_other_plugins_of_a_resumed_run_are_reported(run, tmp_path):
+    def reported(*named):
+        return changes(run, added_plugins(discover(PluginOptions(named=named))))
 
     file = tmp_path / "nets.py"
-    assert told("nets.py") == []
-    assert told() == [f"--plugin {file} was given before"]
+    assert reported("nets.py") == []
+    assert reported() == [f"--plugin {file} was passed before"]
     Path("more.py").write_text(HOOK.format(what="pass"))
-    assert told("nets.py", "more.py") == [f"--plugin {tmp_path / 'more.py'} was not given before"]
+    assert reported("nets.py", "more.py") == [f"--plugin {tmp_path / 'more.py'} was not passed before"]
     Path("nets.py").write_text(HOOK.format(what="pass"))
-    assert told("nets.py") == [f"{file} has been changed"]
-    assert changes(tmp_path / "new", given(discover(PluginOptions(named=("nets.py",))))) == []
+    assert reported("nets.py") == [f"{file} was changed"]
+    assert changes(tmp_path / "new", added_plugins(discover(PluginOptions(named=("nets.py",))))) == []
 
 
 def test_ranks_must_have_the_same_plugins(run):
@@ -131,6 +131,6 @@ def test_ranks_must_have_the_same_plugins(run):
     Path("nets.py").write_text(HOOK.format(what="pass"))
     with pytest.raises(UserError, match=r"rank 0 has nets\.py \w{12} where rank 1 has nets\.py \w{12}") as caught:
         check_alike([first, rank("nets.py")])
-    assert "storage that all nodes share" in caught.value.remedy
-    with pytest.raises(UserError, match=r"rank 0 has nothing where rank 1 has stranger 1\.0"):
-        check_alike([first, [*first, "stranger 1.0"]])
+    assert "storage of all nodes" in caught.value.remedy
+    with pytest.raises(UserError, match=r"rank 0 has nothing where rank 1 has third_party 1\.0"):
+        check_alike([first, [*first, "third_party 1.0"]])

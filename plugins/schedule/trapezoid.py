@@ -1,0 +1,29 @@
+"""Warm-up, a constant rate, and warm-down."""
+
+from __future__ import annotations
+
+from mcframe.errors import require
+from mcframe.hookspecs import Schedule
+
+
+class Trapezoid(Schedule):
+    """The rate rises linearly from 0, stays at its peak, and falls linearly.
+
+    Args:
+        warmup_ratio: Fraction of training over which the rate rises.
+        warmdown_ratio: Fraction of training over which it falls to `final_lr_ratio`.
+        final_lr_ratio: Fraction of the peak at the end.
+    """
+
+    def __init__(self, *, warmup_ratio: float = 0.02, warmdown_ratio: float = 0.2, final_lr_ratio: float = 0.0) -> None:
+        ratios = {"warmup_ratio": warmup_ratio, "warmdown_ratio": warmdown_ratio, "final_lr_ratio": final_lr_ratio}
+        for name, value in ratios.items():
+            require(0 <= value <= 1, f"schedule.trapezoid.{name}", value, "a fraction from 0 to 1")
+        self.warmup_ratio, self.warmdown_ratio, self.final_lr_ratio = warmup_ratio, warmdown_ratio, final_lr_ratio
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the lower one of the rising and the falling line."""
+        up, down = self.warmup_ratio * total_steps, self.warmdown_ratio * total_steps
+        rise = min(1.0, (step + 1) / up) if up > 0 else 1.0
+        fall = min(1.0, (total_steps - step) / down) if down > 0 else 1.0
+        return min(rise, self.final_lr_ratio + (1 - self.final_lr_ratio) * fall)

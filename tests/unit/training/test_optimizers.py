@@ -1,0 +1,67 @@
+"""Optimizers and schedules of a run: defaults, limits, and checks of what plug-ins return."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from mcframe.config.run_config import load_run_config
+from mcframe.errors import UserError
+from mcframe.hookspecs import Optimizer, Schedule
+from mcframe.registry.checks import ContractError
+from mcframe.training.build import build_optimizer, build_schedule, plugin_name
+from mcframe.training.engine import Engine
+from mcframe_plugins.schedule.trapezoid import Trapezoid
+
+
+class Shampoo(Optimizer):
+    """Reads complete matrices."""
+
+    name, max_zero_stage = "shampoo", 0
+
+    def build(self, groups, offload):
+        raise NotImplementedError
+
+
+def test_an_optimizer_limits_the_zero_stage(smoke):
+    for stage in (0, 1):
+        config = load_run_config([smoke], (f"deepspeed.zero_stage = {stage}",)).run_config
+        config = replace(config, optimizer=Shampoo)
+        if stage == 0:
+            assert isinstance(build_optimizer(config), Shampoo)
+        else:
+            with pytest.raises(UserError, match=r"optimizer\.shampoo: expected ZeRO stage 0 or lower, got 1"):
+                build_optimizer(config)
+
+
+def test_adamw_and_the_trapezoid_are_the_defaults(smoke):
+    config = load_run_config([smoke], ("schedule.trapezoid.warmup_ratio = 0.5",)).run_config
+    assert (plugin_name(config.optimizer), plugin_name(config.schedule)) == ("adamw", "trapezoid")
+    assert build_schedule(config)(0, 10) == 0.2
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ((0.0, 0.0, 0.0), [1.0, 1.0, 1.0, 1.0, 1.0]),
+        ((0.4, 0.0, 0.0), [0.5, 1.0, 1.0, 1.0, 1.0]),
+        ((0.0, 0.6, 0.0), [1.0, 1.0, 1.0, 2 / 3, 1 / 3]),
+        ((0.0, 0.4, 0.5), [1.0, 1.0, 1.0, 1.0, 0.75]),
+        ((1.0, 1.0, 0.0), [0.2, 0.4, 0.6, 0.4, 0.2]),
+    ],
+)
+def test_the_trapezoid(ratios, expected):
+    warmup, warmdown, final = ratios
+    schedule = Trapezoid(warmup_ratio=warmup, warmdown_ratio=warmdown, final_lr_ratio=final)
+    assert [schedule(step, 5) for step in range(5)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("factor", [-0.1, math.nan, math.inf])
+def test_a_factor_that_is_no_rate_is_refused(factor):
+    class Wrong(Schedule):
+        def __call__(self, step, total_steps):
+            return factor
+
+    with pytest.raises(ContractError, match="expected a factor of 0 or above"):
+        Engine._lr_factor(SimpleNamespace(_schedule=Wrong(), _steps=4), 0)
