@@ -21,8 +21,8 @@ _SPEC = re.compile(r"(?P<where>.+?)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
 class NotLoaded(UserError):
     """What `--plugin` names could not be loaded. `spec` is what was named."""
 
-    def __init__(self, spec: Spec, problem: str, *, remedy: str, place: Location | None = None) -> None:
-        super().__init__(f"--plugin {spec}: {problem}", remedy=remedy, place=place)
+    def __init__(self, spec: Spec, problem: str, *, remedy: str, location: Location | None = None) -> None:
+        super().__init__(f"--plugin {spec}: {problem}", remedy=remedy, location=location)
         self.spec = str(spec)
 
 
@@ -68,11 +68,11 @@ def load_from_path(registry: Registry, spec: Spec) -> None:
     except (NameTaken, NotLoaded):
         raise
     except UserError as error:
-        raise NotLoaded(spec, error.message, remedy=error.remedy, place=error.place) from error
+        raise NotLoaded(spec, error.message, remedy=error.remedy, location=error.location) from error
     except (Exception, SystemExit) as error:
         raise NotLoaded(
             spec, f"it could not be loaded: {last_line(error)}", remedy="put that right, or leave --plugin out",
-            place=_place(error, spec),
+            location=_location(error, spec),
         ) from error  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def _attribute(spec: Spec, module: ModuleType) -> object:
     return found
 
 
-def _place(error: BaseException, spec: Spec) -> Location | None:
+def _location(error: BaseException, spec: Spec) -> Location | None:
     """The line of the plug-in's own file at which it went wrong."""
     if isinstance(error, SyntaxError) and error.filename:
         return Location(error.filename, error.lineno)

@@ -16,6 +16,8 @@ import pluggy
 from mcframe.errors import UserError
 from mcframe.errors import did_you_mean as did_you_mean
 from mcframe.hookspecs import API_VERSION, INTERFACES, PROJECT, EvalResult, Hooks, RunInfo
+from mcframe.registry.attribution import PluginCall, attributed
+from mcframe.registry.attribution import last_line as last_line
 from mcframe.registry.hook_rules import implemented_hooks, stated_api
 
 KINDS: tuple[str, ...] = tuple(INTERFACES)
@@ -161,7 +163,6 @@ class Registry:
         self.plugins: dict[str, Plugin] = {}
         self.broken: list[BrokenPlugin] = []
         self.left_out: list[str] = []
-        self._made: dict[int, tuple[object, Registered]] = {}
 
     def register_plugin(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
         """Add a plug-in, a module or an instance, under a name of its own; all of it or, on an error, nothing.
@@ -188,6 +189,8 @@ class Registry:
         except BaseException:  # a stranger's hook may call sys.exit; its other hooks must not stay behind
             self._manager.unregister(name=known.name)
             raise
+        if known.distribution != PROJECT:
+            self._attribute_hooks(plugin, known)
         self.plugins[known.name] = known
         for entry in offered:
             self.implementations[entry.kind][entry.name] = entry
@@ -195,15 +198,6 @@ class Registry:
     def has(self, plugin: object) -> bool:
         """Is this very module or instance registered already?"""
         return self._manager.is_registered(plugin)
-
-    def remember(self, product: object, entry: Registered) -> None:
-        """This object was made by that factory: what goes wrong in it is told with the plug-in's name."""
-        self._made[id(product)] = product, entry
-
-    def maker(self, product: object) -> Registered | None:
-        """What offered the factory that made this very object; None where it is nobody's."""
-        made = self._made.get(id(product))
-        return made[1] if made is not None and made[0] is product else None
 
     def warnings(self) -> list[str]:
         """One line for each plug-in that could not be loaded."""
@@ -235,6 +229,13 @@ class Registry:
             raise UserError(
                 f"it is the plug-in {self._manager.get_name(plugin)!r} once more", remedy="publish it under one name"
             )
+
+    def _attribute_hooks(self, plugin: object, known: Plugin) -> None:
+        for hook in known.lifecycle:
+            call = PluginCall(known.name, f"its hook {hook}")
+            for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+                if implementation.plugin is plugin:
+                    implementation.function = attributed(implementation.function, call)
 
     def _offers(self, plugin: object, known: Plugin) -> list[Registered]:
         """Return what one plug-in registers through its hook `register_plugins`."""
@@ -320,11 +321,3 @@ def _source_file(item: object) -> str:
         return inspect.getsourcefile(item) or ""  # type: ignore[arg-type]
     except (TypeError, OSError):  # written in C, or at a prompt
         return ""
-
-
-def last_line(error: BaseException) -> str:
-    """The error in one line; a UserError's remedy belongs to its author and is kept."""
-    text = f"{error.message}: {error.remedy}" if isinstance(error, UserError) else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    name = "" if isinstance(error, UserError) else type(error).__name__
-    return ": ".join(filter(None, [name, lines[-1] if lines else ""]))

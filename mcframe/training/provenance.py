@@ -121,7 +121,7 @@ def _found(directory: Path, plugin: Given) -> str:
         f"{plugin.copy} in the run directory is there as it was",
         remedy=f"put the copy back, name a {name} that stands in for it with --plugin FILE, or leave it out with "
         f"--no-plugin {name}",
-        place=Location(directory / PROVENANCE),
+        location=Location(directory / PROVENANCE),
     )
 
 

@@ -246,4 +246,4 @@ def test_a_module_that_a_run_was_given_and_is_not_there(trained, tmp_path):
     (copied / "provenance.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match="--plugin a_module_of_then: there is no module") as caught:
         load_run(copied)
-    assert str(caught.value.place) == str(copied / "provenance.json")
+    assert str(caught.value.location) == str(copied / "provenance.json")

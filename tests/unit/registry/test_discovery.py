@@ -195,7 +195,7 @@ def test_what_is_named_must_load(put, case):
     for words in said:
         assert words in error.message
     assert remedy in error.remedy
-    assert str(error.place) == f"{path}:{line}" if line else error.place is None
+    assert str(error.location) == f"{path}:{line}" if line else error.location is None
     assert case == "nothing" or error.message.startswith("--plugin ")
 
 
@@ -245,7 +245,7 @@ def test_a_broken_plugin_stops_only_who_uses_it_or_is_strict(install, smoke):
     with pytest.raises(UserError, match="likely cause") as used:
         load_run_config([smoke], ["run.gistnet = @gistnet.theirs"])
     assert "of broken_one 1.0" in used.value.message
-    assert str(used.value.place).startswith("--set")
+    assert str(used.value.location).startswith("--set")
     error = refusal(strict=True)
     assert warning.split(";")[0] in error.message
     assert "pip install --upgrade broken_one" in error.remedy
@@ -324,4 +324,4 @@ def test_bindings_of_a_file_are_checked_before_training(put, smoke, binding, mes
         load_run_config(["mine.gin"], [], PluginOptions(named=("nets.py",)))
     assert message in caught.value.message
     assert remedy in caught.value.remedy
-    assert str(caught.value.place) == "mine.gin:3"
+    assert str(caught.value.location) == "mine.gin:3"

@@ -71,7 +71,7 @@ def test_without_its_copy_the_file_will_do_if_it_is_as_it_was(run, tmp_path):
         assert f"was trained with the plug-in file {tmp_path / 'nets.py'}" in caught.value.message
         assert str(copy.relative_to(run)) in caught.value.message
         assert "--plugin FILE" in caught.value.remedy
-        assert str(caught.value.place) == str(run / "provenance.json")
+        assert str(caught.value.location) == str(run / "provenance.json")
 
 
 def test_a_file_of_the_same_name_stands_in_for_it_and_it_may_be_left_out(run):
