@@ -219,9 +219,9 @@ def test_presets_are_found_from_anywhere(load, registry, presets, name):
     assert config.load([name], [], registry).build("run").steps == 77
 
 
-def test_includes_look_beside_the_file_then_among_presets(load, presets):
+def test_includes_are_searched_in_the_files_folder_then_among_presets(load, presets):
     assert load("include 'preset.gin'\n").build("run").name == "preset"
-    assert load("include 'preset.gin'\n", preset="run.name = 'beside'\n").build("run").name == "beside"
+    assert load("include 'preset.gin'\n", preset="run.name = 'sibling'\n").build("run").name == "sibling"
 
 
 def test_the_checkouts_presets_are_found():
@@ -290,7 +290,7 @@ nested.value = 1
 
 
 def comparable(run: Run) -> tuple[Any, ...]:
-    """All fields but classes and functions, which gin makes anew."""
+    """All fields but classes and functions, which gin creates for each use."""
     extra = [item for item in run.extra if not callable(item)]
     return run.name, run.steps, run.rate, run.prompts, run.settings, extra, type(run.gistnet(1)), run.gistnet(1).layers
 

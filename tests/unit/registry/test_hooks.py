@@ -22,7 +22,7 @@ HOOKS = sorted(name for name in vars(Hooks) if not name.startswith("_"))
 
 
 def thing(size: int = 1) -> None:
-    """What is offered."""
+    """A factory without a kind."""
 
 
 def plugin(hook: str, implementation: Callable[..., None]) -> ModuleType:
@@ -46,8 +46,8 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("hook", [hook for hook in HOOKS if not hook.startswith("register_")])
-def test_a_plugin_hears_what_happens(hook: str) -> None:
-    """One that takes every parameter gets each, once, beside one that takes none, through the typed method."""
+def test_each_hook_is_called_with_its_parameters(hook: str) -> None:
+    """One that takes every parameter gets each, once, next to one that takes none, through the typed method."""
     seen: list[dict[str, Any]] = []
     expected = CALLS[hook]  # a new hook needs a line there
     declared = [name for name in inspect.signature(getattr(Hooks, hook)).parameters if name != "self"]
@@ -114,7 +114,7 @@ def test_an_error_in_run_failed_is_noted_to_the_first_one() -> None:
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_is_reached_through_a_typed_method_or_a_kind(hook: str) -> None:
-    """Nobody calls pluggy's untyped relay: a hook without either would never be called."""
+    """pluggy's untyped relay is never called directly: a hook without either would never be called."""
     if hook == REGISTRATION_HOOK:
         return
     method = getattr(type(Registry().hooks), hook)

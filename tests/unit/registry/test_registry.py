@@ -145,7 +145,7 @@ def test_a_broken_plugin_is_recorded_and_the_others_work(installed, module):
     assert "\n" not in warning
     assert f"of {module} 0.7 could not be loaded" in warning.replace("-", "_")
     assert expected in warning
-    registry.hooks.run_finished(RunInfo(Path(), 0, 1, 0, 0, 0), {})  # nothing of it is left behind
+    registry.hooks.run_finished(RunInfo(Path(), 0, 1, 0, 0, 0), {})  # none of its hooks stay registered
 
 
 def test_a_plugin_with_no_metadata_left_is_recorded_like_others(installed):
