@@ -73,8 +73,8 @@ class LensNet(TrainableModule, ABC):
     """
 
     reads_nll: bool = False
-    """True where it needs `context.nll`, each entry's NLL under the uncompressed model in nats. An attribute of the class
-    or of an instance. Training has that pass anyway; refocusing runs it again for such a LensNet."""
+    """True where it needs `context.nll`, each entry's NLL under the uncompressed model in nats. An attribute of the
+    class or of an instance. Training has that pass anyway; refocusing runs it again for such a LensNet."""
 
     @abstractmethod
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:

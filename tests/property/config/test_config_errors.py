@@ -182,16 +182,15 @@ def test_a_mistake_on_the_command_line_is_placed_there(load):
         load("run.name = 'a'\n", "run.steps = 1.5")
 
 
-def test_a_file_that_is_not_there(load):
+def test_a_missing_file(load):
     load("run.name = 'a'\n", quickstart="")
     with pytest.raises(UserError, match=r"missing gin file 'quikstart.gin' \(did you mean quickstart.gin"):
         config.load(["quikstart.gin"], [], Registry())
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00bad"])
-def test_a_file_that_is_no_text(load, content):
+def test_a_binary_file(load):
     load("")
-    Path("data.gin").write_bytes(content)
+    Path("data.gin").write_bytes(b"\xff\xfe\x00bad")
     with pytest.raises(UserError, match="not UTF-8") as caught:
         load("\ninclude 'data.gin'\n")
     assert str(caught.value).startswith("main.gin:2")
@@ -216,7 +215,7 @@ RIGHT = [
 
 
 @pytest.mark.parametrize("text", RIGHT)
-def test_what_is_right_loads(load, text):
+def test_correct_bindings_load(load, text):
     load(f"{text}\n", later="LATER = 3\n")
 
 
