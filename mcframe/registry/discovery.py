@@ -55,7 +55,7 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
     _check_without(options.without, found)
     for point in found:
         if any(is_called(point, name) for name in options.without):
-            registry.left_out.append(point.name)
+            registry.skipped.append(point.name)
         else:
             _load(registry, point)
     for spec in dict.fromkeys(map(Spec.parse, options.named)):

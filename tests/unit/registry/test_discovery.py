@@ -148,7 +148,7 @@ WRONG = {
     "a file taken for a module": (
         "nets",
         ("nets.py", "x = 1"),
-        ["no module 'nets'"],
+        ["missing module 'nets'"],
         "name the file: --plugin nets.py",
         None,
     ),
