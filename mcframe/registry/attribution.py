@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # the registry wraps hooks with this module
     from mcframe.registry.plugins import Plugin, Registered, Registry
 
 _CALL = "_mcframe_call"
-_ENTRY = "_mcframe_entry"
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ def attributed(function: Callable[..., Any], call: PluginCall) -> Callable[..., 
             raise
         return _attributed_items(result, call) if isinstance(result, Iterator) else result
 
+    setattr(wrapper, _CALL, call)
     return wrapper
 
 
@@ -60,7 +60,6 @@ def attribute_calls(product: object, entry: Registered) -> None:
     The methods are replaced in the instance, not in its class: the type stays as it is, and a deep copy binds its own.
     """
     attributes = vars(product)
-    attributes[_ENTRY] = entry
     for name in _interface_methods(entry.kind):
         method = inspect.getattr_static(type(product), name)
         if inspect.isfunction(method) and name not in attributes:
@@ -76,7 +75,7 @@ def explain(error: Exception, registry: Registry) -> UserError | None:
     if isinstance(error, (UserError, MemoryError, torch.OutOfMemoryError)):
         return None
     if isinstance(error, ContractError):
-        entry = getattr(error.culprit, _ENTRY, None)
+        entry = _entry_of(error.culprit)
         return broken_contract(error, entry) if entry else None
     call = getattr(error, _CALL, None) or _call_by_file(error, registry)
     if call is None:
@@ -132,6 +131,12 @@ def _attributed_items(items: Iterator[Any], call: PluginCall) -> Iterator[Any]:
     except Exception as error:
         _record(error, call)
         raise
+
+
+def _entry_of(product: object) -> Registered | None:
+    """Return the implementation of a third-party product; its methods, not its state, carry it."""
+    calls = (getattr(value, _CALL, None) for value in getattr(product, "__dict__", {}).values())
+    return next((call.entry for call in calls if call), None)
 
 
 def _interface_methods(kind: str) -> Iterator[str]:

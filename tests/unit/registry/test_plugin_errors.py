@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import runpy
 
 import pytest
@@ -26,22 +27,22 @@ EXPECTED = {
     "taken": "two plug-ins offer gistnet.mean",
     "misspelt": "no parameter 'layer' (did you mean layers?)",
     "type": "gistnet.mine.layers = 'two': expected int, got str",
-    "factory": "mylab.py:12: gistnet.mine of plug-in 'it' of mylab 1.0 could not be built: AttributeError",
+    "factory": "mylab.py:12\ngistnet.mine of plug-in 'it' of mylab 1.0 could not be built: AttributeError",
     "user error": "gistnet.mine.layers is 0; one is the least",
     "abstract": "gistnet.mine of plug-in 'it' of mylab 1.0: missing method forward of GistNet",
     "kind": "Register it as lensnet, not as gistnet.",
     "nothing": "from the factory, got a value of type function",
-    "signature": "mylab.py:14: gistnet.mine of plug-in 'it' of mylab 1.0: forward(children) cannot be called",
+    "signature": "mylab.py:14\ngistnet.mine of plug-in 'it' of mylab 1.0: forward(children) cannot be called",
     "attribute": "missing attribute 'count' of VariantStrategy",
-    "forward": "mylab.py:15: gistnet.mine of plug-in 'it' of mylab 1.0 failed in forward: RuntimeError",
-    "shape": "mylab.py:14: gistnet.mine of plug-in 'it' of mylab 1.0: forward: expected gists",
+    "forward": "mylab.py:15\ngistnet.mine of plug-in 'it' of mylab 1.0 failed in forward: RuntimeError",
+    "shape": "mylab.py:14\ngistnet.mine of plug-in 'it' of mylab 1.0: forward: expected gists",
     "dtype": "here [2, 32, 1, 64] float32, got [2, 32, 1, 64] float64",
     "scores": "forward: expected scores in [-1, 1]",
     "invalid focus": "propose: expected a valid focus",
     "length": "propose: expected focuses of 113 entries, got 125",
     "loss": "forward: expected a LossTerm, got a value of type Tensor",
     "positions": "forward: expected cosine [R, 1 or heads",
-    "hook": "mylab.py:10: plug-in 'it' of mylab 1.0 failed in its hook step_finished: OSError: the pager is down",
+    "hook": "mylab.py:10\nplug-in 'it' of mylab 1.0 failed in its hook step_finished: OSError: the pager is down",
 }
 """The key part of each message; the page has all of it."""
 
@@ -104,6 +105,7 @@ def test_the_innermost_plugin_is_named_with_its_outermost_function():
     assert "failed in byte_lengths" in explained(registry, lambda: list(inner.byte_lengths())).message
     duplicate = copy.deepcopy(outer)
     assert duplicate.encode_batch.__self__ is duplicate
+    assert type(pickle.loads(pickle.dumps(outer))) is ThirdParty
     assert "plug-in 'inner'" in explained(registry, lambda: duplicate.decode([])).message
 
 
