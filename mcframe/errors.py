@@ -40,18 +40,12 @@ class UserError(Exception):
         remedy: str = "",
         location: Location | None = None,
         binding: str = "",
-        place: Location | None = None,  # until every caller passes `location`
     ) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
-        self.location = location or place
+        self.location = location if location and location.file else None
         self.binding = binding
-
-    @property
-    def place(self) -> Location | None:
-        """The old name of `location`."""
-        return self.location
 
     def at(self, location: Location | None) -> UserError:
         """Set the location unless there already is one, and return the error."""

@@ -8,20 +8,20 @@ configurable in a module named after the kind, so that
     gistnet.NAME.layers = 4
 
 selects and parameterises it. A factory is called with the positional arguments that its interface names and with
-whatever gin binds to its keyword parameters.
+the values that gin binds to its keyword parameters.
 
 kind         interface          defined in                 sees
 gistnet      GistNet            interfaces/networks.py     the children of every node of a level
 lensnet      LensNet            interfaces/networks.py     the entries before the cursor
-positions    Positions          interfaces/networks.py     where every entry stands
+positions    Positions          interfaces/networks.py     positions of the entries
 allocator    Allocator          interfaces/focus.py        scores and a budget
 variants     VariantStrategy    interfaces/focus.py        tokens and seeds
-text         TextSource         interfaces/data.py         whatever it likes
+text         TextSource         interfaces/data.py         its own input
 tokenizer    Tokenizer          interfaces/data.py         texts
 task         Task               interfaces/data.py         seeds
 loss         Loss               interfaces/loss.py         a micro-batch within the training step
 evaluation   Evaluation         interfaces/evaluation.py   a trained model
-logger       MetricLogger       interfaces/logger.py       what is measured
+logger       MetricLogger       interfaces/logger.py       metrics, texts and figures
 callback     Callback           interfaces/callback.py     model, losses and metrics, after backward and after a step
 optimizer    Optimizer          interfaces/optimizer.py    parameter groups
 schedule     Schedule           interfaces/schedule.py     the number of a step
@@ -126,7 +126,7 @@ INTERFACES: Mapping[str, type] = {
     "optimizer": Optimizer,
     "schedule": Schedule,
 }
-"""What a plug-in of each kind is: its factory returns an instance of this class."""
+"""The class of each kind: a factory returns an instance of it."""
 
 
 def __getattr__(name: str) -> Any:
@@ -140,7 +140,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 # ---- the run, as lifecycle hooks see it ----------------------------------------------------------
 @dataclass(frozen=True)
 class RunInfo:
-    """A run: its directory, rank, world size and the token clock's reading."""
+    """A run: its directory, rank, world size, and tokens and steps so far."""
 
     directory: Path
     rank: int
@@ -151,7 +151,7 @@ class RunInfo:
 
 
 class Register(Protocol):
-    """What a `register_*` hook calls, once for each thing it has to offer."""
+    """The argument of `register_plugins`, called once for each implementation."""
 
     def __call__(self, name: str, factory: Callable[..., Any], /, *, kind: str | None = None) -> None:
         """Register `factory` under `name`.
@@ -197,7 +197,7 @@ class Hooks:
 
     @hookspec
     def checkpoint_loaded(self, run: RunInfo, checkpoint: Path) -> None:
-        """The run goes on from this checkpoint: weights, optimizer and place in the data are restored. Every rank.
+        """The run resumes from this checkpoint: weights, optimizer and data position are restored. Every rank.
 
         Called before `run_started`. Commands that open a checkpoint for reading (eval, sample, export) do not call it.
 
@@ -210,7 +210,7 @@ class Hooks:
 
     @hookspec
     def run_started(self, run: RunInfo) -> None:
-        """The engine is built and, where the run goes on, loaded; the first step comes next. Every rank.
+        """The engine is built and, in a resumed run, loaded; the first step comes next. Every rank.
 
         ```python
         @hookimpl
@@ -258,7 +258,7 @@ class Hooks:
 
     @hookspec
     def evaluated(self, run: RunInfo, name: str, findings: EvalResult) -> None:
-        """The evaluation called `name` has found this out, while training or in `mcframe eval`. Rank 0 only.
+        """The evaluation `name` has finished, while training or in `mcframe eval`. Rank 0 only.
 
         While training it comes before `metrics_logged` with the headlines; in `mcframe eval` nothing else is called,
         and `run` is that of the checkpoint.
@@ -275,7 +275,7 @@ class Hooks:
     def run_finished(self, run: RunInfo, summary: Mapping[str, Any]) -> None:
         """The run has ended well, finished or interrupted. Rank 0 only.
 
-        summary is what summary.json holds: `status`, `tokens`, `steps`, `first`, `last`, `locations` and more.
+        summary is the content of summary.json: `status`, `tokens`, `steps`, `first`, `last`, `locations` and more.
 
         ```python
         @hookimpl
@@ -288,8 +288,8 @@ class Hooks:
     def run_failed(self, run: RunInfo, error: Exception) -> None:
         """The run ends by this error; metrics and checkpoints so far are written and closed. Every rank that met it.
 
-        Called in place of `run_finished`, and only where training had begun. The error goes on its way whatever is done
-        here; what this hook raises itself becomes a note to it.
+        Called in place of `run_finished`, and only where training had begun. The error is raised again
+        afterwards; an error of this hook becomes a note to it.
 
         ```python
         @hookimpl

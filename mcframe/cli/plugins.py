@@ -116,8 +116,8 @@ def _list(registry: Registry, *, as_json: bool) -> int:
         console.print(hooks, highlight=False)
     for broken in registry.broken:
         console.print(f"broken: {broken}\n  → {broken.remedy}", style="yellow", highlight=False, markup=False)
-    if registry.left_out:
-        console.print(f"left out: {', '.join(registry.left_out)}", style="yellow", highlight=False, markup=False)
+    if registry.skipped:
+        console.print(f"left out: {', '.join(registry.skipped)}", style="yellow", highlight=False, markup=False)
     return 0
 
 
@@ -128,7 +128,7 @@ def _facts(registry: Registry) -> dict[str, Any]:
         "implementations": [_origin(registry, each) for each in _every(registry)],
         "lifecycle": [_lifecycle(each) for each in registry.plugins.values() if each.lifecycle],
         "broken": [_broken(each) for each in registry.broken],
-        "left_out": registry.left_out,
+        "left_out": registry.skipped,
     }
 
 

@@ -31,7 +31,7 @@ class Macro:
 
     @property
     def required(self) -> bool:
-        """Is it gin's mark for a value that somebody has to set?"""
+        """Whether it is gin's mark for a value that the user must set."""
         return self.name in ("gin.REQUIRED", "REQUIRED")
 
     def __repr__(self) -> str:

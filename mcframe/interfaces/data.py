@@ -95,7 +95,7 @@ class SyntheticBatch:
 class SyntheticTask(ABC):
     """Sequences that are generated and whose answers are known. Factory: `factory(tree)`.
 
-    Noise, of which nothing is asked (docs/plugins/task.md has one that asks):
+    Noise without questions (docs/plugins/task.md has a task with questions):
 
         class Noise(SyntheticTask):
             vocab_size, identity = 64, "noise-1"
@@ -108,15 +108,15 @@ class SyntheticTask(ABC):
                 nothing = torch.zeros(len(seeds), self.window, dtype=torch.int64)
                 return SyntheticBatch(tokens, nothing.bool(), nothing - 1)
 
-    What is asked stands before the cursor (or is itself an earlier answer's place behind it), what answers it stands in
-    blocks that may be collapsed, and the answers stand behind the cursor.
+    Questions stand before the cursor, or are earlier answers after it. Their evidence stands in blocks that may be
+    collapsed. Answers stand after the cursor.
     """
 
     vocab_size: int
     """Every token id is below this."""
 
     chance: float | None = None
-    """The share of answers that the best guess without the evidence gets right, None where nobody knows."""
+    """The fraction of answers that the best guess without the evidence gets right; None if unknown."""
 
     @property
     @abstractmethod
@@ -125,4 +125,4 @@ class SyntheticTask(ABC):
 
     @abstractmethod
     def generate(self, seeds: Tensor) -> SyntheticBatch:
-        """One sequence for each seed [B] int64, a function of that seed alone; the same on every machine."""
+        """Return one sequence for each seed [B] int64: a function of that seed alone, the same on every machine."""

@@ -1,4 +1,4 @@
-"""The interface of what keeps or shows a run's measurements."""
+"""The interface of loggers, which store or show a run's metrics."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class RunStart:
-    """What a sink is told of the run that it is opened for.
+    """The run that a logger is opened for.
 
-    directory      of the run; it exists
-    config         every binding by its gin name, macros resolved, as values of JSON
-    resume_tokens  where the token clock goes on: what was written behind it is about to be computed anew; None for a
-                   fresh start
+    Attributes:
+        directory: The run's directory, which exists.
+        config: Every binding by its gin name, macros resolved, as values of JSON.
+        resume_tokens: The token count at which the run resumes; what was logged after it is computed again. None for a
+            new run.
     """
 
     directory: Path
@@ -29,9 +30,9 @@ class RunStart:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How values are distributed: `counts[i]` of them lie from `edges[i]` to `edges[i + 1]`.
+    """A distribution of values: `counts[i]` of them lie from `edges[i]` to `edges[i + 1]`.
 
-    The first and the last bin also hold what lies beyond them.
+    The first and the last bin also hold the values beyond them.
     """
 
     edges: Sequence[float]
@@ -39,11 +40,11 @@ class Histogram:
 
 
 class MetricLogger(ABC):
-    """Keeps or shows what a run measures. Factory: `factory(run)`, with a `RunStart`. Exists on rank 0 only.
+    """Store or show the metrics of a run. Factory: `factory(run)`, with a `RunStart`. Exists on rank 0 only.
 
-    `tokens` is the token clock's reading, the x axis of everything. A sink that raises in a run is closed and left out
-    of the rest of it, with one message that names it: training does not depend on who watches. What cannot be shown
-    is not overridden.
+    `tokens` counts dataset tokens, the x axis of every metric. A logger that raises is closed and skipped for the rest
+    of the run, with one message that names it: training does not depend on loggers. A method without a use need not
+    be overridden.
 
         class Terminal(MetricLogger):
             def __init__(self, run): ...
@@ -54,28 +55,28 @@ class MetricLogger(ABC):
 
     @property
     def location(self) -> tuple[str, str] | None:
-        """A label, and where to look or what to run to see what was written; None where there is nothing to say."""
+        """A label, and the location of the output or the command that shows it; None if there is neither."""
         return None
 
     @abstractmethod
     def write(self, tokens: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Take metrics that were read back at this token count and optimizer step, reduced over ranks.
+        """Log metrics that were read back at this token count and optimizer step, reduced over ranks.
 
         Called once a logging interval and once a validation, which may fall on the same step. Values may be NaN.
         """
 
     def text(self, tokens: int, name: str, text: str) -> None:
-        """Take a text of several lines in which columns line up, such as strips of working contexts, or samples."""
+        """Log a text of several lines in which columns line up, such as strips of working contexts, or samples."""
         return
 
     def image(self, tokens: int, name: str, image: npt.NDArray[np.uint8]) -> None:
-        """Take a picture: red, green and blue of every pixel, [height, width, 3] from the upper left corner."""
+        """Log a picture: red, green and blue of every pixel, [height, width, 3] from the upper left corner."""
         return
 
     def histogram(self, tokens: int, name: str, histogram: Histogram) -> None:
-        """Take a distribution over the logging interval that ends here."""
+        """Log a distribution over the logging interval that ends here."""
         return
 
     def close(self) -> None:
-        """Write what is left: the run has ended, or this sink has raised."""
+        """Write the rest: the run has ended, or this logger has raised."""
         return

@@ -14,14 +14,14 @@ from mcframe.interfaces.param_groups import TrainableModule
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a network plug-in must fit: the base model's width D and the tree's tree."""
+    """The shape that a network must fit: the base model's width D and the tree."""
 
     width: int
     tree: ContextTree
 
 
 class GistNet(TrainableModule, ABC):
-    """Compresses the K children of each node into one gist of G slots. Factory: `factory(shape)`.
+    """Compress the K children of each node into one gist of G slots. Factory: `factory(shape)`.
 
     shape is a `ModelShape`. The last children of each block, as its gist:
 
@@ -35,19 +35,19 @@ class GistNet(TrainableModule, ABC):
     """
 
     context_blocks: int | None = 0
-    """How many blocks to its left a gist may read besides its own; 0 = isolated, None = everything to its left.
-    With `reads_layer` always None, for the states that it reads have read all of it."""
+    """Blocks to its left that a gist may read in addition to its own; 0 = isolated, None = everything to its left.
+    With `reads_layer` always None, since those states depend on everything to the left."""
 
     reads_layer: int = 0
-    """What stands for a token among the children: 0 = its embedding; n = its state in the uncompressed pass after n
-    blocks of the base model. Such states have read everything to their left, so gists are contextual at no cost."""
+    """The representation of a token among the children: 0 = its embedding; n = its state in the uncompressed pass after
+    n blocks of the base model. Such states depend on everything to their left: gists are contextual at no cost."""
 
     reads_tokens: bool = False
     """True where gists of every level are made from tokens (`K**lod` children) instead of the gists one level below."""
 
     @abstractmethod
     def forward(self, children: Tensor, lod: int) -> Tensor:
-        """Gists of every node at `lod`.
+        """Return the gists of every node at `lod`.
 
         children [B, nodes, K * slots(lod - 1), D] -> gists [B, nodes, G, D], same dtype and device
         (children [B, nodes, K**lod, D] with `reads_tokens`).
@@ -59,7 +59,7 @@ class GistNet(TrainableModule, ABC):
 
 
 class LensNet(TrainableModule, ABC):
-    """Scores every working-context entry: > 0 "expand me", < 0 "collapse me". Factory: `factory(shape)`.
+    """Score every working-context entry: > 0 "expand me", < 0 "collapse me". Factory: `factory(shape)`.
 
     shape is a `ModelShape`. A learned direction:
 
@@ -73,16 +73,16 @@ class LensNet(TrainableModule, ABC):
     """
 
     reads_nll: bool = False
-    """True where it wants `context.nll`: what the uncompressed model made of the tokens of each entry, in nats. Of the
-    class or of an instance. Training has that pass anyway; refocusing runs it once more for such a LensNet."""
+    """True where it needs `context.nll`, each entry's NLL under the uncompressed model in nats. An attribute of the
+    class or of an instance. Training has that pass anyway; refocusing runs it again for such a LensNet."""
 
     @abstractmethod
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
-        """Scores in [-1, 1].
+        """Return scores in [-1, 1].
 
         context has the entries before the cursor only; embeddings [R, L, D] are detached -> scores [R, L].
         `context.nll` [R, L] with `reads_nll`, else None: mean NLL of the tokens that the entry's node covers, of those
-        before the cursor, detached; 0 for the window's first token, which nobody predicted.
+        before the cursor, detached; 0 for the window's first token, which has no prediction.
         Must ignore entries where `context.valid` is False. Deterministic in eval mode. Another shape ends the run with
         a message that names the plug-in.
         """
@@ -90,7 +90,7 @@ class LensNet(TrainableModule, ABC):
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What positions must fit: the base model's attention heads, the width of one (even), and the tree's tree."""
+    """The shape that positions must fit: number of attention heads, width of a head (even), and the tree."""
 
     heads: int
     width: int
@@ -98,7 +98,7 @@ class HeadShape:
 
 
 class Positions(TrainableModule, ABC):
-    """Where an entry stands, as the rotation of its queries and keys. Factory: `factory(shape)`.
+    """Encode an entry's position as a rotation of its queries and keys. Factory: `factory(shape)`.
 
     shape is a `HeadShape`. No positions at all, the rotation by nothing:
 
@@ -115,11 +115,11 @@ class Positions(TrainableModule, ABC):
 
     @abstractmethod
     def forward(self, context: WorkingContext) -> tuple[Tensor, Tensor]:
-        """Factors of the rotation of every entry: cosine and sine, damped where an entry stands for many places.
+        """Return the rotation of every entry: cosine and sine, damped where an entry covers many positions.
 
-        context has R rows of L entries, R = 1 where it stands for all rows -> cosine, sine [R, 1, L, width / 2] or
-        [R, heads, L, width / 2], float32 whatever the model's precision (bf16 cannot tell position 2,047 from 2,048).
+        context has R rows of L entries, R = 1 where it serves all rows -> cosine, sine [R, 1, L, width / 2] or
+        [R, heads, L, width / 2], float32 in every precision of the model (2,047 and 2,048 are equal in bf16).
         Pairs (i, i + width / 2) of a head are turned: (a, b) becomes (a * cosine - b * sine, a * sine + b * cosine).
-        Called once in every pass of the base model, training or not; deterministic. May be learned. What stands behind
-        an entry must not move it. Another shape ends the run with a message that names the plug-in.
+        Called once in every pass of the base model, training or not; deterministic. May be learned. Later entries must
+        not change it. Another shape ends the run with a message that names the plug-in.
         """

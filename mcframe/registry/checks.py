@@ -90,19 +90,19 @@ def _check_signature(product: object, interface: type, name: str) -> None:
     declared = inspect.getattr_static(interface, name)
     if isinstance(declared, property):
         return
-    wanted = [each for each in inspect.signature(declared).parameters.values() if each.name != "self"]
+    expected = [each for each in inspect.signature(declared).parameters.values() if each.name != "self"]
     method = getattr(product, name)
     try:
-        inspect.signature(method).bind(*(None for each in wanted if each.default is each.empty))
+        inspect.signature(method).bind(*(None for each in expected if each.default is each.empty))
     except TypeError as error:
-        call = f"{name}({', '.join(each.name for each in wanted)})"
+        call = f"{name}({', '.join(each.name for each in expected)})"
         raise ContractError(
             product,
             f"{name}{inspect.signature(method)} cannot be called as the framework does, {call}: {error}",
             method=name,
             remedy=f"Declare it as {_public(interface)} does: def {call.replace('(', '(self, ', 1)}.",
         ) from None
-    except ValueError:  # written in C: nothing is known
+    except ValueError:  # written in C: it has no signature
         return
 
 
@@ -115,7 +115,7 @@ def _public(interface: type) -> str:
 
 
 def _described(value: Any) -> str:
-    """A value in words: form and type of a tensor, the name of another's type."""
+    """Describe a value: shape and dtype of a tensor, the type of another value."""
     if isinstance(value, Tensor):
         return f"{list(value.shape)} {_type(value.dtype)}"
     if isinstance(value, tuple):

@@ -1,8 +1,8 @@
-"""Finding plug-ins: what is installed, what the command line adds, and what it leaves out.
+"""Discovery of plug-ins: those installed, less those of `--no-plugin`, plus those of `--plugin`.
 
-Entry points are loaded one by one: a package that does not import must not take every command down with it. It
-is remembered instead, mentioned in one warning line, and becomes the likely cause once a run asks for a name that
-nobody offers. What `--plugin` names is wanted, so it must load.
+Entry points are loaded one by one, so that a package that fails to import does not break every command. It is recorded,
+mentioned in one warning line, and named as the likely cause once a run selects an unknown name. What `--plugin` names
+must load.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from mcframe.registry.plugins import BrokenPlugin, NameTaken, Plugin, Registry, 
 
 @dataclass(frozen=True)
 class PluginOptions:
-    """What a command line says about plug-ins.
+    """The plug-in options of a command line.
 
-    named      `--plugin`: `module[:object]` or `path/to/file.py[:object]`, on top of what is installed
-    without    `--no-plugin`: names of plug-ins, or of packages, that are not even imported
-    strict     `--strict-plugins`: one that is broken is an error though nothing may need it
+    Attributes:
+        named: `--plugin`: `module[:object]` or `path/to/file.py[:object]`, in addition to installed plug-ins.
+        without: `--no-plugin`: names of plug-ins or packages that are not imported.
+        strict: `--strict-plugins`: a broken plug-in is an error even if the run does not need it.
     """
 
     named: tuple[str, ...] = ()
@@ -34,14 +35,15 @@ class PluginOptions:
 
 
 INSTALLED = PluginOptions()
-"""What is installed, and nothing else."""
+"""Installed plug-ins only."""
 
 
 def discover(options: PluginOptions = INSTALLED) -> Registry:
-    """Every plug-in that is installed, ours included, less and plus what the options say.
+    """Return every installed plug-in, mcframe's own included, changed by the options.
 
-    Raises UserError where mcframe itself is not installed, two plug-ins offer the same name, a name of `--no-plugin` is
-    nobody's, what `--plugin` names does not load, or, under `--strict-plugins`, any plug-in is broken.
+    Raises:
+        UserError: mcframe itself is not installed, two plug-ins offer the same name, `--no-plugin` names an unknown
+            plug-in, `--plugin` does not load, or, with `--strict-plugins`, any plug-in is broken.
     """
     registry = Registry()
     found = installed()
@@ -53,7 +55,7 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
     _check_without(options.without, found)
     for point in found:
         if any(is_called(point, name) for name in options.without):
-            registry.left_out.append(point.name)
+            registry.skipped.append(point.name)
         else:
             _load(registry, point)
     for spec in dict.fromkeys(map(Spec.parse, options.named)):
@@ -68,12 +70,12 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
 
 
 def installed() -> list[EntryPoint]:
-    """The entry points of all installed plug-ins, none of them loaded, in the order of their packages."""
+    """Return the entry points of all installed plug-ins, sorted by package, without loading them."""
     return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (_distribution(point), point.name))
 
 
 def is_called(point: EntryPoint, name: str) -> bool:
-    """Does `name` mean this plug-in, by its own name, its package's or both (`package:plugin`)?"""
+    """Return whether `name` is this plug-in, its package, or both (`package:plugin`)."""
     return _normal(name) in map(_normal, _names(point))
 
 
@@ -88,7 +90,7 @@ def _load(registry: Registry, point: EntryPoint) -> None:
     except OtherApi as error:
         broken = BrokenPlugin(point.name, distribution, version, error.message, error.remedy)
         registry.broken.append(broken)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - importing a stranger's package can raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - importing a third-party package can raise anything
         registry.broken.append(BrokenPlugin(point.name, distribution, version, last_line(error)))
 
 
@@ -108,12 +110,12 @@ def _names(point: EntryPoint) -> tuple[str, str, str]:
 
 
 def _normal(name: str) -> str:
-    """Names that pip takes for one are one here."""
+    """Return the name as pip normalises it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
-    """Name and version of the package; empty where its removal was interrupted and left no metadata."""
+    """Return name and version of the package; empty if an interrupted removal left no metadata."""
     if point.dist is None:
         return "", ""
     metadata = dict(point.dist.metadata.json)

@@ -1,4 +1,4 @@
-"""The plug-ins that a run has chosen, called through its configuration."""
+"""The plug-ins that a run selects, built through its configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from mcframe.errors import UserError
 from mcframe.hookspecs import PROJECT
-from mcframe.registry.attribution import broken_contract, not_built, without_methods
+from mcframe.registry.attribution import attribute_calls, broken_contract, not_built, without_methods
 from mcframe.registry.checks import ContractError, check_product
 from mcframe.registry.plugins import Registered, Registry
 
@@ -24,10 +24,10 @@ class Builder(Protocol):
 
 @dataclass(frozen=True)
 class PluginFactory:
-    """A factory. What it makes is checked against the interface of its kind, and remembered as this plug-in's.
+    """A factory whose products are checked against the interface of their kind.
 
-    Errors in a gin file come with their place, those of a stranger's code with the plug-in's name. mcframe's own
-    plug-ins are no strangers: what goes wrong there is ours, and a traceback is what helps.
+    Errors of a third-party plug-in name it, now and in later calls of the product. Those of mcframe's own plug-ins stay
+    as they are, with their traceback.
     """
 
     entry: Registered
@@ -36,23 +36,23 @@ class PluginFactory:
     registry: Registry
 
     def __call__(self, *arguments: Any) -> Any:
-        """Build it. Raises UserError."""
-        stranger = self.entry.distribution != PROJECT
-        if stranger and (lacking := sorted(getattr(self.entry.factory, "__abstractmethods__", ()))):
-            raise without_methods(lacking, self.entry)
+        """Build the plug-in. Raises UserError."""
+        if self.entry.distribution == PROJECT:
+            return self._build(*arguments)
+        if missing := sorted(getattr(self.entry.factory, "__abstractmethods__", ())):
+            raise without_methods(missing, self.entry)
         try:
-            product = self.config.build(self.factory, *arguments)
+            product = self._build(*arguments)
         except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:
-            if stranger:
-                raise not_built(error, self.entry, self.registry) from error
-            raise
-        try:
-            check_product(self.entry.kind, product)
         except ContractError as error:
-            if stranger:
-                raise broken_contract(error, self.entry) from error
-            raise
-        self.registry.remember(product, self.entry)
+            raise broken_contract(error, self.entry) from error
+        except Exception as error:
+            raise not_built(error, self.entry, self.registry) from error
+        attribute_calls(product, self.entry)
+        return product
+
+    def _build(self, *arguments: Any) -> Any:
+        product = self.config.build(self.factory, *arguments)
+        check_product(self.entry.kind, product)
         return product

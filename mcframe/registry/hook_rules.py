@@ -1,4 +1,4 @@
-"""What a plug-in must keep to be registered: its hooks, and the version of the API that it was made for."""
+"""Rules of registration: the hooks of a plug-in, and the version of the API that it was made for."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import API_VERSION, Hooks
 
 API_ATTRIBUTE = "mcframe_api"
-"""Where a plug-in may state the API version that it was made for."""
+"""The attribute in which a plug-in may state the API version that it was made for."""
 
 
 class OtherApi(UserError):
-    """A plug-in was made for a version of the plug-in API that this is not."""
+    """A plug-in was made for an incompatible version of the plug-in API."""
 
 
 def api_fits(stated: str, ours: str = API_VERSION) -> bool:
-    """Does a plug-in made for API `stated` work with `ours`? Both are `major.minor`.
+    """Return whether a plug-in made for API `stated` works with `ours`. Both are `major.minor`.
 
     Before 1.0 a minor version may change anything, so the two must be equal; from 1.0 a minor version only adds.
     """
@@ -29,9 +29,11 @@ def api_fits(stated: str, ours: str = API_VERSION) -> bool:
 
 
 def stated_api(plugin: object, package: str) -> str:
-    """What the plug-in says in `mcframe_api`, empty where it says nothing.
+    """Return the plug-in's `mcframe_api`, empty if it has none.
 
-    Raises UserError where that is no version, and OtherApi where it does not fit.
+    Raises:
+        UserError: It is not a version.
+        OtherApi: It is an incompatible version.
     """
     stated = getattr(plugin, API_ATTRIBUTE, None)
     if stated is None:
@@ -62,7 +64,7 @@ def _numbers(version: str) -> tuple[int, int]:
 
 
 def implemented_hooks(manager: pluggy.PluginManager, plugin: object) -> list[str]:
-    """Refuse what pluggy would accept and then silently not do. Returns the hooks that it implements."""
+    """Return the hooks that a plug-in implements. Raises UserError for mistakes that pluggy ignores silently."""
     if inspect.isclass(plugin):
         raise UserError(
             f"{plugin.__name__} is a class; a plug-in is an instance or a module",
@@ -79,7 +81,7 @@ def implemented_hooks(manager: pluggy.PluginManager, plugin: object) -> list[str
         if hook not in hooks and not options.get("optionalhook"):
             raise UserError(f"mcframe has no hook {hook!r}{did_you_mean(hook, hooks)}", remedy="rename the function")
         for parameter in inspect.signature(getattr(plugin, attribute)).parameters.values():
-            # pluggy passes such a parameter nothing: it would always have its default.
+            # pluggy passes no value for such a parameter: it would always have its default.
             if parameter.default is not parameter.empty:
                 raise UserError(
                     f"hook {hook!r}: parameter {parameter.name!r} has a default value and would never get another",

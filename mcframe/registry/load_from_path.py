@@ -1,4 +1,4 @@
-"""Plug-ins that `--plugin` names: a module, or a local file for experiments."""
+"""Loading of the plug-ins of `--plugin`: a module, or a local file for experiments."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SPEC = re.compile(r"(?P<where>.+?)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
 
 
 class NotLoaded(UserError):
-    """What `--plugin` names could not be loaded. `spec` is what was named."""
+    """The plug-in `spec` of `--plugin` could not be loaded."""
 
-    def __init__(self, spec: Spec, problem: str, *, remedy: str, place: Location | None = None) -> None:
-        super().__init__(f"--plugin {spec}: {problem}", remedy=remedy, place=place)
+    def __init__(self, spec: Spec, problem: str, *, remedy: str, location: Location | None = None) -> None:
+        super().__init__(f"--plugin {spec}: {problem}", remedy=remedy, location=location)
         self.spec = str(spec)
 
 
@@ -35,7 +35,7 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> Spec:
-        """Read it as it is typed. Raises UserError where it is neither."""
+        """Parse the value of `--plugin`. Raises UserError if it is neither."""
         found = _SPEC.fullmatch(text.strip())
         if not found:
             raise UserError(
@@ -48,7 +48,7 @@ class Spec:
 
     @property
     def file(self) -> Path | None:
-        """The file that it names, None where it names a module."""
+        """The file; None for a module."""
         return Path(self.where) if self.where.endswith(".py") or "/" in self.where or "\\" in self.where else None
 
     def __str__(self) -> str:
@@ -56,9 +56,11 @@ class Spec:
 
 
 def load_from_path(registry: Registry, spec: Spec) -> None:
-    """Register what `spec` names; an installed plug-in that is registered already is left as it is.
+    """Register the plug-in `spec` unless it is registered already.
 
-    Raises NotLoaded, with the line of a local file where that is known, and NameTaken.
+    Raises:
+        NotLoaded: It could not be loaded; with the line of a local file where known.
+        NameTaken: It offers a name that is taken.
     """
     try:
         module, known = _of_file(spec, spec.file) if spec.file else _of_module(spec)
@@ -68,16 +70,16 @@ def load_from_path(registry: Registry, spec: Spec) -> None:
     except (NameTaken, NotLoaded):
         raise
     except UserError as error:
-        raise NotLoaded(spec, error.message, remedy=error.remedy, place=error.place) from error
+        raise NotLoaded(spec, error.message, remedy=error.remedy, location=error.location) from error
     except (Exception, SystemExit) as error:
         raise NotLoaded(
-            spec, f"it could not be loaded: {last_line(error)}", remedy="put that right, or leave --plugin out",
-            place=_place(error, spec),
+            spec, f"it could not be loaded: {last_line(error)}", remedy="Fix the error, or remove --plugin.",
+            location=_location(error, spec),
         ) from error  # fmt: skip
 
 
 def digest(code: bytes) -> str:
-    """What tells one version of a file from another."""
+    """Return the SHA-256 of a file's content."""
     return hashlib.sha256(code).hexdigest()
 
 
@@ -88,13 +90,13 @@ def _of_file(spec: Spec, file: Path) -> tuple[ModuleType, Plugin]:
         raise NotLoaded(
             spec, f"{error.strerror or error}", remedy="name the plug-in's source, a file that ends in .py"
         ) from error
-    # Another content is another module: a file that was changed is not mistaken for what it was.
+    # The name depends on the content, so that a changed file becomes a new module.
     name = f"mcframe_local_{re.sub(r'[^0-9A-Za-z]', '_', file.stem)}_{digest(code)[:12]}"
     module = sys.modules.get(name)
     if module is None or module.__file__ != str(file):
         module = ModuleType(name)
         module.__file__ = str(file)
-        sys.modules[name] = module  # dataclasses and annotations look their module up
+        sys.modules[name] = module  # dataclasses and annotations look up their module
         try:
             exec(compile(code, file, "exec"), module.__dict__)
         except BaseException:
@@ -108,12 +110,12 @@ def _of_module(spec: Spec) -> tuple[ModuleType, Plugin]:
         module = importlib.import_module(spec.where)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{spec.where}.".startswith(f"{error.name}."):
-            raise  # the module is there; what it imports is not
-        beside = Path(*spec.where.split(".")).with_suffix(".py")
+            raise  # the module exists; an import of its own failed
+        file = Path(*spec.where.split(".")).with_suffix(".py")
         remedy = "install its package, or put its folder on PYTHONPATH"
         raise NotLoaded(
-            spec, f"there is no module {error.name!r}",
-            remedy=f"name the file: --plugin {beside}" if beside.is_file() else remedy,
+            spec, f"missing module {error.name!r}",
+            remedy=f"name the file: --plugin {file}" if file.is_file() else remedy,
         ) from error  # fmt: skip
     distribution = next(iter(packages_distributions().get(spec.where.partition(".")[0], ())), "")
     return module, Plugin(str(spec), distribution, version(distribution) if distribution else "", spec=str(spec))
@@ -126,14 +128,14 @@ def _attribute(spec: Spec, module: ModuleType) -> object:
             there = [each for each in dir(found) if not each.startswith("_")]
             raise NotLoaded(
                 spec, f"{spec.where} has no {name!r}{did_you_mean(name, there)}",
-                remedy="name a plug-in object behind the colon, or leave the colon out where the module is the plug-in",
+                remedy="Name a plug-in object after the colon, or remove the colon if the module is the plug-in.",
             )  # fmt: skip
         found = getattr(found, name)
     return found
 
 
-def _place(error: BaseException, spec: Spec) -> Location | None:
-    """The line of the plug-in's own file at which it went wrong."""
+def _location(error: BaseException, spec: Spec) -> Location | None:
+    """Return the line of the plug-in's own file that failed."""
     if isinstance(error, SyntaxError) and error.filename:
         return Location(error.filename, error.lineno)
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Which plug-ins there are, and what they offer. `mcframe.registry.discovery` finds them."""
+"""The registry of plug-ins and their implementations; `mcframe.registry.discovery` fills it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import pluggy
 from mcframe.errors import UserError
 from mcframe.errors import did_you_mean as did_you_mean
 from mcframe.hookspecs import API_VERSION, INTERFACES, PROJECT, EvalResult, Hooks, RunInfo
+from mcframe.registry.attribution import PluginCall, attributed
+from mcframe.registry.attribution import last_line as last_line
 from mcframe.registry.hook_rules import implemented_hooks, stated_api
 
 KINDS: tuple[str, ...] = tuple(INTERFACES)
@@ -28,14 +30,17 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plug-in, and where it comes from.
+    """A plug-in and its origin.
 
-    name           no other plug-in has it
-    distribution, version   of its package; empty for a local file
-    spec, code     how `--plugin` named it, and the source of a local file as it was run; empty for an entry point
-    api            the version of the plug-in API that it says it was made for; empty where it does not say
-    file           its source file, where it is known
-    lifecycle      the hooks it implements besides `register_*`
+    Attributes:
+        name: Its unique name.
+        distribution: Its package; empty for a local file.
+        version: The package's version; empty for a local file.
+        spec: Its name in `--plugin`; empty for an entry point.
+        code: The source of a local file as it was run.
+        api: The version of the plug-in API that it was made for; empty if not stated.
+        file: Its source file, if known.
+        lifecycle: The hooks it implements, except `register_plugins`.
     """
 
     name: str
@@ -54,13 +59,13 @@ class Plugin:
 
     @property
     def origin(self) -> str:
-        """It and its package, in words."""
+        """The plug-in and its package as text."""
         return _origin(self.name, self.distribution, self.version)
 
 
 @dataclass(frozen=True)
 class Registered:
-    """One implementation: `kind.name` in a gin file, and where it comes from."""
+    """One implementation, `kind.name` in a gin file, and its origin."""
 
     kind: str
     name: str
@@ -72,18 +77,18 @@ class Registered:
 
     @property
     def origin(self) -> str:
-        """Who offers it, in words."""
+        """Its plug-in and package as text."""
         return _origin(self.plugin, self.distribution, self.version)
 
     @property
     def file(self) -> str:
-        """The file that defines it; empty where nobody knows."""
+        """The file that defines it; empty if unknown."""
         return _source_file(inspect.unwrap(self.factory))
 
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """An entry point that could not be loaded, the last line of the error, and what helps where that is known."""
+    """An entry point that could not be loaded, with the last line of the error and, if known, a remedy."""
 
     entry_point: str
     distribution: str
@@ -96,7 +101,7 @@ class BrokenPlugin:
 
     @property
     def remedy(self) -> str:
-        """What to do about it."""
+        """The remedy, in the imperative."""
         package = self.distribution or "the package"
         return self.advice or (
             f"upgrade {package} to a version made for mcframe's plug-in API {API_VERSION} (pip install --upgrade "
@@ -105,7 +110,7 @@ class BrokenPlugin:
 
 
 class NameTaken(UserError):
-    """Two plug-ins offer the same name: neither is broken, so a person has to choose."""
+    """Two plug-ins offer the same name: neither is broken, so the user has to choose."""
 
 
 class Lifecycle:
@@ -115,7 +120,7 @@ class Lifecycle:
         self._relay = relay
 
     def checkpoint_loaded(self, run: RunInfo, checkpoint: Path) -> None:
-        """The run goes on from this checkpoint. Every rank."""
+        """The run resumes from this checkpoint. Every rank."""
         self._relay.checkpoint_loaded(run=run, checkpoint=checkpoint)
 
     def run_started(self, run: RunInfo) -> None:
@@ -143,10 +148,10 @@ class Lifecycle:
         self._relay.run_finished(run=run, summary=summary)
 
     def run_failed(self, run: RunInfo, error: Exception) -> None:
-        """The run ends by an error, to which whatever a plug-in raises here is noted. Every rank that met it."""
+        """The run ends by an error; errors of plug-ins here become notes of it. Every rank that met it."""
         try:
             self._relay.run_failed(run=run, error=error)
-        except Exception as another:  # noqa: BLE001 - the first error is the one to tell
+        except Exception as another:  # noqa: BLE001 - the first error is the one to report
             error.add_note(f"a plug-in's hook run_failed failed in turn: {last_line(another)}")
 
 
@@ -160,19 +165,19 @@ class Registry:
         self.implementations: dict[str, dict[str, Registered]] = {kind: {} for kind in KINDS}
         self.plugins: dict[str, Plugin] = {}
         self.broken: list[BrokenPlugin] = []
-        self.left_out: list[str] = []
-        self._made: dict[int, tuple[object, Registered]] = {}
+        self.skipped: list[str] = []
 
     def register_plugin(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
-        """Add a plug-in, a module or an instance, under a name of its own; all of it or, on an error, nothing.
+        """Add a plug-in, a module or an instance, under a name of its own; on an error the registry is unchanged.
 
-        Raises UserError where it breaks a rule of the hook API, was made for another version of it, or offers a name
-        that is already taken.
+        Raises:
+            UserError: It breaks a rule of the hook API, was made for another version of it, or offers a name that is
+                taken.
         """
         self.add(plugin, Plugin(name, distribution, version))
 
     def add(self, plugin: object, known: Plugin) -> None:
-        """`register_plugin`, with all that is known about its origin."""
+        """Add a plug-in of known origin; see `register_plugin`."""
         api = stated_api(plugin, known.distribution)
         implemented = implemented_hooks(self._manager, plugin)
         self._check_new(plugin, known.name)
@@ -185,43 +190,36 @@ class Registry:
         try:
             self._manager.register(plugin, known.name)
             offered = self._offers(plugin, known)
-        except BaseException:  # a stranger's hook may call sys.exit; its other hooks must not stay behind
+        except BaseException:  # a hook may call sys.exit; its other hooks must not stay registered
             self._manager.unregister(name=known.name)
             raise
+        if known.distribution != PROJECT:
+            self._attribute_hooks(plugin, known)
         self.plugins[known.name] = known
         for entry in offered:
             self.implementations[entry.kind][entry.name] = entry
 
     def has(self, plugin: object) -> bool:
-        """Is this very module or instance registered already?"""
+        """Return whether this module or instance is registered."""
         return self._manager.is_registered(plugin)
 
-    def remember(self, product: object, entry: Registered) -> None:
-        """This object was made by that factory: what goes wrong in it is told with the plug-in's name."""
-        self._made[id(product)] = product, entry
-
-    def maker(self, product: object) -> Registered | None:
-        """What offered the factory that made this very object; None where it is nobody's."""
-        made = self._made.get(id(product))
-        return made[1] if made is not None and made[0] is product else None
-
     def warnings(self) -> list[str]:
-        """One line for each plug-in that could not be loaded."""
+        """Return one line for each plug-in that could not be loaded."""
         return [f"{broken}; runs that do not need it are not affected" for broken in self.broken]
 
     def versions(self) -> dict[str, str]:
-        """Version of every package that has a plug-in here, for checkpoints and reports."""
+        """Return the version of every package with a plug-in here, for checkpoints and reports."""
         return {plugin.distribution: plugin.version for plugin in self.plugins.values() if plugin.distribution}
 
     def unknown(self, kind: str, name: str) -> UserError:
-        """The error for a name that no plug-in of this kind has: near misses, what there is, likely causes."""
+        """Return the error for an unknown name, with similar names, all names of the kind, and likely causes."""
         full = f"@{kind}.{name}"
         offered = [f"@{kind}.{known}" for known in sorted(self.implementations[kind])]
         message = f"no plug-in offers {full}{did_you_mean(full, offered)}"
         message += f"; of this kind there are: {', '.join(offered) or 'none'}"
         remedy = f"write one of these names, install the package that offers {full}, or name its file with --plugin"
-        if self.left_out:
-            message += f"\n  left out with --no-plugin: {', '.join(self.left_out)}"
+        if self.skipped:
+            message += f"\n  skipped with --no-plugin: {', '.join(self.skipped)}"
         if self.broken:
             message += "\n  likely cause, a plug-in that is installed but broken:"
             message += "".join(f"\n    {broken} (mcframe's plug-in API is {API_VERSION})" for broken in self.broken)
@@ -230,11 +228,18 @@ class Registry:
 
     def _check_new(self, plugin: object, name: str) -> None:
         if self._manager.has_plugin(name):
-            raise UserError(f"a plug-in called {name!r} is already registered", remedy="give it another name")
+            raise UserError(f"a plug-in called {name!r} is already registered", remedy="use another name")
         if self.has(plugin):
             raise UserError(
-                f"it is the plug-in {self._manager.get_name(plugin)!r} once more", remedy="publish it under one name"
+                f"it is the same as the plug-in {self._manager.get_name(plugin)!r}", remedy="publish it under one name"
             )
+
+    def _attribute_hooks(self, plugin: object, known: Plugin) -> None:
+        for hook in known.lifecycle:
+            call = PluginCall(known.name, f"its hook {hook}")
+            for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+                if implementation.plugin is plugin:
+                    implementation.function = attributed(implementation.function, call)
 
     def _offers(self, plugin: object, known: Plugin) -> list[Registered]:
         """Return what one plug-in registers through its hook `register_plugins`."""
@@ -310,7 +315,7 @@ def _check_offer(entry: Registered, taken: Registered | None) -> None:
 
 
 def _origin(plugin: str, distribution: str, version: str) -> str:
-    """A plug-in and its package in words; the package's name is not said twice."""
+    """Return a plug-in and its package as text, with the package's name once."""
     plugin = plugin.removeprefix(f"{distribution}:")
     return f"plug-in {plugin!r}" + (f" of {distribution} {version}".rstrip() if distribution else "")
 
@@ -320,11 +325,3 @@ def _source_file(item: object) -> str:
         return inspect.getsourcefile(item) or ""  # type: ignore[arg-type]
     except (TypeError, OSError):  # written in C, or at a prompt
         return ""
-
-
-def last_line(error: BaseException) -> str:
-    """The error in one line; a UserError's remedy belongs to its author and is kept."""
-    text = f"{error.message}: {error.remedy}" if isinstance(error, UserError) else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    name = "" if isinstance(error, UserError) else type(error).__name__
-    return ": ".join(filter(None, [name, lines[-1] if lines else ""]))

@@ -48,7 +48,7 @@ def write_record(directory: Path, registry: Registry) -> dict[str, Any]:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(plugin.code)
     named = [vars(each) for each in added_plugins(registry)]
-    return {"plugins": registry.versions(), KEY: {"named": named, "without": registry.left_out}}
+    return {"plugins": registry.versions(), KEY: {"named": named, "without": registry.skipped}}
 
 
 def fingerprint(registry: Registry) -> list[str]:

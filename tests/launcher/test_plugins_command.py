@@ -196,7 +196,7 @@ def test_check_takes_a_file_and_what_is_left_out(mcframe, smoke):
     assert "expected bool, got int" in wrong.output
     without = mcframe("check", smoke, "--no-plugin", "first-party-lensnets")
     assert without.exit_code == 2
-    assert "left out with --no-plugin: first-party-lensnets" in without.output
+    assert "skipped with --no-plugin: first-party-lensnets" in without.output
 
 
 # ---- a run ---------------------------------------------------------------------------------------
@@ -244,6 +244,6 @@ def test_a_module_that_a_run_was_given_and_is_not_there(trained, tmp_path):
     facts = json.loads((copied / "provenance.json").read_text())
     facts["plugin_options"]["named"].append({"spec": "a_module_of_then", "copy": "", "sha256": ""})
     (copied / "provenance.json").write_text(json.dumps(facts))
-    with pytest.raises(UserError, match="--plugin a_module_of_then: there is no module") as caught:
+    with pytest.raises(UserError, match="--plugin a_module_of_then: missing module") as caught:
         load_run(copied)
-    assert str(caught.value.place) == str(copied / "provenance.json")
+    assert str(caught.value.location) == str(copied / "provenance.json")

@@ -249,7 +249,7 @@ def test_plugins_of_the_command_line_reach_every_run_and_a_changed_file_is_refus
 
     with pytest.raises(UserError, match=r"no plug-in offers @gistnet\.mine") as caught:
         planned(PluginOptions())
-    assert str(tmp_path / "grid.toml") in str(caught.value.place)
+    assert str(tmp_path / "grid.toml") in str(caught.value.location)
     (run,) = planned()
     (job,) = jobs_of(grid, [run], tmp_path / "out")
     command = list(job.launch()[0])

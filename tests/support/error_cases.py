@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Case:
     """A package of one module, `mylab` 1.0, the bindings that select what it offers, and where it fails.
 
-    at   load: `mcframe plugins`; check: `mcframe check`; step: one training step; hook: behind one
+    at   load: `mcframe plugins`; check: `mcframe check`; step: one training step; hook: after one
     """
 
     title: str

@@ -36,7 +36,7 @@ def run(
     gistnet: Callable[..., Any] | None = None,
     steps: int = 1,
     rate: float = 0.1,
-    share: Annotated[float, Field(le=1)] = 0.5,
+    ratio: Annotated[float, Field(le=1)] = 0.5,
     sizes: Sequence[int] = (),
     pair: tuple[int, int] = (0, 0),
     flag: bool = False,
@@ -75,7 +75,7 @@ def load(tmp_path, monkeypatch):
     config.clear()
 
 
-# The mistake stands in line 3; each row: the line, then everything that the message and the remedy must say.
+# The mistake stands in line 3; each row: the line, then the parts of message and remedy.
 MISTAKES = {
     "no equals sign": ("run.steps 3", ["one binding a line"]),
     "colon for equals": ("run.steps: 3", ["'=', not with ':'"]),
@@ -130,7 +130,7 @@ MISTAKES = {
     "wrong item": ("run.sizes = [1, 'b']", ["expected Sequence[int], got list", "at position 1"]),
     "list for tuple": ("run.pair = [1, 2]", ["Write a tuple: run.pair = (1, 2)"]),
     "wrong length": ("run.pair = (1, 2, 3)", ["tuple[int, int]"]),
-    "out of range": ("run.share = 1.5", ["less than or equal to 1"]),
+    "out of range": ("run.ratio = 1.5", ["less than or equal to 1"]),
     "macro of a wrong type": ("run.steps = %WORD", ["expected int, got str"]),
     "string for a reference": ("run.gistnet = 'transformer'", ["Refer to it: run.gistnet = @gistnet.transformer"]),
     "reference for an int": ("run.steps = @gistnet.transformer", ["expected int"]),
@@ -182,16 +182,15 @@ def test_a_mistake_on_the_command_line_is_placed_there(load):
         load("run.name = 'a'\n", "run.steps = 1.5")
 
 
-def test_a_file_that_is_not_there(load):
+def test_a_missing_file(load):
     load("run.name = 'a'\n", quickstart="")
     with pytest.raises(UserError, match=r"missing gin file 'quikstart.gin' \(did you mean quickstart.gin"):
         config.load(["quikstart.gin"], [], Registry())
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00bad"])
-def test_a_file_that_is_no_text(load, content):
+def test_a_binary_file(load):
     load("")
-    Path("data.gin").write_bytes(content)
+    Path("data.gin").write_bytes(b"\xff\xfe\x00bad")
     with pytest.raises(UserError, match="not UTF-8") as caught:
         load("\ninclude 'data.gin'\n")
     assert str(caught.value).startswith("main.gin:2")
@@ -199,7 +198,7 @@ def test_a_file_that_is_no_text(load, content):
 
 RIGHT = [
     "run.rate = 1",
-    "run.share = 1",
+    "run.ratio = 1",
     "run.sizes = (1, 2)",
     "run.slip = None",
     "run.hidden = 3",
@@ -216,7 +215,7 @@ RIGHT = [
 
 
 @pytest.mark.parametrize("text", RIGHT)
-def test_what_is_right_loads(load, text):
+def test_correct_bindings_load(load, text):
     load(f"{text}\n", later="LATER = 3\n")
 
 
@@ -235,7 +234,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(VALUES)
 def test_every_value_survives_being_written_and_read(value):
     config.register("", "run", run)

@@ -110,7 +110,7 @@ def test_a_local_file_offers_what_it_registers(put, spec):
     known = registry.plugins[str(file)]
     assert (known.spec, known.code) == (str(file), file.read_bytes())
     assert "transformer" in registry.implementations["gistnet"]
-    assert str(file.parent) not in sys.path  # modules beside it must shadow nobody's
+    assert str(file.parent) not in sys.path  # the folder's other modules must not shadow installed ones
 
 
 def test_a_file_that_was_changed_is_read_again(put):
@@ -131,24 +131,24 @@ def test_an_object_of_a_file_or_a_module(put, install):
     registry = with_plugin("a_package_of_objects:inner.plugin")
     known = registry.plugins["a_package_of_objects:inner.plugin"]
     assert (known.distribution, known.version, known.lifecycle) == ("a_package_of_objects", "1.0", ("run_finished",))
-    assert registry.versions()["a_package_of_objects"] == "1.0"  # it offers nothing, and takes part all the same
+    assert registry.versions()["a_package_of_objects"] == "1.0"  # it offers nothing, and is part of the run
 
 
-def test_naming_what_is_installed_or_named_already_does_no_harm(put, install):
-    install("nets_of_others", NET.replace("{name}", "theirs"))
+def test_naming_a_registered_plugin_again_changes_nothing(put, install):
+    install("third_party_nets", NET.replace("{name}", "theirs"))
     put("nets.py")
-    registry = with_plugin("nets_of_others", "nets.py", "./nets.py")
+    registry = with_plugin("third_party_nets", "nets.py", "./nets.py")
     assert {"theirs", "last"} <= set(registry.implementations["gistnet"])
-    assert registry.implementations["gistnet"]["theirs"].plugin == "nets_of_others:it"
+    assert registry.implementations["gistnet"]["theirs"].plugin == "third_party_nets:it"
 
 
 WRONG = {
     "no file": ("nowhere.py", None, ["nowhere.py: No such file"], "a file that ends in .py", None),
-    "no module": ("no_such_module_at_all", None, ["there is no module 'no_such_module_at_all'"], "PYTHONPATH", None),
+    "no module": ("no_such_module_at_all", None, ["missing module 'no_such_module_at_all'"], "PYTHONPATH", None),
     "a file taken for a module": (
         "nets",
         ("nets.py", "x = 1"),
-        ["no module 'nets'"],
+        ["missing module 'nets'"],
         "name the file: --plugin nets.py",
         None,
     ),
@@ -160,19 +160,19 @@ WRONG = {
         None,
     ),
     "no hook": ("nets.py", ("nets.py", "x = 1"), ["it implements no hook"], "mark its functions", None),
-    "no Python": ("nets.py", ("nets.py", "x = 1\ndef ("), ["SyntaxError"], "put that right", 2),
+    "no Python": ("nets.py", ("nets.py", "x = 1\ndef ("), ["SyntaxError"], "Fix the error", 2),
     "raises": (
         "nets.py",
         ("nets.py", "x = 1\n\nraise RuntimeError('no luck')"),
         ["RuntimeError: no luck"],
-        "put that",
+        "Fix",
         3,
     ),
-    "lacks a module": (
+    "missing import": (
         "nets.py",
         ("nets.py", "import not_there_at_all"),
         ["ModuleNotFoundError", "not_there"],
-        "put",
+        "Fix",
         1,
     ),
     "a class": ("nets.py:P", ("nets.py", "class P: ..."), ["P is a class"], "publish an instance", None),
@@ -188,48 +188,48 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_named_must_load(put, case):
-    spec, file, said, remedy, line = WRONG[case]
+def test_a_named_plugin_must_load(put, case):
+    spec, file, parts, remedy, line = WRONG[case]
     path = put(*file) if file else None
     error = refusal(spec)
-    for words in said:
-        assert words in error.message
+    for part in parts:
+        assert part in error.message
     assert remedy in error.remedy
-    assert str(error.place) == f"{path}:{line}" if line else error.place is None
+    assert str(error.location) == f"{path}:{line}" if line else error.location is None
     assert case == "nothing" or error.message.startswith("--plugin ")
 
 
-def test_a_file_that_failed_may_be_put_right(put, monkeypatch):
+def test_a_file_that_failed_may_be_corrected(put, monkeypatch):
     condition = "import os\nassert 'READY' in os.environ\n" + textwrap.dedent(NET.replace("{name}", "last"))
     put("nets.py", condition)
     refusal("nets.py")
-    monkeypatch.setenv("READY", "yes")  # what half of it left behind is not taken for the whole
+    monkeypatch.setenv("READY", "yes")  # the half-executed module must not be reused
     assert "last" in with_plugin("nets.py").implementations["gistnet"]
 
 
-def test_one_name_twice_is_refused_with_both_origins_and_one_may_be_left_out(put, install):
-    install("nets_of_somebody", NET.replace("{name}", "last"))
+def test_one_name_twice_is_refused_with_both_origins_and_one_may_be_skipped(put, install):
+    install("other_nets", NET.replace("{name}", "last"))
     file = put("nets.py")
     error = refusal("nets.py")
     assert error.message == (
-        f"two plug-ins offer gistnet.last: plug-in 'it' of nets_of_somebody 1.0 and plug-in {str(file)!r}"
+        f"two plug-ins offer gistnet.last: plug-in 'it' of other_nets 1.0 and plug-in {str(file)!r}"
     )
     assert "--no-plugin NAME" in error.remedy
-    registry = discover(PluginOptions(named=("nets.py",), without=("nets_of_somebody",)))
+    registry = discover(PluginOptions(named=("nets.py",), without=("other_nets",)))
     assert registry.implementations["gistnet"]["last"].plugin == str(file)
 
 
 # ---- --no-plugin ---------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["it", "left-out_PACKAGE", "left_out_package:it"])
-def test_what_is_left_out_is_not_even_imported(install, name):
-    install("left_out_package", "raise SystemExit('imported')")
+@pytest.mark.parametrize("name", ["it", "skipped_PACK-AGE", "skipped_pack_age:it"])
+def test_a_skipped_plugin_is_not_imported(install, name):
+    install("skipped_pack_age", "raise SystemExit('imported')")
     registry = discover(PluginOptions(without=(name,)))
-    assert (registry.broken, registry.left_out) == ([], ["it"])
-    assert "left_out_package" not in registry.versions()
-    assert "left out with --no-plugin: it" in registry.unknown("gistnet", "nothing").message
+    assert (registry.broken, registry.skipped) == ([], ["it"])
+    assert "skipped_pack_age" not in registry.versions()
+    assert "skipped with --no-plugin: it" in registry.unknown("gistnet", "nothing").message
 
 
-def test_leaving_out_what_is_not_there_is_a_mistake():
+def test_skipping_an_unknown_plugin_is_refused():
     error = refusal(without=("first-party-gistnet",))
     assert "--no-plugin first-party-gistnet: no plug-in" in error.message
     assert "(did you mean first-party-gistnets?)" in error.message
@@ -237,7 +237,7 @@ def test_leaving_out_what_is_not_there_is_a_mistake():
 
 
 # ---- --strict-plugins ----------------------------------------------------------------------------
-def test_a_broken_plugin_stops_only_who_uses_it_or_is_strict(install, smoke):
+def test_a_broken_plugin_stops_runs_that_use_it_and_strict_ones(install, smoke):
     install("broken_one", "import not_there_at_all")
     registry = load_run_config([smoke], []).registry
     (warning,) = registry.warnings()
@@ -245,7 +245,7 @@ def test_a_broken_plugin_stops_only_who_uses_it_or_is_strict(install, smoke):
     with pytest.raises(UserError, match="likely cause") as used:
         load_run_config([smoke], ["run.gistnet = @gistnet.theirs"])
     assert "of broken_one 1.0" in used.value.message
-    assert str(used.value.place).startswith("--set")
+    assert str(used.value.location).startswith("--set")
     error = refusal(strict=True)
     assert warning.split(";")[0] in error.message
     assert "pip install --upgrade broken_one" in error.remedy
@@ -281,7 +281,7 @@ def test_a_stated_version_that_fits_is_listed(put):
     ],
 )
 def test_a_version_that_does_not_fit(put, stated, message, remedy):
-    # Its hooks are not ours, which is not what is said of a plug-in that was made for another API.
+    # Its unknown hook is not reported: the version is the cause.
     put("nets.py", f"mcframe_api = {stated}\nfrom mcframe.hookspecs import hookimpl\n@hookimpl\ndef new(x): ...\n")
     error = refusal("nets.py")
     assert re.search(message, error.message), error.message
@@ -324,4 +324,4 @@ def test_bindings_of_a_file_are_checked_before_training(put, smoke, binding, mes
         load_run_config(["mine.gin"], [], PluginOptions(named=("nets.py",)))
     assert message in caught.value.message
     assert remedy in caught.value.remedy
-    assert str(caught.value.place) == "mine.gin:3"
+    assert str(caught.value.location) == "mine.gin:3"
