@@ -1,4 +1,4 @@
-"""Allocators: scores and a budget become the next focus."""
+"""Allocators: maps of scores and a budget to the next focus."""
 
 from mcframe.hookspecs import Register, hookimpl
 from mcframe_plugins.allocator.greedy import GreedyAllocator
@@ -13,7 +13,7 @@ mcframe_api = "0.1"
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Offer what this folder holds."""
+    """Register the allocators of this folder."""
     register("greedy", GreedyAllocator)
     register("hierarchical", HierarchicalAllocator)
     register("random", RandomAllocator)

@@ -1,4 +1,4 @@
-"""GistNets: K children become one gist of G slots."""
+"""GistNets: maps of K children to one gist of G slots."""
 
 from mcframe.hookspecs import Register, hookimpl
 from mcframe_plugins.gistnet.contextual import ContextualGistNet
@@ -11,7 +11,7 @@ mcframe_api = "0.1"
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Offer what this folder holds."""
+    """Register the GistNets of this folder."""
     register("contextual", ContextualGistNet)
     register("mean", MeanGistNet)
     register("multihead", MultiheadGistNet)

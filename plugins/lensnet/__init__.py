@@ -11,7 +11,7 @@ mcframe_api = "0.1"
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Offer what this folder holds."""
+    """Register the LensNets of this folder."""
     register("mlp", MLPLensNet)
     register("recency", RecencyLensNet)
     register("surprise", SurpriseLensNet)

@@ -1,4 +1,4 @@
-"""Variant strategies: the alternative working contexts that training compares."""
+"""Variant strategies: choices of the working contexts that training compares."""
 
 from mcframe.hookspecs import Register, hookimpl
 from mcframe_plugins.variants.aggressive import Aggressive
@@ -13,7 +13,7 @@ mcframe_api = "0.1"
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Offer what this folder holds."""
+    """Register the variant strategies of this folder."""
     register("aggressive", Aggressive)
     register("contiguous", Contiguous)
     register("lens_guided", LensGuided)
