@@ -6,6 +6,7 @@ random numbers are hashes of a variant's seed, so that no other row, rank or mic
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -57,6 +58,7 @@ class DrawnVariants(VariantStrategy):
             focus = torch.where(repeats[..., None], again, focus)
         return focus
 
+    @abstractmethod
     def draw(self, seeds: Tensor, attempt: int, known: Tensor, tree: ContextTree, scores: Tensor | None) -> Tensor:
         """Return focuses [B, V, blocks].
 
@@ -67,7 +69,6 @@ class DrawnVariants(VariantStrategy):
             tree: The tree of the sequences.
             scores: Scores of the uncompressed context [B, cursor], if `needs_scores`.
         """
-        raise NotImplementedError
 
 
 @lru_cache(maxsize=256)
