@@ -61,7 +61,7 @@ class CountsFromTheEnd(Ramp):
 
 
 @breaks("M3", "positions")
-class AsksForTheLast(Ramp):
+class ReadsTheLastToken(Ramp):
     """Reads a number back."""
 
     def entry_positions(self, context):
@@ -82,7 +82,7 @@ class SmallStates(Loss):
 
 
 @breaks("O1", "loss")
-class WantsEverything(SmallStates):
+class NeedsEverything(SmallStates):
     """Needs an unknown input."""
 
     needs = ("everything",)
@@ -114,7 +114,7 @@ class ComparesSequences(SmallStates):
 
 
 @breaks("M3", "loss")
-class LooksAtItsLoss(SmallStates):
+class BranchesOnItsLoss(SmallStates):
     """A branch on data."""
 
     def forward(self, view):
@@ -131,7 +131,7 @@ class TrainsNothing(SmallStates):
 
 
 @breaks("O2", "loss")
-class HasASpareHead(SmallStates):
+class HasAnUnusedHead(SmallStates):
     """A parameter that is never used."""
 
     def __init__(self, shape) -> None:
@@ -145,10 +145,10 @@ class MeanLoss(Evaluation):
 
     name = "mean_loss"
 
-    def run(self, subject):
-        held = subject.held_out(4)
-        focus = torch.zeros(len(held.tokens), subject.tree.blocks, dtype=torch.long)
-        nll, _ = subject.score(held.tokens, focus)
+    def run(self, model):
+        held = model.held_out(4)
+        focus = torch.zeros(len(held.tokens), model.tree.blocks, dtype=torch.long)
+        nll, _ = model.score(held.tokens, focus)
         return EvalResult({f"eval/{self.name}/nll": nll.nanmean().item()})
 
 
@@ -156,24 +156,24 @@ class MeanLoss(Evaluation):
 class CallsItByAnotherName(MeanLoss):
     """Metrics under another prefix."""
 
-    def run(self, subject):
-        return EvalResult({"val/nll": 1.0, **super().run(subject).metrics})
+    def run(self, model):
+        return EvalResult({"val/nll": 1.0, **super().run(model).metrics})
 
 
 @breaks("E1", "evaluation")
 class ReturnsANumber(MeanLoss):
     """Not an EvalResult."""
 
-    def run(self, subject):
+    def run(self, model):
         return 0.0
 
 
 @breaks("E1", "evaluation")
-class DrawsAnew(MeanLoss):
+class DrawsAnotherFigure(MeanLoss):
     """A random focus from a global generator."""
 
-    def run(self, subject):
-        found = dict(super().run(subject).metrics)
+    def run(self, model):
+        found = dict(super().run(model).metrics)
         return EvalResult({**found, f"eval/{self.name}/figure": random.random()})
 
 
@@ -183,7 +183,7 @@ class IsUndefinedAtTimes(MeanLoss):
 
     calls = 0
 
-    def run(self, subject):
+    def run(self, model):
         IsUndefinedAtTimes.calls += 1
         figure = float("nan") if self.calls % 2 == 0 else 1.0
         return EvalResult({f"eval/{self.name}/figure": figure})
@@ -201,7 +201,7 @@ class Keeps(MetricLogger):
 
 
 @breaks("S1", "logger")
-class WantsWholeNumbers(Keeps):
+class RequiresIntegers(Keeps):
     """Cannot write what is not a number."""
 
     def write(self, tokens, step, metrics):
@@ -209,7 +209,7 @@ class WantsWholeNumbers(Keeps):
 
 
 @breaks("S1", "logger")
-class WantsFullBins(Keeps):
+class RequiresFullBins(Keeps):
     """Divides by a bin that may be empty."""
 
     def histogram(self, tokens, name, histogram):
@@ -217,7 +217,7 @@ class WantsFullBins(Keeps):
 
 
 @breaks("S2", "logger")
-class SaysOnlyWhere(Keeps):
+class HasALocationWithoutALabel(Keeps):
     """A location without a label."""
 
     location = "metrics.txt"

@@ -25,7 +25,7 @@ class ThreePoems(TextSource):
 
 
 @breaks("D1", "text")
-class SpeaksBytes(ThreePoems):
+class ReturnsBytes(ThreePoems):
     """Documents as bytes."""
 
     def documents(self, epoch=0):
@@ -41,7 +41,7 @@ class HasNothing(ThreePoems):
 
 
 @breaks("D2", "text")
-class ShufflesAnew(ThreePoems):
+class ShufflesEachRead(ThreePoems):
     """Another order whenever it is read."""
 
     def __init__(self) -> None:
@@ -174,7 +174,7 @@ class OneDigit(SyntheticTask):
 
 
 @breaks("T1", "task")
-class SpeaksBeyondItsVocabulary(OneDigit):
+class ExceedsItsVocabulary(OneDigit):
     """A question mark that its vocabulary does not have."""
 
     vocab_size = 60
@@ -190,7 +190,7 @@ class ForgetsTheLastToken(OneDigit):
 
 
 @breaks("T2", "task")
-class RollsDice(OneDigit):
+class DrawsFillerFromTorch(OneDigit):
     """Global random numbers in the filler."""
 
     def generate(self, seeds):
@@ -210,8 +210,8 @@ class CountsItsRows(OneDigit):
 
 
 @breaks("T1", "task")
-class AsksForTheQuestion(OneDigit):
-    """The question mark itself is scored, before the cursor."""
+class ScoresTheQuestion(OneDigit):
+    """The loss mask includes the question mark, before the cursor."""
 
     def generate(self, seeds):
         batch = super().generate(seeds)
@@ -220,7 +220,7 @@ class AsksForTheQuestion(OneDigit):
 
 
 @breaks("T1", "task")
-class PointsBesideIt(OneDigit):
+class PointsNextToTheEvidence(OneDigit):
     """Evidence one token too late."""
 
     def generate(self, seeds):
@@ -230,7 +230,7 @@ class PointsBesideIt(OneDigit):
 
 
 @breaks("T1", "task")
-class HidesItInTheTail(OneDigit):
+class PutsEvidenceInTheTail(OneDigit):
     """The answer is read where nothing is ever collapsed."""
 
     def generate(self, seeds):
@@ -247,7 +247,7 @@ class HasOneName(OneDigit):
 
 
 @breaks("T3", "task")
-class PromisesTooMuch(OneDigit):
+class DeclaresAChanceAboveOne(OneDigit):
     """A fraction above one."""
 
     chance = 10.0
