@@ -1,4 +1,4 @@
-"""The transformer layer that first-party GistNets and LensNets are made of."""
+"""The transformer layer of first-party GistNets and LensNets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of every place's angles, float32 [places, head width // 2] each."""
+"""Cosines and sines of the angles of every position, float32 [positions, head width // 2] each."""
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -16,9 +16,10 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def rotation(count: int, head_width: int, device: torch.device, *, base: float = 1000.0) -> Rotation:
-    """Angles of `count` places. Only differences of places matter, so the length of the sequence is not fixed.
+    """Return the angles of `count` positions.
 
-    The longest wavelength is 2 pi * base places: enough for the few hundred that a window holds.
+    Only differences of positions matter, so the length of a sequence is not fixed. The longest wavelength, 2 pi * base
+    positions, exceeds the few hundred positions of a window.
     """
     pairs = head_width // 2
     frequency = torch.pow(base, -torch.arange(pairs, dtype=torch.float32, device=device) / max(pairs, 1))
@@ -27,7 +28,7 @@ def rotation(count: int, head_width: int, device: torch.device, *, base: float =
 
 
 def rotate(x: Tensor, angles: Rotation) -> Tensor:
-    """Rotate pairs (i, i + half) of x [N, H, places, head width]; the last of an odd width stays as it is."""
+    """Rotate pairs (i, i + half) of x [N, H, positions, head width]; the last one of an odd width is unchanged."""
     half = x.shape[-1] // 2
     cosine, sine = (part.to(x.dtype) for part in angles)
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -35,7 +36,7 @@ def rotate(x: Tensor, angles: Rotation) -> Tensor:
 
 
 class Layer(nn.Module):
-    """Attention that looks both ways and a squared-ReLU network four times as wide, pre-norm, both residual."""
+    """Bidirectional attention and a squared-ReLU network four times as wide, pre-norm, both residual."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -55,9 +56,13 @@ class Layer(nn.Module):
         mask: Tensor | None = None,
         angles: Rotation | None = None,
     ) -> Tensor:
-        """x [N, C, W] attends to memory [N, M, W] (itself by default) where mask allows -> [N, C, W].
+        """Return states [N, C, W].
 
-        mask is bool and broadcasts to [N, heads, C, M]; angles turn queries and keys of self-attention by their place.
+        Args:
+            x: States [N, C, W] that attend.
+            memory: States [N, M, W] that are attended to. Default: x.
+            mask: Permitted pairs, bool, broadcast to [N, heads, C, M].
+            angles: Rotations of queries and keys by their positions, for self-attention.
         """
         normed = rms_norm(x)
         source = normed if memory is None else rms_norm(memory)

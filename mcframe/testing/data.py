@@ -65,7 +65,7 @@ def text_batches(plugin: PluginUnderTest) -> st.SearchStrategy[Callable[[], tupl
 
 @requirement(
     "K1", "Ids are below `vocab_size`, never the separator, and decode to the text", "tokenizer",
-    over=text_batches, examples=30, after=("P6",),
+    over=text_batches, examples=20, after=("P6",),
 )  # fmt: skip
 def k1_ids(case: tuple[Any, list[str]]) -> None:
     """The ids of a text do not depend on the other texts of a batch; an empty text has none."""
@@ -85,7 +85,7 @@ def k1_ids(case: tuple[Any, list[str]]) -> None:
 
 
 @requirement(
-    "K2", "`byte_lengths` add up to the bytes of a text", "tokenizer", over=text_batches, examples=30, after=("K1",)
+    "K2", "`byte_lengths` add up to the bytes of a text", "tokenizer", over=text_batches, examples=20, after=("K1",)
 )
 def k2_bytes(case: tuple[Any, list[str]]) -> None:
     """int64 [vocab_size], 0 for the separator. Bits per byte are computed from it."""

@@ -48,7 +48,7 @@ def expect_focus(focus: Tensor, call: PluginCall, shape: list[int]) -> Tensor:
 # ---- allocators ------------------------------------------------------------------------------------
 @requirement(
     "A1", "A focus is int64 [R, blocks], valid, and within the budget", "allocator",
-    over=calls, examples=40, after=("P6",),
+    over=calls, examples=20, after=("P6",),
 )  # fmt: skip
 def a1_focus(call: PluginCall) -> None:
     """From any valid focus, for float32 and bfloat16 scores and any reachable budget. Sink and tail stay raw."""
@@ -65,7 +65,7 @@ def raw_calls(plugin: PluginUnderTest) -> st.SearchStrategy[Any]:
 
 @requirement(
     "A2", "From the raw context it keeps the largest reachable length within the budget", "allocator",
-    over=raw_calls, examples=25, needs=FILLS, after=("A1",),
+    over=raw_calls, examples=12, needs=FILLS, after=("A1",),
 )  # fmt: skip
 def a2_fills(call: PluginCall) -> None:
     """Unless it declares `fills_budget = False`."""
@@ -74,7 +74,7 @@ def a2_fills(call: PluginCall) -> None:
     expect(shortest == expected, f"of a budget of {call.number} it used {shortest}; {expected} can be reached")
 
 
-@requirement("A3", "Zero scores keep a context that fits", "allocator", over=calls, examples=25, after=("A1",))
+@requirement("A3", "Zero scores keep a context that fits", "allocator", over=calls, examples=12, after=("A1",))
 def a3_zero(call: PluginCall) -> None:
     """Scores of 0 request no change."""
     before = call.context.focus
@@ -143,7 +143,7 @@ def a6_declared(plugin: PluginUnderTest) -> None:
 # ---- variant strategies ----------------------------------------------------------------------------
 @requirement(
     "V1", "Focuses are int64 [B, V, blocks], valid, and of exactly the requested length", "variants",
-    over=calls, examples=40, after=("P6",),
+    over=calls, examples=20, after=("P6",),
 )  # fmt: skip
 def v1_focuses(call: PluginCall) -> None:
     """V is `count`. At every reachable length; sink and tail stay raw."""

@@ -35,7 +35,7 @@ PARAMETERS = Capability(
 # ---- GistNets --------------------------------------------------------------------------------------
 @requirement(
     "G1", "Gists have the shape [B, nodes, G, D] and the dtype of the children, and are finite", "gistnet",
-    over=calls, examples=25, after=("P6",),
+    over=calls, examples=10, after=("P6",),
 )  # fmt: skip
 def g1_form(call: PluginCall) -> None:
     """For odd sizes, every level, several slots, float32 and bfloat16, and children of all scales, zeros included."""
@@ -82,7 +82,7 @@ def neighbouring_nodes(plugin: PluginUnderTest) -> st.SearchStrategy[Any]:
 
 @requirement(
     "G3", "A gist depends on no node after it and on none before the `context_blocks` next to it", "gistnet",
-    over=neighbouring_nodes, examples=6, after=("G1", "G2", *PURE),
+    over=neighbouring_nodes, examples=4, after=("G1", "G2", *PURE),
 )  # fmt: skip
 def g3_bounded(call: PluginCall) -> None:
     """By perturbation and by gradient, node by node."""
@@ -97,7 +97,7 @@ def g3_bounded(call: PluginCall) -> None:
 
 @requirement(
     "G4", "A gist depends on its own children and on the farthest node that it declares to read", "gistnet",
-    over=neighbouring_nodes, examples=6, after=("G3",),
+    over=neighbouring_nodes, examples=4, after=("G3",),
 )  # fmt: skip
 def g4_reads(call: PluginCall) -> None:
     """On its own children by value and by gradient; on the farthest node at LOD1, unless it reads states."""
@@ -140,7 +140,7 @@ def _reached(gist: Tensor, children: Tensor, chosen: list[int], least: float) ->
 
 
 # ---- LensNets --------------------------------------------------------------------------------------
-@requirement("L1", "Scores have the shape [R, L] and lie in [-1, 1]", "lensnet", over=calls, examples=25, after=("P6",))
+@requirement("L1", "Scores have the shape [R, L] and lie in [-1, 1]", "lensnet", over=calls, after=("P6",))
 def l1_form(call: PluginCall) -> None:
     """For contexts of every kind and embeddings of all scales, zeros included; finite in bfloat16 too."""
     expected, embeddings = list(call.context.valid.shape), call.inputs["embeddings"]

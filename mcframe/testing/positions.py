@@ -14,7 +14,7 @@ from mcframe.testing.requirements import PURE, requirement
 
 @requirement(
     "Q1", "Cosine and sine are float32 [R, 1 or heads, L, width / 2] and lengthen no vector", "positions",
-    over=calls, examples=20, after=("P6",),
+    over=calls, examples=10, after=("P6",),
 )  # fmt: skip
 def q1_form(call: PluginCall) -> None:
     """On contexts of every kind."""

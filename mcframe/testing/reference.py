@@ -102,9 +102,9 @@ class RandomNodes(VariantStrategy):
         tree = sequences.tree
         _, mixes = tree.reachable(length)
         known = torch.tensor(mixes, device=seeds.device)
-        # The second variant is drawn again, up to four times, if it repeats the first one.
+        # The second variant is drawn again, up to twice, if it repeats the first one.
         focus = _random_focus(known[randint(seeds, len(mixes))], seeds, tree)
-        for attempt in range(1, 5):
+        for attempt in range(1, 3):
             again = _random_focus(
                 known[randint(hash_combine(seeds, attempt), len(mixes))], hash_combine(seeds, attempt), tree
             )

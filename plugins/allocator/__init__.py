@@ -1,22 +1,15 @@
-"""Allocators: scores and a budget become the next focus."""
+"""Allocators: maps of scores and a budget to the next focus."""
 
 from mcframe.hookspecs import Register, hookimpl
-from mcframe_plugins.allocator.greedy import GreedyAllocator
-from mcframe_plugins.allocator.hierarchical import HierarchicalAllocator
-from mcframe_plugins.allocator.random import RandomAllocator
-from mcframe_plugins.allocator.recency import RecencyAllocator
-from mcframe_plugins.allocator.stochastic_greedy import StochasticGreedyAllocator
-from mcframe_plugins.allocator.topk import TopKAllocator
+from mcframe_plugins.folder import plugins_in
 
 mcframe_api = "0.1"
+PLUGINS = plugins_in(__name__, __path__)
+globals().update({each.__name__: each for each in PLUGINS.values()})
 
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Offer what this folder holds."""
-    register("greedy", GreedyAllocator)
-    register("hierarchical", HierarchicalAllocator)
-    register("random", RandomAllocator)
-    register("recency", RecencyAllocator)
-    register("stochastic_greedy", StochasticGreedyAllocator)
-    register("topk", TopKAllocator)
+    """Register the allocators of this folder under the names of their modules."""
+    for name, factory in PLUGINS.items():
+        register(name, factory)

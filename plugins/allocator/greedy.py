@@ -23,7 +23,7 @@ from mcframe.context.focus_ops import (
 from mcframe.context.working_context import WorkingContext
 from mcframe.hookspecs import Allocator
 
-_BEYOND_EVERY_SCORE = 3.0
+_ABOVE_EVERY_SCORE = 3.0
 
 
 class GreedyAllocator(Allocator):
@@ -65,42 +65,37 @@ class GreedyAllocator(Allocator):
         self.fills_budget = exact and collapse_threshold >= 1 and protected_tail <= tree.tail
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
-        """Focus [R, blocks]; see the interface. Raises UserError where no context fits the budget."""
-        tail = max(context.tree.tail, self.protected_tail)
-        tree = replace(context.tree, tail=tail)
-        tree.reachable(budget)  # says so where nothing fits
+        """Return the focus [R, blocks]; see the interface. Raises UserError if no context fits the budget."""
+        tree = replace(context.tree, tail=max(context.tree.tail, self.protected_tail))
+        tree.reachable(budget)  # raises UserError if no context fits
         value = block_means(scores.float(), context)
-        cooling = torch.zeros_like(value, dtype=torch.bool)
-        if context.age is not None:
-            cooling = context.age < self.cooldown
+        cooling = torch.zeros_like(value, dtype=torch.bool) if context.age is None else context.age < self.cooldown
         focus = self._expand(context.focus, value, cooling, tree, seeds)
-        # What has just changed is collapsed last, but a budget is a budget.
-        order = value + _BEYOND_EVERY_SCORE * cooling
+        # Blocks that have just changed are collapsed last; the budget holds all the same.
+        order = value + _ABOVE_EVERY_SCORE * cooling
         for lod in range(1, tree.levels + 1):
-            excess = lengths(focus, tree) - budget
-            focus = self._collapse(focus, order, excess, tree, lod, seeds)
+            if tree.nodes(lod):
+                focus = self._collapse(focus, order, lengths(focus, tree) - budget, tree, lod, seeds)
         return focus
 
     def noise(self, seeds: Tensor, nodes: int, lod: int) -> Tensor | float:
-        """What makes nodes [R, nodes] likelier to be taken than their scores do. None here: see `stochastic_greedy`."""
+        """Return an addend to the priorities of nodes [R, nodes]. None here; see `stochastic_greedy`."""
         return 0.0
 
     def _expand(self, focus: Tensor, value: Tensor, cooling: Tensor, tree: ContextTree, seeds: Tensor) -> Tensor:
-        """Lower by one LOD the nodes that wish it most; whole nodes, found by their first block."""
+        """Lower by one LOD the nodes with the highest scores, each identified by its first block."""
         first = first_block(focus, tree)
         block = torch.arange(focus.shape[1], device=focus.device)
-        wish = (focus > 0) & (value > self.expand_threshold) & ~cooling & (first == block)
+        chosen = (focus > 0) & (value > self.expand_threshold) & ~cooling & (first == block)
         if self.replacements is not None:
             limit = torch.full_like(focus[:, 0], self.replacements)
-            wish = bottomk_mask(-value - self.noise(seeds, tree.blocks, 0), wish, limit)
-        return torch.where(wish.gather(1, first), focus - 1, focus)
+            chosen = bottomk_mask(-value - self.noise(seeds, tree.blocks, 0), chosen, limit)
+        return torch.where(chosen.gather(1, first), focus - 1, focus)
 
     def _collapse(
         self, focus: Tensor, value: Tensor, excess: Tensor, tree: ContextTree, lod: int, seeds: Tensor
     ) -> Tensor:
-        """Raise to `lod` the lowest-scored groups one level below, as many as `excess` [R] entries call for."""
-        if tree.nodes(lod) == 0:
-            return focus
+        """Raise to `lod` the lowest-scored groups one level below, as many as `excess` [R] entries require."""
         together = (group_by_node(focus, tree, lod) == lod - 1).all(dim=-1)
         allowed = together & compressible_nodes(tree, lod, focus.device)
         worth = group_by_node(value, tree, lod).mean(dim=-1)

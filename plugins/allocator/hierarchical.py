@@ -13,7 +13,7 @@ from torch import Tensor
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import block_means
 from mcframe.context.working_context import WorkingContext
-from mcframe.errors import UserError
+from mcframe.errors import require
 from mcframe.hookspecs import Allocator
 from mcframe_plugins.allocator.tree import best_focus, entry_fractions
 
@@ -35,18 +35,13 @@ class HierarchicalAllocator(Allocator):
     """
 
     def __init__(self, tree: ContextTree, *, kept: Sequence[float] | None = None, iterations: int = 2) -> None:
-        shares = entry_fractions(tree)[1:] if kept is None else list(kept)
-        if len(shares) != tree.levels or any(not 0 <= share <= 1 for share in shares):
-            raise UserError(
-                f"allocator.hierarchical.kept is {kept}; it needs a share from 0 to 1 for each of {tree.levels} "
-                "level(s)",
-                binding="allocator.hierarchical.kept",
-                remedy="give one number for LOD1 and one for each level above, or None for shares of entries",
-            )
-        self.tree, self.kept, self.iterations = tree, (1.0, *shares), iterations
+        fractions = entry_fractions(tree)[1:] if kept is None else list(kept)
+        fits = len(fractions) == tree.levels and all(0 <= each <= 1 for each in fractions)
+        require(fits, "allocator.hierarchical.kept", kept, f"a fraction from 0 to 1 for each of {tree.levels} level(s)")
+        self.tree, self.kept, self.iterations = tree, (1.0, *fractions), iterations
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
-        """Focus [R, blocks]; see the interface. Raises UserError where no context fits the budget."""
+        """Return the focus [R, blocks]; see the interface. Raises UserError if no context fits the budget."""
         value = block_means(scores.float(), context)
         finest = torch.where(value > 0, 0, context.focus)
         return best_focus(value, context.focus, finest, budget, context.tree, self.kept)

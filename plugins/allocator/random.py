@@ -11,7 +11,7 @@ from mcframe.hookspecs import Allocator
 from mcframe_plugins.allocator.tree import best_focus, entry_fractions
 
 _VALUES = 1 << 36
-"""Salt of the blocks' values, apart from those of variant strategies."""
+"""Salt of the values of blocks, different from those of variant strategies."""
 
 
 class RandomAllocator(Allocator):
@@ -27,7 +27,7 @@ class RandomAllocator(Allocator):
         self.tree = tree
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
-        """Focus [R, blocks], a function of seeds [R]; see the interface. Raises UserError where nothing fits."""
+        """Return the focus [R, blocks], a function of seeds [R]. Raises UserError if no context fits the budget."""
         tree, focus = context.tree, context.focus
         value = uniform(random_keys(hash_combine(seeds, _VALUES), tree.blocks))
         return best_focus(value, focus, focus, budget, tree, entry_fractions(tree))

@@ -27,7 +27,7 @@ class RecencyAllocator(Allocator):
         self.tree = tree
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
-        """Focus [R, blocks]; see the interface. Raises UserError where no context fits the budget."""
+        """Return the focus [R, blocks]; see the interface. Raises UserError if no context fits the budget."""
         tree, focus = context.tree, context.focus
-        place = torch.arange(1, tree.blocks + 1, dtype=torch.float64, device=focus.device) / tree.blocks
-        return best_focus(place.expand(focus.shape), focus, focus, budget, tree, entry_fractions(tree))
+        position = torch.arange(1, tree.blocks + 1, dtype=torch.float64, device=focus.device) / tree.blocks
+        return best_focus(position.expand(focus.shape), focus, focus, budget, tree, entry_fractions(tree))

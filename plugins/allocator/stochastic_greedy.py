@@ -1,4 +1,4 @@
-"""Greedy allocator with drawn choices.
+"""Greedy allocator with random choices.
 
 With a deterministic choice, a block whose score is slightly too low is collapsed in every round and every context.
 """
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import gumbel, hash_combine, random_keys
-from mcframe.errors import UserError
+from mcframe.errors import require
 from mcframe_plugins.allocator.greedy import GreedyAllocator
 
 _NOISE = 1 << 35
-"""Salt of the noise, apart from those of variant strategies."""
+"""Salt of the noise, different from those of variant strategies."""
 
 
 class StochasticGreedyAllocator(GreedyAllocator):
@@ -51,14 +51,9 @@ class StochasticGreedyAllocator(GreedyAllocator):
             cooldown=cooldown,
             protected_tail=protected_tail,
         )
-        if temperature < 0:
-            raise UserError(
-                f"allocator.stochastic_greedy.temperature is {temperature}; it cannot be negative",
-                binding="allocator.stochastic_greedy.temperature",
-                remedy="set it to 0 to follow the scores exactly, or above",
-            )
+        require(temperature >= 0, "allocator.stochastic_greedy.temperature", temperature, "0 or above")
         self.temperature, self.follows_scores = temperature, temperature == 0
 
     def noise(self, seeds: Tensor, nodes: int, lod: int) -> Tensor | float:
-        """Gumbel noise [R, nodes] of a level; LOD 0 stands for expansion."""
+        """Return Gumbel noise [R, nodes] of a level; LOD 0 stands for expansion."""
         return self.temperature * gumbel(random_keys(hash_combine(seeds, _NOISE + lod), nodes))

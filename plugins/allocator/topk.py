@@ -32,7 +32,7 @@ class TopKAllocator(Allocator):
         self.tree = replace(tree, levels=1)
 
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
-        """Focus [R, blocks]; see the interface."""
+        """Return the focus [R, blocks]; see the interface."""
         tree = self.tree.with_window(context.tree.window)
         _, mixes = tree.reachable(budget)
         collapsed = mixes[0][0]  # at one level a length has one mix

@@ -1,12 +1,15 @@
 """Callbacks: actions at named moments of training."""
 
 from mcframe.hookspecs import Register, hookimpl
-from mcframe_plugins.callback.early_stopping import EarlyStopping
+from mcframe_plugins.folder import plugins_in
 
 mcframe_api = "0.1"
+PLUGINS = plugins_in(__name__, __path__)
+globals().update({each.__name__: each for each in PLUGINS.values()})
 
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Register the callbacks of this folder."""
-    register("early_stopping", EarlyStopping)
+    """Register the callbacks of this folder under the names of their modules."""
+    for name, factory in PLUGINS.items():
+        register(name, factory)

@@ -1,18 +1,15 @@
-"""GistNets: K children become one gist of G slots."""
+"""GistNets: maps of K children to one gist of G slots."""
 
 from mcframe.hookspecs import Register, hookimpl
-from mcframe_plugins.gistnet.contextual import ContextualGistNet
-from mcframe_plugins.gistnet.mean import MeanGistNet
-from mcframe_plugins.gistnet.multihead import MultiheadGistNet
-from mcframe_plugins.gistnet.transformer import TransformerGistNet
+from mcframe_plugins.folder import plugins_in
 
 mcframe_api = "0.1"
+PLUGINS = plugins_in(__name__, __path__)
+globals().update({each.__name__: each for each in PLUGINS.values()})
 
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Offer what this folder holds."""
-    register("contextual", ContextualGistNet)
-    register("mean", MeanGistNet)
-    register("multihead", MultiheadGistNet)
-    register("transformer", TransformerGistNet)
+    """Register the GistNets of this folder under the names of their modules."""
+    for name, factory in PLUGINS.items():
+        register(name, factory)

@@ -16,5 +16,5 @@ class MeanGistNet(GistNet):
         self.slots = shape.tree.slots
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
-        """children [B, nodes, K * slots(lod - 1), D] -> [B, nodes, G, D]."""
+        """Return gists [B, nodes, G, D] of children [B, nodes, K * slots(lod - 1), D]."""
         return slot_means(children, self.slots)

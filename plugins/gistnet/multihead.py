@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mcframe.context.substitutions import slot_means
-from mcframe.hookspecs import GistNet, ModelShape, ParamGroup, group_parameters
-from mcframe_plugins.gistnet.pooling import Head, HeadPooling, check_at_least, check_heads, gist_head
-from mcframe_plugins.layers import Layer, rms_norm
+from mcframe.errors import require
+from mcframe.hookspecs import ModelShape
+from mcframe_plugins.gistnet.pooling import Head, HeadPooling, PooledGistNet, gist_head
 
 
-class MultiheadGistNet(GistNet):
+class MultiheadGistNet(PooledGistNet):
     """Several heads and several queries a slot; a map of their concatenated reads is the gist.
 
     Every head has a softmax of its own over the children, so that a gist can hold several facts. Isolated: a gist
@@ -38,27 +36,17 @@ class MultiheadGistNet(GistNet):
         head: Head = "mlp",
         residual: bool = True,
     ) -> None:
-        super().__init__()
-        width, tree = shape.width, shape.tree
-        check_heads("multihead", heads, width)
-        check_at_least("multihead.queries", queries, 1)
-        check_at_least("multihead.layers", layers, 0)
-        self.slots, self.residual = tree.slots, residual
-        self.child_embed = nn.Parameter(torch.randn(tree.block_size * tree.slots, width) * 0.02)
-        self.lod_embed = nn.Parameter(torch.randn(tree.levels, width) * 0.02)
-        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
-        self.pool = HeadPooling(width, heads, tree.slots, queries)
-        self.head = gist_head(head, width, queries)
-
-    def param_groups(self) -> list[ParamGroup]:
-        """Return the parameter groups: tables of indices."""
-        return group_parameters(self, embedding=[self.child_embed, self.lod_embed])
+        require(queries >= 1, "gistnet.multihead.queries", queries, "1 or more")
+        children = shape.tree.block_size * shape.tree.slots
+        super().__init__(
+            "multihead", shape, layers=layers, heads=heads, children=children, residual=residual, slot_table=False
+        )
+        self.pool = HeadPooling(shape.width, heads, self.slots, queries)
+        self.head = gist_head(head, shape.width, queries)
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
-        """children [B, nodes, C, D] -> [B, nodes, G, D]."""
-        sequences, nodes, count, width = children.shape
-        x = rms_norm(children).flatten(0, 1) + self.child_embed[:count] + self.lod_embed[lod - 1]
+        """Return gists [B, nodes, G, D] of children [B, nodes, C, D]."""
+        x = self.embed(children, lod)
         for layer in self.layers:
             x = layer(x)
-        gists: Tensor = self.head(rms_norm(self.pool(x))).view(sequences, nodes, self.slots, width)
-        return gists + rms_norm(slot_means(children, self.slots)) if self.residual else gists
+        return self.gists(self.pool(x), children)

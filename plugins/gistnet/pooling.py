@@ -1,4 +1,4 @@
-"""How a block's states become its gist: reads by several heads, and the map to the slot; with checks of parameters."""
+"""Base of the GistNets that encode the children of a block and pool them; pooling by several heads."""
 
 from __future__ import annotations
 
@@ -8,26 +8,79 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcframe.errors import UserError
-from mcframe.hookspecs import ParamGroup, TrainableModule, group_parameters
-from mcframe_plugins.layers import rms_norm
+from mcframe.context.substitutions import slot_means
+from mcframe.errors import require
+from mcframe.hookspecs import GistNet, ModelShape, ParamGroup, TrainableModule, group_parameters
+from mcframe_plugins.layers import Layer, rms_norm
 
 Head = Literal["linear", "mlp"]
+
+
+class PooledGistNet(GistNet):
+    """Tables of children and levels, transformer layers, a pool and a head, with an optional residual.
+
+    A subclass sets `head`, and before it the modules of its pool.
+
+    Args:
+        name: Its name in gin files, for errors.
+        shape: Width and tree of the model.
+        layers: Transformer layers.
+        heads: Attention heads of a layer.
+        children: Rows of the table of children.
+        residual: Whether the mean of the children is added to a gist.
+        slot_table: Whether there is a learned vector for each slot.
+    """
+
+    head: nn.Module
+
+    def __init__(
+        self, name: str, shape: ModelShape, *, layers: int, heads: int, children: int, residual: bool, slot_table: bool
+    ) -> None:
+        super().__init__()
+        width, tree = shape.width, shape.tree
+        divides = heads >= 1 and width % heads == 0
+        require(divides, f"gistnet.{name}.heads", heads, f"a divisor of gpt.width, {width}")
+        require(layers >= 0, f"gistnet.{name}.layers", layers, "0 or more")
+        self.slots, self.residual = tree.slots, residual
+        self.child_embed = nn.Parameter(torch.randn(children, width) * 0.02)
+        self.lod_embed = nn.Parameter(torch.randn(tree.levels, width) * 0.02)
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
+        self.slot_embed = nn.Parameter(torch.randn(tree.slots, width) * 0.02) if slot_table else None
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: tables of indices."""
+        return group_parameters(self, embedding=[self.child_embed, self.lod_embed, self.slot_embed])
+
+    def embed(self, children: Tensor, lod: int) -> Tensor:
+        """Return the first states [B * nodes, C, D] of children [B, nodes, C, D], block by block."""
+        return rms_norm(children).flatten(0, 1) + self.child_embed[: children.shape[2]] + self.lod_embed[lod - 1]
+
+    def slot_queries(self, count: int) -> Tensor:
+        """Return the learned vectors of the slots for `count` blocks [count, G, D]."""
+        assert self.slot_embed is not None
+        return self.slot_embed.expand(count, -1, -1)
+
+    def gists(self, pooled: Tensor, children: Tensor) -> Tensor:
+        """Return gists [B, nodes, G, D] of pooled states [B * nodes, G, ...] and children [B, nodes, C, D]."""
+        sequences, nodes, _, width = children.shape
+        gists: Tensor = self.head(rms_norm(pooled)).view(sequences, nodes, self.slots, width)
+        # Token embeddings are small; the residual is scaled like the head's output, to unit mean square.
+        return gists + rms_norm(slot_means(children, self.slots)) if self.residual else gists
 
 
 class HeadPooling(TrainableModule):
     """Learned queries read a block's children; every head has a softmax of its own and its own slice of the width.
 
-    One softmax gives one blend of the children. `queries` of them a slot, each of `heads` heads, can pick that many
-    different children, and since the reads lie side by side the map behind them treats each by itself: what it adds
-    up to in the slot says which read brought what, so that several pairs of key and value fit without being confused.
-    (Attention pooling by learned queries: Lee et al., Set Transformer, 2019.)
+    One softmax makes one weighted mean of the children. Several queries of several heads can select as many different
+    children. The following map treats each read separately, because the reads are concatenated, so that several pairs
+    of key and value fit into a gist without being confused. (Attention pooling by learned queries: Lee et al., Set
+    Transformer, 2019.)
     """
 
     def __init__(self, width: int, heads: int, slots: int, queries: int) -> None:
         super().__init__()
         self.heads, self.slots = heads, slots
-        # Not normalised: a query's length says how sharp its softmax is.
+        # Not normalised: the length of a query determines how sharp its softmax is.
         self.query_embed = nn.Parameter(torch.randn(heads, slots * queries, width // heads))
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -37,7 +90,7 @@ class HeadPooling(TrainableModule):
         return group_parameters(self, embedding=[self.query_embed])
 
     def forward(self, states: Tensor) -> Tensor:
-        """States [N, C, W] -> reads [N, slots, queries * W]."""
+        """Return reads [N, slots, queries * W] of states [N, C, W]."""
         normed = rms_norm(states)
         key, value = (
             projection(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2) for projection in (self.key, self.value)
@@ -48,28 +101,8 @@ class HeadPooling(TrainableModule):
 
 
 def gist_head(kind: Head, width: int, reads: int = 1) -> nn.Module:
-    """The map from `reads` pooled states side by side [..., reads * width] to a gist [..., width]."""
+    """Return the map from `reads` concatenated states [..., reads * width] to a gist [..., width]."""
     if kind == "linear":
         return nn.Linear(reads * width, width, bias=False)
     hidden = width * min(reads, 2)
     return nn.Sequential(nn.Linear(reads * width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, width, bias=False))
-
-
-def check_heads(name: str, heads: int, width: int) -> None:
-    """Raise UserError unless the width divides into that many heads."""
-    if heads < 1 or width % heads:
-        raise UserError(
-            f"gistnet.{name}.heads = {heads} does not divide the model's width of {width}",
-            binding=f"gistnet.{name}.heads",
-            remedy="choose a number of heads that divides gpt.width",
-        )
-
-
-def check_at_least(binding: str, value: int, least: int) -> None:
-    """Raise UserError where a number is too small."""
-    if value < least:
-        raise UserError(
-            f"gistnet.{binding} is {value}; it must be at least {least}",
-            binding=f"gistnet.{binding}",
-            remedy="choose a larger number",
-        )

@@ -1,18 +1,15 @@
 """LensNets: a score in [-1, 1] for every entry before the cursor."""
 
 from mcframe.hookspecs import Register, hookimpl
-from mcframe_plugins.lensnet.mlp import MLPLensNet
-from mcframe_plugins.lensnet.recency import RecencyLensNet
-from mcframe_plugins.lensnet.surprise import SurpriseLensNet
-from mcframe_plugins.lensnet.transformer import TransformerLensNet
+from mcframe_plugins.folder import plugins_in
 
 mcframe_api = "0.1"
+PLUGINS = plugins_in(__name__, __path__)
+globals().update({each.__name__: each for each in PLUGINS.values()})
 
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Offer what this folder holds."""
-    register("mlp", MLPLensNet)
-    register("recency", RecencyLensNet)
-    register("surprise", SurpriseLensNet)
-    register("transformer", TransformerLensNet)
+    """Register the LensNets of this folder under the names of their modules."""
+    for name, factory in PLUGINS.items():
+        register(name, factory)

@@ -1,4 +1,4 @@
-"""What an entry is, apart from what it says: its level of detail, how much it covers, how far it lies back."""
+"""Features of entries apart from their content: level of detail, span, and distance to the cursor."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _WAVES = 8
 
 
 def entry_features(context: WorkingContext, *, surprise: bool = False) -> Tensor:
-    """Features of every entry, float32 [R, L, feature_count(surprise)].
+    """Return the features of every entry, float32 [R, L, feature_count(surprise)].
 
-    Log span, slots, log distance to the cursor, and waves of that distance; with `surprise` also how hard the
-    uncompressed model found the entry's tokens (`context.nll`), log(1 + nats).
+    Log span, slots, log distance to the cursor, and waves of that distance; with `surprise` also log(1 + nats) of the
+    uncompressed NLL of the entry's tokens (`context.nll`).
     """
     cursor = context.tree.cursor
     span = context.span.float()
@@ -31,12 +31,12 @@ def entry_features(context: WorkingContext, *, surprise: bool = False) -> Tensor
 
 
 def feature_count(surprise: bool) -> int:
-    """How many features an entry has."""
+    """Return the number of features of an entry."""
     return 3 + 2 * _WAVES + surprise
 
 
 def known_nll(context: WorkingContext) -> Tensor:
-    """`context.nll` [R, L]. Raises ValueError where the framework was not told that it is read."""
+    """Return `context.nll` [R, L]. Raises ValueError if the LensNet does not declare that it reads it."""
     if context.nll is None:
-        raise ValueError("the context holds no NLL: a LensNet that reads it sets `reads_nll = True`")
+        raise ValueError("expected context.nll, got None. Set `reads_nll = True` in the LensNet.")
     return context.nll

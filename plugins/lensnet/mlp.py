@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcframe.context.working_context import WorkingContext
-from mcframe.errors import UserError
+from mcframe.errors import require
 from mcframe.hookspecs import LensNet, ModelShape, ParamGroup, group_parameters
 from mcframe_plugins.layers import rms_norm
 from mcframe_plugins.lensnet.features import entry_features, feature_count
 
 
 class MLPLensNet(LensNet):
-    """Scores each entry alone, from level, span and age; optionally its surprise and its embedding.
+    """A network that scores each entry alone, from level, span and age; optionally its surprise and its embedding.
 
     A network with squared ReLU, then tanh. No entry reads another.
 
@@ -39,12 +39,7 @@ class MLPLensNet(LensNet):
     ) -> None:
         super().__init__()
         for name, value in {"hidden": hidden, "layers": layers}.items():
-            if value < 1:
-                raise UserError(
-                    f"lensnet.mlp.{name} is {value}; it must be at least 1",
-                    binding=f"lensnet.mlp.{name}",
-                    remedy="choose a larger number",
-                )
+            require(value >= 1, f"lensnet.mlp.{name}", value, "1 or more")
         self.reads_nll = surprise
         self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels + 1, hidden) * 0.02)
         self.feature_embed = nn.Linear(feature_count(surprise), hidden)
@@ -57,7 +52,7 @@ class MLPLensNet(LensNet):
         return group_parameters(self, embedding=[self.lod_embed, self.feature_embed, self.score_embed])
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
-        """embeddings [R, L, D] -> scores [R, L] in [-1, 1]."""
+        """Return scores [R, L] in [-1, 1] of embeddings [R, L, D]."""
         features = entry_features(context, surprise=self.reads_nll).to(embeddings.dtype)
         x = self.feature_embed(features) + self.lod_embed[context.lod]
         if self.read is not None:

@@ -19,7 +19,7 @@ class RecencyLensNet(LensNet):
         super().__init__()
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
-        """Scores [R, L] from the entries' places alone."""
+        """Return scores [R, L] from the positions of the entries alone."""
         cursor = max(context.tree.cursor, 1)
         middle = (context.start + context.end - 1).float() / 2
         return (2 * middle / cursor - 1).clamp(-1, 1).to(embeddings.dtype)

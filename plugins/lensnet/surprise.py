@@ -8,12 +8,12 @@ from mcframe.context.entry_nll import counts
 from mcframe.context.focus_ops import block_means
 from mcframe.context.step_metrics import masked_mean
 from mcframe.context.working_context import WorkingContext
-from mcframe.errors import UserError
+from mcframe.errors import require
 from mcframe.hookspecs import LensNet, ModelShape
 from mcframe_plugins.lensnet.features import known_nll
 
 _LEAST_DEVIATION = 1e-4
-"""Nats; blocks that differ by less are alike but for rounding."""
+"""In nats; smaller differences between blocks are rounding errors."""
 
 
 class SurpriseLensNet(LensNet):
@@ -35,24 +35,19 @@ class SurpriseLensNet(LensNet):
 
     def __init__(self, shape: ModelShape, *, scale: float = 1.0) -> None:
         super().__init__()
-        if scale <= 0:
-            raise UserError(
-                f"lensnet.surprise.scale is {scale}; it must be above 0",
-                binding="lensnet.surprise.scale",
-                remedy="set it to 1.0",
-            )
+        require(scale > 0, "lensnet.surprise.scale", scale, "above 0")
         self.scale = scale
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
-        """Scores [R, L] from `context.nll`; embeddings only say which dtype they have."""
+        """Return scores [R, L] from `context.nll`, in the dtype of the embeddings."""
         blocks = context.focus.shape[1]
-        told = counts(context)
-        share = block_means(told.float(), context)
-        hard = block_means(known_nll(context).float() * told, context) / share.clamp(min=1e-6)
-        known = share > 0
-        apart = hard - masked_mean(hard, known, dim=1)[:, None]
-        deviation = masked_mean(apart.square(), known, dim=1).sqrt()[:, None]
-        scores = (apart / (self.scale * deviation.clamp(min=_LEAST_DEVIATION)) * known).tanh()
+        scored = counts(context)
+        fraction = block_means(scored.float(), context)
+        nll = block_means(known_nll(context).float() * scored, context) / fraction.clamp(min=1e-6)
+        known = fraction > 0
+        centred = nll - masked_mean(nll, known, dim=1)[:, None]
+        deviation = masked_mean(centred.square(), known, dim=1).sqrt()[:, None]
+        scores = (centred / (self.scale * deviation.clamp(min=_LEAST_DEVIATION)) * known).tanh()
         block = context.start // context.tree.block_size
         found = scores.gather(1, block.clamp(max=blocks - 1)) * (block < blocks)
         return found.to(embeddings.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mcframe.context.working_context import WorkingContext
-from mcframe.errors import UserError
+from mcframe.errors import require
 from mcframe.hookspecs import LensNet, ModelShape, ParamGroup, group_parameters
 from mcframe_plugins.layers import Layer, rms_norm
 from mcframe_plugins.lensnet.features import entry_features, feature_count
@@ -33,12 +33,8 @@ class TransformerLensNet(LensNet):
         super().__init__()
         self.reads_nll = surprise
         own = shape.width if width is None else width
-        if own % heads:
-            raise UserError(
-                f"lensnet.transformer.heads = {heads} does not divide its width of {own}",
-                binding="lensnet.transformer.heads",
-                remedy="choose lensnet.transformer.width as a multiple of lensnet.transformer.heads",
-            )
+        divides = heads >= 1 and own % heads == 0
+        require(divides, "lensnet.transformer.heads", heads, f"a divisor of its width, {own}")
         self.lod_embed = nn.Parameter(torch.randn(shape.tree.levels + 1, own) * 0.02)
         self.read = nn.Linear(shape.width, own, bias=False)
         self.feature_embed = nn.Linear(feature_count(surprise), own)
@@ -50,7 +46,7 @@ class TransformerLensNet(LensNet):
         return group_parameters(self, embedding=[self.lod_embed, self.feature_embed, self.score_embed])
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:
-        """embeddings [R, L, D] -> scores [R, L] in [-1, 1]."""
+        """Return scores [R, L] in [-1, 1] of embeddings [R, L, D]."""
         features = entry_features(context, surprise=self.reads_nll).to(embeddings.dtype)
         x = self.read(rms_norm(embeddings)) + self.feature_embed(features) + self.lod_embed[context.lod]
         mask = context.valid[:, None, None, :] if context.padded else None

@@ -1,22 +1,15 @@
-"""Variant strategies: the alternative working contexts that training compares."""
+"""Variant strategies: choices of the working contexts that training compares."""
 
 from mcframe.hookspecs import Register, hookimpl
-from mcframe_plugins.variants.aggressive import Aggressive
-from mcframe_plugins.variants.contiguous import Contiguous
-from mcframe_plugins.variants.lens_guided import LensGuided
-from mcframe_plugins.variants.none import NoVariants
-from mcframe_plugins.variants.random_collapse import RandomCollapse
-from mcframe_plugins.variants.single_span import SingleSpan
+from mcframe_plugins.folder import plugins_in
 
 mcframe_api = "0.1"
+PLUGINS = plugins_in(__name__, __path__)
+globals().update({each.__name__: each for each in PLUGINS.values()})
 
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Offer what this folder holds."""
-    register("aggressive", Aggressive)
-    register("contiguous", Contiguous)
-    register("lens_guided", LensGuided)
-    register("none", NoVariants)
-    register("random_collapse", RandomCollapse)
-    register("single_span", SingleSpan)
+    """Register the strategies of this folder under the names of their modules."""
+    for name, factory in PLUGINS.items():
+        register(name, factory)

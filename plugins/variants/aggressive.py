@@ -9,11 +9,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.hookspecs import Sequences, VariantStrategy
-from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, place, random_order
+from mcframe_plugins.variants.drawing import DrawnVariants, collapse, random_order
 
 
-class Aggressive(VariantStrategy):
+class Aggressive(DrawnVariants):
     """As much as possible in gists of the highest levels: few long spans, the rest raw.
 
     Of the mixes of the requested length, the one with most nodes at the highest LOD, at random positions. At one level
@@ -28,16 +27,9 @@ class Aggressive(VariantStrategy):
             mix.
     """
 
-    def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:
-        self.tree, self.count, self.attempts = tree, checked_count("aggressive", count), attempts
+    name, coarsest_first = "aggressive", True
 
-    def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
-        """Focuses [B, V, blocks] of exactly `length` entries; each a function of its own sequence's seeds."""
-        tree = sequences.tree
-        known = mixes(tree, length, seeds.device, coarsest_first=True)
-
-        def draw(seeds: Tensor, attempt: int) -> Tensor:
-            counts = known[min(attempt // 2, known.shape[0] - 1)]
-            return place(counts.expand(*seeds.shape, -1), random_order(seeds, tree), tree)
-
-        return distinct(draw, seeds, self.attempts)
+    def draw(self, seeds: Tensor, attempt: int, known: Tensor, tree: ContextTree, scores: Tensor | None) -> Tensor:
+        """Return focuses [B, V, blocks] of one mix at random positions."""
+        counts = known[min(attempt // 2, known.shape[0] - 1)]
+        return collapse(counts.expand(*seeds.shape, -1), random_order(seeds, tree), tree)

@@ -1,11 +1,12 @@
-"""What the strategies share: which mixes of levels have a length, placing them by priority, drawing again.
+"""Shared parts of the strategies: mixes of levels, selection of nodes by priority, repeated draws.
 
-A strategy gives every node a priority; the nodes with the lowest are collapsed, higher levels first. All random
-numbers are hashes of a variant's seed, so that no other row, rank or micro-batch matters.
+A strategy assigns a priority to every node, and the nodes with the lowest ones are collapsed, higher levels first. All
+random numbers are hashes of a variant's seed, so that no other row, rank or micro-batch matters.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -15,32 +16,64 @@ from torch import Tensor
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, random_keys
 from mcframe.context.focus_ops import bottomk_mask, compressible_nodes, expand_to_blocks, group_by_node
-from mcframe.errors import UserError
+from mcframe.errors import require
+from mcframe.hookspecs import Sequences, VariantStrategy
 
 _REDRAW = 1 << 32
-"""Salts of repeated draws, beyond the levels and blocks that salt the first."""
+"""Salts of repeated draws, different from the levels and blocks that salt the first one."""
 
 Order = Callable[[int], Tensor]
-"""LOD -> priorities [..., nodes(lod)]; the lowest go first."""
+"""Map of a LOD to priorities [..., nodes(lod)]; the lowest go first."""
 
 
-def checked_count(name: str, count: int) -> int:
-    """`count`; raises UserError where a strategy would propose nothing."""
-    if count < 1:
-        raise UserError(
-            f"variants.{name}.count is {count}; it must be at least 1",
-            binding=f"variants.{name}.count",
-            remedy="for no variants, set run.variants = @variants.none",
-        )
-    return count
+class DrawnVariants(VariantStrategy):
+    """Variants that are drawn until those of a sequence differ.
+
+    Args:
+        count: Variants V of a sequence.
+        attempts: Draws in all.
+    """
+
+    name: str
+    """Its name in gin files, for errors."""
+    coarsest_first = False
+    """Whether mixes are sorted by their nodes at the highest LOD, then at the one below, and so on, descending."""
+    redraws_together = False
+    """Whether all variants of a sequence are drawn again if one of them repeats another."""
+
+    def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:
+        require(count >= 1, f"variants.{self.name}.count", count, "1 or more (for none, use variants.none)")
+        self.tree, self.count, self.attempts = tree, count, attempts
+
+    def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
+        """Return focuses [B, V, blocks] of exactly `length` entries, each a function of its own sequence's seeds."""
+        tree = sequences.tree
+        known = mixes(tree, length, seeds.device, self.coarsest_first)
+        focus = self.draw(seeds, 0, known, tree, scores)
+        for attempt in range(1, self.attempts):
+            again = self.draw(hash_combine(seeds, _REDRAW + attempt), attempt, known, tree, scores)
+            repeats = repeated(focus)
+            if self.redraws_together:
+                repeats = repeats.any(dim=1, keepdim=True)
+            focus = torch.where(repeats[..., None], again, focus)
+        return focus
+
+    @abstractmethod
+    def draw(self, seeds: Tensor, attempt: int, known: Tensor, tree: ContextTree, scores: Tensor | None) -> Tensor:
+        """Return focuses [B, V, blocks].
+
+        Args:
+            seeds: Seeds of this draw [B, V].
+            attempt: Number of the draw, from 0.
+            known: Node counts [mixes, levels] of the mixes of the requested length.
+            tree: The tree of the sequences.
+            scores: Scores of the uncompressed context [B, cursor], if `needs_scores`.
+        """
 
 
 @lru_cache(maxsize=256)
 def mixes(tree: ContextTree, length: int, device: torch.device, coarsest_first: bool = False) -> Tensor:
-    """[mixes, levels] node counts that give this length; kept on the device so that no step copies them.
-
-    `coarsest_first`: sorted by the number of nodes at the highest LOD, then at the one below, and so on, falling.
-    """
+    """Return the node counts [mixes, levels] that have this length, kept on the device so that no step copies them."""
     reached, found = tree.reachable(length)
     if reached != length:
         raise ValueError(f"no working context has exactly {length} entries; the nearest below has {reached}")
@@ -50,14 +83,18 @@ def mixes(tree: ContextTree, length: int, device: torch.device, coarsest_first: 
 
 
 def random_order(seeds: Tensor, tree: ContextTree) -> Order:
-    """Every node's priority is a hash of its variant's seed [...]."""
+    """Return priorities that are hashes of the seeds [...] of the variants."""
     return lambda lod: random_keys(hash_combine(seeds, lod), tree.nodes(lod))
 
 
-def place(counts: Tensor, order: Order, tree: ContextTree, within: Tensor | None = None) -> Tensor:
-    """Collapse `counts` [..., levels] nodes of every level -> focus [..., blocks]; higher levels are placed first.
+def collapse(counts: Tensor, order: Order, tree: ContextTree, within: Tensor | None = None) -> Tensor:
+    """Return a focus [..., blocks] that collapses `counts` [..., levels] nodes of every level, higher levels first.
 
-    within [..., blocks] bool: nothing outside is collapsed.
+    Args:
+        counts: Nodes of each level.
+        order: Priorities of the nodes of a level.
+        tree: The tree.
+        within: Blocks that may be collapsed, bool [..., blocks]. Default: all.
     """
     focus = counts.new_zeros(*counts.shape[:-1], tree.blocks)
     for lod in range(tree.levels, 0, -1):
@@ -73,21 +110,6 @@ def place(counts: Tensor, order: Order, tree: ContextTree, within: Tensor | None
 
 
 def repeated(focus: Tensor) -> Tensor:
-    """[B, V] bool: an earlier variant of the same sequence has the same focus [B, V, blocks]."""
+    """Return whether an earlier variant of the same sequence has the same focus [B, V, blocks], bool [B, V]."""
     same = (focus[:, :, None] == focus[:, None, :]).all(dim=-1)
     return same.tril(diagonal=-1).any(dim=-1)
-
-
-def distinct(draw: Callable[[Tensor, int], Tensor], seeds: Tensor, attempts: int, *, together: bool = False) -> Tensor:
-    """`draw(seeds [B, V], attempt)` -> focus [B, V, blocks]; what repeats is drawn again, `attempts` times in all.
-
-    together: where one variant repeats another, all variants of the sequence are drawn again.
-    """
-    focus = draw(seeds, 0)
-    for attempt in range(1, attempts):
-        again = draw(hash_combine(seeds, _REDRAW + attempt), attempt)
-        replace = repeated(focus)
-        if together:
-            replace = replace.any(dim=1, keepdim=True)
-        focus = torch.where(replace[..., None], again, focus)
-    return focus

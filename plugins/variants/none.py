@@ -17,5 +17,5 @@ class NoVariants(VariantStrategy):
         self.tree = tree
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
-        """An empty focus [B, 0, blocks]."""
+        """Return an empty focus [B, 0, blocks]."""
         return seeds.new_zeros(sequences.tokens.shape[0], 0, sequences.tree.blocks)

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import randint
-from mcframe.hookspecs import Sequences, VariantStrategy
-from mcframe_plugins.variants.drawing import checked_count, distinct, mixes, place, random_order
+from mcframe_plugins.variants.drawing import DrawnVariants, collapse, random_order
 
 
-class RandomCollapse(VariantStrategy):
+class RandomCollapse(DrawnVariants):
     """Random nodes are collapsed until the context has the requested length.
 
     If several mixes of levels have this length, one is drawn first.
@@ -24,16 +23,8 @@ class RandomCollapse(VariantStrategy):
         attempts: Draws in all, until the variants of a sequence differ.
     """
 
-    def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:
-        self.tree, self.count, self.attempts = tree, checked_count("random_collapse", count), attempts
+    name = "random_collapse"
 
-    def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:
-        """Focuses [B, V, blocks] of exactly `length` entries; each a function of its own sequence's seeds."""
-        tree = sequences.tree
-        known = mixes(tree, length, seeds.device)
-
-        def draw(seeds: Tensor, attempt: int) -> Tensor:
-            counts = known[randint(seeds, known.shape[0])]
-            return place(counts, random_order(seeds, tree), tree)
-
-        return distinct(draw, seeds, self.attempts)
+    def draw(self, seeds: Tensor, attempt: int, known: Tensor, tree: ContextTree, scores: Tensor | None) -> Tensor:
+        """Return focuses [B, V, blocks] of random nodes."""
+        return collapse(known[randint(seeds, known.shape[0])], random_order(seeds, tree), tree)

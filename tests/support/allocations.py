@@ -1,4 +1,4 @@
-"""How the tests of allocators ask for focuses."""
+"""Calls of first-party allocators for tests."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ KINDS = {
 
 
 def allocate(allocator, tree, focuses, scores, budget, age=None, seeds=None):
-    """The next focuses, as lists; scores [R, T] by the token that makes an entry."""
+    """Return the next focuses as lists; scores [R, T] by the first token of an entry."""
     context = replace(build_context(focus_tensor(focuses), geometry_of(tree)), age=age).before_cursor()
     of_entries = scores.gather(1, context.token)
     seeds = torch.arange(len(focuses)) if seeds is None else seeds

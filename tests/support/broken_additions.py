@@ -72,7 +72,7 @@ class CountsFromTheEnd(Ramp):
 
 
 @breaks("M3", "positions")
-class AsksForTheLast(Ramp):
+class ReadsTheLastToken(Ramp):
     """Reads a number back."""
 
     def entry_positions(self, context):
@@ -93,7 +93,7 @@ class SmallStates(Loss):
 
 
 @breaks("O1", "loss")
-class WantsEverything(SmallStates):
+class NeedsEverything(SmallStates):
     """Needs an unknown input."""
 
     needs = ("everything",)
@@ -125,7 +125,7 @@ class ComparesSequences(SmallStates):
 
 
 @breaks("M3", "loss")
-class LooksAtItsLoss(SmallStates):
+class BranchesOnItsLoss(SmallStates):
     """A branch on data."""
 
     def forward(self, view):
@@ -142,7 +142,7 @@ class TrainsNothing(SmallStates):
 
 
 @breaks("O2", "loss")
-class HasASpareHead(SmallStates):
+class HasAnUnusedHead(SmallStates):
     """A parameter that is never used."""
 
     def __init__(self, shape) -> None:
@@ -180,7 +180,7 @@ class ReturnsANumber(MeanLoss):
 
 
 @breaks("E1", "evaluation")
-class DrawsAnew(MeanLoss):
+class DrawsAnotherFigure(MeanLoss):
     """A random focus from a global generator."""
 
     def run(self, model):
@@ -212,7 +212,7 @@ class Keeps(MetricLogger):
 
 
 @breaks("S1", "logger")
-class WantsWholeNumbers(Keeps):
+class RequiresIntegers(Keeps):
     """Cannot write what is not a number."""
 
     def write(self, tokens, step, metrics):
@@ -220,7 +220,7 @@ class WantsWholeNumbers(Keeps):
 
 
 @breaks("S1", "logger")
-class WantsFullBins(Keeps):
+class RequiresFullBins(Keeps):
     """Divides by a bin that may be empty."""
 
     def histogram(self, tokens, name, histogram):
@@ -228,7 +228,7 @@ class WantsFullBins(Keeps):
 
 
 @breaks("S2", "logger")
-class SaysOnlyWhere(Keeps):
+class HasALocationWithoutALabel(Keeps):
     """A location without a label."""
 
     location = "metrics.txt"

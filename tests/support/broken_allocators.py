@@ -70,7 +70,7 @@ class CompressesOneMore(LowestFirst):
 
 
 @breaks("A3", "allocator")
-class StartsAnew(LowestFirst):
+class RestartsFromRaw(LowestFirst):
     """Forgets what is compressed already."""
 
     def allocate(self, scores, context, budget, seeds):
@@ -78,7 +78,7 @@ class StartsAnew(LowestFirst):
 
 
 @breaks("A4", "allocator")
-class DoesWhatItCan(LowestFirst):
+class IgnoresASmallBudget(LowestFirst):
     """Silently leaves a budget unmet."""
 
     def allocate(self, scores, context, budget, seeds):
@@ -86,7 +86,7 @@ class DoesWhatItCan(LowestFirst):
 
 
 @breaks("A4", "allocator")
-class SaysLittle(LowestFirst):
+class OmitsTheLeastBudget(LowestFirst):
     """An error without the least budget."""
 
     def allocate(self, scores, context, budget, seeds):

@@ -25,7 +25,7 @@ class ThreePoems(TextSource):
 
 
 @breaks("D1", "text")
-class YieldsBytes(ThreePoems):
+class ReturnsBytes(ThreePoems):
     """Documents as bytes."""
 
     def documents(self, epoch=0):
@@ -41,8 +41,8 @@ class HasNothing(ThreePoems):
 
 
 @breaks("D2", "text")
-class ShufflesAgain(ThreePoems):
-    """Another order at each reading."""
+class ShufflesEachRead(ThreePoems):
+    """Another order whenever it is read."""
 
     def __init__(self) -> None:
         self.dice = random.Random(0)
@@ -174,8 +174,8 @@ class OneDigit(SyntheticTask):
 
 
 @breaks("T1", "task")
-class LeavesItsVocabulary(OneDigit):
-    """The question mark is not in the vocabulary."""
+class ExceedsItsVocabulary(OneDigit):
+    """A question mark that its vocabulary does not have."""
 
     vocab_size = 60
 
@@ -190,7 +190,7 @@ class ForgetsTheLastToken(OneDigit):
 
 
 @breaks("T2", "task")
-class RollsDice(OneDigit):
+class DrawsFillerFromTorch(OneDigit):
     """Global random numbers in the filler."""
 
     def generate(self, seeds):
@@ -211,7 +211,7 @@ class CountsItsRows(OneDigit):
 
 @breaks("T1", "task")
 class ScoresTheQuestion(OneDigit):
-    """The question mark itself is scored, before the cursor."""
+    """The loss mask includes the question mark, before the cursor."""
 
     def generate(self, seeds):
         batch = super().generate(seeds)
@@ -220,7 +220,7 @@ class ScoresTheQuestion(OneDigit):
 
 
 @breaks("T1", "task")
-class PointsNextToIt(OneDigit):
+class PointsNextToTheEvidence(OneDigit):
     """Evidence one token too late."""
 
     def generate(self, seeds):
@@ -230,8 +230,8 @@ class PointsNextToIt(OneDigit):
 
 
 @breaks("T1", "task")
-class HidesItInTheTail(OneDigit):
-    """The evidence is where nothing is ever collapsed."""
+class PutsEvidenceInTheTail(OneDigit):
+    """The answer is read where nothing is ever collapsed."""
 
     def generate(self, seeds):
         batch = super().generate(seeds)
@@ -247,7 +247,7 @@ class HasOneName(OneDigit):
 
 
 @breaks("T3", "task")
-class PromisesTooMuch(OneDigit):
+class DeclaresAChanceAboveOne(OneDigit):
     """A fraction above one."""
 
     chance = 10.0

@@ -248,7 +248,7 @@ class DrawsFromPython(LinearGistNet):
 
 
 @breaks("N1", "gistnet")
-class HidesWhatItKnows(LinearGistNet):
+class KeepsStateOutsideItsStateDict(LinearGistNet):
     """A number that was drawn when it was built, and that no checkpoint holds."""
 
     def __init__(self, shape):

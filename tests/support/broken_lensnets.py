@@ -32,7 +32,7 @@ class IsNoNumberAtZero(LinearLensNet):
 
 
 @breaks("L2", "lensnet")
-class AveragesOverTheFilling(LinearLensNet):
+class AveragesOverThePadding(LinearLensNet):
     """The mean of a context counts entries that do not exist."""
 
     def forward(self, context, embeddings):
@@ -40,7 +40,7 @@ class AveragesOverTheFilling(LinearLensNet):
 
 
 @breaks("L2", "lensnet")
-class CountsTheFilling(LinearLensNet):
+class CountsThePadding(LinearLensNet):
     """Scores depend on how wide the batch happens to be."""
 
     def forward(self, context, embeddings):
@@ -58,7 +58,7 @@ def _look(module, inputs, output):
 
 
 @breaks("L3", "lensnet")
-class LooksOverTheCursor(LinearLensNet):
+class ReadsAfterTheCursor(LinearLensNet):
     """Listens to every module of the process, and so to the embedding of tokens after the cursor."""
 
     def __init__(self, shape):
@@ -98,13 +98,13 @@ class MixesTypes(LinearLensNet):
 
 
 @breaks("N3", "lensnet")
-class MasksOnlyWhereFilled(LinearLensNet):
-    """A parameter for filling, which contexts of equal length have not: at ZeRO 3 it keeps an old gradient."""
+class MasksOnlyPadding(LinearLensNet):
+    """A parameter for padding, which contexts of equal length do not have: at ZeRO 3 it keeps an old gradient."""
 
     def __init__(self, shape):
         super().__init__(shape)
-        self.filling_embed = nn.Parameter(torch.zeros(()))
+        self.padding_embed = nn.Parameter(torch.zeros(()))
 
     def forward(self, context, embeddings):
         scores = super().forward(context, embeddings)
-        return torch.where(context.valid, scores, self.filling_embed) if context.padded else scores
+        return torch.where(context.valid, scores, self.padding_embed) if context.padded else scores

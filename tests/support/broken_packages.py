@@ -93,7 +93,7 @@ class Abstract(LowestFirst):
 
 
 @breaks("P6", "gistnet")
-class KnowsNoLevels(LinearGistNet):
+class TakesNoLevel(LinearGistNet):
     """Its forward takes children alone."""
 
     def forward(self, children):

@@ -39,7 +39,7 @@ class ForgetsTheTail(RandomNodes):
 
 
 @breaks("V1", "variants")
-class ComesClose(RandomNodes):
+class MissesTheLength(RandomNodes):
     """One block less than it takes."""
 
     def propose(self, sequences, scores, length, seeds):
@@ -48,7 +48,7 @@ class ComesClose(RandomNodes):
 
 
 @breaks("V2", "variants")
-class SaysItTwice(RandomNodes):
+class RepeatsAVariant(RandomNodes):
     """Both variants are the first."""
 
     def propose(self, sequences, scores, length, seeds):
@@ -65,7 +65,7 @@ class IgnoresItsSeeds(RandomNodes):
 
 
 @breaks("V3", "variants")
-class Peeks(RandomNodes):
+class ReadsTokensAfterTheCursor(RandomNodes):
     """The tokens that evaluate a focus choose it."""
 
     def propose(self, sequences, scores, length, seeds):
@@ -74,14 +74,14 @@ class Peeks(RandomNodes):
 
 
 @breaks("V4", "variants")
-class AsksForNothing(RandomNodes):
+class RequestsUnusedScores(RandomNodes):
     """Requests scores and ignores them."""
 
     needs_scores = True
 
 
 @breaks("M1", "variants")
-class ThrowsDice(RandomNodes):
+class DrawsFromPythonInAVariant(RandomNodes):
     """Python's random numbers: other ranks throw other ones."""
 
     def propose(self, sequences, scores, length, seeds):
@@ -98,7 +98,7 @@ class DependsOnItsRow(RandomNodes):
 
 
 @breaks("M3", "variants")
-class AsksWhetherItRepeats(RandomNodes):
+class SynchronisesOnRepeats(RandomNodes):
     """Waits for the device to know whether to draw again."""
 
     def propose(self, sequences, scores, length, seeds):

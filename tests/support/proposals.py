@@ -1,4 +1,4 @@
-"""How the tests of variant strategies ask for focuses."""
+"""Calls of first-party variant strategies for tests."""
 
 import torch
 
@@ -20,7 +20,7 @@ def random_scores(rows, tree, seed=0):
 
 
 def propose(kind, tree, length, seeds, scores=None, **options):
-    """Focuses [B, V, blocks] for seeds [B, V]; a strategy that needs scores gets random ones unless they are given."""
+    """Return focuses [B, V, blocks] for seeds [B, V]. Default of the scores, if they are needed: random ones."""
     tree = geometry_of(tree)
     strategy = KINDS[kind](tree, count=seeds.shape[1], **options)
     assert strategy.needs_scores == (kind == "lens_guided")

@@ -1,4 +1,4 @@
-"""What `hookspecs.Allocator` asks, of every allocator, and what greedy and topk promise of their own."""
+"""First-party allocators against independent oracles, and the rules of greedy and topk."""
 
 from itertools import combinations
 
@@ -16,19 +16,19 @@ from tests.support.allocations import KINDS, allocate, random_scores
 from tests.support.generators import SOME, focused_trees, geometry_of
 
 EXACT = ("hierarchical", "random", "recency")
-"""Longest contexts over several levels and slots."""
+"""Allocators that reach the longest context over several levels and slots."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @SOME
-@given(case=focused_trees(), seed=st.integers(0, 2**32), share=st.floats(0, 1))
-def test_focus_is_valid_and_within_the_budget(kind, case, seed, share):
+@given(case=focused_trees(), seed=st.integers(0, 2**32), fraction=st.floats(0, 1))
+def test_focus_is_valid_and_within_the_budget(kind, case, seed, fraction):
     tree, focuses = case
-    if kind == "topk":  # it knows LOD1 and nothing above
+    if kind == "topk":  # it supports LOD1 only
         tree = tree._replace(levels=1)
         focuses = [[min(lod, 1) for lod in focus] for focus in focuses]
     shortest = min(oracle.mixes(tree))
-    budget = shortest + round(share * (tree.window - shortest))
+    budget = shortest + round(fraction * (tree.window - shortest))
     allocator = KINDS[kind](geometry_of(tree))
     for focus in allocate(allocator, tree, focuses, random_scores(tree, len(focuses), seed), budget):
         assert oracle.is_valid(tree, focus)  # so that protected blocks are raw
@@ -37,15 +37,15 @@ def test_focus_is_valid_and_within_the_budget(kind, case, seed, share):
 
 @pytest.mark.parametrize("kind", KINDS)
 @SOME
-@given(case=focused_trees(max_rows=1), seed=st.integers(0, 2**32), share=st.floats(0, 1))
-def test_from_the_raw_context_the_length_is_the_largest_reachable(kind, case, seed, share):
+@given(case=focused_trees(max_rows=1), seed=st.integers(0, 2**32), fraction=st.floats(0, 1))
+def test_length_from_the_raw_context_is_the_largest_reachable(kind, case, seed, fraction):
     """Exact at one level; with one slot, each step of greedy saves the same and several levels are exact too."""
     tree, _ = case
     greedy = "greedy" in kind and tree.slots == 1
     levels = tree.levels if greedy or kind in EXACT else 1
     tree = tree._replace(levels=levels)
     known = oracle.mixes(tree)
-    budget = min(known) + round(share * (tree.window - min(known)))
+    budget = min(known) + round(fraction * (tree.window - min(known)))
     raw = [[0] * tree.blocks]
     (focus,) = allocate(KINDS[kind](geometry_of(tree)), tree, raw, random_scores(tree, 1, seed), budget)
     assert len(oracle.build_context(tree, focus)) == max(length for length in known if length <= budget)
@@ -53,14 +53,14 @@ def test_from_the_raw_context_the_length_is_the_largest_reachable(kind, case, se
 
 # ---- topk ------------------------------------------------------------------------------------------
 @SOME
-@given(case=focused_trees(max_rows=2, max_window=36), seed=st.integers(0, 2**32), share=st.floats(0, 1))
-def test_topk_is_the_best_of_all_subsets(case, seed, share):
+@given(case=focused_trees(max_rows=2, max_window=36), seed=st.integers(0, 2**32), fraction=st.floats(0, 1))
+def test_topk_equals_the_best_of_all_subsets(case, seed, fraction):
     """Brute force: of all sets of raw blocks that fit, the one with the highest sum; gists join only above 0."""
     tree, focuses = case
     tree = tree._replace(levels=1)
     focuses = [[min(lod, 1) for lod in focus] for focus in focuses]
     known = oracle.mixes(tree)
-    budget = min(known) + round(share * (tree.window - min(known)))
+    budget = min(known) + round(fraction * (tree.window - min(known)))
     scores = random_scores(tree, len(focuses), seed)
     found = allocate(TopKAllocator(geometry_of(tree)), tree, focuses, scores, budget)
     free = [b for b in range(tree.blocks) if not oracle.is_protected(tree, b)]
@@ -78,15 +78,15 @@ def test_topk_is_the_best_of_all_subsets(case, seed, share):
         assert sum(values[b] for b in kept) == pytest.approx(best, abs=1e-5)
 
 
-def test_topk_swaps_a_wanted_gist_for_an_unwanted_block():
+def test_topk_swaps_a_high_gist_for_a_low_block():
     tree = oracle.Tree(window=20, block_size=4, levels=1, slots=1, tail=4, sink=0)
     scores = torch.zeros(1, 20)
-    scores[0, 4] = 0.9  # the gist of block 1 (slot 0 stands at its first token)
+    scores[0, 4] = 0.9  # the gist of block 1, at its first token
     scores[0, 8:12] = -0.5
     assert allocate(TopKAllocator(geometry_of(tree)), tree, [[0, 1, 0, 0, 0]], scores, 17) == [[0, 0, 1, 0, 0]]
 
 
-def test_topk_keeps_between_equal_scores_what_is_raw():
+def test_topk_keeps_raw_blocks_at_equal_scores():
     tree = oracle.Tree(window=20, block_size=4, levels=1, slots=1, tail=4, sink=0)
     scores = torch.full((1, 20), 0.5)
     for focus in ([1, 0, 0, 0, 0], [0, 1, 0, 1, 0]):
@@ -110,7 +110,7 @@ def greedy(values, focus, budget, age=None, **options):
     return allocate(allocator, TREE, [focus], by_block(values), budget, age)[0]
 
 
-def test_greedy_collapses_what_is_least_wanted():
+def test_greedy_collapses_the_lowest_scores():
     values = {b: 0.1 * b for b in range(14)} | {5: -0.9, 9: -0.8}
     assert [b for b, lod in enumerate(greedy(values, [0] * 14, 40)) if lod] == [5, 9]
 
@@ -131,20 +131,20 @@ def test_greedy_expands_no_more_nodes_than_replacements():
     assert greedy(values, focus, 44, replacements=2) == [1, 0, 0, 1, 1, 1] + [0] * 8
 
 
-def test_greedy_collapses_below_the_threshold_though_there_is_room():
+def test_greedy_collapses_below_the_threshold_within_the_budget():
     values = {1: -0.7, 4: -0.5, 7: -0.9}
     assert greedy(values, [0] * 14, 44) == [0] * 14
     collapsed = greedy(values, [0] * 14, 44, collapse_threshold=0.6)
     assert [b for b, lod in enumerate(collapsed) if lod] == [1, 7]
 
 
-def test_greedy_merges_gists_that_are_not_wanted():
+def test_greedy_merges_gists_with_low_scores():
     focus = [1] * 12 + [0, 0]
     values = dict.fromkeys(range(12), -0.1) | {6: -0.5, 7: -0.5, 8: -0.5}
     assert greedy(values, focus, 18) == [1] * 6 + [2] * 3 + [1] * 3 + [0, 0]
 
 
-def test_greedy_leaves_alone_what_has_just_changed():
+def test_greedy_does_not_expand_blocks_that_have_just_changed():
     focus = [1, 1] + [0] * 12
     age = torch.full((1, 14), 5)
     age[0, 0] = 0
@@ -153,7 +153,7 @@ def test_greedy_leaves_alone_what_has_just_changed():
     assert greedy(values, focus, 44, age)[:2] == [0, 0]
     age[0, 0] = 1
     assert greedy(values, focus, 44, age, cooldown=1)[:2] == [0, 0]
-    # collapsed last, but a budget is a budget
+    # collapsed last, and within the budget all the same
     age[:] = 5
     age[0, 4] = 0
     raw = [0] * 14
@@ -173,7 +173,7 @@ def test_greedy_keeps_a_longer_tail_raw():
 
 @SOME
 @given(case=focused_trees(max_rows=1), seed=st.integers(0, 2**32))
-def test_greedy_keeps_what_scores_highest(case, seed):
+def test_greedy_keeps_the_highest_scores(case, seed):
     """At one level, no collapsed block scores above one that stayed raw."""
     tree = case[0]._replace(levels=1)
     known = sorted(oracle.mixes(tree))

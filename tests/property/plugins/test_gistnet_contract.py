@@ -1,4 +1,7 @@
-"""What `hookspecs.GistNet` asks, of every GistNet that comes with the framework."""
+"""First-party GistNets: oracles, and what their gists depend on in a real node table.
+
+The conformance kit checks the dependencies of single calls (tests/unit/plugins/test_conformance.py).
+"""
 
 import pytest
 import torch
@@ -6,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.errors import UserError
 from mcframe.hookspecs import GistNet, ModelShape
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.model import MegaContextModel
@@ -18,8 +20,8 @@ MADE = {"mean": MeanGistNet, "transformer": TransformerGistNet, "multihead": Mul
 MADE |= {"contextual": ContextualGistNet}
 
 
-def spelled(kind: str, **options):
-    """A factory with odd sizes, under a name that says which options it has."""
+def variant(kind: str, **options):
+    """Return a name that lists the options, and a factory with odd sizes."""
     name = "-".join([kind, *(f"{key}={value}" for key, value in options.items())])
     fixed = {} if kind == "mean" else {"layers": 1, "heads": 3}
     return name, lambda shape: MADE[kind](shape, **fixed | options)
@@ -27,35 +29,35 @@ def spelled(kind: str, **options):
 
 ISOLATED = dict(
     [
-        spelled("mean"),
+        variant("mean"),
         *(
-            spelled("transformer", pooling=pooling, head=head, residual=residual)
+            variant("transformer", pooling=pooling, head=head, residual=residual)
             for pooling in ("mean", "query", "cls")
             for head in ("linear", "mlp")
             for residual in (True, False)
         ),
-        spelled("multihead", queries=1, head="linear"),
-        spelled("multihead", queries=3, head="mlp"),
-        spelled("multihead", layers=0, queries=2, residual=False),
-        spelled("multihead", layers=2, heads=9),
-        spelled("contextual", window=0),
+        variant("multihead", queries=1, head="linear"),
+        variant("multihead", queries=3, head="mlp"),
+        variant("multihead", layers=0, queries=2, residual=False),
+        variant("multihead", layers=2, heads=9),
+        variant("contextual", window=0),
     ]
 )
 WINDOWED = dict(
     [
-        spelled("contextual", window=1),
-        spelled("contextual", window=2, pooling="query", head="linear"),
-        spelled("contextual", window=1, layers=2, pooling="heads", queries=2, residual=False),
-        spelled("contextual", window=1, heads=9, from_tokens=False),
-        spelled("contextual", window=1, layers=2, pooling="query", from_tokens=False),
+        variant("contextual", window=1),
+        variant("contextual", window=2, pooling="query", head="linear"),
+        variant("contextual", window=1, layers=2, pooling="heads", queries=2, residual=False),
+        variant("contextual", window=1, heads=9, from_tokens=False),
+        variant("contextual", window=1, layers=2, pooling="query", from_tokens=False),
     ]
 )
 UNBOUNDED = dict(
     [
-        spelled("transformer", base_layer=2),
-        spelled("contextual", base_layer=1, layers=0),
-        spelled("contextual", base_layer=2, layers=0, pooling="query", from_tokens=False),
-        spelled("contextual", base_layer=3, window=1, pooling="heads"),
+        variant("transformer", base_layer=2),
+        variant("contextual", base_layer=1, layers=0),
+        variant("contextual", base_layer=2, layers=0, pooling="query", from_tokens=False),
+        variant("contextual", base_layer=3, window=1, pooling="heads"),
     ]
 )
 KINDS = ISOLATED | WINDOWED | UNBOUNDED
@@ -70,68 +72,38 @@ def build(kind: str, block_size: int = 5, slots: int = 1, levels: int = 3) -> tu
 
 
 def children_of(gistnet: GistNet, tree: ContextTree, lod: int) -> int:
-    """Children of a node, as the framework counts them."""
+    """Return the number of children of a node."""
     return tree.span(lod) if gistnet.reads_tokens else tree.block_size * tree.slots_at(lod - 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("block_size", [2, 5])
-@pytest.mark.parametrize("lod", [1, 2])
-def test_a_gist_reads_what_is_declared_and_nothing_else(kind, block_size, lod):
-    """Node by node, both by moving it and by the gradient; another sequence never matters."""
-    gistnet, tree = build(kind, block_size)
-    count, nodes = children_of(gistnet, tree, lod), 6
-    children = torch.randn(2, nodes, count, WIDTH, requires_grad=True)
-    gists = gistnet(children, lod)
-    declared = nodes if gistnet.context_blocks is None else gistnet.context_blocks
-    for source in range(nodes):
-        other = children.detach().clone()
-        other[0, source] += 1.0 + torch.randn(count, WIDTH)
-        moved = (gistnet(other, lod) - gists).abs().amax(dim=(2, 3)) > 1e-6
-        assert not moved[1].any()
-        for node in range(nodes):
-            if moved[0, node]:
-                assert source <= node <= source + declared
-        assert moved[0, source]
-
-    for node in range(nodes):
-        weighed = (gists[0, node] * torch.randn(1, WIDTH)).sum()
-        (gradient,) = torch.autograd.grad(weighed, children, retain_graph=True)
-        reached = gradient.abs().amax(dim=-1) > 0
-        assert reached[0, node].all()  # every child counts
-        outside = [n for n in range(nodes) if not node - declared <= n <= node]
-        assert not reached[0, outside].any()
-        assert not reached[1].any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_gist_of_a_real_table_knows_what_follows_it(kind):
+def test_gists_of_a_node_table_depend_on_no_later_token(kind):
     """From tokens through the base model to the node table of LOD1 and LOD2; states of the base model among them."""
     torch.manual_seed(0)
     tree = ContextTree(27, 3, levels=2, tail=0)
     gpt = GPT(tree, 11, depth=3, width=18, heads=3)
-    for block in gpt.blocks:  # they start at zero, and then no state knows its neighbours
+    for block in gpt.blocks:  # they start at zero, and then states are independent of their neighbours
         torch.nn.init.normal_(block.attention.out.weight, std=0.5)
     gistnet = KINDS[kind](ModelShape(18, tree))
     model = MegaContextModel(gpt, gistnet, None, NoVariants(tree), tree).eval()
     tokens = torch.randint(0, 11, (1, tree.window))
     before = model.encode(tokens)[0][0]
-    for place in range(tree.window):
+    for token in range(0, tree.window, 4):
         other = tokens.clone()
-        other[0, place] = (other[0, place] + 1) % 11
+        other[0, token] = (other[0, token] + 1) % 11
         moved = (model.encode(other)[0][0] - before).abs().amax(dim=-1) > 1e-7
         for lod in (1, 2):
-            own = place // tree.span(lod)
+            own = token // tree.span(lod)
             of_lod = moved[tree.offset(lod) : tree.offset(lod + 1)].tolist()
             assert not any(of_lod[:own])
             assert of_lod[own]
-            if gistnet.reads_layer and place == 0:
+            if gistnet.reads_layer and token == 0:
                 assert all(of_lod)  # its children have read everything to their left
             if lod == 1 and gistnet.context_blocks is not None:
                 assert not any(of_lod[own + gistnet.context_blocks + 1 :])
 
 
-def test_what_is_declared():
+def test_declarations():
     assert {build(kind)[0].context_blocks for kind in ISOLATED} == {0}
     assert {build(kind)[0].reads_layer for kind in ISOLATED | WINDOWED} == {0}
     assert [build(kind)[0].context_blocks for kind in WINDOWED] == [1, 2, 2, 1, 2]
@@ -141,8 +113,8 @@ def test_what_is_declared():
 
 @pytest.mark.parametrize("kind", ISOLATED | WINDOWED)
 @pytest.mark.parametrize("lod", [1, 2])
-def test_a_node_is_the_same_wherever_it_stands(kind, lod):
-    """Places are relative, so that the window's length is not fixed: a node and what it reads, moved."""
+def test_gist_does_not_depend_on_the_position_of_its_node(kind, lod):
+    """Positions are relative, so that the length of the window is not fixed."""
     gistnet, tree = build(kind)
     children = torch.randn(2, 7, children_of(gistnet, tree, lod), WIDTH)
     first = 6 - gistnet.context_blocks
@@ -151,7 +123,7 @@ def test_a_node_is_the_same_wherever_it_stands(kind, lod):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LEARNED if "layers=0" not in kind])
-def test_what_is_learned_knows_order_and_level(kind):
+def test_learned_gist_depends_on_order_and_level(kind):
     gistnet, _ = build(kind)
     children = torch.randn(1, 1, 5, WIDTH)
     gist = gistnet(children, 1)
@@ -171,14 +143,14 @@ def test_slots_of_a_gist_differ(kind, slots):
 
 # ---- mean ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("block_size", "slots"), SHAPES)
-def test_mean_is_the_mean_of_each_stretch(block_size, slots):
+def test_mean_of_each_slot(block_size, slots):
     gistnet, _ = build("mean", block_size, slots)
     children = torch.randn(1, 1, block_size, WIDTH)
-    wanted = []
+    expected = []
     for slot in range(slots):
         members = [children[0, 0, c] for c in range(block_size) if c * slots // block_size == slot]
-        wanted.append(sum(members) / len(members))
-    torch.testing.assert_close(gistnet(children, 1)[0, 0], torch.stack(wanted))
+        expected.append(sum(members) / len(members))
+    torch.testing.assert_close(gistnet(children, 1)[0, 0], torch.stack(expected))
 
 
 def test_means_of_means_are_means():
@@ -189,18 +161,18 @@ def test_means_of_means_are_means():
 
 
 # ---- oracles ------------------------------------------------------------------------------------
-FEW = settings(max_examples=12, deadline=None, derandomize=True)
+FEW = settings(max_examples=8, deadline=None, derandomize=True)
 
 
 def normed(x: torch.Tensor) -> torch.Tensor:
     return x / (x.square().mean(dim=-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
 
 
-def turned(x: torch.Tensor, place: int) -> torch.Tensor:
-    """One head's vector, rotated by its place, pair by pair."""
+def turned(x: torch.Tensor, position: int) -> torch.Tensor:
+    """Return the vector of one head rotated by its position, pair by pair."""
     half, x = len(x) // 2, x.clone()
     for i in range(half):
-        angle = torch.tensor(place * 1000.0 ** (-i / half), dtype=x.dtype)
+        angle = torch.tensor(position * 1000.0 ** (-i / half), dtype=x.dtype)
         first, second = x[i].clone(), x[i + half].clone()
         x[i] = first * angle.cos() - second * angle.sin()
         x[i + half] = first * angle.sin() + second * angle.cos()
@@ -208,7 +180,7 @@ def turned(x: torch.Tensor, place: int) -> torch.Tensor:
 
 
 def softmax_read(query, keys, values):
-    """What one query reads of a few keys: a weighted sum, written out."""
+    """Return the read of one query: a weighted sum of values."""
     logits = [(query * key).sum() / len(query) ** 0.5 for key in keys]
     weights = torch.stack([logit.exp() for logit in logits])
     weights = weights / weights.sum()
@@ -216,7 +188,7 @@ def softmax_read(query, keys, values):
 
 
 def slow_layer(layer, states, visible):
-    """A layer over a list of states, child by child; visible[q] lists the places that q may read."""
+    """Return the states after a layer, child by child; visible[q] lists the positions that q may read."""
     after = []
     for q, state in enumerate(states):
         reads = []
@@ -242,8 +214,8 @@ def slow_layer(layer, states, visible):
     slots=st.integers(1, 2),
     seed=st.integers(0, 2**32),
 )
-def test_contextual_is_its_oracle(block_size, nodes, window, layers, lod, from_tokens, slots, seed):
-    """Block by block, child by child, with the list of blocks that each may read."""
+def test_contextual_equals_its_oracle(block_size, nodes, window, layers, lod, from_tokens, slots, seed):
+    """Block by block, child by child, with the list of blocks that each child may read."""
     slots = min(slots, block_size - 1)
     torch.manual_seed(seed)
     tree = ContextTree(block_size**2, block_size, levels=2, slots=slots, tail=0)
@@ -268,8 +240,8 @@ def test_contextual_is_its_oracle(block_size, nodes, window, layers, lod, from_t
             members = [c for c in range(count) if c * slots // count == slot]
             state = sum(states[node * count + c] for c in members) / len(members)
             plain = sum(flat[node * count + c] for c in members) / len(members)
-            wanted = gistnet.head(normed(state)) + normed(plain)
-            torch.testing.assert_close(found[0, node, slot], wanted, atol=1e-5, rtol=1e-4)
+            expected = gistnet.head(normed(state)) + normed(plain)
+            torch.testing.assert_close(found[0, node, slot], expected, atol=1e-5, rtol=1e-4)
 
 
 @FEW
@@ -280,7 +252,7 @@ def test_contextual_is_its_oracle(block_size, nodes, window, layers, lod, from_t
     queries=st.integers(1, 3),
     seed=st.integers(0, 2**32),
 )
-def test_multihead_pooling_is_its_oracle(count, heads, slots, queries, seed):
+def test_multihead_pooling_equals_its_oracle(count, heads, slots, queries, seed):
     """Head by head, query by query; then the map of the reads side by side."""
     torch.manual_seed(seed)
     tree = ContextTree(7, 7, slots=slots, tail=0)
@@ -300,41 +272,16 @@ def test_multihead_pooling_is_its_oracle(count, heads, slots, queries, seed):
                     keys = [normed(pool.key(normed(state))[mine]) for state in states]
                     values = [pool.value(normed(state))[mine] for state in states]
                     reads.append(softmax_read(pool.query_embed[head, slot * queries + query], keys, values))
-            wanted = gistnet.head(normed(torch.cat(reads)))
-            torch.testing.assert_close(found[0, node, slot], wanted, atol=1e-8, rtol=1e-6)
+            expected = gistnet.head(normed(torch.cat(reads)))
+            torch.testing.assert_close(found[0, node, slot], expected, atol=1e-8, rtol=1e-6)
 
 
-def test_heads_pool_from_the_encoders_states():
-    """contextual's pooling = 'heads' is multihead's, behind its own encoder."""
+def test_heads_pool_the_states_of_the_encoder():
+    """contextual's pooling = 'heads' is that of multihead after its own encoder."""
     tree = ContextTree(25, 5, tail=0)
     torch.manual_seed(0)
     gistnet = ContextualGistNet(ModelShape(6, tree), heads=2, pooling="heads", queries=3, residual=False)
     children = torch.randn(2, 3, 5, 6)
     states = gistnet._encode(children.flatten(1, 2), 1, 5).reshape(6, 5, 6)
-    wanted = gistnet.head(normed(gistnet.pool(states))).view(2, 3, 1, 6)
-    torch.testing.assert_close(gistnet(children, 1), wanted)
-
-
-# ---- what is refused -------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["transformer", "multihead", "contextual"])
-def test_heads_that_do_not_divide_the_width_are_refused(kind):
-    with pytest.raises(UserError, match=rf"gistnet\.{kind}\.heads = 4"):
-        MADE[kind](ModelShape(WIDTH, ContextTree(25, 5, tail=0)), heads=4)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "named"),
-    [
-        ("transformer", {"base_layer": -1}, "transformer.base_layer is -1"),
-        ("multihead", {"queries": 0}, "multihead.queries is 0"),
-        ("multihead", {"layers": -1}, "multihead.layers is -1"),
-        ("contextual", {"window": -1}, "contextual.window is -1"),
-        ("contextual", {"queries": 0}, "contextual.queries is 0"),
-        ("contextual", {"base_layer": -2}, "contextual.base_layer is -2"),
-        ("contextual", {"layers": -1}, "contextual.layers is -1"),
-        ("contextual", {"layers": 0}, "contextual.layers is 0"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(kind, options, named):
-    with pytest.raises(UserError, match=named):
-        MADE[kind](ModelShape(8, ContextTree(25, 5, tail=0)), **options)
+    expected = gistnet.head(normed(gistnet.pool(states))).view(2, 3, 1, 6)
+    torch.testing.assert_close(gistnet(children, 1), expected)

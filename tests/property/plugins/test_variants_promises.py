@@ -1,4 +1,4 @@
-"""What each variant strategy promises beyond the contract."""
+"""The distribution and the rule of each variant strategy."""
 
 import math
 import random
@@ -11,9 +11,6 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from mcframe.context.counter_rng import variant_seeds
-from mcframe.errors import UserError
-from mcframe.hookspecs import Sequences
-from mcframe_plugins.variants import LensGuided
 from mcframe_plugins.variants.contiguous import run_starts
 from tests.support import oracle
 from tests.support.generators import SOME, geometry_of, trees
@@ -24,32 +21,32 @@ DEEP = oracle.Tree(window=64, block_size=4, levels=2, slots=1, tail=8, sink=0)
 
 
 def collapsed_nodes(tree, focus):
-    """The compressed nodes of a focus as (LOD, node)."""
+    """Return the compressed nodes of a focus as (LOD, node)."""
     return {(lod, block // tree.block_size ** (lod - 1)) for block, lod in enumerate(focus) if lod}
 
 
-def some_length(tree, share):
-    """A reachable length at which something is collapsed."""
+def some_length(tree, fraction):
+    """Return a reachable length at which something is collapsed."""
     lengths = sorted(oracle.mixes(tree))[:-1]
     assume(lengths)
-    return lengths[round(share * (len(lengths) - 1))]
+    return lengths[round(fraction * (len(lengths) - 1))]
 
 
 # ---- aggressive ------------------------------------------------------------------------------------
 @SOME
 @given(trees(), st.floats(0, 1), st.integers(0, 2**32))
-def test_aggressive_has_most_nodes_of_the_highest_levels(tree, share, seed):
-    length = some_length(tree, share)
+def test_aggressive_has_most_nodes_of_the_highest_levels(tree, fraction, seed):
+    length = some_length(tree, fraction)
     coarsest = max(oracle.mixes(tree)[length], key=lambda counts: counts[::-1])
     for (focus,) in propose("aggressive", tree, length, variant_seeds(seed, torch.arange(3), 1)).tolist():
         levels = Counter(lod for lod, _ in collapsed_nodes(tree, focus))
         assert tuple(levels[lod] for lod in range(1, tree.levels + 1)) == coarsest
 
 
-def test_aggressive_goes_on_to_the_next_coarsest_mix_where_the_first_has_one_place():
+def test_aggressive_uses_the_next_coarsest_mix_if_the_first_has_one_focus():
     found = propose("aggressive", DEEP, 64 - 45, variant_seeds(0, torch.arange(100), 3))
     coarse = (found == 2).sum(dim=2) // 4
-    assert (coarse[:, 0] == 3).all()  # all three nodes, in the only way
+    assert (coarse[:, 0] == 3).all()  # all three nodes: the only focus of this mix
     assert (coarse[:, 1:] == 2).double().mean() > 0.95
     assert all(len({tuple(focus) for focus in of_sequence}) == 3 for of_sequence in found.tolist())
 
@@ -57,16 +54,16 @@ def test_aggressive_goes_on_to_the_next_coarsest_mix_where_the_first_has_one_pla
 # ---- contiguous ------------------------------------------------------------------------------------
 @SOME
 @given(trees(), st.floats(0, 1), st.integers(0, 2**32))
-def test_contiguous_is_one_run(tree, share, seed):
+def test_contiguous_is_one_run(tree, fraction, seed):
     for of_sequence in propose(
-        "contiguous", tree, some_length(tree, share), variant_seeds(seed, torch.arange(3), 2)
+        "contiguous", tree, some_length(tree, fraction), variant_seeds(seed, torch.arange(3), 2)
     ).tolist():
         for focus in of_sequence:
             collapsed = [block for block, lod in enumerate(focus) if lod]
             assert collapsed == list(range(collapsed[0], collapsed[-1] + 1))
 
 
-def test_every_place_of_the_run_is_as_likely_as_any_other():
+def test_all_positions_of_the_run_are_equally_likely():
     found = propose("contiguous", TREE, 48 - 3 * 3, variant_seeds(3, torch.arange(7000), 1))[:, 0]
     counts = Counter((found > 0).int().argmax(dim=1).tolist())
     assert sorted(counts) == list(range(1, 8))
@@ -75,7 +72,7 @@ def test_every_place_of_the_run_is_as_likely_as_any_other():
 
 
 def fits(tree, counts, run):
-    """Whether `counts` whole nodes fit into the run of blocks, by trying every choice at the top, then below."""
+    """Return whether `counts` complete nodes fit into the run of blocks, by search from the highest level."""
     if not counts:
         return True
     lod, width = len(counts), tree.block_size ** (len(counts) - 1)
@@ -92,26 +89,26 @@ THREE = oracle.Tree(window=33, block_size=2, levels=3, slots=1, tail=2, sink=1)
 
 @SOME
 @given(trees(max_window=40))
-@example(THREE)  # a run holds a node of LOD3 in many places, one of LOD2 beside it in fewer
-def test_a_run_may_start_wherever_its_nodes_fit(tree):
+@example(THREE)  # a node of LOD3 fits at many positions of a run, another of LOD2 at fewer
+def test_run_may_start_wherever_its_nodes_fit(tree):
     every = sorted(counts for of_length in oracle.mixes(tree).values() for counts in of_length if any(counts))
     for counts in random.Random(0).sample(every, min(40, len(every))):
         size = sum(n * tree.block_size**level for level, n in enumerate(counts))
-        wanted = [
+        expected = [
             start + size <= tree.blocks
             and not any(oracle.is_protected(tree, b) for b in range(start, start + size))
             and fits(tree, counts, set(range(start, start + size)))
             for start in range(tree.blocks)
         ]
-        assert run_starts(torch.tensor(counts), geometry_of(tree)).tolist() == wanted
-        assert any(wanted)  # so that a mix that exists has a place
+        assert run_starts(torch.tensor(counts), geometry_of(tree)).tolist() == expected
+        assert any(expected)  # every mix that exists fits somewhere
 
 
 # ---- single_span -----------------------------------------------------------------------------------
 @SOME
 @given(trees(), st.floats(0, 1), st.integers(0, 2**32), st.integers(2, 4))
-def test_single_spans_differ_in_one_collapsed_node_each(tree, share, seed, count):
-    found = propose("single_span", tree, some_length(tree, share), variant_seeds(seed, torch.arange(3), count))
+def test_single_spans_differ_in_one_collapsed_node_each(tree, fraction, seed, count):
+    found = propose("single_span", tree, some_length(tree, fraction), variant_seeds(seed, torch.arange(3), count))
     for of_sequence in found.tolist():
         nodes = [collapsed_nodes(tree, focus) for focus in of_sequence]
         shared = set.intersection(*nodes)
@@ -121,15 +118,15 @@ def test_single_spans_differ_in_one_collapsed_node_each(tree, share, seed, count
 
 @SOME
 @given(trees(max_levels=1), st.floats(0, 1), st.integers(0, 2**32), st.integers(1, 5))
-def test_single_spans_are_as_many_as_there_are_spans(tree, share, seed, count):
-    length = some_length(tree, share)
+def test_number_of_distinct_single_spans(tree, fraction, seed, count):
+    length = some_length(tree, fraction)
     ((collapsed,),) = oracle.mixes(tree)[length]
     free = sum(not oracle.is_protected(tree, b) for b in range(tree.blocks))
     for of_sequence in propose("single_span", tree, length, variant_seeds(seed, torch.arange(3), count)).tolist():
         assert len({tuple(focus) for focus in of_sequence}) == min(count, free - collapsed + 1)
 
 
-def test_single_spans_of_every_level_are_swapped():
+def test_single_spans_swap_nodes_of_every_level():
     # one LOD2 node and five gists, or ten gists, or two nodes of LOD2, of which one cannot always be swapped
     found = propose("single_span", DEEP, 64 - 30, variant_seeds(5, torch.arange(400), 2))
     swapped = Counter()
@@ -139,8 +136,8 @@ def test_single_spans_of_every_level_are_swapped():
     assert min(swapped[1], swapped[2]) > 40
 
 
-def test_a_single_span_that_has_no_other_place_makes_the_focus_be_drawn_again():
-    # LOD2 takes all it can, or leaves six blocks for five gists: only then is there something to swap
+def test_focus_without_spans_to_swap_is_drawn_again():
+    # Only a focus that leaves six blocks for five gists has something to swap.
     seeds = variant_seeds(1, torch.arange(200), 2)
 
     def same(attempts):
@@ -157,11 +154,11 @@ EXACT = {"temperature": 0.0, "random_fraction": 0.0}
 
 @SOME
 @given(trees(), st.floats(0, 1), st.integers(0, 2**32))
-def test_without_noise_the_lowest_scores_collapse(tree, share, seed):
+def test_lowest_scores_collapse_without_noise(tree, fraction, seed):
     """Level by level from the top: no node that stayed above it scores below one that collapsed."""
     scores = random_scores(3, tree, seed)
     seeds = variant_seeds(seed, torch.arange(3), 1)
-    found = propose("lens_guided", tree, some_length(tree, share), seeds, scores, **EXACT)
+    found = propose("lens_guided", tree, some_length(tree, fraction), seeds, scores, **EXACT)
     raw = [oracle.Entry(t, t + 1, 0, 0, 1) for t in range(tree.cursor)]
     for row, (focus,) in enumerate(found.tolist()):
         block_means = oracle.block_means(tree, raw, scores[row].tolist())
@@ -175,8 +172,8 @@ def test_without_noise_the_lowest_scores_collapse(tree, share, seed):
             assert not taken or not left or max(taken) <= min(left) + 1e-6
 
 
-def test_a_block_collapses_as_often_as_its_score_and_the_temperature_say():
-    """One block of nine: the softmax of -score / temperature, exactly Gumbel's."""
+def test_frequency_of_a_block_follows_score_and_temperature():
+    """One block of nine: the softmax of -score / temperature, as with Gumbel noise."""
     scores = torch.linspace(-1, 1, TREE.cursor).expand(8000, -1)
     seeds = variant_seeds(8, torch.arange(8000), 1)
     found = propose("lens_guided", TREE, 48 - 3, seeds, scores, temperature=0.5, random_fraction=0.0)[:, 0]
@@ -188,7 +185,7 @@ def test_a_block_collapses_as_often_as_its_score_and_the_temperature_say():
     assert chi_square < 27  # 8 degrees of freedom: mean 8, standard deviation 4
 
 
-def test_more_temperature_follows_the_scores_less():
+def test_higher_temperature_reduces_agreement_with_the_scores():
     scores = random_scores(500, TREE)
     seeds = variant_seeds(8, torch.arange(500), 1)
     exact = propose("lens_guided", TREE, 36, seeds, scores, **EXACT)
@@ -201,17 +198,16 @@ def test_more_temperature_follows_the_scores_less():
     assert agreement[3] < 0.7  # random would agree on 0.63: 12 blocks, 3 protected, 4 of 9 collapsed
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_the_random_share_ignores_the_scores(share):
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+def test_random_fraction_ignores_the_scores(fraction):
     seeds = variant_seeds(8, torch.arange(2000), 1)
     one = random_scores(2000, TREE, 1)
-    ask = {"temperature": 0.01, "random_fraction": share}
-    same = propose("lens_guided", TREE, 36, seeds, one, **ask) == propose("lens_guided", TREE, 36, seeds, -one, **ask)
-    found = same.all(dim=2).double().mean().item()
-    assert found == pytest.approx(share, abs=0.04)
+    options = {"temperature": 0.01, "random_fraction": fraction}
+    found, other = (propose("lens_guided", TREE, 36, seeds, scores, **options) for scores in (one, -one))
+    assert (found == other).all(dim=2).double().mean().item() == pytest.approx(fraction, abs=0.04)
 
 
-def test_sequences_are_guided_by_their_own_scores_and_no_gradient_flows():
+def test_focus_depends_on_the_scores_of_its_sequence_without_a_gradient():
     scores = random_scores(6, TREE).requires_grad_()
     seeds = variant_seeds(3, torch.arange(6), 2)
     found = propose("lens_guided", TREE, 36, seeds, scores)
@@ -226,18 +222,7 @@ def test_sequences_are_guided_by_their_own_scores_and_no_gradient_flows():
     assert not moved[[0, 1, 3, 4, 5]].any()
 
 
-def test_even_without_temperature_the_variants_of_a_sequence_differ():
+def test_variants_differ_without_temperature():
     scores = random_scores(100, TREE)
     found = propose("lens_guided", TREE, 36, variant_seeds(3, torch.arange(100), 2), scores, **EXACT)
     assert (found[:, 0] != found[:, 1]).any(dim=1).double().mean() > 0.95
-
-
-def test_lens_guided_refuses_what_makes_no_sense():
-    tree = geometry_of(TREE)
-    with pytest.raises(UserError, match=r"temperature is -0\.1"):
-        LensGuided(tree, temperature=-0.1)
-    with pytest.raises(UserError, match=r"random_fraction is 1\.5"):
-        LensGuided(tree, random_fraction=1.5)
-    sequences = Sequences(torch.zeros(1, TREE.window, dtype=torch.long), tree)
-    with pytest.raises(ValueError, match="scores"):
-        LensGuided(tree).propose(sequences, None, 36, torch.zeros(1, 1, dtype=torch.long))
