@@ -19,7 +19,7 @@ from mcframe.hookspecs import LensNet, LensPass, ModelShape, StepMetrics, StepVi
 from mcframe.losses.lens_metrics import lens_metrics
 from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of, trees
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.step_oracle import correlation, number
 
 SOMETHING = 0.0, 0.02, -0.4, 0.3, 2.5
@@ -68,7 +68,7 @@ class Case:
     def verdict(self) -> Tensor:
         return torch.tensor(self.verdicts, dtype=torch.float64)
 
-    def lens_pass(self, settings: LossSettings, scale: float | Tensor | None = None) -> LensPass:
+    def lens_pass(self, settings: LossConfig, scale: float | Tensor | None = None) -> LensPass:
         block_scores, delta = block_means(self.scores, self.context), self.verdict
         pairs = None
         if self.variants > 1:
@@ -80,7 +80,7 @@ class Case:
         )  # fmt: skip
 
     def objective(
-        self, settings: LossSettings, scale: float | Tensor | None = None, average: Tensor | None = None
+        self, settings: LossConfig, scale: float | Tensor | None = None, average: Tensor | None = None
     ) -> tuple[Tensor, StepMetrics]:
         """Return the weighted sum of LensNet's losses and their metrics, divided by `settings.lens`."""
         lens = self.lens_pass(settings, scale)
@@ -168,7 +168,7 @@ class Wanted:
     kls: list[float] = field(default_factory=list)
 
 
-def slow_objective(case: Case, o: LossSettings, scale: float, with_previous: bool) -> Wanted:
+def slow_objective(case: Case, o: LossConfig, scale: float, with_previous: bool) -> Wanted:
     wanted = Wanted(torch.zeros((), dtype=torch.float64))
     rows = range(len(case.focuses))
     loss = o.balance * average([slow_budget(case, row) for row in rows])
@@ -205,7 +205,7 @@ def slow_budget(case: Case, row: int) -> Tensor:
     return ((expand - collapse) / total).square() if total > 0 else total
 
 
-def slow_preference(case: Case, one: int, other: int, o: LossSettings, scale: float, wanted: Wanted) -> Tensor:
+def slow_preference(case: Case, one: int, other: int, o: LossConfig, scale: float, wanted: Wanted) -> Tensor:
     worse, better = (one, other) if case.verdicts[one] > case.verdicts[other] else (other, one)
     nats = case.verdicts[worse] - case.verdicts[better]
     strength = nats / scale
@@ -237,13 +237,13 @@ def slow_preference(case: Case, one: int, other: int, o: LossSettings, scale: fl
     return loss * (2 / (1 + math.exp(margin))) ** o.focal_gamma
 
 
-def slow_utility(case: Case, row: int, o: LossSettings) -> Tensor:
+def slow_utility(case: Case, row: int, o: LossConfig) -> Tensor:
     wish = math.tanh(case.verdicts[row] / o.utility_scale)
     scores = zip(case.seen(row), case.own(row, case.scores), strict=True)
     return average([(score - wish) ** 2 for entry, score in scores if entry.lod])
 
 
-def slow_difference(case: Case, a: int, b: int, o: LossSettings) -> Tensor:
+def slow_difference(case: Case, a: int, b: int, o: LossConfig) -> Tensor:
     of_a, of_b = case.of_blocks(a), case.of_blocks(b)
     blocks = range(case.tree.blocks)
     less_in_a = [block for block in blocks if case.focuses[a][block] > case.focuses[b][block]]
@@ -256,7 +256,7 @@ def slow_difference(case: Case, a: int, b: int, o: LossSettings) -> Tensor:
     return ((gists - wish) ** 2 + (raw - wish) ** 2) / 2
 
 
-def slow_attribution(case: Case, one: int, other: int, o: LossSettings, scale: float, wanted: Wanted) -> Tensor:
+def slow_attribution(case: Case, one: int, other: int, o: LossConfig, scale: float, wanted: Wanted) -> Tensor:
     """The pair's chance to be told the right way round, when every entry that is saved costs its block's score."""
     worse, better = (one, other) if case.verdicts[one] > case.verdicts[other] else (other, one)
     nats = case.verdicts[worse] - case.verdicts[better]
@@ -276,7 +276,7 @@ def slow_attribution(case: Case, one: int, other: int, o: LossSettings, scale: f
     return -torch.log(1 / (1 + torch.exp(-margin * sharpness))) * math.tanh(nats / scale)
 
 
-def slow_kl(case: Case, row: int, o: LossSettings) -> Tensor:
+def slow_kl(case: Case, row: int, o: LossConfig) -> Tensor:
     """Of two coins, from their probabilities."""
     now, former = case.of_blocks(row), case.of_blocks(row, case.previous.detach())
     terms = []

@@ -22,7 +22,7 @@ from mcframe_plugins.lensnet import MLPLensNet, RecencyLensNet, SurpriseLensNet,
 from mcframe_plugins.loss import Reconstruction
 from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 
 VOCABULARY = 13
 TREE = oracle.Tree(window=29, block_size=3, levels=2, slots=1, tail=6, sink=0)
@@ -101,7 +101,7 @@ def build_gpt(tree: oracle.Tree, seed: int = 0, **options: object) -> GPT:
 class Step(TrainStep):
     """A train step with a short call, and the parts of its model as attributes."""
 
-    settings: LossSettings
+    settings: LossConfig
 
     def forward(
         self, tokens: Tensor, seeds: Tensor, length: int, loss_mask: Tensor | None = None, blocks: int = 1
@@ -131,13 +131,13 @@ def build_step(
     *,
     gistnet: str | None = "transformer",
     lensnet: str | None = "entry",
-    settings: LossSettings | None = None,
+    settings: LossConfig | None = None,
     losses: Sequence[Loss] = (),
     seed: int = 0,
     **options: object,
 ) -> Step:
     """Build a small step with random weights; `losses` are added to those of the settings."""
-    gpt, settings = build_gpt(tree, seed, **options), settings or LossSettings()
+    gpt, settings = build_gpt(tree, seed, **options), settings or LossConfig()
     shape = ModelShape(gpt.width, geometry_of(tree))
     gist = None if gistnet is None else GISTNETS[gistnet](shape)
     lens = None if lensnet is None or gist is None else LENSNETS[lensnet](shape)
@@ -153,7 +153,7 @@ def build_step(
     return assemble(MegaContextModel(gpt, gist, lens, strategy, shape.tree), settings, [*built, *losses])
 
 
-def assemble(model: MegaContextModel, settings: LossSettings, losses: Sequence[Loss] | None = None) -> Step:
+def assemble(model: MegaContextModel, settings: LossConfig, losses: Sequence[Loss] | None = None) -> Step:
     """Put a model and its losses together."""
     if losses is None:
         losses = settings.losses(ModelShape(model.gpt.width, model.tree))

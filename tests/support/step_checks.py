@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mcframe.context.step_metrics import StepMetrics
 from tests.support import oracle
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import Given, Step, build_step, equal_lengths, random_tokens, seeds_for
 from tests.support.step_oracle import Outcome, SlowStep, correlation, number
 from tests.unit.context.test_counter_rng import splitmix
@@ -30,7 +30,7 @@ def check_against_the_slow_step(
     variants: int,
     seed: int,
     sequences: int = 2,
-    settings: LossSettings | None = None,
+    settings: LossConfig | None = None,
     gradients: bool = False,
     masked: bool = False,
     rebuild: int = 1,

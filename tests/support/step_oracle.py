@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.support import oracle
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import Step
 
 Vector = Tensor
@@ -85,7 +85,7 @@ class SlowStep:
 
     def __init__(self, model: Step, tree: oracle.Tree) -> None:
         self.tree, self.gpt, self.gistnet, self.lensnet = tree, model.gpt, model.gistnet, model.lensnet
-        self.settings: LossSettings = model.settings
+        self.settings: LossConfig = model.settings
         self.p = {
             name.removeprefix("model."): p.detach().double().requires_grad_() for name, p in model.named_parameters()
         }

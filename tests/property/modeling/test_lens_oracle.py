@@ -18,7 +18,7 @@ from mcframe_plugins.loss.preference import focal_weight
 from tests.support import oracle
 from tests.support.generators import MANY
 from tests.support.lens_oracle import Case, cases, random_case, slow_objective
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.step_checks import pearson_of_sums
 from tests.support.step_oracle import correlation, number
 
@@ -26,7 +26,7 @@ FLAT = oracle.Tree(window=40, block_size=4, levels=1, slots=1, tail=5, sink=1, h
 TALL = oracle.Tree(window=44, block_size=3, levels=2, slots=2, tail=4, sink=0)
 
 options = st.builds(
-    LossSettings,
+    LossConfig,
     kind=st.sampled_from(["preference", "span_utility", "span_difference"]),
     sides=st.sampled_from(["both", "worse"]),
     focal_gamma=st.sampled_from([0.0, 0.5, 2.0]),
@@ -116,7 +116,7 @@ def test_the_level_of_detail_gives_signs_away_on_the_worse_context_alone(sides, 
     """Where levels are 0 and 1, +1 on gists and -1 on raw blocks is right of every sign there, reading nothing."""
     case = case_of(FLAT, seed=seed)
     case.scores = torch.where(expandable(case.context), 1.0, -1.0)
-    _, found = case.objective(LossSettings(sides=sides))
+    _, found = case.objective(LossConfig(sides=sides))
     total, pairs = found.means["mc/preference_agreement"].tolist()
     assert pairs >= 4
     assert total / pairs == agreement
@@ -132,9 +132,9 @@ def test_the_level_of_detail_gives_signs_away_on_the_worse_context_alone(sides, 
 @given(case=cases(min_variants=2))
 def test_when_better_and_worse_change_places_every_vote_turns_round(case):
     """So that over both contexts nothing agrees with more than half of the pairs unless it tells which is better."""
-    _, found = case.objective(LossSettings())
+    _, found = case.objective(LossConfig())
     case.verdicts = [-verdict for verdict in case.verdicts]
-    _, other = case.objective(LossSettings())
+    _, other = case.objective(LossConfig())
     torch.testing.assert_close(
         other.samples["mc/preference_corr"], -found.samples["mc/preference_corr"], equal_nan=True
     )
@@ -151,7 +151,7 @@ def test_knowing_which_blocks_are_wanted_agrees_on_both_sides():
     block = (case.context.start // FLAT.block_size).clamp(max=FLAT.blocks - 1)
     case.scores = wish.gather(1, block)
     for sides in ("both", "worse"):
-        _, found = case.objective(LossSettings(sides=sides))
+        _, found = case.objective(LossConfig(sides=sides))
         agreed, pairs = found.means["mc/preference_agreement"].tolist()
         assert agreed == pairs >= 3
 
@@ -173,7 +173,7 @@ def test_blocks_that_differ_can_act_in_both_contexts(case):
 @pytest.mark.parametrize("tree", [FLAT, TALL])
 def test_scores_without_an_action_matter_to_no_loss(kind, tree):
     case = case_of(tree)
-    settings = LossSettings(kind=kind, ema_kl=1.0, focal_gamma=1.0)
+    settings = LossConfig(kind=kind, ema_kl=1.0, focal_gamma=1.0)
     loss, _ = case.objective(settings, average=case.previous)
     loss.backward()
     idle = [
@@ -195,7 +195,7 @@ def test_scores_without_an_action_matter_to_no_loss(kind, tree):
 @pytest.mark.parametrize("sides", ["both", "worse"])
 def test_preference_reaches_exactly_what_differs(sides):
     case = case_of(TALL, variants=3, sequences=4)
-    settings = LossSettings(sides=sides, balance=0.0)
+    settings = LossConfig(sides=sides, balance=0.0)
     case.objective(settings)[0].backward()
     reached = block_means(case.scores.grad.abs(), case.context) > 0
     wanted = torch.zeros_like(reached)
@@ -213,7 +213,7 @@ def test_preference_reaches_exactly_what_differs(sides):
 def test_signs_pull_scores_their_way():
     case = case_of(FLAT)
     case.scores = torch.zeros_like(case.scores).requires_grad_()
-    settings = LossSettings(balance=0.0, rank_weight=0.0)
+    settings = LossConfig(balance=0.0, rank_weight=0.0)
     case.objective(settings)[0].backward()
     pairs = preference_pairs(case.context, case.verdict, block_means(-case.scores.grad, case.context), 2)
     assert (pairs.sign * pairs.score)[pairs.mask].min() > 0
@@ -221,7 +221,7 @@ def test_signs_pull_scores_their_way():
 
 def test_attribution_reaches_what_one_of_a_pair_collapses_further():
     case = case_of(TALL, variants=2, sequences=4)
-    case.objective(LossSettings(attribution=1.0))[0].backward()
+    case.objective(LossConfig(attribution=1.0))[0].backward()
     reached = case.uncompressed.grad != 0
     wanted = torch.zeros_like(reached)
     for a, b in case.pairs:
@@ -279,7 +279,7 @@ def test_attribution_gives_credit_to_the_block_and_not_to_the_context():
 
 def test_policy_kl_holds_scores_where_they_were():
     case = case_of(TALL)
-    settings = LossSettings(balance=0.0, rank_weight=0.0, ema_kl=1.0)
+    settings = LossConfig(balance=0.0, rank_weight=0.0, ema_kl=1.0)
     without, _ = case.objective(settings)
     still = torch.autograd.grad(without, case.scores)[0]
     loss, found = case.objective(settings, average=case.scores.detach())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mcframe.hookspecs import ModelShape, StepView
 from mcframe_plugins.loss import Reconstruction
 from tests.support import oracle
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import (
     TREE,
     Given,
@@ -20,7 +20,7 @@ from tests.support.modeling_builders import (
 )
 from tests.support.step_checks import check_against_the_slow_step, random_mask
 
-ALL = LossSettings(
+ALL = LossConfig(
     next_token=0.7,
     variants=1.3,
     delta_penalty=0.9,
@@ -50,20 +50,20 @@ def test_every_gradient_of_all_terms():
 @pytest.mark.parametrize("weight", ["distillation", "reconstruction", "delta_penalty"])
 def test_each_term_alone_with_gradients(weight):
     only = dict.fromkeys(("next_token", "variants", "delta_penalty", "lens"), 0.0)
-    weights = LossSettings(**only | {weight: 1.0})
+    weights = LossConfig(**only | {weight: 1.0})
     check_against_the_slow_step(TREE, variants=2, sequences=1, seed=5, settings=weights, gradients=True)
 
 
 @pytest.mark.parametrize("contrast", [0.0, 0.5, 20.0])
 def test_contrast(contrast):
-    weights = LossSettings(distillation=1.0, contrast=contrast)
+    weights = LossConfig(distillation=1.0, contrast=contrast)
     check_against_the_slow_step(TREE, variants=2, sequences=1, seed=6, settings=weights)
 
 
 @pytest.mark.parametrize("judge", ["gist", "drop"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_judge_of_contexts(judge, masked):
-    weights = LossSettings(lens=1.0, condition=judge)
+    weights = LossConfig(lens=1.0, condition=judge)
     check_against_the_slow_step(TREE, variants=3, seed=7, settings=weights, masked=masked)
 
 
@@ -94,7 +94,7 @@ def test_heads_of_another_width(head_width):
     st.sampled_from(sorted(TREES)), st.integers(0, 2**20), st.integers(1, 3), st.booleans(), st.sampled_from([0.2, 1.0])
 )
 def test_random_draws(tree, seed, rebuild, masked, share):
-    weights = LossSettings(distillation=0.5, contrast=1.0, reconstruction=1.0, fraction=share)
+    weights = LossConfig(distillation=0.5, contrast=1.0, reconstruction=1.0, fraction=share)
     check_against_the_slow_step(
         TREES[tree],
         variants=1 + seed % 2,
@@ -111,7 +111,7 @@ def test_random_draws(tree, seed, rebuild, masked, share):
 
 
 # ---- masks ----------------------------------------------------------------------------------------
-def model_and_batch(weights: LossSettings = ALL, variants: int = 2, seed: int = 0, **options: object):
+def model_and_batch(weights: LossConfig = ALL, variants: int = 2, seed: int = 0, **options: object):
     focuses, length = equal_lengths(TREE, 3, variants, seed)
     model = build_step(TREE, Given(focuses), settings=weights, seed=seed, **options)
     return model, random_tokens(TREE, 3, seed), seeds_for(3, variants), length, focuses
@@ -128,7 +128,7 @@ def test_a_mask_of_all_targets_is_no_mask():
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("weights", [ALL, LossSettings(distillation=1.0, contrast=1.0, condition="drop")])
+@pytest.mark.parametrize("weights", [ALL, LossConfig(distillation=1.0, contrast=1.0, condition="drop")])
 def test_targets_that_do_not_count_change_nothing(weights):
     """Only the last token is a target and no input: another one in its place may change what is asked of it alone."""
     model, tokens, seeds, length, _ = model_and_batch(weights)
@@ -145,7 +145,7 @@ def test_targets_that_do_not_count_change_nothing(weights):
 
 
 def test_a_sequence_without_targets_adds_nothing():
-    weights = LossSettings(distillation=1.0, contrast=2.0, lens=0.0)
+    weights = LossConfig(distillation=1.0, contrast=2.0, lens=0.0)
     model, tokens, seeds, length, _ = model_and_batch(weights, lensnet=None)
     loss, _ = model(tokens, seeds, length, torch.zeros(3, TREE.window, dtype=torch.bool))
     loss.backward()
@@ -167,7 +167,7 @@ def test_one_masked_batch_is_cut_as_one_likes():
 # ---- the reference that drops ---------------------------------------------------------------------------
 def test_nothing_of_a_collapsed_block_is_read():
     """Inputs inside collapsed blocks change no variant's loss, but for the one target that is such a token."""
-    weights = LossSettings(next_token=0.0, delta_penalty=0.0, variants=1.0)
+    weights = LossConfig(next_token=0.0, delta_penalty=0.0, variants=1.0)
     model, tokens, seeds, length, focuses = model_and_batch(weights, variants=1, gistnet=None)
     lod = torch.tensor([[row[0][t // 3] if t // 3 < len(row[0]) else 0 for t in range(TREE.window)] for row in focuses])
     # A raw token in front of a block predicts the block's first token: that target is read, as a target.
@@ -193,7 +193,7 @@ def reconstructed(step, tokens, blocks):
 
 
 def test_a_token_is_told_from_the_gists_and_the_tokens_before_it():
-    weights = LossSettings(reconstruction=1.0, fraction=1.0)
+    weights = LossConfig(reconstruction=1.0, fraction=1.0)
     model, tokens, *_ = model_and_batch(weights, gistnet="mean")
     before = reconstructed(model, tokens, 2)
     assert before.shape == (3, 4, 6)
@@ -212,7 +212,7 @@ def test_a_token_is_told_from_the_gists_and_the_tokens_before_it():
     ("share", "blocks", "groups"), [(1.0, 1, 9), (0.5, 1, 4), (0.5, 2, 2), (0.01, 4, 1), (1.0, 4, 2)]
 )
 def test_a_share_of_the_groups_is_told(share, blocks, groups):
-    weights = LossSettings(reconstruction=1.0, fraction=share)
+    weights = LossConfig(reconstruction=1.0, fraction=share)
     model, tokens, *_ = model_and_batch(weights)
     assert reconstructed(model, tokens, blocks).shape == (3, groups, 3 * blocks)
 

@@ -1,4 +1,4 @@
-"""LossSettings that plug-ins add: what they see, that they train, that cutting a batch changes nothing."""
+"""Losses that plug-ins add: what they see, that they train, that cutting a batch changes nothing."""
 
 from __future__ import annotations
 

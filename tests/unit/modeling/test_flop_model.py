@@ -17,7 +17,7 @@ from mcframe.training.throughput import ThroughputMeter
 from mcframe.training.train_step import TrainStep
 from mcframe_plugins.variants import LensGuided, NoVariants, RandomCollapse
 from tests.support import oracle
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import Step, build_step, geometry_of, random_tokens, seeds_for
 
 TREE = oracle.Tree(window=128, block_size=8, levels=1, slots=1, tail=16, sink=0)
@@ -27,7 +27,7 @@ SMALL = {"depth": 2, "width": 32, "heads": 2, "head_width": 8}
 WIDE = {"depth": 3, "width": 64, "heads": 4}
 
 
-def build(tree: oracle.Tree = TREE, settings: LossSettings | None = None, **options: object) -> Step:
+def build(tree: oracle.Tree = TREE, settings: LossConfig | None = None, **options: object) -> Step:
     options = {**SMALL, "gistnet": "transformer", "lensnet": "transformer", **options}
     strategy = options.pop("strategy", RandomCollapse(geometry_of(tree)))
     return build_step(tree, strategy, settings=settings, **options)
@@ -59,13 +59,13 @@ def trained_pass(step: Step, entries: int) -> float:
 
 
 SETTINGS = {
-    "plain": LossSettings(),
-    "kl": LossSettings(distillation=1.0),
-    "contrast": LossSettings(distillation=1.0, contrast=1.0),
-    "compared by drop": LossSettings(condition="drop"),
-    "attribution": LossSettings(attribution=0.5),
-    "EMA": LossSettings(ema_kl=0.1),
-    "reconstruction": LossSettings(reconstruction=1.0, fraction=0.5),
+    "plain": LossConfig(),
+    "kl": LossConfig(distillation=1.0),
+    "contrast": LossConfig(distillation=1.0, contrast=1.0),
+    "compared by drop": LossConfig(condition="drop"),
+    "attribution": LossConfig(attribution=0.5),
+    "EMA": LossConfig(ema_kl=0.1),
+    "reconstruction": LossConfig(reconstruction=1.0, fraction=0.5),
 }
 
 

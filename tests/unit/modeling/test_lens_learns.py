@@ -23,7 +23,7 @@ from mcframe.modeling.node_table import build_node_table
 from mcframe_plugins.gistnet import MeanGistNet
 from mcframe_plugins.lensnet import TransformerLensNet
 from mcframe_plugins.variants import RandomCollapse
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 
 GEOMETRY = ContextTree(window=52, block_size=4, levels=1, slots=1, tail=4)
 LENGTH = 52 - 6 * 3  # half of the twelve blocks that can be collapsed
@@ -72,7 +72,7 @@ def batches(first: int, count: int, *, decisive: bool = False) -> Iterator[Batch
         )
 
 
-def objective(lens: LensNet, batch: Batch, settings: LossSettings) -> tuple[Tensor, StepMetrics]:
+def objective(lens: LensNet, batch: Batch, settings: LossConfig) -> tuple[Tensor, StepMetrics]:
     """Return the loss of LensNet, without its common weight, and the metrics of pairs."""
     delta = shuffle_targets(batch.verdict, batch.seeds) if settings.shuffle else batch.verdict
     scores, context = lens(batch.context, batch.embeddings), batch.context
@@ -95,7 +95,7 @@ def of_blocks(lens: LensNet, batch: Batch) -> Tensor:
     return block_means(lens(raw, batch.tokens[:, : GEOMETRY.cursor]), raw)
 
 
-def train(settings: LossSettings, *, decisive: bool = False) -> LensNet:
+def train(settings: LossConfig, *, decisive: bool = False) -> LensNet:
     torch.manual_seed(0)
     lens = TransformerLensNet(SHAPE, layers=1, heads=2)
     optimizer = torch.optim.AdamW(lens.parameters(), lr=3e-3, weight_decay=0.0)
@@ -107,7 +107,7 @@ def train(settings: LossSettings, *, decisive: bool = False) -> LensNet:
 
 
 @torch.no_grad()
-def measure(lens: LensNet, settings: LossSettings) -> tuple[float, float]:
+def measure(lens: LensNet, settings: LossConfig) -> tuple[float, float]:
     """On batches that were not trained on: agreement, and how much more marked blocks are wanted than others."""
     agreed = pairs = 0.0
     wanted = torch.zeros(2, 2)
@@ -126,7 +126,7 @@ def measure(lens: LensNet, settings: LossSettings) -> tuple[float, float]:
 
 @pytest.mark.parametrize("kind", ["preference", "span_difference"])
 def test_content_is_learned(kind):
-    settings = LossSettings(kind=kind, scale_nats=0.3, utility_scale=0.6)
+    settings = LossConfig(kind=kind, scale_nats=0.3, utility_scale=0.6)
     agreement, contrast = measure(train(settings), settings)
     assert agreement > 0.9
     assert contrast > 0.3
@@ -144,7 +144,7 @@ def found_in_the_uncompressed_context(lens: LensNet) -> float:
 
 def test_attribution_finds_the_block_that_decides():
     """Among twelve, and more often than preference pairs alone do: measured 0.94 against 0.83."""
-    settings = LossSettings(attribution=1.0, balance=0.0)
+    settings = LossConfig(attribution=1.0, balance=0.0)
     with_it, without = (
         found_in_the_uncompressed_context(train(each, decisive=True))
         for each in (settings, replace(settings, attribution=0.0))
@@ -154,7 +154,7 @@ def test_attribution_finds_the_block_that_decides():
 
 
 def test_shuffled_verdicts_teach_nothing():
-    settings = LossSettings(shuffle=True, scale_nats=0.3)
+    settings = LossConfig(shuffle=True, scale_nats=0.3)
     lens = train(settings)
     agreement, contrast = measure(lens, settings)
     assert abs(agreement - 0.5) < 0.08
@@ -163,7 +163,7 @@ def test_shuffled_verdicts_teach_nothing():
 
 def test_on_the_worse_context_alone_the_level_of_detail_is_learned_instead():
     """What made both sides the default: agreement is perfect, and marked blocks are wanted no more than others."""
-    settings = LossSettings(sides="worse", scale_nats=0.3)
+    settings = LossConfig(sides="worse", scale_nats=0.3)
     agreement, contrast = measure(train(settings), settings)
     assert agreement > 0.99
     assert abs(contrast) < 0.05

@@ -11,7 +11,7 @@ from mcframe_plugins.allocator import GreedyAllocator, TopKAllocator
 from mcframe_plugins.variants import LensGuided, RandomCollapse
 from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import TREE, build_step, random_tokens, seeds_for
 
 
@@ -56,8 +56,8 @@ def check_nll(context, nll, tree):
 
 @pytest.mark.parametrize("lensnet", ["surprise", "mlp"])
 def test_training_gives_it_without_another_pass(lensnet):
-    model, passes = build(lensnet, settings=LossSettings(distillation=1.0))
-    other, fewest = build("transformer", settings=LossSettings(distillation=1.0))
+    model, passes = build(lensnet, settings=LossConfig(distillation=1.0))
+    other, fewest = build("transformer", settings=LossConfig(distillation=1.0))
     tokens = random_tokens(TREE, 3, 0)
     with torch.no_grad():
         nll = plain_nll(model, tokens)

@@ -20,15 +20,15 @@ from mcframe_plugins.loss import EMAKL
 from mcframe_plugins.variants import RandomCollapse
 from tests.property.modeling.test_lens_oracle import FLAT, TALL, case_of
 from tests.support.lens_oracle import average, slow_kl, slow_objective
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import TREE, EntryLens, Step, build_step, geometry_of, random_tokens, seeds_for
 from tests.support.real_step import no_reads, real_step
 from tests.support.step_checks import check_everything_learns
 
 LENGTH = 21
-RUNNING = LossSettings(normalise=True, decay=0.7, scale_nats=0.4)
-COPYING = LossSettings(ema_kl=1.0, ema_decay=0.8)
-EVERYTHING = LossSettings(normalise=True, ema_kl=0.5, focal_gamma=1.5, shuffle=True, lens=1.0)
+RUNNING = LossConfig(normalise=True, decay=0.7, scale_nats=0.4)
+COPYING = LossConfig(ema_kl=1.0, ema_decay=0.8)
+EVERYTHING = LossConfig(normalise=True, ema_kl=0.5, focal_gamma=1.5, shuffle=True, lens=1.0)
 
 
 def lensnet(seed: int = 0) -> TransformerLensNet:
@@ -36,7 +36,7 @@ def lensnet(seed: int = 0) -> TransformerLensNet:
     return TransformerLensNet(ModelShape(16, geometry_of(TREE)), layers=1, heads=2)
 
 
-def whole_step(settings: LossSettings, seed: int = 0) -> Step:
+def whole_step(settings: LossConfig, seed: int = 0) -> Step:
     return build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", settings=settings, seed=seed)
 
 
@@ -157,7 +157,7 @@ def test_the_copy_is_never_trained():
 def test_kl_is_that_of_two_coins():
     """The reference's own check, on numbers worked out by hand: 3/4 against 1/2."""
     case = case_of(TALL, sequences=1)
-    settings = LossSettings(temperature=0.5)
+    settings = LossConfig(temperature=0.5)
     with torch.no_grad():
         case.scores.zero_()
         case.previous.fill_(0.5 * math.log(3))
@@ -271,7 +271,7 @@ def test_tied_weights_and_buffers_are_followed_too():
 def test_a_shuffled_step_turns_round_the_pairs_whose_verdicts_changed_places():
     tokens, seeds = random_tokens(TREE, 12, 0), seeds_for(12, 2)
     true, dealt = (
-        whole_step(LossSettings(shuffle=shuffle))(tokens, seeds, LENGTH)[1].samples["mc/preference_corr"]
+        whole_step(LossConfig(shuffle=shuffle))(tokens, seeds, LENGTH)[1].samples["mc/preference_corr"]
         for shuffle in (False, True)
     )
     swapped = shuffle_targets(torch.arange(24.0), seeds).view(12, 2)[:, 0] % 2 == 1
@@ -322,4 +322,4 @@ def test_one_variant_has_no_pairs(binding):
 )
 def test_settings_out_of_range(setting):
     with pytest.raises(UserError, match=next(iter(setting)).removeprefix("ema_")):
-        whole_step(LossSettings(**setting))
+        whole_step(LossConfig(**setting))

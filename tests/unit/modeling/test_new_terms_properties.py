@@ -5,7 +5,7 @@ import torch
 
 from mcframe.modeling.model import MegaContextModel
 from mcframe_plugins.variants import RandomCollapse
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import (
     TREE,
     VOCABULARY,
@@ -22,10 +22,10 @@ from tests.support.real_step import LENGTH, Operations, no_reads, real_step
 from tests.support.step_checks import check_everything_learns, random_mask
 
 NOTHING = dict.fromkeys(("next_token", "variants", "delta_penalty", "lens"), 0.0)
-ALL = LossSettings(distillation=1.0, contrast=2.0, reconstruction=0.5, condition="drop")
+ALL = LossConfig(distillation=1.0, contrast=2.0, reconstruction=0.5, condition="drop")
 
 
-def full_step(settings: LossSettings = ALL, tree=TREE) -> Step:
+def full_step(settings: LossConfig = ALL, tree=TREE) -> Step:
     """Build real parts with every pass that losses can require."""
     return real_step(tree, settings, gist_bias=-1.0)
 
@@ -48,7 +48,7 @@ def test_distillation_alone_trains_base_model_gistnet_and_bias():
     model = build_step(
         TREE,
         RandomCollapse(geometry_of(TREE)),
-        settings=LossSettings(**NOTHING, distillation=1.0),
+        settings=LossConfig(**NOTHING, distillation=1.0),
         lensnet="transformer",
         gist_bias=0.1,
     )
@@ -59,7 +59,7 @@ def test_distillation_alone_trains_base_model_gistnet_and_bias():
 
 
 def test_reconstruction_alone_trains_base_model_and_gistnet():
-    settings = LossSettings(**NOTHING, reconstruction=1.0)
+    settings = LossConfig(**NOTHING, reconstruction=1.0)
     model = build_step(TREE, RandomCollapse(geometry_of(TREE)), settings=settings, lensnet="transformer", gist_bias=0.1)
     model(random_tokens(TREE, 4, 0), seeds_for(4, 2), LENGTH)[0].backward()
     learned = reached(model)
@@ -75,7 +75,7 @@ def test_the_contrast_is_a_weight_and_no_way_for_a_gradient():
     """What dropping costs is measured without a graph: its forward passes leave no trace in the gradient."""
     gradients = []
     for contrast in (0.0, 1e-9):
-        settings = LossSettings(**NOTHING, distillation=1.0, contrast=contrast)
+        settings = LossConfig(**NOTHING, distillation=1.0, contrast=contrast)
         model = build_step(TREE, RandomCollapse(geometry_of(TREE)), settings=settings)
         model(random_tokens(TREE, 3, 0), seeds_for(3, 2), LENGTH)[0].backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -85,7 +85,7 @@ def test_the_contrast_is_a_weight_and_no_way_for_a_gradient():
 def test_the_teacher_of_the_distillation_does_not_learn():
     """What the variant does not read gets no gradient: tokens inside collapsed blocks teach and do not learn."""
     focuses = [[[1, 0, 0, 0, 0, 0, 0, 0, 0]]]
-    settings = LossSettings(**NOTHING, distillation=1.0)
+    settings = LossConfig(**NOTHING, distillation=1.0)
     model = build_step(TREE, Given(focuses), settings=settings, gistnet=None)
     tokens = torch.arange(TREE.window + 1)[None] % VOCABULARY
     tokens[:, 3:] = 3 + tokens[:, 3:] % (VOCABULARY - 3)  # tokens 0 to 2 stand in the collapsed block alone
@@ -159,7 +159,7 @@ def test_a_step_runs_without_any_data():
     ids=lambda weights: "-".join(weights),
 )
 def test_micro_batches_of_any_size_give_the_same_loss_and_gradient(weights, cut, gistnet):
-    settings = LossSettings(**NOTHING | weights)
+    settings = LossConfig(**NOTHING | weights)
     tokens, seeds, mask = random_tokens(TREE, 6, 3), seeds_for(6, 2), random_mask(TREE, 6, 3)
     results = []
     for size in (6, cut):
@@ -176,7 +176,7 @@ def test_micro_batches_of_any_size_give_the_same_loss_and_gradient(weights, cut,
 
 def test_a_sequence_is_rebuilt_alike_in_any_batch():
     focuses, length = equal_lengths(TREE, 4, 2, 0)
-    settings = LossSettings(**NOTHING, reconstruction=1.0)
+    settings = LossConfig(**NOTHING, reconstruction=1.0)
     tokens, seeds = random_tokens(TREE, 4, 0), seeds_for(4, 2)
     model = build_step(TREE, Given(focuses), settings=settings)
     whole = model(tokens, seeds, length, None, 2)[1].means["mc/reconstruction_loss"]

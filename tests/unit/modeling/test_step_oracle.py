@@ -1,11 +1,11 @@
 import pytest
 
 from tests.support import oracle
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import TREE
 from tests.support.step_checks import check_against_the_slow_step
 
-WEIGHTS = LossSettings(
+WEIGHTS = LossConfig(
     next_token=0.7,
     variants=1.3,
     delta_penalty=0.9,
@@ -46,7 +46,7 @@ def test_default_weights():
 
 @pytest.mark.parametrize("variants", [1, 2])
 def test_span_utility(variants):
-    settings = LossSettings(lens=1.0, kind="preference" if variants == 1 else "span_utility")
+    settings = LossConfig(lens=1.0, kind="preference" if variants == 1 else "span_utility")
     check_against_the_slow_step(TREE, variants=variants, seed=8, settings=settings, sequences=1)
 
 

@@ -12,7 +12,7 @@ from mcframe.context.working_context import raw_context
 from mcframe.modeling.model import MegaContextModel
 from mcframe_plugins.variants import NoVariants, RandomCollapse
 from tests.support import oracle
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import (
     TREE,
     VOCABULARY,
@@ -49,7 +49,7 @@ def test_every_parameter_learns(pooling, head):
 
 @pytest.mark.parametrize("objective", LENS)
 def test_the_lens_loss_trains_lensnet_alone(objective):
-    settings = LossSettings(next_token=0.0, variants=0.0, delta_penalty=0.0, lens=1.0, **LENS[objective])
+    settings = LossConfig(next_token=0.0, variants=0.0, delta_penalty=0.0, lens=1.0, **LENS[objective])
     model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", settings=settings)
     step_of(model, random_tokens(TREE, 3, 0))[0].backward()
     for name, parameter in model.named_parameters():
@@ -64,7 +64,7 @@ def test_attribution_is_of_the_uncompressed_context_and_of_the_same_verdicts(jud
     with_it, without = (
         build_step(
             TREE, RandomCollapse(geometry_of(TREE)), lensnet=lensnet,
-            settings=LossSettings(condition=judge, attribution=weight, lens=1.0),
+            settings=LossConfig(condition=judge, attribution=weight, lens=1.0),
         )
         for weight in (0.5, 0.0)
     )  # fmt: skip
@@ -98,7 +98,7 @@ def test_attribution_is_of_the_uncompressed_context_and_of_the_same_verdicts(jud
 
 
 def test_the_other_losses_train_no_lensnet():
-    model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", settings=LossSettings(lens=0.0))
+    model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", settings=LossConfig(lens=0.0))
     step_of(model, random_tokens(TREE, 3, 0))[0].backward()
     for name, parameter in model.named_parameters():
         reached = parameter.grad is not None and bool(parameter.grad.count_nonzero())
@@ -107,7 +107,7 @@ def test_the_other_losses_train_no_lensnet():
 
 def test_the_penalty_pulls_the_variant_and_leaves_the_baseline():
     """With nothing but the penalty, what only the baseline reads gets no gradient: its NLL is detached."""
-    settings = LossSettings(next_token=0.0, variants=0.0, delta_penalty=1.0, lens=0.0)
+    settings = LossConfig(next_token=0.0, variants=0.0, delta_penalty=1.0, lens=0.0)
     tree = oracle.Tree(window=12, block_size=4, levels=1, slots=1, tail=4, sink=0)
     tokens = torch.arange(13)[None] % VOCABULARY  # every token once
     for seed in range(20):
@@ -136,7 +136,7 @@ def test_statistics_hold_no_graph():
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("objective", LENS)
 def test_nothing_waits_for_the_device(objective, plain):
-    model = real_step(TREE, LossSettings(**LENS[objective]))
+    model = real_step(TREE, LossConfig(**LENS[objective]))
     if plain:
         model = assemble(MegaContextModel(model.gpt, None, None, NoVariants(model.tree), model.tree), model.settings)
     tokens, seeds = random_tokens(TREE, 3, 0), seeds_for(3, 2)
@@ -156,7 +156,7 @@ def test_the_guard_notices_a_read():
 @pytest.mark.parametrize("objective", LENS)
 def test_the_number_of_operations_depends_on_no_size(objective):
     def operations(sequences: int, window: int, length: int) -> Counter:
-        model = real_step(TREE._replace(window=window), LossSettings(**LENS[objective]))
+        model = real_step(TREE._replace(window=window), LossConfig(**LENS[objective]))
         tokens = random_tokens(TREE._replace(window=window), sequences, 0)
         arguments = (tokens, seeds_for(sequences, 2), length)
         model(*arguments)  # the mixes of this length are looked up once
@@ -184,7 +184,7 @@ def test_a_step_runs_without_any_data():
 @pytest.mark.parametrize("objective", LENS)
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_micro_batches_of_any_size_give_the_same_loss_and_gradient(objective, cut):
-    weights = LossSettings(delta_penalty=0.7, lens=0.9, **LENS[objective])
+    weights = LossConfig(delta_penalty=0.7, lens=0.9, **LENS[objective])
     tokens, seeds = random_tokens(TREE, 6, 3), seeds_for(6, 2)
     results = []
     for size in (6, cut):
@@ -202,7 +202,7 @@ def test_micro_batches_of_any_size_give_the_same_loss_and_gradient(objective, cu
 def test_without_variants_the_loss_is_that_of_a_plain_language_model():
     model = real_step(TREE)
     plain_model = MegaContextModel(model.gpt, None, None, NoVariants(model.tree), model.tree)
-    reference = assemble(plain_model, LossSettings())
+    reference = assemble(plain_model, LossConfig())
     tokens = random_tokens(TREE, 3, 0)
     loss, statistics = reference(tokens, torch.zeros(3, 0, dtype=torch.long), 0)
     logits = torch.stack([plain_model.next_logits(tokens[:, : t + 1]) for t in range(TREE.window)], dim=1)

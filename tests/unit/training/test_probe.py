@@ -11,11 +11,11 @@ from mcframe.training.train_step import StepBatch, TrainStep
 from mcframe_plugins.loss import ZLoss
 from mcframe_plugins.variants import LensGuided, RandomCollapse
 from tests.support.generators import geometry_of
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import TREE, build_step, random_tokens, seeds_for
 
 LENGTH = 21
-EVERYTHING = LossSettings(
+EVERYTHING = LossConfig(
     distillation=1.0, contrast=2.0, reconstruction=0.5, attribution=1.0, ema_kl=0.1, normalise=True, condition="drop",
     focal_gamma=1.0,
 )  # fmt: skip
@@ -114,7 +114,7 @@ def test_focuses_that_break_the_contract_are_refused(change):
         probe(plain_step(Wrong))
 
 
-@pytest.mark.parametrize("settings", [LossSettings(), EVERYTHING], ids=["default", "everything"])
+@pytest.mark.parametrize("settings", [LossConfig(), EVERYTHING], ids=["default", "everything"])
 def test_the_step_is_one_graph(settings):
     """With every loss and pass: `fullgraph=True` fails at the first graph break."""
     step = plain_step(settings=settings)

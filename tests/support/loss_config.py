@@ -1,4 +1,4 @@
-"""All settings of the built-in losses in one flat object, for tests that vary them."""
+"""Settings of all built-in losses in one flat object, for tests that vary them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mcframe_plugins.loss import (
 
 
 @dataclass(frozen=True)
-class LossSettings:
+class LossConfig:
     """Weights and settings of the losses. `lens` multiplies the weight of every loss of LensNet."""
 
     next_token: float = 1.0
