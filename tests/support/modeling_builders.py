@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcframe.context.working_context import WorkingContext
+from mcframe.context.working_context import WorkingContext, build_context
 from mcframe.hookspecs import GistNet, LensNet, Loss, ModelShape, Sequences, StepMetrics, VariantStrategy
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.model import MegaContextModel
@@ -40,8 +40,8 @@ class EntryLens(LensNet):
         return (embeddings @ self.direction + self.by_lod[context.lod]).tanh()
 
 
-class Given(VariantStrategy):
-    """Proposes the focuses that it was given, [B][V][blocks]."""
+class FixedVariants(VariantStrategy):
+    """Proposes fixed focuses, [B][V][blocks]."""
 
     def __init__(self, focuses: Sequence[Sequence[oracle.Focus]]) -> None:
         self.focuses = torch.stack([focus_tensor(of_sequence) for of_sequence in focuses])
@@ -60,8 +60,8 @@ class Reader(GistNet):
         self.maps = nn.Parameter(torch.randn(shape.tree.levels, shape.width, shape.width))
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
-        place = torch.arange(1, children.shape[2] + 1, dtype=children.dtype, device=children.device)
-        weights = torch.stack([torch.cos(place * (slot + 1)) for slot in range(self.slots)])
+        position = torch.arange(1, children.shape[2] + 1, dtype=children.dtype, device=children.device)
+        weights = torch.stack([torch.cos(position * (slot + 1)) for slot in range(self.slots)])
         return weights @ children @ self.maps[lod - 1]
 
 
@@ -142,8 +142,8 @@ def build_step(
     gist = None if gistnet is None else GISTNETS[gistnet](shape)
     lens = None if lensnet is None or gist is None else LENSNETS[lensnet](shape)
     built = settings.losses(shape)
-    told = next((loss for loss in built if loss.name == "reconstruction"), None) if gist is not None else None
-    for number, module in enumerate((gist, lens, told), start=1):
+    reconstruction = next((loss for loss in built if loss.name == "reconstruction"), None) if gist is not None else None
+    for number, module in enumerate((gist, lens, reconstruction), start=1):
         if module is not None:
             randomise(module, seed + number)
     if lens is not None and lensnet in ("entry", "mlp"):  # or every score is at the end of its range
@@ -164,6 +164,14 @@ def assemble(model: MegaContextModel, settings: LossConfig, losses: Sequence[Los
     return step
 
 
+def step_of_fixed_variants(
+    sequences: int, variants: int = 2, tree: oracle.Tree = TREE, seed: int = 0, **options: object
+) -> tuple[Step, int, list[list[list[int]]]]:
+    """Build a step whose variants are fixed; return it with their length and their focuses [B][V][blocks]."""
+    focuses, length = equal_lengths(tree, sequences, variants, seed)
+    return build_step(tree, FixedVariants(focuses), **options), length, focuses
+
+
 def random_tokens(tree: oracle.Tree, sequences: int, seed: int) -> Tensor:
     return torch.randint(VOCABULARY, (sequences, tree.window + 1), generator=torch.Generator().manual_seed(seed))
 
@@ -179,6 +187,13 @@ def equal_lengths(tree: oracle.Tree, sequences: int, variants: int, seed: int) -
     length = rng.choice(rich)
     pool = sorted(by_length[length])
     return [[list(f) for f in rng.sample(pool, variants)] for _ in range(sequences)], length
+
+
+def mixed_context(rows: int = 3) -> WorkingContext:
+    """Return padded working contexts with entries of every LOD."""
+    rng = random.Random(2)
+    focuses = [oracle.random_focus(TREE, rng, 0.5) for _ in range(rows)]
+    return build_context(focus_tensor(focuses), geometry_of(TREE))
 
 
 def seeds_for(sequences: int, variants: int) -> Tensor:

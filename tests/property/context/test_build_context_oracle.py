@@ -22,8 +22,8 @@ def test_entries_are_those_of_a_walk_through_the_window(case):
         here = slice(0, len(entries))
         assert context.valid[row].tolist() == [True] * len(entries) + [False] * (tree.window - len(entries))
         for name in ("lod", "slot", "start", "end", "span", "slots", "predicts"):
-            wanted = [getattr(e, name) for e in entries]
-            assert getattr(context, name)[row, here].tolist() == wanted, name
+            expected = [getattr(e, name) for e in entries]
+            assert getattr(context, name)[row, here].tolist() == expected, name
         assert context.token[row, here].tolist() == [e.start + e.slot for e in entries]
         # filling is inert: no LOD, no target
         assert not context.lod[row, len(entries) :].any()
@@ -76,8 +76,8 @@ def test_rows_of_the_node_table(case):
     context = build_context(focus_tensor(focuses), tree)
     for row, focus in enumerate(focuses):
         entries = oracle.build_context(tree, focus)
-        wanted = [rows[e.lod, e.start, e.slot] for e in entries]
-        assert context.row[row, : len(entries)].tolist() == wanted
+        expected = [rows[e.lod, e.start, e.slot] for e in entries]
+        assert context.row[row, : len(entries)].tolist() == expected
 
 
 @MANY
@@ -156,8 +156,8 @@ def test_block_means(case, seed, whole):
     for row, focus in enumerate(focuses):
         entries = [e for e in oracle.build_context(tree, focus) if whole or e.end <= tree.cursor]
         assert entries or not whole
-        wanted = oracle.block_means(tree, entries, values[row, : len(entries)].tolist())
-        assert found[row].tolist() == pytest.approx(wanted, abs=1e-9)
+        expected = oracle.block_means(tree, entries, values[row, : len(entries)].tolist())
+        assert found[row].tolist() == pytest.approx(expected, abs=1e-9)
 
 
 @MANY
@@ -197,8 +197,8 @@ def test_first_block_of_the_covering_node(case):
     found = first_block(focus_tensor(focuses), geometry_of(tree))
     for row, focus in enumerate(focuses):
         for block, lod in enumerate(focus):
-            wanted = block if lod == 0 else oracle.node_blocks(tree, lod, block // tree.block_size ** (lod - 1)).start
-            assert found[row, block] == wanted
+            expected = block if lod == 0 else oracle.node_blocks(tree, lod, block // tree.block_size ** (lod - 1)).start
+            assert found[row, block] == expected
 
 
 @SOME
@@ -243,5 +243,5 @@ def test_lowest_takes_the_lowest_from_the_left(items, count):
     values = torch.tensor([float(v) for v, _ in items])
     allowed = torch.tensor([a for _, a in items])
     order = sorted((v, place) for place, (v, a) in enumerate(items) if a)[:count]
-    wanted = [place in {p for _, p in order} for place in range(len(items))]
-    assert bottomk_mask(values, allowed, torch.tensor(count)).tolist() == wanted
+    expected = [place in {p for _, p in order} for place in range(len(items))]
+    assert bottomk_mask(values, allowed, torch.tensor(count)).tolist() == expected

@@ -24,7 +24,7 @@ def paired(tree: oracle.Tree, focuses: list[list[int]], variants: int, seed: int
     for row, focus in enumerate(focuses):
         entries = oracle.build_context(tree, focus)
         losses = nll[row, : len(entries)].tolist()
-        rows.append((entries, oracle.score(entries, losses, baseline[row // variants].tolist())))
+        rows.append((entries, oracle.pair_nll(entries, losses, baseline[row // variants].tolist())))
     return pair_nll(context, nll, baseline), rows
 
 
@@ -39,14 +39,14 @@ def several(case: tuple, variants: int) -> tuple[oracle.Tree, list[list[int]]]:
 def test_every_predicting_entry_meets_its_own_target(case, variants, seed):
     tree, focuses = several(case, variants)
     pairing, rows = paired(tree, focuses, variants, seed)
-    for row, (entries, tail_mask) in enumerate(rows):
+    for row, (entries, entry_deltas) in enumerate(rows):
         columns = [c for c, e in enumerate(entries) if e.predicts]
         assert pairing.loss_mask[row].nonzero().flatten().tolist() == columns
-        assert pairing.delta[row, columns].tolist() == pytest.approx([j.delta for j in tail_mask], abs=1e-6)
-        assert pairing.tail_mask[row, columns].tolist() == [j.entry.end >= tree.cursor for j in tail_mask]
-        behind = [j.nearest is not None for j in tail_mask]
+        assert pairing.delta[row, columns].tolist() == pytest.approx([j.delta for j in entry_deltas], abs=1e-6)
+        assert pairing.tail_mask[row, columns].tolist() == [j.entry.end >= tree.cursor for j in entry_deltas]
+        behind = [j.nearest is not None for j in entry_deltas]
         assert pairing.after_gist[row, columns].tolist() == behind
-        for column, j in zip(columns, tail_mask, strict=True):
+        for column, j in zip(columns, entry_deltas, strict=True):
             if j.nearest is not None:
                 assert pairing.distance[row, column] == j.entry.start - j.nearest.end
 
@@ -56,9 +56,9 @@ def test_every_predicting_entry_meets_its_own_target(case, variants, seed):
 def test_every_paired_metric(case, variants, seed):
     tree, focuses = several(case, variants)
     pairing, rows = paired(tree, focuses, variants, seed)
-    found, wanted = delta_metrics(pairing), oracle.metrics(tree, rows)
-    assert found.means.keys() | found.samples.keys() == wanted.keys()
-    for name, values in wanted.items():
+    found, expected = delta_metrics(pairing), oracle.metrics(tree, rows)
+    assert found.means.keys() | found.samples.keys() == expected.keys()
+    for name, values in expected.items():
         if name in found.samples:
             assert found.samples[name].tolist() == pytest.approx(values, abs=1e-5, nan_ok=True)
         else:
@@ -72,12 +72,12 @@ def test_every_bucket_of_distance_is_filled_in_a_long_window():
     focus = [0] * tree.blocks
     focus[1] = 1  # 636 tokens stand behind this span; those beyond 512 belong to no bucket
     pairing, rows = paired(tree, [focus], 1, 5)
-    found, wanted = delta_metrics(pairing), oracle.metrics(tree, rows)
+    found, expected = delta_metrics(pairing), oracle.metrics(tree, rows)
     for high, count in ((16, 16), (32, 16), (128, 96), (512, 384)):
-        assert len(wanted[f"mc/delta_after/{high}"]) == count
+        assert len(expected[f"mc/delta_after/{high}"]) == count
         total, pooled = found.means[f"mc/delta_after/{high}"].tolist()
         assert pooled == count
-        assert total == pytest.approx(sum(wanted[f"mc/delta_after/{high}"]), abs=1e-3)
+        assert total == pytest.approx(sum(expected[f"mc/delta_after/{high}"]), abs=1e-3)
     assert found.means["mc/lod_delta/1"][1] == 32
     assert found.means["mc/gist_entry_delta/1"][1] == 1
 
@@ -100,14 +100,14 @@ def test_span_delta_and_tail_delta(case, seed):
     pairing, rows = paired(tree, focuses, 1, seed)
     means, counts = span_delta(pairing)
     tails = tail_delta(pairing)
-    for row, (entries, tail_mask) in enumerate(rows):
-        spans = oracle.span_deltas(tail_mask, tree.delta_horizon)
+    for row, (entries, entry_deltas) in enumerate(rows):
+        spans = oracle.span_deltas(entry_deltas, tree.delta_horizon)
         for column in range(means.shape[1]):
             entry = entries[column] if column < len(entries) else None
             own = spans.get(entry.start, []) if entry is not None and entry.lod and entry.predicts else []
             assert counts[row, column] == len(own)
             assert means[row, column].item() == pytest.approx(oracle.mean(own), abs=1e-5)
-        assert tails[row].item() == pytest.approx(oracle.tail_delta(tree, tail_mask), abs=1e-5)
+        assert tails[row].item() == pytest.approx(oracle.tail_delta(tree, entry_deltas), abs=1e-5)
 
 
 def test_the_partner_is_detached_and_the_variant_is_not():
@@ -136,8 +136,8 @@ def test_pearson_and_moments_agree_with_numpy(size, seed, density):
             assert found[row].item() == pytest.approx(np.corrcoef(left, right)[0, 1], abs=1e-6)
     everything = mask.numpy()
     left, right = x.numpy()[everything], y.numpy()[everything]
-    wanted = [len(left), left.sum(), right.sum(), (left**2).sum(), (right**2).sum(), (left * right).sum()]
-    assert moments(x, y, mask).tolist() == pytest.approx(wanted)
+    expected = [len(left), left.sum(), right.sum(), (left**2).sum(), (right**2).sum(), (left * right).sum()]
+    assert moments(x, y, mask).tolist() == pytest.approx(expected)
 
 
 def test_a_constant_side_has_no_correlation():

@@ -48,8 +48,8 @@ def test_a_block_has_the_mean_of_its_tokens(case, seed):
     found = surprise.mean_block_nll(nll, geometry_of(tree))
     for row in range(2):
         size, own = tree.block_size, nll[row].tolist()
-        wanted = [oracle.mean(told(tree, own, b * size, (b + 1) * size)) for b in range(tree.blocks)]
-        assert found[row].tolist() == pytest.approx(wanted, abs=1e-5)
+        expected = [oracle.mean(told(tree, own, b * size, (b + 1) * size)) for b in range(tree.blocks)]
+        assert found[row].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_stands_at_the_cursor_or_behind_it_does_not_count():

@@ -85,8 +85,8 @@ def test_delta_of_entries_and_of_variants(case, variants, seed):
     tree, focuses = several(case, variants)
     pairing, rows = paired(tree, focuses, variants, seed)
     entries, means = Counter(), Counter()
-    for _, tail_mask in rows:
-        after = [j for j in tail_mask if j.nearest is not None or j.entry.lod]
+    for _, entry_deltas in rows:
+        after = [j for j in entry_deltas if j.nearest is not None or j.entry.lod]
         entries.update((j.entry.lod, bin_of(NATS_BINS, j.delta)) for j in after)
         if after:
             means[0, bin_of(NATS_BINS, sum(j.delta for j in after) / len(after))] += 1
@@ -99,8 +99,8 @@ def test_delta_of_entries_and_of_variants(case, variants, seed):
 def spans(tree, rows, scores, cut):
     """Return (row, token of the last slot) -> score, mean ΔNLL less than H tokens after the span, LOD."""
     after = defaultdict(list)
-    for row, (_, tail_mask) in enumerate(rows):
-        for j in tail_mask:
+    for row, (_, entry_deltas) in enumerate(rows):
+        for j in entry_deltas:
             near = j.nearest is not None and j.entry.lod == 0 and j.entry.start - j.nearest.end < tree.delta_horizon
             if near:
                 after[row, j.nearest].append(j.delta)

@@ -65,8 +65,8 @@ def test_slot_means_are_means_of_stretches(count, slots, seed):
     for slot in range(slots):
         mine = [child for child in range(count) if child * slots // count == slot]
         sizes.append(len(mine))
-        wanted = sum(children[:, :, child] for child in mine) / len(mine)
-        torch.testing.assert_close(found[:, :, slot], wanted)
+        expected = sum(children[:, :, child] for child in mine) / len(mine)
+        torch.testing.assert_close(found[:, :, slot], expected)
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -83,8 +83,8 @@ def test_the_mean_table_holds_means_of_token_embeddings(case, seed):
     for row, focus in enumerate(focuses):
         for column, e in enumerate(oracle.build_context(tree, focus)):
             mine = [t for t in range(e.start, e.end) if (t - e.start) * e.slots // e.span == e.slot]
-            wanted = sum(tokens[row, t] for t in mine) / len(mine)
-            torch.testing.assert_close(read[row, column], wanted, atol=1e-5, rtol=1e-5)
+            expected = sum(tokens[row, t] for t in mine) / len(mine)
+            torch.testing.assert_close(read[row, column], expected, atol=1e-5, rtol=1e-5)
 
 
 @MANY
@@ -112,12 +112,12 @@ def test_values_find_the_place_of_their_target(case, seed, bare, missing):
     found = scatter_to_targets(values, context, missing)
     assert found.shape == (len(focuses), tree.window)
     for row, focus in enumerate(focuses):
-        wanted = [missing] * tree.window
+        expected = [missing] * tree.window
         entries = [e for e in oracle.build_context(tree, focus) if not bare or e.lod == 0]
         for column, e in enumerate(entries):
             if e.predicts:
-                wanted[e.end - 1] = values[row, column].item()
-        torch.testing.assert_close(found[row], torch.tensor(wanted), rtol=0, atol=0, equal_nan=True)
+                expected[e.end - 1] = values[row, column].item()
+        torch.testing.assert_close(found[row], torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
 
 
 def test_values_by_target_carry_a_gradient():
@@ -142,8 +142,8 @@ def test_distance_behind_the_nearest_span(case):
                 assert distance[row, e.start : e.end].tolist() == [-1] * e.span
                 assert not lod[row, e.start : e.end].any()
             else:
-                wanted = (-1, 0) if last is None else (e.start - last.end, last.lod)
-                assert (distance[row, e.start], lod[row, e.start]) == wanted
+                expected = (-1, 0) if last is None else (e.start - last.end, last.lod)
+                assert (distance[row, e.start], lod[row, e.start]) == expected
 
 
 @MANY

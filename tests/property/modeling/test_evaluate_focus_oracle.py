@@ -14,7 +14,7 @@ from mcframe_plugins.variants import RandomCollapse
 from tests.support import oracle
 from tests.support.modeling_builders import (
     TREE,
-    Given,
+    FixedVariants,
     build_step,
     equal_lengths,
     focus_tensor,
@@ -78,9 +78,9 @@ def check(tree: oracle.Tree, condition: str, seed: int, rows: int, gistnet: str 
         nll, right = model.model.evaluate_focus(tokens, focus_tensor(focuses), condition, baseline_nll)
     assert nll.shape == right.shape == (2 * rows, tree.window)
     for row, focus in enumerate(focuses):
-        wanted = told(slow, tree, tokens.tolist(), focus, row // rows, condition, baseline_nll.tolist())
-        assert nll[row].tolist() == pytest.approx(wanted[0], abs=1e-4, rel=1e-4, nan_ok=True)
-        assert right[row].tolist() == pytest.approx(wanted[1], nan_ok=True)
+        expected = told(slow, tree, tokens.tolist(), focus, row // rows, condition, baseline_nll.tolist())
+        assert nll[row].tolist() == pytest.approx(expected[0], abs=1e-4, rel=1e-4, nan_ok=True)
+        assert right[row].tolist() == pytest.approx(expected[1], nan_ok=True)
     if condition == "full":
         assert not nll.isnan().any()
 
@@ -114,7 +114,7 @@ def by_condition(model, tokens: Tensor, focus: Tensor, condition: str) -> Tensor
 
 def test_full_is_plain_validation():
     focuses, _ = equal_lengths(TREE, 2, 1, 0)
-    model, tokens = build_step(TREE, Given(focuses)), random_tokens(TREE, 2, 0)
+    model, tokens = build_step(TREE, FixedVariants(focuses)), random_tokens(TREE, 2, 0)
     nll = by_condition(model, tokens, model.strategy.focuses.flatten(0, 1), "full")
     torch.testing.assert_close(nll, model.model.nll(tokens))
 
@@ -123,7 +123,7 @@ def test_full_is_plain_validation():
 def test_gist_is_what_training_pairs(gistnet, same):
     """Of the conditions only `gist` has the very losses of the training step; without a GistNet it is `drop`."""
     focuses, length = equal_lengths(TREE, 2, 2, 0)
-    model, tokens = build_step(TREE, Given(focuses), gistnet=gistnet), random_tokens(TREE, 2, 0)
+    model, tokens = build_step(TREE, FixedVariants(focuses), gistnet=gistnet), random_tokens(TREE, 2, 0)
     _, statistics = model(tokens, seeds_for(2, 2), length)
     total, count = statistics.means["mc/tail_delta"].tolist()
     focus, plain = model.strategy.focuses.flatten(0, 1), model.model.nll(tokens).repeat_interleave(2, dim=0)
@@ -137,7 +137,7 @@ def test_gist_is_what_training_pairs(gistnet, same):
 
 def test_swapping_with_oneself_changes_nothing():
     focuses, _ = equal_lengths(TREE, 2, 1, 0)
-    model, tokens = build_step(TREE, Given(focuses)), random_tokens(TREE, 2, 0)
+    model, tokens = build_step(TREE, FixedVariants(focuses)), random_tokens(TREE, 2, 0)
     focus = model.strategy.focuses.flatten(0, 1)
     own = model.model.evaluate_focus(tokens, focus, "swap", torch.tensor([0, 1]))[0]
     torch.testing.assert_close(own, by_condition(model, tokens, focus, "gist"), equal_nan=True)

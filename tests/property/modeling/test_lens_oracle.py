@@ -17,7 +17,7 @@ from mcframe_plugins.loss.attribution import attribution_margin, pair_loss
 from mcframe_plugins.loss.preference import focal_weight
 from tests.support import oracle
 from tests.support.generators import MANY
-from tests.support.lens_oracle import Case, cases, random_case, slow_objective
+from tests.support.lens_oracle import Case, cases, random_case, slow_lens_loss
 from tests.support.loss_config import LossConfig
 from tests.support.step_checks import pearson_of_sums
 from tests.support.step_oracle import correlation, number
@@ -48,36 +48,36 @@ def case_of(tree: oracle.Tree, *, variants: int = 2, sequences: int = 8, seed: i
 @MANY
 @given(case=cases(), settings=options, scale=st.sampled_from([0.05, 1.0, 3.0]), former=st.booleans())
 def test_loss_gradient_and_metrics(case, settings, scale, former):
-    loss, found = case.objective(settings, scale, case.previous if former else None)
-    wanted = slow_objective(case, settings, scale, former)
-    assert loss.item() == pytest.approx(wanted.loss.item(), abs=1e-9)
+    loss, found = case.lens_loss(settings, scale, case.previous if former else None)
+    reference = slow_lens_loss(case, settings, scale, former)
+    assert loss.item() == pytest.approx(reference.loss.item(), abs=1e-9)
     for leaf in (case.scores, case.uncompressed):
         gradient, expected = (
             torch.autograd.grad(each, leaf, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
             if each.requires_grad
             else torch.zeros_like(leaf)
-            for each in (loss, wanted.loss)
+            for each in (loss, reference.loss)
         )
         torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=1e-9)
     if former:
         assert torch.autograd.grad(loss, case.previous, allow_unused=True)[0] is None
-    check_metrics(case, found, wanted, former, attributed=bool(settings.attribution))
+    check_metrics(case, found, reference, former, attributed=bool(settings.attribution))
 
 
-def check_metrics(case, found, wanted, former, attributed):
+def check_metrics(case, found, reference, former, attributed):
     pooled = {}
     if case.variants > 1:
-        pooled |= {"mc/preference_agreement": wanted.agreements, "mc/preference_strength": wanted.strengths}
-        assert found.sums["mc/preference_pair_count"] == len(wanted.agreements)
+        pooled |= {"mc/preference_agreement": reference.agreements, "mc/preference_strength": reference.strengths}
+        assert found.sums["mc/preference_pair_count"] == len(reference.agreements)
         correlations = found.samples["mc/preference_corr"].tolist()
-        assert correlations == pytest.approx(wanted.correlations, abs=1e-5, nan_ok=True)
+        assert correlations == pytest.approx(reference.correlations, abs=1e-5, nan_ok=True)
         spans = found.moments["mc/pref_span_corr"]
-        assert spans[0] == len(wanted.span_pairs)
-        assert pearson_of_sums(spans) == pytest.approx(correlation(wanted.span_pairs), abs=1e-5, nan_ok=True)
+        assert spans[0] == len(reference.span_pairs)
+        assert pearson_of_sums(spans) == pytest.approx(correlation(reference.span_pairs), abs=1e-5, nan_ok=True)
         if attributed:
-            pooled["mc/attribution_agreement"] = wanted.attributed
+            pooled["mc/attribution_agreement"] = reference.attributed
     if former:
-        pooled["mc/ema_kl"] = wanted.kls
+        pooled["mc/ema_kl"] = reference.kls
     rows = [[number(s) for s in case.own(row, case.scores)] for row in range(len(case.focuses))]
     means = [sum(row) / len(row) if row else 0.0 for row in rows]
     pooled["mc/policy_score_abs_mean"] = [abs(score) for row in rows for score in row]
@@ -102,8 +102,8 @@ def spans_that_hurt(case):
     for row, focus in enumerate(case.focuses):
         entries = oracle.build_context(case.tree, focus)
         baseline = case.baseline[row // case.variants].tolist()
-        tail_mask = oracle.score(entries, case.nll[row, : len(entries)].tolist(), baseline)
-        deltas = oracle.span_deltas(tail_mask, case.tree.delta_horizon)
+        entry_deltas = oracle.pair_nll(entries, case.nll[row, : len(entries)].tolist(), baseline)
+        deltas = oracle.span_deltas(entry_deltas, case.tree.delta_horizon)
         for entry, score in zip(case.seen(row), case.own(row, case.scores), strict=True):
             if entry.lod and entry.predicts and entry.start in deltas:
                 yield number(score), oracle.mean(deltas[entry.start])
@@ -116,7 +116,7 @@ def test_the_level_of_detail_gives_signs_away_on_the_worse_context_alone(sides, 
     """Where levels are 0 and 1, +1 on gists and -1 on raw blocks is right of every sign there, reading nothing."""
     case = case_of(FLAT, seed=seed)
     case.scores = torch.where(expandable(case.context), 1.0, -1.0)
-    _, found = case.objective(LossConfig(sides=sides))
+    _, found = case.lens_loss(LossConfig(sides=sides))
     total, pairs = found.means["mc/preference_agreement"].tolist()
     assert pairs >= 4
     assert total / pairs == agreement
@@ -132,9 +132,9 @@ def test_the_level_of_detail_gives_signs_away_on_the_worse_context_alone(sides, 
 @given(case=cases(min_variants=2))
 def test_when_better_and_worse_change_places_every_vote_turns_round(case):
     """So that over both contexts nothing agrees with more than half of the pairs unless it tells which is better."""
-    _, found = case.objective(LossConfig())
-    case.verdicts = [-verdict for verdict in case.verdicts]
-    _, other = case.objective(LossConfig())
+    _, found = case.lens_loss(LossConfig())
+    case.tail_deltas = [-tail_delta for tail_delta in case.tail_deltas]
+    _, other = case.lens_loss(LossConfig())
     torch.testing.assert_close(
         other.samples["mc/preference_corr"], -found.samples["mc/preference_corr"], equal_nan=True
     )
@@ -145,13 +145,13 @@ def test_when_better_and_worse_change_places_every_vote_turns_round(case):
 
 def test_knowing_which_blocks_are_wanted_agrees_on_both_sides():
     case = case_of(FLAT, sequences=4)
-    case.verdicts = [0.0, 1.0] * 4
+    case.tail_deltas = [0.0, 1.0] * 4
     more = torch.tensor(case.focuses).view(4, 2, -1)
     wish = torch.where(more[:, 0] < more[:, 1], 1.0, -1.0).repeat_interleave(2, dim=0)
     block = (case.context.start // FLAT.block_size).clamp(max=FLAT.blocks - 1)
     case.scores = wish.gather(1, block)
     for sides in ("both", "worse"):
-        _, found = case.objective(LossConfig(sides=sides))
+        _, found = case.lens_loss(LossConfig(sides=sides))
         agreed, pairs = found.means["mc/preference_agreement"].tolist()
         assert agreed == pairs >= 3
 
@@ -174,7 +174,7 @@ def test_blocks_that_differ_can_act_in_both_contexts(case):
 def test_scores_without_an_action_matter_to_no_loss(kind, tree):
     case = case_of(tree)
     settings = LossConfig(kind=kind, ema_kl=1.0, focal_gamma=1.0)
-    loss, _ = case.objective(settings, average=case.previous)
+    loss, _ = case.lens_loss(settings, average=case.previous)
     loss.backward()
     idle = [
         (row, i)
@@ -188,7 +188,7 @@ def test_scores_without_an_action_matter_to_no_loss(kind, tree):
     for place in idle:
         moved[place] *= -1
     case.scores = moved
-    assert case.objective(settings, average=case.previous)[0].item() == pytest.approx(loss.item())
+    assert case.lens_loss(settings, average=case.previous)[0].item() == pytest.approx(loss.item())
 
 
 # ---- who gets a gradient --------------------------------------------------------------------------
@@ -196,41 +196,41 @@ def test_scores_without_an_action_matter_to_no_loss(kind, tree):
 def test_preference_reaches_exactly_what_differs(sides):
     case = case_of(TALL, variants=3, sequences=4)
     settings = LossConfig(sides=sides, balance=0.0)
-    case.objective(settings)[0].backward()
+    case.lens_loss(settings)[0].backward()
     reached = block_means(case.scores.grad.abs(), case.context) > 0
-    wanted = torch.zeros_like(reached)
+    reference = torch.zeros_like(reached)
     for a, b in case.pairs:
-        worse, better = (a, b) if case.verdicts[a] > case.verdicts[b] else (b, a)
+        worse, better = (a, b) if case.tail_deltas[a] > case.tail_deltas[b] else (b, a)
         for side in (worse,) if sides == "worse" else (worse, better):
             for block in range(TALL.blocks):
                 differs = case.focuses[a][block] != case.focuses[b][block]
-                wanted[side, block] |= differs and case.verdicts[a] != case.verdicts[b]
-    assert wanted.any()
-    assert not wanted.all(dim=1).all()
-    assert torch.equal(reached, wanted)
+                reference[side, block] |= differs and case.tail_deltas[a] != case.tail_deltas[b]
+    assert reference.any()
+    assert not reference.all(dim=1).all()
+    assert torch.equal(reached, reference)
 
 
 def test_signs_pull_scores_their_way():
     case = case_of(FLAT)
     case.scores = torch.zeros_like(case.scores).requires_grad_()
     settings = LossConfig(balance=0.0, rank_weight=0.0)
-    case.objective(settings)[0].backward()
-    pairs = preference_pairs(case.context, case.verdict, block_means(-case.scores.grad, case.context), 2)
+    case.lens_loss(settings)[0].backward()
+    pairs = preference_pairs(case.context, case.tail_delta, block_means(-case.scores.grad, case.context), 2)
     assert (pairs.sign * pairs.score)[pairs.mask].min() > 0
 
 
 def test_attribution_reaches_what_one_of_a_pair_collapses_further():
     case = case_of(TALL, variants=2, sequences=4)
-    case.objective(LossConfig(attribution=1.0))[0].backward()
+    case.lens_loss(LossConfig(attribution=1.0))[0].backward()
     reached = case.uncompressed.grad != 0
-    wanted = torch.zeros_like(reached)
+    reference = torch.zeros_like(reached)
     for a, b in case.pairs:
         for block in range(TALL.blocks):
             differs = case.focuses[a][block] != case.focuses[b][block]
-            wanted[a // 2, block] = differs and case.verdicts[a] != case.verdicts[b]
-    assert wanted.any()
-    assert not wanted.all(dim=1).any()
-    assert torch.equal(reached, wanted)
+            reference[a // 2, block] = differs and case.tail_deltas[a] != case.tail_deltas[b]
+    assert reference.any()
+    assert not reference.all(dim=1).any()
+    assert torch.equal(reached, reference)
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -254,9 +254,9 @@ def test_a_constant_in_all_scores_tells_no_contexts_of_equal_length_apart(slots)
 def test_contexts_that_do_not_differ_make_no_pair():
     case = case_of(FLAT)
     case.focuses = [case.focuses[0]] * len(case.focuses)
-    case.verdicts = [0.0, 1e-7] * (len(case.verdicts) // 2)
+    case.tail_deltas = [0.0, 1e-7] * (len(case.tail_deltas) // 2)
     case.__post_init__()
-    margin, nats = attribution_margin(case.uncompressed, case.context, case.verdict, 2)
+    margin, nats = attribution_margin(case.uncompressed, case.context, case.tail_delta, 2)
     assert not margin.any()
     assert not nats.any()
 
@@ -266,11 +266,11 @@ def test_attribution_gives_credit_to_the_block_and_not_to_the_context():
     generator = torch.Generator().manual_seed(0)
     focus = (torch.rand(400, 2, 6, generator=generator).argsort(dim=-1) < 3).long()
     focus = focus[focus[:, 0, 2] != focus[:, 1, 2]]
-    verdict = focus[:, :, 2].double().flatten()
+    tail_delta = focus[:, :, 2].double().flatten()
     context = build_context(focus.flatten(0, 1), ContextTree(window=28, block_size=4, levels=1, slots=1, tail=4))
     scores = torch.zeros(1, 6, dtype=torch.float64, requires_grad=True)
     for _ in range(200):
-        margin, nats = attribution_margin(scores.expand(len(focus), -1), context, verdict, 2)
+        margin, nats = attribution_margin(scores.expand(len(focus), -1), context, tail_delta, 2)
         pull = torch.autograd.grad(pair_loss(margin, nats, 1.0).mean(), scores)[0]
         scores = (scores - 2 * pull).detach().requires_grad_()
     others = scores[0, torch.arange(6) != 2]
@@ -280,14 +280,14 @@ def test_attribution_gives_credit_to_the_block_and_not_to_the_context():
 def test_policy_kl_holds_scores_where_they_were():
     case = case_of(TALL)
     settings = LossConfig(balance=0.0, rank_weight=0.0, ema_kl=1.0)
-    without, _ = case.objective(settings)
+    without, _ = case.lens_loss(settings)
     still = torch.autograd.grad(without, case.scores)[0]
-    loss, found = case.objective(settings, average=case.scores.detach())
+    loss, found = case.lens_loss(settings, average=case.scores.detach())
     torch.testing.assert_close(loss, without)
     torch.testing.assert_close(torch.autograd.grad(loss, case.scores)[0], still)
     assert found.means["mc/ema_kl"][0] == pytest.approx(0, abs=1e-9)
     case.verdicts = [0.0] * len(case.verdicts)  # nothing to prefer: the penalty alone pulls
-    case.objective(settings, average=case.previous)[0].backward()
+    case.lens_loss(settings, average=case.previous)[0].backward()
     acts = actionable(case.context)
     now, former = (block_means(s.detach(), case.context) for s in (case.scores, case.previous))
     pull = block_means(-case.scores.grad, case.context)
@@ -309,12 +309,12 @@ def test_wrong_pairs_weigh_more():
 # ---- the control run ------------------------------------------------------------------------------
 def test_shuffled_verdicts_stay_with_their_sequence():
     seeds = torch.arange(600).view(200, 3) * 7919
-    verdict = torch.arange(600.0)
-    dealt = shuffle_targets(verdict, seeds)
-    assert torch.equal(dealt.view(200, 3).sort(dim=1).values, verdict.view(200, 3))
+    tail_delta = torch.arange(600.0)
+    dealt = shuffle_targets(tail_delta, seeds)
+    assert torch.equal(dealt.view(200, 3).sort(dim=1).values, tail_delta.view(200, 3))
     places = torch.stack(
-        [(dealt.view(200, 3) - verdict.view(200, 3)[:, :1] == i).float().mean(dim=0) for i in range(3)]
+        [(dealt.view(200, 3) - tail_delta.view(200, 3)[:, :1] == i).float().mean(dim=0) for i in range(3)]
     )
     assert (places - 1 / 3).abs().max() < 0.1  # every verdict anywhere, equally often
-    parts = [shuffle_targets(v, s) for v, s in zip(verdict.split(150), seeds.split(50), strict=True)]
+    parts = [shuffle_targets(v, s) for v, s in zip(tail_delta.split(150), seeds.split(50), strict=True)]
     assert torch.equal(torch.cat(parts), dealt)

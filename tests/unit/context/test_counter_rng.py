@@ -16,9 +16,9 @@ def splitmix(state: int, salt: int) -> int:
 def test_the_hash_is_splitmix64():
     states = [0, 1, -1, 2**63 - 1, -(2**63), 123456789]
     for salt in (0, 1, 7, 2**40, 2**62):
-        wanted = [splitmix(s % WORD, salt) for s in states]
-        assert [int(x) % WORD for x in hash_combine(torch.tensor(states), salt)] == wanted
-        assert [int(x) % WORD for x in hash_combine(torch.tensor(states), torch.tensor(salt))] == wanted
+        expected = [splitmix(s % WORD, salt) for s in states]
+        assert [int(x) % WORD for x in hash_combine(torch.tensor(states), salt)] == expected
+        assert [int(x) % WORD for x in hash_combine(torch.tensor(states), torch.tensor(salt))] == expected
     # the published first outputs of SplitMix64 seeded with 0
     assert [int(hash_combine(torch.tensor(0), i)) % WORD for i in range(2)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 

@@ -14,7 +14,7 @@ from mcframe.losses.terms import LossTerms
 from mcframe_plugins.loss import BagOfTokens, ZLoss
 from tests.support import oracle
 from tests.support.generators import geometry_of
-from tests.support.modeling_builders import TREE, Given, build_step, equal_lengths, random_tokens, seeds_for
+from tests.support.modeling_builders import TREE, FixedVariants, build_step, equal_lengths, random_tokens, seeds_for
 
 SLOTTED = oracle.Tree(window=29, block_size=4, levels=1, slots=2, tail=6, sink=0)
 
@@ -44,7 +44,7 @@ class Everything(Loss):
 
 def step_with(*losses, tree=TREE, sequences=4, gistnet="transformer", **options):
     focuses, length = equal_lengths(tree, sequences, 2, seed=3)
-    step = build_step(tree, Given(focuses), gistnet=gistnet, losses=losses, **options).double()
+    step = build_step(tree, FixedVariants(focuses), gistnet=gistnet, losses=losses, **options).double()
     return step, (random_tokens(tree, sequences, 5), seeds_for(sequences, 2), length)
 
 

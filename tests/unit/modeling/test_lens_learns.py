@@ -38,7 +38,7 @@ class Batch:
     context: WorkingContext
     embeddings: Tensor
     pairing: PairedNLL
-    verdict: Tensor
+    tail_delta: Tensor
     tokens: Tensor
     seeds: Tensor
     useful: Tensor
@@ -72,9 +72,9 @@ def batches(first: int, count: int, *, decisive: bool = False) -> Iterator[Batch
         )
 
 
-def objective(lens: LensNet, batch: Batch, settings: LossConfig) -> tuple[Tensor, StepMetrics]:
+def lens_loss(lens: LensNet, batch: Batch, settings: LossConfig) -> tuple[Tensor, StepMetrics]:
     """Return the loss of LensNet, without its common weight, and the metrics of pairs."""
-    delta = shuffle_targets(batch.verdict, batch.seeds) if settings.shuffle else batch.verdict
+    delta = shuffle_targets(batch.tail_delta, batch.seeds) if settings.shuffle else batch.tail_delta
     scores, context = lens(batch.context, batch.embeddings), batch.context
     block_scores = block_means(scores, context)
     pairs = preference_pairs(context, delta, block_scores, 2, settings.sides)
@@ -101,7 +101,7 @@ def train(settings: LossConfig, *, decisive: bool = False) -> LensNet:
     optimizer = torch.optim.AdamW(lens.parameters(), lr=3e-3, weight_decay=0.0)
     for batch in batches(0, STEPS, decisive=decisive):
         optimizer.zero_grad()
-        objective(lens, batch, settings)[0].backward()
+        lens_loss(lens, batch, settings)[0].backward()
         optimizer.step()
     return lens
 
@@ -110,16 +110,16 @@ def train(settings: LossConfig, *, decisive: bool = False) -> LensNet:
 def measure(lens: LensNet, settings: LossConfig) -> tuple[float, float]:
     """On batches that were not trained on: agreement, and how much more marked blocks are wanted than others."""
     agreed = pairs = 0.0
-    wanted = torch.zeros(2, 2)
+    expected = torch.zeros(2, 2)
     for batch in batches(100_000, 20):
-        found = objective(lens, batch, settings)[1].means["mc/preference_agreement"]
+        found = lens_loss(lens, batch, settings)[1].means["mc/preference_agreement"]
         agreed, pairs = agreed + found[0].item(), pairs + found[1].item()
         scores = lens(batch.context, batch.embeddings)
         block = batch.context.start // GEOMETRY.block_size
         marked = batch.useful.repeat_interleave(2, dim=0).gather(1, block)
         for kind, mask in enumerate((marked, ~marked)):
-            wanted[kind] += torch.stack((scores[mask].sum(), mask.sum().float()))
-    means = wanted[:, 0] / wanted[:, 1]
+            expected[kind] += torch.stack((scores[mask].sum(), mask.sum().float()))
+    means = expected[:, 0] / expected[:, 1]
     assert pairs > 200
     return agreed / pairs, (means[0] - means[1]).item()
 

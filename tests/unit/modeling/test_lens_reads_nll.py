@@ -38,9 +38,9 @@ def build(lensnet, strategy=RandomCollapse, **options):
 def plain_nll(model, tokens):
     """Position t: the NLL of token t + 1, from tokens up to t alone, each in a pass of its own length."""
     found = []
-    for place in range(tokens.shape[1] - 1):
-        logits = model.model.next_logits(tokens[:, : place + 1])
-        found.append(-logits.log_softmax(dim=-1).gather(1, tokens[:, place + 1 :][:, :1]))
+    for position in range(tokens.shape[1] - 1):
+        logits = model.model.next_logits(tokens[:, : position + 1])
+        found.append(-logits.log_softmax(dim=-1).gather(1, tokens[:, position + 1 :][:, :1]))
     return torch.cat(found, dim=1)
 
 
@@ -50,8 +50,8 @@ def check_nll(context, nll, tree):
     for row, focus in enumerate(context.focus.tolist()):
         own = nll[row // repeat].tolist()
         entries = [e for e in oracle.build_context(tree, focus) if e.end <= tree.cursor]
-        wanted = [oracle.mean([own[t - 1] for t in range(e.start, e.end) if t]) for e in entries]
-        assert context.nll[row, : len(entries)].tolist() == pytest.approx(wanted, abs=1e-4)
+        expected = [oracle.mean([own[t - 1] for t in range(e.start, e.end) if t]) for e in entries]
+        assert context.nll[row, : len(entries)].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("lensnet", ["surprise", "mlp"])
@@ -86,11 +86,11 @@ def test_strategies_that_want_scores_get_those_of_a_surprised_lens():
 @pytest.mark.parametrize("gistnet", ["transformer", "states"])
 def test_refocusing_runs_the_uncompressed_pass_once_and_only_for_who_asks(gistnet):
     tokens = random_tokens(TREE, 3, 0)
-    for lensnet, wanted in (("surprise", 1), ("transformer", int(gistnet == "states"))):
+    for lensnet, expected in (("surprise", 1), ("transformer", int(gistnet == "states"))):
         model, passes = build(lensnet, gistnet=gistnet)
         chooser = GreedyAllocator(model.tree, iterations=3)
         model.model.refocus(tokens[:, :-1], chooser, 21, torch.arange(3))
-        assert passes.count == wanted
+        assert passes.count == expected
         if lensnet == "surprise":
             assert len(passes.given) == 3
             with torch.no_grad():

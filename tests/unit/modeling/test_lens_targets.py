@@ -19,7 +19,7 @@ from mcframe_plugins.lensnet import TransformerLensNet
 from mcframe_plugins.loss import EMAKL
 from mcframe_plugins.variants import RandomCollapse
 from tests.property.modeling.test_lens_oracle import FLAT, TALL, case_of
-from tests.support.lens_oracle import average, slow_kl, slow_objective
+from tests.support.lens_oracle import average, slow_kl, slow_lens_loss
 from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import TREE, EntryLens, Step, build_step, geometry_of, random_tokens, seeds_for
 from tests.support.real_step import no_reads, real_step
@@ -36,7 +36,7 @@ def lensnet(seed: int = 0) -> TransformerLensNet:
     return TransformerLensNet(ModelShape(16, geometry_of(TREE)), layers=1, heads=2)
 
 
-def whole_step(settings: LossConfig, seed: int = 0) -> Step:
+def lens_step(settings: LossConfig, seed: int = 0) -> Step:
     return build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", settings=settings, seed=seed)
 
 
@@ -46,7 +46,7 @@ def running(variants: int = 2) -> LensTargets:
 
 def add(targets: LensTargets, case) -> float:
     """Add a micro-batch; return the scale of its step."""
-    targets.pairs(case.context, case.verdict, block_means(case.scores, case.context))
+    targets.pairs(case.context, case.tail_delta, block_means(case.scores, case.context))
     return targets.scale(torch.float64).item()
 
 
@@ -75,7 +75,7 @@ def test_the_scale_is_a_running_root_mean_square(variants):
             assert scale == pytest.approx(math.sqrt(above / below) if steps else 0.4)
             for a, b in case.pairs:
                 if case.focuses[a] != case.focuses[b]:
-                    squares.append((case.verdicts[a] - case.verdicts[b]) ** 2)
+                    squares.append((case.tail_deltas[a] - case.tail_deltas[b]) ** 2)
         assert bool(squares) == (step != 2)
         steps.append(squares)
         targets.after_step()
@@ -83,10 +83,10 @@ def test_the_scale_is_a_running_root_mean_square(variants):
 
 def test_the_scale_divides_margins():
     case = case_of(FLAT)
-    loss, found = case.objective(RUNNING, 0.05)
-    assert loss.item() == pytest.approx(slow_objective(case, RUNNING, 0.05, False).loss.item())
-    assert loss.item() != pytest.approx(slow_objective(case, RUNNING, 0.4, False).loss.item())
-    _, same = case.objective(RUNNING, 0.4)
+    loss, found = case.lens_loss(RUNNING, 0.05)
+    assert loss.item() == pytest.approx(slow_lens_loss(case, RUNNING, 0.05, False).loss.item())
+    assert loss.item() != pytest.approx(slow_lens_loss(case, RUNNING, 0.4, False).loss.item())
+    _, same = case.lens_loss(RUNNING, 0.4)
     # logged in nats, before the division
     assert found.means["mc/preference_strength"].tolist() == pytest.approx(
         same.means["mc/preference_strength"].tolist()
@@ -95,10 +95,10 @@ def test_the_scale_divides_margins():
 
 def test_equal_targets_keep_the_loss_finite():
     targets, case = running(), case_of(FLAT)
-    case.verdicts = [0.3] * len(case.verdicts)
+    case.tail_deltas = [0.3] * len(case.tail_deltas)
     add(targets, case)
     targets.after_step()
-    loss, _ = case.objective(RUNNING, add(targets, case))
+    loss, _ = case.lens_loss(RUNNING, add(targets, case))
     assert loss.isfinite()
 
 
@@ -125,7 +125,7 @@ def test_the_average_follows_slowly():
 
 
 def test_the_penalty_is_the_distance_from_the_copy():
-    model = whole_step(replace(COPYING, lens=1.0))
+    model = lens_step(replace(COPYING, lens=1.0))
     tokens, seeds = random_tokens(TREE, 3, 0), seeds_for(3, 2)
 
     def run():
@@ -147,7 +147,7 @@ def test_the_penalty_is_the_distance_from_the_copy():
 
 
 def test_the_copy_is_never_trained():
-    model = whole_step(EVERYTHING)
+    model = lens_step(EVERYTHING)
     tokens = random_tokens(TREE, 4, 0)
     assert not model.train().ema.training
     assert not any("ema_kl" in name for name, _ in model.named_parameters())
@@ -161,8 +161,8 @@ def test_kl_is_that_of_two_coins():
     with torch.no_grad():
         case.scores.zero_()
         case.previous.fill_(0.5 * math.log(3))
-    wanted = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert average([slow_kl(case, 0, settings)]).item() == pytest.approx(wanted)
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert average([slow_kl(case, 0, settings)]).item() == pytest.approx(expected)
 
 
 # ---- within a step, between steps -----------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_micro_batches_of_any_size_give_the_same_losses_step_after_step(cut):
     """Three optimizer steps; before the third, the scale and the copy have both been moved by two."""
     results = []
     for size in (6, cut):
-        model, losses = whole_step(EVERYTHING), []
+        model, losses = lens_step(EVERYTHING), []
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
         for step in range(3):
             tokens, seeds = random_tokens(TREE, 6, step), seeds_for(6, 2) + 100 * step
@@ -193,7 +193,7 @@ def _two_steps(rank: int, ranks: int, place: str) -> None:
     """What one of several ranks does with its share of two steps of four sequences; leaves its state in a file."""
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=ranks)
-    model = whole_step(RUNNING)
+    model = lens_step(RUNNING)
     for step in range(2):
         tokens, seeds = random_tokens(TREE, 4, step), seeds_for(4, 2) + 100 * step
         model(tokens[rank::ranks], seeds[rank::ranks], LENGTH)
@@ -213,7 +213,7 @@ def test_ranks_share_one_scale(tmp_path):
 
 
 def test_a_state_dict_carries_all_of_it_on():
-    first, second = whole_step(EVERYTHING), whole_step(EVERYTHING, seed=5)
+    first, second = lens_step(EVERYTHING), lens_step(EVERYTHING, seed=5)
     tokens, seeds = random_tokens(TREE, 4, 0), seeds_for(4, 2)
     first(tokens, seeds, LENGTH)
     first.after_step()
@@ -271,7 +271,7 @@ def test_tied_weights_and_buffers_are_followed_too():
 def test_a_shuffled_step_turns_round_the_pairs_whose_verdicts_changed_places():
     tokens, seeds = random_tokens(TREE, 12, 0), seeds_for(12, 2)
     true, dealt = (
-        whole_step(LossConfig(shuffle=shuffle))(tokens, seeds, LENGTH)[1].samples["mc/preference_corr"]
+        lens_step(LossConfig(shuffle=shuffle))(tokens, seeds, LENGTH)[1].samples["mc/preference_corr"]
         for shuffle in (False, True)
     )
     swapped = shuffle_targets(torch.arange(24.0), seeds).view(12, 2)[:, 0] % 2 == 1
@@ -322,4 +322,4 @@ def test_one_variant_has_no_pairs(binding):
 )
 def test_settings_out_of_range(setting):
     with pytest.raises(UserError, match=next(iter(setting)).removeprefix("ema_")):
-        whole_step(LossConfig(**setting))
+        lens_step(LossConfig(**setting))

@@ -40,10 +40,10 @@ ALLOCATORS = {
 BUDGET = {"levels": 21, "slots": 34, "no tail": 22}
 
 
-def perturbed(tokens: torch.Tensor, places: list[int]) -> torch.Tensor:
+def perturbed(tokens: torch.Tensor, positions: list[int]) -> torch.Tensor:
     other = tokens.clone()
-    other[:, places] = (other[:, places] + 1 + torch.arange(len(places)) % (VOCABULARY - 1)) % VOCABULARY
-    assert (other[:, places] != tokens[:, places]).all()
+    other[:, positions] = (other[:, positions] + 1 + torch.arange(len(positions)) % (VOCABULARY - 1)) % VOCABULARY
+    assert (other[:, positions] != tokens[:, positions]).all()
     return other
 
 
@@ -68,8 +68,8 @@ def test_scores(tree, gistnet, lensnet):
     hidden = list(range(tree.cursor, tree.window))
     if hidden:
         assert torch.equal(scores_of(model, perturbed(tokens, hidden)[:, :-1], focuses), before)
-    for place in (tree.cursor - 1, 0):
-        changed = not torch.equal(scores_of(model, perturbed(tokens, [place])[:, :-1], focuses), before)
+    for position in (tree.cursor - 1, 0):
+        changed = not torch.equal(scores_of(model, perturbed(tokens, [position])[:, :-1], focuses), before)
         assert changed == (lensnet != "recency")
 
 
@@ -131,10 +131,10 @@ def test_a_gist_sees_only_tokens_before_its_end():
         return model.gpt.hidden(gather_embeddings(table, context), context)
 
     before = hidden(tokens)
-    for place in range(TREE.window):
-        moved = (hidden(perturbed(tokens, [place])) - before).abs().amax(dim=-1) > 0
-        assert not (moved & context.predicts & (context.end <= place)).any()
-        behind = context.predicts & (context.end > place)
+    for position in range(TREE.window):
+        moved = (hidden(perturbed(tokens, [position])) - before).abs().amax(dim=-1) > 0
+        assert not (moved & context.predicts & (context.end <= position)).any()
+        behind = context.predicts & (context.end > position)
         assert (moved | ~behind).float().mean() > 0.95
 
 
