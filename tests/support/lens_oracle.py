@@ -69,7 +69,7 @@ class ScoredContext:
 
 @dataclass
 class LensFigures:
-    """The values behind each metric of LensNet."""
+    """The values of which each metric is made of LensNet."""
 
     correlations: list[float] = field(default_factory=list)
     agreements: list[float] = field(default_factory=list)
@@ -287,7 +287,7 @@ class Case:
         return ScoredContext(self.tree, self.focuses[row], prefix, scores, self.tail_deltas[row])
 
     def slow_loss(self, config: LossConfig, scale: float, with_previous: bool = False) -> tuple[Tensor, LensFigures]:
-        """Return what `lens_loss` must return, and the values behind its metrics."""
+        """Return what `lens_loss` must return, and the values of which its metrics are made."""
         rows, figures = [self.row(row) for row in range(len(self.focuses))], LensFigures()
         by_sequence = [rows[start : start + self.variants] for start in range(0, len(rows), self.variants)]
         loss = lens_loss(by_sequence, config, scale, figures)

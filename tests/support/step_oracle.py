@@ -49,7 +49,7 @@ class Variant:
 
 @dataclass
 class Outcome(LensFigures):
-    """The loss, its parts, and the values behind each metric."""
+    """The loss, its parts, and the values of which each metric is made."""
 
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
     parts: dict[str, Tensor] = field(default_factory=dict)

@@ -134,7 +134,7 @@ def test_losses_of_plugins_are_counted():
 
 
 def test_an_engine_that_partitions_the_weights_changes_no_count():
-    """ZeRO 3 leaves parameters without elements, and hooks that a copy must not run."""
+    """With ZeRO 3, parameters have no elements, and hooks that a copy must not run."""
     step = build(losses=[Guess(32)])
     flops, expected = flops_of(step), flops_of(step).at(LENGTH)
     for parameter in step.parameters():

@@ -1,4 +1,4 @@
-"""What LensNet and the allocator decide depends on tokens before the cursor alone."""
+"""Scores of LensNet and focuses of allocators depend on tokens before the cursor alone."""
 
 import random
 
@@ -92,7 +92,7 @@ def test_focus(tree, lensnet, allocator):
         return found
 
     before = focus(tokens)
-    for seed in range(3):
+    for seed in range(2):
         hidden = list(range(tree.cursor, tree.window))
         other = perturbed(tokens, hidden)
         other[:, tree.cursor :] = (other[:, tree.cursor :] + seed) % VOCABULARY
@@ -102,14 +102,14 @@ def test_focus(tree, lensnet, allocator):
 
 
 @pytest.mark.parametrize("lensnet", LENSNETS)
-def test_what_lensnet_is_given_while_training(lensnet):
-    given = []
+def test_inputs_of_lensnet_in_training(lensnet):
+    calls = []
     model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet=lensnet)
-    model.lensnet.register_forward_hook(lambda _, arguments, scores: given.append((*arguments, scores)))
+    model.lensnet.register_forward_hook(lambda _, arguments, scores: calls.append((*arguments, scores)))
     tokens = random_tokens(TREE, 3, 0)
     for batch in (tokens, perturbed(tokens, list(range(TREE.cursor, TREE.window + 1)))):
         model(batch, seeds_for(3, 2), 21)
-    (context, embeddings, scores), (other, other_embeddings, other_scores) = given
+    (context, embeddings, scores), (other, other_embeddings, other_scores) = calls
     assert int(context.end[context.valid].max()) == TREE.cursor
     assert not embeddings.requires_grad
     assert torch.equal(embeddings, other_embeddings)
@@ -119,7 +119,7 @@ def test_what_lensnet_is_given_while_training(lensnet):
 
 
 def test_a_gist_sees_only_tokens_before_its_end():
-    """The whole of the step is causal: token t changes no prediction of a token at or before t."""
+    """The step is causal: token t changes no prediction of a token at or before t."""
     model = build_step(TREE, RandomCollapse(geometry_of(TREE)))
     rng = random.Random(4)
     focuses = focus_tensor([oracle.random_focus(TREE, rng, 0.6) for _ in range(3)])
@@ -134,8 +134,8 @@ def test_a_gist_sees_only_tokens_before_its_end():
     for position in range(TREE.window):
         moved = (hidden(perturbed(tokens, [position])) - before).abs().amax(dim=-1) > 0
         assert not (moved & context.predicts & (context.end <= position)).any()
-        behind = context.predicts & (context.end > position)
-        assert (moved | ~behind).float().mean() > 0.95
+        after = context.predicts & (context.end > position)
+        assert (moved | ~after).float().mean() > 0.95
 
 
 def test_refocusing_starts_from_the_uncompressed_context():
