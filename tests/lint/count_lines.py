@@ -1,10 +1,13 @@
 """Count lines of code without docstrings, comments and blank lines, per folder.
 
-python tests/lint/count_lines.py [DEPTH]
+    python tests/lint/count_lines.py [DEPTH] [--at-most FOLDER,FOLDER=LINES ...]
+
+Exit code 1 if the folders of a bound hold more lines, or if a file has more than 400 lines in all.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import io
 import subprocess
@@ -16,6 +19,8 @@ from pathlib import Path
 LAYOUT = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
 }  # fmt: skip
+
+LONGEST_FILE = 400
 
 
 def code_lines(source: str) -> int:
@@ -34,22 +39,35 @@ def code_lines(source: str) -> int:
     return len(lines - documented)
 
 
-def main() -> None:
-    """Print a count per folder, and the longest file."""
-    depth = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    counts, sizes = Counter[str](), dict[str, int]()
+def main() -> int:
+    """Print a count per folder and the longest file, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("depth", nargs="?", type=int, default=1)
+    parser.add_argument("--at-most", action="append", default=[], metavar="FOLDERS=LINES")
+    options = parser.parse_args()
+    lines, sizes = Counter[Path](), dict[str, int]()
     for name in subprocess.check_output(["git", "ls-files", "*.py"], text=True).splitlines():
         path = Path(name)
         if path.exists():
             source = path.read_text("utf-8")
-            counts["/".join(path.parts[:-1][:depth])] += code_lines(source)
+            lines[path] = code_lines(source)
             sizes[name] = len(source.splitlines())
+    counts = Counter[str]()
+    for path, count in lines.items():
+        counts["/".join(path.parts[:-1][: options.depth])] += count
     for folder, count in sorted(counts.items()):
         print(f"{count:6}  {folder}")
     ordered = sorted(sizes.values())
     longest = max(sizes, key=lambda name: sizes[name])
     print(f"files: {len(sizes)}, median {ordered[len(ordered) // 2]} lines, longest {sizes[longest]}: {longest}")
+    failed = sizes[longest] > LONGEST_FILE
+    for bound in options.at_most:
+        folders, _, most = bound.partition("=")
+        total = sum(count for path, count in lines.items() if path.parts[0] in folders.split(","))
+        print(f"{folders}: {total} lines of code, at most {most}")
+        failed |= total > int(most)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import conformance_list, metrics_table, rules_table, settings_page
+from tests.support import conformance_list, hooks_reference, metrics_table, rules_table, settings_page
 
 PAGES = {
     "conformance_list": (conformance_list.PAGE, conformance_list.with_requirements),
+    "hooks_reference": (hooks_reference.PAGE, hooks_reference.with_reference),
     "metrics_table": (metrics_table.PAGE, metrics_table.with_table),
     "rules_table": (rules_table.PAGE, rules_table.with_table),
     "settings_page": (settings_page.SETTINGS_PAGE, lambda _: settings_page.settings_page()),

@@ -160,16 +160,17 @@ def test_every_hook_is_described_with_its_ranks_and_an_implementation() -> None:
         text = inspect.getdoc(function) or ""
         parameters = [each for each in inspect.signature(function).parameters if each != "self"]
         assert f"@hookimpl\ndef {name}({', '.join(parameters)}):\n" in text, f"{name} shows no implementation"
-        section = re.search(rf"^## `{name}\(.*\)`\n\n(.+?)(?=^##|\Z)", HOOKS, re.M | re.S)
-        assert section, f"docs/plugins/hooks.md has no text below {name}"
         if not name.startswith("register_"):
             assert re.search(r"every rank|rank 0", text, re.I), f"{name}: missing the ranks that call it"
-            assert re.search(r"every rank|rank 0", section[1], re.I)
 
 
 def test_the_order_of_hooks_is_that_of_the_code() -> None:
     """The diagram of the page and of `Hooks`; tests/launcher/test_lifecycle.py compares real runs with it."""
-    (shown,) = (block for block in re.findall(r"^```\n(.*?)^```$", HOOKS, re.M | re.S) if "run_started" in block)
+    (shown,) = (
+        block
+        for block in re.findall(r"^```\n(.*?)^```$", HOOKS.split("<!-- hooks -->")[0], re.M | re.S)
+        if "run_started" in block
+    )
     in_code = textwrap.dedent((inspect.getdoc(hookspecs.Hooks) or "").rsplit("ranks shown:\n\n", 1)[1])
     assert shown.strip() == in_code.strip()
 
@@ -186,7 +187,7 @@ def test_errors_that_authors_may_raise_are_documented() -> None:
 
 
 def test_the_example_of_hooks_writes_a_diary(tmp_path: Path, new_site, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```$", HOOKS, re.M | re.S)
+    code = re.findall(r"^```python\n(.*?)^```$", HOOKS, re.M | re.S)[0]
     new_site(tmp_path / "site").install("diary_of_runs", code)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     hooks = all_plugins().hooks
