@@ -19,7 +19,7 @@ from mcframe.modeling.rope import GaussianRope
 from mcframe.training.train_step import StepBatch, TrainStep
 from mcframe_plugins.gistnet import MeanGistNet, TransformerGistNet
 from mcframe_plugins.lensnet import MLPLensNet, RecencyLensNet, SurpriseLensNet, TransformerLensNet
-from mcframe_plugins.loss import Reconstruction
+from mcframe_plugins.loss.reconstruction import Reconstruction
 from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of
 from tests.support.loss_config import LossConfig

@@ -11,7 +11,8 @@ from torch import nn
 from mcframe.errors import UserError
 from mcframe.hookspecs import Loss, LossTerm, ModelShape
 from mcframe.losses.terms import LossTerms
-from mcframe_plugins.loss import BagOfTokens, ZLoss
+from mcframe_plugins.loss.bag_of_tokens import BagOfTokens
+from mcframe_plugins.loss.z_loss import ZLoss
 from tests.support import oracle
 from tests.support.generators import geometry_of
 from tests.support.modeling_builders import TREE, FixedVariants, build_step, equal_lengths, random_tokens, seeds_for

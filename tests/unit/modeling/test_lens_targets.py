@@ -13,7 +13,7 @@ from mcframe.hookspecs import ModelShape
 from mcframe.losses.lens_targets import LensTargets, shuffle_targets
 from mcframe.training.build import build_step as build_step_of_run
 from mcframe_plugins.lensnet import TransformerLensNet
-from mcframe_plugins.loss import EMAKL
+from mcframe_plugins.loss.ema_kl import EMAKL
 from mcframe_plugins.variants import RandomCollapse
 from tests.support.lens_oracle import FLAT, TALL, case_of, policy_divergence
 from tests.support.loss_config import LossConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mcframe.hookspecs import ModelShape, StepView
-from mcframe_plugins.loss import Reconstruction
+from mcframe_plugins.loss.reconstruction import Reconstruction
 from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import TREE, VOCABULARY, geometry_of, random_tokens, step_of_fixed_variants
 

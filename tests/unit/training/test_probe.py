@@ -8,7 +8,7 @@ from mcframe.hookspecs import LossTerm, Positions
 from mcframe.registry.checks import ContractError
 from mcframe.training.probe import probe_plugins
 from mcframe.training.train_step import StepBatch, TrainStep
-from mcframe_plugins.loss import ZLoss
+from mcframe_plugins.loss.z_loss import ZLoss
 from mcframe_plugins.variants import LensGuided, RandomCollapse
 from tests.support.generators import geometry_of
 from tests.support.loss_config import LossConfig
