@@ -17,7 +17,7 @@ from mcframe.errors import UserError
 
 @dataclass(frozen=True)
 class ContextTree:
-    """How a window of `window` tokens is divided into nodes of several levels of detail (LOD).
+    """The division of a window of `window` tokens into nodes of several levels of detail (LOD).
 
     window      T, tokens that one sequence holds (targets need one more)
     block_size  K, children that one gist summarises

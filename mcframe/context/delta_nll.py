@@ -37,10 +37,10 @@ DISTANCES = (16, 32, 128, 512)
 class PairedNLL:
     """Variants against their baseline.
 
-    nll      [R, L] NLL of the variants' entries, in nats
-    partner  [R, L] the baseline's NLL at the same target, detached
-    scored   [R, L] bool: the entry predicts, so it has a partner, and its target counts
-    nearest  [R, L] index of the nearest gist entry on the left (last slot; itself for a gist), -1 where there is none
+    nll           [R, L] NLL of the variants' entries, in nats
+    baseline_nll  [R, L] the baseline's NLL at the same target, detached
+    loss_mask     [R, L] bool: the entry predicts a target, and that target counts
+    nearest       [R, L] index of the nearest gist entry on the left (last slot; itself for a gist), -1 without one
     """
 
     context: WorkingContext
@@ -51,7 +51,7 @@ class PairedNLL:
 
     @property
     def delta(self) -> Tensor:
-        """[R, L] ΔNLL in nats; meaningless where not `scored`."""
+        """[R, L] ΔNLL in nats; undefined outside `loss_mask`."""
         return self.nll - self.baseline_nll
 
     @property
@@ -60,12 +60,12 @@ class PairedNLL:
         return self.loss_mask & (self.context.end >= self.context.tree.cursor)
 
     def of_nearest(self, values: Tensor) -> Tensor:
-        """[R, L] what `values` [R, L] holds for the nearest gist on the left; meaningless where there is none."""
+        """[R, L] what `values` [R, L] holds for the nearest gist on the left; undefined where `nearest` is -1."""
         return values.gather(1, self.nearest.clamp(min=0))
 
     @property
     def after_gist(self) -> Tensor:
-        """[R, L] bool: a scored token with a gist somewhere on its left."""
+        """[R, L] bool: a token of the loss mask with a gist somewhere on its left."""
         return self.loss_mask & (self.context.lod == 0) & (self.nearest >= 0)
 
     @property

@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SUFFIXES = {".py", ".md", ".gin", ".toml", ".tmpl", ".ini", ".cfg", ".yml", ".yaml", ".txt", ".css", ".html", ".j2"}
-SKIPPED = ("tests/lint/", "CHANGELOG.md", "LICENSE", "mcframe/renamed.py")
+SKIPPED = ("tests/lint/", "tests/unit/docs/test_lint_checks.py", "CHANGELOG.md", "LICENSE", "mcframe/renamed.py")
 """Files that must hold old words: the list itself, history, and the table of renamed bindings."""
 
 QUESTION_WORDS = {"What", "Which", "Whose", "Who", "How", "Where", "When", "Why", "Whether"}

@@ -10,6 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from mcframe.context.context_tree import ContextTree
+from mcframe.context.delta_nll import PairedNLL, pair_nll
+from mcframe.context.working_context import build_context
+from tests.support import oracle
 from tests.support.oracle import Focus, Tree, random_focus
 
 MANY = settings(max_examples=30, deadline=None, derandomize=True)
@@ -48,3 +51,23 @@ def focused_trees(draw, max_rows: int = 4, max_window: int = 90) -> tuple[Tree, 
     rng = random.Random(draw(st.integers(0, 2**32)))
     rows = draw(st.integers(1, max_rows))
     return tree, [random_focus(tree, rng, rng.choice((0.0, 0.2, 0.5, 0.8, 1.0))) for _ in range(rows)]
+
+
+def random_pairs(tree: oracle.Tree, focuses: list[list[int]], variants: int, seed: int) -> tuple[PairedNLL, list]:
+    """Return random losses of focuses, `variants` a sequence, paired by the code and by the oracle."""
+    generator = torch.Generator().manual_seed(seed)
+    context = build_context(focus_tensor(focuses), geometry_of(tree))
+    baseline = torch.rand(len(focuses) // variants, tree.window, generator=generator)
+    nll = torch.rand(len(focuses), context.length, generator=generator) * 2
+    rows = []
+    for row, focus in enumerate(focuses):
+        entries = oracle.build_context(tree, focus)
+        losses = nll[row, : len(entries)].tolist()
+        rows.append((entries, oracle.pair_nll(entries, losses, baseline[row // variants].tolist())))
+    return pair_nll(context, nll, baseline), rows
+
+
+def several(case: tuple, variants: int) -> tuple[oracle.Tree, list[list[int]]]:
+    tree, focuses = case
+    """Return the case with `variants` different focuses of each sequence next to each other."""
+    return tree, [focuses[(i + j) % len(focuses)] for i in range(len(focuses)) for j in range(variants)]

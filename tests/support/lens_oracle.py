@@ -1,9 +1,10 @@
-"""LensNet's objective, one block and one pair at a time, written from docs/concepts.md; and random cases for it."""
+"""LensNet's losses, one block and one pair at a time, written from docs/concepts.md; and random cases for them."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -19,14 +20,195 @@ from mcframe.hookspecs import LensNet, LensPass, ModelShape, StepMetrics, StepVi
 from mcframe.losses.lens_metrics import lens_metrics
 from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of, trees
-from tests.support.loss_settings import LossSettings
-from tests.support.step_oracle import correlation, number
+from tests.support.loss_config import LossConfig
 
-SOMETHING = 0.0, 0.02, -0.4, 0.3, 2.5
-"""Verdicts in nats: few, so that some contexts are equally good."""
+FLAT = oracle.Tree(window=40, block_size=4, levels=1, slots=1, tail=5, sink=1, horizon=13)
+TALL = oracle.Tree(window=44, block_size=3, levels=2, slots=2, tail=4, sink=0)
+TAIL_DELTAS = 0.0, 0.02, -0.4, 0.3, 2.5
+"""Nats; few values, so that some contexts are equally good."""
 
 
-class Said(LensNet):
+# ---- the reference -------------------------------------------------------------------------------
+def number(x: Tensor | float) -> float:
+    return x.detach().item() if isinstance(x, Tensor) else x
+
+
+def average(values: Sequence[Tensor | float]) -> Tensor:
+    """Return the mean in float64, 0 without values."""
+    return oracle.mean(values) + torch.zeros((), dtype=torch.float64)
+
+
+def correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return Pearson's correlation, NaN where a side is constant."""
+    if len(pairs) < 2:
+        return math.nan
+    mx, my = (oracle.mean(side) for side in zip(*pairs, strict=True))
+    xx, yy = sum((x - mx) ** 2 for x, _ in pairs), sum((y - my) ** 2 for _, y in pairs)
+    return math.nan if xx * yy < 1e-20 else sum((x - mx) * (y - my) for x, y in pairs) / math.sqrt(xx * yy)
+
+
+@dataclass
+class ScoredContext:
+    """A variant with the entries before the cursor, their scores, and its mean ΔNLL after the cursor."""
+
+    tree: oracle.Tree
+    focus: oracle.Focus
+    prefix: list[oracle.Entry]
+    scores: list[Tensor]
+    tail_delta: float
+
+    def block_scores(self, scores: Sequence[Tensor] | None = None) -> list[Tensor]:
+        values = oracle.block_means(self.tree, self.prefix, self.scores if scores is None else scores)
+        return [torch.as_tensor(value, dtype=torch.float64) for value in values]
+
+    def can_change(self, block: int) -> bool:
+        """Return whether an entry of the block can be expanded or collapsed."""
+        covering = [e for e in self.prefix if oracle.covers(e, self.tree, block)]
+        return any(e.lod > 0 or oracle.can_collapse(self.tree, e) for e in covering)
+
+
+@dataclass
+class LensFigures:
+    """The values of which each metric is made of LensNet."""
+
+    correlations: list[float] = field(default_factory=list)
+    agreements: list[float] = field(default_factory=list)
+    attributed: list[float] = field(default_factory=list)
+    strengths: list[float] = field(default_factory=list)
+    span_pairs: list[tuple[float, float]] = field(default_factory=list)
+    score_pairs: list[tuple[float, float]] = field(default_factory=list)
+    absolute: list[float] = field(default_factory=list)
+    spreads: list[float] = field(default_factory=list)
+    kls: list[float] = field(default_factory=list)
+
+    def add_scores(self, context: ScoredContext, entry_deltas: Sequence[oracle.EntryDelta]) -> None:
+        values = [number(s) for s in context.scores]
+        middle = oracle.mean(values)
+        self.absolute += [abs(v) for v in values]
+        self.spreads.append(math.sqrt(oracle.mean([(v - middle) ** 2 for v in values])))
+        spans = oracle.span_deltas(entry_deltas, context.tree.delta_horizon)
+        for entry, value in zip(context.prefix, values, strict=True):
+            if entry.lod and entry.predicts and entry.start in spans:
+                self.score_pairs.append((value, number(oracle.mean(spans[entry.start]))))
+
+
+def lens_loss(variants: Sequence[Sequence[ScoredContext]], o: LossConfig, scale: float, figures: LensFigures) -> Tensor:
+    """Return the loss of the variants of each sequence, without attribution and EMA-KL, divided by `o.lens`."""
+    every = [each for of_sequence in variants for each in of_sequence]
+    pairs = [pair for of_sequence in variants for pair in combinations(of_sequence, 2)]
+    losses = {
+        "preference": [preference(one, other, o, scale, figures) for one, other in pairs],
+        "span_utility": [span_utility(each, o) for each in every],
+        "span_difference": [span_difference(one, other, o) for one, other in pairs],
+    }
+    return o.balance * average([balance(each) for each in every]) + average(losses[o.kind])
+
+
+def balance(context: ScoredContext) -> Tensor:
+    expand = collapse = torch.zeros((), dtype=torch.float64)
+    for entry, score in zip(context.prefix, context.scores, strict=True):
+        mass = score.abs() * entry.span / entry.slots
+        if score > 0 and entry.lod > 0:
+            expand = expand + mass
+        if score < 0 and oracle.can_collapse(context.tree, entry):
+            collapse = collapse + mass
+    total = expand + collapse
+    return ((expand - collapse) / total).square() if total > 0 else total
+
+
+def ordered(one: ScoredContext, other: ScoredContext) -> tuple[ScoredContext, ScoredContext, float]:
+    """Return the worse context, the better one, and their difference in nats."""
+    worse, better = (one, other) if one.tail_delta > other.tail_delta else (other, one)
+    return worse, better, worse.tail_delta - better.tail_delta
+
+
+def ranked(margin: float) -> float:
+    return 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
+
+
+def preference(one: ScoredContext, other: ScoredContext, o: LossConfig, scale: float, figures: LensFigures) -> Tensor:
+    worse, better, nats = ordered(one, other)
+    strength, terms, logits, signs = nats / scale, [], [], []
+    sharpness = max(1.0, strength) / o.temperature
+    by_sign: dict[float, list[Tensor]] = {1.0: [], -1.0: []}
+    for side in (worse,) if o.sides == "worse" else (worse, better):
+        for block, score in enumerate(side.block_scores()):
+            difference = worse.focus[block] - better.focus[block]
+            if difference == 0 or nats == 0 or not side.can_change(block):
+                continue
+            sign = 1.0 if difference > 0 else -1.0
+            logits.append(number(sign * score * sharpness))
+            terms.append(math.tanh(strength) * torch.log1p(torch.exp(-sign * score * sharpness)))
+            by_sign[sign].append(score)
+            signs.append((number(score), sign))
+            figures.span_pairs.append((number(score), sign * math.tanh(strength)))
+    figures.correlations.append(correlation(signs))
+    if not terms:
+        return average([])
+    figures.agreements.append(ranked(math.fsum(score * sign for score, sign in signs)))
+    figures.strengths.append(nats)
+    loss = average(terms)
+    if all(by_sign.values()):
+        loss = loss + o.rank_weight * (o.rank_margin - (average(by_sign[1.0]) - average(by_sign[-1.0]))).relu()
+    return loss * (2 / (1 + math.exp(oracle.mean(logits)))) ** o.focal_gamma
+
+
+def span_utility(context: ScoredContext, o: LossConfig) -> Tensor:
+    target = math.tanh(context.tail_delta / o.utility_scale)
+    scores = zip(context.prefix, context.scores, strict=True)
+    return average([(score - target) ** 2 for entry, score in scores if entry.lod])
+
+
+def span_difference(one: ScoredContext, other: ScoredContext, o: LossConfig) -> Tensor:
+    of_one, of_other, blocks = one.block_scores(), other.block_scores(), range(one.tree.blocks)
+    less = [block for block in blocks if one.focus[block] > other.focus[block]]
+    more = [block for block in blocks if one.focus[block] < other.focus[block]]
+    if not less or not more:
+        return average([])
+    target = math.tanh((one.tail_delta - other.tail_delta) / o.utility_scale)
+    gists = average([of_one[block] for block in less]) - average([of_other[block] for block in more])
+    raw = average([of_other[block] for block in less]) - average([of_one[block] for block in more])
+    return ((gists - target) ** 2 + (raw - target) ** 2) / 2
+
+
+def attribution(
+    one: ScoredContext,
+    other: ScoredContext,
+    scores: Sequence[Tensor | float],
+    o: LossConfig,
+    scale: float,
+    figures: LensFigures,
+) -> Tensor:
+    """Return the loss of a pair if every saved entry costs its block's score in the uncompressed context."""
+    worse, better, nats = ordered(one, other)
+    if nats == 0 or one.focus == other.focus:
+        return average([])
+    tree, lost = one.tree, []
+    for context in (worse, better):
+        lost.append(average([]))
+        for block, lod in enumerate(context.focus):
+            if lod:
+                blocks = tree.block_size ** (lod - 1)  # of the node that the block belongs to
+                saved = (blocks * tree.block_size - tree.slots) / blocks
+                lost[-1] = lost[-1] + scores[block] * saved / (tree.block_size - tree.slots)
+    margin = lost[0] - lost[1]
+    figures.attributed.append(ranked(number(margin)))
+    sharpness = max(1.0, nats / scale) / o.temperature
+    return -torch.log(1 / (1 + torch.exp(-margin * sharpness))) * math.tanh(nats / scale)
+
+
+def policy_divergence(context: ScoredContext, previous: Sequence[Tensor], temperature: float) -> Tensor:
+    """Return the mean KL between two coins for each block that can change, from their probabilities."""
+    terms = []
+    for block, (now, former) in enumerate(zip(context.block_scores(), context.block_scores(previous), strict=True)):
+        if context.can_change(block):
+            q, p = (1 / (1 + torch.exp(-score / temperature)) for score in (now, former))
+            terms.append(p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
+    return average(terms)
+
+
+# ---- cases ---------------------------------------------------------------------------------------
+class FixedScores(LensNet):
     """Returns fixed scores."""
 
     def __init__(self, scores: Tensor) -> None:
@@ -39,99 +221,92 @@ class Said(LensNet):
 
 @dataclass
 class Case:
-    """Judged contexts with scores, as tensors and as the lists that the oracle walks through."""
+    """Variants with scores, as tensors and as the lists that the reference reads."""
 
     tree: oracle.Tree
     variants: int
     focuses: list[list[int]]
-    verdicts: list[float]
+    tail_deltas: list[float]
     scores: Tensor
     previous: Tensor
     uncompressed: Tensor
     nll: Tensor
     baseline: Tensor
     context: WorkingContext = field(init=False)
-    whole: WorkingContext = field(init=False)
+    paired: PairedNLL = field(init=False)
 
     def __post_init__(self) -> None:
-        self.whole = build_context(focus_tensor(self.focuses), geometry_of(self.tree))
-        self.context = self.whole.before_cursor()
+        context = build_context(focus_tensor(self.focuses), geometry_of(self.tree))
+        self.paired, self.context = pair_nll(context, self.nll, self.baseline), context.before_cursor()
         self.scores = self.scores[:, : self.context.length].clone().requires_grad_()
         self.previous = self.previous[:, : self.context.length].clone().requires_grad_()
         self.uncompressed = self.uncompressed.clone().requires_grad_()
 
     @property
-    def pairing(self) -> PairedNLL:
-        return pair_nll(self.whole, self.nll, self.baseline)
+    def tail_delta(self) -> Tensor:
+        return torch.tensor(self.tail_deltas, dtype=torch.float64)
 
-    @property
-    def verdict(self) -> Tensor:
-        return torch.tensor(self.verdicts, dtype=torch.float64)
-
-    def lens_pass(self, settings: LossSettings, scale: float | Tensor | None = None) -> LensPass:
-        block_scores, delta = block_means(self.scores, self.context), self.verdict
-        pairs = None
-        if self.variants > 1:
-            pairs = preference_pairs(self.context, delta, block_scores, self.variants, settings.sides)
-        nats = torch.as_tensor(settings.scale_nats if scale is None else scale, dtype=torch.float64)
-        embeddings = torch.zeros(*self.context.token.shape, 1)
-        return LensPass(
-            self.context, embeddings, self.scores, block_scores, delta, nats, pairs, self.uncompressed
-        )  # fmt: skip
-
-    def objective(
-        self, settings: LossSettings, scale: float | Tensor | None = None, average: Tensor | None = None
-    ) -> tuple[Tensor, StepMetrics]:
-        """Return the weighted sum of LensNet's losses and their metrics, divided by `settings.lens`."""
-        lens = self.lens_pass(settings, scale)
-        variants = VariantPass(lens.embeddings, lens.embeddings, self.pairing, lens=lens)
-        sequences = len(self.focuses) // self.variants
-        inputs = torch.zeros(sequences, 1)
-        passed = UncompressedPass(*[inputs] * 7)
-        seeds = torch.zeros(sequences, self.variants, dtype=torch.long)
-        view = StepView(self.context.tree, passed, None, variants, seeds, *[lambda *_: inputs] * 3)
-        total, metrics = torch.zeros((), dtype=torch.float64), lens_metrics(lens, self.pairing)
-        for loss in settings.lens_losses(ModelShape(1, self.context.tree)):
-            if loss.name == "ema_kl":
-                if average is None:
-                    continue
-                loss.average = Said(average)
-            if self.variants == 1 and "pairs" in loss.needs:
-                continue
-            term = loss(view)
-            total = total + loss.weight / settings.lens * term.loss.mean()
-            metrics |= term.metrics if isinstance(term.metrics, StepMetrics) else StepMetrics()
-        return total, metrics
-
-    # ---- what the reference walks through ------------------------------------------------------------
     @property
     def pairs(self) -> list[tuple[int, int]]:
         starts = range(0, len(self.focuses), self.variants)
-        return [pair_nll for start in starts for pair_nll in combinations(range(start, start + self.variants), 2)]
+        return [pair for start in starts for pair in combinations(range(start, start + self.variants), 2)]
 
-    def seen(self, row: int) -> list[oracle.Entry]:
-        return [e for e in oracle.build_context(self.tree, self.focuses[row]) if e.end <= self.tree.cursor]
+    def lens_pass(self, config: LossConfig, scale: float | Tensor | None = None) -> LensPass:
+        block_scores, delta, pairs = block_means(self.scores, self.context), self.tail_delta, None
+        if self.variants > 1:
+            pairs = preference_pairs(self.context, delta, block_scores, self.variants, config.sides)
+        nats = torch.as_tensor(config.scale_nats if scale is None else scale, dtype=torch.float64)
+        embeddings = torch.zeros(*self.context.token.shape, 1)
+        return LensPass(self.context, embeddings, self.scores, block_scores, delta, nats, pairs, self.uncompressed)
 
-    def own(self, row: int, scores: Tensor) -> list[Tensor]:
-        return [scores[row, i] for i in range(len(self.seen(row)))]
+    def lens_loss(
+        self, config: LossConfig, scale: float | Tensor | None = None, average: Tensor | None = None
+    ) -> tuple[Tensor, StepMetrics]:
+        """Return the weighted sum of LensNet's losses, divided by `config.lens`, and their metrics."""
+        lens = self.lens_pass(config, scale)
+        variants = VariantPass(lens.embeddings, lens.embeddings, self.paired, lens=lens)
+        inputs = torch.zeros(len(self.focuses) // self.variants, 1)
+        seeds = inputs.long().expand(-1, self.variants)
+        passed, no_model = UncompressedPass(*[inputs] * 7), [lambda *_: inputs] * 3
+        view = StepView(self.context.tree, passed, None, variants, seeds, *no_model)
+        total, metrics = torch.zeros((), dtype=torch.float64), lens_metrics(lens, self.paired)
+        for loss in config.lens_losses(ModelShape(1, self.context.tree)):
+            if (loss.name == "ema_kl" and average is None) or (self.variants == 1 and "pairs" in loss.needs):
+                continue
+            if loss.name == "ema_kl":
+                loss.average = FixedScores(average)
+            term = loss(view)
+            total = total + loss.weight / config.lens * term.loss.mean()
+            metrics |= term.metrics if isinstance(term.metrics, StepMetrics) else StepMetrics()
+        return total, metrics
 
-    def of_blocks(self, row: int, scores: Tensor | None = None) -> list[Tensor]:
-        values = self.own(row, self.scores if scores is None else scores)
-        return [torch.as_tensor(v, dtype=torch.float64) for v in oracle.block_means(self.tree, self.seen(row), values)]
+    def row(self, row: int) -> ScoredContext:
+        """Return a row as the reference reads it."""
+        prefix = [e for e in oracle.build_context(self.tree, self.focuses[row]) if e.end <= self.tree.cursor]
+        scores = list(self.scores[row, : len(prefix)])
+        return ScoredContext(self.tree, self.focuses[row], prefix, scores, self.tail_deltas[row])
 
-    def acts(self, row: int, block: int) -> bool:
-        """The block can be expanded or collapsed: the entries that it is read from say so."""
-        covering = [e for e in self.seen(row) if oracle.covers(e, self.tree, block)]
-        return any(e.lod > 0 or oracle.can_collapse(self.tree, e) for e in covering)
-
-
-@st.composite
-def cases(draw, max_variants: int = 3, min_variants: int = 1) -> Case:
-    tree = draw(trees(max_window=48, max_levels=2))
-    rng = random.Random(draw(st.integers(0, 2**32)))
-    generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    variants, sequences = draw(st.integers(min_variants, max_variants)), draw(st.integers(1, 3))
-    return random_case(tree, variants, sequences, rng, generator)
+    def slow_loss(self, config: LossConfig, scale: float, with_previous: bool = False) -> tuple[Tensor, LensFigures]:
+        """Return what `lens_loss` must return, and the values of which its metrics are made."""
+        rows, figures = [self.row(row) for row in range(len(self.focuses))], LensFigures()
+        by_sequence = [rows[start : start + self.variants] for start in range(0, len(rows), self.variants)]
+        loss = lens_loss(by_sequence, config, scale, figures)
+        if config.attribution:
+            terms = [
+                attribution(rows[a], rows[b], list(self.uncompressed[a // self.variants]), config, scale, figures)
+                for a, b in self.pairs
+            ]
+            loss = loss + config.attribution * average(terms)
+        if with_previous:
+            previous = zip(rows, self.previous.detach(), strict=True)
+            kls = [policy_divergence(row, list(own[: len(row.prefix)]), config.temperature) for row, own in previous]
+            figures.kls = [number(kl) for kl in kls]
+            loss = loss + config.ema_kl * average(kls)
+        for number_of_row, row in enumerate(rows):
+            entries = oracle.build_context(self.tree, row.focus)
+            nll, baseline = self.nll[number_of_row].tolist(), self.baseline[number_of_row // self.variants].tolist()
+            figures.add_scores(row, oracle.pair_nll(entries, nll[: len(entries)], baseline))
+        return loss, figures
 
 
 def random_case(
@@ -139,150 +314,28 @@ def random_case(
 ) -> Case:
     rows = variants * sequences
 
-    def some(*shape: int) -> Tensor:
+    def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     return Case(
         tree=tree,
         variants=variants,
         focuses=[oracle.random_focus(tree, rng, rng.choice((0.1, 0.5, 0.9))) for _ in range(rows)],
-        verdicts=[rng.choice(SOMETHING) for _ in range(rows)],
-        scores=some(rows, tree.window).tanh(),
-        previous=some(rows, tree.window).tanh(),
-        uncompressed=some(sequences, tree.blocks).tanh(),
-        nll=some(rows, tree.window).abs(),
-        baseline=some(sequences, tree.window).abs(),
+        tail_deltas=[rng.choice(TAIL_DELTAS) for _ in range(rows)],
+        scores=draw(rows, tree.window).tanh(),
+        previous=draw(rows, tree.window).tanh(),
+        uncompressed=draw(sequences, tree.blocks).tanh(),
+        nll=draw(rows, tree.window).abs(),
+        baseline=draw(sequences, tree.window).abs(),
     )
 
 
-@dataclass
-class Wanted:
-    """The loss and the values behind each metric."""
-
-    loss: Tensor
-    correlations: list[float] = field(default_factory=list)
-    agreements: list[float] = field(default_factory=list)
-    attributed: list[float] = field(default_factory=list)
-    strengths: list[float] = field(default_factory=list)
-    span_pairs: list[tuple[float, float]] = field(default_factory=list)
-    kls: list[float] = field(default_factory=list)
+def case_of(tree: oracle.Tree, *, variants: int = 2, sequences: int = 8, seed: int = 0) -> Case:
+    return random_case(tree, variants, sequences, random.Random(seed), torch.Generator().manual_seed(seed))
 
 
-def slow_objective(case: Case, o: LossSettings, scale: float, with_previous: bool) -> Wanted:
-    wanted = Wanted(torch.zeros((), dtype=torch.float64))
-    rows = range(len(case.focuses))
-    loss = o.balance * average([slow_budget(case, row) for row in rows])
-    preferences = [slow_preference(case, a, b, o, scale, wanted) for a, b in case.pairs]
-    if o.kind == "span_utility":
-        loss = loss + average([slow_utility(case, row, o) for row in rows])
-    elif case.variants > 1 and o.kind == "span_difference":
-        loss = loss + average([slow_difference(case, a, b, o) for a, b in case.pairs])
-    elif case.variants > 1:
-        loss = loss + average(preferences)
-    if o.attribution:
-        loss = loss + o.attribution * average([slow_attribution(case, a, b, o, scale, wanted) for a, b in case.pairs])
-    if with_previous:
-        kls = [slow_kl(case, row, o) for row in rows]
-        wanted.kls = [number(kl) for kl in kls]
-        loss = loss + o.ema_kl * average(kls)
-    wanted.loss = loss
-    return wanted
-
-
-def average(values: list[Tensor]) -> Tensor:
-    return sum(values, torch.zeros((), dtype=torch.float64)) / max(1, len(values))
-
-
-def slow_budget(case: Case, row: int) -> Tensor:
-    expand = collapse = torch.zeros((), dtype=torch.float64)
-    for entry, score in zip(case.seen(row), case.own(row, case.scores), strict=True):
-        mass = score.abs() * entry.span / entry.slots
-        if score > 0 and entry.lod > 0:
-            expand = expand + mass
-        if score < 0 and oracle.can_collapse(case.tree, entry):
-            collapse = collapse + mass
-    total = expand + collapse
-    return ((expand - collapse) / total).square() if total > 0 else total
-
-
-def slow_preference(case: Case, one: int, other: int, o: LossSettings, scale: float, wanted: Wanted) -> Tensor:
-    worse, better = (one, other) if case.verdicts[one] > case.verdicts[other] else (other, one)
-    nats = case.verdicts[worse] - case.verdicts[better]
-    strength = nats / scale
-    sharpness = max(1.0, strength) / o.temperature
-    terms, logits, up, down, signs = [], [], [], [], []
-    for side in (worse,) if o.sides == "worse" else (worse, better):
-        scores = case.of_blocks(side)
-        for block in range(case.tree.blocks):
-            difference = case.focuses[worse][block] - case.focuses[better][block]
-            if difference == 0 or nats == 0 or not case.acts(side, block):
-                continue
-            sign = 1.0 if difference > 0 else -1.0
-            score = scores[block]
-            logits.append(number(sign * score * sharpness))
-            terms.append(math.tanh(strength) * torch.log1p(torch.exp(-sign * score * sharpness)))
-            (up if sign > 0 else down).append(score)
-            signs.append((number(score), sign))
-            wanted.span_pairs.append((number(score), sign * math.tanh(strength)))
-    wanted.correlations.append(correlation(signs))
-    if not terms:
-        return average([])
-    vote = math.fsum(score * sign for score, sign in signs)
-    wanted.agreements.append(1.0 if vote > 0 else 0.5 if vote == 0 else 0.0)
-    wanted.strengths.append(nats)
-    loss = average(terms)
-    if up and down:
-        loss = loss + o.rank_weight * (o.rank_margin - (average(up) - average(down))).relu()
-    margin = sum(logits) / len(logits)
-    return loss * (2 / (1 + math.exp(margin))) ** o.focal_gamma
-
-
-def slow_utility(case: Case, row: int, o: LossSettings) -> Tensor:
-    wish = math.tanh(case.verdicts[row] / o.utility_scale)
-    scores = zip(case.seen(row), case.own(row, case.scores), strict=True)
-    return average([(score - wish) ** 2 for entry, score in scores if entry.lod])
-
-
-def slow_difference(case: Case, a: int, b: int, o: LossSettings) -> Tensor:
-    of_a, of_b = case.of_blocks(a), case.of_blocks(b)
-    blocks = range(case.tree.blocks)
-    less_in_a = [block for block in blocks if case.focuses[a][block] > case.focuses[b][block]]
-    less_in_b = [block for block in blocks if case.focuses[a][block] < case.focuses[b][block]]
-    if not less_in_a or not less_in_b:
-        return average([])
-    wish = math.tanh((case.verdicts[a] - case.verdicts[b]) / o.utility_scale)
-    gists = average([of_a[block] for block in less_in_a]) - average([of_b[block] for block in less_in_b])
-    raw = average([of_b[block] for block in less_in_a]) - average([of_a[block] for block in less_in_b])
-    return ((gists - wish) ** 2 + (raw - wish) ** 2) / 2
-
-
-def slow_attribution(case: Case, one: int, other: int, o: LossSettings, scale: float, wanted: Wanted) -> Tensor:
-    """The pair's chance to be told the right way round, when every entry that is saved costs its block's score."""
-    worse, better = (one, other) if case.verdicts[one] > case.verdicts[other] else (other, one)
-    nats = case.verdicts[worse] - case.verdicts[better]
-    if nats == 0 or case.focuses[one] == case.focuses[other]:
-        return average([])
-    scores, tree = case.uncompressed[one // case.variants], case.tree
-    given_up = [average([]), average([])]
-    for side, row in enumerate((worse, better)):
-        for block, lod in enumerate(case.focuses[row]):
-            if lod:
-                blocks = tree.block_size ** (lod - 1)  # of the node that the block belongs to
-                saved = (blocks * tree.block_size - tree.slots) / blocks
-                given_up[side] = given_up[side] + scores[block] * saved / (tree.block_size - tree.slots)
-    margin = given_up[0] - given_up[1]
-    wanted.attributed.append(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0)
-    sharpness = max(1.0, nats / scale) / o.temperature
-    return -torch.log(1 / (1 + torch.exp(-margin * sharpness))) * math.tanh(nats / scale)
-
-
-def slow_kl(case: Case, row: int, o: LossSettings) -> Tensor:
-    """Of two coins, from their probabilities."""
-    now, former = case.of_blocks(row), case.of_blocks(row, case.previous.detach())
-    terms = []
-    for block in range(case.tree.blocks):
-        if case.acts(row, block):
-            q = 1 / (1 + torch.exp(-now[block] / o.temperature))
-            p = 1 / (1 + torch.exp(-former[block] / o.temperature))
-            terms.append(p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
-    return average(terms)
+@st.composite
+def cases(draw, min_variants: int = 1) -> Case:
+    tree, seed = draw(trees(max_window=48, max_levels=2)), draw(st.integers(0, 2**31))
+    variants, sequences = draw(st.integers(min_variants, 3)), draw(st.integers(1, 3))
+    return case_of(tree, variants=variants, sequences=sequences, seed=seed)

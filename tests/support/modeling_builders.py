@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcframe.context.working_context import WorkingContext
+from mcframe.context.working_context import WorkingContext, build_context
 from mcframe.hookspecs import GistNet, LensNet, Loss, ModelShape, Sequences, StepMetrics, VariantStrategy
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.model import MegaContextModel
@@ -19,10 +19,10 @@ from mcframe.modeling.rope import GaussianRope
 from mcframe.training.train_step import StepBatch, TrainStep
 from mcframe_plugins.gistnet import MeanGistNet, TransformerGistNet
 from mcframe_plugins.lensnet import MLPLensNet, RecencyLensNet, SurpriseLensNet, TransformerLensNet
-from mcframe_plugins.loss import Reconstruction
+from mcframe_plugins.loss.reconstruction import Reconstruction
 from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 
 VOCABULARY = 13
 TREE = oracle.Tree(window=29, block_size=3, levels=2, slots=1, tail=6, sink=0)
@@ -40,8 +40,8 @@ class EntryLens(LensNet):
         return (embeddings @ self.direction + self.by_lod[context.lod]).tanh()
 
 
-class Given(VariantStrategy):
-    """Proposes the focuses that it was given, [B][V][blocks]."""
+class FixedVariants(VariantStrategy):
+    """Proposes fixed focuses, [B][V][blocks]."""
 
     def __init__(self, focuses: Sequence[Sequence[oracle.Focus]]) -> None:
         self.focuses = torch.stack([focus_tensor(of_sequence) for of_sequence in focuses])
@@ -60,8 +60,8 @@ class Reader(GistNet):
         self.maps = nn.Parameter(torch.randn(shape.tree.levels, shape.width, shape.width))
 
     def forward(self, children: Tensor, lod: int) -> Tensor:
-        place = torch.arange(1, children.shape[2] + 1, dtype=children.dtype, device=children.device)
-        weights = torch.stack([torch.cos(place * (slot + 1)) for slot in range(self.slots)])
+        position = torch.arange(1, children.shape[2] + 1, dtype=children.dtype, device=children.device)
+        weights = torch.stack([torch.cos(position * (slot + 1)) for slot in range(self.slots)])
         return weights @ children @ self.maps[lod - 1]
 
 
@@ -101,7 +101,7 @@ def build_gpt(tree: oracle.Tree, seed: int = 0, **options: object) -> GPT:
 class Step(TrainStep):
     """A train step with a short call, and the parts of its model as attributes."""
 
-    settings: LossSettings
+    settings: LossConfig
 
     def forward(
         self, tokens: Tensor, seeds: Tensor, length: int, loss_mask: Tensor | None = None, blocks: int = 1
@@ -131,19 +131,19 @@ def build_step(
     *,
     gistnet: str | None = "transformer",
     lensnet: str | None = "entry",
-    settings: LossSettings | None = None,
+    settings: LossConfig | None = None,
     losses: Sequence[Loss] = (),
     seed: int = 0,
     **options: object,
 ) -> Step:
     """Build a small step with random weights; `losses` are added to those of the settings."""
-    gpt, settings = build_gpt(tree, seed, **options), settings or LossSettings()
+    gpt, settings = build_gpt(tree, seed, **options), settings or LossConfig()
     shape = ModelShape(gpt.width, geometry_of(tree))
     gist = None if gistnet is None else GISTNETS[gistnet](shape)
     lens = None if lensnet is None or gist is None else LENSNETS[lensnet](shape)
     built = settings.losses(shape)
-    told = next((loss for loss in built if loss.name == "reconstruction"), None) if gist is not None else None
-    for number, module in enumerate((gist, lens, told), start=1):
+    reconstruction = next((loss for loss in built if loss.name == "reconstruction"), None) if gist is not None else None
+    for number, module in enumerate((gist, lens, reconstruction), start=1):
         if module is not None:
             randomise(module, seed + number)
     if lens is not None and lensnet in ("entry", "mlp"):  # or every score is at the end of its range
@@ -153,7 +153,7 @@ def build_step(
     return assemble(MegaContextModel(gpt, gist, lens, strategy, shape.tree), settings, [*built, *losses])
 
 
-def assemble(model: MegaContextModel, settings: LossSettings, losses: Sequence[Loss] | None = None) -> Step:
+def assemble(model: MegaContextModel, settings: LossConfig, losses: Sequence[Loss] | None = None) -> Step:
     """Put a model and its losses together."""
     if losses is None:
         losses = settings.losses(ModelShape(model.gpt.width, model.tree))
@@ -162,6 +162,14 @@ def assemble(model: MegaContextModel, settings: LossSettings, losses: Sequence[L
     step = Step(model, losses, settings.lens_targets)
     step.settings = settings
     return step
+
+
+def step_of_fixed_variants(
+    sequences: int, variants: int = 2, tree: oracle.Tree = TREE, seed: int = 0, **options: object
+) -> tuple[Step, int, list[list[list[int]]]]:
+    """Build a step whose variants are fixed; return it with their length and their focuses [B][V][blocks]."""
+    focuses, length = equal_lengths(tree, sequences, variants, seed)
+    return build_step(tree, FixedVariants(focuses), **options), length, focuses
 
 
 def random_tokens(tree: oracle.Tree, sequences: int, seed: int) -> Tensor:
@@ -179,6 +187,13 @@ def equal_lengths(tree: oracle.Tree, sequences: int, variants: int, seed: int) -
     length = rng.choice(rich)
     pool = sorted(by_length[length])
     return [[list(f) for f in rng.sample(pool, variants)] for _ in range(sequences)], length
+
+
+def mixed_context(rows: int = 3) -> WorkingContext:
+    """Return padded working contexts with entries of every LOD."""
+    rng = random.Random(2)
+    focuses = [oracle.random_focus(TREE, rng, 0.5) for _ in range(rows)]
+    return build_context(focus_tensor(focuses), geometry_of(TREE))
 
 
 def seeds_for(sequences: int, variants: int) -> Tensor:

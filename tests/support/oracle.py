@@ -1,7 +1,7 @@
-"""The slow reference: docs/concepts.md written down once more, one token at a time, in plain Python.
+"""The slow reference: docs/concepts.md again, one token at a time, in plain Python.
 
-Nothing here imports the code under test, and nothing here is clever. A walk through the window visits its nodes in
-order; every quantity is read off that walk.
+Nothing here imports the code under test. A walk through the window visits its nodes in order; every quantity is read
+from that walk.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def node_blocks(tree: Tree, lod: int, node: int) -> range:
 
 
 def node_is_free(tree: Tree, lod: int, node: int) -> bool:
-    """The node exists as a whole and holds no protected block."""
+    """Return whether the node is complete and holds no protected block."""
     blocks = node_blocks(tree, lod, node)
     return blocks.stop <= tree.blocks and not any(is_protected(tree, b) for b in blocks)
 
@@ -168,8 +168,16 @@ def can_collapse(tree: Tree, entry: Entry) -> bool:
     return node_is_free(tree, entry.lod + 1, entry.start // tree.block_size ** (entry.lod + 1))
 
 
+def splitmix(state: int, salt: int) -> int:
+    """Return the hash of the counter RNG, in Python's unbounded integers."""
+    x = (state + (salt + 1) * 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
 # ---- metrics -------------------------------------------------------------------------------------
-class Judged(NamedTuple):
+class EntryDelta(NamedTuple):
     """A predicting entry with its ΔNLL and the nearest span that ends at or before it."""
 
     entry: Entry
@@ -178,14 +186,14 @@ class Judged(NamedTuple):
     nearest: Entry | None
 
 
-def score(entries: Sequence[Entry], nll: Sequence[float], baseline: Sequence[float]) -> list[Judged]:
+def pair_nll(entries: Sequence[Entry], nll: Sequence[float], baseline: Sequence[float]) -> list[EntryDelta]:
     """Pair each predicting entry with the baseline's position end - 1, which has the very same target."""
-    result: list[Judged] = []
+    result: list[EntryDelta] = []
     nearest = None
     for entry, loss in zip(entries, nll, strict=True):
         if not entry.predicts:
             continue
-        result.append(Judged(entry, loss, loss - baseline[entry.end - 1], None if entry.lod else nearest))
+        result.append(EntryDelta(entry, loss, loss - baseline[entry.end - 1], None if entry.lod else nearest))
         if entry.lod:
             nearest = entry
     return result
@@ -195,20 +203,20 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def tail_delta(tree: Tree, tail_mask: Sequence[Judged]) -> float:
-    return mean([j.delta for j in tail_mask if j.entry.end >= tree.cursor])
+def tail_delta(tree: Tree, entry_deltas: Sequence[EntryDelta]) -> float:
+    return mean([j.delta for j in entry_deltas if j.entry.end >= tree.cursor])
 
 
-def span_deltas(tail_mask: Sequence[Judged], delta_horizon: int) -> dict[int, list[float]]:
-    """First token of each span -> ΔNLL of the tokens less than `reach` behind it for which it is the nearest."""
+def span_deltas(entry_deltas: Sequence[EntryDelta], delta_horizon: int) -> dict[int, list[float]]:
+    """First token of each span -> ΔNLL of the tokens less than `delta_horizon` after it for which it is the nearest."""
     result: dict[int, list[float]] = {}
-    for j in tail_mask:
+    for j in entry_deltas:
         if j.nearest is not None and j.entry.start - j.nearest.end < delta_horizon:
             result.setdefault(j.nearest.start, []).append(j.delta)
     return result
 
 
-def metrics(tree: Tree, rows: Sequence[tuple[Sequence[Entry], Sequence[Judged]]]) -> dict[str, list[float]]:
+def metrics(tree: Tree, rows: Sequence[tuple[Sequence[Entry], Sequence[EntryDelta]]]) -> dict[str, list[float]]:
     """Name -> the values that are pooled into its mean."""
     pool: dict[str, list[float]] = {}
     for level in range(tree.levels + 1):
@@ -218,13 +226,13 @@ def metrics(tree: Tree, rows: Sequence[tuple[Sequence[Entry], Sequence[Judged]]]
     for _, high in buckets:
         pool[f"mc/delta_after/{high}"] = []
     pool |= {"mc/tail_delta": [], "mc/wc_length": [], "mc/adv_delta": []}
-    for entries, tail_mask in rows:
+    for entries, entry_deltas in rows:
         pool["mc/wc_length"].append(len(entries))
         for level in range(tree.levels + 1):
             pool[f"mc/lod_count/{level}"].append(sum(e.lod == level for e in entries))
         seen_gist = False
         advantage = []
-        for j in tail_mask:
+        for j in entry_deltas:
             seen_gist |= j.entry.lod > 0 or j.nearest is not None  # a gist whose own target does not count is one
             if seen_gist:
                 advantage.append(j.delta)

@@ -1,4 +1,4 @@
-"""What reading a run costs: python tests/support/reading_cost.py [LINES]. The figures of docs/review.md are its."""
+"""Measure the cost of reading a run, for docs/review.md: `python tests/support/reading_cost.py [LINES]`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRICS, WORDS = 52, 1000
 
 
 def main(lines: int) -> None:
-    """Write a record of so many lines, read it, print what that took."""
+    """Write a record of `lines` lines, read it, and print the time and the memory."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "metrics.jsonl"
         tails = [json.dumps({f"mc/metric_{k}": random.random() for k in range(METRICS)})[1:] for _ in range(WORDS)]

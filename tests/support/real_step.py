@@ -18,7 +18,7 @@ from mcframe_plugins.lensnet import TransformerLensNet
 from mcframe_plugins.variants import RandomCollapse
 from tests.support import oracle
 from tests.support.generators import geometry_of
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import VOCABULARY, Step, assemble
 
 LENGTH = 21
@@ -42,7 +42,7 @@ READS_BACK = {
 
 
 class Operations(TorchDispatchMode):
-    """Counts aten operations and, where asked, refuses those that wait for the device."""
+    """Counts aten operations and, with `refuse`, fails at those that wait for the device."""
 
     def __init__(self, refuse: bool = False) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def no_reads() -> Iterator[Operations]:
 
 
 def real_step(
-    tree: oracle.Tree, settings: LossSettings | None = None, gist_bias: float | None = None, **gist: object
+    tree: oracle.Tree, settings: LossConfig | None = None, gist_bias: float | None = None, **gist: object
 ) -> Step:
     """Build a step as a run does: real plug-ins with their own initialisation."""
     torch.manual_seed(0)
@@ -87,4 +87,4 @@ def real_step(
         RandomCollapse(shape.tree),
         shape.tree,
     )
-    return assemble(model, settings or LossSettings())
+    return assemble(model, settings or LossConfig())

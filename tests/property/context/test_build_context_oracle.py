@@ -1,3 +1,5 @@
+"""Working contexts, focuses and gathers against a walk through the window, one entry at a time."""
+
 import random
 
 import pytest
@@ -15,93 +17,73 @@ from tests.support.generators import MANY, SOME, focus_tensor, focused_trees, ge
 @given(focused_trees())
 def test_entries_are_those_of_a_walk_through_the_window(case):
     tree, focuses = case
-    context = build_context(focus_tensor(focuses), geometry_of(tree))
+    context, table = build_context(focus_tensor(focuses), geometry_of(tree)), oracle.table_rows(tree)
     assert context.length == tree.window
+    assert context.tree.table_rows == len(table)
+    tokens = torch.arange(tree.window + 1) * 3 + 7
+    targets = context.targets(tokens[1:].expand(len(focuses), -1))
     for row, focus in enumerate(focuses):
         entries = oracle.build_context(tree, focus)
-        here = slice(0, len(entries))
-        assert context.valid[row].tolist() == [True] * len(entries) + [False] * (tree.window - len(entries))
+        padding = [False] * (tree.window - len(entries))
+        assert context.valid[row].tolist() == [True] * len(entries) + padding
         for name in ("lod", "slot", "start", "end", "span", "slots", "predicts"):
-            wanted = [getattr(e, name) for e in entries]
-            assert getattr(context, name)[row, here].tolist() == wanted, name
-        assert context.token[row, here].tolist() == [e.start + e.slot for e in entries]
-        # filling is inert: no LOD, no target
+            assert getattr(context, name)[row, : len(entries)].tolist() == [getattr(e, name) for e in entries], name
+        assert context.token[row, : len(entries)].tolist() == [e.start + e.slot for e in entries]
+        assert context.row[row, : len(entries)].tolist() == [table[e.lod, e.start, e.slot] for e in entries]
+        found = targets[row, context.predicts[row]].tolist()
+        assert found == [int(tokens[e.end]) for e in entries if e.predicts]
+        assert expandable(context)[row].tolist() == [e.lod > 0 for e in entries] + padding
+        assert collapsible(context)[row].tolist() == [oracle.can_collapse(tree, e) for e in entries] + padding
+        # Padding has no LOD and no target.
         assert not context.lod[row, len(entries) :].any()
         assert not context.predicts[row, len(entries) :].any()
-        # last slots tile the window: no gap, no overlap
+        # Last slots tile the window without gap or overlap.
         last = [e for e in entries if e.predicts]
         assert [e.start for e in last] == [0, *(e.end for e in last[:-1])]
 
 
 @MANY
 @given(focused_trees())
-def test_the_promised_length_gives_the_same_entries_without_filling(case):
+def test_a_known_length_makes_the_same_entries_without_padding(case):
     tree, focuses = case
-    tree = geometry_of(tree)
     for focus in focuses:
         entries = oracle.build_context(tree, focus)
-        context = build_context(focus_tensor([focus, focus]), tree, len(entries))
+        context = build_context(focus_tensor([focus, focus]), geometry_of(tree), len(entries))
         assert not context.padded
         assert context.valid.all()
         assert context.token.tolist() == [[e.start + e.slot for e in entries]] * 2
         assert context.lod.tolist() == [[e.lod for e in entries]] * 2
 
 
-def test_a_broken_promise_of_length_stops_the_program():
+def test_another_length_than_expected_stops_the_program():
     tree = geometry_of(oracle.Tree(16, 4, 1, 1, 0, 0))
     with pytest.raises(RuntimeError, match="another length than expected"):
         build_context(torch.tensor([[0, 1, 0, 0]]), tree, 14)
 
 
 @MANY
-@given(focused_trees())
-def test_targets_are_the_first_token_after_the_span(case):
-    tree, focuses = case
-    tokens = torch.arange(tree.window + 1) * 3 + 7  # token t has an id that gives t away
-    next_tokens = tokens[1:].expand(len(focuses), -1)
-    context = build_context(focus_tensor(focuses), geometry_of(tree))
-    found = context.targets(next_tokens)
-    for row, focus in enumerate(focuses):
-        for column, entry in enumerate(oracle.build_context(tree, focus)):
-            if entry.predicts:
-                assert found[row, column] == tokens[entry.end]
-
-
-@MANY
-@given(focused_trees())
-def test_rows_of_the_node_table(case):
-    tree, focuses = case
-    tree, rows = geometry_of(tree), oracle.table_rows(tree)
-    assert tree.table_rows == len(rows)
-    context = build_context(focus_tensor(focuses), tree)
-    for row, focus in enumerate(focuses):
-        entries = oracle.build_context(tree, focus)
-        wanted = [rows[e.lod, e.start, e.slot] for e in entries]
-        assert context.row[row, : len(entries)].tolist() == wanted
-
-
-@MANY
 @given(focused_trees(), st.sampled_from(["centre", "start", "end"]))
 def test_positions(case, placement):
     tree, focuses = case
-    context = build_context(focus_tensor(focuses), geometry_of(tree))
-    mu, sigma = context.positions(placement)
+    mu, sigma = build_context(focus_tensor(focuses), geometry_of(tree)).positions(placement)
     assert mu.dtype == sigma.dtype == torch.float32
     for row, focus in enumerate(focuses):
-        for column, entry in enumerate(oracle.build_context(tree, focus)):
-            mean, spread = oracle.position(entry, placement)
-            assert mu[row, column].item() == pytest.approx(mean, abs=1e-4)
-            assert sigma[row, column].item() == pytest.approx(spread, abs=1e-4)
-            if entry.lod == 0:
-                assert (mu[row, column], sigma[row, column]) == (entry.start, 0)
+        expected = [oracle.position(entry, placement) for entry in oracle.build_context(tree, focus)]
+        for found, values in zip((mu, sigma), zip(*expected, strict=True), strict=True):
+            assert found[row, : len(expected)].tolist() == pytest.approx(list(values), abs=1e-4)
 
 
 @MANY
 @given(focused_trees())
-def test_lengths(case):
+def test_lengths_and_first_blocks(case):
     tree, focuses = case
-    found = lengths(focus_tensor(focuses), geometry_of(tree))
-    assert found.tolist() == [len(oracle.build_context(tree, focus)) for focus in focuses]
+    focus_rows = focus_tensor(focuses)
+    assert lengths(focus_rows, geometry_of(tree)).tolist() == [len(oracle.build_context(tree, f)) for f in focuses]
+    found = first_block(focus_rows, geometry_of(tree))
+    for row, focus in enumerate(focuses):
+        for block, lod in enumerate(focus):
+            node = block // tree.block_size ** max(lod - 1, 0)
+            assert found[row, block] == (oracle.node_blocks(tree, lod, node).start if lod else block)
 
 
 @MANY
@@ -134,43 +116,24 @@ def test_misaligned_and_protected_nodes_are_invalid():
         (0, 3, 0, 0, 0, 0, 0, 0): False,
     }
     assert is_valid(focus_tensor(list(cases)), geometry_of(tree)).tolist() == list(cases.values())
-    open_tree = tree._replace(tail=2, sink=0)
-    assert is_valid(
-        focus_tensor([[2, 2, 2, 2, 0, 1, 0, 0], [2, 2, 2, 0, 0, 0, 0, 0]]), geometry_of(open_tree)
-    ).tolist() == [
-        True,
-        False,
-    ]
+    open_tree, focuses = tree._replace(tail=2, sink=0), [[2, 2, 2, 2, 0, 1, 0, 0], [2, 2, 2, 0, 0, 0, 0, 0]]
+    assert is_valid(focus_tensor(focuses), geometry_of(open_tree)).tolist() == [True, False]
 
 
 @MANY
 @given(focused_trees(), st.integers(0, 2**32), st.booleans())
-def test_block_means(case, seed, whole):
+def test_block_means(case, seed, prefix):
     tree, focuses = case
-    torch.manual_seed(seed)
     context = build_context(focus_tensor(focuses), geometry_of(tree))
-    if not whole:
-        context = context.before_cursor()
-    values = torch.randn(len(focuses), context.length, dtype=torch.float64)
+    context = context.before_cursor() if prefix else context
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(len(focuses), context.length, dtype=torch.float64, generator=generator)
     found = block_means(values, context)
     for row, focus in enumerate(focuses):
-        entries = [e for e in oracle.build_context(tree, focus) if whole or e.end <= tree.cursor]
-        assert entries or not whole
-        wanted = oracle.block_means(tree, entries, values[row, : len(entries)].tolist())
-        assert found[row].tolist() == pytest.approx(wanted, abs=1e-9)
-
-
-@MANY
-@given(focused_trees())
-def test_what_can_be_expanded_and_collapsed(case):
-    tree, focuses = case
-    context = build_context(focus_tensor(focuses), geometry_of(tree))
-    up, down = expandable(context), collapsible(context)
-    for row, focus in enumerate(focuses):
-        entries = oracle.build_context(tree, focus)
-        filling = [False] * (tree.window - len(entries))
-        assert up[row].tolist() == [e.lod > 0 for e in entries] + filling
-        assert down[row].tolist() == [oracle.can_collapse(tree, e) for e in entries] + filling
+        entries = [e for e in oracle.build_context(tree, focus) if not prefix or e.end <= tree.cursor]
+        assert entries or prefix
+        expected = oracle.block_means(tree, entries, values[row, : len(entries)].tolist())
+        assert found[row].tolist() == pytest.approx(expected, abs=1e-9)
 
 
 @MANY
@@ -181,24 +144,13 @@ def test_before_the_cursor(case):
         for focus in focuses:
             entries = oracle.build_context(tree, focus)
             context = build_context(focus_tensor([focus]), geometry_of(tree), None if padded else len(entries))
-            seen = context.before_cursor()
+            prefix = context.before_cursor()
             before = [e for e in entries if e.end <= tree.cursor]
-            assert [e for e in entries if e.start < tree.cursor] == before  # no node stands astride the cursor
-            assert seen.valid[0].tolist() == [True] * len(before) + [False] * (seen.length - len(before))
-            assert seen.start[0, : len(before)].tolist() == [e.start for e in before]
-            assert seen.lod[0, : len(before)].tolist() == [e.lod for e in before]
-            assert padded or seen.valid.all()
-
-
-@MANY
-@given(focused_trees())
-def test_first_block_of_the_covering_node(case):
-    tree, focuses = case
-    found = first_block(focus_tensor(focuses), geometry_of(tree))
-    for row, focus in enumerate(focuses):
-        for block, lod in enumerate(focus):
-            wanted = block if lod == 0 else oracle.node_blocks(tree, lod, block // tree.block_size ** (lod - 1)).start
-            assert found[row, block] == wanted
+            assert [e for e in entries if e.start < tree.cursor] == before  # no node crosses the cursor
+            assert prefix.valid[0].tolist() == [True] * len(before) + [False] * (prefix.length - len(before))
+            assert prefix.start[0, : len(before)].tolist() == [e.start for e in before]
+            assert prefix.lod[0, : len(before)].tolist() == [e.lod for e in before]
+            assert padded or prefix.valid.all()
 
 
 @SOME
@@ -206,42 +158,34 @@ def test_first_block_of_the_covering_node(case):
 def test_gather_is_a_lookup_of_each_entry_and_so_is_its_gradient(case, variants, seed):
     tree, focuses = case
     focuses = [focus for focus in focuses for _ in range(variants)]
-    sequences = len(focuses) // variants
     torch.manual_seed(seed)
     rows = oracle.table_rows(tree)
-    table = torch.randn(sequences, len(rows), 3, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(len(focuses) // variants, len(rows), 3, dtype=torch.float64, requires_grad=True)
     context = build_context(focus_tensor(focuses), geometry_of(tree))
     found = gather_embeddings(table, context)
     weight = torch.randn_like(found) * context.valid[..., None]
     (found * weight).sum().backward()
     gradient = torch.zeros_like(table)
     for row, focus in enumerate(focuses):
-        sequence = row // variants
         for column, entry in enumerate(oracle.build_context(tree, focus)):
-            place = rows[entry.lod, entry.start, entry.slot]
-            assert torch.equal(found[row, column], table[sequence, place])
-            gradient[sequence, place] += weight[row, column]
-    assert table.grad is not None
+            index = row // variants, rows[entry.lod, entry.start, entry.slot]
+            assert torch.equal(found[row, column], table[index])
+            gradient[index] += weight[row, column]
     torch.testing.assert_close(table.grad, gradient)
 
 
-def test_the_raw_context_is_what_a_focus_of_zeros_unrolls_to():
+def test_the_raw_context_is_that_of_a_focus_of_zeros():
     tree = geometry_of(oracle.Tree(22, 4, 2, 2, 3, 0))
-    raw, unrolled = raw_context(tree, 3, torch.device("cpu")), build_context(torch.zeros(3, 5, dtype=torch.long), tree)
+    raw, built = raw_context(tree, 3, torch.device("cpu")), build_context(torch.zeros(3, 5, dtype=torch.long), tree)
     for name in ("token", "lod", "valid", "row", "end"):
-        assert torch.equal(getattr(raw, name), getattr(unrolled, name)), name
-    short = raw_context(tree, 1, torch.device("cpu"), 9)
-    assert short.token.tolist() == [list(range(9))]
+        assert torch.equal(getattr(raw, name), getattr(built, name)), name
+    assert raw_context(tree, 1, torch.device("cpu"), 9).token.tolist() == [list(range(9))]
 
 
 @MANY
-@given(
-    st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=12),
-    st.integers(0, 12),
-)
-def test_lowest_takes_the_lowest_from_the_left(items, count):
-    values = torch.tensor([float(v) for v, _ in items])
-    allowed = torch.tensor([a for _, a in items])
-    order = sorted((v, place) for place, (v, a) in enumerate(items) if a)[:count]
-    wanted = [place in {p for _, p in order} for place in range(len(items))]
-    assert bottomk_mask(values, allowed, torch.tensor(count)).tolist() == wanted
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=12), st.integers(0, 12))
+def test_bottomk_takes_the_lowest_from_the_left(items, count):
+    values, allowed = torch.tensor([float(v) for v, _ in items]), torch.tensor([a for _, a in items])
+    lowest = sorted((v, index) for index, (v, a) in enumerate(items) if a)[:count]
+    expected = [index in {i for _, i in lowest} for index in range(len(items))]
+    assert bottomk_mask(values, allowed, torch.tensor(count)).tolist() == expected

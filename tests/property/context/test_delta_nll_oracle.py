@@ -7,77 +7,53 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.context.delta_nll import PairedNLL, delta_metrics, pair_nll, span_delta, tail_delta
+from mcframe.context.delta_nll import delta_metrics, pair_nll, span_delta, tail_delta
 from mcframe.context.step_metrics import masked_mean, masked_sum, moments, pearson
 from mcframe.context.working_context import build_context
 from tests.support import oracle
-from tests.support.generators import MANY, SOME, focus_tensor, focused_trees, geometry_of
-
-
-def paired(tree: oracle.Tree, focuses: list[list[int]], variants: int, seed: int) -> tuple[PairedNLL, list]:
-    """Random losses for the focuses, `variants` of which share a sequence: paired by the code and by the oracle."""
-    generator = torch.Generator().manual_seed(seed)
-    context = build_context(focus_tensor(focuses), geometry_of(tree))
-    baseline = torch.rand(len(focuses) // variants, tree.window, generator=generator)
-    nll = torch.rand(len(focuses), context.length, generator=generator) * 2
-    rows = []
-    for row, focus in enumerate(focuses):
-        entries = oracle.build_context(tree, focus)
-        losses = nll[row, : len(entries)].tolist()
-        rows.append((entries, oracle.score(entries, losses, baseline[row // variants].tolist())))
-    return pair_nll(context, nll, baseline), rows
-
-
-def several(case: tuple, variants: int) -> tuple[oracle.Tree, list[list[int]]]:
-    tree, focuses = case
-    # different focuses of one sequence stand side by side
-    return tree, [focuses[(i + j) % len(focuses)] for i in range(len(focuses)) for j in range(variants)]
+from tests.support.generators import MANY, SOME, focused_trees, geometry_of, random_pairs, several
+from tests.support.step_checks import check_means
 
 
 @MANY
 @given(focused_trees(), st.integers(1, 3), st.integers(0, 2**32))
-def test_every_predicting_entry_meets_its_own_target(case, variants, seed):
+def test_every_predicting_entry_is_paired_at_its_own_target(case, variants, seed):
     tree, focuses = several(case, variants)
-    pairing, rows = paired(tree, focuses, variants, seed)
-    for row, (entries, tail_mask) in enumerate(rows):
+    pairing, rows = random_pairs(tree, focuses, variants, seed)
+    for row, (entries, entry_deltas) in enumerate(rows):
         columns = [c for c, e in enumerate(entries) if e.predicts]
         assert pairing.loss_mask[row].nonzero().flatten().tolist() == columns
-        assert pairing.delta[row, columns].tolist() == pytest.approx([j.delta for j in tail_mask], abs=1e-6)
-        assert pairing.tail_mask[row, columns].tolist() == [j.entry.end >= tree.cursor for j in tail_mask]
-        behind = [j.nearest is not None for j in tail_mask]
-        assert pairing.after_gist[row, columns].tolist() == behind
-        for column, j in zip(columns, tail_mask, strict=True):
+        assert pairing.delta[row, columns].tolist() == pytest.approx([j.delta for j in entry_deltas], abs=1e-6)
+        assert pairing.tail_mask[row, columns].tolist() == [j.entry.end >= tree.cursor for j in entry_deltas]
+        assert pairing.after_gist[row, columns].tolist() == [j.nearest is not None for j in entry_deltas]
+        for column, j in zip(columns, entry_deltas, strict=True):
             if j.nearest is not None:
                 assert pairing.distance[row, column] == j.entry.start - j.nearest.end
 
 
 @MANY
 @given(focused_trees(max_window=140), st.integers(1, 2), st.integers(0, 2**32))
-def test_every_paired_metric(case, variants, seed):
+def test_every_metric(case, variants, seed):
     tree, focuses = several(case, variants)
-    pairing, rows = paired(tree, focuses, variants, seed)
-    found, wanted = delta_metrics(pairing), oracle.metrics(tree, rows)
-    assert found.means.keys() | found.samples.keys() == wanted.keys()
-    for name, values in wanted.items():
-        if name in found.samples:
-            assert found.samples[name].tolist() == pytest.approx(values, abs=1e-5, nan_ok=True)
-        else:
-            total, count = found.means[name].tolist()
-            assert count == len(values), name
-            assert total == pytest.approx(sum(values), abs=1e-3), name
+    pairing, rows = random_pairs(tree, focuses, variants, seed)
+    found, expected = delta_metrics(pairing), oracle.metrics(tree, rows)
+    assert found.means.keys() | found.samples.keys() == expected.keys()
+    for name in found.samples:
+        assert found.samples[name].tolist() == pytest.approx(expected.pop(name), abs=1e-5, nan_ok=True)
+    check_means(found, expected, abs=1e-3)
 
 
 def test_every_bucket_of_distance_is_filled_in_a_long_window():
     tree = oracle.Tree(window=700, block_size=32, levels=1, slots=1, tail=64, sink=0)
     focus = [0] * tree.blocks
-    focus[1] = 1  # 636 tokens stand behind this span; those beyond 512 belong to no bucket
-    pairing, rows = paired(tree, [focus], 1, 5)
-    found, wanted = delta_metrics(pairing), oracle.metrics(tree, rows)
+    focus[1] = 1  # 636 tokens follow this span; those beyond 512 belong to no bucket
+    pairing, rows = random_pairs(tree, [focus], 1, 5)
+    found, expected = delta_metrics(pairing), oracle.metrics(tree, rows)
     for high, count in ((16, 16), (32, 16), (128, 96), (512, 384)):
-        assert len(wanted[f"mc/delta_after/{high}"]) == count
+        assert len(expected[f"mc/delta_after/{high}"]) == count
         total, pooled = found.means[f"mc/delta_after/{high}"].tolist()
         assert pooled == count
-        assert total == pytest.approx(sum(wanted[f"mc/delta_after/{high}"]), abs=1e-3)
+        assert total == pytest.approx(sum(expected[f"mc/delta_after/{high}"]), abs=1e-3)
     assert found.means["mc/lod_delta/1"][1] == 32
     assert found.means["mc/gist_entry_delta/1"][1] == 1
 
@@ -97,20 +73,20 @@ def test_adv_delta_starts_with_the_first_gist_entry_itself():
 @given(focused_trees(), st.integers(0, 2**32))
 def test_span_delta_and_tail_delta(case, seed):
     tree, focuses = case
-    pairing, rows = paired(tree, focuses, 1, seed)
+    pairing, rows = random_pairs(tree, focuses, 1, seed)
     means, counts = span_delta(pairing)
     tails = tail_delta(pairing)
-    for row, (entries, tail_mask) in enumerate(rows):
-        spans = oracle.span_deltas(tail_mask, tree.delta_horizon)
+    for row, (entries, entry_deltas) in enumerate(rows):
+        spans = oracle.span_deltas(entry_deltas, tree.delta_horizon)
         for column in range(means.shape[1]):
             entry = entries[column] if column < len(entries) else None
             own = spans.get(entry.start, []) if entry is not None and entry.lod and entry.predicts else []
             assert counts[row, column] == len(own)
             assert means[row, column].item() == pytest.approx(oracle.mean(own), abs=1e-5)
-        assert tails[row].item() == pytest.approx(oracle.tail_delta(tree, tail_mask), abs=1e-5)
+        assert tails[row].item() == pytest.approx(oracle.tail_delta(tree, entry_deltas), abs=1e-5)
 
 
-def test_the_partner_is_detached_and_the_variant_is_not():
+def test_the_baseline_is_detached_and_the_variant_is_not():
     tree = geometry_of(oracle.Tree(8, 2, 1, 1, 2, 0))
     nll, baseline = torch.rand(1, 8, requires_grad=True), torch.rand(1, 8, requires_grad=True)
     tail_delta(pair_nll(build_context(torch.tensor([[1, 0, 0, 0]]), tree), nll, baseline)).sum().backward()
@@ -136,8 +112,8 @@ def test_pearson_and_moments_agree_with_numpy(size, seed, density):
             assert found[row].item() == pytest.approx(np.corrcoef(left, right)[0, 1], abs=1e-6)
     everything = mask.numpy()
     left, right = x.numpy()[everything], y.numpy()[everything]
-    wanted = [len(left), left.sum(), right.sum(), (left**2).sum(), (right**2).sum(), (left * right).sum()]
-    assert moments(x, y, mask).tolist() == pytest.approx(wanted)
+    expected = [len(left), left.sum(), right.sum(), (left**2).sum(), (right**2).sum(), (left * right).sum()]
+    assert moments(x, y, mask).tolist() == pytest.approx(expected)
 
 
 def test_a_constant_side_has_no_correlation():
@@ -154,8 +130,8 @@ def test_masked_values_may_be_anything():
     assert masked_mean(values, mask, dim=1).tolist() == [2.0, 0.0]
 
 
-def test_how_far_one_looks_is_no_part_of_the_tree():
-    """Tasks name their tree, and references must have the same: a run stays itself when its figures look further."""
+def test_the_horizon_is_not_part_of_the_tree():
+    """A run and its baseline have the same tree, with any horizon of their figures."""
     near, far = ContextTree(40, 8, tail=7), ContextTree(40, 8, tail=7, horizon=40)
     assert (far.delta_horizon, near.delta_horizon) == (40, 8)
     assert near == far

@@ -1,18 +1,18 @@
-"""How hard the model found an entry's tokens, against a walk through those tokens."""
+"""Mean NLL of the tokens of an entry or a block, against a walk through those tokens."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcframe.context import entry_nll as surprise
+from mcframe.context.entry_nll import counts, mean_block_nll, mean_entry_nll
 from mcframe.context.working_context import build_context
 from tests.support import oracle
 from tests.support.generators import MANY, focus_tensor, focused_trees, geometry_of
 
 
-def told(tree, nll, start, end):
-    """NLL of the tokens from `start` to `end` that somebody predicted and that stand before the cursor."""
+def nll_of(tree, nll, start, end):
+    """Return the NLL of the targets before the cursor among the tokens from `start` to `end`."""
     return [nll[token - 1] for token in range(start, end) if 0 < token < tree.cursor]
 
 
@@ -26,17 +26,17 @@ def test_an_entry_has_the_mean_of_its_nodes_tokens(case, variants, seed, padded)
     lengths = {len(oracle.build_context(tree, focus)) for focus in focuses}
     length = None if padded or len(lengths) > 1 else lengths.pop()
     context = build_context(focus_tensor(focuses), geometry_of(tree), length).before_cursor()
-    found, counts = surprise.mean_entry_nll(nll, context), surprise.counts(context)
+    found, counted_at = mean_entry_nll(nll, context), counts(context)
     assert found.dtype == torch.float32
     assert not found.requires_grad
     for row, focus in enumerate(focuses):
         own = nll[row // variants].tolist()
         entries = [e for e in oracle.build_context(tree, focus) if e.end <= tree.cursor]
-        heard = [told(tree, own, e.start, e.end) for e in entries]
-        assert found[row, : len(entries)].tolist() == pytest.approx([oracle.mean(each) for each in heard], abs=1e-5)
-        assert counts[row, : len(entries)].tolist() == [bool(each) for each in heard]
+        counted = [nll_of(tree, own, e.start, e.end) for e in entries]
+        assert found[row, : len(entries)].tolist() == pytest.approx([oracle.mean(each) for each in counted], abs=1e-5)
+        assert counted_at[row, : len(entries)].tolist() == [bool(each) for each in counted]
         assert not found[row, len(entries) :].any()
-        assert not counts[row, len(entries) :].any()
+        assert not counted_at[row, len(entries) :].any()
 
 
 @MANY
@@ -45,24 +45,24 @@ def test_a_block_has_the_mean_of_its_tokens(case, seed):
     tree, _ = case
     torch.manual_seed(seed)
     nll = torch.rand(2, tree.window) * 9
-    found = surprise.mean_block_nll(nll, geometry_of(tree))
+    found = mean_block_nll(nll, geometry_of(tree))
     for row in range(2):
         size, own = tree.block_size, nll[row].tolist()
-        wanted = [oracle.mean(told(tree, own, b * size, (b + 1) * size)) for b in range(tree.blocks)]
-        assert found[row].tolist() == pytest.approx(wanted, abs=1e-5)
+        expected = [oracle.mean(nll_of(tree, own, b * size, (b + 1) * size)) for b in range(tree.blocks)]
+        assert found[row].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_what_stands_at_the_cursor_or_behind_it_does_not_count():
+def test_tokens_from_the_cursor_on_are_excluded():
     tree = oracle.Tree(window=10, block_size=3, levels=1, slots=1, tail=3, sink=0)
     nll = torch.arange(1.0, 11.0)[None]  # position t has t + 1, the NLL of token t + 1
-    # tokens 1, 2 | 3, 4, 5 | 6 alone stands before the cursor at 7; token p has p
-    assert surprise.mean_block_nll(nll, geometry_of(tree)).tolist() == [[1.5, 4.0, 6.0]]
+    # Tokens 1, 2 | 3, 4, 5 | 6, which alone is before the cursor at 7; the NLL of token p is p.
+    assert mean_block_nll(nll, geometry_of(tree)).tolist() == [[1.5, 4.0, 6.0]]
     nll[0, 6:] = torch.nan
-    assert surprise.mean_block_nll(nll, geometry_of(tree)).tolist() == [[1.5, 4.0, 6.0]]
+    assert mean_block_nll(nll, geometry_of(tree)).tolist() == [[1.5, 4.0, 6.0]]
 
 
-def test_a_token_far_into_a_long_window_loses_nothing_to_running_sums():
+def test_running_sums_keep_the_precision_of_late_tokens():
     tree = oracle.Tree(window=65536, block_size=32, levels=1, slots=1, tail=0, sink=0)
     nll = torch.rand(1, 65536, generator=torch.Generator().manual_seed(0)) * 10
     context = build_context(torch.zeros(1, 2048, dtype=torch.long), geometry_of(tree), 65536)
-    torch.testing.assert_close(surprise.mean_entry_nll(nll, context)[:, 1:], nll[:, :-1], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(mean_entry_nll(nll, context)[:, 1:], nll[:, :-1], atol=1e-6, rtol=1e-6)

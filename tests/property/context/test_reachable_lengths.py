@@ -42,7 +42,6 @@ def test_usable_levels_are_the_most_nodes_of_any_mix(tree):
 @given(trees())
 def test_nodes_offsets_and_protection(tree):
     tree, rows = geometry_of(tree), oracle.table_rows(tree)
-    assert (tree.blocks, tree.cursor) == (tree.blocks, tree.cursor)
     for lod in range(1, tree.levels + 1):
         nodes = tree.window // tree.block_size**lod
         assert tree.nodes(lod) == nodes

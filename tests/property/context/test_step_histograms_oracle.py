@@ -3,6 +3,7 @@
 import bisect
 import math
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 
 from mcframe.context import step_histograms
 from mcframe.context.step_histograms import (
-    HISTOGRAMS,
     NATS_BINS,
     NO_POINT,
     SCORE_BINS,
@@ -21,8 +21,8 @@ from mcframe.context.step_histograms import (
     lens_histograms,
     top_points,
 )
-from tests.property.context.test_delta_nll_oracle import paired, several
-from tests.support.generators import SOME, focused_trees
+from tests.support import oracle
+from tests.support.generators import SOME, focused_trees, random_pairs, several
 
 
 def exact_edges(bins: HistogramBins) -> list[float]:
@@ -83,10 +83,10 @@ def test_blocks_are_counted_by_lod(case):
 @given(focused_trees(max_window=140), st.integers(1, 2), st.integers(0, 2**32))
 def test_delta_of_entries_and_of_variants(case, variants, seed):
     tree, focuses = several(case, variants)
-    pairing, rows = paired(tree, focuses, variants, seed)
+    pairing, rows = random_pairs(tree, focuses, variants, seed)
     entries, means = Counter(), Counter()
-    for _, tail_mask in rows:
-        after = [j for j in tail_mask if j.nearest is not None or j.entry.lod]
+    for _, entry_deltas in rows:
+        after = [j for j in entry_deltas if j.nearest is not None or j.entry.lod]
         entries.update((j.entry.lod, bin_of(NATS_BINS, j.delta)) for j in after)
         if after:
             means[0, bin_of(NATS_BINS, sum(j.delta for j in after) / len(after))] += 1
@@ -99,8 +99,8 @@ def test_delta_of_entries_and_of_variants(case, variants, seed):
 def spans(tree, rows, scores, cut):
     """Return (row, token of the last slot) -> score, mean ΔNLL less than H tokens after the span, LOD."""
     after = defaultdict(list)
-    for row, (_, tail_mask) in enumerate(rows):
-        for j in tail_mask:
+    for row, (_, entry_deltas) in enumerate(rows):
+        for j in entry_deltas:
             near = j.nearest is not None and j.entry.lod == 0 and j.entry.start - j.nearest.end < tree.delta_horizon
             if near:
                 after[row, j.nearest].append(j.delta)
@@ -114,7 +114,7 @@ def spans(tree, rows, scores, cut):
 
 
 def measured(tree, focuses, variants, seed):
-    pairing, rows = paired(tree, focuses, variants, seed)
+    pairing, rows = random_pairs(tree, focuses, variants, seed)
     seen = pairing.context.before_cursor()
     scores = torch.rand(seen.token.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     seeds = torch.arange(len(focuses)).view(-1, variants) * 7919 + seed % 1000
@@ -144,7 +144,7 @@ def test_scores_and_spans(case, variants, seed):
 def test_the_sample_does_not_depend_on_how_rows_are_split(monkeypatch):
     """The top points of two halves are the top points of all rows."""
     monkeypatch.setattr(step_histograms, "MAX_POINTS", 8)
-    tree = several_tree()
+    tree = oracle.Tree(window=64, block_size=4, levels=1, slots=1, tail=8, sink=0)
     focuses = [[1] * 14 + [0] * 2] * 64
     *_, found = measured(tree, focuses, 2, seed=3)
     points = found.points["mc/spans"]
@@ -159,16 +159,8 @@ def test_the_sample_does_not_depend_on_how_rows_are_split(monkeypatch):
     assert torch.equal(every, points)
 
 
-def several_tree():
-    from tests.support import oracle
-
-    return oracle.Tree(window=64, block_size=4, levels=1, slots=1, tail=8, sink=0)
-
-
 def spans_of_rows(pairing, seen, scores, seeds, part):
     """Return the spans of some rows, as on another rank or in another micro-batch."""
-    from dataclasses import replace
-
     names = ("focus", "token", "lod", "valid")
 
     def cut(context):
@@ -178,7 +170,3 @@ def spans_of_rows(pairing, seen, scores, seeds, part):
     ours = replace(pairing, context=cut(pairing.context), **columns)
     sequences = seeds[part.start // 2 : part.stop // 2]
     return lens_histograms(scores[part], cut(seen), ours, sequences).points["mc/spans"]
-
-
-def test_histograms_have_bins():
-    assert set(HISTOGRAMS) == {"mc/lens_score", "mc/entry_delta", "mc/variant_delta"}

@@ -1,4 +1,4 @@
-"""What stands for a collapsed block in evaluation, against walks through the window."""
+"""Substitutes for collapsed blocks in evaluation, against walks through the window."""
 
 import math
 
@@ -34,19 +34,19 @@ def test_without_gists_only_the_raw_tokens_are_left(case, padded):
     assert torch.equal(bare.focus, context.focus)
     for row, focus in enumerate(focuses):
         raw = [e for e in oracle.build_context(tree, focus) if e.lod == 0]
-        filling = bare.length - len(raw)
-        assert bare.valid[row].tolist() == [True] * len(raw) + [False] * filling
-        assert bare.token[row].tolist() == [e.start for e in raw] + [0] * filling
+        padding = bare.length - len(raw)
+        assert bare.valid[row].tolist() == [True] * len(raw) + [False] * padding
+        assert bare.token[row].tolist() == [e.start for e in raw] + [0] * padding
         assert bare.predicts[row].tolist() == bare.valid[row].tolist()
         assert bare.end[row, : len(raw)].tolist() == [e.end for e in raw]
         assert bare.row[row, : len(raw)].tolist() == [e.start for e in raw]
-        assert bare.positions()[0][row, : len(raw)].tolist() == [e.start for e in raw]  # each at its own place
+        assert bare.positions()[0][row, : len(raw)].tolist() == [e.start for e in raw]  # each at its own position
     assert not bare.lod.any()
 
 
 @MANY
 @given(focused_trees())
-def test_cutting_off_and_dropping_may_change_places(case):
+def test_dropping_and_cutting_at_the_cursor_commute(case):
     tree, focuses = case
     context = build_context(focus_tensor(focuses), geometry_of(tree))
     one, other = drop_gists(context).before_cursor(), drop_gists(context.before_cursor())
@@ -65,8 +65,8 @@ def test_slot_means_are_means_of_stretches(count, slots, seed):
     for slot in range(slots):
         mine = [child for child in range(count) if child * slots // count == slot]
         sizes.append(len(mine))
-        wanted = sum(children[:, :, child] for child in mine) / len(mine)
-        torch.testing.assert_close(found[:, :, slot], wanted)
+        expected = sum(children[:, :, child] for child in mine) / len(mine)
+        torch.testing.assert_close(found[:, :, slot], expected)
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -83,28 +83,28 @@ def test_the_mean_table_holds_means_of_token_embeddings(case, seed):
     for row, focus in enumerate(focuses):
         for column, e in enumerate(oracle.build_context(tree, focus)):
             mine = [t for t in range(e.start, e.end) if (t - e.start) * e.slots // e.span == e.slot]
-            wanted = sum(tokens[row, t] for t in mine) / len(mine)
-            torch.testing.assert_close(read[row, column], wanted, atol=1e-5, rtol=1e-5)
+            expected = sum(tokens[row, t] for t in mine) / len(mine)
+            torch.testing.assert_close(read[row, column], expected, atol=1e-5, rtol=1e-5)
 
 
 @MANY
 @given(focused_trees(max_window=60), st.integers(0, 2**32))
-def test_a_swapped_table_has_the_tokens_of_one_and_the_gists_of_another(case, seed):
+def test_a_swapped_table_has_own_tokens_and_the_gists_of_another_sequence(case, seed):
     tree, _ = case
     generator = torch.Generator().manual_seed(seed)
     rows = oracle.table_rows(tree)
     table = torch.randn(3, len(rows), 2, generator=generator)
-    baseline_nll = torch.randint(3, (3,), generator=generator)
-    found = swap_gists(table, geometry_of(tree), baseline_nll)
+    swap = torch.randint(3, (3,), generator=generator)
+    found = swap_gists(table, geometry_of(tree), swap)
     for (lod, _, _), row in rows.items():
         for sequence in range(3):
-            source = int(baseline_nll[sequence]) if lod else sequence
+            source = int(swap[sequence]) if lod else sequence
             assert torch.equal(found[sequence, row], table[source, row])
 
 
 @MANY
 @given(focused_trees(), st.integers(0, 2**32), st.booleans(), st.sampled_from([math.nan, 0.0]))
-def test_values_find_the_place_of_their_target(case, seed, bare, missing):
+def test_values_are_scattered_to_their_targets(case, seed, bare, missing):
     tree, focuses = case
     context = build_context(focus_tensor(focuses), geometry_of(tree))
     context = drop_gists(context) if bare else context
@@ -112,12 +112,12 @@ def test_values_find_the_place_of_their_target(case, seed, bare, missing):
     found = scatter_to_targets(values, context, missing)
     assert found.shape == (len(focuses), tree.window)
     for row, focus in enumerate(focuses):
-        wanted = [missing] * tree.window
+        expected = [missing] * tree.window
         entries = [e for e in oracle.build_context(tree, focus) if not bare or e.lod == 0]
         for column, e in enumerate(entries):
             if e.predicts:
-                wanted[e.end - 1] = values[row, column].item()
-        torch.testing.assert_close(found[row], torch.tensor(wanted), rtol=0, atol=0, equal_nan=True)
+                expected[e.end - 1] = values[row, column].item()
+        torch.testing.assert_close(found[row], torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
 
 
 def test_values_by_target_carry_a_gradient():
@@ -130,7 +130,7 @@ def test_values_by_target_carry_a_gradient():
 
 @MANY
 @given(focused_trees())
-def test_distance_behind_the_nearest_span(case):
+def test_distance_after_the_nearest_span(case):
     tree, focuses = case
     tree = geometry_of(tree)
     distance, lod = distance_after(block_lods_to_tokens(focus_tensor(focuses), tree), tree)
@@ -142,8 +142,8 @@ def test_distance_behind_the_nearest_span(case):
                 assert distance[row, e.start : e.end].tolist() == [-1] * e.span
                 assert not lod[row, e.start : e.end].any()
             else:
-                wanted = (-1, 0) if last is None else (e.start - last.end, last.lod)
-                assert (distance[row, e.start], lod[row, e.start]) == wanted
+                expected = (-1, 0) if last is None else (e.start - last.end, last.lod)
+                assert (distance[row, e.start], lod[row, e.start]) == expected
 
 
 @MANY
@@ -155,11 +155,11 @@ def test_distances_are_those_of_the_pairing(case, seed):
     pairing = pair_nll(context, torch.rand(context.token.shape), torch.rand(len(focuses), tree.window))
     distance, lod = distance_after(block_lods_to_tokens(context.focus, tree), tree)
     here = context.valid & (context.lod == 0)
-    behind = pairing.after_gist
+    after = pairing.after_gist
     of_entry = distance.gather(1, context.token)
-    assert torch.equal(here & (of_entry >= 0), behind)
-    assert torch.equal(of_entry[behind], pairing.distance[behind])
-    assert torch.equal(lod.gather(1, context.token)[behind], pairing.of_nearest(context.lod)[behind])
+    assert torch.equal(here & (of_entry >= 0), after)
+    assert torch.equal(of_entry[after], pairing.distance[after])
+    assert torch.equal(lod.gather(1, context.token)[after], pairing.of_nearest(context.lod)[after])
     # and where some targets do not count, the spans before them are spans all the same
     counts = torch.rand(len(focuses), tree.window, generator=torch.Generator().manual_seed(seed)) < 0.5
     masked = pair_nll(context, pairing.nll, pairing.baseline_nll.new_zeros(len(focuses), tree.window), counts)

@@ -1,4 +1,4 @@
-"""The learned attention bias of gists: an additive mask, whatever way it takes through the kernel."""
+"""The learned attention bias of gists is an additive mask, on every path through the kernel."""
 
 import math
 
@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from mcframe.context.substitutions import drop_gists
 from mcframe.context.working_context import build_context
 from mcframe.modeling.gpt import GPT, _biased_attention
-from tests.support.modeling_builders import TREE, VOCABULARY, build_gpt, focus_tensor, geometry_of
-from tests.unit.modeling.test_base_model import mixed_context
+from tests.support.modeling_builders import TREE, VOCABULARY, build_gpt, focus_tensor, geometry_of, mixed_context
 
 
 def attended(query, key, value, bias):
@@ -37,9 +36,9 @@ def test_it_is_an_additive_mask(width, heads, length, shared, seed):
     query, key, value = (torch.randn(2, heads, length, width, generator=generator) for _ in range(3))
     bias = 3 * torch.randn(1 if shared else 2, length, heads, generator=generator)
     found = _biased_attention(query, key, value, bias)
-    wanted = attended(query, key, value, bias.expand(2, -1, -1))
-    assert found.shape == wanted.shape
-    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-4)
+    expected = attended(query, key, value, bias.expand(2, -1, -1))
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
 
 
 def biased(bias: float | None, **options: object) -> GPT:
@@ -60,7 +59,7 @@ def embeddings():
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4, 8])
-def test_a_bias_of_0_is_none(embeddings, heads):
+def test_a_bias_of_0_changes_nothing(embeddings, heads):
     context = mixed_context()
     torch.testing.assert_close(
         biased(0.0, heads=heads).hidden(embeddings, context), biased(None, heads=heads).hidden(embeddings, context)
@@ -68,7 +67,7 @@ def test_a_bias_of_0_is_none(embeddings, heads):
 
 
 def test_a_bias_far_below_0_drops_the_gists():
-    """Tokens stand at their own positions either way; what a gist's own entry says is another matter."""
+    """Only the states of raw tokens are compared; they keep their positions."""
     focus = focus_tensor([[0, 1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 2, 2, 2, 1, 0, 0]])  # a raw token comes first
     context = build_context(focus, geometry_of(TREE))
     bare = drop_gists(context)
@@ -96,13 +95,13 @@ def test_every_level_and_head_has_its_own_and_gets_a_gradient(embeddings):
         assert bias.grad.all()
 
 
-def test_an_uncompressed_context_knows_no_bias(embeddings):
+def test_an_uncompressed_context_has_no_bias(embeddings):
     raw = build_context(torch.zeros(3, 9, dtype=torch.long), geometry_of(TREE))
     torch.testing.assert_close(biased(-8.0).hidden(embeddings, raw), biased(None).hidden(embeddings, raw))
 
 
 @pytest.mark.parametrize("start", [-8, -8.0, 0])
-def test_it_starts_where_it_is_told_to(start):
+def test_bias_starts_at_its_setting(start):
     gpt = GPT(geometry_of(TREE), VOCABULARY, depth=2, width=16, heads=2, gist_bias=start)
     for block in gpt.blocks:
         assert block.attention.gist_bias_embed.dtype == torch.float32

@@ -1,24 +1,17 @@
 import torch
 
 from mcframe.context.counter_rng import gumbel, hash_combine, randint, random_keys, uniform, variant_seeds
+from tests.support.oracle import splitmix
 
 WORD = 2**64
-
-
-def splitmix(state: int, salt: int) -> int:
-    """The hash in Python's unbounded integers."""
-    x = (state + (salt + 1) * 0x9E3779B97F4A7C15) % WORD
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % WORD
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % WORD
-    return x ^ (x >> 31)
 
 
 def test_the_hash_is_splitmix64():
     states = [0, 1, -1, 2**63 - 1, -(2**63), 123456789]
     for salt in (0, 1, 7, 2**40, 2**62):
-        wanted = [splitmix(s % WORD, salt) for s in states]
-        assert [int(x) % WORD for x in hash_combine(torch.tensor(states), salt)] == wanted
-        assert [int(x) % WORD for x in hash_combine(torch.tensor(states), torch.tensor(salt))] == wanted
+        expected = [splitmix(s % WORD, salt) for s in states]
+        assert [int(x) % WORD for x in hash_combine(torch.tensor(states), salt)] == expected
+        assert [int(x) % WORD for x in hash_combine(torch.tensor(states), torch.tensor(salt))] == expected
     # the published first outputs of SplitMix64 seeded with 0
     assert [int(hash_combine(torch.tensor(0), i)) % WORD for i in range(2)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 
@@ -39,7 +32,7 @@ def test_a_sequence_keeps_its_seeds_in_any_batch():
     assert torch.equal(variant_seeds(7, torch.arange(64), 2), every[:, :2])  # more variants change none of the first
 
 
-def test_the_global_random_state_is_neither_read_nor_moved():
+def test_the_global_random_state_is_neither_read_nor_changed():
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = variant_seeds(3, torch.arange(8), 2)
@@ -56,9 +49,9 @@ def test_bits_and_ranges_are_even():
         drawn = randint(seeds, bound)
         assert int(drawn.min()) == 0
         assert int(drawn.max()) == bound - 1
-        share = drawn.flatten().bincount(minlength=bound).double() / drawn.numel() * bound
-        assert (share - 1).abs().max() < 0.25
-    # the two variants of a sequence have nothing to do with each other
+        frequency = drawn.flatten().bincount(minlength=bound).double() / drawn.numel() * bound
+        assert (frequency - 1).abs().max() < 0.25
+    # The two variants of a sequence are independent.
     signs = torch.where(seeds > 0, 1.0, -1.0)
     assert (signs[:, 0] * signs[:, 1]).mean().abs() < 0.03
 
@@ -66,12 +59,12 @@ def test_bits_and_ranges_are_even():
 def test_priorities_order_at_random():
     drawn = random_keys(variant_seeds(5, torch.arange(12_000), 1)[:, 0], 6)
     assert drawn.shape == (12_000, 6)
-    place = drawn.argsort(dim=1).argsort(dim=1)
-    table = torch.stack([(place == p).double().mean(dim=0) for p in range(6)]) * 6
-    assert (table - 1).abs().max() < 0.12  # each item stands equally often at each place
+    rank = drawn.argsort(dim=1).argsort(dim=1)
+    table = torch.stack([(rank == p).double().mean(dim=0) for p in range(6)]) * 6
+    assert (table - 1).abs().max() < 0.12  # each item has each rank equally often
 
 
-def test_noise_is_finite_at_the_ends_of_what_a_hash_can_be():
+def test_noise_is_finite_at_the_extremes_of_a_hash():
     ends = torch.tensor([-(2**63), -1, 0, 2**63 - 1])
     assert ((uniform(ends) > 0) & (uniform(ends) < 1)).all()
     assert gumbel(ends).isfinite().all()

@@ -1,4 +1,4 @@
-"""The example, the sweep and the links of docs/catalogue.md; tests of its tables are in test_settings_page."""
+"""The example and the sweep of docs/catalogue.md; its tables are tested in test_generated_pages."""
 
 import re
 from pathlib import Path
@@ -26,8 +26,3 @@ def test_the_grid_that_it_names_is_found(tmp_path, monkeypatch):
     listed = CliRunner().invoke(app, ["sweep", grid, "--list"])
     assert listed.exit_code == 0, listed.output
     assert "transformer_surprise" in listed.output
-
-
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)", PAGE):
-        assert (ROOT / "docs" / target).exists(), target

@@ -1,4 +1,4 @@
-"""docs/dependencies.md gives every dependency a line with its reason."""
+"""docs/dependencies.md has a line with a reason for every dependency."""
 
 from __future__ import annotations
 

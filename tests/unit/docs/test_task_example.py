@@ -1,4 +1,4 @@
-"""The task that docs/plugins/task.md shows loads as a plug-in and keeps what an author is told to keep."""
+"""The task that docs/plugins/task.md shows loads as a plug-in and keeps its contract."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEEDS = hash_combine(torch.arange(200), 0)
 
 @pytest.fixture
 def one_digit(tmp_path, monkeypatch, new_site, smoke):
-    """The factory, as a gin file that names it gets it."""
+    """Return the factory of a gin file that names it."""
     (code,) = (code for code in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S) if "(SyntheticTask)" in code)
     new_site(tmp_path).install("mcframe_one_digit", code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -29,7 +29,7 @@ def one_digit(tmp_path, monkeypatch, new_site, smoke):
 @pytest.mark.parametrize(
     "tree", [ContextTree(64, 8, tail=10), ContextTree(67, 8, tail=16, sink=2), ContextTree(9, 8, tail=0)]
 )
-def test_the_digit_is_read_in_front_and_answered_behind(one_digit, tree):
+def test_the_digit_is_read_before_the_cursor_and_answered_after_it(one_digit, tree):
     task = one_digit(tree)
     batch = task.generate(SEEDS)
     cursor = tree.cursor
@@ -38,10 +38,10 @@ def test_the_digit_is_read_in_front_and_answered_behind(one_digit, tree):
     for tokens, evidence in zip(batch.tokens.tolist(), batch.evidence.tolist(), strict=True):
         text = bytes(tokens).decode()
         assert re.fullmatch(r"\.*(\d)\.*\?\1\.*", text)
-        place = evidence[cursor - 1]
-        assert text[place] == text[cursor]
-        assert tree.compressible[0][place // 8]
-        assert set(evidence) == {place, -1}
+        position = evidence[cursor - 1]
+        assert text[position] == text[cursor]
+        assert tree.compressible[0][position // 8]
+        assert set(evidence) == {position, -1}
     assert torch.equal(task.generate(SEEDS[7:9]).tokens, batch.tokens[7:9])
     assert task.chance == 1 / len(batch.tokens[:, cursor].unique())
 

@@ -1,4 +1,4 @@
-"""LossSettings that plug-ins add: what they see, that they train, that cutting a batch changes nothing."""
+"""Losses that plug-ins add: what they see, that they train, that cutting a batch changes nothing."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import nn
 from mcframe.errors import UserError
 from mcframe.hookspecs import Loss, LossTerm, ModelShape
 from mcframe.losses.terms import LossTerms
-from mcframe_plugins.loss import BagOfTokens, ZLoss
+from mcframe_plugins.loss.bag_of_tokens import BagOfTokens
+from mcframe_plugins.loss.z_loss import ZLoss
 from tests.support import oracle
 from tests.support.generators import geometry_of
-from tests.support.modeling_builders import TREE, Given, build_step, equal_lengths, random_tokens, seeds_for
+from tests.support.modeling_builders import TREE, FixedVariants, build_step, equal_lengths, random_tokens, seeds_for
 
 SLOTTED = oracle.Tree(window=29, block_size=4, levels=1, slots=2, tail=6, sink=0)
 
 
 class Everything(Loss):
-    """Takes part of all that an objective sees."""
+    """Uses every part of the view of a loss."""
 
     name, needs = "everything", ("variants", "scores")
 
@@ -44,16 +45,16 @@ class Everything(Loss):
 
 def step_with(*losses, tree=TREE, sequences=4, gistnet="transformer", **options):
     focuses, length = equal_lengths(tree, sequences, 2, seed=3)
-    step = build_step(tree, Given(focuses), gistnet=gistnet, losses=losses, **options).double()
+    step = build_step(tree, FixedVariants(focuses), gistnet=gistnet, losses=losses, **options).double()
     return step, (random_tokens(tree, sequences, 5), seeds_for(sequences, 2), length)
 
 
 def test_the_loss_is_the_weighted_sum_and_is_logged_unweighted():
-    plain, given = step_with()
+    plain, arguments = step_with()
     torch.manual_seed(0)
     added = Everything(weight=0.25)
     step, _ = step_with(added)
-    before, (loss, statistics) = plain(*given)[0].detach(), step(*given)
+    before, (loss, statistics) = plain(*arguments)[0].detach(), step(*arguments)
     total, count = statistics.means["loss/everything"].tolist()
     assert count == 4
     assert float(loss.detach() - before) == pytest.approx(0.25 * total / count)
@@ -65,8 +66,7 @@ def test_the_loss_is_the_weighted_sum_and_is_logged_unweighted():
 def test_cutting_a_batch_changes_nothing():
     torch.manual_seed(0)
     step, (tokens, seeds, length) = step_with(Everything())
-    whole, _ = step(tokens, seeds, length)
-    whole.backward()
+    step(tokens, seeds, length)[0].backward()
     expected = {name: parameter.grad.clone() for name, parameter in step.named_parameters()}
     step.zero_grad()
     focuses = step.strategy.focuses
@@ -80,9 +80,9 @@ def test_cutting_a_batch_changes_nothing():
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_a_weight_of_zero_trains_nothing_and_still_gives_every_parameter_a_gradient(weight):
-    step, given = step_with(Everything(weight))
-    step(*given)[0].backward()
+def test_a_weight_of_zero_leaves_a_gradient_of_zero(weight):
+    step, arguments = step_with(Everything(weight))
+    step(*arguments)[0].backward()
     gradient = step.losses["everything"].map.weight.grad
     assert gradient is not None
     assert bool(gradient.abs().sum() > 0) is bool(weight)
@@ -118,7 +118,7 @@ def test_equal_names_are_refused():
         LossTerms([Everything(), Everything()])
 
 
-# ---- what comes with mcframe ---------------------------------------------------------------------
+# ---- first-party losses ---------------------------------------------------------------------------
 def logits_of(step, hidden):
     """One state at a time, without the model's own code."""
     return [float(row @ hidden) for row in step.gpt.lm_head.weight.detach()]
@@ -142,15 +142,15 @@ def test_z_loss_is_the_scalar_formula():
 @pytest.mark.parametrize("tree", [TREE, SLOTTED])
 def test_bag_of_tokens_is_the_scalar_formula(tree):
     torch.manual_seed(1)
-    objective = BagOfTokens(ModelShape(16, geometry_of(tree)))
-    step, (tokens, seeds, length) = step_with(objective, tree=tree, sequences=2, gistnet="mean")
+    loss_term = BagOfTokens(ModelShape(16, geometry_of(tree)))
+    step, (tokens, seeds, length) = step_with(loss_term, tree=tree, sequences=2, gistnet="mean")
     table = step.model.encode(tokens[:, :-1])[0].detach()
     expected = []
     for sequence in range(2):
         for block in range(tree.window // tree.block_size):
             first = tree.window + block * tree.slots
             gist = table[sequence, first : first + tree.slots].mean(dim=0)
-            known = objective.map.weight.detach() @ (gist / gist.square().mean().sqrt())
+            known = loss_term.map.weight.detach() @ (gist / gist.square().mean().sqrt())
             logits = logits_of(step, known)
             log_z = math.log(sum(map(math.exp, logits)))
             block_tokens = tokens[sequence, block * tree.block_size : (block + 1) * tree.block_size]
@@ -159,4 +159,4 @@ def test_bag_of_tokens_is_the_scalar_formula(tree):
     total, count = statistics.means["loss/bag_of_tokens"].tolist()
     assert total / count == pytest.approx(sum(expected) / len(expected), rel=1e-5)
     loss.backward()
-    assert objective.map.weight.grad.abs().sum() > 0
+    assert loss_term.map.weight.grad.abs().sum() > 0

@@ -1,22 +1,12 @@
-import random
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import mcframe.modeling.gpt
-from mcframe.context.working_context import build_context, raw_context
+from mcframe.context.working_context import raw_context
 from mcframe.errors import UserError
 from mcframe.modeling.gpt import GPT
-from tests.support import oracle
-from tests.support.generators import focus_tensor
-from tests.support.modeling_builders import TREE, VOCABULARY, build_gpt, geometry_of, random_tokens
-
-
-def mixed_context(rows: int = 3):
-    rng = random.Random(2)
-    focuses = [oracle.random_focus(TREE, rng, 0.5) for _ in range(rows)]
-    return build_context(focus_tensor(focuses), geometry_of(TREE))
+from tests.support.modeling_builders import TREE, build_gpt, geometry_of, mixed_context, random_tokens
 
 
 @pytest.fixture
@@ -24,37 +14,39 @@ def gpt():
     return build_gpt(TREE)
 
 
-def test_an_entry_sees_nothing_to_its_right(gpt):
+@pytest.fixture
+def passed(gpt):
+    """Return a padded context, embeddings of its entries, and their hidden states."""
     context = mixed_context()
     embeddings = torch.randn(3, context.length, gpt.width, generator=torch.Generator().manual_seed(0))
-    before = gpt.hidden(embeddings, context)
-    for place in (0, 7, 12):
+    return context, embeddings, gpt.hidden(embeddings, context)
+
+
+def test_attention_is_causal(gpt, passed):
+    context, embeddings, before = passed
+    for position in (0, 7, 12):
         moved = embeddings.clone()
-        moved[:, place] += 1.0
+        moved[:, position] += 1.0
         after = gpt.hidden(moved, context)
-        torch.testing.assert_close(after[:, :place], before[:, :place], rtol=0, atol=0)
-        assert ((after - before).abs().amax(dim=-1)[:, place : place + 3] > 1e-6).all()
+        torch.testing.assert_close(after[:, :position], before[:, :position], rtol=0, atol=0)
+        assert ((after - before).abs().amax(dim=-1)[:, position : position + 3] > 1e-6).all()
 
 
-def test_filling_changes_no_real_entry(gpt):
-    context = mixed_context()
-    embeddings = torch.randn(3, context.length, gpt.width, generator=torch.Generator().manual_seed(0))
-    before = gpt.hidden(embeddings, context)
+def test_padding_changes_no_valid_entry(gpt, passed):
+    context, embeddings, before = passed
     after = gpt.hidden(torch.where(context.valid[..., None], embeddings, 99.0), context)
     torch.testing.assert_close(after[context.valid], before[context.valid])
 
 
-def test_one_row_of_the_context_stands_for_all(gpt):
+def test_one_row_of_a_context_is_broadcast(gpt):
     embeddings = gpt.embed(random_tokens(TREE, 4, 0)[:, :-1])
     one = gpt.hidden(embeddings, raw_context(geometry_of(TREE), 1, embeddings.device))
     four = gpt.hidden(embeddings, raw_context(geometry_of(TREE), 4, embeddings.device))
     torch.testing.assert_close(one, four)
 
 
-def test_queries_and_keys_are_normalised(gpt):
-    context = mixed_context()
-    embeddings = torch.randn(3, context.length, gpt.width, generator=torch.Generator().manual_seed(0))
-    before = gpt.hidden(embeddings, context)
+def test_queries_and_keys_are_normalised(gpt, passed):
+    context, embeddings, before = passed
     with torch.no_grad():
         for block in gpt.blocks:
             block.attention.query.weight *= 50
@@ -62,7 +54,7 @@ def test_queries_and_keys_are_normalised(gpt):
     torch.testing.assert_close(gpt.hidden(embeddings, context), before, atol=1e-4, rtol=1e-4)
 
 
-def test_the_norm_comes_before_the_rotation_so_that_the_damping_survives(gpt):
+def test_keys_are_normalised_before_the_rotation_damps_them(gpt):
     """With every query and key the same vector, attention to a gist falls with its spread."""
     attention = gpt.blocks[0].attention
     seen: list[torch.Tensor] = []
@@ -83,10 +75,8 @@ def test_the_norm_comes_before_the_rotation_so_that_the_damping_survives(gpt):
     torch.testing.assert_close(norms[..., 0], torch.full((1, 2), 8**0.5))
 
 
-def test_the_norm_of_an_embedding_is_thrown_away_and_the_lod_is_not(gpt):
-    context = mixed_context()
-    embeddings = torch.randn(3, context.length, gpt.width, generator=torch.Generator().manual_seed(0))
-    before = gpt.hidden(embeddings, context)
+def test_the_norm_of_an_embedding_is_ignored_and_its_lod_is_not(gpt, passed):
+    context, embeddings, before = passed
     torch.testing.assert_close(gpt.hidden(embeddings * 9, context), before, atol=1e-4, rtol=1e-4)
     with torch.no_grad():
         gpt.lod_embed.weight[2] += 1
@@ -101,31 +91,8 @@ def test_the_norm_of_an_embedding_is_thrown_away_and_the_lod_is_not(gpt):
     assert any(column is not None for column in first)
 
 
-def test_chunks_of_logits_change_neither_nll_nor_gradient(gpt, monkeypatch):
-    hidden = torch.randn(3, 11, gpt.width, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    targets = torch.randint(VOCABULARY, (3, 11), generator=torch.Generator().manual_seed(1))
-    weight = torch.randn(3, 11, generator=torch.Generator().manual_seed(2))
-    results = []
-    for at_once in (2**28, VOCABULARY * 4, VOCABULARY, 1):
-        monkeypatch.setattr(mcframe.modeling.gpt, "LOGITS_AT_ONCE", at_once)
-        gpt.zero_grad()
-        hidden.grad = None
-        nll = gpt.nll(hidden, targets)
-        assert nll.shape == (3, 11)
-        (nll * weight).sum().backward()
-        results.append((nll.detach(), hidden.grad, gpt.lm_head.weight.grad.clone()))
-    whole = results[0]
-    torch.testing.assert_close(
-        whole[0], F.cross_entropy(gpt.logits(hidden).flatten(0, 1), targets.flatten(), reduction="none").view(3, 11)
-    )
-    for chunked in results[1:]:
-        for found, wanted in zip(chunked, whole, strict=True):
-            torch.testing.assert_close(found, wanted)
-
-
-def test_activation_checkpointing_changes_no_gradient():
-    context = mixed_context()
-    embeddings = torch.randn(3, context.length, 16, generator=torch.Generator().manual_seed(0))
+def test_activation_checkpointing_changes_no_gradient(passed):
+    context, embeddings, _ = passed
     gradients = []
     for checkpointing in (False, True):
         gpt = build_gpt(TREE, activation_checkpointing=checkpointing)
@@ -164,6 +131,6 @@ def test_an_untrained_model_is_near_uniform():
 
 
 @pytest.mark.parametrize("settings", [{"heads": 3}, {"heads": 16}, {"vocab_size": 5}])
-def test_settings_that_do_not_fit_are_refused(settings):
+def test_settings_out_of_range(settings):
     with pytest.raises(UserError, match=r"gpt\."):
         GPT(geometry_of(TREE), 10, **{"depth": 1, "width": 16, "heads": 2} | settings)

@@ -1,4 +1,4 @@
-"""A LensNet that asks for the uncompressed model's NLL gets it, everywhere it is asked, at no pass more than needed."""
+"""A LensNet that reads the uncompressed NLL receives it in every call, without unnecessary passes."""
 
 from dataclasses import replace
 
@@ -11,15 +11,15 @@ from mcframe_plugins.allocator import GreedyAllocator, TopKAllocator
 from mcframe_plugins.variants import LensGuided, RandomCollapse
 from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of
-from tests.support.loss_settings import LossSettings
+from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import TREE, build_step, random_tokens, seeds_for
 
 
 class Passes:
-    """Counts the base model's passes and keeps what LensNet is given."""
+    """Counts the base model's passes and stores the contexts that LensNet receives."""
 
     def __init__(self, model):
-        self.count, self.given = 0, []
+        self.count, self.contexts = 0, []
         states = model.gpt.states
 
         def counted(*arguments, **options):
@@ -27,7 +27,7 @@ class Passes:
             return states(*arguments, **options)
 
         model.gpt.states = counted
-        model.lensnet.register_forward_hook(lambda _, arguments, scores: self.given.append(arguments[0]))
+        model.lensnet.register_forward_hook(lambda _, arguments, scores: self.contexts.append(arguments[0]))
 
 
 def build(lensnet, strategy=RandomCollapse, **options):
@@ -38,9 +38,9 @@ def build(lensnet, strategy=RandomCollapse, **options):
 def plain_nll(model, tokens):
     """Position t: the NLL of token t + 1, from tokens up to t alone, each in a pass of its own length."""
     found = []
-    for place in range(tokens.shape[1] - 1):
-        logits = model.model.next_logits(tokens[:, : place + 1])
-        found.append(-logits.log_softmax(dim=-1).gather(1, tokens[:, place + 1 :][:, :1]))
+    for position in range(tokens.shape[1] - 1):
+        logits = model.model.next_logits(tokens[:, : position + 1])
+        found.append(-logits.log_softmax(dim=-1).gather(1, tokens[:, position + 1 :][:, :1]))
     return torch.cat(found, dim=1)
 
 
@@ -50,56 +50,56 @@ def check_nll(context, nll, tree):
     for row, focus in enumerate(context.focus.tolist()):
         own = nll[row // repeat].tolist()
         entries = [e for e in oracle.build_context(tree, focus) if e.end <= tree.cursor]
-        wanted = [oracle.mean([own[t - 1] for t in range(e.start, e.end) if t]) for e in entries]
-        assert context.nll[row, : len(entries)].tolist() == pytest.approx(wanted, abs=1e-4)
+        expected = [oracle.mean([own[t - 1] for t in range(e.start, e.end) if t]) for e in entries]
+        assert context.nll[row, : len(entries)].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("lensnet", ["surprise", "mlp"])
-def test_training_gives_it_without_another_pass(lensnet):
-    model, passes = build(lensnet, settings=LossSettings(distillation=1.0))
-    other, fewest = build("transformer", settings=LossSettings(distillation=1.0))
+def test_training_needs_no_further_pass(lensnet):
+    model, passes = build(lensnet, settings=LossConfig(distillation=1.0))
+    other, fewest = build("transformer", settings=LossConfig(distillation=1.0))
     tokens = random_tokens(TREE, 3, 0)
     with torch.no_grad():
         nll = plain_nll(model, tokens)
     for each in (model, other):
         each(tokens, seeds_for(3, 2), 21)[0].backward()
     assert passes.count == fewest.count + TREE.window  # those of `plain_nll`
-    (context,) = passes.given
+    (context,) = passes.contexts
     assert not context.nll.requires_grad
     check_nll(context, nll, TREE)
-    assert fewest.given[0].nll is None
+    assert fewest.contexts[0].nll is None
 
 
-def test_strategies_that_want_scores_get_those_of_a_surprised_lens():
+def test_strategies_receive_scores_of_a_lens_that_reads_nll():
     model, passes = build("surprise", LensGuided)
     tokens = random_tokens(TREE, 3, 0)
     model(tokens, seeds_for(3, 2), 21)
     assert passes.count == 2  # the baseline and the variants
-    raw, variants = passes.given
+    raw, variants = passes.contexts
     assert raw.length == TREE.cursor
     assert raw.nll.shape == (3, TREE.cursor)
     assert variants.nll.shape == (6, variants.length)
     model.model.propose(tokens[:, :-1], seeds_for(3, 2), 21)
-    torch.testing.assert_close(passes.given[-1].nll, raw.nll)
+    torch.testing.assert_close(passes.contexts[-1].nll, raw.nll)
 
 
 @pytest.mark.parametrize("gistnet", ["transformer", "states"])
-def test_refocusing_runs_the_uncompressed_pass_once_and_only_for_who_asks(gistnet):
+def test_refocusing_runs_the_uncompressed_pass_once_and_only_if_needed(gistnet):
     tokens = random_tokens(TREE, 3, 0)
-    for lensnet, wanted in (("surprise", 1), ("transformer", int(gistnet == "states"))):
+    for lensnet, expected in (("surprise", 1), ("transformer", int(gistnet == "states"))):
         model, passes = build(lensnet, gistnet=gistnet)
         chooser = GreedyAllocator(model.tree, iterations=3)
         model.model.refocus(tokens[:, :-1], chooser, 21, torch.arange(3))
-        assert passes.count == wanted
+        assert passes.count == expected
         if lensnet == "surprise":
-            assert len(passes.given) == 3
+            assert len(passes.contexts) == 3
             with torch.no_grad():
                 nll = plain_nll(model, tokens)
-            for context in passes.given:
+            for context in passes.contexts:
                 check_nll(context, nll, TREE)
 
 
-def test_its_focus_is_the_evaluations():
+def test_topk_of_surprise_is_the_focus_of_the_evaluation():
     """lensnet.surprise with topk keeps the blocks that the strategy `surprise` of the evaluation keeps."""
     tree = TREE._replace(levels=1)
     model = build_step(tree, RandomCollapse(geometry_of(tree)), lensnet="surprise")
@@ -112,16 +112,16 @@ def test_its_focus_is_the_evaluations():
         assert [b for b in range(tree.blocks) if focus[row, b]] == sorted(easiest)
 
 
-def test_a_surprised_lens_cannot_be_asked_without_the_pass():
+def test_scores_require_the_nll():
     model, _ = build("surprise")
     tokens = random_tokens(TREE, 1, 0)
     with pytest.raises(AssertionError, match="uncompressed pass"):
         model.model.scores(raw_context(model.tree, 1, tokens.device), model.model.encode(tokens[:, :-1])[0])
 
 
-def test_the_cut_before_the_cursor_cuts_it_too():
+def test_the_prefix_has_the_nll_of_its_entries():
     context = build_context(focus_tensor([[0] * TREE.blocks]), geometry_of(TREE))
-    told = context.before_cursor()
-    assert told.nll is None
-    whole = torch.rand(1, context.length)
-    assert torch.equal(replace(context, nll=whole).before_cursor().nll, whole[:, : told.length])
+    prefix = context.before_cursor()
+    assert prefix.nll is None
+    nll = torch.rand(1, context.length)
+    assert torch.equal(replace(context, nll=nll).before_cursor().nll, nll[:, : prefix.length])

@@ -10,7 +10,7 @@ from mcframe.context.step_metrics import StepMetrics
 from mcframe.metrics.accumulator import Accumulator, Reading
 from mcframe.metrics.timers import Timers
 from mcframe.modeling.model import no_timer
-from tests.support.modeling_builders import TREE, Given, build_step, equal_lengths, random_tokens, seeds_for
+from tests.support.modeling_builders import TREE, FixedVariants, build_step, equal_lengths, random_tokens, seeds_for
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def benchmark(root):
 
 def test_a_step_without_metrics_computes_accumulates_and_times_nothing(benchmark):
     focuses, length = equal_lengths(TREE, 2, 2, seed=3)
-    model = build_step(TREE, Given(focuses), lensnet="transformer")
+    model = build_step(TREE, FixedVariants(focuses), lensnet="transformer")
     device = torch.device("cpu")
     trainer = SimpleNamespace(
         device=device, accumulator=Accumulator(device), timers=Timers(device),

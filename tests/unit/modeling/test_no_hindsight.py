@@ -1,4 +1,4 @@
-"""What LensNet and the allocator decide depends on tokens before the cursor alone."""
+"""Scores of LensNet and focuses of allocators depend on tokens before the cursor alone."""
 
 import random
 
@@ -40,10 +40,10 @@ ALLOCATORS = {
 BUDGET = {"levels": 21, "slots": 34, "no tail": 22}
 
 
-def perturbed(tokens: torch.Tensor, places: list[int]) -> torch.Tensor:
+def perturbed(tokens: torch.Tensor, positions: list[int]) -> torch.Tensor:
     other = tokens.clone()
-    other[:, places] = (other[:, places] + 1 + torch.arange(len(places)) % (VOCABULARY - 1)) % VOCABULARY
-    assert (other[:, places] != tokens[:, places]).all()
+    other[:, positions] = (other[:, positions] + 1 + torch.arange(len(positions)) % (VOCABULARY - 1)) % VOCABULARY
+    assert (other[:, positions] != tokens[:, positions]).all()
     return other
 
 
@@ -68,8 +68,8 @@ def test_scores(tree, gistnet, lensnet):
     hidden = list(range(tree.cursor, tree.window))
     if hidden:
         assert torch.equal(scores_of(model, perturbed(tokens, hidden)[:, :-1], focuses), before)
-    for place in (tree.cursor - 1, 0):
-        changed = not torch.equal(scores_of(model, perturbed(tokens, [place])[:, :-1], focuses), before)
+    for position in (tree.cursor - 1, 0):
+        changed = not torch.equal(scores_of(model, perturbed(tokens, [position])[:, :-1], focuses), before)
         assert changed == (lensnet != "recency")
 
 
@@ -92,7 +92,7 @@ def test_focus(tree, lensnet, allocator):
         return found
 
     before = focus(tokens)
-    for seed in range(3):
+    for seed in range(2):
         hidden = list(range(tree.cursor, tree.window))
         other = perturbed(tokens, hidden)
         other[:, tree.cursor :] = (other[:, tree.cursor :] + seed) % VOCABULARY
@@ -102,14 +102,14 @@ def test_focus(tree, lensnet, allocator):
 
 
 @pytest.mark.parametrize("lensnet", LENSNETS)
-def test_what_lensnet_is_given_while_training(lensnet):
-    given = []
+def test_inputs_of_lensnet_in_training(lensnet):
+    calls = []
     model = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet=lensnet)
-    model.lensnet.register_forward_hook(lambda _, arguments, scores: given.append((*arguments, scores)))
+    model.lensnet.register_forward_hook(lambda _, arguments, scores: calls.append((*arguments, scores)))
     tokens = random_tokens(TREE, 3, 0)
     for batch in (tokens, perturbed(tokens, list(range(TREE.cursor, TREE.window + 1)))):
         model(batch, seeds_for(3, 2), 21)
-    (context, embeddings, scores), (other, other_embeddings, other_scores) = given
+    (context, embeddings, scores), (other, other_embeddings, other_scores) = calls
     assert int(context.end[context.valid].max()) == TREE.cursor
     assert not embeddings.requires_grad
     assert torch.equal(embeddings, other_embeddings)
@@ -119,7 +119,7 @@ def test_what_lensnet_is_given_while_training(lensnet):
 
 
 def test_a_gist_sees_only_tokens_before_its_end():
-    """The whole of the step is causal: token t changes no prediction of a token at or before t."""
+    """The step is causal: token t changes no prediction of a token at or before t."""
     model = build_step(TREE, RandomCollapse(geometry_of(TREE)))
     rng = random.Random(4)
     focuses = focus_tensor([oracle.random_focus(TREE, rng, 0.6) for _ in range(3)])
@@ -131,11 +131,11 @@ def test_a_gist_sees_only_tokens_before_its_end():
         return model.gpt.hidden(gather_embeddings(table, context), context)
 
     before = hidden(tokens)
-    for place in range(TREE.window):
-        moved = (hidden(perturbed(tokens, [place])) - before).abs().amax(dim=-1) > 0
-        assert not (moved & context.predicts & (context.end <= place)).any()
-        behind = context.predicts & (context.end > place)
-        assert (moved | ~behind).float().mean() > 0.95
+    for position in range(TREE.window):
+        moved = (hidden(perturbed(tokens, [position])) - before).abs().amax(dim=-1) > 0
+        assert not (moved & context.predicts & (context.end <= position)).any()
+        after = context.predicts & (context.end > position)
+        assert (moved | ~after).float().mean() > 0.95
 
 
 def test_refocusing_starts_from_the_uncompressed_context():

@@ -29,7 +29,7 @@ def test_rotation_is_the_scalar_formula(base, smoothing):
                 assert sine[row, 0, column, i].item() == pytest.approx(math.sin(f * m) * damping, abs=2e-4)
 
 
-def test_it_is_the_expectation_over_a_gaussian():
+def test_rotation_is_the_expectation_over_a_gaussian():
     draws = torch.randn(400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2.5 + 11
     cosine, sine = gaussian_rotation(torch.tensor([[11.0]]), torch.tensor([[2.5]]), 4, base=25.0)
     for i, f in enumerate((1.0, 25.0**-0.5)):
@@ -41,8 +41,8 @@ def test_without_spread_it_is_plain_rope_and_depends_on_distance_alone():
     generator = torch.Generator().manual_seed(1)
     query, key = torch.randn(2, 1, 1, 1, 8, generator=generator, dtype=torch.float64)
 
-    def at(x: torch.Tensor, place: float) -> torch.Tensor:
-        return rotate(x, *gaussian_rotation(torch.tensor([[place]]), torch.zeros(1, 1), 8))
+    def at(x: torch.Tensor, position: float) -> torch.Tensor:
+        return rotate(x, *gaussian_rotation(torch.tensor([[position]]), torch.zeros(1, 1), 8))
 
     assert at(query, 37.0).norm() == pytest.approx(query.norm().item(), rel=1e-5)
     assert torch.equal(at(query, 0.0), query)
@@ -51,7 +51,7 @@ def test_without_spread_it_is_plain_rope_and_depends_on_distance_alone():
     assert near.item() == pytest.approx(far.item(), abs=1e-3)
 
 
-def test_a_wide_span_is_heard_less_at_high_frequencies():
+def test_a_wide_span_is_damped_at_high_frequencies():
     x = torch.ones(1, 1, 1, 8)
     mu = torch.tensor([[20.0]])
     narrow, wide = (
@@ -75,7 +75,7 @@ CONTEXT = build_context(torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0]]), TREE, 13)
 
 
 @pytest.mark.parametrize(("placement", "mu"), [("centre", 1.5), ("start", 0.0), ("end", 3.0)])
-def test_gaussian_rope_rotates_by_where_a_gist_stands_and_how_wide_it_is(placement, mu):
+def test_gaussian_rope_rotates_by_mean_and_spread_of_a_gist(placement, mu):
     cosine, sine = GaussianRope(HeadShape(2, 6, TREE), base=50.0, placement=placement)(CONTEXT)
     assert cosine.shape == sine.shape == (2, 1, 13, 3)
     expected = gaussian_rotation(torch.tensor([[mu]]), torch.tensor([[(15 / 12) ** 0.5]]), 6, base=50.0)
@@ -86,7 +86,7 @@ def test_gaussian_rope_rotates_by_where_a_gist_stands_and_how_wide_it_is(placeme
     assert torch.equal(plain[0, 0, 1:], cosine[0, 0, 1:])  # tokens have no width
 
 
-def test_a_base_that_is_none_is_refused():
+def test_a_base_out_of_range():
     with pytest.raises(UserError, match=r"positions\.gaussian_rope\.base: expected above 1, got 1\.0"):
         GaussianRope(HeadShape(2, 6, TREE), base=1.0)
 
@@ -105,7 +105,7 @@ class LearnedByHead(Positions):
         return rows.cos(), rows.sin()
 
 
-def test_positions_of_others_replace_them_and_learn():
+def test_third_party_positions_learn():
     torch.manual_seed(0)
     gpt = GPT(TREE, 11, LearnedByHead, depth=1, width=12, heads=2)
     torch.nn.init.normal_(gpt.blocks[0].attention.out.weight)
@@ -115,8 +115,8 @@ def test_positions_of_others_replace_them_and_learn():
     assert frequency.grad.count_nonzero() == frequency.numel()
 
 
-def test_the_base_model_knows_order_by_its_positions_alone():
-    """One layer, turned by nothing: what stands before an entry is a set."""
+def test_order_enters_the_base_model_by_positions_alone():
+    """One layer without rotation sees the entries before a position as a set."""
     torch.manual_seed(0)
     gpt = GPT(TREE, 11, LearnedByHead, depth=1, width=12, heads=2)
     torch.nn.init.normal_(gpt.blocks[0].attention.out.weight)

@@ -1,4 +1,4 @@
-"""All settings of the built-in losses in one flat object, for tests that vary them."""
+"""Settings of all built-in losses in one flat object, for tests that vary them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from typing import Literal
 
 from mcframe.hookspecs import Loss, ModelShape
 from mcframe.losses.lens_targets import LensTargetsConfig
-from mcframe_plugins.loss import (
-    EMAKL,
-    Attribution,
-    Balance,
-    DeltaPenalty,
-    Distillation,
-    NextToken,
-    Preference,
-    Reconstruction,
-    SpanDifference,
-    SpanUtility,
-    VariantNLL,
-)
+from mcframe_plugins.loss.attribution import Attribution
+from mcframe_plugins.loss.balance import Balance
+from mcframe_plugins.loss.delta_penalty import DeltaPenalty
+from mcframe_plugins.loss.distillation import Distillation
+from mcframe_plugins.loss.ema_kl import EMAKL
+from mcframe_plugins.loss.next_token import NextToken
+from mcframe_plugins.loss.preference import Preference
+from mcframe_plugins.loss.reconstruction import Reconstruction
+from mcframe_plugins.loss.span_difference import SpanDifference
+from mcframe_plugins.loss.span_utility import SpanUtility
+from mcframe_plugins.loss.variants import VariantNLL
 
 
 @dataclass(frozen=True)
-class LossSettings:
+class LossConfig:
     """Weights and settings of the losses. `lens` multiplies the weight of every loss of LensNet."""
 
     next_token: float = 1.0
