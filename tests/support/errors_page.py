@@ -23,7 +23,7 @@ from mcframe.hookspecs import RunInfo
 from mcframe.training.build import build_components
 from mcframe.training.probe import probe_plugins
 from mcframe.training.train_step import StepBatch
-from tests.conftest import SMOKE, Site
+from tests.support.launches import SMOKE, Site
 from tests.support.error_cases import CASES
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "errors.md"
