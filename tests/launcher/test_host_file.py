@@ -24,8 +24,8 @@ def test_two_nodes_train_like_one(launches, tmp_path):
 
     with ThreadPoolExecutor(2) as both:
         first, second = both.map(node, (0, 1))
-    assert "2 on cpu" in first.succeeded().words
-    assert "Run finished" not in second.succeeded().words  # rank 0 speaks
+    assert "2 on cpu" in first.succeeded().text
+    assert "Run finished" not in second.succeeded().text  # rank 0 speaks
     alone = launches.run(*SHORT).succeeded()
     assert first.curve("train/loss") == pytest.approx(alone.curve("train/loss"), abs=1e-3)
     assert len(alone.curve("train/loss")) == 2

@@ -187,9 +187,9 @@ def test_a_hook_that_raises_ends_the_run_in_one_message_and_what_was_written_is_
     assert failed.output.count("mcframe cannot go on") == 1
     assert "Traceback" not in failed.output
     said = "plug-in 'it' of stranger 1.0 failed in its hook step_finished: OSError: the pager is down"
-    assert said in failed.words
+    assert said in failed.text
     line = PACKAGE.splitlines().index('            raise OSError("the pager is down")') + 1
-    assert f"{site.folder / 'stranger.py'}:{line}" in failed.words
+    assert f"{site.folder / 'stranger.py'}:{line}" in failed.text
     assert failed.checkpoints == [STEP, 2 * STEP]
     assert sorted(failed.metrics) == [0, STEP, 2 * STEP]
 

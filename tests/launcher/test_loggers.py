@@ -252,8 +252,8 @@ def test_loggers_of_installed_packages_in_a_run_of_two_ranks(launches, site, roo
     assert rows == expected
     assert (result.run_dir / "failing.txt").exists()
     message = "@logger.failing of plug-in 'it' of a_package_that_fails 1.0 failed, and the run continues without it"
-    assert result.words.count(message) == 1
-    assert "OSError: no space left" in result.words
-    assert f"table {result.run_dir / 'all.tsv'}" in result.words
-    assert "nothing reads" not in result.words
+    assert result.text.count(message) == 1
+    assert "OSError: no space left" in result.text
+    assert f"table {result.run_dir / 'all.tsv'}" in result.text
+    assert "nothing reads" not in result.text
     assert "logger.tab_separated.file = 'all.tsv'" in (result.run_dir / "operative.gin").read_text()

@@ -64,7 +64,7 @@ def test_only_what_is_trainable_moves(launches, root, stage, ranks, optimizer):
 def test_a_task_is_trained_on_and_its_answers_alone_are_judged(launches, root):
     settings = (*SHORT, *RECALL, "run.lensnet = None", "gpt.gist_bias = -4")
     result = launches.run(*settings, ranks=2).succeeded()
-    assert "LensNet none" in result.words
+    assert "LensNet none" in result.text
     assert moved(result, settings, root) == {"gpt", "gistnet"}
     assert result.curve("mc/lens_loss") == []
     for loss, bits in zip(result.curve("val/loss"), result.curve("val/bpb"), strict=True):
@@ -78,7 +78,7 @@ def test_a_task_is_trained_on_and_its_answers_alone_are_judged(launches, root):
 def test_a_run_without_gistnet_drops_and_says_so(launches, root):
     settings = (*SHORT, "run.gistnet = None")
     result = launches.run(*settings).succeeded()
-    assert "GistNet none; collapsed blocks are dropped" in result.words
+    assert "GistNet none; collapsed blocks are dropped" in result.text
     assert moved(result, settings, root) == {"gpt"}
     assert {"mc/tail_delta", "mc/lod_loss/0", "val/bpb"} <= set.union(*(set(m) for m in result.metrics.values()))
     assert result.curve("mc/gist_entry_delta/1") == []

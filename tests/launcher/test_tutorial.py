@@ -22,7 +22,7 @@ def test_it_can_be_followed(launches, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--quick", "--folder", str(tmp_path)]
     result = launches.execute(command, cwd=tmp_path)
     assert result.code == 0, result.output[-6000:]
-    assert "gistnet.salient" in result.words
+    assert "gistnet.salient" in result.text
 
 
 def test_what_the_page_shows_is_what_is_written() -> None:

@@ -44,7 +44,7 @@ class Result:
     run_dir: Path
 
     @cached_property
-    def words(self) -> str:
+    def text(self) -> str:
         """The output in one line, without frames."""
         return " ".join(re.sub(r"[│╭╮╰╯─┌┐└┘]", " ", self.output).split())
 
@@ -92,7 +92,7 @@ class Launches:
     """Starts processes in the checkout and waits for them.
 
     Attributes:
-        folder: Of all runs of this session; workers of pytest-xdist share it.
+        folder: Of all runs of this session; all workers of pytest-xdist use it.
         environment: Variables of every process.
     """
 

@@ -8,7 +8,7 @@ from mcframe.training.engine import prepare_environment
 _environment = dict(os.environ)
 prepare_environment()  # before DeepSpeed is imported
 
-import deepspeed.ops.adam  # noqa: E402, F401
+import deepspeed.ops.adam  # noqa: E402
 import deepspeed.runtime.zero.stage3  # noqa: E402, F401
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402, F401
 

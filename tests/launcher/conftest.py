@@ -1,0 +1,23 @@
+"""Runs that tests of several files read."""
+
+import pytest
+
+from tests.support.shared_runs import PLAIN, SHARDED, UNTRAINED
+
+
+@pytest.fixture(scope="session")
+def plain_run(launches):
+    """One rank at ZeRO 0, through the launcher."""
+    return launches.shared(*PLAIN, launcher=True).succeeded()
+
+
+@pytest.fixture(scope="session")
+def sharded_run(launches):
+    """Two ranks at ZeRO 3, through the launcher."""
+    return launches.shared(*SHARDED, ranks=2, launcher=True).succeeded()
+
+
+@pytest.fixture(scope="session")
+def untrained_run(launches):
+    """A run with figures that logs to TensorBoard and wandb."""
+    return launches.shared(*UNTRAINED).succeeded()
