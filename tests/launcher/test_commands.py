@@ -271,11 +271,11 @@ def test_output_and_files_of_a_run(plain_run):
     progress = [line for line in lines if "tokens/s" in line and "ETA" in line and "loss" in line]
     assert len(progress) >= 4
     assert "6.14k/6.14k tokens" in progress[-1]
-    words = plain_run.text
-    assert "Run finished" in words
+    text = plain_run.text
+    assert "Run finished" in text
     for label in ("loss", "validation", "bits/byte", "speed", "checkpoint", "metrics"):
-        assert label in words.split("Run finished")[1]
-    assert str(plain_run.run_dir / "metrics.jsonl") in words
+        assert label in text.split("Run finished")[1]
+    assert str(plain_run.run_dir / "metrics.jsonl") in text
     summary = plain_run.summary
     assert (summary["status"], summary["tokens"], summary["steps"]) == ("finished", 6144, 6)
     provenance = json.loads((plain_run.run_dir / "provenance.json").read_text())

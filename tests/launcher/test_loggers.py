@@ -242,7 +242,8 @@ def test_loggers_of_installed_packages_in_a_run_of_two_ranks(launches, site, roo
     site.install("a_package_of_tables", page_code(root))
     site.install("a_package_that_fails", FAILING)
     result = launches.run(
-        "run.total_tokens = 2048", "logging.every = 1024", "logging.tensorboard = False",
+        "run.batch_tokens = 512", "run.total_tokens = 1024", "logging.every = 512", "logging.tensorboard = False",
+        "validation.windows = 4",
         "run.loggers = [@logger.failing, @logger.tab_separated]", "logger.tab_separated.file = 'all.tsv'",
         ranks=2, environment=site.environment,
     ).succeeded()  # fmt: skip

@@ -71,7 +71,10 @@ class ForkedRanks:
 
 def stop_server() -> None:
     """End the process that ranks are forked from, so that its processor time counts as that of this one's children."""
-    forkserver._forkserver._stop()
+    server = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        server._stop()
 
 
 def _train(arguments: list[str], environment: dict[str, str], output: Connection) -> None:
