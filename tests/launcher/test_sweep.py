@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mcframe.cli.app import app
+from mcframe.sweep.table import DATA, PAGE, PICTURE
 
 pytestmark = pytest.mark.launcher
 
@@ -86,7 +87,7 @@ def test_a_grid_is_interrupted_resumed_and_compared(sweep, sweep_here):
     assert 2 * 512 <= base["tokens"] < TOKENS
     assert not (out / "mean").exists()
     assert "base/seed-0: interrupted" in stopped.text
-    assert not (out / "ablation.md").exists()
+    assert not (out / PAGE).exists()
 
     resumed = sweep(GRID, "--jobs", "2")
     assert resumed.code == 1, resumed.output
@@ -94,7 +95,7 @@ def test_a_grid_is_interrupted_resumed_and_compared(sweep, sweep_here):
     assert "the loss is" in resumed.text  # from the message of the failed run
     log = " ".join((out / "base" / "seed-0" / "log.txt").read_text().split()).replace("│ ", "")
     assert f"resumed from {out}" in log
-    data = json.loads((out / "ablation.json").read_text())
+    data = json.loads((out / DATA).read_text())
     rows = {row["name"]: row for row in data["rows"]}
     assert set(rows) == {"base", "mean"}
     assert rows["mean"]["comparable"]
@@ -103,8 +104,8 @@ def test_a_grid_is_interrupted_resumed_and_compared(sweep, sweep_here):
     assert rows["mean"]["differences"]["val/loss"] == {"mean": difference, "half": None, "n": 1}
     assert difference != 0
     assert "broken: no finished run for seed 0." in data["notes"]
-    assert "| mean | `run.gistnet = @gistnet.mean` |" in (out / "ablation.md").read_text()
-    assert (out / "ablation.png").stat().st_size > 1000
+    assert "| mean | `run.gistnet = @gistnet.mean` |" in (out / PAGE).read_text()
+    assert (out / PICTURE).stat().st_size > 1000
 
     written = (out / "mean" / "seed-0" / "metrics.jsonl").read_text()
     code, text = sweep_here(GRID, "--only", "mean", "--only", "base")

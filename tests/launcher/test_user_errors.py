@@ -17,78 +17,30 @@ from mcframe.errors import UserError
 
 GOOD = "include '{smoke}'\n"
 
-# name: (lines of the gin file after the include, part of the message, beginning of the remedy, line or None)
+# name: (lines of the gin file after the include, part of the message, its line or None)
 MISTAKES = {
-    "unknown plug-in": (
-        "run.lensnet = @lensnet.transfomer",
-        "no plug-in offers @lensnet.transfomer (did you mean @lensnet.transformer?)",
-        "write one of these names",
-        2,
-    ),
-    "unknown binding": ("gpt.dept = 3", "did you mean depth", "", 2),
-    "unknown group": ("contxt.window = 128", "contxt", "", 2),
-    "renamed parameter": (
-        "gpt.placement = 'end'",
-        "gpt.placement has a new name: positions.gaussian_rope.placement",
-        "Replace gpt.placement",
-        2,
-    ),
-    "wrong type": ("gpt.depth = 'two'", "gpt.depth", "", 2),
-    "not one of the choices": ("optimizer.name = 'sgd'", "optimizer.name", "", 2),
-    "window and block": (
-        "# a comment\ncontext.window = 130",
-        "context.window: expected a multiple of context.block_size = 4, got 130",
-        "Set context.window to a multiple of 4, for example 128",
-        3,
-    ),
-    "window and tail": ("context.tail = 256", "tail", "", 2),
-    "window and batch": (
-        "run.batch_tokens = 1000",
-        "run.batch_tokens: expected a multiple of context.window = 128, got 1000",
-        "Set run.batch_tokens = 1024",
-        2,
-    ),
-    "less than a step": ("run.total_tokens = 100", "run.total_tokens: expected at least one step", "Raise", 2),
-    "tokenizer and model": (
-        "gpt.vocab_size = 100",
-        "the tokenizer has 257 entries but gpt.vocab_size is 100",
-        "set gpt.vocab_size = 257",
-        2,
-    ),
-    "no such include": (
-        "include 'megacontxt.gin'",
-        "missing gin file 'megacontxt.gin' (did you mean megacontext.gin?)",
-        "",
-        2,
-    ),
-    "not gin": ("gpt.depth = ", "", "", 2),
+    "unknown plug-in": ("run.lensnet = @lensnet.transfomer", "did you mean @lensnet.transformer?", 2),
+    "unknown binding": ("gpt.dept = 3", "did you mean depth", 2),
+    "unknown group": ("contxt.window = 128", "contxt", 2),
+    "renamed parameter": ("gpt.placement = 'end'", "positions.gaussian_rope.placement", 2),
+    "wrong type": ("gpt.depth = 'two'", "gpt.depth", 2),
+    "not one of the choices": ("optimizer.name = 'sgd'", "optimizer.name", 2),
+    "window and block": ("# a comment\ncontext.window = 130", "Set context.window to a multiple of 4", 3),
+    "window and tail": ("context.tail = 256", "tail", 2),
+    "window and batch": ("run.batch_tokens = 1000", "Set run.batch_tokens = 1024", 2),
+    "less than a step": ("run.total_tokens = 100", "run.total_tokens: expected at least one step", 2),
+    "tokenizer and model": ("gpt.vocab_size = 100", "set gpt.vocab_size = 257", 2),
+    "no such include": ("include 'megacontxt.gin'", "did you mean megacontext.gin?", 2),
+    "not gin": ("gpt.depth = ", "", 2),
     "Muon and clipping": (
-        "optimizer.name = 'muon'\noptimizer.gradient_clipping = 1.0",
-        "gradient clipping cannot be combined with Muon",
-        "Remove optimizer.gradient_clipping",
-        None,
+        "optimizer.name = 'muon'\noptimizer.gradient_clipping = 1.0", "Remove optimizer.gradient_clipping", None,
     ),
-    "levels that never occur": (
-        "context.levels = 3",
-        "LOD 3 can never be used",
-        "Set context.levels = 2, lower context.length_end",
-        2,
-    ),
-    "bf16 without master weights": (
-        "deepspeed.precision = 'bf16'",
-        "expected deepspeed.zero_stage of 1 or higher, got 0",
-        "Set deepspeed.zero_stage = 1",
-        2,
-    ),
-    "offload": ("deepspeed.offload_optimizer = True", "expected deepspeed.zero_stage of 1 or higher", "Set", 2),
-    "heads": ("gpt.heads = 5", "gpt.width = 64 does not divide into gpt.heads = 5", "choose gpt.heads", None),
-    "untrained tokenizer": (
-        "run.tokenizer = @tokenizer.bpe",
-        "trained tokenizer",
-        "",
-        None,
-    ),
-}
+    "levels that never occur": ("context.levels = 3", "Set context.levels = 2", 2),
+    "bf16 without master weights": ("deepspeed.precision = 'bf16'", "Set deepspeed.zero_stage = 1", 2),
+    "offload": ("deepspeed.offload_optimizer = True", "expected deepspeed.zero_stage of 1 or higher", 2),
+    "heads": ("gpt.heads = 5", "gpt.width = 64", None),
+    "untrained tokenizer": ("run.tokenizer = @tokenizer.bpe", "mcframe tokenizer --gin", None),
+}  # fmt: skip
 
 
 def plain(text):
@@ -107,15 +59,15 @@ def environment(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_a_gin_file(mistake, smoke, tmp_path, capsys):
-    lines, message, remedy, line = MISTAKES[mistake]
+    lines, message, line = MISTAKES[mistake]
     file = tmp_path / "mine.gin"
     file.write_text(GOOD.format(smoke=smoke) + lines + "\n")
     code = train.main(["--gin", str(file), "--run-dir", str(tmp_path / "run")])
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     assert err.count("╭─") == 1
-    assert message in plain(err)
-    assert "→ " + remedy in plain(err)
+    assert message.lower() in plain(err).lower()
+    assert "→" in err
     assert line is None or f"{file}:{line} " in plain(err)
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Settings of runs that tests of several files share through `launches.shared`."""
+"""Settings of runs that tests of several files use through `launches.shared`."""
 
 SHORT = (
     "run.total_tokens = 6144", "logging.every = 1024", "sampling.every = 4096", "sampling.length = 8",
