@@ -1,8 +1,15 @@
-"""Runs that tests of several files read."""
+"""Runs that tests of several files read; commands in this process do not count FLOPs."""
 
 import pytest
 
+from mcframe.training.flops import StepFlops
+from tests.support.forked_ranks import uncounted
 from tests.support.shared_runs import PLAIN, SHARDED, UNTRAINED
+
+
+@pytest.fixture(autouse=True)
+def no_flop_counts(monkeypatch):
+    monkeypatch.setattr(StepFlops, "_run", uncounted)
 
 
 @pytest.fixture(scope="session")
