@@ -42,7 +42,7 @@ def part_of(name):
 
 
 @pytest.mark.parametrize(("stage", "ranks", "optimizer"), [(1, 1, "muon"), (3, 2, "adamw")])
-def test_only_what_is_trainable_moves(launches, root, stage, ranks, optimizer):
+def test_only_trainable_parts_move(launches, root, stage, ranks, optimizer):
     settings = (
         *SHORT,
         "run.trainable = ('gistnet',)",
@@ -97,7 +97,6 @@ def test_a_task_with_ids_that_are_not_text_has_no_bits_per_byte(launches):
     ("settings", "rows"),
     [
         (["run.gistnet = None"], ["GistNet none; collapsed blocks are dropped", "LensNet none"]),
-        (["run.gistnet = None", "run.lensnet = None"], ["GistNet none; collapsed blocks are dropped", "LensNet none"]),
         (["run.lensnet = None"], ["GistNet", "LensNet none"]),
         (["run.lensnet = None", "run.variants = @variants.none"], ["base model"]),
     ],
