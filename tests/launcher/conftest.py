@@ -14,8 +14,8 @@ def no_flop_counts(monkeypatch):
 
 @pytest.fixture(scope="session")
 def plain_run(launches):
-    """One rank at ZeRO 0, through the launcher."""
-    return launches.shared(*PLAIN, launcher=True).succeeded()
+    """One rank at ZeRO 0."""
+    return launches.shared(*PLAIN).succeeded()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 from mcframe.errors import UserError
 from mcframe.training.checkpoints import COMPLETE
 from mcframe.training.run_directory import plan
+from tests.support.launches import SMOKE
 
 pytestmark = pytest.mark.launcher
 
@@ -153,32 +154,25 @@ def test_one_rank_interrupted_twice_and_then_killed_equals_uninterrupted(
 
 
 def press_ctrl_c(line, process):
-    """Interrupt the launcher, its helper and every rank at once, as a terminal does, at the first logged step."""
+    """Interrupt the command, the launcher and every rank at once, as a terminal does, at the first logged step."""
     if "ETA" in line and "loss" in line:
         os.killpg(process.pid, signal.SIGINT)
 
 
-def test_two_ranks_interrupted_equal_uninterrupted(launches, settings, stopper, tmp_path):
+def test_two_ranks_interrupted_twice_equal_uninterrupted(launches, settings, stopper, tmp_path):
     settings = (*settings, f"run.total_tokens = {8 * STEP}", "deepspeed.zero_stage = 2")
     reference = launches.run(*settings, ranks=2).succeeded()
     run_dir = tmp_path / "run"
     # Rank 1 alone receives the signal; rank 0 writes the checkpoint.
     result = launches.run(*settings, ranks=2, run_dir=run_dir, environment=stopper("SIGINT:1:3"))
     assert_interrupted(result, at=3)
-    result = launches.run(*settings, ranks=2, launcher=True, run_dir=run_dir, watch=press_ctrl_c)
-    assert result.code == -signal.SIGINT  # the launcher itself ends at once and does not wait for the ranks
-    assert result.summary["status"] == "interrupted"
-    assert 4 * STEP <= result.summary["tokens"] < 8 * STEP
-    assert result.checkpoints[-1] == result.summary["tokens"]
-    assert_equal(launches.run(*settings, ranks=2, run_dir=run_dir).succeeded(), reference)
-
-
-def test_mcframe_run_ends_with_130_when_training_is_interrupted(launches, settings, tmp_path):
-    run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "mcframe", "run", "--gin", "gin/smoke.gin", "--run-dir", str(run_dir)]
+    command = [sys.executable, "-m", "mcframe", "run", "--ranks", "2", "--gin", str(SMOKE), "--run-dir", str(run_dir)]
     for setting in settings:
         command += ["--set", setting]
-    assert_interrupted(launches.execute(command, run_dir=run_dir, watch=press_ctrl_c))
+    result = launches.execute(command, run_dir=run_dir, watch=press_ctrl_c)
+    assert_interrupted(result)
+    assert 4 * STEP <= result.summary["tokens"] < 8 * STEP
+    assert_equal(launches.run(*settings, ranks=2, run_dir=run_dir).succeeded(), reference)
 
 
 def test_a_finished_run_is_not_trained_again(launches, settings, one):

@@ -291,7 +291,7 @@ start_distributed()
 @pytest.fixture
 def built(launches, tmp_path):
     """A copy of the folder with the built op, for `TORCH_EXTENSIONS_DIR`."""
-    launches.shared(*PLAIN, launcher=True).succeeded()  # builds it
+    launches.shared(*PLAIN).succeeded()  # builds it
     return shutil.copytree(extensions_directory(), tmp_path / "extensions")
 
 
