@@ -175,6 +175,16 @@ def test_two_ranks_interrupted_twice_equal_uninterrupted(launches, settings, sto
     assert_equal(launches.run(*settings, ranks=2, run_dir=run_dir).succeeded(), reference)
 
 
+@pytest.mark.matrix
+def test_ranks_save_although_the_launcher_ends_at_ctrl_c(launches, settings, one, tmp_path):
+    run_dir = tmp_path / "run"
+    result = launches.run(*settings, launcher=True, run_dir=run_dir, watch=press_ctrl_c)
+    assert result.code == -signal.SIGINT  # the launcher does not wait for the ranks
+    assert result.summary["status"] == "interrupted"
+    assert result.checkpoints[-1] == result.summary["tokens"]
+    assert_equal(launches.run(*settings, run_dir=run_dir).succeeded(), one)
+
+
 def test_a_finished_run_is_not_trained_again(launches, settings, one):
     before = (one.run_dir / "metrics.jsonl").read_bytes()
     result = launches.run(*settings, run_dir=one.run_dir).succeeded()
