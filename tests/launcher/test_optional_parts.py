@@ -116,7 +116,7 @@ def test_check_lists_missing_parts(root, tmp_path, monkeypatch, settings, rows):
     ("setting", "message"),
     [
         ("run.trainable = ('base', 'gistnets')", "gistnets"),
-        ("run.trainable = ()", "trained"),
+        ("run.trainable = ()", "run.trainable"),
         ("loss.reconstruction.blocks = (1, 99)", "blocks of a window, got 99"),
         ("context.tail = 16", "context.tail = 15"),
         ("gpt.vocab_size = 300", "300"),

@@ -11,14 +11,14 @@ from mcframe.sweep.table import DATA, PAGE, PICTURE
 
 pytestmark = pytest.mark.launcher
 
-TOKENS = 2048
+TOKENS = 3072
 GRID = """\
 gin = ["smoke.gin"]
 set = [
   "run.batch_tokens = 512", "logging.every = 512", "validation.every = 1024", "validation.windows = 4",
   "logging.tensorboard = False",
 ]
-tokens = 2048
+tokens = 3072
 baseline = "base"
 metrics = ["val/loss", "mc/tail_delta"]
 
@@ -40,7 +40,7 @@ STOPPER = """
     def step_finished(run):
         if run.step == 2 and os.environ.get("STOP_PARENT"):
             os.kill(os.getppid(), signal.SIGINT)
-            time.sleep(1.0)
+            time.sleep(2.0)
 """
 
 
