@@ -1,7 +1,6 @@
 """Dashboards that a user can load: TensorBoard's server, wandb's file of an offline run, wandb's workspace library."""
 
 import http.server
-import importlib.util
 import io
 import json
 import re
@@ -14,22 +13,22 @@ import urllib.request
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from mcframe.cli.app import app
 from mcframe.metrics.dashboard import GROUPS, matching
 from mcframe.metrics.figure_data import rows
 from mcframe.metrics.tensorboard_logger import write_layout
-from tests.launcher.test_commands import STILL
+from tests.support.wandb_file import finished_records, history, offline_files
 
 PANELS = [panel for panels in GROUPS.values() for panel in panels]
 PICTURES = {"pictures/contexts", "pictures/lens", "pictures/gist_cost"}
 
 
 @pytest.fixture(scope="module")
-def trained(launches):
-    """A run that logged, drew and told wandb and TensorBoard."""
-    return launches.shared(*STILL).succeeded()
+def trained(untrained_run):
+    return untrained_run
 
 
 def mcframe(*arguments):
@@ -41,7 +40,7 @@ def lines(run_dir, file):
 
 
 def distributions(run_dir):
-    """(tokens, name) -> edges and counts, as the record has them."""
+    """Return (tokens, name) -> edges and counts from the file that the figures are drawn from."""
     found = {}
     for line in lines(run_dir, "pictures.jsonl"):
         for name, counts in line["counts"].items():
@@ -54,25 +53,25 @@ def distributions(run_dir):
 # ---- TensorBoard ---------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def served(trained):
-    """Asks a real server that shows the run."""
+    """Query a TensorBoard server that shows the run."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(trained.run_dir / "tensorboard")]
     command += ["--host", "127.0.0.1", "--port", "0", "--load_fast", "false", "--reload_interval", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        told = ""
+        output = ""
         for line in process.stdout:
-            told += line
+            output += line
             if found := re.search(r"at (http://127.0.0.1:\d+)/", line):
                 break
         else:
-            pytest.fail(told)
+            pytest.fail(output)
 
-        def ask(route, **options):
+        def query_server(route, **options):
             query = urllib.parse.urlencode(options)
             with urllib.request.urlopen(f"{found[1]}/data/plugin/{route}?{query}", timeout=60) as answer:
                 return answer.read()
 
-        yield ask
+        yield query_server
     finally:
         process.terminate()
         process.wait(30)
@@ -107,10 +106,10 @@ def test_tensorboard_serves_pictures_and_distributions(trained, served):
         pixels = np.asarray(Image.open(io.BytesIO(served("images/individualImage", **query))))
         kept = Image.open(trained.run_dir / f"{name}.png").convert("RGB")
         assert np.array_equal(pixels, np.asarray(kept))
-    wanted = distributions(trained.run_dir)
-    assert set(json.loads(served("histograms/tags"))["."]) == {name for _, name in wanted}
+    expected = distributions(trained.run_dir)
+    assert set(json.loads(served("histograms/tags"))["."]) == {name for _, name in expected}
     for _, tokens, buckets in json.loads(served("histograms/histograms", run=".", tag="mc/lens_score/0")):
-        _, counts = wanted[tokens, "mc/lens_score/0"]
+        _, counts = expected[tokens, "mc/lens_score/0"]
         assert sum(count for _, _, count in buckets) == pytest.approx(sum(counts))
     text = json.loads(served("text/text", run=".", tag="working_contexts/text_summary"))
     assert text[-1]["step"] == 6144
@@ -118,8 +117,7 @@ def test_tensorboard_serves_pictures_and_distributions(trained, served):
 
 
 @pytest.mark.launcher
-def test_a_layout_is_written_where_there_is_none(trained, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_a_missing_layout_is_written(trained, tmp_path):
     from torch.utils.tensorboard import SummaryWriter
 
     folder = tmp_path / "run" / "tensorboard"
@@ -131,27 +129,45 @@ def test_a_layout_is_written_where_there_is_none(trained, tmp_path):
     events = EventAccumulator(str(folder))
     events.Reload()
     assert events.Tags()["tensors"] == ["custom_scalars__config__"]
-    assert [event.step for event in events.Scalars("train/loss")] == [5]  # what was there is there
+    assert [event.step for event in events.Scalars("train/loss")] == [5]
     refused = mcframe("dashboard", "tensorboard", tmp_path / "elsewhere")
     assert refused.exit_code == 2
     assert "holds no event files" in refused.output
 
 
 # ---- wandb ---------------------------------------------------------------------------------------
-def reader_of(root):
-    """The reader of .wandb files, from the tests of the logger."""
-    spec = importlib.util.spec_from_file_location("wandb_reader", root / "tests/unit/metrics/test_wandb_logger.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.mark.launcher
+def test_tensorboard_and_wandb_hold_the_metrics_under_their_names(trained):
+    expected = {}
+    for line in (trained.run_dir / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        for name in set(entry) - {"tokens", "step", "time"}:
+            expected[entry["tokens"], name] = entry[name]
+    assert {"train/loss", "val/bpb", "mc/tail_delta", "mc/lod_loss/2"} <= {name for _, name in expected}
+
+    events = EventAccumulator(str(trained.run_dir / "tensorboard"))
+    events.Reload()
+    shown = {(event.step, name): event.value for name in events.Tags()["scalars"] for event in events.Scalars(name)}
+    assert shown == pytest.approx(expected)
+    assert "working_contexts/text_summary" in events.Tags()["tensors"]
+
+    (path,) = offline_files(trained.run_dir)
+    rows = history(finished_records(path))
+    logged = {
+        (row["train/tokens"], name): value
+        for row in rows
+        for name, value in row.items()
+        if (row["train/tokens"], name) in expected
+    }
+    assert logged == pytest.approx(expected)
+    assert "wandb sync" in trained.text
 
 
 @pytest.mark.launcher
-def test_the_offline_run_of_wandb_holds_the_dashboards_keys_distributions_and_pictures(trained, root):
-    reader = reader_of(root)
-    (path,) = reader.offline_files(trained.run_dir)
-    history = reader.history(reader.finished_records(path))
-    keys = {key for row in history for key in row}
+def test_the_offline_run_of_wandb_holds_the_dashboards_keys_distributions_and_pictures(trained):
+    (path,) = offline_files(trained.run_dir)
+    logged = history(finished_records(path))
+    keys = {key for row in logged for key in row}
     names = {name for line in lines(trained.run_dir, "metrics.jsonl") for name in line}
     for panel in PANELS:
         assert set(matching(panel.metrics, names)) <= keys
@@ -163,30 +179,31 @@ def test_the_offline_run_of_wandb_holds_the_dashboards_keys_distributions_and_pi
 
     found = {
         (row["train/tokens"], key.removesuffix("/_type")): (row[key[:-5] + "bins"], row[key[:-5] + "values"])
-        for row in history
+        for row in logged
         for key, kind in row.items()
         if key.endswith("/_type") and kind == "histogram"
     }
     assert found == distributions(trained.run_dir)
     for name in PICTURES:
-        shown = [(row["train/tokens"], row[f"{name}/path"]) for row in history if f"{name}/path" in row]
+        shown = [(row["train/tokens"], row[f"{name}/path"]) for row in logged if f"{name}/path" in row]
         assert [tokens for tokens, _ in shown] == [4096, 6144]
         kept = np.asarray(Image.open(trained.run_dir / f"{name}.png").convert("RGB"))
         assert np.array_equal(np.asarray(Image.open(path.parent / "files" / shown[-1][1])), kept)
-    pages = [row["working_contexts/path"] for row in history if "working_contexts/path" in row]
+    pages = [row["working_contexts/path"] for row in logged if "working_contexts/path" in row]
     assert re.search(r"<pre>· 4 raw tokens .*\nfocused ", (path.parent / "files" / pages[-1]).read_text())
 
 
 class Answering(http.server.BaseHTTPRequestHandler):
-    """Plays wandb's server as far as saving a view needs it."""
+    """The part of wandb's server that saving a view needs."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        asked = json.loads(body) if self.path == "/graphql" else {}
-        if "upsertView" in asked.get("query", ""):
-            self.server.saved.append(asked["variables"])
+        request = json.loads(body) if self.path == "/graphql" else {}
+        if "upsertView" in request.get("query", ""):
+            self.server.saved.append(request["variables"])
         viewer = {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
-        view = {"id": "Vmlldzox", "name": asked.get("variables", {}).get("name")} if asked.get("variables") else None
+        variables = request.get("variables")
+        view = {"id": "Vmlldzox", "name": variables.get("name")} if variables else None
         self._send({"data": {"viewer": viewer, "upsertView": {"view": view, "inserted": True}}})
 
     def do_GET(self):
@@ -221,12 +238,12 @@ def test_the_workspace_of_a_run_is_saved_by_wandbs_own_library(trained, launches
     answer = mcframe("dashboard", "wandb", trained.run_dir, "--out", file)
     assert (answer.exit_code, answer.output.splitlines()[-1]) == (0, f"python {file} ENTITY/PROJECT")
     usage = launches.execute([sys.executable, str(file), "nothing"])
-    assert (usage.code, usage.words) == (1, f"usage: python {file} ENTITY/PROJECT")
+    assert (usage.code, usage.text) == (1, f"usage: python {file} ENTITY/PROJECT")
     address = f"http://127.0.0.1:{server.server_port}"
     saved = launches.execute(
         [sys.executable, str(file), "me/models"], environment={"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
     ).succeeded()
-    assert f"{address}/me/models?nw=" in saved.words
+    assert f"{address}/me/models?nw=" in saved.text
     (view,) = server.saved
     assert (view["entityName"], view["projectName"], view["displayName"]) == ("me", "models", "mcframe")
     spec = json.loads(view["spec"])
@@ -242,19 +259,19 @@ def test_the_workspace_of_a_run_is_saved_by_wandbs_own_library(trained, launches
     ]  # fmt: skip
 
 
-def test_a_workspace_without_a_run_and_what_cannot_be_written(tmp_path, monkeypatch):
+def test_a_workspace_without_a_run_and_refusals(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert mcframe("dashboard", "wandb").exit_code == 0
     compile((tmp_path / "wandb_dashboard.py").read_text("utf-8"), "wandb_dashboard.py", "exec")
     (tmp_path / "file").touch()
-    for arguments, words in (
-        ((tmp_path,), "holds no metrics.jsonl with a line in it"),
+    for arguments, message in (
+        ((tmp_path,), "metrics.jsonl"),
         (("--out", tmp_path / "file" / "a.py"), "cannot be written"),
     ):
         refused = mcframe("dashboard", "wandb", *arguments)
         assert refused.exit_code == 2
-        assert words in " ".join(re.sub("[│╭╮╰╯─]", " ", refused.output).split())
+        assert message in " ".join(re.sub("[│╭╮╰╯─]", " ", refused.output).split())
 
 
-def test_the_names_of_distributions_are_those_of_the_record():
+def test_distributions_keep_their_metric_names():
     assert list(rows({"mc/variant_delta": np.ones((1, 3), np.int64)})) == ["mc/variant_delta"]

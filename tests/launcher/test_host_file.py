@@ -1,4 +1,4 @@
-"""A host file of two nodes, unchanged: each node's launcher is started by hand, as `--no_ssh` asks for."""
+"""A host file of two nodes: the launcher of each node is started by hand, which `--no_ssh` requires."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.launcher
 
-SHORT = ("run.total_tokens = 2048", "logging.every = 1024", "checkpoint.every = 0")
+SHORT = ("run.batch_tokens = 512", "run.total_tokens = 1024", "logging.every = 512", "validation.every = 0")
 
 
 def test_two_nodes_train_like_one(launches, tmp_path):
@@ -24,8 +24,8 @@ def test_two_nodes_train_like_one(launches, tmp_path):
 
     with ThreadPoolExecutor(2) as both:
         first, second = both.map(node, (0, 1))
-    assert "2 on cpu" in first.succeeded().words
-    assert "Run finished" not in second.succeeded().words  # rank 0 speaks
+    assert "2 on cpu" in first.succeeded().text
+    assert "Run finished" not in second.succeeded().text  # rank 0 prints
     alone = launches.run(*SHORT).succeeded()
     assert first.curve("train/loss") == pytest.approx(alone.curve("train/loss"), abs=1e-3)
     assert len(alone.curve("train/loss")) == 2

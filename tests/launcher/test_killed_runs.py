@@ -1,4 +1,4 @@
-"""What a real run leaves at whatever moment it is killed can be reviewed."""
+"""`mcframe review` reads the files of a run that was killed at any moment."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mcframe.review.rules import read_rules
 
 pytestmark = pytest.mark.launcher
 
-EVERY = 5  # looks at the folder between copies where no line was written
+EVERY = 5  # reads of the folder between two copies without a new line
 
 
 class Moments:
-    """Stops a run again and again, copies its folder, lets it go on; kills it in the end.
+    """Pause a run repeatedly and copy its folder; kill it after its first checkpoint.
 
-    Stopped, a process has written just what it would have written had it been killed there.
+    A paused process has written exactly what it would have written had it been killed at that moment.
     """
 
     def __init__(self, run_dir, folder):
@@ -42,11 +42,11 @@ class Moments:
     def _follow(self, process):
         while process.poll() is None and not (self.run_dir / "metrics.jsonl").exists():
             time.sleep(0.02)
-        seen, looks = -1, 0
+        seen, reads = -1, 0
         while process.poll() is None:
-            size, looks = (self.run_dir / "metrics.jsonl").stat().st_size, looks + 1
+            size, reads = (self.run_dir / "metrics.jsonl").stat().st_size, reads + 1
             saved = any(self.run_dir.glob("checkpoints/tokens-*"))
-            if saved or size != seen or looks % EVERY == 0:
+            if saved or size != seen or reads % EVERY == 0:
                 os.killpg(process.pid, signal.SIGSTOP)
                 kept = self.folder / f"moment-{len(self.kept)}"
                 shutil.copytree(self.run_dir, kept, ignore=shutil.ignore_patterns("checkpoints"))
@@ -58,16 +58,22 @@ class Moments:
 
 @pytest.fixture(scope="module")
 def moments(launches, tmp_path_factory):
-    """A real run, killed when its first checkpoint stood, and what it had left at moments before."""
+    """A run that was killed after its first checkpoint, and copies of its folder at earlier moments."""
     folder = tmp_path_factory.mktemp("killed")
     moments = Moments(folder / "run", folder)
-    result = launches.run("logging.every = 1024", run_dir=moments.run_dir, watch=moments.watch)
+    result = launches.run(
+        "run.batch_tokens = 512",
+        "logging.every = 512",
+        "checkpoint.every = 5120",
+        run_dir=moments.run_dir,
+        watch=moments.watch,
+    )
     moments.thread.join()
     assert result.code == -signal.SIGKILL, result.output[-2000:]
     return moments
 
 
-def test_a_run_killed_at_any_moment_leaves_files_that_review_reads(moments):
+def test_files_of_a_run_killed_at_any_moment_are_reviewed(moments):
     lines = []
     for moment in (*moments.kept, moments.run_dir):
         if not (moment / "metrics.jsonl").read_bytes():
@@ -85,8 +91,8 @@ def test_a_run_killed_at_any_moment_leaves_files_that_review_reads(moments):
     assert outcome.exit_code == 0, outcome.output
 
 
-def test_a_run_torn_at_any_byte_of_its_last_lines_is_reviewed(moments, tmp_path):
-    """Its files cut where a crash of the machine may cut them."""
+def test_files_cut_at_any_byte_of_their_last_lines_are_reviewed(moments, tmp_path):
+    """A crash of the machine may cut them there."""
     run = tmp_path / "run"
     shutil.copytree(moments.run_dir, run, ignore=shutil.ignore_patterns("checkpoints", "review"))
     content = (run / "metrics.jsonl").read_bytes()

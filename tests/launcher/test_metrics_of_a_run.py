@@ -1,4 +1,4 @@
-"""A real run, watched from outside: its timers sum to the step, an interval reads back once, names are as listed."""
+"""A real run with a watching plug-in: timers sum to the step, an interval reads back once, names are listed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from mcframe.metrics.timers import PARTS
 
 pytestmark = pytest.mark.launcher
 
-ROOT_SUPPORT = Path(__file__).resolve().parents[1] / "support"
-WATCHER = ROOT_SUPPORT / "outside_watcher.py"
+WATCHER = Path(__file__).resolve().parents[1] / "support" / "outside_watcher.py"
 NAMED = ("data", "base", "losses", "metrics", "backward", "optimizer")
-"""What `mc/other_ms` is made of, each timed on its own."""
+"""Parts of `mc/other_ms` with timers of their own."""
 
 
 ELSEWHERE = {
     "train/mfu", "train/hfu", "train/memory_gib_max",  # need a GPU
-    "mc/adv_delta_undefined", "mc/preference_corr_undefined",  # where something is undefined
-    "loss/{loss}", "loss/{loss}/{figure}", "callback/{callback}/{figure}",  # of plug-ins that are not chosen here
+    "mc/adv_delta_undefined", "mc/preference_corr_undefined",  # logged where a mean is undefined
+    "loss/{loss}", "loss/{loss}/{figure}", "callback/{callback}/{figure}",  # of plug-ins that this run does not use
 }  # fmt: skip
-"""What this run need not log, besides evaluations."""
+"""Metrics that this run need not log. Evaluations log theirs elsewhere."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def lines(run):
 
 @pytest.fixture(scope="module")
 def watched(run, lines):
-    """What the run says of each logging interval, and what the watcher saw of it."""
+    """The metrics of each logging interval, and the record of the watcher."""
     logged = {line["tokens"]: line for line in lines if "train/loss" in line}
     seen = [json.loads(line) for line in (run.run_dir / "watched.jsonl").read_text("utf-8").splitlines()]
     intervals = [(logged[each["tokens"]], each) for each in seen if each["steps"]]
@@ -59,7 +58,7 @@ def watched(run, lines):
 
 
 def test_phases_timed_on_their_own_sum_to_the_step(watched):
-    """The first interval is left out: its first step has the run's start before it."""
+    """The first interval is skipped: its first step contains the start of the run."""
     for metrics, seen in watched[1:]:
         summed = sum(metrics[name] for name in PARTS) + sum(metrics[f"train/{name}_ms"] for name in NAMED)
         assert summed == pytest.approx(fmean(seen["steps"]), rel=0.03)
@@ -73,12 +72,12 @@ def test_a_logging_interval_is_read_back_once(watched):
         edges += [read for read in seen["reads"] if read.startswith("step_histograms.py")]
         assert [read.split()[-1] for read in seen["reads"] if read not in edges] == ["cpu"], seen["reads"]
         assert metrics["train/grad_norm"] > 0
-    assert len(edges) <= 2  # of the histograms' two scales: tensors of the host, looked at once in a run
+    assert len(edges) <= 2  # tensors of the host, for the two scales of histograms, read once in a run
 
 
-def test_what_is_logged_is_what_the_catalogue_lists(lines):
+def test_logged_names_are_those_of_the_catalogue(lines):
     logged = {name for line in lines for name in line} - {"tokens", "step", "time"}
-    described = {describe(name).name for name in logged}  # a KeyError names what is not in it
+    described = {describe(name).name for name in logged}  # raises KeyError for a name that is not in it
     listed = {metric.name for metric in CATALOGUE if not metric.name.startswith("eval/")}
     assert listed - ELSEWHERE <= described
     assert described <= listed - {"train/mfu", "train/hfu"}

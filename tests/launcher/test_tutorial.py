@@ -12,8 +12,7 @@ from mcframe.scaffold.names import Names
 from mcframe.scaffold.package import render
 from tests.support.run_tutorial import PAGE, replace_function, steps
 
-ROOT_SUPPORT = Path(__file__).resolve().parents[1] / "support"
-SCRIPT = ROOT_SUPPORT / "run_tutorial.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "support" / "run_tutorial.py"
 
 
 @pytest.mark.launcher
@@ -22,10 +21,10 @@ def test_it_can_be_followed(launches, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--quick", "--folder", str(tmp_path)]
     result = launches.execute(command, cwd=tmp_path)
     assert result.code == 0, result.output[-6000:]
-    assert "gistnet.salient" in result.words
+    assert "gistnet.salient" in result.text
 
 
-def test_what_the_page_shows_is_what_is_written() -> None:
+def test_the_page_shows_the_generated_files() -> None:
     page = PAGE.read_text("utf-8")
     written = render(Names.of("salient", "gistnet"), "gistnet")
     assert f"```gin\n{written['salient.gin']}```" in page
@@ -33,7 +32,7 @@ def test_what_the_page_shows_is_what_is_written() -> None:
         assert path.rpartition("/")[2] in page
 
 
-def test_the_change_replaces_the_function_and_nothing_else(tmp_path: Path) -> None:
+def test_the_change_replaces_only_the_function(tmp_path: Path) -> None:
     file = tmp_path / "mcframe_salient.py"
     before = render(Names.of("salient", "gistnet"), "gistnet")["mcframe_salient.py"]
     file.write_text(before, "utf-8")
@@ -51,6 +50,6 @@ def test_the_change_replaces_the_function_and_nothing_else(tmp_path: Path) -> No
     assert others(after) == others(before)
 
 
-def test_commands_are_left_out_of_the_quick_form_only_where_the_page_says_so() -> None:
+def test_the_page_marks_the_commands_that_the_quick_form_skips() -> None:
     marks = {step.mark for step in steps(PAGE.read_text("utf-8"))}
     assert marks == {"", "setup", "install", "slow"}

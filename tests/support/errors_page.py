@@ -23,8 +23,8 @@ from mcframe.hookspecs import RunInfo
 from mcframe.training.build import build_components
 from mcframe.training.probe import probe_plugins
 from mcframe.training.train_step import StepBatch
-from tests.conftest import SMOKE, Site
 from tests.support.error_cases import CASES
+from tests.support.launches import SMOKE, Site
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "errors.md"
 _BETWEEN = re.compile(r"(<!-- messages -->\n).*?(<!-- end of messages -->)", re.S)

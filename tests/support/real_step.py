@@ -42,7 +42,7 @@ READS_BACK = {
 
 
 class Operations(TorchDispatchMode):
-    """Counts aten operations and, with `refuse`, fails at those that wait for the device."""
+    """Count aten operations; with `refuse`, raise for those that wait for the device."""
 
     def __init__(self, refuse: bool = False) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """Follow docs/tutorial.md in an empty folder: its commands, and its change of a file.
 
     python tests/support/run_tutorial.py           in a new virtual environment
-    python tests/support/run_tutorial.py --quick   with the packages of this environment, without steps marked as slow
+    python tests/support/run_tutorial.py --quick   with the packages of this environment, without steps marked as slow,
+                                                   and with a run of two steps
 
 Prints the seconds of each step. Fails unless the operative configuration of the run names the plug-in.
 """
@@ -82,6 +83,8 @@ def script(page: str, folder: Path, *, quick: bool) -> str:
             commands = f"{myself} --link {home}\n"
         elif quick and step.mark == "slow":
             continue
+        elif quick:
+            commands = re.sub(r"^(mcframe run .*)$", r"\1 --set 'run.total_tokens = 2048'", commands, flags=re.M)
         lines += [f"echo '---- line {step.line}'", "SECONDS=0", commands.rstrip()]
         lines.append(f'echo "{step.line} $SECONDS {step.mark or step.language}" >> {home}/times')
     return "\n".join(lines) + "\n"

@@ -222,19 +222,6 @@ def test_add_does_not_synchronise():
         batches[0].means["train/loss_lod0"][0].item()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_add_does_not_wait_for_a_gpu():
-    batches = [moved(micro_batch(seed), "cuda") for seed in range(3)]
-    accumulator = Accumulator("cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for metrics in batches:
-            accumulator.add(metrics)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert_same(accumulator.read(), filled(range(3)).read(), rel=1e-12)
-
-
 # ---- checkpoints ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("cut", [0, 1, 4, 7])
 def test_unread_interval_survives_a_checkpoint_bit_for_bit(cut):
