@@ -172,5 +172,5 @@ def _check_baseline(name: str, baseline: TrainedRun, run: TrainedRun) -> None:
     if name == "drop" and baseline.model.gistnet is not None:
         raise UserError(
             f"{baseline.checkpoint.path} was trained with a GistNet, so it has not learned to live with gaps",
-            remedy="train the baseline with --set 'run.gistnet = None'",
+            remedy="train the baseline with --drop-baseline",
         )

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from mcframe.cli.user_errors import report_user_errors
+from mcframe.config.baselines import BASELINES, baseline_option, run_name
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.metrics.loggers import Loggers, open_loggers
@@ -35,6 +36,10 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gin", action="append", required=True, metavar="FILE", help="a gin file; may be repeated")
     parser.add_argument("--set", action="append", default=[], metavar="BINDING", help="such as 'run.seed = 1'")
+    parser.add_argument("--baseline", action="store_true", help="train the file's plain baseline, without variants")
+    parser.add_argument(
+        "--drop-baseline", action="store_true", help="train the file's drop baseline, without GistNet: blocks are dropped"
+    )
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where to write; default: runs/NAME of the gin file"
     )
@@ -76,10 +81,11 @@ def train_in_group(options: argparse.Namespace) -> int:
     prepare_environment()
     console = Console(quiet=os.environ["RANK"] != "0")
     plugins = PluginOptions(tuple(options.plugin), tuple(options.no_plugin), options.strict_plugins)
-    loaded = load_run_config(options.gin, options.set, plugins)
+    baseline = baseline_option(baseline=options.baseline, drop_baseline=options.drop_baseline)
+    loaded = load_run_config(options.gin, options.set, plugins, baseline)
     for warning in loaded.registry.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False)
-    run_plan = plan(Path(options.gin[-1]).stem, options.run_dir, options.resume)
+    run_plan = plan(run_name(Path(options.gin[-1]).stem, baseline), options.run_dir, options.resume)
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
     if checkpoint is not None and checkpoint.tokens >= run_config.steps * run_config.batch_tokens:
         console.print(
@@ -124,7 +130,10 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         console.print(f"note: {change}", style="yellow", highlight=False)
     loggers = _sinks(loaded, run_plan, rank)  # before what has been read is written down
     if rank == 0:
-        write_provenance(run_plan.directory, loaded.config.bound(), write_record(run_plan.directory, loaded.registry))
+        facts = write_record(run_plan.directory, loaded.registry)
+        if loaded.baseline:
+            facts["derived"] = {loaded.baseline: BASELINES[loaded.baseline]}
+        write_provenance(run_plan.directory, loaded.config.bound(), facts)
         (run_plan.directory / OPERATIVE).write_text(loaded.config.operative(), "utf-8")
     for binding in loaded.config.unused():
         console.print(f"note: nothing reads {binding.key} ({binding.location})", style="yellow", highlight=False)

@@ -29,7 +29,7 @@ def show(error: UserError) -> None:
     if error.remedy:
         text = text + Text(f"\n→ {error.remedy}", style="green")
     console = Console(stderr=True, soft_wrap=False)
-    console.print(Panel(text, title="mcframe cannot go on", title_align="left", border_style="red"), highlight=False)
+    console.print(Panel(text, title="mcframe stopped", title_align="left", border_style="red"), highlight=False)
 
 
 def _unwritable(error: OSError) -> UserError:

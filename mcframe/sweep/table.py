@@ -10,7 +10,7 @@ from mcframe.metrics.catalogue import describe
 from mcframe.sweep.intervals import LEVEL, Estimate
 from mcframe.sweep.results import Comparison, RowResult
 
-PICTURE, PAGE, DATA = "ablation.png", "ablation.md", "ablation.json"
+PICTURE, PAGE, DATA = "sweep.png", "sweep.md", "sweep.json"
 _NOTHING = "–"
 
 

@@ -107,7 +107,7 @@ def test_check_finds_nothing_unused_in_the_presets(mcframe, root, name):
 @pytest.mark.usefixtures("lines_of_presets_are_told")
 @pytest.mark.parametrize("name", ["smoke", "quickstart"])
 def test_check_finds_nothing_unused_in_the_baselines_but_plug_ins(mcframe, root, name):
-    baseline = mcframe("check", root / f"gin/{name}_baseline.gin")
+    baseline = mcframe("check", root / f"gin/{name}.gin", "--baseline")
     assert baseline.exit_code == 0, baseline.output
     unused = [line.split()[3] for line in baseline.output.splitlines() if line.startswith("bound but unused")]
     assert unused
@@ -275,9 +275,11 @@ STILL = (
 
 
 @launcher
-def test_the_baseline_reads_the_same_tokens_in_the_same_order(launches, smoke):
+def test_the_baseline_reads_the_same_tokens_in_the_same_order(launches):
     full = launches.shared(*STILL).succeeded()
-    baseline = launches.run(*STILL, gin=smoke.with_name("smoke_baseline.gin")).succeeded()
+    baseline = launches.run(*STILL, options=["--baseline"]).succeeded()
+    derived = json.loads((baseline.run_dir / "provenance.json").read_text())["derived"]
+    assert derived == {"--baseline": "run.variants = @variants.none"}
     for name in ("train/tokens_per_step", "train/tokens", "train/loss_lod0", "val/loss"):
         assert baseline.curve(name) == full.curve(name)
         assert len(full.curve(name)) >= 4

@@ -184,7 +184,7 @@ def test_positions_and_losses_of_plugins_are_trained_and_stored_in_checkpoints(f
 
 def test_a_hook_that_raises_ends_the_run_in_one_message_and_what_was_written_is_kept(failed, site):
     assert failed.code == 2, failed.output[-6000:]
-    assert failed.output.count("mcframe cannot go on") == 1
+    assert failed.output.count("mcframe stopped") == 1
     assert "Traceback" not in failed.output
     said = "plug-in 'it' of stranger 1.0 failed in its hook step_finished: OSError: the pager is down"
     assert said in failed.words

@@ -72,7 +72,7 @@ def test_a_grid_is_interrupted_gone_on_with_and_compared(sweep):
     assert not (out / "mean").exists()
     assert "base/seed-0: interrupted" in stopped.words
     assert "To go on: the same command." in stopped.words
-    assert not (out / "ablation.md").exists()
+    assert not (out / "sweep.md").exists()
 
     on = sweep(GRID, "--jobs", "2")
     assert on.code == 1, on.output
@@ -81,7 +81,7 @@ def test_a_grid_is_interrupted_gone_on_with_and_compared(sweep):
     assert f"resumed from {out}" in " ".join((out / "base" / "seed-0" / "log.txt").read_text().split()).replace(
         "│ ", ""
     )
-    data = json.loads((out / "ablation.json").read_text())
+    data = json.loads((out / "sweep.json").read_text())
     rows = {row["name"]: row for row in data["rows"]}
     assert set(rows) == {"base", "mean"}
     assert rows["mean"]["comparable"]
@@ -90,8 +90,8 @@ def test_a_grid_is_interrupted_gone_on_with_and_compared(sweep):
     assert rows["mean"]["differences"]["val/loss"] == {"mean": difference, "half": None, "n": 1}
     assert difference != 0
     assert "broken: no finished run for seed 0." in data["notes"]
-    assert "| mean | `run.gistnet = @gistnet.mean` |" in (out / "ablation.md").read_text()
-    assert (out / "ablation.png").stat().st_size > 1000
+    assert "| mean | `run.gistnet = @gistnet.mean` |" in (out / "sweep.md").read_text()
+    assert (out / "sweep.png").stat().st_size > 1000
 
     written = (out / "mean" / "seed-0" / "metrics.jsonl").read_text()
     again = sweep(GRID, "--only", "mean", "--only", "base")

@@ -349,7 +349,7 @@ def test_a_missing_compiler_is_a_clear_message(launches, tmp_path):
 def test_a_batch_that_the_ranks_cannot_share_is_told_once(launches):
     result = launches.shared("run.batch_tokens = 1152", ranks=2, launcher=True)
     assert result.code == 2, result.output[-6000:]
-    assert result.output.count("mcframe cannot go on") == 1
+    assert result.output.count("mcframe stopped") == 1
     assert "makes 9 sequences a step, which 2 ranks cannot share equally" in result.words
     assert "set run.batch_tokens = 1024" in result.words
     assert "Traceback" not in result.output

@@ -112,7 +112,7 @@ def test_a_mistake_in_a_gin_file(mistake, smoke, tmp_path, capsys):
     code = train.main(["--gin", str(file), "--run-dir", str(tmp_path / "run")])
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
-    assert err.count("mcframe cannot go on") == 1
+    assert err.count("mcframe stopped") == 1
     assert message in plain(err)
     assert "→ " + remedy in plain(err)
     assert line is None or f"{file}:{line} " in plain(err)
@@ -211,7 +211,7 @@ def test_what_may_not_be_written_is_told_with_no_option_that_is_not_there(capsys
 def test_the_script_says_what_is_wrong_and_nothing_else(launches, tmp_path):
     result = launches.run(gin=tmp_path / "smoke.gin")
     assert result.code == 2
-    assert result.output.splitlines()[0].startswith("╭─ mcframe cannot go on")
+    assert result.output.splitlines()[0].startswith("╭─ mcframe stopped")
     assert "missing gin file" in result.words
     assert "searched" in result.words
     assert not result.run_dir.exists()
@@ -231,7 +231,7 @@ def test_an_empty_corpus(launches, tmp_path):
 def test_two_ranks_say_it_once(launches):
     result = launches.shared("run.batch_tokens = 1152", ranks=2, launcher=True)
     assert result.code == 2, result.output[-6000:]
-    assert result.output.count("mcframe cannot go on") == 1
+    assert result.output.count("mcframe stopped") == 1
     assert "--set 'run.batch_tokens = 1152'" in result.words
 
 
