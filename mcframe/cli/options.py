@@ -1,4 +1,4 @@
-"""Options that several commands share, and the decorator that adds them."""
+"""Options of several commands, and the decorator that adds them."""
 
 from __future__ import annotations
 
@@ -71,3 +71,10 @@ def plugin_options(plugin: list[str], no_plugin: list[str], strict: bool) -> Plu
     from mcframe.registry.discovery import PluginOptions  # imports torch, which `mcframe metrics` does not need
 
     return PluginOptions(tuple(plugin), tuple(no_plugin), strict)
+
+
+def merged(outer: PluginOptions, inner: PluginOptions) -> PluginOptions:
+    """Return the plug-in options of a group of commands together with those of one of its commands."""
+    from mcframe.registry.discovery import PluginOptions
+
+    return PluginOptions((*outer.named, *inner.named), (*outer.without, *inner.without), outer.strict or inner.strict)

@@ -1,4 +1,4 @@
-"""What each rank does: read the gin files, build the parts, start the engine, train."""
+"""Training on one rank: read the gin files, build the parts, start the engine, train."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from mcframe.registry.discovery import PluginOptions
 from mcframe.training.build import build_components
 from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
-from mcframe.training.provenance import changes, check_alike, fingerprint, given, write_record
+from mcframe.training.provenance import changes, check_alike, fingerprint, write_record
+from mcframe.training.provenance import given as passed_plugins
 from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, write_provenance
 from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
@@ -30,7 +31,7 @@ from mcframe.training.weights import start_from
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The options of `mcframe/run.py`, which `mcframe run` passes on."""
+    """Return the parser of the options of `mcframe/run.py`, which `mcframe run` passes on."""
     parser = argparse.ArgumentParser(
         prog="deepspeed mcframe/run.py", description="Train a MegaContext language model from gin files."
     )
@@ -38,46 +39,49 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="BINDING", help="such as 'run.seed = 1'")
     parser.add_argument("--baseline", action="store_true", help="train the file's plain baseline, without variants")
     parser.add_argument(
-        "--drop-baseline", action="store_true", help="train the file's drop baseline, without GistNet: blocks are dropped"
+        "--drop-baseline",
+        action="store_true",
+        help="train the file's drop baseline, without GistNet",
     )
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where to write; default: runs/NAME of the gin file"
     )
     parser.add_argument(
         "--resume", default="auto", metavar="auto|never|DIR",
-        help="auto: go on where the run directory has a checkpoint; never: start anew; DIR: go on from there",
+        help="auto: resume if the run directory has a checkpoint; never: start again; DIR: resume from there",
     )  # fmt: skip
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="PLUGIN",
-        help="a plug-in besides those installed: module[:object] or path/to/file.py[:object]; may be repeated",
+        help="a plug-in to add to those installed: module[:object] or path/to/file.py[:object]; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--no-plugin", action="append", default=[], metavar="NAME", help="a plug-in, or a package of some, to leave out"
+        "--no-plugin", action="append", default=[], metavar="NAME", help="a plug-in, or a package of some, to skip"
     )
-    parser.add_argument("--strict-plugins", action="store_true", help="stop where any plug-in is broken")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.add_argument("--strict-plugins", action="store_true", help="fail if any plug-in is broken")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of every rank. Returns the exit code."""
+    """Train on this rank. Return the exit code."""
     options = arguments().parse_args(argv)
     return report_user_errors(lambda: train(options), traceback=options.traceback)
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train as the options say. Returns the exit code."""
+    """Train in a group of processes, which is closed at the end. Return the exit code."""
     code = train_in_group(options)
     if dist.is_initialized():
-        if code:  # on every rank the same; the launcher ends those that are still at work once one says so
+        # The code is the same on every rank. The launcher kills the other ranks once one returns an error.
+        if code:
             barrier()
         dist.destroy_process_group()
     return code
 
 
 def train_in_group(options: argparse.Namespace) -> int:
-    """`train`, leaving the group of processes as it is, so that they can train again. Returns the exit code."""
+    """Train and keep the group of processes, so that they can train again. Return the exit code."""
     prepare_environment()
     console = Console(quiet=os.environ["RANK"] != "0")
     plugins = PluginOptions(tuple(options.plugin), tuple(options.no_plugin), options.strict_plugins)
@@ -89,8 +93,8 @@ def train_in_group(options: argparse.Namespace) -> int:
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
     if checkpoint is not None and checkpoint.tokens >= run_config.steps * run_config.batch_tokens:
         console.print(
-            f"{run_plan.directory} is complete: {checkpoint.tokens:,} tokens. Train on with a larger "
-            "run.total_tokens, or anew with --resume never.",
+            f"{run_plan.directory} is complete: {checkpoint.tokens:,} tokens. Increase "
+            "run.total_tokens to continue, or pass --resume never to train again.",
             highlight=False,
         )
         return 0
@@ -99,7 +103,7 @@ def train_in_group(options: argparse.Namespace) -> int:
 
 
 def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
-    """From a recipe to a trained model: the order in which the parts of a run come to life."""
+    """Build the parts of a run in order and train. Return the exit code."""
     run_config = loaded.run_config
     components = build_components(run_config)
     # A checkpoint of this run brings its own weights.
@@ -119,16 +123,17 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         f"{engine.accumulation} a step",
         "run directory": str(run_plan.directory),
     }
-    if given(loaded.registry):
-        extra["plug-ins given"] = ", ".join(each.spec for each in given(loaded.registry))
+    passed = passed_plugins(loaded.registry)
+    if passed:
+        extra["plug-ins passed"] = ", ".join(each.spec for each in passed)
     if begun is not None:
         extra["starts from"] = begun
     if run_plan.checkpoint is not None:
         extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
     console.print(describe(components, extra), highlight=False)
-    for change in changes(run_plan.directory, given(loaded.registry)) if run_plan.checkpoint is not None else ():
+    for change in changes(run_plan.directory, passed) if run_plan.checkpoint is not None else ():
         console.print(f"note: {change}", style="yellow", highlight=False)
-    loggers = _sinks(loaded, run_plan, rank)  # before what has been read is written down
+    loggers = _loggers(loaded, run_plan, rank)  # before `operative` records which bindings have been read
     if rank == 0:
         facts = write_record(run_plan.directory, loaded.registry)
         if loaded.baseline:
@@ -146,8 +151,8 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     for reason in callbacks.stop_reasons:
         console.print(f"Stopped by {reason}", markup=False, highlight=False, soft_wrap=True)
     if summary["status"] == "interrupted":
-        again = "gin files and plug-ins" if given(loaded.registry) else "gin files"
-        console.print(f"To go on: the same {again} with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
+        again = "gin files and plug-ins" if passed else "gin files"
+        console.print(f"To resume: the same {again} with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
         return EXIT_INTERRUPTED
     command = f"mcframe review {shlex.quote(str(run_plan.directory))}"
     console.print(f"To read it: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
@@ -155,7 +160,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
 
 
 def _check_shared(run_plan: RunPlan, world_size: int) -> None:
-    """Raises UserError, on every rank, where the nodes do not share the run directory."""
+    """Raise UserError on every rank if the nodes do not have a run directory in common."""
     mark = run_plan.directory / f".shared-by-port-{os.environ['MASTER_PORT']}"
     if dist.get_rank() == 0:
         run_plan.directory.mkdir(parents=True, exist_ok=True)
@@ -167,12 +172,12 @@ def _check_shared(run_plan: RunPlan, world_size: int) -> None:
         mark.unlink()
     if len(set(seen)) > 1:
         raise UserError(
-            f"the ranks do not see the same run in {run_plan.directory}",
-            remedy="put the run directory on storage that all nodes share: --run-dir DIR",
+            f"the ranks do not find the same run in {run_plan.directory}",
+            remedy="Put the run directory on shared storage: --run-dir DIR.",
         )
 
 
-def _sinks(loaded: Loaded, run_plan: RunPlan, rank: int) -> Loggers:
+def _loggers(loaded: Loaded, run_plan: RunPlan, rank: int) -> Loggers:
     logging, checkpoint, config = loaded.run_config.logging, run_plan.checkpoint, loaded.config.as_dict()
     return open_loggers(
         run_plan.directory,
@@ -181,12 +186,12 @@ def _sinks(loaded: Loaded, run_plan: RunPlan, rank: int) -> Loggers:
         wandb=logging.wandb,
         config=config,
         resume_tokens=checkpoint.tokens if checkpoint else None,
-        others=dict(zip(_sink_names(loaded, config), loaded.run_config.loggers, strict=True)),
+        others=dict(zip(_logger_names(loaded, config), loaded.run_config.loggers, strict=True)),
     )
 
 
-def _sink_names(loaded: Loaded, config: Mapping[str, Any]) -> list[str]:
-    """How messages call the sinks of `run.loggers`: as they are written, with the package that they come from."""
+def _logger_names(loaded: Loaded, config: Mapping[str, Any]) -> list[str]:
+    """Return the names of `run.loggers` in messages: each as it is bound, with its package."""
     names: list[str] = []
     for number, written in enumerate(config.get("run.loggers", ()), start=1):
         origin = loaded.registry.implementations["logger"][written.rpartition(".")[2]].origin

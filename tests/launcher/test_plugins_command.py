@@ -144,7 +144,7 @@ def test_show_says_types_defaults_what_must_be_set_and_what_gin_cannot_write(mcf
     result = mcframe("plugins", "--plugin", "somebody.py", "show", "last")
     assert result.exit_code == 0, result.output
     assert result.output.startswith(
-        f"# gistnet.last, plug-in '{tmp_path / 'somebody.py'}', says nothing of the plug-in API"
+        f"# gistnet.last, plug-in '{tmp_path / 'somebody.py'}', without the plug-in API"
     )
     assert "# The last child, through a map.\n#\n# bias  whether it has one\n" in result.output
     lines = result.output.splitlines()
@@ -176,7 +176,7 @@ def test_show_for_machines(mcframe):
     [
         ("gistnet.lsat", "no plug-in offers @gistnet.lsat (did you mean @gistnet.last?)"),
         ("transformer", "transformer is the name of gistnet.transformer, lensnet.transformer"),
-        ("gistnets.mean", "no plug-in is called gistnets.mean (did you mean gistnet.mean?)"),
+        ("gistnets.mean", "unknown plug-in gistnets.mean (did you mean gistnet.mean?)"),
     ],
 )
 def test_show_of_what_is_not_there_or_not_alone(mcframe, name, message):
@@ -219,7 +219,7 @@ def trained(launches, tmp_path_factory, new_site):
 @pytest.mark.launcher
 def test_every_rank_had_the_plugin_and_the_run_says_so(trained):
     assert {file.name for file in trained.run_dir.glob("rank-*.txt")} == {"rank-0.txt", "rank-1.txt"}
-    assert "plug-ins given" in trained.output
+    assert "plug-ins passed" in trained.output
     assert "somebody.py" in trained.output
 
 

@@ -87,7 +87,7 @@ def assert_interrupted(result, at=None):
     assert result.summary["status"] == "interrupted"
     assert at is None or result.summary["tokens"] == at * STEP
     assert result.checkpoints[-1] == result.summary["tokens"]
-    assert "To go on: the same gin files with --run-dir" in result.words
+    assert "To resume: the same gin files with --run-dir" in result.words
 
 
 def assert_equal(result, reference):
@@ -166,7 +166,7 @@ def test_two_ranks_interrupted_twice_equal_uninterrupted(launches, settings, sto
     assert result.summary["status"] == "interrupted"
     assert 2 * STEP <= result.summary["tokens"] < STEPS * STEP
     assert result.checkpoints[-1] == result.summary["tokens"]
-    assert "To go on: the same gin files with --run-dir" in result.words
+    assert "To resume: the same gin files with --run-dir" in result.words
     # On one rank alone, and not the one that writes.
     result = launches.run(*settings, ranks=2, run_dir=run_dir, environment=stopper("SIGINT:1:9"))
     assert_interrupted(result, at=9)

@@ -71,7 +71,7 @@ def test_a_grid_is_interrupted_gone_on_with_and_compared(sweep):
     assert 3 * 512 <= base["tokens"] < 4096
     assert not (out / "mean").exists()
     assert "base/seed-0: interrupted" in stopped.words
-    assert "To go on: the same command." in stopped.words
+    assert "To resume: the same command." in stopped.words
     assert not (out / "sweep.md").exists()
 
     on = sweep(GRID, "--jobs", "2")

@@ -149,7 +149,7 @@ def test_the_traceback_is_there_for_who_asks(smoke, capsys):
 def rank(monkeypatch, tmp_path):
     """Ends the command of a rank with a message; whether the message was printed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(failure, "_RANK_0_SPEAKS_FIRST_S", 0.05)
+    monkeypatch.setattr(failure, "_RANK_0_PRINTS_FIRST_S", 0.05)
 
     def end(number, capsys, message="no luck"):
         monkeypatch.setenv("RANK", str(number))
@@ -165,7 +165,7 @@ def rank(monkeypatch, tmp_path):
 
 
 def notes_of(folder):
-    return folder / f"mcframe-said-{os.getuid()}"
+    return folder / f"mcframe-errors-{os.getuid()}"
 
 
 def test_what_rank_0_has_said_no_other_repeats(rank, capsys, tmp_path):

@@ -35,10 +35,10 @@ def write(seconds=0.0):
     return f"import pathlib, sys, time; time.sleep({seconds}); pathlib.Path(sys.argv[1]).touch(); print('written')"
 
 
-def run(jobs, abreast=1, watch=lambda: None):
+def run(jobs, parallel=1, watch=lambda: None):
     history = []
     queue = Jobs(
-        jobs, abreast=abreast, environment=dict(os.environ), changed=lambda j: history.append((j.name, j.state))
+        jobs, parallel=parallel, environment=dict(os.environ), changed=lambda j: history.append((j.name, j.state))
     )
     queue.run(watch)
     return queue, history
@@ -49,7 +49,7 @@ def test_one_after_the_other(job):
     assert history == [("a", "running"), ("a", "done"), ("b", "running"), ("b", "done")]
 
 
-def test_two_abreast_and_never_three(job):
+def test_at_most_two_run_in_parallel(job):
     jobs, most = [job(name, write(0.5)) for name in "abcd"], []
     _, history = run(jobs, 2, lambda: most.append(sum(each.state == "running" for each in jobs)))
     assert history[:2] == [("a", "running"), ("b", "running")]
@@ -69,7 +69,7 @@ def test_a_failure_is_told_others_go_on_and_what_needs_it_is_left_out(job):
     below = job("b", write(), [failing])
     jobs = [failing, below, job("c", write(), [below]), job("d", write())]
     run(jobs)
-    assert [each.state for each in jobs] == ["failed", "left out", "left out", "done"]
+    assert [each.state for each in jobs] == ["failed", "skipped", "skipped", "done"]
     assert last_lines(failing.log, 2) == ["what went wrong", "the end"]
     assert last_lines(below.log, 2) == []
 
