@@ -202,7 +202,7 @@ def test_what_may_not_be_written_is_told_with_no_option_that_is_not_there(capsys
     (tmp_path / "file").touch()
     assert report_user_errors(lambda: (tmp_path / "file" / "below").touch() or 0, traceback=False) == 2
     told = plain(capsys.readouterr().err)
-    assert f"{tmp_path / 'file' / 'below'}: Not a directory → name another place to this command" in told
+    assert f"{tmp_path / 'file' / 'below'}: Not a directory → Pass another path to this command" in told
     assert "--run-dir" not in told
 
 
