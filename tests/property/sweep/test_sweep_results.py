@@ -186,7 +186,7 @@ def test_data_have_every_metric_of_every_run():
     assert (data["rows"][2]["from"], data["level"]) == ("a", 0.95)
 
 
-@pytest.mark.parametrize("rows", [["a"], ["b"], ["a", "b"], ["a", "b", "c"]])
+@pytest.mark.parametrize("rows", [["a"], ["b"], ["a", "b", "c"]])
 def test_figure_grows_with_rows_and_metrics(tmp_path, rows):
     made_up = {name: runs for name, runs in results().items() if name in rows}
     picture.draw(compare(GRID, made_up, GRID.seeds), tmp_path / "a.png")

@@ -7,7 +7,7 @@ from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
 
 
-@pytest.mark.parametrize("preset", ["smoke.gin", "quickstart.gin", "comparison.gin", "run10.gin"])
+@pytest.mark.parametrize("preset", ["quickstart.gin", "comparison.gin"])
 @pytest.mark.parametrize("option", BASELINES)
 def test_option_binds_what_a_file_would_bind(tmp_path, preset, option):
     file = tmp_path / "baseline.gin"
