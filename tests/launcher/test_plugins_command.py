@@ -143,9 +143,7 @@ def test_lines_of_show_can_be_pasted(mcframe, smoke, tmp_path):
 def test_show_says_types_defaults_what_must_be_set_and_what_gin_cannot_write(mcframe, smoke, tmp_path):
     result = mcframe("plugins", "--plugin", "somebody.py", "show", "last")
     assert result.exit_code == 0, result.output
-    assert result.output.startswith(
-        f"# gistnet.last, plug-in '{tmp_path / 'somebody.py'}', without the plug-in API"
-    )
+    assert result.output.startswith(f"# gistnet.last, plug-in '{tmp_path / 'somebody.py'}', without the plug-in API")
     assert "# The last child, through a map.\n#\n# bias  whether it has one\n" in result.output
     lines = result.output.splitlines()
     assert "run.gistnet = @gistnet.last" in lines
