@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from rich.console import Console
 
@@ -19,7 +20,7 @@ from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.metrics.loggers import Loggers, open_loggers
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
-from mcframe.training.build import build_components
+from mcframe.training.build import Components, build_components
 from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
 from mcframe.training.provenance import changes, check_alike, fingerprint, write_record
@@ -117,22 +118,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     dist.all_gather_object(fingerprints, fingerprint(loaded.registry))
     check_alike(fingerprints)
     engine = Engine(components.step, run_config, world_size)
-    extra = {
-        "parameter groups": "\n".join(map(str, engine.param_groups)),
-        "ranks": f"{world_size} on {device}; micro-batches of {engine.micro_batch} sequences, "
-        f"{engine.accumulation} a step",
-        "run directory": str(run_plan.directory),
-    }
-    passed = passed_plugins(loaded.registry)
-    if passed:
-        extra["plug-ins passed"] = ", ".join(each.spec for each in passed)
-    if begun is not None:
-        extra["starts from"] = begun
-    if run_plan.checkpoint is not None:
-        extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
-    console.print(describe(components, extra), highlight=False)
-    for change in changes(run_plan.directory, passed) if run_plan.checkpoint is not None else ():
-        console.print(f"note: {change}", style="yellow", highlight=False)
+    _print_start(loaded, run_plan, components, engine, begun, device, console)
     loggers = _loggers(loaded, run_plan, rank)  # before `operative` records which bindings have been read
     if rank == 0:
         facts = write_record(run_plan.directory, loaded.registry)
@@ -151,12 +137,41 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     for reason in callbacks.stop_reasons:
         console.print(f"Stopped by {reason}", markup=False, highlight=False, soft_wrap=True)
     if summary["status"] == "interrupted":
-        again = "gin files and plug-ins" if passed else "gin files"
-        console.print(f"To resume: the same {again} with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
+        again = "gin files and plug-ins" if passed_plugins(loaded.registry) else "gin files"
+        options = f"--run-dir {run_plan.directory} {loaded.baseline or ''}".rstrip()
+        console.print(f"To resume: the same {again} with {options}", style="bold", soft_wrap=True)
         return EXIT_INTERRUPTED
     command = f"mcframe review {shlex.quote(str(run_plan.directory))}"
     console.print(f"To read it: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _print_start(
+    loaded: Loaded,
+    run_plan: RunPlan,
+    components: Components,
+    engine: Engine,
+    begun: str | None,
+    device: torch.device,
+    console: Console,
+) -> None:
+    """Print the summary of the run and what has changed since its checkpoint."""
+    extra = {
+        "parameter groups": "\n".join(map(str, engine.param_groups)),
+        "ranks": f"{dist.get_world_size()} on {device}; micro-batches of {engine.micro_batch} sequences, "
+        f"{engine.accumulation} a step",
+        "run directory": str(run_plan.directory),
+    }
+    passed = passed_plugins(loaded.registry)
+    if passed:
+        extra["plug-ins passed"] = ", ".join(each.spec for each in passed)
+    if begun is not None:
+        extra["starts from"] = begun
+    if run_plan.checkpoint is not None:
+        extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
+    console.print(describe(components, extra), highlight=False)
+    for change in changes(run_plan.directory, passed) if run_plan.checkpoint is not None else ():
+        console.print(f"note: {change}", style="yellow", highlight=False)
 
 
 def _check_shared(run_plan: RunPlan, world_size: int) -> None:
