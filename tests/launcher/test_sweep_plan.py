@@ -98,7 +98,7 @@ def test_a_changed_row_is_refused_with_what_differs(planned):
     assert "optimizer.lr: was 0.002, now 0.004" in error.value.message
     assert "run.gistnet: was @gistnet.mean, now @gistnet.multihead" in error.value.message
     assert "another" in error.value.message
-    assert "remove the folder to train anew" in error.value.remedy
+    assert "remove the folder to train again" in error.value.remedy
     refuse_changed([run for run in changed if run.row.name == "base"])  # the others are as they were
 
 
