@@ -106,5 +106,5 @@ def test_a_grid_is_interrupted_gone_on_with_and_compared(sweep):
     refused = sweep(changed)
     assert refused.code == 2, refused.output
     assert "mean/seed-0 was trained with another configuration: gpt.depth: was 2, now 1" in refused.words
-    assert "→ put that back" in refused.words
+    assert "→ Restore it" in refused.words
     assert (out / "mean" / "seed-0" / "metrics.jsonl").read_text() == written
