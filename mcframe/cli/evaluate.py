@@ -136,7 +136,7 @@ def _check_baseline(name: str, baseline: TrainedRun, run: TrainedRun) -> None:
     checks = (
         (baseline.model.tree != run.model.tree, f"has {baseline.model.tree}, the run has {run.model.tree}"),
         (baseline.tokenizer.identity != run.tokenizer.identity, "has another tokenizer than the run"),
-        (not baseline.model.strategy.count, f"was trained without variants, so it has never read {name}s"),
+        (not baseline.model.strategy.count, "was trained without variants, so it has read no compressed context"),
         (name == "mean" and (gistnet is None or learns), "was not trained with means: its GistNet learns or is None"),
         (name == "drop" and gistnet is not None, "was trained with a GistNet, so it has never read gaps"),
     )
