@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mcframe.cli.options import Traceback
-from mcframe.cli.user_errors import report_user_errors
+from mcframe.cli.options import command
 from mcframe.errors import UserError
 from mcframe.metrics.figure_data import PICTURES
 from mcframe.metrics.jsonl_logger import METRICS
@@ -23,6 +22,7 @@ dashboard = typer.Typer(help="Write the dashboard of a run, for TensorBoard or f
 
 
 @dashboard.command()
+@command
 def wandb(
     run: Annotated[
         Path | None,
@@ -31,49 +31,40 @@ def wandb(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"Where to write; default: RUN/{FILE}, or {FILE} here.")
     ] = None,
-    traceback: Traceback = False,
-) -> None:
+) -> int:
     """Write a Python file that makes a workspace of mcframe's panels on wandb."""
-
-    def act() -> int:
-        file = out or (run / FILE if run else Path(FILE))
-        names = None if run is None else _measured(run)
-        title = "mcframe's dashboard" if run is None else f"The dashboard of {run.resolve().name}"
-        text = workspace_script(file.name, names, title)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, "utf-8")
-        except OSError as error:
-            raise UserError(f"{file} cannot be written: {error.strerror}", remedy="name another with --out") from error
-        typer.echo(f"{file}\npip install wandb-workspaces\npython {shlex.quote(str(file))} ENTITY/PROJECT")
-        return 0
-
-    raise typer.Exit(report_user_errors(act, traceback=traceback))
+    file = out or (run / FILE if run else Path(FILE))
+    names = None if run is None else _measured(run)
+    title = "mcframe's dashboard" if run is None else f"The dashboard of {run.resolve().name}"
+    text = workspace_script(file.name, names, title)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}", remedy="Name another with --out.") from error
+    typer.echo(f"{file}\npip install wandb-workspaces\npython {shlex.quote(str(file))} ENTITY/PROJECT")
+    return 0
 
 
 @dashboard.command()
+@command
 def tensorboard(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run directory, or a folder of TensorBoard's event files.")
     ],
-    traceback: Traceback = False,
-) -> None:
+) -> int:
     """Write the dashboard into event files that have none; what mcframe trains has it already."""
-
-    def act() -> int:
-        if not any(run.rglob("*tfevents*")):
-            raise UserError(
-                f"{run} holds no event files of TensorBoard's",
-                remedy="name a run directory that has a folder tensorboard",
-            )
-        typer.echo(f"tensorboard --logdir {write_layout(run)}")
-        return 0
-
-    raise typer.Exit(report_user_errors(act, traceback=traceback))
+    if not any(run.rglob("*tfevents*")):
+        raise UserError(
+            f"{run} holds no event files of TensorBoard's",
+            remedy="Name a run directory that has a folder tensorboard.",
+        )
+    typer.echo(f"tensorboard --logdir {write_layout(run)}")
+    return 0
 
 
 def _measured(run: Path) -> list[str]:
-    """Every name in a run's records, sorted. Raises UserError where there is none."""
+    """Return every name in a run's records, sorted. Raises UserError if none is found."""
     names: set[str] = set()
     for file in (METRICS, PICTURES):
         if (run / file).exists():
@@ -87,6 +78,6 @@ def _measured(run: Path) -> list[str]:
     if not names:
         raise UserError(
             f"{run} holds no {METRICS} with a line in it",
-            remedy="name a run directory, such as runs/quickstart, or leave it out for all panels",
+            remedy="Name a run directory, such as runs/quickstart, or none for all panels.",
         )
     return sorted(names)

@@ -1,4 +1,4 @@
-"""`mcframe doctor`: what this machine has, what it lacks, and what to do about it."""
+"""`mcframe doctor`: check this machine for everything that training needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = ("torch", "deepspeed", "gin-config", "pluggy", "datasets", "tokenize
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: `good` None means that it is only told."""
+    """One line of the table; `good` is None for information."""
 
     what: str
     state: str
@@ -34,7 +34,7 @@ class Finding:
 
 
 def doctor() -> None:
-    """Say what this machine lacks for training and what to do. Exit code 1 where something needed is missing."""
+    """Check that this machine has everything that training needs. Exit code 1 if something is missing."""
     prepare_environment()
     findings = [*_machine(), *_packages(), *_compiler(), *_services()]
     table = Table(show_header=False)
@@ -84,8 +84,8 @@ def _compiler() -> Iterator[Finding]:
 
 def _services() -> Iterator[Finding]:
     mode = resolve_mode("auto")
-    told = {"offline": "not logged in: runs are kept offline; log in with `wandb login`, or leave it so"}
-    yield Finding("wandb", told.get(mode, mode))
+    offline = "not logged in: runs are kept offline; `wandb login` logs in"
+    yield Finding("wandb", offline if mode == "offline" else mode)
     yield Finding("cache", f"{cache_dir()} (set MCFRAME_CACHE to move it)")
     try:
         registry = discover()

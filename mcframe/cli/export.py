@@ -9,24 +9,19 @@ import typer
 from safetensors.torch import save_file
 
 from mcframe import __version__
-from mcframe.cli.options import Run, Traceback
-from mcframe.cli.user_errors import report_user_errors
+from mcframe.cli.options import Run, command
 from mcframe.errors import UserError
 from mcframe.training.checkpoints import find
 from mcframe.training.run_directory import BOUND
 from mcframe.training.weights import load_weights, model_weights
 
 
+@command
 def export(
     run: Run,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path("model.safetensors"),
-    traceback: Traceback = False,
-) -> None:
+) -> int:
     """Write a checkpoint's weights, float32, as safetensors; the run's configuration goes into its metadata."""
-    raise typer.Exit(report_user_errors(lambda: _export(run, out), traceback=traceback))
-
-
-def _export(run: Path, out: Path) -> int:
     checkpoint = find(run)
     weights = model_weights(load_weights(checkpoint))
     config = checkpoint.path.parents[1] / BOUND
@@ -37,7 +32,7 @@ def _export(run: Path, out: Path) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, out, metadata=facts)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}", remedy="name another file with --out") from error
+        raise UserError(f"{out} cannot be written: {error}", remedy="Name another file with --out.") from error
     count = sum(tensor.numel() for tensor in weights.values())
     typer.echo(f"{out}: {len(weights)} tensors, {count:,} parameters, after {checkpoint.tokens:,} tokens")
     return 0

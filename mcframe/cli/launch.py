@@ -18,7 +18,7 @@ from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.training.engine import free_port
 
 _MEETING = ("--master_port", "--master_addr", "--hostfile", "-H", "--no_ssh", "--node_rank")
-"""Options of DeepSpeed's launcher that say where ranks meet, or that there are other machines."""
+"""Options of DeepSpeed's launcher that set the address or port of the ranks, or name other machines."""
 
 
 def run(
@@ -33,8 +33,8 @@ def run(
     options = launcher.split()
     if ranks is not None:
         options += ["--num_accelerators", str(ranks)]
-    if not _names_hosts_or_port(options):
-        # Two runs on one machine must not meet at DeepSpeed's one default port.
+    if not any(option.partition("=")[0] in _MEETING for option in options):
+        # Two runs on one machine must not use DeepSpeed's default port both.
         options += ["--master_port", str(free_port())]
     # A Ctrl-C reaches every process of the terminal: the ranks save and end, while this process and the launcher, which
     # inherits that it ignores the signal, wait for them.
@@ -48,7 +48,7 @@ def run(
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
         interrupted = True
-        # Before the launcher has started a rank, nobody else would hear the signal.
+        # Before the launcher has started a rank, no other process receives the signal.
         if process.poll() is None and not psutil.Process(process.pid).children():
             process.terminate()
 
@@ -60,14 +60,9 @@ def run(
 
 
 def _check_named(arguments: list[str]) -> int:
-    """0; raises UserError where no gin file is named, before the launcher buries it among its own lines."""
+    """Return 0. Raise UserError if no gin file is named, before the launcher prints lines of its own."""
     named = any(each.partition("=")[0] in ("--gin", "-h", "--help") for each in arguments)
     if not named:
         file = next((each for each in arguments if each.endswith(".gin")), "gin/quickstart.gin")
-        raise UserError("which gin file to train from was not said", remedy=f"mcframe run --gin {file}")
+        raise UserError("missing --gin FILE", remedy=f"Run mcframe run --gin {file}.")
     return 0
-
-
-def _names_hosts_or_port(options: list[str]) -> bool:
-    """Whether the user has said where ranks meet, or names hosts, on which a port free here may be taken."""
-    return any(option.partition("=")[0] in _MEETING for option in options)

@@ -1,4 +1,4 @@
-"""A trained run opened for reading: its recipe, model and tokenizer, without an engine."""
+"""Open a trained run for reading: its configuration, model and tokenizer, without an engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mcframe.training.weights import load_weights, model_weights
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a checkpoint holds, in float32 on the CPU, in eval mode."""
+    """The model of a checkpoint, in float32 on the CPU, in eval mode, with its configuration and tokenizer."""
 
     run_config: RunConfig
     tokenizer: Tokenizer
@@ -32,23 +32,29 @@ class TrainedRun:
 
 
 def load_run(
-    place: Path,
+    path: Path,
     files: Sequence[Path | str] = (),
     overrides: Sequence[str] = (),
     plugins: PluginOptions = INSTALLED,
 ) -> TrainedRun:
-    """Open a run directory (its newest checkpoint) or one checkpoint of it. Raises UserError where that fails.
+    """Open a run directory (its newest checkpoint) or one checkpoint of it.
 
-    files, overrides   gin files and `--set` bindings that are read on top of the run's own
-    plugins            plug-ins on top of those that the run was given
+    Args:
+        path: The run directory or the checkpoint.
+        files: Gin files that are read on top of the run's own configuration.
+        overrides: `--set` bindings that are read on top of both.
+        plugins: Plug-ins on top of those that were passed to the run.
+
+    Raises:
+        UserError: The run cannot be opened.
     """
-    checkpoint = find(place)
+    checkpoint = find(path)
     directory = checkpoint.path.parents[1]
     config = directory / BOUND
     if not config.exists():
         raise UserError(
-            f"{config} is missing, so nobody knows what the checkpoint's model was",
-            remedy="put the run's config.gin back, beside its folder checkpoints",
+            f"missing {config}, which describes the checkpoint's model",
+            remedy="Restore the run's config.gin next to its folder checkpoints.",
         )
     options = reopened(directory, plugins)
     try:
@@ -56,7 +62,7 @@ def load_run(
     except NotLoaded as error:
         if error.spec in {str(Spec.parse(text)) for text in plugins.named}:
             raise
-        # Nobody typed it now: the run says that it was given.
+        # The plug-in is not on this command line: the run's provenance names it.
         raise error.at(Location(directory / PROVENANCE)) from error
     run_config = loaded.run_config
     tokenizer = run_config.tokenizer()
@@ -66,6 +72,6 @@ def load_run(
     except RuntimeError as error:
         raise UserError(
             f"{checkpoint.path} does not fit this configuration: {str(error).splitlines()[1].strip()}",
-            remedy="leave out overrides that change the model: settings of evaluations and of the allocator may differ",
+            remedy="Remove overrides that change the model. Only bindings of evaluations and the allocator may differ.",
         ) from error
     return TrainedRun(run_config, tokenizer, model.eval(), checkpoint, loaded)

@@ -13,50 +13,35 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from mcframe.cli.options import NoPlugin, Plugin, StrictPlugins, Traceback
-from mcframe.cli.user_errors import report_user_errors
+from mcframe.cli.options import command, merged
 from mcframe.config.run_config import all_plugins
 from mcframe.errors import UserError, did_you_mean
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import Registered, Registry
 
 
+@command
 def matrix(
     context: typer.Context,
+    plugins: PluginOptions,
     names: Annotated[list[str], typer.Argument(metavar="[KIND.NAME]...", help="Only these.")] = [],  # noqa: B006
     package: Annotated[list[str], typer.Option(help="Only plug-ins of this package; may be repeated.")] = [],  # noqa: B006
     settings: Annotated[Path | None, typer.Option(metavar="TOML", help="Settings of plug-ins: docs/matrix.md.")] = None,
     cross: Annotated[bool, typer.Option(help="Also one step of every pair of one of these and another part.")] = False,
     full: Annotated[bool, typer.Option(help="Two ranks and the compiler for all, not for one of a kind.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of matrix.json and matrix.md.")] = Path("runs/matrix"),
-    plugin: Plugin = [],  # noqa: B006
-    no_plugin: NoPlugin = [],  # noqa: B006
-    strict_plugins: StrictPlugins = False,
-    traceback: Traceback = False,
-) -> None:
-    """Check and train every plug-in and print a table. Exit code 1 if one fails. Takes minutes."""
-    outer: PluginOptions = context.obj
-    options = PluginOptions((*outer.named, *plugin), (*outer.without, *no_plugin), outer.strict or strict_plugins)
-
-    def action() -> int:
-        registry = all_plugins(options)
-        entries = _selected(registry, names, package)
-        return _matrix(registry, entries, read_settings(settings), out, cross=cross, full=full)
-
-    raise typer.Exit(report_user_errors(action, traceback=traceback))
-
-
-def _matrix(
-    registry: Registry, entries: list[Registered], needs: dict[str, Needs], out: Path, *, cross: bool, full: bool
 ) -> int:
+    """Check and train every plug-in and print a table. Exit code 1 if one fails. Takes minutes."""
+    registry = all_plugins(merged(context.obj, plugins))
+    entries, needs = _selected(registry, names, package), read_settings(settings)
     # Imported after the options are checked: the kit needs hypothesis, an optional dependency.
     from mcframe.testing.matrix import Plan, combinations, run_matrix
     from mcframe.testing.matrix_report import COLUMNS, cells, summary, write
 
     console, began = Console(), time.monotonic()
-    settings = {name: each.set for name, each in needs.items()}
+    bindings = {name: each.set for name, each in needs.items()}
     skipped = {name: each.skip for name, each in needs.items() if each.skip}
-    cases = combinations(registry, entries, settings, skipped) if cross else []
+    cases = combinations(registry, entries, bindings, skipped) if cross else []
 
     def log(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -64,7 +49,7 @@ def _matrix(
     def progress(line: str) -> None:
         log(f"{time.monotonic() - began:5.0f} s  {line}")
 
-    rows = run_matrix(registry, entries, Plan(settings, skipped, cases, full), progress)
+    rows = run_matrix(registry, entries, Plan(bindings, skipped, cases, full), progress)
     table = Table(*COLUMNS)
     for row in rows:
         if row.results or row.skipped:
@@ -84,7 +69,7 @@ def _selected(registry: Registry, names: Sequence[str], packages: Sequence[str])
         for name in selected:
             if name not in known:
                 raise UserError(
-                    f"unknown {noun} {name}{did_you_mean(name, known)}", remedy=f"write one of: {', '.join(known)}"
+                    f"unknown {noun} {name}{did_you_mean(name, known)}", remedy=f"Write one of: {', '.join(known)}"
                 )
     return [
         each
@@ -108,5 +93,5 @@ def read_settings(file: Path | None) -> dict[str, Needs]:
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
         raise UserError(
             f"{file}: expected settings of the matrix: {error}",
-            remedy='write tables such as ["gistnet.mine"] with set = ["gistnet.mine.layers = 1"] or skip = "reason"',
+            remedy='Write tables such as ["gistnet.mine"] with set = ["gistnet.mine.layers = 1"] or skip = "reason".',
         ) from error

@@ -1,4 +1,4 @@
-"""`mcframe metrics`: what a run logs, each name with its unit, its direction and its meaning."""
+"""`mcframe metrics`: the metrics that a run logs, with unit, better direction and meaning."""
 
 from __future__ import annotations
 
@@ -12,27 +12,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mcframe.cli.options import Traceback
-from mcframe.cli.user_errors import report_user_errors
+from mcframe.cli.options import Json, command
 from mcframe.errors import UserError, did_you_mean
 from mcframe.metrics.catalogue import CATALOGUE, Metric, describe
 
 
+@command
 def metrics(
     pattern: Annotated[
         str,
         typer.Argument(metavar="[PATTERN]", help="A name as it is logged, a part of one, or a glob like 'mc/*_ms'."),
     ] = "",
-    json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-    traceback: Traceback = False,
-) -> None:
+    json_: Json = False,
+) -> int:
     """List what a run logs: names, units, which way is better, what they mean."""
-    raise typer.Exit(report_user_errors(lambda: _list(pattern, as_json=json_), traceback=traceback))
-
-
-def _list(pattern: str, *, as_json: bool) -> int:
     found = matching(pattern)
-    if as_json:
+    if json_:
         typer.echo(json.dumps([dataclasses.asdict(metric) for metric in found], indent=2, ensure_ascii=False))
         return 0
     table = Table()
@@ -45,16 +40,16 @@ def _list(pattern: str, *, as_json: bool) -> int:
 
 
 def matching(pattern: str) -> list[Metric]:
-    """The metrics that a pattern means, in the catalogue's order. Raises UserError where it means none."""
+    """Return the metrics that match a pattern, in the catalogue's order. Raises UserError if none does."""
     try:
         return [describe(pattern)]
     except KeyError:
-        pass  # no logged name: a part of some, perhaps
+        pass  # not a logged name: perhaps a part of one, or a glob
     found = [metric for metric in CATALOGUE if pattern in metric.name or fnmatchcase(metric.name, pattern)]
     if not found:
         names = [metric.name for metric in CATALOGUE]
         raise UserError(
-            f"no metric is called {pattern}{did_you_mean(pattern, names)}",
-            remedy="`mcframe metrics` lists them all; a pattern is a part of a name, or a glob such as 'mc/*_ms'",
+            f"unknown metric {pattern}{did_you_mean(pattern, names)}",
+            remedy="Run `mcframe metrics` for a list. A pattern is a part of a name, or a glob such as 'mc/*_ms'.",
         )
     return found

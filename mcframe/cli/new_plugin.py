@@ -12,8 +12,7 @@ import typer
 from rich.console import Console
 from rich.tree import Tree
 
-from mcframe.cli.options import Traceback
-from mcframe.cli.user_errors import report_user_errors
+from mcframe.cli.options import command
 from mcframe.config.run_config import all_plugins
 from mcframe.errors import UserError, did_you_mean
 from mcframe.scaffold.kinds import TEMPLATES
@@ -21,37 +20,33 @@ from mcframe.scaffold.names import Names, check_free
 from mcframe.scaffold.package import render, what_to_change, write
 
 
+@command
 def new_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Such as last-child: the package is mcframe-last-child.")],
     kind: Annotated[str, typer.Option(metavar="KIND", help=f"One of {', '.join(TEMPLATES)}.")],
     dir_: Annotated[
         Path, typer.Option("--dir", metavar="DIR", help="Parent of the package's folder; default: the current one.")
     ] = Path(),
-    traceback: Traceback = False,
-) -> None:
+) -> int:
     """Write a complete plug-in package: implementation, tests, tox.ini, gin file. Overwrites nothing."""
-    raise typer.Exit(report_user_errors(lambda: _new_plugin(name, kind, dir_), traceback=traceback))
-
-
-def _new_plugin(name: str, kind: str, parent: Path) -> int:
     if kind not in TEMPLATES:
         raise UserError(
             f"--kind: expected a kind of plug-in, got {kind!r}{did_you_mean(kind, TEMPLATES)}",
-            remedy=f"write one of: {', '.join(TEMPLATES)}",
+            remedy=f"Write one of: {', '.join(TEMPLATES)}",
         )
     names = Names.of(name, kind)
     check_free(names, kind, all_plugins())
-    folder, content = parent.expanduser() / names.package, render(names, kind)
+    folder, content = dir_.expanduser() / names.package, render(names, kind)
     write(folder, content)
     console = Console()
     console.print(_tree(folder, list(content)), highlight=False)
     console.print(f"\nThe function to change: {what_to_change(names, kind)} Next:\n", highlight=False, soft_wrap=True)
-    for command in (
+    for line in (
         f"cd {shlex.quote(str(folder))}",
         f"{_python()} -m pip install -e '.[test]'",
         f"{_python()} -m tox",
     ):
-        console.print(f"    {command}", style="bold", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"    {line}", style="bold", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -1,19 +1,25 @@
-"""Options that several commands share."""
+"""Options of several commands, and the decorator that adds them."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mcframe.cli.user_errors import report_user_errors
 
 if TYPE_CHECKING:
     from mcframe.registry.discovery import PluginOptions
 
 Gin = Annotated[list[str], typer.Option("--gin", metavar="FILE", help="A gin file; may be repeated.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="BINDING", help="A binding, such as 'run.seed = 1'.")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a checkpoint in it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]
 Plugin = Annotated[
     list[str],
     typer.Option(
@@ -31,8 +37,44 @@ StrictPlugins = Annotated[
 ]
 
 
+def command(action: Callable[..., int]) -> Callable[..., None]:
+    """Turn a function that returns an exit code into a command for typer.
+
+    The command has `--traceback` and reports a UserError as one message. A parameter `plugins` of the function
+    becomes the options `--plugin`, `--no-plugin` and `--strict-plugins`.
+    """
+    own = inspect.signature(action, eval_str=True).parameters
+    added: dict[str, tuple[Any, Any]] = {"traceback": (Traceback, False)}
+    if "plugins" in own:
+        added |= {"plugin": (Plugin, []), "no_plugin": (NoPlugin, []), "strict_plugins": (StrictPlugins, False)}
+
+    @functools.wraps(action)
+    def run(**arguments: Any) -> None:
+        traceback = arguments.pop("traceback")
+        if "plugins" in own:
+            three = (arguments.pop(name) for name in ("plugin", "no_plugin", "strict_plugins"))
+            arguments["plugins"] = plugin_options(*three)
+        raise typer.Exit(report_user_errors(functools.partial(action, **arguments), traceback=traceback))
+
+    parameters = [each for name, each in own.items() if name != "plugins"]
+    for name, (annotation, default) in added.items():
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads the options from it
+    run.__annotations__ = {}
+    return run
+
+
 def plugin_options(plugin: list[str], no_plugin: list[str], strict: bool) -> PluginOptions:
     """Return the three options as `PluginOptions`."""
     from mcframe.registry.discovery import PluginOptions  # imports torch, which `mcframe metrics` does not need
 
     return PluginOptions(tuple(plugin), tuple(no_plugin), strict)
+
+
+def merged(outer: PluginOptions, inner: PluginOptions) -> PluginOptions:
+    """Return the plug-in options of a group of commands together with those of one of its commands."""
+    from mcframe.registry.discovery import PluginOptions
+
+    return PluginOptions((*outer.named, *inner.named), (*outer.without, *inner.without), outer.strict or inner.strict)

@@ -1,4 +1,4 @@
-"""`mcframe plugins`: what there is to choose from, where it comes from, and how it is set."""
+"""`mcframe plugins`: list plug-ins with their packages, show their parameters, check them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ from rich.table import Column, Table
 
 from mcframe.cli import conformance
 from mcframe.cli.matrix import matrix
-from mcframe.cli.options import NoPlugin, Plugin, Set, StrictPlugins, Traceback, plugin_options
+from mcframe.cli.options import (
+    Json,
+    NoPlugin,
+    Plugin,
+    Set,
+    StrictPlugins,
+    Traceback,
+    command,
+    merged,
+    plugin_options,
+)
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.configurables import Configurable
 from mcframe.config.parameters import gin_lines, parameters_of
@@ -23,15 +33,10 @@ from mcframe.config.run_config import all_plugins, selecting_line
 from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import API_VERSION
 from mcframe.registry.discovery import PluginOptions
-from mcframe.registry.plugins import BrokenPlugin, Registered, Registry
 from mcframe.registry.plugins import Plugin as Installed
+from mcframe.registry.plugins import Registered, Registry
 
-plugins = typer.Typer(
-    help="List the plug-ins that there are, with their packages; show what one of them takes; check them."
-)
-
-Json = Annotated[bool, typer.Option("--json", help="For machines.")]
-
+plugins = typer.Typer(help="List plug-ins with their packages; show the parameters of one; check them.")
 
 plugins.command()(matrix)
 
@@ -45,7 +50,7 @@ def list_(
     json_: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """List the plug-ins that there are, with their packages; show what one of them takes; check them."""
+    """List plug-ins with their packages; show the parameters of one; check them."""
     context.obj = plugin_options(plugin, no_plugin, strict_plugins)
     if context.invoked_subcommand is None:
         raise typer.Exit(
@@ -54,49 +59,32 @@ def list_(
 
 
 @plugins.command()
+@command
 def show(
     context: typer.Context,
+    plugins: PluginOptions,
     name: Annotated[str, typer.Argument(metavar="KIND.NAME", help="Such as gistnet.transformer.")],
-    plugin: Plugin = [],  # noqa: B006
-    no_plugin: NoPlugin = [],  # noqa: B006
-    strict_plugins: StrictPlugins = False,
     json_: Json = False,
-    traceback: Traceback = False,
-) -> None:
+) -> int:
     """Show what one plug-in is, and its parameters as gin lines to paste."""
-    options = _more(context.obj, plugin, no_plugin, strict_plugins)
-    raise typer.Exit(report_user_errors(lambda: _show(all_plugins(options), name, as_json=json_), traceback=traceback))
+    return _show(all_plugins(merged(context.obj, plugins)), name, as_json=json_)
 
 
 @plugins.command()
+@command
 def check(
     context: typer.Context,
+    plugins: PluginOptions,
     names: Annotated[list[str], typer.Argument(metavar="[KIND.NAME]...", help="Such as gistnet.transformer.")] = [],  # noqa: B006
-    every: Annotated[bool, typer.Option("--all", help="Every plug-in that there is.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every plug-in.")] = False,
     slow: Annotated[bool, typer.Option("--slow", help="Also requirements that start processes or compile.")] = False,
     set_: Set = [],  # noqa: B006
     width: Annotated[int, typer.Option("--width", help="Width of the models that they are built for.")] = 16,
-    plugin: Plugin = [],  # noqa: B006
-    no_plugin: NoPlugin = [],  # noqa: B006
-    strict_plugins: StrictPlugins = False,
     json_: Json = False,
-    traceback: Traceback = False,
-) -> None:
+) -> int:
     """Check plug-ins against the requirements of docs/conformance.md. Exit code 1 if one does not conform."""
-    options = _more(context.obj, plugin, no_plugin, strict_plugins)
-    raise typer.Exit(
-        report_user_errors(
-            lambda: conformance.check(
-                all_plugins(options), names, every=every, settings=set_, width=width, slow=slow, as_json=json_
-            ),
-            traceback=traceback,
-        )
-    )
-
-
-def _more(outer: PluginOptions, plugin: list[str], no_plugin: list[str], strict: bool) -> PluginOptions:
-    """The options of `mcframe plugins` and those of the command behind it."""
-    return PluginOptions((*outer.named, *plugin), (*outer.without, *no_plugin), outer.strict or strict)
+    registry = all_plugins(merged(context.obj, plugins))
+    return conformance.check(registry, names, every=every, settings=set_, width=width, slow=slow, as_json=json_)
 
 
 def _list(registry: Registry, *, as_json: bool) -> int:
@@ -117,19 +105,31 @@ def _list(registry: Registry, *, as_json: bool) -> int:
     for broken in registry.broken:
         console.print(f"broken: {broken}\n  → {broken.remedy}", style="yellow", highlight=False, markup=False)
     if registry.skipped:
-        console.print(f"left out: {', '.join(registry.skipped)}", style="yellow", highlight=False, markup=False)
+        console.print(f"skipped: {', '.join(registry.skipped)}", style="yellow", highlight=False, markup=False)
     return 0
 
 
 def _facts(registry: Registry) -> dict[str, Any]:
-    """What `--json` prints."""
+    """Return what `--json` prints."""
     return {
         "api": API_VERSION,
         "implementations": [_origin(registry, each) for each in _every(registry)],
-        "lifecycle": [_lifecycle(each) for each in registry.plugins.values() if each.lifecycle],
-        "broken": [_broken(each) for each in registry.broken],
+        "lifecycle": [
+            {
+                "hooks": list(each.lifecycle), "plugin": each.short, "package": each.distribution,
+                "version": each.version, "api": each.api, "file": each.file,
+            }
+            for each in registry.plugins.values() if each.lifecycle
+        ],
+        "broken": [
+            {
+                "plugin": each.entry_point, "package": each.distribution, "version": each.version,
+                "error": each.error, "remedy": each.remedy,
+            }
+            for each in registry.broken
+        ],
         "left_out": registry.skipped,
-    }
+    }  # fmt: skip
 
 
 def _every(registry: Registry) -> list[Registered]:
@@ -144,22 +144,8 @@ def _origin(registry: Registry, entry: Registered) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _lifecycle(plugin: Installed) -> dict[str, Any]:
-    return {
-        "hooks": list(plugin.lifecycle), "plugin": plugin.short, "package": plugin.distribution,
-        "version": plugin.version, "api": plugin.api, "file": plugin.file,
-    }  # fmt: skip
-
-
-def _broken(broken: BrokenPlugin) -> dict[str, Any]:
-    return {
-        "plugin": broken.entry_point, "package": broken.distribution, "version": broken.version,
-        "error": broken.error, "remedy": broken.remedy,
-    }  # fmt: skip
-
-
 def _from(plugin: Installed) -> str:
-    """Its package and entry point, or how `--plugin` names it here: what fits on a line. `--json` has the file, too."""
+    """Return package and entry point, or the value of `--plugin`: what fits on a line. `--json` has the file, too."""
     named = plugin.spec.removeprefix(f"{Path.cwd()}/")
     return escape(f"--plugin {named}" if named else f"{plugin.distribution} {plugin.version}, {plugin.short}")
 
@@ -174,7 +160,7 @@ def _show(registry: Registry, name: str, *, as_json: bool) -> int:
         described = [{**dataclasses.asdict(each), "line": each.line} for each in parameters]
         typer.echo(json.dumps({**facts, "doc": doc, "select": chosen, "parameters": described}, indent=2))
         return 0
-    api = f"made for plug-in API {entry.api}" if entry.api else "says nothing of the plug-in API it was made for"
+    api = f"made for plug-in API {entry.api}" if entry.api else "without the plug-in API version it was made for"
     typer.echo(f"# {published.name}, {entry.origin}, {api}\n# {facts['file']}")
     typer.echo("".join(f"\n# {line}".rstrip() for line in doc.splitlines()) + "\n")
     lines = [chosen, *gin_lines(parameters)]
@@ -185,7 +171,7 @@ def _show(registry: Registry, name: str, *, as_json: bool) -> int:
 
 
 def _find(registry: Registry, name: str) -> Registered:
-    """What is called so, with or without its kind. Raises UserError where nothing is, or more than one thing."""
+    """Return the plug-in of a name with or without its kind. Raises UserError if not exactly one matches."""
     kind, _, item = name.rpartition(".")
     if kind in registry.implementations:
         if item not in registry.implementations[kind]:
@@ -199,8 +185,8 @@ def _find(registry: Registry, name: str) -> Registered:
     if len(found) == 1:
         return every[found[0]]
     if found:
-        raise UserError(f"{name} is the name of {', '.join(found)}", remedy="write the kind in front of it")
+        raise UserError(f"{name} is the name of {', '.join(found)}", remedy="Write the kind before it.")
     raise UserError(
-        f"no plug-in is called {name}{did_you_mean(name, every)}",
-        remedy="write it in full, kind.name; `mcframe plugins` lists them all",
+        f"unknown plug-in {name}{did_you_mean(name, every)}",
+        remedy="Write it in full, kind.name; `mcframe plugins` lists them all.",
     )

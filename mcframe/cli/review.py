@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mcframe.cli.options import Traceback
-from mcframe.cli.user_errors import report_user_errors
+from mcframe.cli.options import command
 from mcframe.errors import UserError
 from mcframe.review.finding import Case, Finding
 from mcframe.review.record import read_run
@@ -21,6 +20,7 @@ PAGE = "review"
 _STYLES = {"high": "bold red", "medium": "yellow", "low": "cyan"}
 
 
+@command
 def review(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory; running and crashed ones too.")],
     against: Annotated[
@@ -30,24 +30,19 @@ def review(
     to: Annotated[int | None, typer.Option(min=0, metavar="STEP", help="The last step to read.")] = None,
     rules: Annotated[Path | None, typer.Option(metavar="FILE", help="Thresholds, TOML: docs/review.md.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write to; default: RUN/review.")] = None,
-    traceback: Traceback = False,
-) -> None:
+) -> int:
     """Review a run: throughput, working contexts, LensNet, ΔNLL, findings with their evidence."""
-
-    def act() -> int:
-        thresholds = read_rules(rules)
-        record = read_run(run, from_, to)
-        if against is not None and against.resolve() == run.resolve():
-            raise UserError(f"--against: expected another run, got {run} itself", remedy="Pass the baseline's folder.")
-        baseline = read_run(against, from_, to) if against is not None else None
-        document, found = review_of(Case(record, thresholds, baseline))
-        console = Console()
-        _show(found, console)
-        for page in write(document, out or run / PAGE, PAGE):
-            console.print(str(page), highlight=False, markup=False, soft_wrap=True)
-        return 0
-
-    raise typer.Exit(report_user_errors(act, traceback=traceback))
+    thresholds = read_rules(rules)
+    record = read_run(run, from_, to)
+    if against is not None and against.resolve() == run.resolve():
+        raise UserError(f"--against: expected another run, got {run} itself", remedy="Pass the baseline's folder.")
+    baseline = read_run(against, from_, to) if against is not None else None
+    document, found = review_of(Case(record, thresholds, baseline))
+    console = Console()
+    _show(found, console)
+    for page in write(document, out or run / PAGE, PAGE):
+        console.print(str(page), highlight=False, markup=False, soft_wrap=True)
+    return 0
 
 
 def _show(found: list[Finding], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""`mcframe sweep`: rows of gin overrides over seeds at equal tokens, one table and one picture."""
+"""`mcframe sweep`: train rows of gin overrides over seeds at equal tokens, and compare them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Column, Table
 
-from mcframe.cli.options import NoPlugin, Plugin, StrictPlugins, Traceback, plugin_options
-from mcframe.cli.user_errors import report_user_errors
+from mcframe.cli.options import command
 from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.metrics.jsonl_logger import METRICS
 from mcframe.registry.discovery import PluginOptions
@@ -35,33 +34,27 @@ EXIT_FAILED = 1
 _LOG_LINES = 12
 _REDRAW_S = 1.0
 _FRAME_LINES = 6
-_COLORS = {"running": "cyan", "done": "green", "failed": "red", "interrupted": "yellow", "left out": "red"}
+_COLORS = {"running": "cyan", "done": "green", "failed": "red", "interrupted": "yellow", "skipped": "red"}
 
 
+@command
 def sweep(
+    plugins: PluginOptions,
     file: Annotated[Path, typer.Argument(metavar="GRID", help="A grid file, TOML: docs/sweeps.md.")],
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default: runs/NAME.")] = None,
     only: Annotated[list[str], typer.Option(metavar="ROW", help="Only this row; may be repeated.")] = [],  # noqa: B006 - typer copies it
     seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="These seeds in place of the grid's.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Say what there is and what would run; run nothing.")] = False,
-    plugin: Plugin = [],  # noqa: B006
-    no_plugin: NoPlugin = [],  # noqa: B006
-    strict_plugins: StrictPlugins = False,
-    traceback: Traceback = False,
-) -> None:
-    """Train every row of a grid with every seed at equal tokens; go on where it stopped; compare the rows."""
-
-    def act() -> int:
-        grid, plugins = read_grid(file), plugin_options(plugin, no_plugin, strict_plugins)
-        asked = _Asked(grid, out or Path("runs") / file.stem, only or list(grid.rows), _seeds(seeds, grid), plugins)
-        return asked.listed() if list_ else asked.run(jobs)
-
-    raise typer.Exit(report_user_errors(act, traceback=traceback))
+    list_: Annotated[bool, typer.Option("--list", help="Print the plan; train nothing.")] = False,
+) -> int:
+    """Train every row of a grid with every seed at equal tokens, resume if stopped, compare the rows."""
+    grid = read_grid(file)
+    planned = _Sweep(grid, out or Path("runs") / file.stem, only or list(grid.rows), _seeds(seeds, grid), plugins)
+    return planned.print_plan() if list_ else planned.run(jobs)
 
 
-class _Asked:
-    """A grid, the rows and seeds that were asked for, and all runs of the grid for the report."""
+class _Sweep:
+    """A grid with the rows and seeds to train; `planned` holds all runs of the grid, for the report."""
 
     def __init__(
         self, grid: Grid, out: Path, rows: Sequence[str], seeds: Sequence[int], plugins: PluginOptions
@@ -71,7 +64,7 @@ class _Asked:
         self.chosen = plan(grid, out, rows, seeds, plugins)
         self.planned = plan(grid, out, list(grid.rows), sorted({*grid.seeds, *seeds}), plugins)
 
-    def listed(self) -> int:
+    def print_plan(self) -> int:
         """Print what `run` would do."""
         rows = Table(Column("row", no_wrap=True), "set")
         for row in dict.fromkeys(run.row for run in self.chosen):
@@ -80,40 +73,32 @@ class _Asked:
         for run in self.chosen:
             state = "changed" if changes(run) else run.progress
             runs.add_row(run.name, state, f"{run.trained:,} of {run.tokens:,}")
-        for shown in (rows, runs):
-            self.console.print(shown, highlight=False)
+        self.console.print(rows, runs, sep="\n", highlight=False)
         return 0
 
-    def run(self, abreast: int) -> int:
-        """Train and evaluate what is missing, then write the report. Returns the exit code."""
+    def run(self, parallel: int) -> int:
+        """Train and evaluate what is missing, then write the report. Return the exit code."""
         refuse_changed(self.chosen)
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.out / ".lock", timeout=0):
                 jobs = jobs_of(self.grid, self.chosen, self.out)
-                self._say_what_is_there(jobs)
-                stopped = self._train(jobs, abreast)
+                finished = sum(run.progress == "finished" for run in self.chosen)
+                self.console.print(
+                    f"{len(self.chosen)} runs of {len({run.row.name for run in self.chosen})} rows in {self.out}; "
+                    f"{finished} finished, {len(jobs)} job(s) to do",
+                    highlight=False,
+                )
+                display = _Display(self.console, jobs, {run.name: run for run in self.chosen})
+                queue = Jobs(jobs, parallel=parallel, environment=environment(self.grid), changed=display.changed)
+                with display:
+                    queue.run(display.redraw)
                 self._report()
         except Timeout as error:
             raise UserError(
-                f"another mcframe sweep is at work in {self.out}", remedy="wait for it, or name another --out"
+                f"another mcframe sweep is at work in {self.out}", remedy="Wait for it, or pass another --out."
             ) from error
-        return self._ended(jobs, stopped)
-
-    def _say_what_is_there(self, jobs: Sequence[Job]) -> None:
-        finished = sum(run.progress == "finished" for run in self.chosen)
-        self.console.print(
-            f"{len(self.chosen)} runs of {len({run.row.name for run in self.chosen})} rows in {self.out}; "
-            f"{finished} finished, {len(jobs)} job(s) to do",
-            highlight=False,
-        )
-
-    def _train(self, jobs: Sequence[Job], abreast: int) -> bool:
-        display = _Display(self.console, jobs, {run.name: run for run in self.chosen})
-        queue = Jobs(jobs, abreast=abreast, environment=environment(self.grid), changed=display.changed)
-        with display:
-            queue.run(display.redraw)
-        return queue.stopped
+        return self._exit_code(jobs, stopped=queue.stopped)
 
     def _report(self) -> None:
         results: dict[str, dict[int, RunResult]] = {}
@@ -131,23 +116,24 @@ class _Asked:
             if (self.out / name).exists():
                 self.console.print(str(self.out / name), highlight=False, soft_wrap=True)
 
-    def _ended(self, jobs: Sequence[Job], stopped: bool) -> int:
-        for job in jobs:
-            if job.state == "failed":
-                said = escape("\n".join([f"The end of {job.log}:", *last_lines(job.log, _LOG_LINES)]))
-                title = escape(f"{job.name} failed")
-                self.console.print(Panel(said, title=title, title_align="left", border_style="red"), highlight=False)
-        if any(job.state == "failed" for job in jobs):
-            self.console.print("What failed is tried again by the same command.", style="bold")
+    def _exit_code(self, jobs: Sequence[Job], *, stopped: bool) -> int:
+        """Print the end of the logs of failed jobs and how to resume. Return the exit code."""
+        failed = [job for job in jobs if job.state == "failed"]
+        for job in failed:
+            text = escape("\n".join([f"The end of {job.log}:", *last_lines(job.log, _LOG_LINES)]))
+            title = escape(f"{job.name} failed")
+            self.console.print(Panel(text, title=title, title_align="left", border_style="red"), highlight=False)
+        if failed:
+            self.console.print("The same command tries failed jobs again.", style="bold")
             return EXIT_FAILED
         if stopped and any(job.state == "interrupted" for job in jobs):
-            self.console.print("To go on: the same command.", style="bold")
+            self.console.print("To resume: the same command.", style="bold")
             return EXIT_INTERRUPTED
         return 0
 
 
 class _Display:
-    """A table that follows the jobs on a terminal; elsewhere a line where a job's state changes."""
+    """A table of the jobs on a terminal; elsewhere, a line for each change of a job's state."""
 
     def __init__(self, console: Console, jobs: Sequence[Job], runs: dict[str, PlannedRun]) -> None:
         self._console, self._jobs, self._runs = console, jobs, runs
@@ -166,14 +152,14 @@ class _Display:
             self._live.stop()
 
     def changed(self, job: Job) -> None:
-        """A job's state has changed."""
+        """Show a changed state."""
         self._drawn = 0.0
         if self._live is None:
             took = f" after {_time(job)}" if job.ended and job.started else ""
             self._console.print(f"{job.name}: {job.state}{took}", highlight=False, soft_wrap=True)
 
     def redraw(self) -> None:
-        """Show how far all are, once a second."""
+        """Show the progress of all jobs, once a second."""
         if self._live is not None and time.monotonic() - self._drawn >= _REDRAW_S:
             self._live.update(self._table(), refresh=True)
             self._drawn = time.monotonic()
@@ -182,11 +168,11 @@ class _Display:
         counts = Counter[str](job.state for job in self._jobs)
         caption = ", ".join(f"{count} {state}" for state, count in counts.items())
         shown = Table("job", "state", "tokens", "val/loss", "time", caption=caption, caption_justify="left")
-        # A long grid does not fit on the screen; then it is told by the counts below.
+        # Of a grid that does not fit on the screen, waiting and finished jobs are only counted, in the caption.
         fits = len(self._jobs) <= self._console.height - _FRAME_LINES
         for job in self._jobs if fits else [job for job in self._jobs if job.state not in ("waiting", "done")]:
             run = self._runs.get(job.name)
-            tokens, loss = _seen(run.directory) if run and job.started else (0, None)
+            tokens, loss = _last_metrics(run.directory) if run and job.started else (0, None)
             shown.add_row(
                 job.name,
                 f"[{_COLORS.get(job.state, 'dim')}]{job.state}",
@@ -205,18 +191,18 @@ def _seeds(text: str | None, grid: Grid) -> list[int]:
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {text} is no list of different seeds", remedy="write numbers from 0 on: --seeds 0,1")
+        raise UserError(f"--seeds: expected different seeds, got {text}", remedy="Write numbers from 0: --seeds 0,1.")
     return seeds
 
 
-def _seen(directory: Path) -> tuple[int, float | None]:
-    """Where a run's clock stands by its metrics, and its latest validation."""
+def _last_metrics(directory: Path) -> tuple[int, float | None]:
+    """Return the tokens and the latest validation loss in a run's metrics."""
     tokens, loss = 0, None
     file = directory / METRICS
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         try:
             entry = json.loads(line)
-        except ValueError:  # the run is about to write the rest of it
+        except ValueError:  # the run is still writing this line
             continue
         tokens, loss = entry["tokens"], entry.get("val/loss", loss)
     return tokens, loss
@@ -234,7 +220,7 @@ def _write(comparison: Comparison, out: Path) -> None:
 
 
 def _summary(comparison: Comparison, console: Console) -> Table:
-    """The comparison for a terminal: a column a metric where they fit, else a line a metric and row."""
+    """Return the comparison for a terminal: a column a metric if they fit, else a line a metric and row."""
     title = f"with a sign: less {comparison.grid.baseline}"
     wide, long = Table("row", *comparison.metrics, title=title), Table("metric and row", "", title=title)
     names = [result.row.name + ("" if result.comparable else " †") for result in comparison.rows]
@@ -252,7 +238,7 @@ def _summary(comparison: Comparison, console: Console) -> Table:
 
 
 def _cell(result: RowResult, metric: str) -> str:
-    """The difference from the baseline where there is one, else the value."""
+    """Return the difference from the baseline if there is one, else the value."""
     difference = result.differences.get(metric)
     found = difference or result.values.get(metric)
     return "–" if found is None else table.shown(found, sign=difference is not None)

@@ -1,4 +1,4 @@
-"""`mcframe tokenizer`: train the BPE tokenizer that a gin file names, and cache it."""
+"""`mcframe tokenizer`: train the BPE tokenizer of a gin file, and cache it."""
 
 from __future__ import annotations
 
@@ -8,37 +8,27 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mcframe.cli.options import Gin, NoPlugin, Plugin, Set, StrictPlugins, Traceback, plugin_options
-from mcframe.cli.user_errors import report_user_errors
-from mcframe.config.run_config import Loaded, load_run_config
+from mcframe.cli.options import Gin, Set, command
+from mcframe.config.run_config import load_run_config
 from mcframe.data.tokenizers import bpe_file, train_bpe
 from mcframe.errors import UserError
+from mcframe.registry.discovery import PluginOptions
 
 
+@command
 def tokenizer(
+    plugins: PluginOptions,
     gin: Gin,
     set_: Set = [],  # noqa: B006 - typer copies it
     characters: Annotated[int, typer.Option(min=1, help="Characters of training text to read.")] = 500_000_000,
-    plugin: Plugin = [],  # noqa: B006
-    no_plugin: NoPlugin = [],  # noqa: B006
-    strict_plugins: StrictPlugins = False,
-    traceback: Traceback = False,
-) -> None:
+) -> int:
     """Train the tokenizer of a gin file on its training documents and cache it where runs look for it."""
-    plugins = plugin_options(plugin, no_plugin, strict_plugins)
-    raise typer.Exit(
-        report_user_errors(
-            lambda: _train(load_run_config(gin, set_, plugins), gin[-1], characters), traceback=traceback
-        )
-    )
-
-
-def _train(loaded: Loaded, gin_file: str, characters: int) -> int:
+    loaded = load_run_config(gin, set_, plugins)
     bound = loaded.config.as_dict()
     if str(bound.get("run.tokenizer", "")).lstrip("@") != "tokenizer.bpe":
         raise UserError(
-            f"{gin_file} uses {bound.get('run.tokenizer')}, which is not trained",
-            remedy="set run.tokenizer = @tokenizer.bpe, or start training at once",
+            f"{gin[-1]} uses {bound.get('run.tokenizer')}, which is not trained",
+            remedy="Set run.tokenizer = @tokenizer.bpe, or train at once.",
         )
     size, name = int(bound.get("tokenizer.bpe.vocab_size", 65536)), str(bound.get("tokenizer.bpe.name", "default"))
     stated = bound.get("tokenizer.bpe.file")

@@ -1,4 +1,4 @@
-"""What each rank does: read the gin files, build the parts, start the engine, train."""
+"""Training on one rank: read the gin files, build the parts, start the engine, train."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from rich.console import Console
 
 from mcframe.cli.user_errors import report_user_errors
+from mcframe.config.baselines import BASELINES, baseline_option, run_name
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.metrics.loggers import Loggers, open_loggers
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
-from mcframe.training.build import build_components
+from mcframe.training.build import Components, build_components
 from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
 from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, write_record
@@ -29,62 +31,70 @@ from mcframe.training.weights import start_from
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The options of `mcframe/run.py`, which `mcframe run` passes on."""
+    """Return the parser of the options of `mcframe/run.py`, which `mcframe run` passes on."""
     parser = argparse.ArgumentParser(
         prog="deepspeed mcframe/run.py", description="Train a MegaContext language model from gin files."
     )
     parser.add_argument("--gin", action="append", required=True, metavar="FILE", help="a gin file; may be repeated")
     parser.add_argument("--set", action="append", default=[], metavar="BINDING", help="such as 'run.seed = 1'")
+    parser.add_argument("--baseline", action="store_true", help="train the file's plain baseline, without variants")
+    parser.add_argument(
+        "--drop-baseline",
+        action="store_true",
+        help="train the file's drop baseline, without GistNet",
+    )
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where to write; default: runs/NAME of the gin file"
     )
     parser.add_argument(
         "--resume", default="auto", metavar="auto|never|DIR",
-        help="auto: go on where the run directory has a checkpoint; never: start anew; DIR: go on from there",
+        help="auto: resume if the run directory has a checkpoint; never: start again; DIR: resume from there",
     )  # fmt: skip
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="PLUGIN",
-        help="a plug-in besides those installed: module[:object] or path/to/file.py[:object]; may be repeated",
+        help="a plug-in to add to those installed: module[:object] or path/to/file.py[:object]; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--no-plugin", action="append", default=[], metavar="NAME", help="a plug-in, or a package of some, to leave out"
+        "--no-plugin", action="append", default=[], metavar="NAME", help="a plug-in, or a package of some, to skip"
     )
-    parser.add_argument("--strict-plugins", action="store_true", help="stop where any plug-in is broken")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.add_argument("--strict-plugins", action="store_true", help="fail if any plug-in is broken")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of every rank. Returns the exit code."""
+    """Train on this rank. Return the exit code."""
     options = arguments().parse_args(argv)
     return report_user_errors(lambda: train(options), traceback=options.traceback)
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train as the options say. Returns the exit code."""
+    """Train in a group of processes, which is closed at the end. Return the exit code."""
     code = train_in_group(options)
     if dist.is_initialized():
-        if code:  # on every rank the same; the launcher ends those that are still at work once one says so
+        # The code is the same on every rank. The launcher kills the other ranks once one returns an error.
+        if code:
             barrier()
         dist.destroy_process_group()
     return code
 
 
 def train_in_group(options: argparse.Namespace) -> int:
-    """`train`, leaving the group of processes as it is, so that they can train again. Returns the exit code."""
+    """Train and keep the group of processes, so that they can train again. Return the exit code."""
     prepare_environment()
     console = Console(quiet=os.environ["RANK"] != "0")
     plugins = PluginOptions(tuple(options.plugin), tuple(options.no_plugin), options.strict_plugins)
-    loaded = load_run_config(options.gin, options.set, plugins)
+    baseline = baseline_option(baseline=options.baseline, drop_baseline=options.drop_baseline)
+    loaded = load_run_config(options.gin, options.set, plugins, baseline)
     for warning in loaded.registry.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False)
-    run_plan = plan(Path(options.gin[-1]).stem, options.run_dir, options.resume)
+    run_plan = plan(run_name(Path(options.gin[-1]).stem, baseline), options.run_dir, options.resume)
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
     if checkpoint is not None and checkpoint.tokens >= run_config.steps * run_config.batch_tokens:
         console.print(
-            f"{run_plan.directory} is complete: {checkpoint.tokens:,} tokens. Train on with a larger "
-            "run.total_tokens, or anew with --resume never.",
+            f"{run_plan.directory} is complete: {checkpoint.tokens:,} tokens. Increase "
+            "run.total_tokens to continue, or pass --resume never to train again.",
             highlight=False,
         )
         return 0
@@ -93,7 +103,7 @@ def train_in_group(options: argparse.Namespace) -> int:
 
 
 def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
-    """From a recipe to a trained model: the order in which the parts of a run come to life."""
+    """Build the parts of a run in order and train. Return the exit code."""
     run_config = loaded.run_config
     components = build_components(run_config)
     # A checkpoint of this run brings its own weights.
@@ -107,26 +117,13 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     dist.all_gather_object(fingerprints, fingerprint(loaded.registry))
     check_alike(fingerprints)
     engine = Engine(components, world_size)
-    extra = {
-        "parameter groups": "\n".join(map(str, engine.param_groups)),
-        "ranks": f"{world_size} on {device}; micro-batches of {engine.micro_batch} sequences, "
-        f"{engine.accumulation} a step",
-        "run directory": str(run_plan.directory),
-    }
-    if added_plugins(loaded.registry):
-        extra["added plug-ins"] = ", ".join(each.spec for each in added_plugins(loaded.registry))
-    if begun is not None:
-        extra["starts from"] = begun
-    if run_plan.checkpoint is not None:
-        extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
-    console.print(describe(components, extra), highlight=False)
-    for change in (
-        changes(run_plan.directory, added_plugins(loaded.registry)) if run_plan.checkpoint is not None else ()
-    ):
-        console.print(f"note: {change}", style="yellow", highlight=False)
-    loggers = _sinks(loaded, run_plan, rank)  # before what has been read is written down
+    _print_start(loaded, run_plan, components, engine, begun, device, console)
+    loggers = _loggers(loaded, run_plan, rank)  # before `operative` records which bindings have been read
     if rank == 0:
-        write_provenance(run_plan.directory, loaded.config.bound(), write_record(run_plan.directory, loaded.registry))
+        facts = write_record(run_plan.directory, loaded.registry)
+        if loaded.baseline:
+            facts["derived"] = {loaded.baseline: BASELINES[loaded.baseline]}
+        write_provenance(run_plan.directory, loaded.config.bound(), facts)
         (run_plan.directory / OPERATIVE).write_text(loaded.config.operative(), "utf-8")
     for binding in loaded.config.unused():
         console.print(f"note: nothing reads {binding.key} ({binding.location})", style="yellow", highlight=False)
@@ -140,15 +137,44 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         console.print(f"Stopped by {reason}", markup=False, highlight=False, soft_wrap=True)
     if summary["status"] == "interrupted":
         again = "gin files and plug-ins" if added_plugins(loaded.registry) else "gin files"
-        console.print(f"To go on: the same {again} with --run-dir {run_plan.directory}", style="bold", soft_wrap=True)
+        options = f"--run-dir {run_plan.directory} {loaded.baseline or ''}".rstrip()
+        console.print(f"To resume: the same {again} with {options}", style="bold", soft_wrap=True)
         return EXIT_INTERRUPTED
     command = f"mcframe review {shlex.quote(str(run_plan.directory))}"
     console.print(f"To read it: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
+def _print_start(
+    loaded: Loaded,
+    run_plan: RunPlan,
+    components: Components,
+    engine: Engine,
+    begun: str | None,
+    device: torch.device,
+    console: Console,
+) -> None:
+    """Print the summary of the run and what has changed since its checkpoint."""
+    extra = {
+        "parameter groups": "\n".join(map(str, engine.param_groups)),
+        "ranks": f"{dist.get_world_size()} on {device}; micro-batches of {engine.micro_batch} sequences, "
+        f"{engine.accumulation} a step",
+        "run directory": str(run_plan.directory),
+    }
+    added = added_plugins(loaded.registry)
+    if added:
+        extra["added plug-ins"] = ", ".join(each.spec for each in added)
+    if begun is not None:
+        extra["starts from"] = begun
+    if run_plan.checkpoint is not None:
+        extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
+    console.print(describe(components, extra), highlight=False)
+    for change in changes(run_plan.directory, added) if run_plan.checkpoint is not None else ():
+        console.print(f"note: {change}", style="yellow", highlight=False)
+
+
 def _check_shared(run_plan: RunPlan, world_size: int) -> None:
-    """Raises UserError, on every rank, where the nodes do not share the run directory."""
+    """Raise UserError on every rank if the nodes do not have a run directory in common."""
     mark = run_plan.directory / f".shared-by-port-{os.environ['MASTER_PORT']}"
     if dist.get_rank() == 0:
         run_plan.directory.mkdir(parents=True, exist_ok=True)
@@ -160,12 +186,12 @@ def _check_shared(run_plan: RunPlan, world_size: int) -> None:
         mark.unlink()
     if len(set(seen)) > 1:
         raise UserError(
-            f"the ranks do not see the same run in {run_plan.directory}",
-            remedy="put the run directory on storage that all nodes share: --run-dir DIR",
+            f"the ranks do not find the same run in {run_plan.directory}",
+            remedy="Put the run directory on shared storage: --run-dir DIR.",
         )
 
 
-def _sinks(loaded: Loaded, run_plan: RunPlan, rank: int) -> Loggers:
+def _loggers(loaded: Loaded, run_plan: RunPlan, rank: int) -> Loggers:
     logging, checkpoint, config = loaded.run_config.logging, run_plan.checkpoint, loaded.config.as_dict()
     return open_loggers(
         run_plan.directory,
@@ -174,12 +200,12 @@ def _sinks(loaded: Loaded, run_plan: RunPlan, rank: int) -> Loggers:
         wandb=logging.wandb,
         config=config,
         resume_tokens=checkpoint.tokens if checkpoint else None,
-        others=dict(zip(_sink_names(loaded, config), loaded.run_config.loggers, strict=True)),
+        others=dict(zip(_logger_names(loaded, config), loaded.run_config.loggers, strict=True)),
     )
 
 
-def _sink_names(loaded: Loaded, config: Mapping[str, Any]) -> list[str]:
-    """How messages call the sinks of `run.loggers`: as they are written, with the package that they come from."""
+def _logger_names(loaded: Loaded, config: Mapping[str, Any]) -> list[str]:
+    """Return the names of `run.loggers` in messages: each as it is bound, with its package."""
     names: list[str] = []
     for number, written in enumerate(config.get("run.loggers", ()), start=1):
         origin = loaded.registry.implementations["logger"][written.rpartition(".")[2]].origin

@@ -1,4 +1,4 @@
-"""What each rank does for `mcframe.testing.trainings`: one run after the other, each in a directory of its own.
+"""Several trainings in one group of ranks, for `mcframe.testing.trainings`, each in a directory of its own.
 
     deepspeed --module mcframe.cli.train_many JOBS.json
 
@@ -31,13 +31,13 @@ from mcframe.training.engine import prepare_environment
 from mcframe.training.weights import load_weights
 
 WINDOWS = 4
-"""Held-out windows on which ranks decide."""
+"""Held-out windows of the decisions that ranks are compared by."""
 
 
 def main(jobs: Path) -> int:
-    """Do what the file says. Returns the exit code of the first job that failed, or 0.
+    """Run the jobs of a file. Return the exit code of the first job that failed, or 0.
 
-    A job that fails ends the process: where one rank has failed, the others would wait for it forever.
+    A job that fails ends the process: otherwise the other ranks would wait for it forever.
     """
     prepare_environment()
     rank = int(os.environ["RANK"])
@@ -52,39 +52,39 @@ def main(jobs: Path) -> int:
         ):
             code, error = _training(job["arguments"], folder, rank)
         result = {"code": code, "error": error, "seconds": time.perf_counter() - started}
-        write_whole(folder / f"result-{rank}.json", json.dumps(result))
+        write_atomically(folder / f"result-{rank}.json", json.dumps(result))
         if code:
             return code
     return 0
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that nobody finds half written."""
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader never finds a part of it."""
     part = path.with_suffix(".part")
     part.write_text(text, "utf-8")
     part.replace(path)
 
 
 def _training(argv: list[str], folder: Path, rank: int) -> tuple[int, str]:
-    """Train, and decide. Returns the exit code and, where something was raised, what."""
+    """Train and write the decisions. Return the exit code and the text of an exception, if one was raised."""
     try:
         options = arguments().parse_args(argv)
         if code := train_in_group(options):
             return code, ""
         plugins = PluginOptions(tuple(options.plugin), tuple(options.no_plugin))
-        write_whole(folder / f"decisions-{rank}.json", json.dumps(decisions(options.run_dir, plugins, rank)))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a stranger's code raises is the finding
+        write_atomically(folder / f"decisions-{rank}.json", json.dumps(decisions(options.run_dir, plugins, rank)))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - any exception of a plug-in is the result
         traceback.print_exc()
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        said = "; ".join((str(error), *getattr(error, "__notes__", ())))
-        return 1, f"{type(error).__name__}: {said} ({place.filename}:{place.lineno})"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = "; ".join((str(error), *getattr(error, "__notes__", ())))
+        return 1, f"{type(error).__name__}: {text} ({frame.filename}:{frame.lineno})"
     return 0, ""
 
 
 def decisions(run_dir: Path, plugins: PluginOptions, rank: int) -> dict[str, Any]:
-    """What this rank decides with the weights of a finished run, where every rank must decide alike.
+    """Return this rank's held-out windows, variants and focuses under a finished run's weights, equal on all ranks.
 
-    The global random states of ranks differ while they decide, as they may in training.
+    The global random states of ranks differ meanwhile, as they may in training.
     """
     random.seed(rank)
     np.random.seed(rank)

@@ -1,4 +1,4 @@
-"""How a command ends when something is wrong: one message, the place, the remedy, exit code 2."""
+"""End a command with one message: location, problem and remedy, exit code 2."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ from rich.text import Text
 
 from mcframe.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
-_RANK_0_SPEAKS_FIRST_S = 10.0
-_NOTE_COUNTS_S = 60.0
+_RANK_0_PRINTS_FIRST_S = 10.0
+_NOTE_LIFETIME_S = 60.0
 
 
 def show(error: UserError) -> None:
-    """Print the error in a frame, which launcher lines before and behind do not bury."""
+    """Print the error in a frame, which stands out from the lines of the launcher."""
     text = Text(error.message)
     if error.location:
         text = Text(f"{error.location}\n", style="bold") + text
     if error.remedy:
         text = text + Text(f"\n→ {error.remedy}", style="green")
     console = Console(stderr=True, soft_wrap=False)
-    console.print(Panel(text, title="mcframe cannot go on", title_align="left", border_style="red"), highlight=False)
+    console.print(Panel(text, title="mcframe stopped", title_align="left", border_style="red"), highlight=False)
 
 
 def _unwritable(error: OSError) -> UserError:
     return UserError(
-        f"{error.filename}: {error.strerror}", remedy="name another place to this command, or make this one writable"
+        f"{error.filename}: {error.strerror}", remedy="Pass another path to this command, or make this one writable."
     )
 
 
-def _is_said(error: UserError) -> bool:
-    """Has rank 0 said this already? Most errors meet every rank; what only another rank met is said after a wait.
+def _is_printed(error: UserError) -> bool:
+    """Return whether rank 0 has printed this error. An error of another rank alone is printed after a wait.
 
-    Ranks of one machine have a launcher and a port in common, and a note there tells what rank 0 has said. Those of
-    other machines see none: the launcher ends them while they wait, as it does with ranks that have met nothing.
+    Ranks of one machine have a launcher and a port in common, which name the note that rank 0 leaves. Ranks of other
+    machines find no note: the launcher kills them while they wait, as it does with ranks that have no error.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
     try:
-        return _compare_notes(error)
-    except OSError:  # without a note all ranks say it: better too often than not at all
+        return _rank_0_noted(error)
+    except OSError:  # without a note every rank prints the error
         return False
 
 
-def _compare_notes(error: UserError) -> bool:
+def _rank_0_noted(error: UserError) -> bool:
     note = _notes() / f"{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
     if int(os.environ.get("RANK", "0")) == 0:
         note.write_text(str(error), "utf-8")
         return False
-    until = time.monotonic() + _RANK_0_SPEAKS_FIRST_S
+    until = time.monotonic() + _RANK_0_PRINTS_FIRST_S
     while time.monotonic() < until:
         if note.exists() and note.read_text("utf-8") == str(error):
             return True
@@ -66,23 +66,23 @@ def _compare_notes(error: UserError) -> bool:
 
 
 def _notes() -> Path:
-    """This user's folder of notes, in which nobody else can leave or redirect one; without those of earlier runs."""
-    folder = Path(tempfile.gettempdir()) / f"mcframe-said-{os.getuid()}"
+    """Return the folder of notes that only this user can write, without the notes of earlier runs."""
+    folder = Path(tempfile.gettempdir()) / f"mcframe-errors-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{folder} is not this user's alone")
+        raise PermissionError(f"{folder} is not private to this user")
     for note in folder.iterdir():
         with suppress(FileNotFoundError):  # another rank was quicker
-            if time.time() - note.stat().st_mtime > _NOTE_COUNTS_S:
+            if time.time() - note.stat().st_mtime > _NOTE_LIFETIME_S:
                 note.unlink()
     return folder
 
 
 def report_user_errors(action: Callable[[], int], *, traceback: bool) -> int:
-    """Run `action`; turn a UserError into a message and exit code 2, a Ctrl-C into exit code 130.
+    """Run `action`. Turn a UserError into a message and exit code 2, a Ctrl-C into exit code 130.
 
-    With `traceback`, let both through.
+    With `traceback`, both exceptions pass.
     """
     try:
         return action()
@@ -96,7 +96,7 @@ def report_user_errors(action: Callable[[], int], *, traceback: bool) -> int:
         if traceback:
             raise
         error = failure if isinstance(failure, UserError) else _unwritable(failure)
-        if not _is_said(error):
+        if not _is_printed(error):
             show(error)
         sys.stdout.flush()
         sys.stderr.flush()

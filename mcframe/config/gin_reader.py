@@ -10,6 +10,7 @@ from typing import Any
 
 from gin import config_parser
 
+from mcframe.config.baselines import BASELINES
 from mcframe.config.diagnosis import diagnose
 from mcframe.config.values import Binding, Macro, Reference
 from mcframe.errors import Location, UserError, did_you_mean
@@ -42,6 +43,19 @@ class GinReader:
     def override(self, text: str) -> None:
         """Read bindings from the command line."""
         self._read(text, lambda line: Location(f"--set {text!r}"))
+
+    def derive(self, option: str) -> None:
+        """Add the binding of a baseline option. Raises UserError if an override binds the same to another value."""
+        before = dict(self.bindings)
+        self._read(BASELINES[option], lambda _: Location(option))
+        key = BASELINES[option].partition(" ")[0]
+        overridden = before.get(key)
+        if overridden and overridden.location.line is None and overridden.value != self.bindings[key].value:
+            raise UserError(
+                f"{option} binds {BASELINES[option]}, but --set binds {key} to another value",
+                remedy=f"Remove {option} or the --set.",
+                location=overridden.location,
+            )
 
     def _read(self, text: str, location_of: LocationOf) -> None:
         seen: dict[str, Binding] = {}

@@ -140,8 +140,16 @@ class Config:
             raise RuntimeError("another configuration was loaded after this one; gin holds only one")
 
 
-def load(files: Sequence[Path | str], overrides: Sequence[str], registry: Registry) -> Config:
+def load(
+    files: Sequence[Path | str], overrides: Sequence[str], registry: Registry, baseline: str | None = None
+) -> Config:
     """Read gin files in order, then `--set` overrides; check everything; load it into gin, final.
+
+    Args:
+        files: Gin files.
+        overrides: `--set` bindings.
+        registry: The plug-ins that bindings may name.
+        baseline: An option of `baselines.BASELINES` whose binding is added.
 
     Raises:
         UserError: Anything in them is wrong; with file and line.
@@ -154,6 +162,8 @@ def load(files: Sequence[Path | str], overrides: Sequence[str], registry: Regist
         reader.file(file)
     for text in overrides:
         reader.override(text)
+    if baseline:
+        reader.derive(baseline)
     checker = Checker(reader.bindings, names, registry)
     checker.check()
     for binding in reader.bindings.values():

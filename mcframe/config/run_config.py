@@ -73,6 +73,7 @@ class Loaded:
     run_config: RunConfig
     config: Config
     registry: Registry
+    baseline: str | None = None
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
@@ -91,27 +92,32 @@ def all_plugins(options: PluginOptions = INSTALLED) -> Registry:
     return discover(options)
 
 
-def load_config(files: Sequence[Path | str], overrides: Sequence[str], registry: Registry) -> Config:
+def load_config(
+    files: Sequence[Path | str], overrides: Sequence[str], registry: Registry, baseline: str | None = None
+) -> Config:
     """Load gin files with all settings of a run registered; see `mcframe.config.load`."""
     for name, factory in GIN_CONFIGURABLES.items():
         config.register("", name, factory)
-    return config.load(files, overrides, registry)
+    return config.load(files, overrides, registry, baseline)
 
 
 def load_run_config(
-    files: Sequence[Path | str], overrides: Sequence[str], plugins: PluginOptions = INSTALLED
+    files: Sequence[Path | str],
+    overrides: Sequence[str],
+    plugins: PluginOptions = INSTALLED,
+    baseline: str | None = None,
 ) -> Loaded:
-    """Read gin files and `--set` overrides.
+    """Read gin files and `--set` overrides, and the binding of a baseline option if there is one.
 
     Raises:
         UserError: Anything in them is wrong; with file and line.
     """
     registry = all_plugins(plugins)
-    loaded = load_config(files, overrides, registry)
+    loaded = load_config(files, overrides, registry, baseline)
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
     groups["optimizer_config"] = groups.pop("optimizer")  # `run.optimizer` is the plug-in
     run_config: RunConfig = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
-    return Loaded(replace(run_config, **_factories(run_config, loaded, registry)), loaded, registry)
+    return Loaded(replace(run_config, **_factories(run_config, loaded, registry)), loaded, registry, baseline)
 
 
 def _factories(run_config: RunConfig, loaded: Config, registry: Registry) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""A grid of gin overrides over seeds at equal tokens: read, planned, run side by side, compared and drawn."""
+"""Grids of gin overrides over seeds at equal tokens: plan, run, compare and draw them."""

@@ -14,7 +14,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` seeds; the interval is mean ± half. half is None for a single seed."""
+    """A mean over `n` seeds with the interval mean ± half; half is None for a single seed."""
 
     mean: float
     half: float | None
@@ -27,7 +27,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of one value a seed, with its interval at `LEVEL`."""
+    """Return the mean of one value a seed, with its interval at `LEVEL`."""
     n = len(values)
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else None
     return Estimate(fmean(values), half, n)

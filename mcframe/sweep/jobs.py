@@ -1,4 +1,4 @@
-"""Commands run side by side, each in a process group of its own, until all are done or somebody asks to stop."""
+"""Run commands side by side, each in a process group of its own, until all are done or a signal stops them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-State = Literal["waiting", "running", "done", "failed", "interrupted", "left out"]
+State = Literal["waiting", "running", "done", "failed", "interrupted", "skipped"]
 Launch = tuple[Sequence[str], Mapping[str, str]]
 _POLL_S = 0.2
 _GRACE_S = 60.0
-"""How long what a launcher has left behind may go on: its ranks may still save."""
+"""Time in seconds for the processes of a launcher that has ended: its ranks may still save."""
 
 
 @dataclass
 class Job:
     """One command.
 
-    launch    gives the command and what its environment has on top, when its turn comes
-    log       where its output goes, behind what is there
-    succeeded whether it did what it was for: a launcher's exit code does not tell
-    after     jobs that must be done first; where one is not, this one is left out
+    Args:
+        name: Its name in the table.
+        launch: Returns the command and additional environment variables, when it starts.
+        log: The file to which its output is appended.
+        succeeded: Returns whether it reached its goal; the exit code of a launcher does not show it.
+        after: Jobs that must be done first. If one of them is not done, this job is skipped.
     """
 
     name: str
@@ -43,27 +45,27 @@ class Job:
 
     @property
     def seconds(self) -> float:
-        """How long it ran, or has been running."""
+        """Return the time since it started, or the time it took."""
         return (self.ended or time.monotonic()) - self.started if self.started else 0.0
 
 
 class Jobs:
-    """Runs jobs, `abreast` at a time, in their order as far as they do not wait for each other."""
+    """Runs jobs, `parallel` at a time, in their order unless one waits for another."""
 
     def __init__(
-        self, jobs: Sequence[Job], *, abreast: int, environment: Mapping[str, str], changed: Callable[[Job], None]
+        self, jobs: Sequence[Job], *, parallel: int, environment: Mapping[str, str], changed: Callable[[Job], None]
     ) -> None:
-        self._jobs, self._abreast, self._environment, self._changed = jobs, abreast, environment, changed
-        self._asked = 0
+        self._jobs, self._parallel, self._environment, self._changed = jobs, parallel, environment, changed
+        self._signals = 0
 
     @property
     def stopped(self) -> bool:
-        """Whether somebody has asked to stop."""
-        return self._asked > 0
+        """Whether a signal has stopped the jobs."""
+        return self._signals > 0
 
     def run(self, watch: Callable[[], None]) -> None:
-        """Run them all; `watch` is called a few times a second. Ctrl-C and SIGTERM stop gently, twice at once."""
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Run all jobs and call `watch` a few times a second. A signal stops the jobs gently, a second one at once."""
+        before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self._advance():
                 watch()
@@ -74,28 +76,28 @@ class Jobs:
                 signal.signal(number, handler)
         watch()
 
-    def _ask(self, number: int, frame: object) -> None:
-        """Ask what runs to save and end. Its processes are in groups of their own, which a Ctrl-C does not reach."""
-        self._asked += 1
+    def _interrupt(self, number: int, frame: object) -> None:
+        """Pass the signal on: the jobs are in process groups of their own, which a Ctrl-C does not reach."""
+        self._signals += 1
         for job in self._running():
             _signal(job, signal.SIGINT)
 
     def _advance(self) -> bool:
-        """See who is done, start who may. Returns whether anything runs or waits."""
+        """End finished jobs and start those that may. Return whether a job runs or waits."""
         for job in self._running():
             if _over(job):
-                self._end(job, "done" if job.succeeded() else "interrupted" if self._asked else "failed")
+                self._end(job, "done" if job.succeeded() else "interrupted" if self._signals else "failed")
         for job in self._jobs:
             if job.state == "waiting":
                 self._consider(job)
         return any(job.state in ("running", "waiting") for job in self._jobs)
 
     def _consider(self, job: Job) -> None:
-        if self._asked:
+        if self._signals:
             self._end(job, "interrupted")
         elif any(other.state not in ("waiting", "running", "done") for other in job.after):
-            self._end(job, "left out")
-        elif all(other.state == "done" for other in job.after) and len(self._running()) < self._abreast:
+            self._end(job, "skipped")
+        elif all(other.state == "done" for other in job.after) and len(self._running()) < self._parallel:
             self._start(job)
 
     def _start(self, job: Job) -> None:
@@ -117,13 +119,13 @@ class Jobs:
         return [job for job in self._jobs if job.state == "running"]
 
     def _kill(self) -> None:
-        """Whatever still runs when this ends by an error must not be left behind."""
+        """Kill the jobs that still run, after an error of the caller."""
         for job in self._running():
             _signal(job, signal.SIGKILL)
 
 
 def last_lines(log: Path, count: int) -> list[str]:
-    """The last lines of a log that say something."""
+    """Return the last lines of a log that are not blank."""
     if not log.exists():
         return []
     # A progress line overwrites itself with carriage returns.
@@ -138,7 +140,7 @@ def _signal(job: Job, number: signal.Signals) -> None:
 
 
 def _over(job: Job) -> bool:
-    """Whether its process has ended, and what that one started with it; what outstays the grace is killed."""
+    """Return whether a job and all processes that it started have ended. After the grace period, kill the rest."""
     if job.process is None or job.process.poll() is None:
         return False
     try:
@@ -153,17 +155,17 @@ def _over(job: Job) -> bool:
 
 
 class Ports:
-    """Ports for process groups that start at nearly the same time: free, and none given twice."""
+    """Free ports for process groups that start at nearly the same time, each returned once."""
 
     def __init__(self) -> None:
-        self._given: set[int] = set()
+        self._used: set[int] = set()
 
     def next(self) -> int:
-        """A port that nobody listens on and that this has not given before."""
+        """Return a free port that this object has not returned before."""
         while True:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = int(probe.getsockname()[1])
-            if port not in self._given:
-                self._given.add(port)
+            if port not in self._used:
+                self._used.add(port)
                 return port

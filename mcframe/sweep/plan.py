@@ -1,4 +1,4 @@
-"""From a grid to runs: what each is configured to, where it lies, and how far it has come."""
+"""Plan the runs of a grid: configuration, directory and progress of each."""
 
 from __future__ import annotations
 
@@ -24,10 +24,16 @@ Progress = Literal["new", "unfinished", "finished"]
 class PlannedRun:
     """A row with a seed.
 
-    bindings      what is passed on with --set
-    config        everything that is bound, as the run will write it to config.gin: its fingerprint
-    tokens        whole steps, what the run reads; step_tokens: of one step
-    plugins       plug-in options of the command line; added_plugins: those that they add
+    Args:
+        row: The row of the grid.
+        seed: The seed.
+        directory: The run directory.
+        bindings: The `--set` bindings of its command.
+        config: All bindings, as the run writes them to `config.gin`; two runs with equal text are equal.
+        tokens: The tokens of all its steps.
+        step_tokens: The tokens of one step.
+        plugins: The plug-in options of the command line.
+        added_plugins: The plug-ins that those options add, with their present hashes.
     """
 
     row: Row
@@ -42,12 +48,12 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Return row and seed."""
         return f"{self.row.name}/seed-{self.seed}"
 
     @property
     def trained(self) -> int:
-        """Tokens behind its newest complete checkpoint."""
+        """Return the tokens at its newest complete checkpoint."""
         found = checkpoints(self.directory)
         return found[-1].tokens if found else 0
 
@@ -62,39 +68,39 @@ class PlannedRun:
 
 
 def run_directory(out: Path, row: str, seed: int) -> Path:
-    """Where a row's run with this seed lies."""
+    """Return the directory of a row's run with this seed."""
     return out / row / f"seed-{seed}"
 
 
 def plan(
     grid: Grid, out: Path, rows: Sequence[str], seeds: Sequence[int], plugins: PluginOptions = INSTALLED
 ) -> list[PlannedRun]:
-    """The runs of these rows and seeds, and of the rows that they start from; in the order of the grid.
+    """Return the runs of these rows and seeds, and of the rows that they start from, in the order of the grid.
 
-    Raises UserError where a row's configuration is wrong, at the grid's line where a binding of it is the reason, and
-    where two rows are the same.
+    Raises:
+        UserError: The configuration of a row is wrong, at the grid's line of the cause, or two rows are equal.
     """
-    wanted = _with_starts(grid, rows)
+    required = _with_starts(grid, rows)
     planned = [
-        _planned(grid, grid.rows[name], seed, out, plugins) for name in grid.rows if name in wanted for seed in seeds
+        _planned(grid, grid.rows[name], seed, out, plugins) for name in grid.rows if name in required for seed in seeds
     ]
     _check_distinct(grid, planned)
     return planned
 
 
 def refuse_changed(planned: Sequence[PlannedRun]) -> None:
-    """Raises UserError where a run that has trained was configured otherwise, naming what differs."""
+    """Raise UserError with the differences if a run has trained with another configuration."""
     for run in planned:
         found = changes(run)
         if found:
             raise UserError(
                 f"{run.directory} was trained with another configuration:\n  " + "\n  ".join(found),
-                remedy="put that back, name the changed row or --out differently, or remove the folder to train anew",
+                remedy="Restore it, rename the row, pass another --out, or remove the folder to train again.",
             )
 
 
 def changes(run: PlannedRun) -> list[str]:
-    """What differs between a run on disk, where it has trained, and the one that is planned now: bindings, plug-ins."""
+    """Return the differences in bindings and plug-ins between a run that has trained and its present plan."""
     file = run.directory / BOUND
     if run.progress == "new" or not file.exists():
         return []
@@ -102,7 +108,7 @@ def changes(run: PlannedRun) -> list[str]:
 
 
 def differences(before: str, now: str) -> list[str]:
-    """What two texts of bindings do not share, a line a binding."""
+    """Return the differences between two texts of bindings, a line a binding."""
     old, new = _by_key(before), _by_key(now)
     return [
         f"{key}: was {old.get(key, 'not bound')}, now {new.get(key, 'not bound')}"
@@ -117,18 +123,18 @@ def _by_key(text: str) -> dict[str, str]:
 
 
 def _with_starts(grid: Grid, rows: Sequence[str]) -> set[str]:
-    wanted = set()
+    required = set()
     for name in rows:
         if name not in grid.rows:
             raise UserError(
                 f"{grid.file} has no row {name!r}{did_you_mean(name, grid.rows)}",
-                remedy=f"the rows are: {', '.join(grid.rows)}",
+                remedy=f"Name one of: {', '.join(grid.rows)}",
             )
         follow: str | None = name
         while follow is not None:
-            wanted.add(follow)
+            required.add(follow)
             follow = grid.rows[follow].start
-    return wanted
+    return required
 
 
 def _planned(grid: Grid, row: Row, seed: int, out: Path, plugins: PluginOptions) -> PlannedRun:
@@ -148,7 +154,7 @@ def _planned(grid: Grid, row: Row, seed: int, out: Path, plugins: PluginOptions)
 
 
 def _in_grid(error: UserError, grid: Grid, row: Row) -> UserError:
-    """The error with the grid's line in place of `--set '...'`, which nobody typed."""
+    """Return the error with the grid's line in place of `--set '...'`, which the command line does not have."""
     location, text = error.location, grid.file.read_text("utf-8")
     for binding in (*row.set, *grid.set):
         if location is not None and location.file == f"--set {binding!r}":
@@ -163,5 +169,5 @@ def _check_distinct(grid: Grid, planned: Sequence[PlannedRun]) -> None:
         if other != run.row.name:
             raise UserError(
                 f"rows {other} and {run.row.name} of {grid.file} bind the same",
-                remedy=f"remove one of them, or change what {run.row.name} binds",
+                remedy=f"Remove one of them, or change the bindings of {run.row.name}.",
             )

@@ -1,4 +1,4 @@
-"""A comparison as dots and intervals: a panel a metric, a line a row."""
+"""Draw a comparison as dots and intervals: a panel a metric, a line a row."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mcframe.sweep.table import better, figure, unit
 
 _PANELS_ABREAST = 3
 _ROW_INCHES, _PANEL_INCHES = 0.34, 3.3
-_LEGEND = f"dot: mean over seeds   tick: a seed   line: {100 * LEVEL:g} % interval, cut off where it leaves the panel"
+_LEGEND = f"dot: mean over seeds   tick: a seed   line: {100 * LEVEL:g} % interval, clipped to the panel"
 _DOT, _SEED, _BASELINE = "#1f5fa8", "#9db8d6", "#555555"
 
 
 def draw(comparison: Comparison, file: Path) -> None:
-    """Write a PNG. Differences to the baseline row, whose line is at 0; plain values where there are none."""
+    """Write a PNG of the differences from the baseline row, whose line is at 0, or of plain values without one."""
     names = comparison.metrics
     columns = min(_PANELS_ABREAST, len(names))
     lines = math.ceil(len(names) / columns)
     labels = [result.row.name for result in comparison.rows]
     margin = 0.085 * max(map(len, labels)) + 0.3
-    # Not pyplot, which holds windows and figures of its own.
+    # pyplot would keep the figure in its global state.
     sheet = Figure(
         figsize=(_PANEL_INCHES * columns + margin, lines * (_ROW_INCHES * len(labels) + 1.15)), layout="constrained"
     )
@@ -64,16 +64,15 @@ def _panel(axis: Axes, comparison: Comparison, name: str) -> None:
 
 
 def _seeds(result: RowResult, base: RowResult | None, name: str, paired: bool) -> list[float]:
-    """What each seed measured: its difference to the baseline with that seed, or its value."""
+    """Return each seed's difference from the baseline with that seed, or its value."""
     if not paired:
         return [metrics[name] for metrics in result.seeds.values() if name in metrics]
     if base is None or not result.comparable or result is base:
         return []
-    there = base.seeds
     return [
-        metrics[name] - there[seed][name]
+        metrics[name] - base.seeds[seed][name]
         for seed, metrics in result.seeds.items()
-        if name in metrics and name in there.get(seed, {})
+        if name in metrics and name in base.seeds.get(seed, {})
     ]
 
 
@@ -84,16 +83,16 @@ def _middle(result: RowResult, base: RowResult | None, name: str, paired: bool) 
 
 
 def _limit(axis: Axes, shown: list[float]) -> None:
-    """Set the range by what was measured: an interval of two seeds may be many times wider, and is cut off."""
+    """Set the range by the measured values. An interval of two seeds may be many times wider, and is clipped."""
     low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
     spread = (high - low) or abs(high) or 1.0
     axis.set_xlim(low - 0.5 * spread, high + 0.5 * spread)
 
 
 def _caption(comparison: Comparison, name: str, reference: Estimate | None) -> str:
-    wanted = {"lower": "← better", "higher": "better →", "neither": ""}[better(name)]
+    direction = {"lower": "← better", "higher": "better →", "neither": ""}[better(name)]
     of = unit(name) if unit(name) != "1" else ""
     if reference is None:
-        return "   ".join(part for part in (of, wanted) if part)
+        return "   ".join(part for part in (of, direction) if part)
     text = f"less {comparison.grid.baseline} ({figure(reference.mean)}{' ' if of else ''}{of})"
-    return f"{text}\n{wanted}" if wanted else text
+    return f"{text}\n{direction}" if direction else text

@@ -1,4 +1,4 @@
-"""What finished runs measured, compared with the baseline row seed by seed."""
+"""Read the metrics of finished runs and compare rows with the baseline row, seed by seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcframe.sweep.intervals import Estimate, estimate
 from mcframe.training.run_directory import OPERATIVE, PROVENANCE
 
 EVALUATION = Path("evaluation", "eval.json")
-"""Where `mcframe eval` writes within a run directory."""
+"""The file that `mcframe eval` writes in a run directory."""
 TOKENS, STEP_TOKENS = "train/tokens", "train/tokens_per_step"
 _AVERAGED = ("train/", "mc/")
 _CLOCK = (TOKENS, STEP_TOKENS)
@@ -24,7 +24,7 @@ _CLOCK = (TOKENS, STEP_TOKENS)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one finished run left: its metrics, the revision of the code, and the bindings that had been read."""
+    """One finished run: its metrics, the revision of the code, and the bindings that had been read at its start."""
 
     metrics: Mapping[str, float]
     revision: str = ""
@@ -35,10 +35,13 @@ class RunResult:
 class RowResult:
     """A row over its seeds.
 
-    seeds        seed -> metrics
-    values       metric -> mean over seeds
-    differences  metric -> mean over the seeds that the baseline has too of this row's value less the baseline's
-    comparable   whether it read the baseline's tokens in the baseline's steps; if not, there are no differences
+    Args:
+        row: The row.
+        seeds: Seed -> metrics.
+        values: Metric -> mean over seeds.
+        differences: Metric -> mean of this row's value less the baseline's, over the seeds of both; empty if the row
+            is not comparable.
+        comparable: Whether it read the baseline's tokens in the baseline's steps.
     """
 
     row: Row
@@ -50,7 +53,7 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows with results, in the grid's order, and what a reader has to know about them."""
+    """All rows with results, in the grid's order, and notes on their limits."""
 
     grid: Grid
     rows: Sequence[RowResult]
@@ -58,12 +61,12 @@ class Comparison:
 
     @property
     def metrics(self) -> list[str]:
-        """The grid's metrics that any run has."""
+        """Return the grid's metrics that any run has."""
         return [name for name in self.grid.metrics if any(name in row.values for row in self.rows)]
 
 
 def read_run(directory: Path, grid: Grid, row: Row) -> RunResult:
-    """Read a finished run's folder. An evaluation that is there counts only where the grid asks for one of this row."""
+    """Read the directory of a finished run, with its evaluation if the grid evaluates this row."""
     lines = [json.loads(line) for line in (directory / METRICS).read_text("utf-8").splitlines()]
     metrics = final_metrics(lines, grid.average)
     evaluation = directory / EVALUATION
@@ -79,10 +82,11 @@ def read_run(directory: Path, grid: Grid, row: Row) -> RunResult:
 
 
 def final_metrics(lines: Iterable[Mapping[str, Any]], average: float) -> dict[str, float]:
-    """Each metric at the end of training: the last value, or the mean over the last share where batches make it jump.
+    """Return each metric at the end of training: its last value, or a mean if it depends on the batch.
 
-    lines    those of metrics.jsonl; a value that was not finite is null and does not count
-    average  the share of training, in tokens, over which `train/` and `mc/` are averaged
+    Args:
+        lines: The entries of `metrics.jsonl`. Null values, which were not finite, are skipped.
+        average: The last fraction of training, in tokens, over which `train/` and `mc/` metrics are averaged.
     """
     series: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
@@ -100,7 +104,7 @@ def _final(name: str, points: Sequence[tuple[int, float]], begin: float) -> floa
 
 
 def compare(grid: Grid, results: Mapping[str, Mapping[int, RunResult]], seeds: Sequence[int]) -> Comparison:
-    """Rows with their intervals. results: row -> seed -> finished run; seeds: those that were asked for."""
+    """Return rows with intervals. `results` maps row and seed to finished runs; `seeds` are the requested ones."""
     base = results.get(grid.baseline, {})
     clocks = {_clock(run) for run in base.values()}
     rows = []
@@ -139,13 +143,13 @@ def _notes(
 ) -> list[str]:
     notes = []
     if not results.get(grid.baseline):
-        notes.append(f"The baseline {grid.baseline} has no finished run, so there are no differences.")
+        notes.append(f"The baseline {grid.baseline} has no finished run: differences are missing.")
     else:
         notes += [_not_comparable(grid, result) for result in rows if not result.comparable]
     for name, row in grid.rows.items():
-        lacking = [str(seed) for seed in seeds if seed not in results.get(name, {})]
-        if lacking:
-            notes.append(f"{name}: no finished run for seed {', '.join(lacking)}.")
+        missing = [str(seed) for seed in seeds if seed not in results.get(name, {})]
+        if missing:
+            notes.append(f"{name}: no finished run for seed {', '.join(missing)}.")
         if row.start is not None:
             notes.append(f"{name} starts from the weights of {row.start}, whose tokens come on top of its own.")
         notes += [f"{name}: when training began nothing had read {key}." for key in _unread(row, results.get(name, {}))]
@@ -160,7 +164,7 @@ def _notes(
 
 
 def _not_comparable(grid: Grid, result: RowResult) -> str:
-    """Says what the row read, which the baseline did not."""
+    """Return a note on the tokens that the row read and the baseline did not."""
     clocks = {tuple(metrics.get(name) for name in _CLOCK) for metrics in result.seeds.values()}
     read = " or ".join(
         "an unknown number of tokens" if None in clock else f"{clock[0]:,.0f} tokens in steps of {clock[1]:,.0f}"
@@ -170,10 +174,10 @@ def _not_comparable(grid: Grid, result: RowResult) -> str:
 
 
 def _unread(row: Row, runs: Mapping[int, RunResult]) -> list[str]:
-    """Bindings of the row that no module had asked for: mostly settings of a part that the row does not use."""
+    """Return bindings of the row that no module had read, mostly settings of parts that the row does not use."""
     if any(run.read is None for run in runs.values()) or not runs:
         return []
     read = frozenset[str]().union(*(run.read or frozenset() for run in runs.values()))
     keys = [text.partition("=")[0].strip() for text in row.set]
-    # Scoped and macro bindings are recorded under the name of who read them.
+    # Scoped and macro bindings are recorded under the name of their reader.
     return [key for key in keys if "/" not in key and "." in key and key not in read]

@@ -1,4 +1,4 @@
-"""The commands that train and evaluate planned runs: the same that a person would type."""
+"""Commands that train and evaluate planned runs, as a user would type them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mcframe.sweep.plan import PlannedRun
 from mcframe.sweep.results import EVALUATION
 
 LOG = "log.txt"
-_ASKED = "asked.json"
-_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_REQUEST = "request.json"
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def environment(grid: Grid) -> dict[str, str]:
-    """What every run's process gets: this one's, less what would make it a rank of another run."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_RANK}
+    """Return the environment of a run: this process's, without the variables of a rank."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
     return {"COLUMNS": "160", **inherited, "OMP_NUM_THREADS": str(grid.threads), "PYTHONUNBUFFERED": "1"}
 
 
 def jobs_of(grid: Grid, planned: Sequence[PlannedRun], out: Path) -> list[Job]:
-    """Trainings that are not finished, and evaluations that do not exist, in the order in which they may start."""
+    """Return the trainings that are not finished and the missing evaluations, in the order in which they may start."""
     ports, trainings = Ports(), dict[Path, Job]()
     for run in _starts_first(planned):
         if run.progress != "finished":
@@ -42,7 +42,7 @@ def jobs_of(grid: Grid, planned: Sequence[PlannedRun], out: Path) -> list[Job]:
 
 
 def _starts_first(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """The same runs; one that starts from another's weights behind that other."""
+    """Return the runs in an order in which a run that starts from another's weights is after that other."""
     ordered: list[PlannedRun] = []
     placed: set[str] = set()
     waiting = list(planned)
@@ -61,7 +61,7 @@ def _finished(run: PlannedRun) -> bool:
 def _training(grid: Grid, run: PlannedRun, ports: Ports) -> Launch:
     command, variables, port = [sys.executable], dict[str, str](), str(ports.next())
     if grid.ranks == 1:
-        # mcframe/run.py is a group of one by itself. The launcher would kill a run that saves for more than 30 s.
+        # mcframe/run.py is a group of one rank. The launcher would kill a run that saves for more than 30 s.
         variables["MASTER_PORT"] = port
     else:
         command += ["-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(grid.ranks)]
@@ -80,13 +80,13 @@ def _training(grid: Grid, run: PlannedRun, ports: Ports) -> Launch:
 
 
 def _evaluation(grid: Grid, run: PlannedRun, out: Path, trainings: Mapping[Path, Job]) -> Job | None:
-    """The job that evaluates this run, behind its training and that of runs that its options name; None if done."""
+    """Return the job that evaluates this run after its training and that of the runs in its options; None if done."""
     options = [option.replace("{out}", str(out)).replace("{seed}", str(run.seed)) for option in grid.evaluate or ()]
-    asked = {"options": options, "tokens": run.tokens}
-    answer, record = run.directory / EVALUATION, (run.directory / EVALUATION).with_name(_ASKED)
+    request = {"options": options, "tokens": run.tokens}
+    answer, record = run.directory / EVALUATION, (run.directory / EVALUATION).with_name(_REQUEST)
     needed = [run.directory, *map(Path, options)]
     after = [trainings[folder] for folder in needed if folder in trainings]
-    if not after and answer.exists() and _read(record) == asked:
+    if not after and answer.exists() and _read(record) == request:
         return None
 
     def launch() -> Launch:
@@ -98,7 +98,7 @@ def _evaluation(grid: Grid, run: PlannedRun, out: Path, trainings: Mapping[Path,
     def succeeded() -> bool:
         if not answer.exists():
             return False
-        record.write_text(json.dumps(asked) + "\n", "utf-8")
+        record.write_text(json.dumps(request) + "\n", "utf-8")
         return True
 
     return Job(f"{run.name} evaluation", launch, run.directory / LOG, succeeded, after)

@@ -1,4 +1,4 @@
-"""A comparison as a page of Markdown and as JSON."""
+"""Write a comparison as a page of Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mcframe.metrics.catalogue import describe
 from mcframe.sweep.intervals import LEVEL, Estimate
 from mcframe.sweep.results import Comparison, RowResult
 
-PICTURE, PAGE, DATA = "ablation.png", "ablation.md", "ablation.json"
+PICTURE, PAGE, DATA = "sweep.png", "sweep.md", "sweep.json"
 _NOTHING = "–"
 
 
 def page(comparison: Comparison) -> str:
-    """The comparison as Markdown, ready to be put into a page of docs/."""
+    """Return the comparison as Markdown."""
     grid, metrics = comparison.grid, comparison.metrics
     compared = len(grid.rows) > 1
     header = ["row", "set"]
@@ -27,12 +27,12 @@ def page(comparison: Comparison) -> str:
     if comparison.notes:
         lines += ["", *(f"- {note}" for note in comparison.notes)]
     if metrics:
-        lines += ["", f"![the same as a picture]({PICTURE})"]
+        lines += ["", f"![the same as a figure]({PICTURE})"]
     return "\n".join([*lines, ""])
 
 
 def as_data(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as plain values; every metric of every run is in it, not the reported ones alone."""
+    """Return the comparison as plain values, with every metric of every run."""
     grid = comparison.grid
     return {
         "grid": str(grid.file), "gin": list(grid.gin), "set": list(grid.set), "tokens": grid.tokens,
@@ -51,7 +51,7 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
 
 
 def unit(name: str) -> str:
-    """The unit of a metric where the catalogue knows it."""
+    """Return the unit of a metric, or "" if the catalogue does not have it."""
     try:
         return describe(name).unit
     except KeyError:
@@ -59,7 +59,7 @@ def unit(name: str) -> str:
 
 
 def better(name: str) -> str:
-    """Which way is better, lower, higher or neither; neither too where the catalogue does not know the metric."""
+    """Return which value is better: lower, higher or neither, also if the catalogue does not have the metric."""
     try:
         return describe(name).better
     except KeyError:
@@ -67,7 +67,7 @@ def better(name: str) -> str:
 
 
 def figure(value: float, *, sign: bool = False) -> str:
-    """A number as a table shows it."""
+    """Return a number as text for a table."""
     plus = "+" if sign else ""
     if value and abs(value) < 1e-3:
         return f"{value:{plus}.2e}"
@@ -76,7 +76,7 @@ def figure(value: float, *, sign: bool = False) -> str:
 
 def _preamble(comparison: Comparison) -> str:
     grid = comparison.grid
-    # Small grids are read against all their runs, so it is the runs that are counted and not the plan.
+    # Seeds with finished runs, which the planned seeds may not all have.
     seeds = sorted({seed for row in comparison.rows for seed in row.seeds})
     base = ", ".join(f"`{name}`" for name in grid.gin)
     shared = f" with {_code(grid.set)}" if grid.set else ""
@@ -84,7 +84,7 @@ def _preamble(comparison: Comparison) -> str:
     return (
         f"{base}{shared}; {grid.tokens:,} tokens a run; seeds {', '.join(map(str, seeds)) or 'none'}. Means over seeds "
         f"with {100 * LEVEL:g} % t-intervals, where there are two seeds or more; differences are paired by seed, bold "
-        f"where the interval leaves out 0{averaged}."
+        f"where the interval excludes 0{averaged}."
     )
 
 
@@ -110,7 +110,7 @@ def _cells(comparison: Comparison, result: RowResult, compared: bool) -> list[st
 
 
 def shown(value: Estimate, *, sign: bool = False) -> str:
-    """A mean; where it has an interval, both to the interval's third digit: more of them would say nothing."""
+    """Return a mean and its interval, both to the third digit of the interval."""
     if not value.half:
         return figure(value.mean, sign=sign) + ("" if value.half is None else " ± 0")
     digits = min(8, max(0, 2 - math.floor(math.log10(value.half))))
@@ -118,7 +118,7 @@ def shown(value: Estimate, *, sign: bool = False) -> str:
 
 
 def _counted(value: Estimate, seeds: int, *, sign: bool = False) -> str:
-    """The same; where it comes from fewer than the row's seeds, it says so."""
+    """Return the same with the number of seeds, if they are fewer than the row's."""
     text = shown(value, sign=sign)
     return text if value.n == seeds else f"{text} (n = {value.n})"
 

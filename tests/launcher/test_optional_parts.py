@@ -116,11 +116,7 @@ def test_check_lists_missing_parts(root, tmp_path, monkeypatch, settings, rows):
     ("setting", "message"),
     [
         ("run.trainable = ('base', 'gistnets')", "gistnets"),
-<<<<<<< HEAD:tests/launcher/test_parts_left_out.py
-        ("run.trainable = ()", "expected a part of this run"),
-=======
         ("run.trainable = ()", "run.trainable"),
->>>>>>> h-launch:tests/launcher/test_optional_parts.py
         ("loss.reconstruction.blocks = (1, 99)", "blocks of a window, got 99"),
         ("context.tail = 16", "context.tail = 15"),
         ("gpt.vocab_size = 300", "300"),

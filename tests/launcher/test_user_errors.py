@@ -33,7 +33,9 @@ MISTAKES = {
     "no such include": ("include 'megacontxt.gin'", "did you mean megacontext.gin?", 2),
     "not gin": ("gpt.depth = ", "", 2),
     "Muon and clipping": (
-        "run.optimizer = @optimizer.muon\noptimizer.gradient_clipping = 1.0", "Remove optimizer.gradient_clipping", None,
+        "run.optimizer = @optimizer.muon\noptimizer.gradient_clipping = 1.0",
+        "Remove optimizer.gradient_clipping",
+        3,
     ),
     "levels that never occur": ("context.levels = 3", "Set context.levels = 2", 2),
     "bf16 without master weights": ("deepspeed.precision = 'bf16'", "Set deepspeed.zero_stage = 1", 2),
@@ -102,7 +104,7 @@ def test_traceback_lets_the_error_through(smoke, capsys):
 def rank(monkeypatch, tmp_path):
     """End the command of a rank with an error. Returns whether its message was printed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(failure, "_RANK_0_SPEAKS_FIRST_S", 0.05)
+    monkeypatch.setattr(failure, "_RANK_0_PRINTS_FIRST_S", 0.05)
 
     def end(number, capsys, message="no luck"):
         monkeypatch.setenv("RANK", str(number))
@@ -118,7 +120,7 @@ def rank(monkeypatch, tmp_path):
 
 
 def notes_of(folder):
-    return folder / f"mcframe-said-{os.getuid()}"
+    return folder / f"mcframe-errors-{os.getuid()}"
 
 
 def test_a_message_of_rank_0_is_not_repeated(rank, capsys, tmp_path):

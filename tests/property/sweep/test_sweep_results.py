@@ -44,7 +44,7 @@ T_TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365
 
 
 @given(st.lists(numbers, min_size=2, max_size=8))
-def test_an_estimate_is_mean_and_standard_error(values):
+def test_estimate_is_mean_and_standard_error(values):
     mean = sum(values) / len(values)
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     found = estimate(values)
@@ -80,11 +80,11 @@ def test_final_metrics(steps, average):
         assert found[name] == pytest.approx(sum(late) / len(late) if averaged else seen[-1][1], abs=1e-9)
 
 
-def test_a_line_at_the_edge_tells_of_what_was_before_it():
+def test_line_at_the_edge_of_the_average_is_excluded():
     assert final_metrics([{"tokens": 1, "mc/x": 9.0}, {"tokens": 2, "mc/x": 4.0}], 0.5) == {"mc/x": 4.0}
 
 
-def test_a_run_is_read_with_its_evaluation(tmp_path):
+def test_run_is_read_with_its_evaluation(tmp_path):
     lines = [
         {"tokens": tokens, "step": 1, "time": 0, "mc/tail_delta": tokens, "val/loss": 9 - tokens} for tokens in (1, 2)
     ]
@@ -98,9 +98,9 @@ def test_a_run_is_read_with_its_evaluation(tmp_path):
     found = read_run(tmp_path, replace(grid, average=1.0), Row("a"))
     assert found.metrics == {"mc/tail_delta": 1.5, "val/loss": 7, "eval/kept": 0.25}
     assert (found.revision, found.read) == ("abc", {"optimizer.lr", "run.seed"})
-    # One that a grid of other days has left behind.
-    for asked, row in ((GRID, Row("a")), (grid, Row("a", evaluate=False))):
-        assert read_run(tmp_path, asked, row).metrics == {"mc/tail_delta": 2, "val/loss": 7}
+    # An earlier grid may have written an evaluation that this one does not have.
+    for other, row in ((GRID, Row("a")), (grid, Row("a", evaluate=False))):
+        assert read_run(tmp_path, other, row).metrics == {"mc/tail_delta": 2, "val/loss": 7}
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_differences_are_paired_by_seed(draws):
         assert "val/loss" not in found["b"].differences
 
 
-def test_pairing_sees_what_the_spread_of_seeds_hides():
+def test_pairing_removes_the_spread_of_seeds():
     a, b, c = compare(GRID, results(), GRID.seeds).rows
     assert a.values["val/loss"].half > 2
     assert b.differences["val/loss"].mean == pytest.approx(-0.10333, abs=1e-4)
@@ -130,7 +130,7 @@ def test_pairing_sees_what_the_spread_of_seeds_hides():
 
 
 @pytest.mark.parametrize("clock", ["train/tokens", "train/tokens_per_step"])
-def test_rows_that_read_something_else_are_not_compared(clock):
+def test_rows_with_other_tokens_are_not_compared(clock):
     made_up = results()
     made_up["b"][1] = run(3.9, **{clock: 2048.0})
     comparison = compare(GRID, made_up, GRID.seeds)
@@ -143,7 +143,7 @@ def test_rows_that_read_something_else_are_not_compared(clock):
     assert "not comparable" in text
 
 
-def test_notes_say_what_a_reader_has_to_know():
+def test_notes_list_the_limits_of_a_comparison():
     made_up = results()
     made_up["b"] = {
         seed: replace(result, read=frozenset({"x.z"}), revision="new") for seed, result in made_up["b"].items()
@@ -159,7 +159,7 @@ def test_notes_say_what_a_reader_has_to_know():
 
 
 # ---- what comes out ------------------------------------------------------------------------------
-def test_the_table_has_every_row_and_escapes_what_would_break_it():
+def test_table_has_every_row_escaped():
     text = table.page(compare(GRID, results(), GRID.seeds))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == "| row | set | `val/loss` (nats) | less a | `mc/tail_delta` (nats) | less a |"
@@ -172,12 +172,12 @@ def test_the_table_has_every_row_and_escapes_what_would_break_it():
     assert "4,096 tokens a run; seeds 0, 1, 2." in text
 
 
-def test_one_row_is_a_table_without_differences():
+def test_table_of_one_row_has_no_differences():
     grid = replace(GRID, rows={"a": Row("a")})
     assert "less a" not in table.page(compare(grid, {"a": results()["a"]}, (0, 1, 2)))
 
 
-def test_the_data_hold_every_metric_of_every_run():
+def test_data_have_every_metric_of_every_run():
     made_up = results()
     made_up["a"][0] = run(3.0, **{"eval/kept": 0.5})
     data = json.loads(json.dumps(table.as_data(compare(GRID, made_up, GRID.seeds))))
@@ -186,8 +186,8 @@ def test_the_data_hold_every_metric_of_every_run():
     assert (data["rows"][2]["from"], data["level"]) == ("a", 0.95)
 
 
-@pytest.mark.parametrize("rows", [["a"], ["b"], ["a", "b"], ["a", "b", "c"]])
-def test_the_picture_is_drawn_for_any_rows_and_grows_with_them(tmp_path, rows):
+@pytest.mark.parametrize("rows", [["a"], ["b"], ["a", "b", "c"]])
+def test_figure_grows_with_rows_and_metrics(tmp_path, rows):
     made_up = {name: runs for name, runs in results().items() if name in rows}
     picture.draw(compare(GRID, made_up, GRID.seeds), tmp_path / "a.png")
     small = imread(tmp_path / "a.png")
@@ -197,7 +197,7 @@ def test_the_picture_is_drawn_for_any_rows_and_grows_with_them(tmp_path, rows):
     assert imread(tmp_path / "b.png").shape[0] > 1.5 * small.shape[0]
 
 
-def test_the_pictures_rows_are_in_the_tables_order(tmp_path, monkeypatch):
+def test_rows_of_the_figure_are_in_the_order_of_the_table(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(picture.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     picture.draw(compare(GRID, results(), GRID.seeds), tmp_path / "a.png")

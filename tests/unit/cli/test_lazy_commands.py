@@ -9,13 +9,15 @@ from typer.testing import CliRunner
 import mcframe
 from mcframe import hookspecs
 from mcframe.cli.app import COMMANDS, app
+from mcframe.renamed import RENAMED_COMMANDS, RENAMED_EXPORTS
 
 
-@pytest.mark.parametrize("command", ["--help", "version", "metrics"])
-def test_quick_commands_do_not_import_torch(command):
+def test_quick_commands_do_not_import_torch():
     code = (
         "import sys\nfrom mcframe.cli.app import app\n"
-        f"app([{command!r}], standalone_mode=False)\nassert 'torch' not in sys.modules"
+        "for command in ('--help', 'version', 'metrics'):\n"
+        "    app([command], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
@@ -26,10 +28,14 @@ def test_every_command_has_help(command):
     assert result.exit_code == 0, result.output
 
 
-def test_renamed_command_and_export_end_in_the_new_name():
-    assert CliRunner().invoke(app, ["ablate", "grid.toml"]).exit_code == 2
-    with pytest.raises(ImportError, match="new name: Loss"):
-        _ = hookspecs.Objective
+def test_renamed_commands_and_exports_name_the_new_name():
+    for name, new in RENAMED_COMMANDS.items():
+        result = CliRunner().invoke(app, [name, "grid.toml"])
+        assert result.exit_code == 2
+        assert f"Run mcframe {new}" in result.output
+    for name, new in RENAMED_EXPORTS.items():
+        with pytest.raises(ImportError, match=f"new name: {new}"):
+            getattr(hookspecs, name)
     with pytest.raises(AttributeError):
         _ = hookspecs.Nonsense
 

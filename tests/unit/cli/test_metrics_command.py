@@ -1,4 +1,4 @@
-"""`mcframe metrics`: everything, a part of it, one name as it is logged; for people and for machines."""
+"""`mcframe metrics`: the complete list, a part of it, one logged name; as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from mcframe.cli.app import app
 from mcframe.metrics.catalogue import CATALOGUE
 
 
-def said(*arguments: str) -> str:
+def printed(*arguments: str) -> str:
     result = CliRunner().invoke(app, ["metrics", *arguments], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     return result.output
 
 
 def names(*arguments: str) -> list[str]:
-    return [metric["name"] for metric in json.loads(said(*arguments, "--json"))]
+    return [metric["name"] for metric in json.loads(printed(*arguments, "--json"))]
 
 
-def test_without_a_pattern_it_lists_the_catalogue():
+def test_catalogue_is_listed_without_a_pattern():
     assert names() == [metric.name for metric in CATALOGUE]
-    table = said()
+    table = printed()
     assert all(metric.name.split("/")[-1] in table for metric in CATALOGUE)
 
 
@@ -37,18 +37,18 @@ def test_without_a_pattern_it_lists_the_catalogue():
         ("eval/focus_quality/at_25/gain/drop_low", ["eval/{evaluation}/at_{length}/gain/{condition}"]),
     ],
 )
-def test_a_pattern_is_a_logged_name_a_part_or_a_glob(pattern, expected):
+def test_pattern_is_a_logged_name_a_part_or_a_glob(pattern, expected):
     assert names(pattern) == expected
 
 
-def test_a_row_says_unit_direction_and_meaning():
-    (row,) = (line for line in said("train/mfu").splitlines() if "train/mfu" in line)
+def test_row_has_unit_direction_and_meaning():
+    (row,) = (line for line in printed("train/mfu").splitlines() if "train/mfu" in line)
     assert "fraction" in row
     assert "higher" in row
     assert "0.41 is 41 %" in row
 
 
-def test_a_name_that_there_is_not_ends_in_one_message():
+def test_unknown_name_ends_in_one_message():
     result = CliRunner().invoke(app, ["metrics", "train/tok_per_sex"])
     assert result.exit_code == 2
     assert "did you mean train/tok_per_sec" in " ".join(result.output.replace("│", " ").split())

@@ -1,4 +1,4 @@
-"""What a terminal shows before runs, while they are under way, and of their results."""
+"""Output of `mcframe sweep`: the plan, the progress of runs, the results."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def drawn(jobs, runs, height, terminal=True):
     return file.getvalue()
 
 
-def test_a_running_job_has_its_tokens_and_its_loss(jobs, runs, tmp_path):
+def test_running_job_has_tokens_and_loss(jobs, runs, tmp_path):
     jobs[0].state, jobs[0].started, jobs[0].ended = "running", 10.0, 75.0
     (tmp_path / "0").mkdir()
     lines = [{"tokens": 100, "val/loss": 5.5}, {"tokens": 300, "train/loss": 3.0}]
@@ -51,7 +51,7 @@ def test_a_running_job_has_its_tokens_and_its_loss(jobs, runs, tmp_path):
     assert "1 running, 1 waiting" in text
 
 
-def test_a_long_grid_shows_what_matters_and_counts_the_rest(jobs, runs):
+def test_long_grid_shows_running_and_failed_jobs_and_counts_the_rest(jobs, runs):
     for job, state in zip(jobs, ["done", "failed", "running"], strict=False):
         job.state = state
     text = drawn(jobs, runs, 12)
@@ -63,7 +63,7 @@ def test_a_long_grid_shows_what_matters_and_counts_the_rest(jobs, runs):
     assert "row3/seed-0  │ waiting" in drawn(jobs, runs, 40)
 
 
-def test_elsewhere_a_line_tells_a_change(jobs, runs):
+def test_each_change_is_a_line_without_a_terminal(jobs, runs):
     jobs[0].state, jobs[0].started, jobs[0].ended = "done", 1.0, 3.0
     assert drawn(jobs[:2], runs, 40, terminal=False).splitlines() == [
         "row0/seed-0: done after 0:00:02", "row1/seed-0: waiting"
@@ -77,26 +77,26 @@ NAMES = ("transformer", "distil_where_it_counts")
 def summary(width):
     grid = Grid(Path("g.toml"), (), (), 1, (0, 1), {each: Row(each) for each in NAMES}, NAMES[0], METRICS)
     runs = {
-        name: {seed: RunResult({**dict.fromkeys(METRICS, place + seed), "train/tokens": 1}) for seed in (0, 1)}
-        for place, name in enumerate(NAMES)
+        name: {seed: RunResult({**dict.fromkeys(METRICS, index + seed), "train/tokens": 1}) for seed in (0, 1)}
+        for index, name in enumerate(NAMES)
     }
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(_summary(compare(grid, runs, (0, 1)), console))
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines()]
 
 
-def test_results_of_a_grid_break_no_word_at_80_columns():
+def test_results_fit_80_columns():
     lines = summary(80)
     for metric in METRICS:
         at = lines.index([metric, ""])
         assert lines[at + 1 : at + 3] == [["transformer", "0.50 ± 6.35"], ["distil_where_it_counts", "+1.0000 ± 0"]]
 
 
-def test_results_of_a_grid_have_a_column_a_metric_where_they_fit():
+def test_results_have_a_column_a_metric_if_they_fit():
     assert ["distil_where_it_counts", *["+1.0000 ± 0"] * 3] in summary(200)
 
 
-def test_what_would_run_breaks_no_word_at_80_columns(tmp_path, monkeypatch):
+def test_plan_fits_80_columns(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     binding = "loss.reconstruction.weight = 0.3"
     rows = f'[rows]\n{NAMES[0]} = []\n{NAMES[1]} = ["{binding}"]'

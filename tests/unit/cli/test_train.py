@@ -1,4 +1,4 @@
-"""How a rank ends once its training is over."""
+"""End of a rank after its training."""
 
 import argparse
 
@@ -11,8 +11,8 @@ from mcframe.errors import EXIT_INTERRUPTED
 @pytest.mark.parametrize(
     ("code", "done"), [(0, ["destroy_process_group"]), (EXIT_INTERRUPTED, ["barrier", "destroy_process_group"])]
 )
-def test_ranks_wait_for_each_other_only_where_the_launcher_would_end_them(monkeypatch, code, done):
-    """After a success a rank may be at work for long: rank 0, where a plug-in looks at the finished run."""
+def test_ranks_wait_for_each_other_only_after_an_error(monkeypatch, code, done):
+    """After a success, rank 0 may run the hooks of plug-ins for a long time, so the others do not wait."""
     calls = []
     monkeypatch.setattr(ranks, "train_in_group", lambda options: code)
     monkeypatch.setattr(ranks, "barrier", lambda: calls.append("barrier"))

@@ -52,7 +52,7 @@ def test_a_failing_plugin_ends_in_the_message_of_the_page(case, tmp_path):
     with installed(case, tmp_path):
         code, output = output_of(case)
     assert code == 2, output
-    assert output.count("mcframe cannot go on") == 1
+    assert output.count("mcframe stopped") == 1
     assert "Traceback" not in output
     message = message_of(output, tmp_path)
     assert EXPECTED[case] in message

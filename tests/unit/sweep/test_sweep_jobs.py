@@ -1,4 +1,4 @@
-"""Commands side by side: order, failures, and a gentle end. The commands are small Python programs."""
+"""Commands side by side: order, failures, interruption. The commands are small Python programs."""
 
 import os
 import signal
@@ -35,10 +35,10 @@ def write(seconds=0.0):
     return f"import pathlib, sys, time; time.sleep({seconds}); pathlib.Path(sys.argv[1]).touch(); print('written')"
 
 
-def run(jobs, abreast=1, watch=lambda: None):
+def run(jobs, parallel=1, watch=lambda: None):
     history = []
     queue = Jobs(
-        jobs, abreast=abreast, environment=dict(os.environ), changed=lambda j: history.append((j.name, j.state))
+        jobs, parallel=parallel, environment=dict(os.environ), changed=lambda j: history.append((j.name, j.state))
     )
     queue.run(watch)
     return queue, history
@@ -49,32 +49,32 @@ def test_one_after_the_other(job):
     assert history == [("a", "running"), ("a", "done"), ("b", "running"), ("b", "done")]
 
 
-def test_two_abreast_and_never_three(job):
-    jobs, most = [job(name, write(0.5)) for name in "abcd"], []
+def test_at_most_two_run_in_parallel(job):
+    jobs, most = [job(name, write(0.3)) for name in "abc"], []
     _, history = run(jobs, 2, lambda: most.append(sum(each.state == "running" for each in jobs)))
     assert history[:2] == [("a", "running"), ("b", "running")]
     assert max(most) == 2
-    assert all(each.state == "done" and each.seconds >= 0.4 for each in jobs)
+    assert all(each.state == "done" and each.seconds >= 0.25 for each in jobs)
 
 
-def test_a_job_waits_for_those_it_needs_though_there_is_room(job):
+def test_job_waits_for_those_that_it_needs(job):
     first = job("a", write(0.5))
     _, history = run([job("b", write(), [first]), first, job("c", write())], 3)
     assert history.index(("b", "running")) > history.index(("a", "done"))
     assert history.index(("c", "running")) < history.index(("a", "done"))
 
 
-def test_a_failure_is_told_others_go_on_and_what_needs_it_is_left_out(job):
+def test_failure_skips_the_jobs_that_need_it_and_no_others(job):
     failing = job("a", "print('first'); print(); print('what went wrong\\rthe end')")  # exit code 0, yet no result
     below = job("b", write(), [failing])
     jobs = [failing, below, job("c", write(), [below]), job("d", write())]
     run(jobs)
-    assert [each.state for each in jobs] == ["failed", "left out", "left out", "done"]
+    assert [each.state for each in jobs] == ["failed", "skipped", "skipped", "done"]
     assert last_lines(failing.log, 2) == ["what went wrong", "the end"]
     assert last_lines(below.log, 2) == []
 
 
-def test_environment_and_log_are_its_own(job):
+def test_environment_and_log_of_a_job(job):
     each = job("a", "import os, sys; print(os.environ['NAMED'], sys.stdin.read() == '')")
     each.log.parent.mkdir()
     each.log.write_text("before\n")
@@ -83,16 +83,16 @@ def test_environment_and_log_are_its_own(job):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_all_save_and_nothing_new_starts(job, number):
+def test_signal_lets_running_jobs_save_and_starts_no_others(job, number):
     jobs = [job(name, PATIENT, done=lambda: False) for name in "abc"]
     began, handler = time.monotonic(), signal.getsignal(number)
 
     def watch():
-        if all("ready" in last_lines(each.log, 1) for each in jobs[:2]) and not asked:
-            asked.append(True)
+        if all("ready" in last_lines(each.log, 1) for each in jobs[:2]) and not sent:
+            sent.append(True)
             os.kill(os.getpid(), number)
 
-    asked = []
+    sent = []
     queue, _ = run(jobs, 2, watch)
     assert queue.stopped
     assert [each.state for each in jobs] == ["interrupted"] * 3
@@ -102,7 +102,7 @@ def test_asked_to_stop_all_save_and_nothing_new_starts(job, number):
     assert signal.getsignal(number) is handler
 
 
-def test_processes_that_a_launcher_leaves_behind_are_waited_for(job):
+def test_processes_of_an_ended_launcher_are_waited_for(job):
     child = write(1.0)
     launcher = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}, sys.argv[1]])"
     each = job("a", launcher)
@@ -111,7 +111,7 @@ def test_processes_that_a_launcher_leaves_behind_are_waited_for(job):
     assert each.seconds >= 0.9
 
 
-def test_nothing_outlives_an_error(job):
+def test_jobs_are_killed_after_an_error(job):
     each = job("a", PATIENT)
 
     def watch():
@@ -123,11 +123,11 @@ def test_nothing_outlives_an_error(job):
     assert each.process.wait(timeout=10) == -signal.SIGKILL
 
 
-def test_ports_are_free_and_given_once():
+def test_ports_are_returned_once():
     ports = Ports()
-    given: list[int] = []
-    threads = [threading.Thread(target=lambda: given.append(ports.next())) for _ in range(50)]
+    returned: list[int] = []
+    threads = [threading.Thread(target=lambda: returned.append(ports.next())) for _ in range(50)]
     for thread in threads:
         thread.start()
         thread.join()
-    assert len(set(given)) == 50
+    assert len(set(returned)) == 50
