@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 import torch
 
-from mcframe.cli.train import _sinks
+from mcframe.cli.train import _loggers
 from mcframe.config.run_config import load_run_config
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.losses import terms
@@ -47,7 +47,7 @@ def build(gin: Path, settings: list[str], directory: Path) -> Trainer:
         components = build_components(loaded.run_config)
         device = start_distributed()
         engine = Engine(components, world_size=1)
-        return Trainer(components, engine, run_plan, _sinks(loaded, run_plan, 0), loaded.registry.hooks, device)
+        return Trainer(components, engine, run_plan, _loggers(loaded, run_plan, 0), loaded.registry.hooks, device)
 
 
 @contextmanager

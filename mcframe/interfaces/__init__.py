@@ -1,1 +1,1 @@
-"""What a plug-in implements, a module a group of kinds. Plug-ins import all of it from `mcframe.hookspecs`."""
+"""Interfaces of plug-ins, one module a group of kinds. Plug-ins import all of them from `mcframe.hookspecs`."""

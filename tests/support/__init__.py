@@ -1,1 +1,1 @@
-"""Oracles, builders and fixtures that several tests share."""
+"""Oracles, builders and fixtures for tests of several files."""

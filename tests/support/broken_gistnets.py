@@ -150,7 +150,7 @@ class DropsOutInEvalMode(LinearGistNet):
 
 @breaks("M2", "gistnet")
 class NormalisesOverTheBatch(LinearGistNet):
-    """What is far from its neighbours in the batch: other micro-batches, other gists."""
+    """A gist is the distance from its neighbours in the batch: other micro-batches, other gists."""
 
     def forward(self, children, lod):
         return super().forward(children + 0.1 * children.mean(dim=0, keepdim=True), lod)

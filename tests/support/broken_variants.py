@@ -19,7 +19,7 @@ class OneTooFew(RandomNodes):
 
 @breaks("V1", "variants")
 class HalvesANode(RandomNodes):
-    """Where a node of LOD1 stands first, it is called LOD2."""
+    """A first node at LOD1 is labelled LOD2."""
 
     def propose(self, sequences, scores, length, seeds):
         focus = super().propose(sequences, scores, length, seeds)

@@ -50,7 +50,7 @@ class Result:
 
     @property
     def errors(self) -> int:
-        """How many error messages the output has."""
+        """Number of error messages in the output."""
         return self.output.count("╭─")
 
     @property

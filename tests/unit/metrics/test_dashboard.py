@@ -54,7 +54,7 @@ def test_the_layout_has_a_chart_for_every_panel():
 
 
 def script(*arguments):
-    """What the program of the workspace defines; it is not run."""
+    """Return the definitions of the workspace's program, which is not run."""
     scope = {"__name__": "imported"}
     code = re.sub(r"^import wandb_workspaces.*$", "", workspace_script(*arguments), flags=re.M)
     exec(code, scope)

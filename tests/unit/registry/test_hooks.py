@@ -73,7 +73,7 @@ def make_net(shape) -> Net:
 
 
 def offers_of(*arguments, **options) -> dict[str, list[str]]:
-    """What a plug-in that registers one thing offers, by kind."""
+    """Return the implementations of a plug-in that registers one, by kind."""
     registry = Registry()
     registry.register_plugin(plugin("register_plugins", lambda register: register(*arguments, **options)), "one")
     return {kind: list(offers) for kind, offers in registry.implementations.items() if offers}
