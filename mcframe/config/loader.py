@@ -9,7 +9,7 @@ from typing import Any
 
 import gin
 
-from mcframe.config.checks import Checker, within
+from mcframe.config.binding_checks import Checker, within
 from mcframe.config.configurables import Configurable, configurables
 from mcframe.config.gin_reader import GinReader, preset_folders
 from mcframe.config.values import Binding, Macro, Reference, as_json, map_leaves, render, scoped

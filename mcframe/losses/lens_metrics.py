@@ -14,16 +14,16 @@ DECLARED_METRICS = {
     "mc/policy_score_abs_mean": ("1", "neither", "mean absolute score"),
     "mc/policy_score_std_mean": ("1", "neither", "standard deviation of the scores in a context, averaged"),
     "mc/preference_corr_mean":
-        ("1", "higher", "correlation of scores with signed targets over the differing blocks, mean over pairs"),
+        ("1", "higher", "Pearson's correlation of block scores with the signs of a pair, mean over pairs"),
     "mc/preference_corr_max": ("1", "higher", "maximum over pairs of that correlation"),
     "mc/preference_corr_min": ("1", "higher", "minimum over pairs of that correlation"),
     "mc/preference_corr_undefined": ("pairs", "neither", "pairs whose correlation is undefined"),
     "mc/preference_agreement":
-        ("fraction", "higher", "fraction of pairs that the scores order correctly; ties count half"),
-    "mc/preference_pair_count": ("pairs", "neither", "preference pairs"),
-    "mc/preference_strength": ("nats", "neither", "difference between the two contexts of a pair, averaged"),
-    "mc/pref_span_corr": ("1", "higher", "correlation of scores with signed targets, all differing blocks"),
-    "mc/pref_score_corr": ("1", "higher", "correlation of a gist's score with the lod_delta of its span"),
+        ("fraction", "higher", "fraction of pairs with a positive sum of sign · score; ties count half"),
+    "mc/preference_pair_count": ("pairs", "neither", "pairs whose contexts differ and are not equally good"),
+    "mc/preference_strength": ("nats", "neither", "difference between the contexts of a pair before any scale"),
+    "mc/pref_span_corr": ("1", "higher", "the same with sign · tanh(margin), all pairs pooled"),
+    "mc/pref_score_corr": ("1", "higher", "Pearson's correlation of a span's last score with its lod_delta"),
 }  # fmt: skip
 
 

@@ -35,13 +35,13 @@ class Metric:
 
 
 DECLARED_METRICS = {
-    "mc/focus_iterations": ("iterations", "neither", "iterations of the allocator"),
+    "mc/focus_iterations": ("iterations", "neither", "rounds of refocusing that changed something"),
     # training
     "train/loss_lod0": ("nats", "lower", "next-token NLL of the uncompressed pass"),
-    "train/lr": ("1", "neither", "learning rate"),
+    "train/lr": ("1", "neither", "learning rate of optimizer.lr"),
     "train/grad_norm": ("1", "neither", "norm of the gradient before clipping"),
     "train/update_ratio/{module}":
-        ("fraction", "neither", "change of a module's weights since the last log line, relative norm, from a sample"),
+        ("fraction", "neither", "‖w - w′‖ / max(‖w‖, ‖w′‖), w′ at the last log line; at most 1,024 elements a tensor"),
     "train/validation_ms": ("ms", "lower", "one validation; not part of train/step_ms"),
     "train/checkpoint_ms": ("ms", "lower", "writing one checkpoint, barriers included; not part of train/step_ms"),
     "train/tok_per_sec": ("tokens/s", "higher", "dataset tokens a second, all ranks"),

@@ -89,7 +89,7 @@ def test_presets_bind_nothing_unused(mcframe, root):
 @pytest.mark.usefixtures("presets_are_checked_too")
 @pytest.mark.parametrize("name", ["smoke", "quickstart"])
 def test_baselines_leave_only_plug_ins_unused(mcframe, root, name):
-    keys = unused(checked(mcframe, root / f"gin/{name}_baseline.gin"))
+    keys = unused(checked(mcframe, root / f"gin/{name}.gin", "--baseline"))
     assert keys
     assert all(key.startswith(("gistnet.", "lensnet.", "variants.", "run.gistnet", "run.lensnet")) for key in keys)
 
@@ -245,7 +245,7 @@ def test_the_stored_config_equals_the_original(plain_run, smoke):
 @launcher
 def test_the_baseline_reads_the_same_tokens_in_the_same_order(launches, smoke, untrained_run):
     full = untrained_run
-    baseline = launches.run(*UNTRAINED, gin=smoke.with_name("smoke_baseline.gin")).succeeded()
+    baseline = launches.run(*UNTRAINED, options=["--baseline"]).succeeded()
     for name in ("train/tokens_per_step", "train/tokens", "train/loss_lod0", "val/loss"):
         assert baseline.curve(name) == full.curve(name)
         assert len(full.curve(name)) >= 4

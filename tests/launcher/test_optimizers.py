@@ -45,7 +45,7 @@ def test_a_third_party_optimizer_and_schedule_train_and_resume(launches, tmp_pat
     )  # fmt: skip
     options = ("--plugin", str(file))
     complete = launches.run(*settings, options=options).succeeded()
-    assert "SGD at learning rate 0.1" in complete.words
+    assert "SGD at learning rate 0.1" in complete.text
     assert complete.curve("train/lr") == pytest.approx([0.1, 0.05, 0.025, 0.0125])
     losses = complete.curve("train/loss")
     assert losses[-1] < losses[0]

@@ -145,7 +145,7 @@ def test_show_prints_types_defaults_required_values_and_values_that_gin_cannot_w
     result = mcframe("plugins", "--plugin", "third_party.py", "show", "last")
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"# gistnet.last, plug-in '{tmp_path / 'third_party.py'}'")
-    assert "# The last child, through a map.\n#\n# bias  whether it has one\n" in result.output
+    assert "# The last child, through a map.\n#\n# bias  whether the map has one\n" in result.output
     lines = result.output.splitlines()
     assert "run.gistnet = @gistnet.last" in lines
     assert [line.split("  #")[0].rstrip() for line in lines[-3:]] == [
