@@ -62,7 +62,7 @@ def test_curves_and_update_ratios_equal_those_of_zero_0_on_one_rank(launches, op
 def test_the_summary_reports_stage_optimizer_and_ranks(launches):
     text = run(launches, "muon", 3, 2).text
     assert "ZeRO 3, fp32" in text
-    assert "no clipping (it would act on Muon's orthogonalised update)" in text
+    assert "no clipping (it would act on the optimizer's update)" in text
     assert "Muon at learning rate 0.02" in text
     assert "AdamW at learning rate 0.003" in text
     assert "2 on cpu; micro-batches of 4 sequences, 1 a step" in text
