@@ -11,7 +11,7 @@ from mcframe.context.substitutions import distance_after
 from mcframe.context.working_context import block_lods_to_tokens
 from mcframe.hookspecs import EvalData
 
-TAIL, EVIDENCE, AFTER_SPAN, GIST_ENTRY = "tail", "evidence", "behind", "gist_entry"
+TAIL, EVIDENCE, AFTER_SPAN, GIST_ENTRY = "tail", "evidence", "after_span", "gist_entry"
 
 DESCRIPTIONS = {
     TAIL: "after the cursor",

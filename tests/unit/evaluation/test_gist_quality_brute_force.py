@@ -32,7 +32,7 @@ def subsets_of(tree, focus, t, evidence):
         before -= 1
     if before >= 0:
         distance = t - before - 1
-        found.append("behind")
+        found.append("after_span")
         found += [name for name, (low, high) in BUCKETS.items() if low <= distance < high]
     return found
 
