@@ -12,7 +12,7 @@ PAGES = {
     "metrics_table": (metrics_table.PAGE, metrics_table.with_table),
     "rules_table": (rules_table.PAGE, rules_table.with_table),
     "settings_page": (settings_page.SETTINGS_PAGE, lambda _: settings_page.settings_page()),
-    "settings_page of the catalogue": (settings_page.CATALOGUE_PAGE, settings_page.with_tables),
+    "settings_page of the catalogue": (settings_page.CATALOGUE_PAGE, settings_page.with_plugins),
 }
 
 

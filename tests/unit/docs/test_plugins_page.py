@@ -110,13 +110,6 @@ def test_every_kind_has_a_page_with_the_signatures_of_its_interface(kind: str, i
         assert f"`{attribute}`" in page
 
 
-@pytest.mark.parametrize("kind", hookspecs.INTERFACES)
-def test_every_page_names_the_first_party_plugins(kind: str) -> None:
-    page = page_of(kind)
-    own = [name for name, entry in all_plugins().implementations[kind].items() if entry.distribution == "mcframe"]
-    assert [name for name in own if f"`{name}`" not in page] == []
-
-
 @pytest.mark.parametrize("interface", hookspecs.INTERFACES.values())
 def test_every_interface_is_described_in_the_code_with_the_shapes_of_its_tensors(interface: type) -> None:
     """In the docstrings: the factory, an example, every shape."""

@@ -249,7 +249,7 @@ def test_an_average_requires_zero_2_or_lower(build):
     ["lens_targets.shuffle = True", "run.losses = [@loss.span_difference]", "run.losses = [@loss.attribution]"],
 )
 def test_pairs_require_two_variants(build, binding):
-    with pytest.raises(UserError, match="expected two or more variants a sequence, got (1|one)"):
+    with pytest.raises(UserError, match=r"expected two or more variants a sequence, got (1|one)"):
         build("run.losses = [@loss.span_utility]", binding, "variants.random_collapse.count = 1")
 
 
