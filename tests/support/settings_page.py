@@ -72,9 +72,8 @@ def plugin_settings() -> str:
 def with_plugins(page: str) -> str:
     """Return the catalogue with current tables and settings."""
     for name, part in (("tables", catalogue_tables()), ("settings", plugin_settings())):
-        page, count = re.subn(
-            _BETWEEN.format(name), lambda found, part=part: found[1] + part + found[2], page, flags=re.S
-        )
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        page, count = re.subn(f"{begin}.*?{end}", lambda _, text=begin + part + end: text, page, flags=re.S)
         assert count == 1, f"docs/catalogue.md: expected one pair of marks of {name}"
     return page
 
