@@ -77,6 +77,9 @@ RENAMED_KINDS = {"objective": "loss", "sink": "logger"}
 RENAMED_COMMANDS = {"ablate": "sweep"}
 """Old command of `mcframe` -> new command."""
 
+RENAMED_OPTIONS = {"--drop-twin": "--drop-baseline", "--mean-twin": "--mean-baseline"}
+"""Old option of `mcframe eval` -> new option."""
+
 RENAMED_EXPORTS = {
     "AfterVariant": "VariantPass",
     "Baseline": "UncompressedPass",

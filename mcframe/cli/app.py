@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from mcframe import __version__
 from mcframe.cli.user_errors import show
 from mcframe.errors import EXIT_USER_ERROR, UserError
-from mcframe.renamed import RENAMED_COMMANDS
+from mcframe.renamed import RENAMED_COMMANDS, RENAMED_OPTIONS
 
 COMMANDS = {
     "run": ("launch:run", "Train a model from gin files."),
@@ -42,6 +42,10 @@ class LazyGroup(TyperGroup):
         if name in RENAMED_COMMANDS:
             new = RENAMED_COMMANDS[name]
             show(UserError(f"mcframe {name} has a new name: mcframe {new}", remedy=f"Run mcframe {new}."))
+            raise typer.Exit(EXIT_USER_ERROR)
+        for option in RENAMED_OPTIONS.keys() & {argument.split("=")[0] for argument in args[1:]}:
+            new = RENAMED_OPTIONS[option]
+            show(UserError(f"{option} has a new name: {new}", remedy=f"Pass {new}."))
             raise typer.Exit(EXIT_USER_ERROR)
         if name in COMMANDS:
             self.commands[name] = _command(name)

@@ -141,9 +141,13 @@ def _find(name: str | Path, include: Location | None) -> Path:
             return candidate.resolve()
     present = {file.name for candidate in candidates for file in candidate.parent.glob("*.gin")}
     folders = ", ".join(dict.fromkeys(str(candidate.parent.resolve()) for candidate in candidates))
+    remedy = f"Check the name; searched {folders}."
+    original = f"{Path(name).stem.removesuffix('_baseline')}.gin"
+    if original != Path(name).name and original in present:
+        remedy = f"Pass --gin {Path(name).with_name(original)} --baseline."
     raise UserError(
         f"missing gin file {str(name)!r}{did_you_mean(Path(name).name, present)}",
-        remedy=f"Check the name; searched {folders}.",
+        remedy=remedy,
         location=include,
     )
 

@@ -11,7 +11,10 @@ MODEL_PARTS = (*NETWORKS, "allocator", "variants")
 """The kinds that a model consists of; their factories take a shape or a tree."""
 
 CALLED_IN_STEPS = (*MODEL_PARTS, "positions", "loss")
-"""The kinds that a training step calls, so that rows, devices and ZeRO stages concern them."""
+"""The kinds that a training step calls, so that rows and devices concern them."""
+
+LIMITED_BY_ZERO = (*CALLED_IN_STEPS, "optimizer")
+"""The kinds that may support some ZeRO stages only."""
 
 BUILT_BY_KIT = (
     *CALLED_IN_STEPS,

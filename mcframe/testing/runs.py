@@ -11,7 +11,7 @@ from mcframe.config.run_config import load_run_config
 from mcframe.registry.discovery import PluginOptions
 from mcframe.testing.assertions import Skipped, expect
 from mcframe.testing.calls import Example, make_call
-from mcframe.testing.kinds import CALLED_IN_STEPS, NETWORKS
+from mcframe.testing.kinds import LIMITED_BY_ZERO, NETWORKS
 from mcframe.testing.plugin_under_test import PLAIN, PluginUnderTest
 from mcframe.testing.requirements import requirement
 from mcframe.testing.trainings import Trained, on_one_rank, on_two_ranks, plugin_options, trained
@@ -70,7 +70,7 @@ def r2_resumes(plugin: PluginUnderTest) -> None:
     expect(not moved, f"at the end these weights differ: {', '.join(moved[:5])}")
 
 
-@requirement("R3", "Every ZeRO stage on two ranks trains like one rank", *CALLED_IN_STEPS, after=("R1",), slow=True)
+@requirement("R3", "Every ZeRO stage on two ranks trains like one rank", *LIMITED_BY_ZERO, after=("R1",), slow=True)
 def r3_zero(plugin: PluginUnderTest) -> None:
     """Curve by curve, up to `max_zero_stage` of a loss; at ZeRO 3 parameters with a gradient have one in every step."""
     runs = trained(*on_two_ranks(plugin))

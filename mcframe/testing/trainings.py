@@ -27,7 +27,7 @@ from torch import Tensor
 from mcframe.config.run_config import selecting_line
 from mcframe.metrics.catalogue import OF_THE_MACHINE
 from mcframe.testing.assertions import Skipped
-from mcframe.testing.kinds import CALLED_IN_STEPS
+from mcframe.testing.kinds import LIMITED_BY_ZERO
 from mcframe.testing.plugin_under_test import PluginUnderTest
 from mcframe.training.checkpoints import find
 from mcframe.training.engine import free_port
@@ -92,7 +92,7 @@ def on_one_rank(plugin: PluginUnderTest) -> list[Training]:
 
 def on_two_ranks(plugin: PluginUnderTest) -> list[Training]:
     """Return the runs of a plug-in on two ranks: one a ZeRO stage that it supports, or one outside training steps."""
-    highest = getattr(plugin.entry.factory, "max_zero_stage", 3) if plugin.kind in CALLED_IN_STEPS else 0
+    highest = getattr(plugin.entry.factory, "max_zero_stage", 3) if plugin.kind in LIMITED_BY_ZERO else 0
     zero = [(*_settings(plugin), f"deepspeed.zero_stage = {stage}") for stage in range(highest + 1)]
     return [Training(settings, plugin_options(plugin), ranks=2) for settings in zero]
 

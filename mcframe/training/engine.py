@@ -306,8 +306,8 @@ def _check_ranks(run_config: RunConfig, world_size: int) -> None:
     require(
         sequences % world_size == 0,
         "run.batch_tokens",
-        sequences,
-        f"a number of sequences that divides among {world_size} ranks",
+        run_config.batch_tokens,
+        f"a multiple of {world_size} ranks times context.window = {window}",
         f"Set run.batch_tokens = {near}, or start another number of ranks.",
     )
 

@@ -1,14 +1,6 @@
-"""The optimizers that come with mcframe."""
+"""Optimizers: update rules for groups of parameters."""
 
-from mcframe.hookspecs import Register, hookimpl
-from mcframe_plugins.optimizer.adamw import AdamW
-from mcframe_plugins.optimizer.muon import Muon
+from mcframe_plugins.folder import register_folder
 
 mcframe_api = "0.1"
-
-
-@hookimpl
-def register_plugins(register: Register) -> None:
-    """Register the optimizers of this folder."""
-    register("adamw", AdamW)
-    register("muon", Muon)
+register_plugins = register_folder(globals())

@@ -1,12 +1,6 @@
-"""The learning-rate schedules that come with mcframe."""
+"""Schedules: factors on the learning rate, step by step."""
 
-from mcframe.hookspecs import Register, hookimpl
-from mcframe_plugins.schedule.trapezoid import Trapezoid
+from mcframe_plugins.folder import register_folder
 
 mcframe_api = "0.1"
-
-
-@hookimpl
-def register_plugins(register: Register) -> None:
-    """Register the schedules of this folder."""
-    register("trapezoid", Trapezoid)
+register_plugins = register_folder(globals())

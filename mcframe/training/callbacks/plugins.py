@@ -42,7 +42,10 @@ class PluginCallbacks:
         explain: Callable[[Exception], UserError | None] = lambda error: None,
     ) -> None:
         names = [callback.name for callback in callbacks]
-        require(len(set(names)) == len(names), "run.callbacks", names, "callbacks with different names")
+        require(
+            len(set(names)) == len(names), "run.callbacks", names, "callbacks with different names",
+            "Remove one of the callbacks with equal names.",
+        )  # fmt: skip
         self._config, self._explain = config or {}, explain
         self._callbacks = {callback.name: callback for callback in callbacks}
         self._failed: set[str] = set()

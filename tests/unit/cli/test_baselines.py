@@ -22,6 +22,12 @@ def test_run10s_file_is_its_plain_baseline():
     assert derived == load_run_config(["run10_baseline.gin"], []).config.bound()
 
 
+def test_removed_file_of_a_baseline_leads_to_the_option():
+    with pytest.raises(UserError, match=r"quickstart_baseline\.gin") as error:
+        load_run_config(["gin/quickstart_baseline.gin"], [])
+    assert "Pass --gin gin/quickstart.gin --baseline" in error.value.remedy
+
+
 @pytest.mark.parametrize(
     ("option", "binding"),
     [("--baseline", "run.variants = @variants.single_span"), ("--drop-baseline", "run.gistnet = @gistnet.mean")],

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import mcframe
 from mcframe import hookspecs
 from mcframe.cli.app import COMMANDS, app
-from mcframe.renamed import RENAMED_COMMANDS, RENAMED_EXPORTS
+from mcframe.renamed import RENAMED_COMMANDS, RENAMED_EXPORTS, RENAMED_OPTIONS
 
 
 def test_quick_commands_do_not_import_torch():
@@ -28,11 +28,15 @@ def test_every_command_has_help(command):
     assert result.exit_code == 0, result.output
 
 
-def test_renamed_commands_and_exports_name_the_new_name():
+def test_renamed_commands_options_and_exports_name_the_new_name():
     for name, new in RENAMED_COMMANDS.items():
         result = CliRunner().invoke(app, [name, "grid.toml"])
         assert result.exit_code == 2
         assert f"Run mcframe {new}" in result.output
+    for option, new in RENAMED_OPTIONS.items():
+        result = CliRunner().invoke(app, ["eval", "runs/x", option, "runs/y"])
+        assert result.exit_code == 2
+        assert f"Pass {new}" in result.output
     for name, new in RENAMED_EXPORTS.items():
         with pytest.raises(ImportError, match=f"new name: {new}"):
             getattr(hookspecs, name)
