@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import random
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from mcframe.errors import UserError
 from mcframe.training.engine import Engine, barrier
+from mcframe.training.random_states import random_states, restore_random_states
 
 COMPLETE = "complete.json"
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, AssertionError, pickle.UnpicklingError)
@@ -119,7 +118,7 @@ def save(
         partial.mkdir(parents=True)
     barrier()
     engine.wrapped.save_checkpoint(str(folder), tag=partial.name, client_state=dict(shared), save_latest=False)
-    torch.save({**own, "random": _random_states()}, partial / f"rank-{rank}.pt")
+    torch.save({**own, "random": random_states()}, partial / f"rank-{rank}.pt")
     barrier()
     _check_complete(partial)
     barrier()  # rank 0 must not rename the folder while another rank checks it
@@ -167,7 +166,7 @@ def load(engine: Engine, checkpoint: Checkpoint, position: Mapping[str, int]) ->
             remedy="If the model was changed, start a new run with --resume never. If files are damaged, remove the "
             "folder to resume from the checkpoint before it.",
         ) from error
-    _restore_random_states(own.pop("random"))
+    restore_random_states(own.pop("random"))
     return shared, own
 
 
@@ -179,18 +178,3 @@ def _check_complete(partial: Path) -> None:
             f"{partial}: missing the file of rank {missing[0]}; the nodes have different run directories",
             remedy="Put the run directory on storage of all nodes with --run-dir DIR.",
         )
-
-
-def _random_states() -> dict[str, Any]:
-    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _restore_random_states(states: Mapping[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])

@@ -18,6 +18,7 @@ from mcframe.context.working_context import raw_context
 from mcframe.hookspecs import LossTerm, Sequences
 from mcframe.modeling.model import MegaContextModel
 from mcframe.registry.checks import check_focus, check_scores, check_shape, raise_contract_error
+from mcframe.training.random_states import unchanged_random_states
 from mcframe.training.train_step import StepBatch, TrainStep
 
 Check = Callable[[Any, tuple[Any, ...], Any], None]
@@ -38,7 +39,8 @@ def probe_plugins(step: TrainStep, run: Callable[[StepBatch], Any], tokens: Tens
     """
     model = step.model
     seeds = variant_seeds(0, torch.arange(tokens.shape[0], device=tokens.device), model.strategy.count)
-    with _checked(step):
+    # A resumed run must draw what the uninterrupted one draws.
+    with _checked(step), unchanged_random_states():
         if model.strategy.count:
             _check_strategy(model, tokens[:, :-1], seeds, length)
         run(StepBatch(tokens, seeds, length))

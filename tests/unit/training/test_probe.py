@@ -1,5 +1,8 @@
 """Plug-ins that break their interface are refused on the probe batch; the step then compiles to one graph."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,7 @@ from torch import nn
 from mcframe.hookspecs import LossTerm, Positions
 from mcframe.registry.checks import ContractError
 from mcframe.training.probe import probe_plugins
+from mcframe.training.random_states import random_states
 from mcframe.training.train_step import StepBatch, TrainStep
 from mcframe_plugins.loss.z_loss import ZLoss
 from mcframe_plugins.variants import LensGuided, RandomCollapse
@@ -37,6 +41,22 @@ def test_conforming_plugins_pass(strategy):
     probe(step)
     assert all(torch.equal(value, before[name]) for name, value in step.state_dict().items())
     assert not any(module._forward_hooks for module in step.modules())
+
+
+def test_random_states_stay():
+    class Draws(RandomCollapse):
+        def propose(self, *arguments):
+            torch.rand(1), np.random.rand(), random.random()
+            return super().propose(*arguments)
+
+    step = plain_step(Draws)
+    before = random_states()
+    probe(step)
+    after = random_states()
+    assert torch.equal(after["torch"], before["torch"])
+    assert after["python"] == before["python"]
+    assert np.array_equal(after["numpy"][1], before["numpy"][1])
+    assert after["numpy"][2] == before["numpy"][2]
 
 
 class Broken(nn.Module):
