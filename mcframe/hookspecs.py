@@ -257,7 +257,7 @@ class Hooks:
         """
 
     @hookspec
-    def evaluated(self, run: RunInfo, name: str, findings: EvalResult) -> None:
+    def evaluated(self, run: RunInfo, name: str, result: EvalResult) -> None:
         """The evaluation `name` has finished, while training or in `mcframe eval`. Rank 0 only.
 
         While training it comes before `metrics_logged` with the headlines; in `mcframe eval` nothing else is called,
@@ -265,8 +265,8 @@ class Hooks:
 
         ```python
         @hookimpl
-        def evaluated(run, name, findings):
-            for sentence in findings.conclusions:
+        def evaluated(run, name, result):
+            for sentence in result.conclusions:
                 post(name, sentence)
         ```
         """

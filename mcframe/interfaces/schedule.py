@@ -9,14 +9,14 @@ class Schedule(ABC):
     """The learning rate over training, as a factor on its peak. Factory: `factory()`. An example:
 
         class Linear(Schedule):
-            def __call__(self, step, total_steps):
+            def factor(self, step, total_steps):
                 return 1 - step / total_steps
 
     It applies to every parameter group, in proportion to the group's own rate.
     """
 
     @abstractmethod
-    def __call__(self, step: int, total_steps: int) -> float:
+    def factor(self, step: int, total_steps: int) -> float:
         """Return the factor on the peak learning rate of every parameter group, 0 or above.
 
         It depends on nothing but its arguments and settings, so that a resumed run continues it. It may be called for

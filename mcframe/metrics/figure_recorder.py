@@ -12,7 +12,7 @@ from mcframe.metrics.figure_data import PictureRecord, histograms, readings
 from mcframe.metrics.figures import Image, pictures
 from mcframe.metrics.history import History
 from mcframe.metrics.loggers import Loggers
-from mcframe.registry.plugins import last_line
+from mcframe.registry.attribution import last_line
 
 FOLDER = "pictures"
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.step_histograms import HISTOGRAMS
 from mcframe.metrics.history import History
-from mcframe.registry.plugins import last_line
+from mcframe.registry.attribution import last_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from mcframe.hookspecs import Histogram, MetricLogger, RunStart
 from mcframe.metrics.jsonl_logger import METRICS, JsonlLogger
 from mcframe.metrics.tensorboard_logger import TensorBoardLogger
 from mcframe.metrics.wandb_logger import WandbLogger, resolve_mode
-from mcframe.registry.plugins import last_line
+from mcframe.registry.attribution import last_line
 
 _log = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,41 +30,37 @@ class PluginCall:
     Attributes:
         plugin: Name of the plug-in in the registry.
         function: The function, as messages name it.
-        entry: The implementation that the function is a method of; None for a hook.
+        kind: The kind of the implementation that the function is a method of; empty for a hook.
+        name: The name of that implementation.
     """
 
     plugin: str
     function: str
-    entry: Registered | None = None
+    kind: str = ""
+    name: str = ""
 
 
 def attributed(function: Callable[..., Any], call: PluginCall) -> Callable[..., Any]:
     """Return `function` such that its exceptions, and those of an iterator that it returns, carry `call`."""
-
-    @functools.wraps(function)
-    def wrapper(*arguments: Any, **options: Any) -> Any:
-        try:
-            result = function(*arguments, **options)
-        except Exception as error:
-            _record(error, call)
-            raise
-        return _attributed_items(result, call) if isinstance(result, Iterator) else result
-
-    setattr(wrapper, _CALL, call)
-    return wrapper
+    return _attributed(function, lambda *_: call)
 
 
 def attribute_calls(product: object, entry: Registered) -> None:
     """Make errors in the interface's methods of `product` carry `entry`.
 
-    The methods are replaced in the instance, not in its class: the type stays as it is, and a deep copy binds its own.
+    The methods are wrapped in the class, so that those of a copy refer to the copy. The product itself carries its
+    origin, as text that can be copied and pickled; calls of other instances of the class are not attributed.
     """
-    attributes = vars(product)
-    for name in _interface_methods(entry.kind):
-        method = inspect.getattr_static(type(product), name)
-        if inspect.isfunction(method) and name not in attributes:
-            call = PluginCall(entry.plugin, name, entry)
-            attributes[name] = MethodType(attributed(method, call), product)
+    vars(product)[_CALL] = (entry.plugin, entry.kind, entry.name)
+    owner, interface = type(product), INTERFACES[entry.kind]
+    for name in _interface_methods(interface):
+        method = inspect.getattr_static(owner, name)
+        default = method is inspect.getattr_static(interface, name)
+        if inspect.isfunction(method) and not default and not hasattr(method, _CALL):
+            call = functools.partial(_call_of, name)
+            wrapper = _attributed(method if name in vars(owner) else _inherited(owner, name), call)
+            setattr(owner, name, functools.update_wrapper(wrapper, method))
+            setattr(wrapper, _CALL, call)
 
 
 def explain(error: Exception, registry: Registry) -> UserError | None:
@@ -75,21 +71,20 @@ def explain(error: Exception, registry: Registry) -> UserError | None:
     if isinstance(error, (UserError, MemoryError, torch.OutOfMemoryError)):
         return None
     if isinstance(error, ContractError):
-        entry = _entry_of(error.culprit)
+        entry = _entry_of(_call_of("", error.culprit), registry)
         return broken_contract(error, entry) if entry else None
-    call = getattr(error, _CALL, None) or _call_by_file(error, registry)
+    call = vars(error).get(_CALL) or _call_by_file(error, registry)
     if call is None:
         return None
-    plugin = registry.plugins[call.plugin]
-    subject = _named(call.entry) if call.entry else plugin.origin
-    return _message(f"{subject} failed in {call.function}: {last_line(error)}", error, plugin, call.entry)
+    entry, plugin = _entry_of(call, registry), registry.plugins[call.plugin]
+    subject = _named(entry) if entry else plugin.origin
+    return _message(f"{subject} failed in {call.function}: {last_line(error)}", error, plugin, entry, registry)
 
 
 def not_built(error: Exception, entry: Registered, registry: Registry) -> UserError:
     """Return the message for a factory that raised an error."""
-    return _message(
-        f"{_named(entry)} could not be built: {last_line(error)}", error, registry.plugins[entry.plugin], entry
-    )
+    message = f"{_named(entry)} could not be built: {last_line(error)}"
+    return _message(message, error, registry.plugins[entry.plugin], entry, registry)
 
 
 def without_methods(missing: list[str], entry: Registered) -> UserError:
@@ -104,7 +99,7 @@ def without_methods(missing: list[str], entry: Registered) -> UserError:
 
 def broken_contract(error: ContractError, entry: Registered) -> UserError:
     """Return the message for a plug-in that does not keep its interface."""
-    method = getattr(type(error.culprit), error.method, None)
+    method = inspect.unwrap(getattr(type(error.culprit), error.method, None))  # type: ignore[arg-type]
     code = getattr(method, "__code__", None)
     location = Location(code.co_filename, code.co_firstlineno) if code else Location(entry.file)
     return UserError(f"{_named(entry)}: {error.problem}", remedy=error.remedy, location=location)
@@ -118,48 +113,116 @@ def last_line(error: BaseException) -> str:
     return ": ".join(filter(None, [name, lines[-1] if lines else ""]))
 
 
-def _record(error: Exception, call: PluginCall) -> None:
-    """Record the innermost plug-in; where it calls itself, its outermost function."""
-    recorded = getattr(error, _CALL, call)
-    if (recorded.plugin, recorded.entry) == (call.plugin, call.entry):
-        setattr(error, _CALL, call)
+def _attributed(function: Callable[..., Any], call: Callable[..., PluginCall | None]) -> Callable[..., Any]:
+    """Return `function` such that its errors carry the result of `call` for the same arguments."""
+
+    @functools.wraps(function)
+    def wrapper(*arguments: Any, **options: Any) -> Any:
+        try:
+            result = function(*arguments, **options)
+        except Exception as error:
+            _record(error, call(*arguments))
+            raise
+        if isinstance(result, Iterator):
+            return (_SizedItems if isinstance(result, Sized) else _Items)(result, call(*arguments))
+        return result
+
+    return wrapper
 
 
-def _attributed_items(items: Iterator[Any], call: PluginCall) -> Iterator[Any]:
-    try:
-        return (yield from items)
-    except Exception as error:
-        _record(error, call)
-        raise
+def _inherited(owner: type, name: str) -> Callable[..., Any]:
+    """Return a method that calls the next one of this name after `owner`, in the order of the product's classes."""
+
+    def method(self: object, *arguments: Any, **options: Any) -> Any:
+        return getattr(super(owner, self), name)(*arguments, **options)
+
+    return method
 
 
-def _entry_of(product: object) -> Registered | None:
-    """Return the implementation of a third-party product; its methods, not its state, carry it."""
-    calls = (getattr(value, _CALL, None) for value in getattr(product, "__dict__", {}).values())
-    return next((call.entry for call in calls if call), None)
+def _call_of(function: str, product: object, *_: Any) -> PluginCall | None:
+    """Return the call of a method of a product, or None if the product is of no third-party plug-in."""
+    plugin, kind, name = getattr(product, "__dict__", {}).get(_CALL, ("", "", ""))
+    return PluginCall(plugin, function, kind, name) if plugin else None
 
 
-def _interface_methods(kind: str) -> Iterator[str]:
-    for base in INTERFACES[kind].__mro__:
+def _entry_of(call: PluginCall | None, registry: Registry) -> Registered | None:
+    return registry.implementations[call.kind][call.name] if call and call.kind else None
+
+
+def _record(error: Exception, call: PluginCall | None) -> None:
+    """Record the innermost plug-in; where it calls itself, its outermost function.
+
+    The call is written to the dictionary of the error, because its class may refuse to set attributes.
+    """
+    if call and replace(vars(error).get(_CALL, call), function=call.function) == call:
+        vars(error)[_CALL] = call
+
+
+class _Items:
+    """An iterator whose errors carry `call`, with all other attributes of `items`."""
+
+    def __init__(self, items: Iterator[Any], call: PluginCall | None) -> None:
+        self._items, self._call = items, call
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._items)
+        except StopIteration:
+            raise
+        except Exception as error:
+            _record(error, self._call)
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_items"), name)
+
+
+class _SizedItems(_Items):
+    def __len__(self) -> int:
+        return len(self._items)  # type: ignore[arg-type]
+
+
+def _interface_methods(interface: type) -> Iterator[str]:
+    for base in interface.__mro__:
         if base.__module__.startswith("mcframe."):
             yield from (name for name in vars(base) if not name.startswith("_"))
 
 
 def _call_by_file(error: Exception, registry: Registry) -> PluginCall | None:
-    """Attribute an error by its innermost third-party file: an autograd function's backward pass is never wrapped."""
+    """Attribute an error by its innermost third-party file: an autograd function's backward pass is never wrapped.
+
+    A package may hold several plug-ins, so the nearest file decides.
+    """
+    files = [(file, plugin) for plugin in registry.plugins.values() for file in _files(plugin, registry)]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        for plugin in registry.plugins.values():
-            if plugin.distribution != PROJECT and _contains(plugin.file, frame.filename):
-                return PluginCall(plugin.name, frame.name)
+        inner = frame.filename
+        near = [
+            (plugin.distribution == PROJECT, len(os.path.commonpath((file, inner))), plugin)
+            for file, plugin in files
+            if _contains(file, inner)
+        ]
+        own, _, plugin = max(near, key=lambda each: each[:2], default=(True, 0, None))
+        if plugin and not own:
+            return PluginCall(plugin.name, frame.name)
     return None
 
 
-def _message(message: str, error: Exception, plugin: Plugin, entry: Registered | None) -> UserError:
+def _files(plugin: Plugin, registry: Registry) -> set[str]:
+    """Return the file of a plug-in and those of its implementations."""
+    entries = (entry for kind in registry.implementations.values() for entry in kind.values())
+    return {plugin.file, *(entry.file for entry in entries if entry.plugin == plugin.name)}
+
+
+def _message(message: str, error: Exception, plugin: Plugin, entry: Registered | None, registry: Registry) -> UserError:
     """Return the message with the innermost line of the plug-in's code, or its file if no frame is in it."""
-    files = (plugin.file, entry.file if entry else "")
+    files = _files(plugin, registry)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if any(_contains(file, frame.filename) for file in files)]
-    location = Location(own[-1].filename, own[-1].lineno) if own else Location(files[1] or files[0])
+    unknown = Location((entry.file if entry else "") or plugin.file)
+    location = Location(own[-1].filename, own[-1].lineno) if own else unknown
     lines = [message, *([own[-1].line] if own and own[-1].line else []), *getattr(error, "__notes__", ())]
     authors = f", or report it to the authors of {plugin.distribution}" if plugin.distribution else ""
     without = f"choose another {entry.kind}" if entry else f"skip it with --no-plugin {plugin.short}"
@@ -172,10 +235,14 @@ def _message(message: str, error: Exception, plugin: Plugin, entry: Registered |
 
 def _contains(file: str, inner: str) -> bool:
     """Report whether `inner` is in the outermost package of `file`, or is `file` itself."""
+    if not file:
+        return False
     root = Path(file)
-    while (root.parent / "__init__.py").exists():
-        root = root.parent
-    return bool(file) and Path(inner).is_relative_to(root)
+    for parent in root.parents:  # those of a relative path end at the working directory
+        if not (parent / "__init__.py").exists():
+            break
+        root = parent
+    return Path(inner).is_relative_to(root)
 
 
 def _named(entry: Registered) -> str:

@@ -14,9 +14,10 @@ from importlib.metadata import EntryPoint, entry_points
 
 from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import ENTRY_POINT_GROUP, PROJECT
+from mcframe.registry.attribution import last_line
 from mcframe.registry.hook_rules import OtherApi
 from mcframe.registry.load_from_path import Spec, load_from_path
-from mcframe.registry.plugins import BrokenPlugin, NameTaken, Plugin, Registry, last_line
+from mcframe.registry.plugins import BrokenPlugin, NameTaken, Plugin, Registry
 
 
 @dataclass(frozen=True)

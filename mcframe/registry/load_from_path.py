@@ -13,7 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 from mcframe.errors import Location, UserError, did_you_mean
-from mcframe.registry.plugins import NameTaken, Plugin, Registry, last_line
+from mcframe.registry.attribution import last_line
+from mcframe.registry.plugins import NameTaken, Plugin, Registry
 
 _SPEC = re.compile(r"(?P<where>.+?)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
 

@@ -13,11 +13,9 @@ from typing import Any
 
 import pluggy
 
-from mcframe.errors import UserError
-from mcframe.errors import did_you_mean as did_you_mean
+from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import API_VERSION, INTERFACES, PROJECT, EvalResult, Hooks, RunInfo
-from mcframe.registry.attribution import PluginCall, attributed
-from mcframe.registry.attribution import last_line as last_line
+from mcframe.registry.attribution import PluginCall, attributed, last_line
 from mcframe.registry.hook_rules import implemented_hooks, stated_api
 
 KINDS: tuple[str, ...] = tuple(INTERFACES)
@@ -139,9 +137,9 @@ class Lifecycle:
         """A checkpoint is complete on disk. Every rank."""
         self._relay.checkpoint_saved(run=run, checkpoint=checkpoint)
 
-    def evaluated(self, run: RunInfo, name: str, findings: EvalResult) -> None:
+    def evaluated(self, run: RunInfo, name: str, result: EvalResult) -> None:
         """An evaluation has been run. Rank 0."""
-        self._relay.evaluated(run=run, name=name, findings=findings)
+        self._relay.evaluated(run=run, name=name, result=result)
 
     def run_finished(self, run: RunInfo, summary: Mapping[str, Any]) -> None:
         """The run has ended well. Rank 0."""

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, StrictInt, ValidationError, model_validator
 
 from mcframe.config.gin_reader import preset_folders
-from mcframe.errors import Location, UserError
-from mcframe.registry.plugins import did_you_mean
+from mcframe.errors import Location, UserError, did_you_mean
 
 METRICS = ("val/loss", "mc/tail_delta", "mc/lod_delta/1", "train/tok_per_sec")
 """The reported metrics if a grid has none."""

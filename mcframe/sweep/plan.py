@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from mcframe.config.run_config import load_run_config
-from mcframe.errors import Location, UserError
+from mcframe.errors import Location, UserError, did_you_mean
 from mcframe.metrics.summary import ended_by_request
 from mcframe.registry.discovery import INSTALLED, PluginOptions
-from mcframe.registry.plugins import did_you_mean
 from mcframe.sweep.grid import Grid, Row, line_of
 from mcframe.training import provenance
 from mcframe.training.checkpoints import checkpoints

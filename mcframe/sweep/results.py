@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from mcframe.errors import did_you_mean
 from mcframe.metrics.jsonl_logger import METRICS
-from mcframe.registry.plugins import did_you_mean
 from mcframe.sweep.grid import Grid, Row
 from mcframe.sweep.intervals import Estimate, estimate
 from mcframe.training.run_directory import OPERATIVE, PROVENANCE

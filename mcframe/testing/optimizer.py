@@ -58,12 +58,12 @@ def h1_factor(plugin: PluginUnderTest) -> None:
     """In runs of 1, 7 and 200 steps, in order, and in reverse order from another instance. Some factor is above 0."""
     schedule: Schedule = plugin.build()
     for total in (1, 7, 200):
-        factors = [float(schedule(step, total)) for step in range(total)]
+        factors = [float(schedule.factor(step, total)) for step in range(total)]
         wrong = [each for each in factors if not 0 <= each < math.inf]
         expect(not wrong, f"expected factors of 0 or above in {total} steps, got {wrong[:3]}")
         expect(max(factors) > 0, f"all factors of a run of {total} steps are 0")
         other: Schedule = plugin.build()
-        again = [float(other(step, total)) for step in reversed(range(total))]
+        again = [float(other.factor(step, total)) for step in reversed(range(total))]
         expect(again[::-1] == factors, f"factors in {total} steps depend on the order of calls")
 
 

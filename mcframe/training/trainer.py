@@ -14,7 +14,8 @@ from mcframe.errors import UserError
 from mcframe.metrics.accumulator import Accumulator
 from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.timers import Timers
-from mcframe.registry.plugins import Lifecycle, last_line
+from mcframe.registry.attribution import last_line
+from mcframe.registry.plugins import Lifecycle
 from mcframe.training.build import Components, training_stream, validation_windows
 from mcframe.training.callbacks.base import TrainerCallback
 from mcframe.training.callbacks.checkpoint import SaveCheckpoint

@@ -21,7 +21,7 @@ class Trapezoid(Schedule):
             require(0 <= value <= 1, f"schedule.trapezoid.{name}", value, "a fraction from 0 to 1")
         self.warmup_ratio, self.warmdown_ratio, self.final_lr_ratio = warmup_ratio, warmdown_ratio, final_lr_ratio
 
-    def __call__(self, step: int, total_steps: int) -> float:
+    def factor(self, step: int, total_steps: int) -> float:
         """Return the lower one of the rising and the falling line."""
         up, down = self.warmup_ratio * total_steps, self.warmdown_ratio * total_steps
         rise = min(1.0, (step + 1) / up) if up > 0 else 1.0

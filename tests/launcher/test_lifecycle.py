@@ -87,8 +87,8 @@ PACKAGE = '''
         note(run, "checkpoint_saved", checkpoint.name)
 
     @hookimpl
-    def evaluated(run, name, findings):
-        note(run, "evaluated", name, len(findings.metrics) > 0)
+    def evaluated(run, name, result):
+        note(run, "evaluated", name, len(result.metrics) > 0)
 
     @hookimpl
     def run_finished(run, summary):

@@ -25,7 +25,7 @@ PLUGIN = '''
         def __init__(self, *, stairs: int = 2):
             self.stairs = stairs
 
-        def __call__(self, step, total_steps):
+        def factor(self, step, total_steps):
             return 0.5 ** (self.stairs * step // total_steps)
 
     @hookimpl

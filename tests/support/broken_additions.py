@@ -331,7 +331,7 @@ class ForgetsItsSteps(Descent):
 class Halves(Schedule):
     """Half of the rate in the second half."""
 
-    def __call__(self, step, total_steps):
+    def factor(self, step, total_steps):
         return 1.0 if 2 * step < total_steps else 0.5
 
 
@@ -342,7 +342,7 @@ class CountsItsCalls(Schedule):
     def __init__(self):
         self.calls = 0
 
-    def __call__(self, step, total_steps):
+    def factor(self, step, total_steps):
         self.calls += 1
         return 1 / self.calls
 
@@ -351,7 +351,7 @@ class CountsItsCalls(Schedule):
 class FallsBelowZero(Schedule):
     """Ascends the gradient in the end."""
 
-    def __call__(self, step, total_steps):
+    def factor(self, step, total_steps):
         return 1 - 2 * step / total_steps
 
 
@@ -359,5 +359,5 @@ class FallsBelowZero(Schedule):
 class IsUndefinedAtTheEnd(Schedule):
     """NaN in the last step."""
 
-    def __call__(self, step, total_steps):
+    def factor(self, step, total_steps):
         return float("nan") if step == total_steps - 1 else 1.0

@@ -14,7 +14,7 @@ from mcframe.context.step_metrics import StepMetrics
 from mcframe.errors import UserError, require
 from mcframe.hookspecs import Callback, CallbackRun, CallbackStep, RunInfo
 from mcframe.metrics.accumulator import Accumulator
-from mcframe.registry.plugins import last_line
+from mcframe.registry.attribution import last_line
 from mcframe.training.stop_signal import StopSignal
 from mcframe.training.train_step import TrainStep
 

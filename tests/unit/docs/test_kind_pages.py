@@ -180,7 +180,7 @@ def test_optimizer(chosen):
 
 def test_schedule(chosen):
     schedule = chosen("schedule").schedule
-    assert [schedule(step, 8) for step in (0, 3, 4, 6)] == pytest.approx([0.25, 1.0, 1.0, 0.5])
+    assert [schedule.factor(step, 8) for step in (0, 3, 4, 6)] == pytest.approx([0.25, 1.0, 1.0, 0.5])
 
 
 def test_every_kind_is_here():

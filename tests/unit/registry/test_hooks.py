@@ -37,7 +37,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "step_finished": {"run": RUN},
     "metrics_logged": {"run": RUN, "metrics": {"train/loss": 1.0}},
     "checkpoint_saved": {"run": RUN, "checkpoint": Path("run/checkpoints/tokens-3")},
-    "evaluated": {"run": RUN, "name": "controls", "findings": EvalResult({"eval/gist_quality/full": 1.0})},
+    "evaluated": {"run": RUN, "name": "controls", "result": EvalResult({"eval/gist_quality/full": 1.0})},
     "run_finished": {"run": RUN, "summary": {"status": "finished"}},
     "run_failed": {"run": RUN, "error": ValueError("no luck")},
 }

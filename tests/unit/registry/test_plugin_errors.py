@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import runpy
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mcframe.cli.user_errors import report_user_errors
+from mcframe.config.run_config import all_plugins
 from mcframe.errors import UserError
-from mcframe.hookspecs import Tokenizer
-from mcframe.registry.attribution import attribute_calls, explain
+from mcframe.hookspecs import Schedule, TextSource, Tokenizer
+from mcframe.registry.attribution import PluginCall, attribute_calls, attributed, explain
+from mcframe.registry.checks import ContractError
 from mcframe.registry.plugins import Plugin, Registered, Registry
+from mcframe.training.engine import Engine
 from mcframe.training.train_step import StepBatch, TrainStep
+from mcframe_plugins.schedule.trapezoid import Trapezoid
 from mcframe_plugins.variants import RandomCollapse
 from tests.support.error_cases import CASES
 from tests.support.errors_page import PAGE, installed, message_of, one_step, output_of, section
@@ -65,6 +74,19 @@ def test_the_traceback_is_there_on_request(tmp_path):
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
+class Characters(Tokenizer):
+    identity = "characters"
+
+    def encode_batch(self, texts):
+        return [list(map(ord, text)) for text in texts]
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+    def byte_lengths(self):
+        return torch.ones(128)
+
+
 class ThirdParty(Tokenizer):
     """Calls its own methods, another plug-in, and code that fails while a result is read."""
 
@@ -83,6 +105,15 @@ class ThirdParty(Tokenizer):
         return (1 // item for item in (1, 0))
 
 
+def attributed_product(registry, kind, name, product):
+    """Register a plug-in with one implementation and return its product with attributed calls."""
+    entry = Registered(kind, name, type(product), name, "lab", "2.0")
+    registry.plugins[name] = Plugin(name, "lab", "2.0")
+    registry.implementations[kind][name] = entry
+    attribute_calls(product, entry)
+    return product
+
+
 def explained(registry, call):
     with pytest.raises(ZeroDivisionError) as caught:
         call()
@@ -94,19 +125,130 @@ def test_the_innermost_plugin_is_named_with_its_outermost_function():
     registry = Registry()
     tokenizers = []
     for name in ("inner", "outer"):
-        registry.plugins[name] = Plugin(name, "lab", "2.0")
-        tokenizers.append(ThirdParty(*tokenizers))
-        attribute_calls(tokenizers[-1], Registered("tokenizer", name, ThirdParty, name, "lab", "2.0"))
+        tokenizers.append(attributed_product(registry, "tokenizer", name, ThirdParty(*tokenizers)))
     inner, outer = tokenizers
     for call, function in ((outer.encode_batch, "decode"), (inner.encode_batch, "encode_batch")):
         error = explained(registry, lambda call=call: call([]))
         assert error.message.startswith(f"tokenizer.inner of plug-in 'inner' of lab 2.0 failed in {function}: ")
-        assert str(error.location) == f"{__file__}:{ThirdParty.decode.__code__.co_firstlineno + 1}"
+        assert str(error.location) == f"{__file__}:{inspect.unwrap(ThirdParty.decode).__code__.co_firstlineno + 1}"
     assert "failed in byte_lengths" in explained(registry, lambda: list(inner.byte_lengths())).message
-    duplicate = copy.deepcopy(outer)
-    assert duplicate.encode_batch.__self__ is duplicate
-    assert type(pickle.loads(pickle.dumps(outer))) is ThirdParty
-    assert "plug-in 'inner'" in explained(registry, lambda: duplicate.decode([])).message
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda product: pickle.loads(pickle.dumps(product))])
+def test_methods_of_a_copy_refer_to_the_copy(duplicate):
+    registry = Registry()
+    outer = attributed_product(registry, "tokenizer", "outer", ThirdParty(Characters()))
+    copied = duplicate(outer)
+    assert type(copied) is ThirdParty
+    copied.other = None
+    assert outer.decode([65]) == "A"
+    assert "tokenizer.outer" in explained(registry, lambda: copied.decode([])).message
+
+
+def test_an_inherited_method_keeps_its_order():
+    """The class between calls the override of its sibling, also if its own method is wrapped."""
+
+    class Base(ThirdParty):
+        def decode(self, ids):
+            return 1 / 0
+
+    class Between(Base):
+        pass
+
+    class Sibling(Base):
+        def decode(self, ids):
+            return "sibling"
+
+    class Last(Between, Sibling):
+        pass
+
+    registry = Registry()
+    between = attributed_product(registry, "tokenizer", "between", Between())
+    assert "between" in explained(registry, lambda: between.decode([])).message
+    assert Last().decode([]) == "sibling"
+    with pytest.raises(ZeroDivisionError) as caught:
+        Between().decode([])
+    assert explain(caught.value, registry).message.startswith("plug-in 'between' of lab 2.0 failed in decode")
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    reason: str
+
+
+class Refuses(ThirdParty):
+    def decode(self, ids):
+        raise Frozen("no luck")
+
+
+def test_an_error_that_refuses_attributes_is_attributed():
+    registry = Registry()
+    tokenizer = attributed_product(registry, "tokenizer", "mine", Refuses())
+    with pytest.raises(Frozen) as caught:
+        tokenizer.decode([])
+    assert (
+        "tokenizer.mine of plug-in 'mine' of lab 2.0 failed in decode: Frozen"
+        in explain(caught.value, registry).message
+    )
+
+
+class Lines:
+    """An iterator with a length and a method of its own."""
+
+    closed = False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return 1 / 0
+
+    def __len__(self):
+        return 3
+
+    def close(self):
+        self.closed = True
+
+
+class Text(TextSource):
+    identity = "text"
+
+    def __init__(self, lines):
+        self.lines = lines
+
+    def documents(self, epoch=0):
+        return self.lines
+
+
+def test_a_returned_iterator_keeps_its_methods():
+    registry, lines = Registry(), Lines()
+    documents = attributed_product(registry, "text", "mine", Text(lines)).documents()
+    documents.close()
+    assert lines.closed
+    assert len(documents) == 3
+    assert "failed in documents" in explained(registry, lambda: next(documents)).message
+    unsized = attributed_product(registry, "text", "mine", Text(item for item in "ab")).documents()
+    assert not hasattr(unsized, "__len__")
+    assert list(unsized) == ["a", "b"]
+
+
+class Falls(Schedule):
+    def factor(self, step, total_steps):
+        return 1 / step - 2
+
+
+@pytest.mark.parametrize(
+    ("step", "message"), [(0, "failed in factor: ZeroDivisionError"), (1, "factor: expected a factor of 0 or above")]
+)
+def test_errors_of_a_schedule_name_it(step, message):
+    registry = Registry()
+    schedule = attributed_product(registry, "schedule", "falls", Falls())
+    with pytest.raises((ZeroDivisionError, ContractError)) as caught:
+        Engine._lr_factor(SimpleNamespace(_schedule=schedule, _steps=4), step)
+    error = explain(caught.value, registry)
+    assert error.message.startswith("schedule.falls of plug-in 'falls' of lab 2.0")
+    assert message in error.message
+    assert error.location.file == __file__
 
 
 def test_code_that_is_called_by_no_method_is_attributed_by_its_file(tmp_path):
@@ -121,6 +263,57 @@ def test_code_that_is_called_by_no_method_is_attributed_by_its_file(tmp_path):
     assert explained(Registry(), lambda: backward(1)) is None
 
 
+@pytest.mark.parametrize("implementation", [False, True])
+def test_the_nearest_file_of_a_package_decides(tmp_path, implementation):
+    """The nearest one is a plug-in's own module, or a module of one of its implementations."""
+    for name in ("__init__.py", "first.py", "second.py", "part/__init__.py"):
+        (tmp_path / "lab" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "lab" / name).touch()
+    source = "def factory(): ...\ndef backward(gradient):\n    return gradient / 0\n"
+    (tmp_path / "lab/part/net.py").write_text(source)
+    functions = runpy.run_path(str(tmp_path / "lab/part/net.py"))
+    registry = Registry()
+    for name in ("first", "second", "third"):
+        registry.plugins[name] = Plugin(name, "lab", "2.0", file=str(tmp_path / f"lab/{name}.py"))
+    if implementation:
+        registry.implementations["gistnet"]["net"] = Registered("gistnet", "net", functions["factory"], "second")
+    else:
+        registry.plugins["second"] = Plugin("second", "lab", "2.0", file=str(tmp_path / "lab/part/__init__.py"))
+    error = explained(registry, lambda: functions["backward"](1))
+    assert error.message.startswith("plug-in 'second' of lab 2.0 failed in backward: ")
+    assert str(error.location) == f"{tmp_path}/lab/part/net.py:3"
+
+
+def test_an_implementation_that_belongs_to_mcframe_attributes_nothing(tmp_path):
+    """A plug-in may register a class of mcframe under another name."""
+    registry = all_plugins()
+    registry.plugins["it"] = Plugin("it", "lab", "2.0")
+    registry.implementations["schedule"]["mine"] = Registered("schedule", "mine", Trapezoid, "it", "lab", "2.0")
+    with pytest.raises(TypeError) as caught:
+        Trapezoid().factor("first", 10)
+    assert explain(caught.value, registry) is None
+
+
+@pytest.mark.parametrize("file", ["", "lab.py"])
+def test_a_package_in_the_working_directory_ends_the_search(tmp_path, monkeypatch, file):
+    monkeypatch.chdir(tmp_path)
+    Path("__init__.py").touch()
+    registry = Registry()
+    registry.plugins["it"] = Plugin("it", "lab", "2.0", file=file)
+
+    def expire(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    try:
+        error = explained(registry, lambda: attributed(lambda: 1 / 0, PluginCall("it", "its hook run_started"))())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert error.message.startswith("plug-in 'it' of lab 2.0 failed in its hook run_started")
+
+
 def test_attributed_calls_leave_the_step_one_graph():
     built = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer")
     step = TrainStep(built.model, list(built.losses.each()), built.settings.lens_targets)
@@ -131,6 +324,8 @@ def test_attributed_calls_leave_the_step_one_graph():
         ("gistnet", model.gistnet), ("lensnet", model.lensnet), ("variants", model.strategy),
         ("positions", model.gpt.positions), *(("loss", loss) for loss in step.losses.each()),
     ):  # fmt: skip
+        if kind in ("gistnet", "loss"):  # a class that inherits all of its methods
+            plugin.__class__ = type("Mine", (type(plugin),), {})
         attribute_calls(plugin, Registered(kind, "mine", type(plugin), "it"))
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="eager")(batch)[0], expected[0])

@@ -38,7 +38,7 @@ def test_an_optimizer_limits_the_zero_stage(smoke):
 def test_adamw_and_the_trapezoid_are_the_defaults(smoke):
     config = load_run_config([smoke], ("schedule.trapezoid.warmup_ratio = 0.5",)).run_config
     assert (plugin_name(config.optimizer), plugin_name(config.schedule)) == ("adamw", "trapezoid")
-    assert build_schedule(config)(0, 10) == 0.2
+    assert build_schedule(config).factor(0, 10) == 0.2
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,13 @@ def test_adamw_and_the_trapezoid_are_the_defaults(smoke):
 def test_the_trapezoid(ratios, expected):
     warmup, warmdown, final = ratios
     schedule = Trapezoid(warmup_ratio=warmup, warmdown_ratio=warmdown, final_lr_ratio=final)
-    assert [schedule(step, 5) for step in range(5)] == pytest.approx(expected)
+    assert [schedule.factor(step, 5) for step in range(5)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("factor", [-0.1, math.nan, math.inf])
 def test_a_factor_that_is_no_rate_is_refused(factor):
     class Wrong(Schedule):
-        def __call__(self, step, total_steps):
+        def factor(self, step, total_steps):
             return factor
 
     with pytest.raises(ContractError, match="expected a factor of 0 or above"):
