@@ -122,7 +122,7 @@ def test_code_that_is_called_by_no_method_is_attributed_by_its_file(tmp_path):
 
 
 def test_attributed_calls_leave_the_step_one_graph():
-    built = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer", depth=1)
+    built = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer")
     step = TrainStep(built.model, list(built.losses.each()), built.settings.lens_targets)
     model = step.model
     batch = StepBatch(random_tokens(TREE, 2, 0), seeds_for(2, 2), 21)

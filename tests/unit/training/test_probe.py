@@ -116,12 +116,12 @@ def test_focuses_that_break_the_contract_are_refused(change):
 
 def test_the_step_is_one_graph():
     """With every loss and pass: `fullgraph=True` fails at the first graph break."""
-    step = plain_step(settings=EVERYTHING, depth=1)
+    step = plain_step(settings=EVERYTHING)
     batch = StepBatch(random_tokens(TREE, 3, 0), seeds_for(3, 2), LENGTH)
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="eager")
     loss, metrics = compiled(batch)
-    expected, same = plain_step(settings=EVERYTHING, depth=1)(batch)
+    expected, same = plain_step(settings=EVERYTHING)(batch)
     torch.testing.assert_close(loss, expected)
     assert metrics.means.keys() == same.means.keys()
     loss.backward()
