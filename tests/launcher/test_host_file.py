@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-pytestmark = pytest.mark.launcher
+pytestmark = [pytest.mark.launcher, pytest.mark.matrix]
 
 SHORT = ("run.batch_tokens = 512", "run.total_tokens = 1024", "logging.every = 512", "validation.every = 0")
 

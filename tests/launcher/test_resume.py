@@ -105,7 +105,7 @@ def assert_equal(result, reference):
         assert result.compared(figures) == result.compared(expected)
     assert not (result.run_dir / "metrics.superseded.jsonl").exists()
     assert recorded(result) == recorded(reference)
-    assert len(recorded(result)) > 6
+    assert len(recorded(result)) > 4
 
 
 def recorded(result):
@@ -159,19 +159,27 @@ def press_ctrl_c(line, process):
         os.killpg(process.pid, signal.SIGINT)
 
 
-def test_two_ranks_interrupted_twice_equal_uninterrupted(launches, settings, stopper, tmp_path):
-    settings = (*settings, f"run.total_tokens = {8 * STEP}", "deepspeed.zero_stage = 2")
+def test_two_ranks_interrupted_equal_uninterrupted(launches, settings, stopper, tmp_path):
+    settings = (*settings, f"run.total_tokens = {6 * STEP}", "deepspeed.zero_stage = 2")
     reference = launches.run(*settings, ranks=2).succeeded()
     run_dir = tmp_path / "run"
     # Rank 1 alone receives the signal; rank 0 writes the checkpoint.
     result = launches.run(*settings, ranks=2, run_dir=run_dir, environment=stopper("SIGINT:1:3"))
     assert_interrupted(result, at=3)
+    assert_equal(launches.run(*settings, ranks=2, run_dir=run_dir).succeeded(), reference)
+
+
+@pytest.mark.matrix
+def test_two_ranks_of_the_command_interrupted_at_ctrl_c_equal_uninterrupted(launches, settings, tmp_path):
+    settings = (*settings, f"run.total_tokens = {8 * STEP}", "deepspeed.zero_stage = 2")
+    reference = launches.run(*settings, ranks=2).succeeded()
+    run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "mcframe", "run", "--ranks", "2", "--gin", str(SMOKE), "--run-dir", str(run_dir)]
     for setting in settings:
         command += ["--set", setting]
     result = launches.execute(command, run_dir=run_dir, watch=press_ctrl_c)
     assert_interrupted(result)
-    assert 4 * STEP <= result.summary["tokens"] < 8 * STEP
+    assert STEP <= result.summary["tokens"] < 8 * STEP
     assert_equal(launches.run(*settings, ranks=2, run_dir=run_dir).succeeded(), reference)
 
 

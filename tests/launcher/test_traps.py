@@ -194,6 +194,7 @@ SKIPPING = """
 
 
 @launcher
+@pytest.mark.matrix
 def test_deepspeed_applies_a_stale_gradient_again_at_zero_3(launches):
     """The trap itself. If this fails, DeepSpeed has been fixed, and mcframe need not stop such runs any more."""
     command = [sys.executable, "-c", textwrap.dedent(TRAP)]

@@ -16,6 +16,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "support" / "run_tutorial.py"
 
 
 @pytest.mark.launcher
+@pytest.mark.matrix
 def test_it_can_be_followed(launches, tmp_path: Path) -> None:
     """The script itself checks that the run's operative configuration names the plug-in."""
     command = [sys.executable, str(SCRIPT), "--quick", "--folder", str(tmp_path)]

@@ -73,7 +73,7 @@ def test_the_summary_reports_stage_optimizer_and_ranks(launches):
     [
         # At ZeRO 3, where every module is used more than once: reentrant checkpointing raises there.
         pytest.param(
-            ("run.micro_batch = 1", "gpt.activation_checkpointing = True", "deepspeed.zero_stage = 3"),
+            ("run.micro_batch = 2", "gpt.activation_checkpointing = True", "deepspeed.zero_stage = 3"),
             1e-3,
             1e-3,
             id="accumulation and checkpointing",
@@ -81,7 +81,13 @@ def test_the_summary_reports_stage_optimizer_and_ranks(launches):
         pytest.param(("deepspeed.zero_stage = 2", "deepspeed.offload_optimizer = True"), 1e-3, 1e-3, id="offload"),
         # Eight bits of mantissa; measured: 1.2e-3. Without float32 master weights it would be 0.2, as with DeepSpeed's
         # ZeRO 0. LensNet's loss, 1.3e-2: rounding decides which of two equally good contexts is the better one.
-        pytest.param(("deepspeed.zero_stage = 1", "deepspeed.precision = 'bf16'"), 1e-2, 5e-2, id="bf16"),
+        pytest.param(
+            ("deepspeed.zero_stage = 1", "deepspeed.precision = 'bf16'"),
+            1e-2,
+            5e-2,
+            id="bf16",
+            marks=pytest.mark.matrix,
+        ),
     ],
 )
 def test_memory_and_precision_settings_keep_the_curve(launches, settings, tolerance, tolerance_lens):
@@ -90,8 +96,8 @@ def test_memory_and_precision_settings_keep_the_curve(launches, settings, tolera
     lens = differences.pop("mc/lens_loss")
     assert lens <= tolerance_lens, lens
     assert all(value <= tolerance for value in differences.values()), differences
-    if "run.micro_batch = 1" in settings:
-        assert result.curve("train/grad_accum_steps") == [8.0] * STEPS
+    if "run.micro_batch = 2" in settings:
+        assert result.curve("train/grad_accum_steps") == [4.0] * STEPS
         assert reference.curve("train/grad_accum_steps") == [2.0] * STEPS
     if "deepspeed.precision = 'bf16'" in settings:
         assert max(differences.values()) > 1e-5  # without rounding it would have been float32

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from tests.lint import check_words, count_lines
@@ -38,7 +41,13 @@ def test_lines_of_code_are_counted(source: str, lines: int) -> None:
     assert count_lines.code_lines(source) == lines
 
 
-@pytest.mark.parametrize(("bound", "code"), [("tests=1", 1), ("tests,mcframe=1000000", 0)])
-def test_too_many_lines_fail(bound: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bound", "code"), [("a,b=2", 1), ("a=2", 0), ("a,b=3", 0)])
+def test_too_many_lines_fail(bound: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, source in (("a", "x = 1\ny = 2\n"), ("b", "x = 1\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file.py").write_text(source, "utf-8")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["count_lines.py", "--at-most", bound])
     assert count_lines.main() == code

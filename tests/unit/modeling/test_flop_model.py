@@ -23,8 +23,8 @@ from tests.support.modeling_builders import Step, build_step, geometry_of, rando
 TREE = oracle.Tree(window=128, block_size=8, levels=1, slots=1, tail=16, sink=0)
 DEEP = oracle.Tree(window=128, block_size=4, levels=2, slots=2, tail=16, sink=1)
 LENGTH = 128 - 5 * 7
-SMALL = {"depth": 2, "width": 32, "heads": 2, "head_width": 8}
-WIDE = {"depth": 3, "width": 64, "heads": 4}
+SMALL = {"depth": 1, "width": 32, "heads": 2, "head_width": 8}
+WIDE = {"depth": 2, "width": 64, "heads": 4}
 
 
 def build(tree: oracle.Tree = TREE, settings: LossConfig | None = None, **options: object) -> Step:
@@ -101,11 +101,12 @@ def test_frozen_parts_have_no_backward_pass(trainable):
     assert compare(step, TREE, LENGTH).total < everything
 
 
-def test_recomputation_is_counted_apart(monkeypatch):
-    settings = SETTINGS["every loss"]
+@pytest.mark.parametrize("name", ["contrast", pytest.param("every loss", marks=pytest.mark.matrix)])
+def test_recomputation_is_counted_apart(name, monkeypatch):
+    settings = SETTINGS[name]
     plain = compare(build(settings=settings), TREE, LENGTH, blocks=2)
     blocks = compare(build(settings=settings, activation_checkpointing=True), TREE, LENGTH, blocks=2)
-    monkeypatch.setattr(base_model, "LOGITS_AT_ONCE", 64)
+    monkeypatch.setattr(base_model, "LOGITS_AT_ONCE", 128)
     both = compare(build(settings=settings, activation_checkpointing=True), TREE, LENGTH, blocks=2)
     assert plain.total == blocks.total == both.total
     assert plain.recomputed == 0 < blocks.recomputed < both.recomputed
