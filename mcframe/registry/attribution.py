@@ -74,7 +74,7 @@ def explain(error: Exception, registry: Registry) -> UserError | None:
         entry = _entry_of(_call_of("", error.culprit), registry)
         return broken_contract(error, entry) if entry else None
     call = vars(error).get(_CALL) or _call_by_file(error, registry)
-    if call is None:
+    if call is None or call.plugin not in registry.plugins:  # a second run in this process has its own registry
         return None
     entry, plugin = _entry_of(call, registry), registry.plugins[call.plugin]
     subject = _named(entry) if entry else plugin.origin
@@ -146,7 +146,7 @@ def _call_of(function: str, product: object, *_: Any) -> PluginCall | None:
 
 
 def _entry_of(call: PluginCall | None, registry: Registry) -> Registered | None:
-    return registry.implementations[call.kind][call.name] if call and call.kind else None
+    return registry.implementations.get(call.kind, {}).get(call.name) if call else None
 
 
 def _record(error: Exception, call: PluginCall | None) -> None:

@@ -130,6 +130,7 @@ def test_the_innermost_plugin_is_named_with_its_outermost_function():
     for call, function in ((outer.encode_batch, "decode"), (inner.encode_batch, "encode_batch")):
         error = explained(registry, lambda call=call: call([]))
         assert error.message.startswith(f"tokenizer.inner of plug-in 'inner' of lab 2.0 failed in {function}: ")
+        assert explained(Registry(), lambda call=call: call([])) is None
         assert str(error.location) == f"{__file__}:{inspect.unwrap(ThirdParty.decode).__code__.co_firstlineno + 1}"
     assert "failed in byte_lengths" in explained(registry, lambda: list(inner.byte_lengths())).message
 
