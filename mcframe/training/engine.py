@@ -200,8 +200,8 @@ class Engine:
 
     def _lr_factor(self, step: int) -> float:
         """Return the schedule's factor on the peak learning rate, checked."""
-        factor = float(self._schedule.factor(step, self._steps))
-        if not 0 <= factor < math.inf:
+        factor: object = self._schedule.factor(step, self._steps)
+        if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
             raise_contract_error(
                 self._schedule, "factor", f"expected a factor of 0 or above, got {factor} in step {step}"
             )
