@@ -28,7 +28,7 @@ def test_more_tokens_stretch_the_schedule(launches, trained):
     assert "resumed from" in result.text
     rates = [result.metrics[step * STEP]["train/lr"] for step in (5, 6)]
     # The checkpoint's own rate for step 5 was the old schedule's end: 0.
-    expected = [0.003 * Trapezoid()(step, 6) for step in (4, 5)]
+    expected = [0.003 * Trapezoid().factor(step, 6) for step in (4, 5)]
     assert rates == pytest.approx(expected)
     assert min(rates) > 0.001
 
