@@ -14,7 +14,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from mcframe.cli.user_errors import report_user_errors
-from mcframe.config.baselines import BASELINES, baseline_option, run_name
+from mcframe.config.baselines import baseline_option, run_name
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.metrics.loggers import Loggers, open_loggers
@@ -120,10 +120,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     _print_start(loaded, run_plan, components, engine, begun, device, console)
     loggers = _loggers(loaded, run_plan, rank)  # before `operative` records which bindings have been read
     if rank == 0:
-        facts = write_record(run_plan.directory, loaded.registry)
-        if loaded.baseline:
-            facts["derived"] = {loaded.baseline: BASELINES[loaded.baseline]}
-        write_provenance(run_plan.directory, loaded.config.bound(), facts)
+        write_provenance(run_plan.directory, loaded.config.bound(), write_record(run_plan.directory, loaded.registry))
         (run_plan.directory / OPERATIVE).write_text(loaded.config.operative(), "utf-8")
     for binding in loaded.config.unused():
         console.print(f"note: nothing reads {binding.key} ({binding.location})", style="yellow", highlight=False)

@@ -24,7 +24,7 @@ class Allocator(ABC):
     """
 
     iterations: int = 1
-    """How many times the framework scores and allocates before the focus is final."""
+    """Rounds of scoring and allocating until the focus is final."""
 
     highest_lod: int | None = None
     """The highest level in its focuses; None = every level of the tree."""

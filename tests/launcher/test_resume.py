@@ -105,7 +105,7 @@ def assert_equal(result, reference):
         assert result.compared(figures) == result.compared(expected)
     assert not (result.run_dir / "metrics.superseded.jsonl").exists()
     assert recorded(result) == recorded(reference)
-    assert len(recorded(result)) > 4
+    assert len(recorded(result)) > 6
 
 
 def recorded(result):
@@ -160,7 +160,7 @@ def press_ctrl_c(line, process):
 
 
 def test_two_ranks_interrupted_equal_uninterrupted(launches, settings, stopper, tmp_path):
-    settings = (*settings, f"run.total_tokens = {6 * STEP}", "deepspeed.zero_stage = 2")
+    settings = (*settings, f"run.total_tokens = {8 * STEP}", "deepspeed.zero_stage = 2")
     reference = launches.run(*settings, ranks=2).succeeded()
     run_dir = tmp_path / "run"
     # Rank 1 alone receives the signal; rank 0 writes the checkpoint.
@@ -178,7 +178,7 @@ def test_the_command_interrupted_at_ctrl_c_equals_uninterrupted(launches, settin
         command += ["--set", setting]
     result = launches.execute(command, run_dir=run_dir, watch=press_ctrl_c)
     assert_interrupted(result)
-    assert STEP <= result.summary["tokens"] < 8 * STEP
+    assert 2 * STEP <= result.summary["tokens"] < 8 * STEP
     assert_equal(launches.run(*settings, run_dir=run_dir).succeeded(), reference)
 
 
