@@ -213,9 +213,9 @@ class Registry:
         """Return the error for an unknown name, with similar names, all names of the kind, and likely causes."""
         full = f"@{kind}.{name}"
         offered = [f"@{kind}.{known}" for known in sorted(self.implementations[kind])]
-        message = f"no plug-in offers {full}{did_you_mean(full, offered)}"
-        message += f"; of this kind there are: {', '.join(offered) or 'none'}"
-        remedy = f"write one of these names, install the package that offers {full}, or name its file with --plugin"
+        message = f"unknown plug-in {full}{did_you_mean(full, offered)}"
+        message += f"; expected one of: {', '.join(offered) or 'none'}"
+        remedy = f"Correct the name, install the package of {full}, or pass its file with --plugin"
         if self.skipped:
             message += f"\n  skipped with --no-plugin: {', '.join(self.skipped)}"
         if self.broken:

@@ -246,7 +246,7 @@ def test_plugins_of_the_command_line_reach_every_run_and_a_changed_file_is_refus
     def planned(plugins=plugins):
         return plan(grid, tmp_path / "out", ["mean"], [0], plugins)
 
-    with pytest.raises(UserError, match=r"no plug-in offers @gistnet\.mine") as caught:
+    with pytest.raises(UserError, match=r"unknown plug-in @gistnet\.mine") as caught:
         planned(PluginOptions())
     assert str(tmp_path / "grid.toml") in str(caught.value.location)
     (run,) = planned()

@@ -78,7 +78,7 @@ def message_of(output: str, folder: Path) -> str:
     """Return the text in the frame, with the folder of packages and the list of plug-ins shortened."""
     lines = [line.strip("│ ") for line in output.splitlines() if line.startswith("│")]
     text = "\n".join(line.rstrip() for line in lines).replace(str(folder), ".../site-packages")
-    return re.sub(r"(of this kind there are: ).*", r"\1...", text)
+    return re.sub(r"(expected one of: ).*", r"\1...", text)
 
 
 def section(case: str, message: str) -> str:

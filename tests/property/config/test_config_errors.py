@@ -101,10 +101,14 @@ MISTAKES = {
     "import": ("import os", ["cannot import modules (import os)", "entry-point group mcframe.plugins"]),
     "unknown plug-in": (
         "run.gistnet = @gistnet.tranformer",
-        ["no plug-in offers @gistnet.tranformer", "did you mean @gistnet.transformer?", "there are: @gistnet.needy, @"],
+        [
+            "unknown plug-in @gistnet.tranformer",
+            "did you mean @gistnet.transformer?",
+            "expected one of: @gistnet.needy, @",
+        ],
     ),
-    "unknown plug-in, none of its kind": ("run.extra = @lensnet.mean", ["of this kind there are: none"]),
-    "unknown plug-in within a list": ("run.extra = [{'a': @gistnet.x}]", ["no plug-in offers @gistnet.x"]),
+    "unknown plug-in, none of its kind": ("run.extra = @lensnet.mean", ["expected one of: none"]),
+    "unknown plug-in within a list": ("run.extra = [{'a': @gistnet.x}]", ["unknown plug-in @gistnet.x"]),
     "parameter of an unknown plug-in": ("gistnet.tranformer.layers = 3", ["did you mean @gistnet.transformer?"]),
     "short name": ("run.gistnet = @transformer", ["did you mean gistnet.transformer?", "the full name"]),
     "unknown kind": ("run.gistnet = @gistnets.transformer", ["did you mean gistnet.transformer?"]),

@@ -153,7 +153,7 @@ def test_macros_and_scopes(load):
 
 def test_plugins_of_another_registry_are_gone(load):
     load("run.gistnet = @gistnet.transformer\nrun.name='x'\n")
-    with pytest.raises(UserError, match=r"no plug-in offers @gistnet\.transformer"):
+    with pytest.raises(UserError, match=r"unknown plug-in @gistnet\.transformer"):
         config.load(["main.gin"], [], Registry())
 
 
