@@ -145,7 +145,7 @@ def test_an_unknown_name_lists_similar_names_and_the_broken_plugin(installed):
 def test_an_unknown_name_without_broken_plugins_has_no_likely_cause(installed):
     error = discover().unknown("lensnet", "x")
     assert "likely cause" not in error.message
-    assert "there are: none" in error.message
+    assert "expected one of: none" in error.message
 
 
 def test_entry_points_of_two_packages_may_have_one_name(installed):
