@@ -9,6 +9,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mcframe.cli.options import Set, command
 from mcframe.config.baselines import baseline_option
@@ -28,7 +29,7 @@ from mcframe.training.build import (
 )
 from mcframe.training.engine_config import engine_config
 from mcframe.training.flops import StepFlops
-from mcframe.training.startup_summary import describe_variants, memory_estimate, omitted
+from mcframe.training.startup_summary import describe_text, describe_variants, memory_estimate, omitted
 from mcframe.training.train_step import TrainStep
 
 
@@ -50,7 +51,7 @@ def check(
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in _rows(loaded, ranks, console).items():
-            table.add_row(name, value)
+            table.add_row(name, Text(value))  # a path may look like markup
         console.print(table, highlight=False)
     for warning in loaded.registry.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False)
@@ -68,7 +69,7 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> dict[str, str]:
         step = build_step(run_config, vocab_size)
     variants = step.model.strategy.count
     run_config.allocator(run_config.context.tree)
-    run_config.text()
+    text = run_config.text()
     build_evaluations(run_config)
     build_task(run_config, step.model)
     optimizer = build_optimizer(run_config)
@@ -80,6 +81,7 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> dict[str, str]:
         "plug-ins": _plugins(loaded),
         **{name: f"{count:,} parameters ({count / 1e6:.1f} M)" for name, count in parameter_counts(step).items()},
         **omitted(step),
+        **describe_text(run_config, text),
         "FLOPs a token": f"{start.plain / 1e9:.3g} G plain; {start.total / 1e9:.3g} G at the start and "
         f"{end.total / 1e9:.3g} G at the end with all that a step runs",
         **{f"FLOPs of {name}": note for name, note in costs.notes.items()},

@@ -37,6 +37,13 @@ class TextSource(ABC):
         Raises UserError where there is nothing to read.
         """
 
+    def describe(self) -> str:
+        """What is read and what is skipped, for the start-up summary and `mcframe check`; empty if not stated.
+
+        Raises UserError where there is nothing to read.
+        """
+        return ""
+
 
 class Tokenizer(ABC):
     """Text to token ids and back. Factory: `factory()`.
