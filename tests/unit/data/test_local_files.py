@@ -188,7 +188,7 @@ def test_paths_without_text_are_errors(tmp_path, path, options, words):
     fails(lambda: LocalFiles([str(each) for each in paths], **options).describe(), *words)
 
 
-@pytest.mark.parametrize("path", ["", "~nobody-of-this-name/a.txt"])
+@pytest.mark.parametrize("path", ["", "~user-that-is-missing/a.txt"])
 def test_paths_that_are_none_are_errors(path):
     fails(lambda: LocalFiles(path), "expected a path", "text.local_files.paths")
     fails(lambda: read("a\0.txt"), "expected a path")
