@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
-from mcframe.data.file_search import TextFile
+from mcframe.data.file_search import TextFile, named
 from mcframe.errors import Location, UserError
 
 TOLERATED = 1000
@@ -53,7 +53,9 @@ def read_file(file: TextFile, field: str, encoding: str | None, counts: Counter[
                 yield valid
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"cannot read the file: {problem}", remedy=_REPAIR, location=Location(file.path)) from error
+        raise UserError(
+            f"cannot read the file: {problem}", remedy=_REPAIR, location=Location(named([file.path]))
+        ) from error
 
 
 def text_of(row: dict[str, Any], field: str) -> str | None:
@@ -144,7 +146,7 @@ def _text(file: TextFile, _: str, encoding: str | None, counts: Counter[str]) ->
     try:
         text, replaced = decoded(raw, encoding)
     except UserError as error:
-        raise error.at(Location(file.path)) from None
+        raise error.at(Location(named([file.path]))) from None
     counts["replaced"] += replaced
     yield text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -159,7 +161,7 @@ def _jsonl(file: TextFile, field: str, encoding: str | None, counts: Counter[str
                 if line.strip():
                     yield text_of(_row(line.strip()), field)
             except UserError as error:
-                raise error.at(Location(file.path, number)) from None
+                raise error.at(Location(named([file.path]), number)) from None
 
 
 def _lines(stream: IO[bytes], encoding: str | None) -> Iterable[bytes | str]:
@@ -200,7 +202,7 @@ def _parquet(file: TextFile, field: str, *_: object) -> Iterator[str | None]:
                     yield from (text_of(row, field) for row in rows)
             except (OSError, ValueError, pyarrow.ArrowException) as error:
                 raise UserError(f"cannot read row group {group}: {error}", remedy=_REPAIR).at(
-                    Location(file.path)
+                    Location(named([file.path]))
                 ) from error
 
 
@@ -212,11 +214,11 @@ def _check_column(schema: Any, field: str, file: TextFile) -> None:
     for name in [field] if field in schema.names else field.split("."):
         fields = [each.name for each in kind] if pyarrow.types.is_struct(kind) else []
         if name not in fields:
-            raise missing_field(field, fields or schema.names).at(Location(file.path))
+            raise missing_field(field, fields or schema.names).at(Location(named([file.path])))
         kind = kind.field(name).type
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     types = pyarrow.types
     if not any(holds(kind) for holds in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)):
         raise UserError(f"field {field!r}: expected texts, got values of type {kind}", remedy=_FIELD).at(
-            Location(file.path)
+            Location(named([file.path]))
         )

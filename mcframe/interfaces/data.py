@@ -38,7 +38,7 @@ class TextSource(ABC):
         """
 
     def describe(self) -> str:
-        """The number of documents, and parts that are skipped, for the start-up summary and `mcframe check`; may be empty.
+        """The number of documents, and what is skipped, for the start-up summary and `mcframe check`; may be empty.
 
         Raises UserError where there is nothing to read.
         """

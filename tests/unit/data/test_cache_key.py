@@ -1,4 +1,4 @@
-"""The key of the token cache: two plug-ins, versions or settings never share tokens."""
+"""The key of the token cache: other plug-ins, versions or settings never read the same tokens."""
 
 import textwrap
 
