@@ -26,13 +26,9 @@ from mcframe.registry.discovery import PluginOptions, discover
 from mcframe.registry.load_from_path import NotLoaded
 from mcframe.registry.plugins import Plugin, Registered, Registry
 from mcframe.training.engine import Engine
-from mcframe.training.train_step import StepBatch, TrainStep
 from mcframe_plugins.schedule.trapezoid import Trapezoid
-from mcframe_plugins.variants import RandomCollapse
 from tests.support.error_cases import CASES
 from tests.support.errors_page import PAGE, installed, message_of, one_step, output_of, section
-from tests.support.generators import geometry_of
-from tests.support.modeling_builders import TREE, build_step, random_tokens, seeds_for
 
 EXPECTED = {
     "import": "plug-in 'it' of mylab 1.0 could not be loaded: ModuleNotFoundError",
@@ -317,23 +313,6 @@ def test_a_package_in_the_working_directory_ends_the_search(tmp_path, monkeypatc
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert error.message.startswith("plug-in 'it' of lab 2.0 failed in its hook run_started")
-
-
-def test_attributed_calls_leave_the_step_one_graph():
-    built = build_step(TREE, RandomCollapse(geometry_of(TREE)), lensnet="transformer")
-    step = TrainStep(built.model, list(built.losses.each()), built.settings.lens_targets)
-    model = step.model
-    batch = StepBatch(random_tokens(TREE, 2, 0), seeds_for(2, 2), 21)
-    expected = step(batch)
-    for kind, plugin in (
-        ("gistnet", model.gistnet), ("lensnet", model.lensnet), ("variants", model.strategy),
-        ("positions", model.gpt.positions), *(("loss", loss) for loss in step.losses.each()),
-    ):  # fmt: skip
-        if kind in ("gistnet", "loss"):  # a class that inherits all of its methods
-            plugin.__class__ = type("Mine", (type(plugin),), {})
-        attribute_calls(plugin, Registered(kind, "mine", type(plugin), "it"))
-    torch._dynamo.reset()
-    torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="eager")(batch)[0], expected[0])
 
 
 EXITS = [SystemExit(0), SystemExit("bye"), KeyboardInterrupt(), GeneratorExit(), CancelledError()]
