@@ -19,6 +19,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if __name__ == "__main__":
     try:
+        from mcframe.cli.streams import protect_streams
+
+        protect_streams()
         from mcframe.cli.train import main
 
         sys.exit(main())

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from mcframe.cli.options import command
+from mcframe.cli.streams import echo
 from mcframe.errors import UserError
+from mcframe.files import replaced
 from mcframe.metrics.figure_data import PICTURES
 from mcframe.metrics.jsonl_logger import METRICS
 from mcframe.metrics.tensorboard_logger import write_layout
@@ -37,12 +39,9 @@ def wandb(
     names = None if run is None else _measured(run)
     title = "mcframe's dashboard" if run is None else f"The dashboard of {run.resolve().name}"
     text = workspace_script(file.name, names, title)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, "utf-8")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}", remedy="Name another with --out.") from error
-    typer.echo(f"{file}\npip install wandb-workspaces\npython {shlex.quote(str(file))} ENTITY/PROJECT")
+    with replaced(file) as partial:
+        partial.write_text(text, "utf-8")
+    echo(f"{file}\npip install wandb-workspaces\npython {shlex.quote(str(file))} ENTITY/PROJECT")
     return 0
 
 
@@ -59,7 +58,7 @@ def tensorboard(
             f"{run} holds no event files of TensorBoard's",
             remedy="Name a run directory that has a folder tensorboard.",
         )
-    typer.echo(f"tensorboard --logdir {write_layout(run)}")
+    echo(f"tensorboard --logdir {write_layout(run)}")
     return 0
 
 

@@ -12,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from mcframe.data.cache import cache_dir
 from mcframe.errors import UserError
+from mcframe.metrics.tables import FittedTable
 from mcframe.metrics.wandb_logger import resolve_mode
 from mcframe.registry.discovery import discover
 from mcframe.training.engine import prepare_environment, shared_memory_op_cached
@@ -37,7 +37,7 @@ def doctor() -> None:
     """Check that this machine has everything that training needs. Exit code 1 if something is missing."""
     prepare_environment()
     findings = [*_machine(), *_packages(), *_compiler(), *_services()]
-    table = Table(show_header=False)
+    table = FittedTable(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

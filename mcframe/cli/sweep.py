@@ -21,6 +21,7 @@ from rich.table import Column, Table
 from mcframe.cli.options import command
 from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.metrics.jsonl_logger import METRICS
+from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
 from mcframe.sweep import plot as picture
 from mcframe.sweep import table
@@ -66,10 +67,10 @@ class _Sweep:
 
     def print_plan(self) -> int:
         """Print what `run` would do."""
-        rows = Table(Column("row", no_wrap=True), "set")
+        rows = FittedTable(Column("row", no_wrap=True), "set")
         for row in dict.fromkeys(run.row for run in self.chosen):
             rows.add_row(row.name, escape("\n".join(row.set)))
-        runs = Table(*(Column(name, no_wrap=True) for name in ("run", "state", "tokens")))
+        runs = FittedTable(*(Column(name, no_wrap=True) for name in ("run", "state", "tokens")))
         for run in self.chosen:
             state = "changed" if changes(run) else run.progress
             runs.add_row(run.name, state, f"{run.trained:,} of {run.tokens:,}")
@@ -167,7 +168,7 @@ class _Display:
     def _table(self) -> Table:
         counts = Counter[str](job.state for job in self._jobs)
         caption = ", ".join(f"{count} {state}" for state, count in counts.items())
-        shown = Table("job", "state", "tokens", "val/loss", "time", caption=caption, caption_justify="left")
+        shown = FittedTable("job", "state", "tokens", "val/loss", "time", caption=caption, caption_justify="left")
         # Of a grid that does not fit on the screen, waiting and finished jobs are only counted, in the caption.
         fits = len(self._jobs) <= self._console.height - _FRAME_LINES
         for job in self._jobs if fits else [job for job in self._jobs if job.state not in ("waiting", "done")]:
@@ -222,7 +223,7 @@ def _write(comparison: Comparison, out: Path) -> None:
 def _summary(comparison: Comparison, console: Console) -> Table:
     """Return the comparison for a terminal: a column a metric if they fit, else a line a metric and row."""
     title = f"with a sign: less {comparison.grid.baseline}"
-    wide, long = Table("row", *comparison.metrics, title=title), Table("metric and row", "", title=title)
+    wide, long = FittedTable("row", *comparison.metrics, title=title), FittedTable("metric and row", "", title=title)
     names = [result.row.name + ("" if result.comparable else " †") for result in comparison.rows]
     cells = [[_cell(result, metric) for metric in comparison.metrics] for result in comparison.rows]
     for name, row in zip(names, cells, strict=True):

@@ -18,6 +18,7 @@ from mcframe.data.packing import Tokens, batched, gather_windows, separated, tok
 from mcframe.data.split import Split, check_fraction, documents_of, empty_split
 from mcframe.data.window_stream import StatelessWindows
 from mcframe.errors import UserError
+from mcframe.files import writing
 from mcframe.hookspecs import TextSource, Tokenizer
 
 FORMAT = 1
@@ -85,12 +86,14 @@ def _write(path: Path, documents: Iterable[str], tokenizer: Tokenizer) -> int:
         _write_header(file, kind, length)
         for batch in batched(documents):
             stream = np.concatenate(separated(tokenizer, batch))
-            file.write(stream.data)
+            with writing(path):
+                file.write(stream.data)
             length += len(stream)
         file.seek(0)
         _write_header(file, kind, length)
-        file.flush()
-        os.fsync(file.fileno())
+        with writing(path):
+            file.flush()
+            os.fsync(file.fileno())
     if length:
         partial.replace(path)
     else:

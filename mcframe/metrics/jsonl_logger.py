@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from mcframe.files import writing
 from mcframe.hookspecs import MetricLogger, RunStart
 
 METRICS, TEXTS = "metrics.jsonl", "texts.jsonl"
@@ -39,17 +40,19 @@ class JsonlLogger(MetricLogger):
         """Append one line."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"tokens": tokens, "step": step, "time": round(time.time(), 3), **finite}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
 
     def text(self, tokens: int, name: str, text: str) -> None:
         """Append one text."""
-        with self._texts.open("a", encoding="utf-8") as file:
+        with writing(self._texts), self._texts.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"tokens": tokens, "name": name, "text": text}, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with writing(self.path):
+            self._file.close()
 
 
 def supersede(path: Path, superseded: Path, resume_tokens: int | None) -> None:
