@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from mcframe.cli.streams import echo
 from mcframe.errors import UserError
 from mcframe.files import replaced
 from mcframe.metrics.figure_data import PICTURES
-from mcframe.metrics.jsonl_logger import METRICS
+from mcframe.metrics.jsonl_logger import METRICS, check_own, parse
 from mcframe.metrics.tensorboard_logger import write_layout
 from mcframe.metrics.wandb_workspace import workspace_script
 
@@ -67,14 +66,12 @@ def _measured(run: Path) -> list[str]:
     names: set[str] = set()
     for file in (METRICS, PICTURES):
         if (run / file).exists():
-            with (run / file).open(encoding="utf-8") as lines:
-                for line in lines:
-                    try:
-                        entry = json.loads(line)
-                    except ValueError:  # torn by a crash, or being written
-                        continue
+            with (run / file).open("rb") as lines:
+                for entry in filter(None, map(parse, lines)):
                     names.update(entry.get("counts", entry))
     if not names:
+        if (run / METRICS).exists():
+            check_own(run / METRICS)
         raise UserError(
             f"{run} holds no {METRICS} with a line in it",
             remedy="Name a run directory, such as runs/quickstart, or none for all panels.",

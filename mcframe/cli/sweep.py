@@ -20,7 +20,7 @@ from rich.table import Column, Table
 
 from mcframe.cli.options import command
 from mcframe.errors import EXIT_INTERRUPTED, UserError
-from mcframe.metrics.jsonl_logger import METRICS
+from mcframe.metrics.jsonl_logger import METRICS, parse
 from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
 from mcframe.sweep import plot as picture
@@ -200,12 +200,9 @@ def _last_metrics(directory: Path) -> tuple[int, float | None]:
     """Return the tokens and the latest validation loss in a run's metrics."""
     tokens, loss = 0, None
     file = directory / METRICS
-    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the run is still writing this line
-            continue
-        tokens, loss = entry["tokens"], entry.get("val/loss", loss)
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        if entry := parse(line):  # the run may be writing the last line
+            tokens, loss = entry["tokens"], entry.get("val/loss", loss)
     return tokens, loss
 
 
