@@ -8,7 +8,6 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from mcframe.cli.options import Set, command
@@ -18,6 +17,7 @@ from mcframe.config.schema import RunConfig
 from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
 from mcframe.hookspecs import Optimizer
+from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
 from mcframe.training.build import (
     build_evaluations,
@@ -40,14 +40,14 @@ def check(
     set_: Set = [],  # noqa: B006 - typer copies it
     baseline: Annotated[bool, typer.Option("--baseline", help="Check the file's plain baseline.")] = False,
     drop_baseline: Annotated[bool, typer.Option("--drop-baseline", help="Check the file's drop baseline.")] = False,
-    ranks: Annotated[int, typer.Option(help="Processes that the memory estimate is for.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that the memory estimate is for.")] = 1,
 ) -> int:
     """Parse a gin file, build its parts on the meta device and print them. Trains nothing."""
     option = baseline_option(baseline=baseline, drop_baseline=drop_baseline)
     loaded = load_run_config([file], set_, plugins, option)
     with loaded.explaining():
         console = Console()
-        table = Table(show_header=False, title=" ".join(filter(None, (str(file), option))), title_justify="left")
+        table = FittedTable(show_header=False, title=" ".join(filter(None, (str(file), option))), title_justify="left")
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in _rows(loaded, ranks, console).items():
