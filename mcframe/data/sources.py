@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mcframe.bounds import NonNegativeInt, Seed
 from mcframe.data.cache import fingerprint
 from mcframe.errors import UserError
 from mcframe.hookspecs import TextSource
@@ -193,8 +194,8 @@ class HuggingFace(TextSource):
         split: str = "train",
         text_field: str = "text",
         streaming: bool = True,
-        shuffle_buffer: int = 0,
-        seed: int = 0,
+        shuffle_buffer: NonNegativeInt = 0,
+        seed: Seed = 0,
         revision: str | None = None,
     ) -> None:
         self.streaming = streaming
