@@ -39,7 +39,7 @@ def check(
     set_: Set = [],  # noqa: B006 - typer copies it
     baseline: Annotated[bool, typer.Option("--baseline", help="Check the file's plain baseline.")] = False,
     drop_baseline: Annotated[bool, typer.Option("--drop-baseline", help="Check the file's drop baseline.")] = False,
-    ranks: Annotated[int, typer.Option(help="Processes that the memory estimate is for.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that the memory estimate is for.")] = 1,
 ) -> int:
     """Parse a gin file, build its parts on the meta device and print them. Trains nothing."""
     option = baseline_option(baseline=baseline, drop_baseline=drop_baseline)
@@ -92,9 +92,9 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> dict[str, str]:
         usable = run_config.context.check_levels().items()
         rows["usable nodes"] = ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in usable)
     rows["memory a rank"] = _memory(step, optimizer, run_config, ranks)
-    if run_config.sequences % ranks == 0:
-        micro = micro_batch_for(run_config.sequences // ranks, run_config.micro_batch)
-        engine_config(run_config, optimizer, micro, run_config.sequences // (micro * ranks))
+    share = run_config.sequences // ranks if run_config.sequences % ranks == 0 else run_config.sequences
+    micro = micro_batch_for(share, run_config.micro_batch)
+    engine_config(run_config, optimizer, micro, share // micro)
     return rows
 
 

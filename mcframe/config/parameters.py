@@ -74,7 +74,8 @@ def type_text(annotation: Any) -> str:
     if inspect.isclass(annotation) and not get_args(annotation):
         return annotation.__name__
     if type(None) in get_args(annotation) or " | " in str(annotation):
-        return " or ".join(map(type_text, get_args(annotation)))
+        members = [type_text(each) for each in get_args(annotation)]
+        return (", or " if any(map(bounds_text, get_args(annotation))) else " or ").join(members)
     # Without the modules of its names, and with bounds as text.
     text = str(annotation)
     for part in filter(bounds_text, parts(annotation)):

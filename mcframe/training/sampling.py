@@ -12,6 +12,8 @@ from mcframe.context.counter_rng import variant_seeds
 from mcframe.hookspecs import Allocator, Tokenizer
 from mcframe.modeling.model import MegaContextModel
 
+_LOWEST_TEMPERATURE = 1e-6
+
 
 @torch.no_grad()
 def focuses(
@@ -73,7 +75,9 @@ def continuation(
         if sampling.temperature == 0:
             generated.append(int(logits.argmax()))
         else:
-            probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+            # Relative to the largest logit, no quotient overflows however low the temperature is.
+            relative = (logits - logits.max()) / max(sampling.temperature, _LOWEST_TEMPERATURE)
+            probabilities = torch.softmax(relative, dim=-1)
             generated.append(int(torch.multinomial(probabilities, 1, generator=generator)))
     return tokenizer.decode(generated)
 
