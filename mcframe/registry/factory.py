@@ -10,7 +10,13 @@ import torch
 
 from mcframe.errors import UserError
 from mcframe.hookspecs import PROJECT
-from mcframe.registry.attribution import attribute_calls, broken_contract, not_built, without_methods
+from mcframe.registry.attribution import (
+    attribute_calls,
+    broken_contract,
+    exits_as_errors,
+    not_built,
+    without_methods,
+)
 from mcframe.registry.checks import ContractError, check_product
 from mcframe.registry.plugins import Registered, Registry
 
@@ -42,7 +48,8 @@ class PluginFactory:
         if missing := sorted(getattr(self.entry.factory, "__abstractmethods__", ())):
             raise without_methods(missing, self.entry)
         try:
-            product = self._build(*arguments)
+            with exits_as_errors():
+                product = self._build(*arguments)
         except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
         except ContractError as error:

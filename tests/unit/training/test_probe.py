@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from mcframe.hookspecs import LossTerm, Positions
+from mcframe.registry.attribution import attribute_calls
 from mcframe.registry.checks import ContractError
+from mcframe.registry.plugins import Registered
 from mcframe.training.probe import probe_plugins
 from mcframe.training.random_states import random_states
 from mcframe.training.train_step import StepBatch, TrainStep
@@ -135,8 +137,16 @@ def test_focuses_that_break_the_contract_are_refused(change):
 
 
 def test_the_step_is_one_graph():
-    """With every loss and pass: `fullgraph=True` fails at the first graph break."""
+    """With every loss and pass, and attributed calls: `fullgraph=True` fails at the first graph break."""
     step = plain_step(settings=EVERYTHING)
+    model = step.model
+    for kind, plugin in (
+        ("gistnet", model.gistnet), ("lensnet", model.lensnet), ("variants", model.strategy),
+        ("positions", model.gpt.positions), *(("loss", loss) for loss in step.losses.each()),
+    ):  # fmt: skip
+        if kind in ("gistnet", "loss"):  # a class that inherits all of its methods
+            plugin.__class__ = type("Mine", (type(plugin),), {})
+        attribute_calls(plugin, Registered(kind, "mine", type(plugin), "it"))
     batch = StepBatch(random_tokens(TREE, 3, 0), seeds_for(3, 2), LENGTH)
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="eager")
