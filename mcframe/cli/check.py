@@ -94,9 +94,9 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> dict[str, str]:
         usable = run_config.context.check_levels().items()
         rows["usable nodes"] = ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in usable)
     rows["memory a rank"] = _memory(step, optimizer, run_config, ranks)
-    if run_config.sequences % ranks == 0:
-        micro = micro_batch_for(run_config.sequences // ranks, run_config.micro_batch)
-        engine_config(run_config, optimizer, micro, run_config.sequences // (micro * ranks))
+    share = run_config.sequences // ranks if run_config.sequences % ranks == 0 else run_config.sequences
+    micro = micro_batch_for(share, run_config.micro_batch)
+    engine_config(run_config, optimizer, micro, share // micro)
     return rows
 
 
