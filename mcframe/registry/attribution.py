@@ -122,6 +122,11 @@ def described(product: object) -> str:
     return call.subject if call else type(product).__name__
 
 
+def is_third_party(product: object) -> bool:
+    """Return whether a product of a factory comes from another package than mcframe."""
+    return _call_of("", product) is not None
+
+
 def last_line(error: BaseException) -> str:
     """Return the type of an error and the last line of its text; of a UserError, message and remedy."""
     text = f"{error.message}: {error.remedy}" if isinstance(error, UserError) else str(error)

@@ -44,5 +44,6 @@ class Log(TrainerCallback):
         }
         trainer.check_finite(metrics["train/loss"])
         recorder.publish(metrics)
+        trainer.warn_of_first_interval(metrics)
         recorder.record(reading)
         trainer.throughput.restart()

@@ -31,7 +31,7 @@ def plain_step(strategy=RandomCollapse, settings=None, **options) -> TrainStep:
 
 
 def probe(step: TrainStep) -> None:
-    probe_plugins(step.eval(), step, random_tokens(TREE, 2, 0), LENGTH)
+    probe_plugins(step.eval(), step, random_tokens(TREE, 2, 0), [LENGTH])
 
 
 @pytest.mark.parametrize("strategy", [RandomCollapse, LensGuided])
