@@ -25,7 +25,8 @@ from mcframe.errors import UserError, require
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.registry.checks import raise_contract_error
 from mcframe.training.build import Components
-from mcframe.training.engine_config import engine_config
+from mcframe.training.clipping import PartClipping
+from mcframe.training.engine_config import engine_config, gradient_clipping
 from mcframe.training.first_interval import GradientWatch
 from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.train_step import StepBatch, TrainStep
@@ -184,13 +185,13 @@ class Engine:
         self.accumulation = run_config.sequences // (self.micro_batch * world_size)
         self.config = engine_config(run_config, optimizer, self.micro_batch, self.accumulation)
         self.stage = run_config.deepspeed.zero_stage
-        self._reports_norm = not optimizer.replaces_gradients
         self.watch = GradientWatch(step)
         self._timed: PhaseTimer = no_timer
         self.param_groups = param_groups(step, optimizer, run_config.optimizer_config)
         self._peak_lr = run_config.optimizer_config.lr
         self._schedule, self._steps = components.schedule, run_config.steps
-        groups, offload = optimizer_groups(step, self.param_groups), run_config.deepspeed.offload_optimizer
+        offload, by_part = run_config.deepspeed.offload_optimizer, not optimizer.replaces_gradients
+        groups = optimizer_groups(step, self.param_groups, by_part=by_part)
         self.wrapped, _, _, self._scheduler = deepspeed.initialize(
             model=step,
             config=self.config,
@@ -198,6 +199,9 @@ class Engine:
             # Of anything but a plain function, LambdaLR would store the attributes in checkpoints.
             lr_scheduler=lambda built: LambdaLR(built, lambda step: self._lr_factor(step)),
         )
+        limit = gradient_clipping(run_config, optimizer)
+        self._clipping = PartClipping(self.wrapped, self.param_groups, limit) if limit else None
+        self._reports_norm = not optimizer.replaces_gradients
 
     def _lr_factor(self, step: int) -> float:
         """Return the schedule's factor on the peak learning rate, checked."""
@@ -261,10 +265,14 @@ class Engine:
             group["lr"] = rate
 
     @property
-    def gradient_norm(self) -> torch.Tensor | None:
-        """Norm of the last step's gradient before clipping; None if DeepSpeed did not compute it."""
-        norm = self.wrapped.get_global_grad_norm() if self._reports_norm else None
-        return None if norm is None else torch.as_tensor(norm)
+    def gradient_norms(self) -> dict[str, torch.Tensor]:
+        """Norms of the last step's gradient before clipping by name: of all, and of each part if it is clipped."""
+        if self._clipping is not None:
+            parts = {f"train/grad_norm/{part.replace(' ', '_')}": norm for part, norm in self._clipping.norms.items()}
+            total = self._clipping.total
+        else:
+            parts, total = {}, self.wrapped.get_global_grad_norm() if self._reports_norm else None
+        return ({} if total is None else {"train/grad_norm": torch.as_tensor(total)}) | parts
 
 
 def _check_ranks(run_config: RunConfig, world_size: int) -> None:
