@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -56,6 +58,15 @@ class UserError(Exception):
         where = f"{self.location}: " if self.location else ""
         remedy = f"\n  remedy: {self.remedy}" if self.remedy else ""
         return f"{where}{self.message}{remedy}"
+
+
+class Interrupt(KeyboardInterrupt):
+    """A Ctrl-C of the user, as opposed to a KeyboardInterrupt that code raises."""
+
+
+def raise_interrupt(number: int = signal.SIGINT, frame: object = None) -> NoReturn:
+    """Raise Interrupt: the handler of SIGINT in every command."""
+    raise Interrupt
 
 
 def require(holds: bool, binding: str, value: object, rule: str, remedy: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from typing import Any
@@ -11,7 +12,7 @@ from typer.core import TyperGroup
 
 from mcframe import __version__
 from mcframe.cli.user_errors import show
-from mcframe.errors import EXIT_USER_ERROR, UserError
+from mcframe.errors import EXIT_USER_ERROR, UserError, raise_interrupt
 from mcframe.renamed import RENAMED_COMMANDS, RENAMED_OPTIONS
 
 COMMANDS = {
@@ -94,4 +95,5 @@ for _name, (_target, _help) in COMMANDS.items():
 
 def main() -> None:
     """Run the console script."""
+    signal.signal(signal.SIGINT, raise_interrupt)
     sys.exit(app())

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcframe.errors import Location, UserError
+from mcframe.errors import Interrupt, Location, UserError
 from mcframe.hookspecs import INTERFACES, PROJECT
 from mcframe.registry.checks import ContractError
 from mcframe.registry.global_state import Change, read_state, undo_changes, warn
@@ -49,6 +51,36 @@ class PluginCall:
     def subject(self) -> str:
         """The implementation and its origin as text."""
         return f"{self.kind}.{self.name} of {self.origin}" if self.kind else self.origin
+
+
+class UnexpectedExit(Exception):
+    """Code that a run calls raised SystemExit, KeyboardInterrupt or the like, which must not end the process."""
+
+
+@contextmanager
+def exits_as_errors() -> Iterator[None]:
+    """Turn such an exception of the body into UnexpectedExit. A Ctrl-C of the user passes."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if (failure := _unexpected_exit(error)) is None:
+            raise
+        raise failure from error
+
+
+def _unexpected_exit(error: BaseException) -> UnexpectedExit | None:
+    """Return the error as UnexpectedExit with its traceback, or None for a Ctrl-C of the user.
+
+    In a process with Python's own handler of SIGINT, a KeyboardInterrupt counts as a Ctrl-C.
+    """
+    by_python = isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if by_python or isinstance(error, Interrupt):
+        return None
+    return UnexpectedExit(f"{last_line(error)} (a plug-in must not end the process)").with_traceback(
+        error.__traceback__
+    )
 
 
 def attributed(function: Callable[..., Any], call: PluginCall) -> Callable[..., Any]:
@@ -131,7 +163,7 @@ def last_line(error: BaseException) -> str:
     """Return the type of an error and the last line of its text; of a UserError, message and remedy."""
     text = f"{error.message}: {error.remedy}" if isinstance(error, UserError) else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    name = "" if isinstance(error, UserError) else type(error).__name__
+    name = "" if isinstance(error, UserError | UnexpectedExit) else type(error).__name__
     return ": ".join(filter(None, [name, lines[-1] if lines else ""]))
 
 
@@ -147,6 +179,11 @@ def _attributed(function: Callable[..., Any], call: Callable[..., PluginCall | N
         except Exception as error:
             _record(error, call(*arguments))
             raise
+        except BaseException as error:
+            if (failure := _unexpected_exit(error)) is None:
+                raise
+            _record(failure, call(*arguments))
+            raise failure from error
         finally:
             changes = () if before is None else undo_changes(before)
         for change in changes:
@@ -215,6 +252,11 @@ class _Items:
         except Exception as error:
             _record(error, self._call)
             raise
+        except BaseException as error:
+            if (failure := _unexpected_exit(error)) is None:
+                raise
+            _record(failure, self._call)
+            raise failure from error
         finally:
             changes = undo_changes(before)
         for change in changes:
@@ -270,7 +312,8 @@ def _message(message: str, error: Exception, plugin: Plugin, entry: Registered |
     location = Location(own[-1].filename, own[-1].lineno) if own else unknown
     lines = [message, *([own[-1].line] if own and own[-1].line else []), *getattr(error, "__notes__", ())]
     authors = f", or report it to the authors of {plugin.distribution}" if plugin.distribution else ""
-    without = f"choose another {entry.kind}" if entry else f"skip it with --no-plugin {plugin.short}"
+    skip = "remove its --plugin" if plugin.spec else f"skip it with --no-plugin {plugin.short}"
+    without = f"choose another {entry.kind}" if entry else skip
     return UserError(
         "\n  ".join(lines),
         remedy=f"Correct it{authors}; or {without}. --traceback prints the traceback.",

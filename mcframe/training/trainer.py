@@ -15,7 +15,7 @@ from mcframe.errors import UserError
 from mcframe.metrics.accumulator import Accumulator
 from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.timers import Timers
-from mcframe.registry.attribution import last_line
+from mcframe.registry.attribution import exits_as_errors, last_line
 from mcframe.registry.plugins import Lifecycle
 from mcframe.training.build import Components, training_stream, validation_windows
 from mcframe.training.callbacks.base import TrainerCallback
@@ -98,7 +98,8 @@ class Trainer:
         """Train to the end or until a stop is requested. Return the summary."""
         recorder = self.recorder
         try:
-            status = self._train()
+            with exits_as_errors():
+                status = self._train()
             recorder.loggers.close()
         except Exception as error:
             try:

@@ -9,7 +9,9 @@ from torch import nn
 
 from mcframe.context.focus_ops import compressible_nodes
 from mcframe.hookspecs import LossTerm, Positions
+from mcframe.registry.attribution import attribute_calls
 from mcframe.registry.checks import ContractError
+from mcframe.registry.plugins import Registered
 from mcframe.training.probe import probe_allocator, probe_focuses, probe_plugins
 from mcframe.training.random_states import random_states
 from mcframe.training.train_step import StepBatch, TrainStep
@@ -208,8 +210,16 @@ def test_focuses_are_probed_without_a_model():
 
 
 def test_the_step_is_one_graph():
-    """With every loss and pass: `fullgraph=True` fails at the first graph break."""
+    """With every loss and pass, and attributed calls: `fullgraph=True` fails at the first graph break."""
     step = plain_step(settings=EVERYTHING)
+    model = step.model
+    for kind, plugin in (
+        ("gistnet", model.gistnet), ("lensnet", model.lensnet), ("variants", model.strategy),
+        ("positions", model.gpt.positions), *(("loss", loss) for loss in step.losses.each()),
+    ):  # fmt: skip
+        if kind in ("gistnet", "loss"):  # a class that inherits all of its methods
+            plugin.__class__ = type("Mine", (type(plugin),), {})
+        attribute_calls(plugin, Registered(kind, "mine", type(plugin), "it"))
     batch = StepBatch(random_tokens(TREE, 3, 0), seeds_for(3, 2), LENGTH)
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="eager")
