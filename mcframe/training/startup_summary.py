@@ -105,7 +105,7 @@ def _clock(components: Components) -> dict[str, str]:
 def _optimizer(components: Components) -> str:
     run_config, optimizer = components.run_config, components.optimizer
     norm = gradient_clipping(run_config, optimizer)
-    clipping = f"gradients clipped at {norm}" if norm else "no clipping"
+    clipping = f"gradients of each part clipped at {norm}" if norm else "no clipping"
     if optimizer.replaces_gradients:
         clipping += " (it would act on the optimizer's update)"
     name, schedule = plugin_name(run_config.optimizer), plugin_name(run_config.schedule)
