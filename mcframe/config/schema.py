@@ -112,7 +112,7 @@ class ContextConfig:
             UserError: A level can never occur and `allow_unused_levels` is False.
         """
         low, high = self.targets[0], self.targets[-1]
-        usable = self.tree.usable_levels(list(range(low, high + 1)))
+        usable = self.tree.usable_levels(low, high)
         unused = [lod for lod, most in usable.items() if most == 0]
         if unused and not self.allow_unused_levels:
             best = max((lod for lod, most in usable.items() if most), default=1)
