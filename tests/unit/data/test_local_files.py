@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import os
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -186,6 +187,25 @@ def test_paths_without_text_are_errors(tmp_path, path, options, words):
         write_parquet(only / "zero.parquet", [])
     fails(lambda: read(*paths, **options), *words)
     fails(lambda: LocalFiles([str(each) for each in paths], **options).describe(), *words)
+
+
+def test_a_pattern_is_not_expanded_and_many_reasons_are_summed_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(lambda: read("*.txt"), "missing path *.txt", "patterns are not expanded")
+    for number in range(12):
+        (tmp_path / f"a.k{number}").write_text("x")
+    fails(lambda: read("."), "1 of unknown suffix .k0 (a.k0)", "4 for other reasons")
+
+
+def test_files_without_inode_numbers_differ_by_their_paths(folder, monkeypatch):
+    real = Path.stat
+
+    def stat(path, **options):
+        facts = list(real(path, **options))
+        return os.stat_result([*facts[:1], 0, *facts[2:]], {"st_mtime_ns": 1})
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert read(folder) == ALL
 
 
 @pytest.mark.parametrize("path", ["", "~user-that-is-missing/a.txt"])
