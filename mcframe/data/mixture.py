@@ -7,10 +7,11 @@ import random
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 
+from mcframe.bounds import Positive, Seed
 from mcframe.data import plugin_checks
 from mcframe.data.cache import cache_key, fingerprint
 from mcframe.data.sources import StandardLibrary
-from mcframe.errors import UserError, require
+from mcframe.errors import UserError
 from mcframe.hookspecs import TextSource
 
 
@@ -28,8 +29,8 @@ class Mixture(TextSource):
         self,
         *,
         sources: Sequence[Callable[[], TextSource]] | None = None,
-        weights: Sequence[float] | None = None,
-        seed: int = 0,
+        weights: Sequence[Positive] | None = None,
+        seed: Seed = 0,
     ) -> None:
         self._sources = [_checked(build()) for build in (sources or (StandardLibrary,))]
         self._weights = [1.0] * len(self._sources) if weights is None else [float(each) for each in weights]
@@ -42,7 +43,6 @@ class Mixture(TextSource):
                 binding="text.mixture.weights",
                 remedy="Set text.mixture.weights to one number for each of text.mixture.sources.",
             )
-        require(min(self._weights) > 0, "text.mixture.weights", min(self._weights), "numbers above 0")
 
     @property
     def identity(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mcframe.bounds import NonNegativeInt, Seed
 from mcframe.data.cache import fingerprint
 from mcframe.data.file_readers import text_of
 from mcframe.errors import UserError
@@ -92,8 +93,8 @@ class HuggingFace(TextSource):
         split: str = "train",
         text_field: str = "text",
         streaming: bool = True,
-        shuffle_buffer: int = 0,
-        seed: int = 0,
+        shuffle_buffer: NonNegativeInt = 0,
+        seed: Seed = 0,
         revision: str | None = None,
     ) -> None:
         self.streaming = streaming

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from mcframe.data.packing import Counted, Tokens, batched, gather_windows, separ
 from mcframe.data.split import Split, check_fraction, documents_of, empty_split
 from mcframe.data.window_stream import StatelessWindows
 from mcframe.errors import UserError
+from mcframe.files import writing
 from mcframe.hookspecs import TextSource, Tokenizer
 
 FORMAT = 1
@@ -87,21 +87,16 @@ def _write(path: Path, documents: Iterable[str], tokenizer: Tokenizer) -> int:
             _write_header(file, kind, length)
             for batch in batched(documents):
                 stream = np.concatenate(separated(tokenizer, batch))
-                file.write(stream.data)
+                with writing(path):
+                    file.write(stream.data)
                 length += len(stream)
             file.seek(0)
             _write_header(file, kind, length)
-            file.flush()
-            os.fsync(file.fileno())
+            with writing(path):
+                file.flush()
+                os.fsync(file.fileno())
         if length:
             partial.replace(path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(
-            f"no space left on the device of {partial} after {length:,} tokens",
-            remedy="Free space, set MCFRAME_CACHE to a folder on another device, or stream the text.",
-        ) from error
     finally:
         partial.unlink(missing_ok=True)
     return length

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mcframe.data import plugin_checks
@@ -68,7 +69,9 @@ class BPE(Tokenizer):
 
     identity = ""
 
-    def __init__(self, vocab_size: int = 65536, name: str = "default", file: str | None = None) -> None:
+    def __init__(
+        self, vocab_size: Annotated[int, Field(ge=_BYTES + 1)] = 65536, name: str = "default", file: str | None = None
+    ) -> None:
         path = Path(file).expanduser() if file else bpe_file(vocab_size, name)
         content = _content(path)
         import tokenizers
