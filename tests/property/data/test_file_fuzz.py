@@ -166,12 +166,12 @@ def check(root, files, symlinks, chosen):
     assert described.startswith("1 document, " if len(found) == 1 else f"{len(found)} documents")
     last = dict(expected)  # of two files with one name, the last is written
     if chosen["text_field"] == "text" and all(texts is not None for texts in last.values()):
-        wanted = [
+        required = [
             text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             for name in sorted(last)
             for text in last[name]
         ]
-        assert [text for text in found if "\ufffd" not in text] == [t for t in wanted if t and "\ufffd" not in t]
+        assert [text for text in found if "\ufffd" not in text] == [t for t in required if t and "\ufffd" not in t]
     attempt(lambda: open_validation(source, Bytes(), 8, 0.4, 2))
     attempt(lambda: open_training_stream(source, Bytes(), 8, 0, 0.4).take([0, 1]))
     assert len(list(plugin_checks.documents(source))) >= len(found)
