@@ -79,7 +79,7 @@ def find_files(paths: Sequence[Path]) -> FoundFiles:
     if not search.found.files:
         where, skipped = named(paths) or "an empty list of paths", search.found.skipped
         if skipped.keys() == {"empty"}:
-            problem, remedy = f"expected text, got {len(skipped['empty']):,} empty files in {where}", ""
+            problem, remedy = f"expected text, got only empty files ({len(skipped['empty']):,}) in {where}", ""
         else:
             reasons = search.found.describe_skipped()
             problem = f"expected files with text ({_SUFFIXES}), got none in {where}{reasons and '; '}{reasons}"
