@@ -1,8 +1,12 @@
+import time
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcframe.context import reachable_lengths
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import compressible_nodes
 from mcframe.context.working_context import build_context
@@ -30,12 +34,35 @@ def test_the_largest_reachable_length_and_all_its_mixes(tree, beyond):
 
 
 @MANY
-@given(trees(max_window=60))
-def test_usable_levels_are_the_most_nodes_of_any_mix(tree):
+@given(trees(max_window=60), st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
+def test_usable_levels_are_the_most_nodes_of_any_mix(tree, fractions):
     tree, known = geometry_of(tree), oracle.mixes(tree)
-    targets = sorted(known)
-    most = {lod: max(m[lod - 1] for ms in known.values() for m in ms) for lod in range(1, tree.levels + 1)}
-    assert tree.usable_levels(targets) == most
+    shortest = min(known)
+    low, high = (shortest + round(fraction * (tree.window - shortest)) for fraction in fractions)
+    reached = {max(length for length in known if length <= target) for target in range(low, high + 1)}
+    within = [mix for length in reached for mix in known[length]]
+    assert tree.usable_levels(low, high) == {lod: max(m[lod - 1] for m in within) for lod in range(1, tree.levels + 1)}
+
+
+@MANY
+@given(trees(max_window=60), st.integers(1, 12))
+def test_an_even_choice_of_mixes_has_the_length(tree, limit):
+    tree, known = geometry_of(tree), oracle.mixes(tree)
+    with patch.object(reachable_lengths, "MOST_MIXES", limit):
+        for length, every in known.items():
+            chosen = reachable_lengths.mixes(tree, tree.window - length)
+            assert chosen
+            assert set(chosen) <= every
+            assert len(chosen) == len(set(chosen))
+
+
+def test_large_trees_take_no_time():
+    tree = ContextTree(1_000_000, 8, levels=5, slots=1, tail=128)
+    started = time.process_time()
+    assert tree.reachable_length(750_000) == 749_995
+    assert tree.usable_levels(750_000, 900_000)[5] == 7
+    assert 1 <= len(tree.reachable(750_000)[1]) <= reachable_lengths.MOST_MIXES
+    assert time.process_time() - started < 1
 
 
 @MANY
