@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mcframe.config.schema import RunConfig
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.data.loader import micro_batch_for
+from mcframe.environment import prepare_rank
 from mcframe.errors import UserError, require
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.registry.checks import raise_contract_error
@@ -31,30 +31,24 @@ from mcframe.training.first_interval import GradientWatch
 from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.train_step import StepBatch, TrainStep
 
-_SINGLE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-
 
 def prepare_environment() -> None:
     """Set the environment variables that DeepSpeed reads when it is imported.
 
     Without them DeepSpeed would look for MPI if it is started by plain `python`, and print its search for devices on a
-    machine without a GPU. The folder of this Python is added to PATH, for its `ninja`.
+    machine without a GPU. DS_ACCELERATOR=cpu hides GPUs from torch, too. The folder of this Python is added to PATH,
+    for its `ninja`.
+
+    Raises:
+        UserError: The variables of a rank are set in part.
     """
-    if "RANK" not in os.environ:
-        for name, value in _SINGLE_PROCESS.items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("MASTER_PORT", str(free_port()))
+    prepare_rank()
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # DeepSpeed's launcher numbers the ranks of a CPU in it
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_directory()))
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-
-
-def free_port() -> int:
-    """Return a port of this machine that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def extensions_directory() -> Path:

@@ -50,13 +50,14 @@ def param_groups(step: TrainStep, optimizer: Optimizer, config: OptimizerConfig)
         UserError: A trained parameter is in no group or in more than one.
     """
     found = []
+    scales = dict[str, float](config.lr_scale.items())
     for part, scaled_as, module in step.named_parts():
         for group in _declared(module):
             trained = tuple(each for each in group.parameters if each.requires_grad)
             if not trained:
                 continue
             rule = optimizer.update_rule(group.role, config.lr)
-            scale = group.lr_scale * config.lr_scale.get(scaled_as or "", 1.0)
+            scale = group.lr_scale * scales.get(scaled_as or "", 1.0)
             trained_group = ParamGroup(group.role, trained, group.weight_decay, group.lr_scale)
             decay = config.weight_decay if group.weight_decay else 0.0
             found.append(PartGroup(part, trained_group, rule, rule.lr * scale, decay))
