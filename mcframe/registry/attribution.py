@@ -101,8 +101,13 @@ def broken_contract(error: ContractError, entry: Registered) -> UserError:
     """Return the message for a plug-in that does not keep its interface."""
     method = inspect.unwrap(getattr(type(error.culprit), error.method, None))  # type: ignore[arg-type]
     code = getattr(method, "__code__", None)
-    location = Location(code.co_filename, code.co_firstlineno) if code else Location(entry.file)
-    return UserError(f"{_named(entry)}: {error.problem}", remedy=error.remedy, location=location)
+    start = Location(code.co_filename, code.co_firstlineno) if code else Location(entry.file)
+    return UserError(f"{_named(entry)}: {error.problem}", remedy=error.remedy, location=error.location or start)
+
+
+def is_third_party(product: object) -> bool:
+    """Return whether a third-party plug-in has made this object."""
+    return _CALL in getattr(product, "__dict__", {})
 
 
 def last_line(error: BaseException) -> str:

@@ -260,6 +260,11 @@ class Engine:
             group["lr"] = rate
 
     @property
+    def skipped_a_step(self) -> bool:
+        """Whether DeepSpeed skipped an update because of a gradient that is not finite, at ZeRO 1 to 3."""
+        return bool(self.wrapped.skipped_steps)
+
+    @property
     def gradient_norm(self) -> torch.Tensor | None:
         """Norm of the last step's gradient before clipping; None if DeepSpeed did not compute it."""
         norm = self.wrapped.get_global_grad_norm() if self._reports_norm else None
