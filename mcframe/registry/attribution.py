@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcframe.errors import Location, UserError
+from mcframe.errors import Location, UserError, is_lost_connection
 from mcframe.hookspecs import INTERFACES, PROJECT
 from mcframe.registry.checks import ContractError
 
@@ -66,9 +66,9 @@ def attribute_calls(product: object, entry: Registered) -> None:
 def explain(error: Exception, registry: Registry) -> UserError | None:
     """Return the error as a message that names the plug-in, or None if no third-party plug-in raised it.
 
-    Running out of memory is never attributed.
+    Running out of memory and the loss of another rank are never attributed.
     """
-    if isinstance(error, (UserError, MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (UserError, MemoryError, torch.OutOfMemoryError)) or is_lost_connection(error):
         return None
     if isinstance(error, ContractError):
         entry = _entry_of(_call_of("", error.culprit), registry)
