@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -69,6 +71,15 @@ def is_lost_connection(error: BaseException) -> bool:
     return type(error).__name__.startswith("Dist") or (
         isinstance(error, RuntimeError) and bool(_LOST.search(str(error)))
     )
+
+
+class Interrupt(KeyboardInterrupt):
+    """A Ctrl-C of the user, as opposed to a KeyboardInterrupt that code raises."""
+
+
+def raise_interrupt(number: int = signal.SIGINT, frame: object = None) -> NoReturn:
+    """Raise Interrupt: the handler of SIGINT in every command."""
+    raise Interrupt
 
 
 def require(holds: bool, binding: str, value: object, rule: str, remedy: str = "") -> None:

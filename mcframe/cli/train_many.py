@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mcframe.cli.train import arguments, train_in_group
+from mcframe.cli.run_options import arguments
+from mcframe.cli.train import train_in_group
 from mcframe.config.run_config import load_run_config
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.registry.discovery import PluginOptions

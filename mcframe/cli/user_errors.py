@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -16,9 +17,12 @@ from rich.panel import Panel
 from rich.text import Text
 
 from mcframe.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, is_lost_connection
+from mcframe.files import is_full, unwritable
 
 _OTHERS_REPORT_S = 10.0
 _NOTE_LIFETIME_S = 60.0
+_OF_A_PATH = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG,
+              errno.ELOOP, errno.EIO}  # fmt: skip
 
 
 def show(error: UserError) -> None:
@@ -32,10 +36,13 @@ def show(error: UserError) -> None:
     console.print(Panel(text, title="mcframe stopped", title_align="left", border_style="red"), highlight=False)
 
 
-def _unwritable(error: OSError) -> UserError:
-    return UserError(
-        f"{error.filename}: {error.strerror}", remedy="Pass another path to this command, or make this one writable."
-    )
+def _as_user_error(failure: Exception) -> UserError | None:
+    """Return the message for an exception that a user can fix: a UserError, or a path that cannot be written."""
+    if isinstance(failure, UserError):
+        return failure
+    if is_full(failure) or (isinstance(failure, OSError) and failure.errno in _OF_A_PATH):
+        return unwritable(failure)
+    return None
 
 
 def _is_first() -> bool:
@@ -44,7 +51,7 @@ def _is_first() -> bool:
     The error of one rank makes others fail. Ranks of one machine have a launcher and a port in common, which name the
     note. The launcher of another machine ends its ranks once one of them has ended.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or "MASTER_PORT" not in os.environ:
         return True
     try:
         note = _note()
@@ -110,15 +117,13 @@ def report_user_errors(action: Callable[[], int], *, traceback: bool) -> int:
     except Exception as failure:
         if traceback:
             raise
-        error: Exception = failure
-        if isinstance(failure, (PermissionError, FileExistsError, NotADirectoryError)):
-            error = _unwritable(failure)
-        elif is_lost_connection(failure) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        error = _as_user_error(failure)
+        if error is None and is_lost_connection(failure) and os.environ.get("WORLD_SIZE", "1") != "1":
             if _reported_elsewhere():
                 return EXIT_USER_ERROR
             error = _lost_connection(failure)
         first = _is_first()
-        if not isinstance(error, UserError):
+        if error is None:
             raise
         if first:
             show(error)

@@ -29,7 +29,7 @@ from mcframe.config.training_schema import (
 )
 from mcframe.losses.lens_targets import LensTargetsConfig
 from mcframe.modeling.gpt import GPT
-from mcframe.registry.attribution import explain
+from mcframe.registry.attribution import exits_as_errors, explain
 from mcframe.registry.discovery import INSTALLED, PluginOptions, discover
 from mcframe.registry.factory import PluginFactory
 from mcframe.registry.plugins import KINDS, Registered, Registry
@@ -80,7 +80,8 @@ class Loaded:
         """Attach a binding's location to a UserError of the body, and a plug-in's name to an error of a plug-in."""
         with self.config.locating_errors():
             try:
-                yield
+                with exits_as_errors():
+                    yield
             except Exception as error:
                 if (explained := explain(error, self.registry)) is not None:
                     raise explained from error

@@ -37,7 +37,7 @@ class SaveCheckpoint(TrainerCallback):
         started = time.monotonic()
         loss = trainer.loss.double()
         dist.all_reduce(loss)
-        norm = trainer.engine.gradient_norm
+        norm = trainer.engine.gradient_norms.get("train/grad_norm")
         trainer.check_finite(float(loss) / dist.get_world_size(), None if norm is None else float(norm))
         states: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(states, trainer.loader.state())
