@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -166,6 +166,8 @@ class RunConfig:
         optimizer: Optimizer; None is `@optimizer.adamw`.
         schedule: Learning-rate schedule; None is `@schedule.trapezoid`.
         callbacks: Act after backward passes and steps, for example `@callback.early_stopping`.
+        hooks: Installed plug-ins or packages whose life-cycle hooks act, each with the settings that they read, for
+            example `{'mylab': {'channel': 'runs'}}`. Hooks of `--plugin` always act.
         start_from: A run directory or checkpoint of another run. Base model, GistNet and LensNet start with its
             weights, each where all of the part fits.
         trainable: The parts that are trained; the others are frozen. Parameters of a loss are frozen with its part.
@@ -191,6 +193,7 @@ class RunConfig:
     extra_losses: Sequence[Callable[[ModelShape], Loss]] = ()
     loggers: Sequence[Callable[[RunStart], MetricLogger]] = ()
     callbacks: Sequence[Callable[[], Callback]] = ()
+    hooks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     optimizer: Callable[[], Optimizer] | None = None
     schedule: Callable[[], Schedule] | None = None
     total_tokens: Count | None = None

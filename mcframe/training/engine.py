@@ -273,6 +273,11 @@ class Engine:
             group["lr"] = rate
 
     @property
+    def skipped_a_step(self) -> bool:
+        """Whether DeepSpeed skipped an update because of a gradient that is not finite, at ZeRO 1 to 3."""
+        return bool(self.wrapped.skipped_steps)
+
+    @property
     def gradient_norms(self) -> dict[str, torch.Tensor]:
         """Norms of the last step's gradient before clipping by name: of all, and of each part if it is clipped."""
         if self._clipping is not None:

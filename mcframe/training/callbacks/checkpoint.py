@@ -33,12 +33,13 @@ class SaveCheckpoint(TrainerCallback):
         """Write a checkpoint.
 
         Raises:
-            UserError: The loss is not finite on some rank, so that no good checkpoint is replaced.
+            UserError: Loss or gradient is not finite on some rank, so that no good checkpoint is replaced.
         """
         started = time.monotonic()
         loss = trainer.loss.double()
         dist.all_reduce(loss)
-        trainer.check_finite(float(loss) / dist.get_world_size())
+        norm = trainer.engine.gradient_norms.get("train/grad_norm")
+        trainer.check_finite(float(loss) / dist.get_world_size(), None if norm is None else float(norm))
         states: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(states, trainer.loader.state())
         shared = {
