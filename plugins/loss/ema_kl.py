@@ -57,7 +57,7 @@ class EMAKL(Loss):
         assert isinstance(self.average, LensNet)
         with torch.no_grad():
             average = block_means(self.average(lens.prefix, lens.embeddings.float()).to(lens.scores.dtype), lens.prefix)
-        # LensNet may have other weights than when it was built (run.start_from): the first step has no average yet.
+        # The first step has no average yet: LensNet may have received other weights after setup (run.start_from).
         average = torch.where(self.steps == 0, lens.block_scores.detach(), average)
         kl = mean_policy_kl(lens.block_scores, average, actionable(lens.prefix), self.temperature)
         figure = masked_sum(kl, torch.ones_like(kl, dtype=torch.bool))
