@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcframe.errors import Interrupt, Location, UserError
+from mcframe.errors import Interrupt, Location, UserError, is_lost_connection
 from mcframe.hookspecs import INTERFACES, PROJECT
 from mcframe.registry.checks import ContractError
 from mcframe.registry.global_state import Change, read_state, undo_changes, warn
@@ -109,9 +109,9 @@ def attribute_calls(product: object, entry: Registered) -> None:
 def explain(error: Exception, registry: Registry) -> UserError | None:
     """Return the error as a message that names the plug-in, or None if no third-party plug-in raised it.
 
-    Running out of memory is never attributed.
+    Running out of memory and the loss of another rank are never attributed.
     """
-    if isinstance(error, (UserError, MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (UserError, MemoryError, torch.OutOfMemoryError)) or is_lost_connection(error):
         return None
     if isinstance(error, ContractError):
         entry = _entry_of(_call_of("", error.culprit), registry)
@@ -144,8 +144,8 @@ def broken_contract(error: ContractError, entry: Registered) -> UserError:
     """Return the message for a plug-in that does not keep its interface."""
     method = inspect.unwrap(getattr(type(error.culprit), error.method, None))  # type: ignore[arg-type]
     code = getattr(method, "__code__", None)
-    location = Location(code.co_filename, code.co_firstlineno) if code else Location(entry.file)
-    return UserError(f"{named(entry)}: {error.problem}", remedy=error.remedy, location=location)
+    start = Location(code.co_filename, code.co_firstlineno) if code else Location(entry.file)
+    return UserError(f"{named(entry)}: {error.problem}", remedy=error.remedy, location=error.location or start)
 
 
 def described(product: object) -> str:
