@@ -164,6 +164,7 @@ class Registry:
         self.plugins: dict[str, Plugin] = {}
         self.broken: list[BrokenPlugin] = []
         self.skipped: list[str] = []
+        self.misspelt: list[str] = []
 
     def register_plugin(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
         """Add a plug-in, a module or an instance, under a name of its own; on an error the registry is unchanged.
@@ -202,8 +203,8 @@ class Registry:
         return self._manager.is_registered(plugin)
 
     def warnings(self) -> list[str]:
-        """Return one line for each plug-in that could not be loaded."""
-        return [f"{broken}; runs that do not need it are not affected" for broken in self.broken]
+        """Return one line for each plug-in that could not be loaded or is registered where nothing looks."""
+        return self.misspelt + [f"{broken}; runs that do not need it are not affected" for broken in self.broken]
 
     def versions(self) -> dict[str, str]:
         """Return the version of every package with a plug-in here, for checkpoints and reports."""
