@@ -109,8 +109,15 @@ class ContextConfig:
         """Return the most nodes of each LOD that any target length can hold.
 
         Raises:
-            UserError: A level can never occur and `allow_unused_levels` is False.
+            UserError: No context is as short as a target, or a level can never occur and `allow_unused_levels` is
+                False.
         """
+        for name, fraction in (("length_start", 0.0), ("length_end", 1.0)):
+            try:
+                self.tree.reachable_length(self.target(fraction))
+            except UserError as error:
+                error.binding = f"context.{name}"
+                raise
         low, high = self.targets[0], self.targets[-1]
         usable = self.tree.usable_levels(low, high)
         unused = [lod for lod, most in usable.items() if most == 0]

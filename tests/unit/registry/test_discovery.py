@@ -250,6 +250,17 @@ def test_skipping_an_unknown_plugin_is_refused():
     assert "mcframe" in error.remedy
 
 
+@pytest.mark.parametrize("group", ["mcframe.plugin", "mcframe_plugins", "mcframe.Plugins", "mcframe"])
+def test_a_misspelt_group_of_entry_points_is_a_warning(install, tmp_path, group):
+    install("their_nets", "")
+    (file,) = tmp_path.glob("site/their_nets*/entry_points.txt")
+    file.write_text(file.read_text().replace("[mcframe.plugins]", f"[{group}]"))
+    importlib.invalidate_caches()
+    (warning,) = discover().warnings()
+    assert warning.startswith(f"their_nets 1.0 offers 'it' under the entry-point group {group!r}, which nothing reads")
+    assert "expected 'mcframe.plugins'" in warning
+
+
 # ---- --strict-plugins ----------------------------------------------------------------------------
 def test_a_broken_plugin_stops_runs_that_use_it_and_strict_ones(install, smoke):
     install("broken_one", "import not_there_at_all")
