@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,7 @@ from mcframe.training.engine import Engine, barrier, prepare_environment, start_
 from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, write_record
 from mcframe.training.resume_rules import as_table, check_data, data_identity, differences
 from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, write_provenance
+from mcframe.training.stall import StallWatch
 from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
 from mcframe.training.weights import start_from
@@ -107,7 +109,11 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
             components.callbacks, loaded.config.as_dict(), lambda error: explain(error, loaded.registry)
         )
         trainer = Trainer(components, engine, run_plan, loggers, loaded.registry.hooks, device, callbacks, restored)
-    summary = trainer.run()
+    watch = _watch_for_stalls(rank, dist.get_world_size())
+    try:
+        summary = trainer.run()
+    finally:
+        watch.end()
     for reason in callbacks.stop_reasons:
         console.print(f"Stopped by {reason}", markup=False, highlight=False, soft_wrap=True)
     if summary["status"] == "interrupted":
@@ -127,6 +133,23 @@ def _restore(
     with console.status("Reading and tokenising text"):
         check_data(checkpoint, data_identity(components))
     return load(engine, checkpoint)
+
+
+def _watch_for_stalls(rank: int, world_size: int) -> StallWatch:
+    """Start to watch for ranks that wait in different collectives. Such a wait cannot be left: the process ends."""
+
+    def end(error: UserError) -> None:
+        code = report_user_errors(functools.partial(_raise, error), traceback=False)
+        os._exit(code)
+
+    watch = StallWatch(dist.distributed_c10d._get_default_store(), rank, world_size, end)
+    if world_size > 1:
+        watch.start()
+    return watch
+
+
+def _raise(error: UserError) -> NoReturn:
+    raise error
 
 
 def _print_start(

@@ -266,7 +266,7 @@ class Registry:
         return self._manager.is_registered(plugin)
 
     def warnings(self) -> list[str]:
-        """Return one line for each plug-in that could not be loaded, is misplaced or does not act, and contested name."""
+        """Return a line for each contested name and each plug-in that could not be loaded, found or enabled."""
         taken = [f"{error.message}; runs that use neither are not affected" for error in self.contested.values()]
         silent = [
             f"life-cycle hooks of {each.origin} do not act; run.hooks = {{{each.names[0]!r}: {{}}}} enables them"
