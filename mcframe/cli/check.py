@@ -98,9 +98,9 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str],
         usable = run_config.context.check_levels().items()
         rows["usable nodes"] = ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in usable)
     rows["memory a rank"] = _memory(step, optimizer, run_config, ranks)
-    share = run_config.sequences // ranks if run_config.sequences % ranks == 0 else run_config.sequences
-    micro = micro_batch_for(share, run_config.micro_batch)
-    engine_config(run_config, optimizer, micro, share // micro)
+    sequences = run_config.sequences // ranks if run_config.sequences % ranks == 0 else run_config.sequences
+    micro = micro_batch_for(sequences, run_config.micro_batch)
+    engine_config(run_config, optimizer, micro, sequences // micro)
     return rows, _probe(run_config, step, allocator) if variants else []
 
 

@@ -60,8 +60,8 @@ class FoundFiles:
     def describe_skipped(self) -> str:
         """Return number, reason and the first names of what is skipped; empty if nothing is."""
         most = sorted(self.skipped.items(), key=lambda item: (-len(item[1]), item[0]))
-        reasons = [f"{len(paths):,} {reason} ({named(paths)})" for reason, paths in most[:8]]
-        reasons += [f"{sum(len(paths) for _, paths in most[8:]):,} for other reasons"] if most[8:] else []
+        reasons = [f"{len(paths):,} {reason} ({named(paths)})" for reason, paths in most[:12]]
+        reasons += [f"{sum(len(paths) for _, paths in most[12:]):,} for other reasons"] if most[12:] else []
         return f"skipped: {'; '.join(reasons)}" if reasons else ""
 
 
@@ -176,7 +176,8 @@ class _Search:
         if not stat.S_ISREG(facts.st_mode):
             return "that are no regular files"
         if kind is None:
-            return f"of unknown suffix {path.suffix}" if path.suffix else "without suffix"
+            suffix = "".join(path.suffixes[-2 if path.suffix.lower() in COMPRESSION else -1 :])
+            return f"of unknown suffix {suffix}" if suffix else "without suffix"
         if facts.st_size < _SMALLEST.get(path.suffix.lower(), 1):
             return f"too short to be {path.suffix} files" if facts.st_size else "empty"
         if not os.access(path, os.R_OK):

@@ -17,13 +17,13 @@ from torch import Tensor
 from mcframe.data import plugin_checks
 from mcframe.data.cache import cache_dir, cache_key, fingerprint, make_folder
 from mcframe.data.packing import Counted, Tokens, batched, gather_windows, separated, token_type, window_count
-from mcframe.data.split import Split, check_fraction, documents_of, empty_split
+from mcframe.data.split import Split, check_fraction, empty_split, split_documents
 from mcframe.data.window_stream import StatelessWindows
 from mcframe.errors import UserError
 from mcframe.files import writing
 from mcframe.hookspecs import TextSource, Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Part of every token file's name: raise it when the same documents result in other bytes."""
 
 
@@ -86,7 +86,7 @@ def token_file(source: TextSource, tokenizer: Tokenizer, *, split: Split, fracti
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():  # another process may have written it while this one waited
                 counted = Counted(plugin_checks.documents(source))
-                if not _write(path, documents_of(counted, split, fraction), tokenizer):
+                if not _write(path, split_documents(source, counted, split, fraction), tokenizer):
                     raise empty_split(split, fraction, counted.count)
     return TokenFile(path)
 

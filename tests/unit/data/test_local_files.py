@@ -62,6 +62,7 @@ def test_files_of_every_kind_are_read_in_order(folder):
 
 def test_the_description_counts_what_is_read_and_names_what_is_not(folder):
     (folder / "data.json").write_text("[]")
+    (folder / "all.tar.gz").write_bytes(b"packed")
     (folder / "README").write_text("no suffix")
     (folder / "gone.txt").symlink_to(folder / "nothing.txt")
     (folder / "again.txt").symlink_to(folder / "b.txt")
@@ -71,8 +72,9 @@ def test_the_description_counts_what_is_read_and_names_what_is_not(folder):
     assert found.startswith("7 documents; ")
     for part in (
         "in 6 files", "1 file without documents", "zero.parquet", "2 empty documents omitted", "1 hidden", ".hidden",
-        "1 empty (", "empty.txt", "unknown suffix .png", "unknown suffix .json", "without suffix", "README",
-        "broken links", "gone.txt", "read already under another name", "no regular files", "pipe.txt",
+        "1 empty (", "empty.txt", "unknown suffix .png", "unknown suffix .json", "unknown suffix .tar.gz",
+        "without suffix", "README", "broken links", "gone.txt",
+        "read already under another name", "no regular files", "pipe.txt",
     ):  # fmt: skip
         assert part in found
     assert read(folder) == ALL  # again.txt is read, and b.txt is the same file
@@ -192,7 +194,7 @@ def test_paths_without_text_are_errors(tmp_path, path, options, words):
 def test_a_pattern_is_not_expanded_and_many_reasons_are_summed_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fails(lambda: read("*.txt"), "missing path *.txt", "patterns are not expanded")
-    for number in range(12):
+    for number in range(16):
         (tmp_path / f"a.k{number}").write_text("x")
     fails(lambda: read("."), "1 of unknown suffix .k0 (a.k0)", "4 for other reasons")
 
