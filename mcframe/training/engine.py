@@ -23,6 +23,7 @@ from mcframe.context.step_metrics import StepMetrics
 from mcframe.data.loader import micro_batch_for
 from mcframe.environment import prepare_rank
 from mcframe.errors import UserError, require
+from mcframe.hookspecs import Optimizer
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.registry.checks import raise_contract_error
 from mcframe.training.build import Components
@@ -168,6 +169,19 @@ def _forget_shared_memory(rank: int) -> None:
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
 
 
+def complete_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]], offload: bool) -> torch.optim.Optimizer:
+    """Return the built optimizer. Raises ContractError unless it holds every parameter of the groups."""
+    expected = {id(parameter) for group in groups for parameter in group["params"]}
+    built = optimizer.build(groups, offload)
+    held = {id(parameter) for group in built.param_groups for parameter in group["params"]}
+    if missing := expected - held:
+        raise_contract_error(
+            optimizer, "build", f"expected an optimizer of all {len(expected)} parameters, got one without "
+            f"{len(missing)} of them, which would never be trained",
+        )  # fmt: skip
+    return built
+
+
 class Engine:
     """A DeepSpeed engine around the train step, with one backward pass a micro-batch and a check of gradients."""
 
@@ -190,7 +204,7 @@ class Engine:
         self.wrapped, _, _, self._scheduler = deepspeed.initialize(
             model=step,
             config=self.config,
-            optimizer=lambda _: optimizer.build(groups, offload),
+            optimizer=lambda _: complete_optimizer(optimizer, groups, offload),
             # Of anything but a plain function, LambdaLR would store the attributes in checkpoints.
             lr_scheduler=lambda built: LambdaLR(built, lambda step: self._lr_factor(step)),
         )
