@@ -8,11 +8,12 @@ from hashlib import blake2b
 from pathlib import Path
 
 from mcframe.errors import UserError
+from mcframe.files import user_path
 
 
 def cache_dir() -> Path:
     """Return `$MCFRAME_CACHE`, else `~/.cache/mcframe`. The folder need not exist."""
-    return Path(os.environ.get("MCFRAME_CACHE") or "~/.cache/mcframe").expanduser()
+    return user_path(os.environ.get("MCFRAME_CACHE") or "~/.cache/mcframe", "MCFRAME_CACHE")
 
 
 def make_folder(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 
 from mcframe.data.cache import fingerprint
 from mcframe.errors import UserError
+from mcframe.files import user_path
 from mcframe.hookspecs import TextSource
 
 _NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
@@ -84,7 +85,10 @@ class LocalFiles(TextSource):
 
     def __init__(self, paths: str | Sequence[str], text_field: str = "text", streaming: bool = False) -> None:
         self.streaming = streaming
-        self._paths = [Path(path).expanduser().absolute() for path in ([paths] if isinstance(paths, str) else paths)]
+        self._paths = [
+            user_path(path, "text.local_files.paths").absolute()
+            for path in ([paths] if isinstance(paths, str) else paths)
+        ]
         self._text_field = text_field
 
     @staticmethod
@@ -198,7 +202,9 @@ class HuggingFace(TextSource):
         revision: str | None = None,
     ) -> None:
         self.streaming = streaming
-        self._name, self._subset, self._split = name, subset, split
+        local = not name.strip() or name.startswith("~")  # other names may be those of the hub
+        self._name = str(user_path(name, "text.hugging_face.name")) if local else name
+        self._subset, self._split = subset, split
         self._text_field = text_field
         self._shuffle_buffer, self._seed = shuffle_buffer, seed
         self._revision = revision

@@ -19,6 +19,7 @@ from mcframe.data.packing import batched
 from mcframe.data.sources import StandardLibrary
 from mcframe.data.split import check_fraction, documents_of, empty_split
 from mcframe.errors import UserError
+from mcframe.files import user_path
 from mcframe.hookspecs import TextSource, Tokenizer
 
 SEPARATOR = "<|separator|>"
@@ -69,7 +70,7 @@ class BPE(Tokenizer):
     identity = ""
 
     def __init__(self, vocab_size: int = 65536, name: str = "default", file: str | None = None) -> None:
-        path = Path(file).expanduser() if file else bpe_file(vocab_size, name)
+        path = bpe_file(vocab_size, name) if file is None else user_path(file, "tokenizer.bpe.file")
         content = _content(path)
         import tokenizers
 
