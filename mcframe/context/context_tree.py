@@ -6,12 +6,10 @@ docs/concepts.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
-import torch
-
+from mcframe.context.level_mixes import LevelMixes
 from mcframe.errors import UserError
 
 
@@ -140,7 +138,8 @@ class ContextTree:
 
     def compressible_nodes(self, lod: int) -> int:
         """Number of nodes at `lod` that may be compressed."""
-        return sum(self.compressible[lod - 1])
+        first, end = -(-self.sink * self.block_size // self.span(lod)), self.cursor // self.span(lod)
+        return max(0, end - first)
 
     # ---- lengths ---------------------------------------------------------------------------------
     def length(self, counts: tuple[int, ...]) -> int:
@@ -148,62 +147,44 @@ class ContextTree:
         return self.window - sum(n * self.saving(lod) for lod, n in enumerate(counts, start=1))
 
     @cached_property
+    def level_mixes(self) -> LevelMixes:
+        """The mixes of levels that fit."""
+        most = tuple(self.compressible_nodes(lod) for lod in range(1, self.levels + 1))
+        return LevelMixes(self.block_size, self.slots, most)
+
+    @cached_property
     def minimum_length(self) -> int:
         """Entries of the shortest valid context."""
-        return min(self.length((free, *above)) for above, free in self._above_level_1())
+        return self.window - self.level_mixes.largest_saving()
 
     def reachable(self, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
-        """The largest reachable length that does not exceed `target`, and every mix of nodes that has it.
+        """The largest reachable length that does not exceed `target`, and the mixes of nodes that have it.
 
-        Returns `(length, mixes)`; `mix[l - 1]` is the number of nodes at LOD l.
+        Returns `(length, mixes)`; `mix[l - 1]` is the number of nodes at LOD l. Every mix is returned, or `MOST_MIXES`
+        of them where there are more.
         Raises UserError, naming the minimum, where no context is that short.
         """
         found: tuple[int, tuple[tuple[int, ...], ...]] = _reachable(self, target)
         return found
 
-    def _above_level_1(self) -> Iterator[tuple[tuple[int, ...], int]]:
-        """Every number of nodes at LOD 2 and up that fits, with the LOD1 nodes that remain free."""
-
-        def choose(lod: int, above: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
-            # A compressed node above takes K**(its LOD - lod) nodes away from this level.
-            taken = sum(n * self.block_size**distance for distance, n in enumerate(above, start=1))
-            free = self.compressible_nodes(lod) - taken
-            if lod == 1:
-                yield above, free
-                return
-            for n in range(free + 1):
-                yield from choose(lod - 1, (n, *above))
-
-        yield from choose(self.levels, ())
-
-    def usable_levels(self, targets: list[int]) -> dict[int, int]:
-        """For each LOD, the most nodes of it that a context at one of these target lengths can hold."""
-        most = dict.fromkeys(range(1, self.levels + 1), 0)
-        for target in targets:
-            for mix in self.reachable(target)[1]:
-                for lod, n in enumerate(mix, start=1):
-                    most[lod] = max(most[lod], n)
-        return most
+    def usable_levels(self, low: int, high: int) -> dict[int, int]:
+        """For each LOD, the most nodes of it that a context can hold at a target length from `low` to `high`."""
+        largest = self.window - self.reachable(low)[0]
+        return {lod: self.level_mixes.most_nodes(lod, self.window - high, largest) for lod in range(1, self.levels + 1)}
 
 
 @lru_cache(maxsize=4096)
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # integers: nothing to trace
 def _reachable(tree: ContextTree, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
-    best, mixes = -1, list[tuple[int, ...]]()
-    for above, free in tree._above_level_1():
-        rest = tree.length((0, *above))
-        n = max(0, -((target - rest) // tree.saving(1)))  # LOD1 nodes needed: the excess, rounded up
-        length = rest - n * tree.saving(1)
-        if n > free or length < best:
-            continue
-        if length > best:
-            best, mixes = length, []
-        mixes.append((n, *above))
-    if best < 0:
+    saving = tree.level_mixes.saving(tree.window - target)
+    if saving is None:
         raise UserError(
             f"no working context of {target} entries or fewer: with a window of {tree.window}, blocks of "
             f"{tree.block_size}, {tree.levels} level(s) and a tail of {tree.tail} the shortest has "
             f"{tree.minimum_length}",
             remedy="raise the target length, lower context.tail or raise context.levels",
         )
-    return best, tuple(mixes)
+    return tree.window - saving, tree.level_mixes.mixes(saving)
+
+
+# Integers: nothing to trace. `torch.compiler.assume_constant_result` does this, too, and imports the compiler for 3 s.
+vars(_reachable.__wrapped__)["_dynamo_marked_constant"] = True

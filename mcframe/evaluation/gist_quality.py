@@ -6,15 +6,17 @@ See docs/evaluation.md for the conditions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from mcframe.bounds import OpenFraction, Repeats
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.context.focus_ops import lengths
 from mcframe.context.substitutions import Condition
-from mcframe.errors import require
 from mcframe.evaluation.collapse import entries, nodes_to_collapse, random_focus
 from mcframe.evaluation.gist_report import Comparison, ConditionScores, describe
 from mcframe.evaluation.swap_pairs import paired
@@ -39,15 +41,11 @@ class GistQuality(Evaluation):
         self,
         *,
         name: str = "gist_quality",
-        windows: int = 256,
-        lengths: Sequence[float] | None = None,
+        windows: Annotated[int, Field(ge=2, le=1_000_000)] = 256,
+        lengths: Sequence[OpenFraction] | None = None,
         task: Callable[[ContextTree], SyntheticTask] | None = None,
-        resamples: int = 2000,
+        resamples: Repeats = 2000,
     ) -> None:
-        require(windows >= 2, "evaluation.gist_quality.windows", windows, "2 or more")
-        require(resamples >= 1, "evaluation.gist_quality.resamples", resamples, "1 or more")
-        for length in lengths or ():
-            require(0 < length < 1, "evaluation.gist_quality.lengths", length, "fractions above 0 and below 1")
         self.name, self.windows, self.lengths = name, windows, lengths
         self.task, self.resamples = task, resamples
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mcframe.bounds import NonNegativeInt, Repeats
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import (
     block_means,
@@ -52,10 +53,10 @@ class GreedyAllocator(Allocator):
         *,
         expand_threshold: float = 0.0,
         collapse_threshold: float = 1.0,
-        replacements: int | None = None,
-        iterations: int = 2,
-        cooldown: int = 0,
-        protected_tail: int = 0,
+        replacements: NonNegativeInt | None = None,
+        iterations: Repeats = 2,
+        cooldown: NonNegativeInt = 0,
+        protected_tail: NonNegativeInt = 0,
     ) -> None:
         self.tree = tree
         self.expand_threshold, self.collapse_threshold = expand_threshold, collapse_threshold

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcframe.bounds import Decay, NonNegative, Temperature
 from mcframe.context.focus_ops import block_means
 from mcframe.context.preference_pairs import actionable
 from mcframe.context.step_metrics import StepMetrics, masked_mean, masked_sum
-from mcframe.errors import require
 from mcframe.hookspecs import LensNet, Loss, LossTerm, ModelShape, StepView
 
 DECLARED_METRICS = {
@@ -39,11 +39,9 @@ class EMAKL(Loss):
     steps: Tensor
 
     def __init__(
-        self, shape: ModelShape, *, weight: float = 0.01, decay: float = 0.99, temperature: float = 1.0
+        self, shape: ModelShape, *, weight: NonNegative = 0.01, decay: Decay = 0.99, temperature: Temperature = 1.0
     ) -> None:
         super().__init__()
-        require(0 <= decay < 1, "loss.ema_kl.decay", decay, "a fraction from 0 and below 1")
-        require(temperature > 0, "loss.ema_kl.temperature", temperature, "above 0")
         self.weight, self.decay, self.temperature = weight, decay, temperature
         self.average: nn.Module | None = None
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
