@@ -13,7 +13,7 @@ from mcframe.config.configurables import Configurable, missing_error
 from mcframe.config.values import Binding, Macro, Reference, leaves, map_leaves, render, scoped
 from mcframe.errors import UserError, did_you_mean
 from mcframe.registry.plugins import KINDS, Registry
-from mcframe.renamed import new_binding, new_reference
+from mcframe.renamed import REMOVED_BINDINGS, new_binding, new_reference
 
 
 class Checker:
@@ -64,6 +64,8 @@ class Checker:
             return
         if renamed := new_binding(full):
             raise UserError(f"{full} has a new name: {renamed}", remedy=f"Replace {full} by {renamed}.")
+        if full in REMOVED_BINDINGS:
+            raise UserError(f"{full} no longer exists: {REMOVED_BINDINGS[full]}", remedy=f"Remove {full}.")
         if full in self._names:
             raise UserError(
                 f"{full} is an implementation, not a parameter",

@@ -32,7 +32,6 @@ class GistQuality(Evaluation):
         windows: Held-out sequences; 2 or more.
         lengths: Target lengths of the contexts, as fractions of T; None = `context.length_end` and 0.9.
         task: `@task.NAME` in place of what the run trains on.
-        resamples: Resamples of the bootstrap.
     """
 
     def __init__(
@@ -42,14 +41,11 @@ class GistQuality(Evaluation):
         windows: int = 256,
         lengths: Sequence[float] | None = None,
         task: Callable[[ContextTree], SyntheticTask] | None = None,
-        resamples: int = 2000,
     ) -> None:
         require(windows >= 2, "evaluation.gist_quality.windows", windows, "2 or more")
-        require(resamples >= 1, "evaluation.gist_quality.resamples", resamples, "1 or more")
         for length in lengths or ():
             require(0 < length < 1, "evaluation.gist_quality.lengths", length, "fractions above 0 and below 1")
-        self.name, self.windows, self.lengths = name, windows, lengths
-        self.task, self.resamples = task, resamples
+        self.name, self.windows, self.lengths, self.task = name, windows, lengths, task
 
     def run(self, model: EvalModel) -> EvalResult:
         """Score every condition under every focus."""
@@ -68,7 +64,7 @@ class GistQuality(Evaluation):
             scores = score_conditions(model, data, focus, conditions)
             name = f"lod{lod}_at_{100 * fraction:g}"
             comparisons.append(Comparison(name, lod, int(lengths(focus[:1], tree)), scores))
-        return describe(self.name, comparisons, data, tree, notes, model.seed, self.resamples)
+        return describe(self.name, comparisons, data, tree, notes)
 
 
 def conditions_of(model: EvalModel, *, swappable: bool) -> tuple[Condition, ...]:
