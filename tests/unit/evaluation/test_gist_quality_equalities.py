@@ -12,10 +12,12 @@ from mcframe.evaluation.collapse import random_focus
 from mcframe.evaluation.gist_quality import GistQuality, score_conditions
 from mcframe.evaluation.runner import check_names, run_evaluations
 from mcframe.hookspecs import GistNet
+from tests.support import oracle
 from tests.support.evaluation_builders import FLAT, TREE, build_eval_model, build_model, some_sequences
 
 CONDITIONS = ("full", "drop", "mean", "swap", "gist")
 DATA = some_sequences(FLAT, 4, seed=1)
+UNEVEN = oracle.Tree(window=32, block_size=3, levels=2, slots=2, tail=4, sink=0)
 
 
 class Constant(GistNet):
@@ -29,11 +31,11 @@ class Constant(GistNet):
         return self.value.expand(*children.shape[:2], 1, -1).to(children.dtype)
 
 
-def deltas(model, data=DATA, rows=(0, 1, 2, 3)):
+def deltas(model, data=DATA, rows=(0, 1, 2, 3), lod=1):
     """Return the deltas by condition, with all but one node collapsed; `rows` chooses each sequence's focus."""
     eval_model = build_eval_model(model, data)
     seeds = variant_seeds(0, torch.arange(4), 1)[:, 0]
-    focus = random_focus(seeds, eval_model.tree, 1, eval_model.tree.compressible_nodes(1) - 1)[list(rows)]
+    focus = random_focus(seeds, eval_model.tree, lod, eval_model.tree.compressible_nodes(lod) - 1)[list(rows)]
     return score_conditions(eval_model, data, focus, CONDITIONS).delta
 
 
@@ -77,10 +79,14 @@ def test_a_gist_without_attention_is_a_dropped_one():
         torch.testing.assert_close(delta[name][raw], delta["drop"][raw], atol=1e-5, rtol=1e-5)
 
 
-def test_mean_gists_equal_the_mean_condition():
-    delta = deltas(build_model(FLAT, seed=1, gistnet="mean"))
-    assert same(delta["mean"], delta["gist"])
-    assert not same(delta["swap"], delta["gist"])
+@pytest.mark.parametrize("tree", [FLAT, UNEVEN], ids=["flat", "uneven"])
+def test_mean_gists_equal_the_mean_condition(tree):
+    """Also where a slot of LOD2 stands for several slots of LOD1 that cover unequal numbers of tokens."""
+    data, model = some_sequences(tree, 4, seed=1), build_model(tree, seed=1, gistnet="mean")
+    for lod in range(1, tree.levels + 1):
+        delta = deltas(model, data, lod=lod)
+        assert same(delta["mean"], delta["gist"])
+        assert not same(delta["swap"], delta["gist"])
 
 
 def test_swapping_with_a_copy_changes_nothing():
