@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -56,6 +59,27 @@ class UserError(Exception):
         where = f"{self.location}: " if self.location else ""
         remedy = f"\n  remedy: {self.remedy}" if self.remedy else ""
         return f"{where}{self.message}{remedy}"
+
+
+_LOST = re.compile(
+    r"connection (was )?(closed|reset)|broken pipe|gloo/transport|timed out waiting|socket timeout|nccl", re.IGNORECASE
+)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether a collective failed because another rank has ended, or does not take part."""
+    return type(error).__name__.startswith("Dist") or (
+        isinstance(error, RuntimeError) and bool(_LOST.search(str(error)))
+    )
+
+
+class Interrupt(KeyboardInterrupt):
+    """A Ctrl-C of the user, as opposed to a KeyboardInterrupt that code raises."""
+
+
+def raise_interrupt(number: int = signal.SIGINT, frame: object = None) -> NoReturn:
+    """Raise Interrupt: the handler of SIGINT in every command."""
+    raise Interrupt
 
 
 def require(holds: bool, binding: str, value: object, rule: str, remedy: str = "") -> None:

@@ -14,11 +14,16 @@ from pathlib import Path
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
+from mcframe.errors import raise_interrupt
+
 # The launcher may pass on a setting that ignores Ctrl-C. A rank without anything to save must not ignore it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGINT, raise_interrupt)
 
 if __name__ == "__main__":
     try:
+        from mcframe.cli.streams import protect_streams
+
+        protect_streams()
         from mcframe.cli.train import main
 
         sys.exit(main())

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from mcframe.cli.options import Set, command
 from mcframe.config.baselines import baseline_option
@@ -16,7 +16,8 @@ from mcframe.config.run_config import PLUGIN_FIELDS, Loaded, load_run_config
 from mcframe.config.schema import RunConfig
 from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
-from mcframe.hookspecs import Optimizer
+from mcframe.hookspecs import Allocator, Optimizer
+from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
 from mcframe.training.build import (
     build_evaluations,
@@ -28,8 +29,11 @@ from mcframe.training.build import (
 )
 from mcframe.training.engine_config import engine_config
 from mcframe.training.flops import StepFlops
-from mcframe.training.startup_summary import describe_variants, memory_estimate, omitted
+from mcframe.training.probe import probe_focuses
+from mcframe.training.startup_summary import describe_text, describe_variants, memory_estimate, omitted
 from mcframe.training.train_step import TrainStep
+
+_PROBED_WINDOW = 16_384
 
 
 @command
@@ -39,20 +43,21 @@ def check(
     set_: Set = [],  # noqa: B006 - typer copies it
     baseline: Annotated[bool, typer.Option("--baseline", help="Check the file's plain baseline.")] = False,
     drop_baseline: Annotated[bool, typer.Option("--drop-baseline", help="Check the file's drop baseline.")] = False,
-    ranks: Annotated[int, typer.Option(help="Processes that the memory estimate is for.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that the memory estimate is for.")] = 1,
 ) -> int:
     """Parse a gin file, build its parts on the meta device and print them. Trains nothing."""
     option = baseline_option(baseline=baseline, drop_baseline=drop_baseline)
     loaded = load_run_config([file], set_, plugins, option)
     with loaded.explaining():
         console = Console()
-        table = Table(show_header=False, title=" ".join(filter(None, (str(file), option))), title_justify="left")
+        table = FittedTable(show_header=False, title=" ".join(filter(None, (str(file), option))), title_justify="left")
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
-        for name, value in _rows(loaded, ranks, console).items():
-            table.add_row(name, value)
+        rows, warnings = _rows(loaded, ranks, console)
+        for name, value in rows.items():
+            table.add_row(name, Text(value))  # a path may look like markup
         console.print(table, highlight=False)
-    for warning in loaded.registry.warnings():
+    for warning in [*loaded.registry.warnings(), *warnings]:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     # `unused` knows the bindings that training alone reads: it returns those whose configurable was not selected.
     for binding in loaded.config.unused():
@@ -60,15 +65,15 @@ def check(
     return 0
 
 
-def _rows(loaded: Loaded, ranks: int, console: Console) -> dict[str, str]:
-    """Build the parts on the meta device and return the rows of the table."""
+def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str], list[str]]:
+    """Build the parts on the meta device and return the rows of the table, and warnings."""
     run_config = loaded.run_config
     vocab_size = _vocab_size(loaded, console)
     with torch.device("meta"):
         step = build_step(run_config, vocab_size)
     variants = step.model.strategy.count
-    run_config.allocator(run_config.context.tree)
-    run_config.text()
+    allocator = run_config.allocator(run_config.context.tree)
+    text = run_config.text()
     build_evaluations(run_config)
     build_task(run_config, step.model)
     optimizer = build_optimizer(run_config)
@@ -80,6 +85,7 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> dict[str, str]:
         "plug-ins": _plugins(loaded),
         **{name: f"{count:,} parameters ({count / 1e6:.1f} M)" for name, count in parameter_counts(step).items()},
         **omitted(step),
+        **describe_text(run_config, text),
         "FLOPs a token": f"{start.plain / 1e9:.3g} G plain; {start.total / 1e9:.3g} G at the start and "
         f"{end.total / 1e9:.3g} G at the end with all that a step runs",
         **{f"FLOPs of {name}": note for name, note in costs.notes.items()},
@@ -92,10 +98,19 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> dict[str, str]:
         usable = run_config.context.check_levels().items()
         rows["usable nodes"] = ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in usable)
     rows["memory a rank"] = _memory(step, optimizer, run_config, ranks)
-    if run_config.sequences % ranks == 0:
-        micro = micro_batch_for(run_config.sequences // ranks, run_config.micro_batch)
-        engine_config(run_config, optimizer, micro, run_config.sequences // (micro * ranks))
-    return rows
+    share = run_config.sequences // ranks if run_config.sequences % ranks == 0 else run_config.sequences
+    micro = micro_batch_for(share, run_config.micro_batch)
+    engine_config(run_config, optimizer, micro, share // micro)
+    return rows, _probe(run_config, step, allocator) if variants else []
+
+
+def _probe(run_config: RunConfig, step: TrainStep, allocator: Allocator) -> list[str]:
+    """Try strategy and allocator, unless the window is so long that it would take seconds. Return warnings."""
+    tree = run_config.context.tree
+    if tree.window > _PROBED_WINDOW:
+        return []
+    lengths = (run_config.variant_length(0), *run_config.extreme_lengths)
+    return probe_focuses(run_config.variants(tree), allocator, tree, lengths, pairs=step.losses.require("pairs"))
 
 
 def _vocab_size(loaded: Loaded, console: Console) -> int:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
+import torch
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from mcframe.config.configurables import Configurable, missing_error
+from mcframe.config.parameters import bounds_text, parts, type_text
 from mcframe.config.values import Binding, Macro, Reference, leaves, map_leaves, render, scoped
 from mcframe.errors import UserError, did_you_mean
 from mcframe.registry.plugins import KINDS, Registry
 from mcframe.renamed import REMOVED_BINDINGS, new_binding, new_reference
+
+_BOUND_ERRORS = (
+    "greater_than", "greater_than_equal", "less_than", "less_than_equal", "too_short", "too_long"
+)  # fmt: skip
+_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 class Checker:
@@ -134,18 +141,25 @@ class Checker:
         if type(value) is type(parameter.default) and value == parameter.default:
             return  # `x: int = None` is an error of the author, and the operative config repeats the default
         annotation = configurable.annotation(binding.parameter)
+        if rule := broken_bound(annotation, value):
+            raise UserError(
+                f"{binding.key}: expected {rule}, got {render(value)}",
+                remedy=f"Set {binding.key} to {rule}.",
+            )
         if problem := _mismatch(annotation, value):
             raise self._wrong_type(binding, annotation, value, problem)
 
     def _wrong_type(self, binding: Binding, annotation: Any, value: Any, problem: str) -> UserError:
-        choices = [choice for part in _parts(annotation) if get_origin(part) is Literal for choice in get_args(part)]
+        choices = [choice for part in parts(annotation) if get_origin(part) is Literal for choice in get_args(part)]
+        if isinstance(value, str) and not _mismatch(annotation, [value]):
+            return UserError(f"{binding}: expected a list, got str", remedy=f"Write {binding.key} = {render([value])}.")
         if choices:
             near = did_you_mean(value, map(str, choices)) if isinstance(value, str) else ""
             listed = ", ".join(map(render, choices))
             return UserError(f"{binding}: expected one of {listed}{near}", remedy=f"Write one of: {listed}.")
-        remedy = f"Set {binding.key} to a value of type {_type_name(annotation)}."
+        remedy = f"Set {binding.key} to a value of type {type_text(annotation)}."
         if isinstance(value, str):
-            references = [name for name in self._names if name.partition(".")[2] == value]
+            references = [name for name in self._names if value in (name, name.partition(".")[2])]
             if references and _accepts_factories(annotation):
                 remedy = f"Refer to it: {binding.key} = @{references[0]}"
             elif _is_literal_of(annotation, value):
@@ -153,7 +167,7 @@ class Checker:
         elif isinstance(value, list) and not _mismatch(annotation, tuple(value)):
             remedy = f"Write a tuple: {binding.key} = {render(tuple(value))}"
         return UserError(
-            f"{binding}: expected {_type_name(annotation)}, got {type(value).__name__} ({problem})", remedy=remedy
+            f"{binding}: expected {type_text(annotation)}, got {type(value).__name__} ({problem})", remedy=remedy
         )
 
     # ---- completeness ----------------------------------------------------------------------------
@@ -191,24 +205,53 @@ def _accepts_factories(annotation: Any) -> bool:
     return any(not _mismatch(annotation, example) for example in (_accepts_factories, int))
 
 
-def _mismatch(annotation: Any, value: Any) -> str:
-    """Return why a value is not of a type, or an empty string. An int is a float; a bool is not an int."""
+def broken_bound(annotation: Any, value: Any) -> str:
+    """Return the rule that a number or the size of a list breaks, such as `1 or more`; empty if it is another problem.
+
+    Every number must be finite and fit the types that tensors have: int64 and float32.
+    """
     if annotation is Any or annotation is inspect.Parameter.empty:
         return ""
+    for number in leaves(value):
+        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+            return "an integer from -2**63 to 2**63 - 1"
+        if isinstance(number, float) and not (number == 0 or _TINY <= abs(number) <= _HUGE):
+            return "a number that float32 can hold"
+    errors = [item for item in _errors(annotation, value) if item["type"] != "none_required"]
+    if not errors or any(item["type"] not in _BOUND_ERRORS for item in errors):
+        return ""
+    rules = " ".join(dict.fromkeys(filter(None, map(bounds_text, parts(annotation)))))
+    if not rules:
+        return ""
+    if " value" not in rules:
+        noun = "values" if isinstance(value, (list, tuple, dict)) else "a number"
+        rules = f"{noun} of {rules}" if rules[0].isdigit() else f"{noun} {rules}"
+    return rules + (", or None" if type(None) in get_args(annotation) else "")
+
+
+def _mismatch(annotation: Any, value: Any) -> str:
+    """Return why a value is not of a type, or an empty string. An int is a float; a bool is not an int."""
+    return "; ".join(dict.fromkeys(map(_detail, _errors(annotation, value))))
+
+
+def _errors(annotation: Any, value: Any) -> Sequence[Any]:
+    """Return pydantic's errors for a value of a type."""
+    if annotation is Any or annotation is inspect.Parameter.empty:
+        return ()
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticSchemaGenerationError:
-        return ""
+        return ()
     except PydanticUserError:  # a pydantic model or a dataclass brings a config of its own
         try:
             adapter = TypeAdapter(annotation)
         except PydanticUserError:
-            return ""
+            return ()
     try:
         adapter.validate_python(value, strict=True)
     except ValidationError as error:
-        return "; ".join(dict.fromkeys(_detail(item) for item in error.errors(include_url=False)))
-    return ""
+        return error.errors(include_url=False)
+    return ()
 
 
 def _detail(item: Any) -> str:
@@ -216,17 +259,6 @@ def _detail(item: Any) -> str:
     path = [str(part) for part in item["loc"] if isinstance(part, int)]
     where = f" at position {path[0]}" if path else ""
     return message[:1].lower() + message[1:] + where
-
-
-def _parts(annotation: Any) -> list[Any]:
-    """Return the type itself and the members of a union."""
-    return [annotation, *get_args(annotation)] if get_origin(annotation) is not Literal else [annotation]
-
-
-def _type_name(annotation: Any) -> str:
-    if inspect.isclass(annotation) and not get_args(annotation):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
 
 
 def _is_literal_of(annotation: Any, text: str) -> bool:

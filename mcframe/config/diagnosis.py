@@ -34,6 +34,8 @@ def diagnose(error: str, text: str, number: int) -> tuple[UserError, int]:
 def explain(error: str, line: str) -> tuple[str, str]:
     """Return the problem of a line and its remedy. `error` is gin's own message, the fallback."""
     left, equals, right = (part.strip() for part in line.partition("="))
+    if include := re.match(r"\s*include\s+([^'\"\s#]\S*)", line):
+        return "the file of an include is written in quotes", f"Write include {include[1]!r}."
     if not equals:
         if re.match(r"[\w./]+\s*:\s*\S", line.strip()):
             return "a value is bound with '=', not with ':'", "Write name.parameter = value."
@@ -50,6 +52,8 @@ def explain(error: str, line: str) -> tuple[str, str]:
         return f"the string {right} has no closing quote", "Close the quote on the same line."
     if _is_expression(right):
         return f"{right} is an expression, and gin does not calculate", "Write the result."
+    if right.lstrip("+-").lower() in ("nan", "inf", "infinity"):
+        return f"{right} is not a value", "Write a finite number."
     return _bare_word(left, right, error) or (_first_line(error), _GENERIC)
 
 
@@ -118,4 +122,4 @@ def _without_comment(value: str) -> str:
 
 def _first_line(error: str) -> str:
     lines = error.strip().splitlines() or [""]
-    return lines[0].rstrip(".") or "this does not parse"
+    return lines[0].partition(": <ast.")[0].rstrip(".") or "this does not parse"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,30 @@ import gin
 from mcframe.config.binding_checks import Checker, within
 from mcframe.config.configurables import Configurable, configurables
 from mcframe.config.gin_reader import GinReader, preset_folders
+from mcframe.config.parameters import parameters_of
 from mcframe.config.values import Binding, Macro, Reference, as_json, map_leaves, render, scoped
 from mcframe.errors import Location, UserError
+from mcframe.registry.global_state import RARE_SETTINGS, SETTINGS, Setting
 from mcframe.registry.plugins import Registry
 
 _MACRO = "gin.macro"
 
 _active: Config | None = None
+
+_NOT_BY_PLUGINS = "Take settings as parameters of the factory; gin files bind them."
+
+
+def _bindings() -> dict[Any, dict[str, Any]]:
+    return {key: dict(parameters) for key, parameters in gin.config._CONFIG.items()}
+
+
+def _rebind(bindings: dict[Any, dict[str, Any]]) -> None:
+    gin.config._CONFIG.clear()
+    gin.config._CONFIG.update(bindings)
+
+
+SETTINGS.append(Setting("the lock of gin", gin.config_is_locked, gin.config._set_config_is_locked, _NOT_BY_PLUGINS))
+RARE_SETTINGS.append(Setting("the bindings of gin", _bindings, _rebind, _NOT_BY_PLUGINS))
 
 
 class Config:
@@ -97,6 +115,17 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Return every binding as a value of strict JSON: macros resolved, references as they are written."""
         return {key: as_json(self._checker.resolve(binding)) for key, binding in self.bindings.items()}
+
+    def parameters(self) -> dict[str, Any]:
+        """Return `as_dict` without macros, whose values are part of the bindings that use them."""
+        return {key: value for key, value in self.as_dict().items() if self.bindings[key].name}
+
+    def default(self, key: str) -> Any:
+        """Return the default of the parameter that `key` binds, in types of JSON; None if there is none."""
+        binding = key.rpartition("/")[2]
+        owner = self._names.get(binding.rpartition(".")[0])
+        found = [each.default for each in parameters_of(owner) if each.binding == binding] if owner else []
+        return as_json(ast.literal_eval(found[0])) if found and found[0] is not None else None
 
     def _locate(self, error: UserError) -> None:
         # A third-party plug-in may write the binding in its message alone.

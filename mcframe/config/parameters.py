@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from mcframe.config.configurables import Configurable
 from mcframe.config.values import as_literal
@@ -60,7 +60,7 @@ def gin_lines(parameters: list[Parameter]) -> list[str]:
 
 
 def type_text(annotation: Any) -> str:
-    """Return the type as text, such as `int or None` or `'mean' or 'query'`; empty for `Any`."""
+    """Return the type as text, such as `int of 1 or more, or None` or `'mean' or 'query'`; empty for `Any`."""
     if annotation is Any or annotation is inspect.Parameter.empty:
         return ""
     if get_origin(annotation) is Literal:
@@ -68,11 +68,48 @@ def type_text(annotation: Any) -> str:
         return f"{', '.join(most)} or {last}" if most else last
     if annotation is type(None):
         return "None"
+    if get_origin(annotation) is Annotated:
+        bounds = bounds_text(annotation)
+        return f"{type_text(get_args(annotation)[0])} {'of ' if bounds[:1].isdigit() else ''}{bounds}".rstrip()
     if inspect.isclass(annotation) and not get_args(annotation):
         return annotation.__name__
     if type(None) in get_args(annotation) or " | " in str(annotation):
-        return " or ".join(map(type_text, get_args(annotation)))
-    return re.sub(r"[\w.]+\.(?=\w)", "", str(annotation))  # without the modules of its names
+        members = [type_text(each) for each in get_args(annotation)]
+        return (", or " if any(map(bounds_text, get_args(annotation))) else " or ").join(members)
+    # Without the modules of its names, and with bounds as text.
+    text = str(annotation)
+    for part in filter(bounds_text, parts(annotation)):
+        text = text.replace(str(part), type_text(part))
+    return re.sub(r"[\w.]+\.(?=[A-Za-z_])", "", text)
+
+
+def bounds_text(annotation: Any) -> str:
+    """Return the bounds of an annotated type as text, such as `above 0 and up to 1` or `2 values`; empty without any.
+
+    The bounds are those of `pydantic.Field` and of `annotated_types`.
+    """
+    limits: dict[str, Any] = {}
+    for item in getattr(annotation, "__metadata__", ()):
+        for each in (*getattr(item, "metadata", ()), item):
+            found = {name: getattr(each, name, None) for name in ("ge", "gt", "le", "lt", "min_length", "max_length")}
+            limits |= {name: value for name, value in found.items() if value is not None}
+    low = [f"{word} {limits[name]:,}" for name, word in (("ge", "from"), ("gt", "above")) if name in limits]
+    high = [f"{word} {limits[name]:,}" for name, word in (("le", "up to"), ("lt", "below")) if name in limits]
+    if "ge" in limits and not high:
+        return f"{limits['ge']:,} or more"
+    if low or high:
+        return " and ".join(low + high).replace("and up to", "to" if "ge" in limits else "and up to")
+    least, most = limits.get("min_length"), limits.get("max_length")
+    if least is None and most is None:
+        return ""
+    number = f"{least}" if least == most else f"{least} or more" if most is None else f"{least or 0} to {most}"
+    return f"{number} value{'' if number == '1' else 's'}"
+
+
+def parts(annotation: Any) -> list[Any]:
+    """Return the type itself and all types in it: members of unions, types of items."""
+    inner = get_args(annotation) if get_origin(annotation) is not Literal else ()
+    return [annotation, *(part for each in inner for part in parts(each))]
 
 
 def _default(configurable: Configurable, parameter: inspect.Parameter) -> str | None:

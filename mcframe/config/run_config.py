@@ -29,7 +29,7 @@ from mcframe.config.training_schema import (
 )
 from mcframe.losses.lens_targets import LensTargetsConfig
 from mcframe.modeling.gpt import GPT
-from mcframe.registry.attribution import explain
+from mcframe.registry.attribution import exits_as_errors, explain
 from mcframe.registry.discovery import INSTALLED, PluginOptions, discover
 from mcframe.registry.factory import PluginFactory
 from mcframe.registry.plugins import KINDS, Registered, Registry
@@ -80,7 +80,8 @@ class Loaded:
         """Attach a binding's location to a UserError of the body, and a plug-in's name to an error of a plug-in."""
         with self.config.locating_errors():
             try:
-                yield
+                with exits_as_errors():
+                    yield
             except Exception as error:
                 if (explained := explain(error, self.registry)) is not None:
                     raise explained from error
@@ -117,6 +118,8 @@ def load_run_config(
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
     groups["optimizer_config"] = groups.pop("optimizer")  # `run.optimizer` is the plug-in
     run_config: RunConfig = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
+    with loaded.locating_errors():
+        registry.enable_hooks(run_config.hooks)
     return Loaded(replace(run_config, **_factories(run_config, loaded, registry)), loaded, registry, baseline)
 
 
@@ -131,7 +134,9 @@ def _factories(run_config: RunConfig, loaded: Config, registry: Registry) -> dic
             continue
 
         def factory_of(factory: Any, name: str, *, kind: str = kind) -> PluginFactory:
-            entry = registry.implementations[kind][name.rpartition(".")[2]]
+            item = name.rpartition(".")[2]
+            if (entry := registry.implementations[kind].get(item)) is None:  # a default that packages contest
+                raise registry.unknown(kind, item)
             return PluginFactory(entry, factory, loaded, registry)
 
         if isinstance(value, (list, tuple)):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from mcframe.bounds import Count, Decay, NonNegativeInt, PositiveFraction, Seed
 from mcframe.config.training_schema import (
     CheckpointConfig,
     DeepSpeedConfig,
@@ -18,7 +21,7 @@ from mcframe.config.training_schema import (
     ValidationConfig,
 )
 from mcframe.context.context_tree import ContextTree
-from mcframe.errors import UserError, require
+from mcframe.errors import UserError
 from mcframe.hookspecs import (
     Allocator,
     Callback,
@@ -62,23 +65,20 @@ class ContextConfig:
         allow_unused_levels: Accept levels that no target length can ever use.
     """
 
-    window: int
-    block_size: int = 32
-    levels: int = 1
-    slots: int = 1
-    tail: int = 128
-    sink: int = 0
-    horizon: int = 0
-    length_start: float = 0.9
-    length_end: float = 0.75
-    length_anneal: float = 1.0
+    window: Count
+    block_size: Annotated[int, Field(ge=2, le=65_536)] = 32
+    levels: Annotated[int, Field(ge=1, le=32)] = 1
+    slots: Count = 1
+    tail: NonNegativeInt = 128
+    sink: NonNegativeInt = 0
+    horizon: NonNegativeInt = 0
+    length_start: PositiveFraction = 0.9
+    length_end: PositiveFraction = 0.75
+    length_anneal: PositiveFraction = 1.0
     length_mixed: bool = False
     allow_unused_levels: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("length_start", "length_end", "length_anneal"):
-            value = getattr(self, name)
-            require(0 < value <= 1, f"context.{name}", value, "a fraction above 0 and up to 1")
         if self.window % self.block_size:
             fits = self.window // self.block_size * self.block_size or self.block_size
             raise UserError(
@@ -112,7 +112,7 @@ class ContextConfig:
             UserError: A level can never occur and `allow_unused_levels` is False.
         """
         low, high = self.targets[0], self.targets[-1]
-        usable = self.tree.usable_levels(list(range(low, high + 1)))
+        usable = self.tree.usable_levels(low, high)
         unused = [lod for lod, most in usable.items() if most == 0]
         if unused and not self.allow_unused_levels:
             best = max((lod for lod, most in usable.items() if most), default=1)
@@ -134,7 +134,7 @@ class DataConfig:
         validation_fraction: Fraction of documents held out for validation, chosen by the content of a document.
     """
 
-    validation_fraction: float = 0.02
+    validation_fraction: Decay = 0.02
 
 
 MULTI_KINDS: Mapping[str, str] = {
@@ -166,6 +166,8 @@ class RunConfig:
         optimizer: Optimizer; None is `@optimizer.adamw`.
         schedule: Learning-rate schedule; None is `@schedule.trapezoid`.
         callbacks: Act after backward passes and steps, for example `@callback.early_stopping`.
+        hooks: Installed plug-ins or packages whose life-cycle hooks act, each with the settings that they read, for
+            example `{'mylab': {'channel': 'runs'}}`. Hooks of `--plugin` always act.
         start_from: A run directory or checkpoint of another run. Base model, GistNet and LensNet start with its
             weights, each where all of the part fits.
         trainable: The parts that are trained; the others are frozen. Parameters of a loss are frozen with its part.
@@ -191,13 +193,14 @@ class RunConfig:
     extra_losses: Sequence[Callable[[ModelShape], Loss]] = ()
     loggers: Sequence[Callable[[RunStart], MetricLogger]] = ()
     callbacks: Sequence[Callable[[], Callback]] = ()
+    hooks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     optimizer: Callable[[], Optimizer] | None = None
     schedule: Callable[[], Schedule] | None = None
-    total_tokens: int | None = None
-    total_steps: int | None = None
-    batch_tokens: int
-    micro_batch: int = 8
-    seed: int = 0
+    total_tokens: Count | None = None
+    total_steps: Count | None = None
+    batch_tokens: Count
+    micro_batch: Count = 8
+    seed: Seed = 0
     start_from: str | None = None
     trainable: Sequence[Literal["base", "gistnet", "lensnet"]] = ("base", "gistnet", "lensnet")
     gpt: Callable[[ContextTree, int, Callable[[HeadShape], Positions]], GPT]
@@ -214,7 +217,7 @@ class RunConfig:
     logging: LoggingConfig
 
     def __post_init__(self) -> None:
-        if self.batch_tokens < 1 or self.batch_tokens % self.context.window:
+        if self.batch_tokens % self.context.window:
             near = max(1, round(self.batch_tokens / self.context.window)) * self.context.window
             raise UserError(
                 f"run.batch_tokens: expected a multiple of context.window = {self.context.window}, "
@@ -223,8 +226,6 @@ class RunConfig:
                 binding="run.batch_tokens",
             )
         self._check_length()
-        require(self.micro_batch >= 1, "run.micro_batch", self.micro_batch, "1 or more")
-        require(0 <= self.seed < 2**63, "run.seed", self.seed, "from 0 to 2**63 - 1")
 
     def _check_length(self) -> None:
         if (self.total_tokens is None) == (self.total_steps is None):
@@ -233,9 +234,7 @@ class RunConfig:
                 remedy="Bind one of run.total_tokens and run.total_steps, and set the other to None.",
                 binding="run.total_steps",
             )
-        if self.total_steps is not None:
-            require(self.total_steps >= 1, "run.total_steps", self.total_steps, "1 or more")
-        elif self.steps < 1:
+        if self.steps < 1:
             raise UserError(
                 f"run.total_tokens: expected at least one step of run.batch_tokens = {self.batch_tokens}, "
                 f"got {self.total_tokens}",
@@ -261,7 +260,7 @@ class RunConfig:
     def extreme_lengths(self) -> tuple[int, int]:
         """Entries of a variant at the first target and at the last."""
         context = self.context
-        first, last = (context.tree.reachable(context.target(fraction))[0] for fraction in (0.0, 1.0))
+        first, last = (context.tree.reachable_length(context.target(fraction)) for fraction in (0.0, 1.0))
         return first, last
 
     def variant_length(self, step: int) -> int:
@@ -272,4 +271,4 @@ class RunConfig:
             low, high = min(first, target), max(first, target)
             # A function of seed and step alone: the same on every rank and after resuming.
             target = low + random.Random(f"length/{self.seed}/{step}").randrange(high - low + 1)
-        return self.context.tree.reachable(target)[0]
+        return self.context.tree.reachable_length(target)

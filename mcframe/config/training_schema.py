@@ -6,12 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mcframe.bounds import Count, NonNegative, NonNegativeInt, Positive, Repeats
 from mcframe.errors import UserError, require
-
-
-def require_interval(group: str, every: int) -> None:
-    """Raise UserError unless `every` is an interval in tokens."""
-    require(every >= 0, f"{group}.every", every, "a number of tokens, or 0 for never")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,24 +17,16 @@ class OptimizerConfig:
     Attributes:
         lr: Peak learning rate. `@optimizer.muon` has another one for matrices.
         weight_decay: Weight decay.
-        gradient_clipping: Largest gradient norm; 0 for no clipping. None is 1.0, and 0 with `@optimizer.muon`: clipping
-            would act on Muon's orthogonalised update, at some ZeRO stages and not at others.
+        gradient_clipping: Largest gradient norm of each part: base model, GistNet, LensNet, and a loss with parameters.
+            0 for no clipping. None is 1.0, and 0 with `@optimizer.muon`: clipping would act on Muon's orthogonalised
+            update, at some ZeRO stages and not at others.
         lr_scale: Factors on the learning rates of parts: {'base': 0.1, 'gistnet': 1.0, 'lensnet': 1.0}.
     """
 
-    lr: float = 3e-3
-    weight_decay: float = 0.0
-    gradient_clipping: float | None = None
-    lr_scale: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require(self.lr > 0, "optimizer.lr", self.lr, "above 0")
-        for part, scale in self.lr_scale.items():
-            parts = ("base", "gistnet", "lensnet")
-            require(part in parts, "optimizer.lr_scale", part, f"parts of {', '.join(parts)}")
-            require(scale >= 0, "optimizer.lr_scale", scale, "factors of 0 or above")
-        clipping = self.gradient_clipping
-        require(clipping is None or clipping >= 0, "optimizer.gradient_clipping", clipping, "0 (none) or above")
+    lr: Positive = 3e-3
+    weight_decay: NonNegative = 0.0
+    gradient_clipping: NonNegative | None = None
+    lr_scale: Mapping[Literal["base", "gistnet", "lensnet"], NonNegative] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +73,8 @@ class ValidationConfig:
         windows: Sequences that a validation reads.
     """
 
-    every: int = 10_000_000
-    windows: int = 64
-
-    def __post_init__(self) -> None:
-        require_interval("validation", self.every)
-        require(self.windows >= 1, "validation.windows", self.windows, "1 or more")
+    every: NonNegativeInt = 10_000_000
+    windows: Repeats = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +85,7 @@ class EvaluationConfig:
         every: Dataset tokens between evaluations, which cost far more than a validation; 0 for never.
     """
 
-    every: int = 0
-
-    def __post_init__(self) -> None:
-        require_interval("evaluation", self.every)
+    every: NonNegativeInt = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +96,7 @@ class FiguresConfig:
         every: Dataset tokens between figures, which show the data recorded with every log; 0 for never.
     """
 
-    every: int = 50_000_000
-
-    def __post_init__(self) -> None:
-        require_interval("figures", self.every)
+    every: NonNegativeInt = 50_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +108,8 @@ class CheckpointConfig:
         keep: Newest checkpoints that stay on disk.
     """
 
-    every: int = 50_000_000
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        require_interval("checkpoint", self.every)
-        require(self.keep >= 1, "checkpoint.keep", self.keep, "1 or more")
+    every: NonNegativeInt = 50_000_000
+    keep: Count = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,15 +123,10 @@ class SamplingConfig:
         temperature: 0 takes the likeliest token each time.
     """
 
-    every: int = 10_000_000
+    every: NonNegativeInt = 10_000_000
     prompts: Sequence[str] = ("def ", "The ")
-    length: int = 64
-    temperature: float = 0.8
-
-    def __post_init__(self) -> None:
-        require_interval("sampling", self.every)
-        require(self.length >= 1, "sampling.length", self.length, "1 or more")
-        require(self.temperature >= 0, "sampling.temperature", self.temperature, "0 or above")
+    length: Repeats = 64
+    temperature: NonNegative = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +139,6 @@ class LoggingConfig:
         wandb: auto stands for `WANDB_MODE`; without it for online if a login exists, else offline.
     """
 
-    every: int = 1_000_000
+    every: NonNegativeInt = 1_000_000
     tensorboard: bool = True
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-
-    def __post_init__(self) -> None:
-        require_interval("logging", self.every)

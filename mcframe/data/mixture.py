@@ -7,10 +7,11 @@ import random
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 
+from mcframe.bounds import Positive, Seed
 from mcframe.data import plugin_checks
-from mcframe.data.cache import fingerprint
+from mcframe.data.cache import cache_key, fingerprint
 from mcframe.data.sources import StandardLibrary
-from mcframe.errors import UserError, require
+from mcframe.errors import UserError
 from mcframe.hookspecs import TextSource
 
 
@@ -28,8 +29,8 @@ class Mixture(TextSource):
         self,
         *,
         sources: Sequence[Callable[[], TextSource]] | None = None,
-        weights: Sequence[float] | None = None,
-        seed: int = 0,
+        weights: Sequence[Positive] | None = None,
+        seed: Seed = 0,
     ) -> None:
         self._sources = [_checked(build()) for build in (sources or (StandardLibrary,))]
         self._weights = [1.0] * len(self._sources) if weights is None else [float(each) for each in weights]
@@ -42,13 +43,20 @@ class Mixture(TextSource):
                 binding="text.mixture.weights",
                 remedy="Set text.mixture.weights to one number for each of text.mixture.sources.",
             )
-        require(min(self._weights) > 0, "text.mixture.weights", min(self._weights), "numbers above 0")
 
     @property
     def identity(self) -> str:
         """A string that changes with the sources, the weights and the seed."""
-        parts = [source.identity for source in self._sources]
+        parts = [cache_key(source) for source in self._sources]
         return f"mixture:{fingerprint([parts, self._weights, self._seed])}"
+
+    def describe(self) -> str:
+        """Return the description of each source after its fraction of the documents."""
+        total = sum(self._weights)
+        parts = zip(self._sources, self._weights, strict=True)
+        return "\n".join(
+            f"{weight / total:.1%} of {type(source).__name__}: {source.describe()}" for source, weight in parts
+        )
 
     def documents(self, epoch: int = 0) -> Iterator[str]:
         """Yield documents. The source of each is a function of the seed, the epoch and the document's number."""

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mcframe.data import plugin_checks
 from mcframe.data.cache import cache_dir, make_folder
-from mcframe.data.packing import batched
+from mcframe.data.packing import Counted, batched
 from mcframe.data.sources import StandardLibrary
 from mcframe.data.split import check_fraction, documents_of, empty_split
 from mcframe.errors import UserError
@@ -68,7 +69,9 @@ class BPE(Tokenizer):
 
     identity = ""
 
-    def __init__(self, vocab_size: int = 65536, name: str = "default", file: str | None = None) -> None:
+    def __init__(
+        self, vocab_size: Annotated[int, Field(ge=_BYTES + 1)] = 65536, name: str = "default", file: str | None = None
+    ) -> None:
         path = Path(file).expanduser() if file else bpe_file(vocab_size, name)
         content = _content(path)
         import tokenizers
@@ -150,11 +153,12 @@ def train_bpe(
             f"tokenizer.bpe.vocab_size: expected {_BYTES + 1} or more, got {vocab_size}",
             remedy=f"Set tokenizer.bpe.vocab_size to {_BYTES + 1} or more.",
         )
-    documents = documents_of(plugin_checks.documents(source), "train", fraction)
+    counted = Counted(plugin_checks.documents(source))
+    documents = documents_of(counted, "train", fraction)
     batches = _counted(documents, max_characters, progress)
     first = next(batches, None)
     if first is None:
-        raise empty_split("train", fraction)
+        raise empty_split("train", fraction, counted.count)
     tokenizer = _fit(chain([first], batches), vocab_size)
     if tokenizer.get_vocab_size() < vocab_size:
         raise UserError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mcframe.bounds import OpenFraction, Repeats
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.substitutions import Condition
-from mcframe.errors import require
 from mcframe.evaluation.collapse import entries
 from mcframe.evaluation.focus_baselines import Strategies, tail_targets
 from mcframe.evaluation.focus_report import FocusScores, StrategyScores, describe
@@ -28,15 +28,11 @@ class FocusQuality(Evaluation):
         self,
         *,
         name: str = "focus_quality",
-        windows: int = 128,
-        budgets: Sequence[float] = (0.25, 0.5, 0.75, 0.9),
-        draws: int = 4,
+        windows: Repeats = 128,
+        budgets: Sequence[OpenFraction] = (0.25, 0.5, 0.75, 0.9),
+        draws: Repeats = 4,
         task: Callable[[ContextTree], SyntheticTask] | None = None,
     ) -> None:
-        for setting, value in (("windows", windows), ("draws", draws)):
-            require(value >= 1, f"evaluation.focus_quality.{setting}", value, "1 or more")
-        for budget in budgets:
-            require(0 < budget < 1, "evaluation.focus_quality.budgets", budget, "fractions above 0 and below 1")
         self.name, self.windows, self.budgets = name, windows, budgets
         self.draws, self.task = draws, task
 

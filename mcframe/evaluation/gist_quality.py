@@ -6,15 +6,17 @@ See docs/evaluation.md for the conditions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from mcframe.bounds import OpenFraction
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.context.focus_ops import lengths
 from mcframe.context.substitutions import Condition
-from mcframe.errors import require
 from mcframe.evaluation.collapse import entries, nodes_to_collapse, random_focus
 from mcframe.evaluation.gist_report import Comparison, ConditionScores, describe
 from mcframe.evaluation.swap_pairs import paired
@@ -38,13 +40,10 @@ class GistQuality(Evaluation):
         self,
         *,
         name: str = "gist_quality",
-        windows: int = 256,
-        lengths: Sequence[float] | None = None,
+        windows: Annotated[int, Field(ge=2, le=1_000_000)] = 256,
+        lengths: Sequence[OpenFraction] | None = None,
         task: Callable[[ContextTree], SyntheticTask] | None = None,
     ) -> None:
-        require(windows >= 2, "evaluation.gist_quality.windows", windows, "2 or more")
-        for length in lengths or ():
-            require(0 < length < 1, "evaluation.gist_quality.lengths", length, "fractions above 0 and below 1")
         self.name, self.windows, self.lengths, self.task = name, windows, lengths, task
 
     def run(self, model: EvalModel) -> EvalResult:

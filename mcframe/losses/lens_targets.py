@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mcframe.bounds import Decay, Temperature
 from mcframe.context.counter_rng import hash_combine
 from mcframe.context.delta_nll import PairedNLL, tail_delta
 from mcframe.context.preference_pairs import PreferencePairs, Sides, pair_indices, preference_pairs
 from mcframe.context.working_context import WorkingContext
-from mcframe.errors import require
 
 _SHUFFLE_SALT = 1 << 48
 """Salt of the control run's permutation, different from the salts of the variants."""
@@ -37,14 +37,10 @@ class LensTargetsConfig:
 
     condition: Literal["gist", "drop"] = "gist"
     sides: Sides = "both"
-    scale_nats: float = 1.0
+    scale_nats: Temperature = 1.0
     normalise: bool = False
-    decay: float = 0.99
+    decay: Decay = 0.99
     shuffle: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.scale_nats > 0, "lens_targets.scale_nats", self.scale_nats, "above 0")
-        require(0 <= self.decay < 1, "lens_targets.decay", self.decay, "a fraction from 0 and below 1")
 
 
 class LensTargets(nn.Module):

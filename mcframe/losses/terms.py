@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mcframe.context.step_metrics import StepMetrics, masked_sum
-from mcframe.errors import UserError
+from mcframe.errors import UserError, require
 from mcframe.hookspecs import Loss, StepView
 from mcframe.interfaces.loss import PARTS, Need
 from mcframe.modeling.model import PhaseTimer, no_timer
@@ -40,6 +41,8 @@ class LossTerms(nn.ModuleDict):
         names = [loss.name for loss in losses]
         for loss, name in zip(losses, names, strict=True):
             _check_name(name, names)
+            if isinstance(loss.weight, int | float):  # a third-party loss may learn its weight
+                require(0 <= loss.weight < math.inf, f"loss.{name}.weight", loss.weight, "a number of 0 or more")
             absent = [need for need in loss.needs if need in missing]
             if part := next((need for need in absent if need in PARTS), None):
                 self.skipped[name] = part

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mcframe.bounds import Count, Size
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
@@ -40,7 +41,7 @@ class Attention(TrainableModule):
     With `gist_bias` every level of detail above 0 has a learned bias a head, added to the attention logit of its keys.
     """
 
-    def __init__(self, width: int, heads: int, head_width: int, levels: int, gist_bias: float | None) -> None:
+    def __init__(self, width: Size, heads: Size, head_width: Size, levels: int, gist_bias: float | None) -> None:
         super().__init__()
         self.heads, self.head_width = heads, head_width
         inner = heads * head_width
@@ -96,7 +97,7 @@ def _filling(width: int) -> int:
 class Block(nn.Module):
     """Attention and a four times wider squared-ReLU network (So et al., Primer, 2021), both residual."""
 
-    def __init__(self, width: int, heads: int, head_width: int, levels: int, gist_bias: float | None) -> None:
+    def __init__(self, width: Size, heads: Size, head_width: Size, levels: int, gist_bias: float | None) -> None:
         super().__init__()
         self.attention = Attention(width, heads, head_width, levels, gist_bias)
         self.up = nn.Linear(width, 4 * width, bias=False)
@@ -131,11 +132,11 @@ class GPT(TrainableModule):
         positions: Callable[[HeadShape], Positions] = GaussianRope,
         /,
         *,
-        depth: int,
-        width: int,
-        heads: int,
-        head_width: int | None = None,
-        vocab_size: int | None = None,
+        depth: Size,
+        width: Size,
+        heads: Size,
+        head_width: Size | None = None,
+        vocab_size: Count | None = None,
         gist_bias: float | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
@@ -277,7 +278,7 @@ class GPT(TrainableModule):
         return torch.stack((nll, (known.exp() * (known - student)).sum(dim=-1)), dim=-1)
 
 
-def _checked_vocab_size(vocab_size: int | None, tokenizer_vocab_size: int) -> int:
+def _checked_vocab_size(vocab_size: Count | None, tokenizer_vocab_size: int) -> int:
     if vocab_size is None:
         return tokenizer_vocab_size
     if vocab_size < tokenizer_vocab_size:

@@ -7,13 +7,13 @@ sigma = 0 this is RoPE (Su et al., RoFormer, 2021); the damping is the character
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mcframe.context.working_context import WorkingContext
-from mcframe.errors import require
 from mcframe.hookspecs import HeadShape, Positions
 
 
@@ -36,12 +36,11 @@ class GaussianRope(Positions):
         self,
         shape: HeadShape,
         *,
-        base: float = 10_000.0,
+        base: Annotated[float, Field(gt=1)] = 10_000.0,
         placement: Literal["centre", "start", "end"] = "centre",
         smoothing: bool = True,
     ) -> None:
         super().__init__()
-        require(base > 1, "positions.gaussian_rope.base", base, "above 1")
         self.width, self.base, self.placement, self.smoothing = shape.width, base, placement, smoothing
 
     def forward(self, context: WorkingContext) -> tuple[Tensor, Tensor]:

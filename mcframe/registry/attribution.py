@@ -5,22 +5,28 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcframe.errors import Location, UserError
+from mcframe.errors import Interrupt, Location, UserError, is_lost_connection
 from mcframe.hookspecs import INTERFACES, PROJECT
 from mcframe.registry.checks import ContractError
+from mcframe.registry.global_state import Change, read_state, undo_changes, warn
 
 if TYPE_CHECKING:  # the registry wraps hooks with this module
     from mcframe.registry.plugins import Plugin, Registered, Registry
 
 _CALL = "_mcframe_call"
+
+WATCHERS = ("callback", "evaluation", "logger")
+"""Kinds of plug-ins that only watch: they never end a run."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,49 @@ class PluginCall:
         function: The function, as messages name it.
         kind: The kind of the implementation that the function is a method of; empty for a hook.
         name: The name of that implementation.
+        origin: The plug-in and its package as text.
     """
 
     plugin: str
     function: str
     kind: str = ""
     name: str = ""
+    origin: str = ""
+
+    @property
+    def subject(self) -> str:
+        """The implementation and its origin as text."""
+        return f"{self.kind}.{self.name} of {self.origin}" if self.kind else self.origin
+
+
+class UnexpectedExit(Exception):
+    """Code that a run calls raised SystemExit, KeyboardInterrupt or the like, which must not end the process."""
+
+
+@contextmanager
+def exits_as_errors() -> Iterator[None]:
+    """Turn such an exception of the body into UnexpectedExit. A Ctrl-C of the user passes."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if (failure := _unexpected_exit(error)) is None:
+            raise
+        raise failure from error
+
+
+def _unexpected_exit(error: BaseException) -> UnexpectedExit | None:
+    """Return the error as UnexpectedExit with its traceback, or None for a Ctrl-C of the user.
+
+    In a process with Python's own handler of SIGINT, a KeyboardInterrupt counts as a Ctrl-C.
+    """
+    by_python = isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if by_python or isinstance(error, Interrupt):
+        return None
+    return UnexpectedExit(f"{last_line(error)} (a plug-in must not end the process)").with_traceback(
+        error.__traceback__
+    )
 
 
 def attributed(function: Callable[..., Any], call: PluginCall) -> Callable[..., Any]:
@@ -51,7 +94,7 @@ def attribute_calls(product: object, entry: Registered) -> None:
     The methods are wrapped in the class, so that those of a copy refer to the copy. The product itself carries its
     origin, as text that can be copied and pickled; calls of other instances of the class are not attributed.
     """
-    vars(product)[_CALL] = (entry.plugin, entry.kind, entry.name)
+    vars(product)[_CALL] = (entry.plugin, entry.kind, entry.name, entry.origin)
     owner, interface = type(product), INTERFACES[entry.kind]
     for name in _interface_methods(interface):
         method = inspect.getattr_static(owner, name)
@@ -66,9 +109,9 @@ def attribute_calls(product: object, entry: Registered) -> None:
 def explain(error: Exception, registry: Registry) -> UserError | None:
     """Return the error as a message that names the plug-in, or None if no third-party plug-in raised it.
 
-    Running out of memory is never attributed.
+    Running out of memory and the loss of another rank are never attributed.
     """
-    if isinstance(error, (UserError, MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (UserError, MemoryError, torch.OutOfMemoryError)) or is_lost_connection(error):
         return None
     if isinstance(error, ContractError):
         entry = _entry_of(_call_of("", error.culprit), registry)
@@ -77,13 +120,13 @@ def explain(error: Exception, registry: Registry) -> UserError | None:
     if call is None or call.plugin not in registry.plugins:  # a second run in this process has its own registry
         return None
     entry, plugin = _entry_of(call, registry), registry.plugins[call.plugin]
-    subject = _named(entry) if entry else plugin.origin
+    subject = named(entry) if entry else plugin.origin
     return _message(f"{subject} failed in {call.function}: {last_line(error)}", error, plugin, entry, registry)
 
 
 def not_built(error: Exception, entry: Registered, registry: Registry) -> UserError:
     """Return the message for a factory that raised an error."""
-    message = f"{_named(entry)} could not be built: {last_line(error)}"
+    message = f"{named(entry)} could not be built: {last_line(error)}"
     return _message(message, error, registry.plugins[entry.plugin], entry, registry)
 
 
@@ -91,7 +134,7 @@ def without_methods(missing: list[str], entry: Registered) -> UserError:
     """Return the message for a class without all methods of its interface."""
     interface = INTERFACES[entry.kind].__name__
     return UserError(
-        f"{_named(entry)}: missing method {', '.join(missing)} of {interface}",
+        f"{named(entry)}: missing method {', '.join(missing)} of {interface}",
         remedy=f"Implement {', '.join(missing)}; see mcframe.hookspecs.{interface}.",
         location=Location(entry.file),
     )
@@ -101,15 +144,26 @@ def broken_contract(error: ContractError, entry: Registered) -> UserError:
     """Return the message for a plug-in that does not keep its interface."""
     method = inspect.unwrap(getattr(type(error.culprit), error.method, None))  # type: ignore[arg-type]
     code = getattr(method, "__code__", None)
-    location = Location(code.co_filename, code.co_firstlineno) if code else Location(entry.file)
-    return UserError(f"{_named(entry)}: {error.problem}", remedy=error.remedy, location=location)
+    start = Location(code.co_filename, code.co_firstlineno) if code else Location(entry.file)
+    return UserError(f"{named(entry)}: {error.problem}", remedy=error.remedy, location=error.location or start)
+
+
+def described(product: object) -> str:
+    """Return a plug-in and its origin as text; of one of mcframe's own, its class."""
+    call = _call_of("", product)
+    return call.subject if call else type(product).__name__
+
+
+def is_third_party(product: object) -> bool:
+    """Return whether a product of a factory comes from another package than mcframe."""
+    return _call_of("", product) is not None
 
 
 def last_line(error: BaseException) -> str:
     """Return the type of an error and the last line of its text; of a UserError, message and remedy."""
     text = f"{error.message}: {error.remedy}" if isinstance(error, UserError) else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    name = "" if isinstance(error, UserError) else type(error).__name__
+    name = "" if isinstance(error, UserError | UnexpectedExit) else type(error).__name__
     return ": ".join(filter(None, [name, lines[-1] if lines else ""]))
 
 
@@ -118,13 +172,24 @@ def _attributed(function: Callable[..., Any], call: Callable[..., PluginCall | N
 
     @functools.wraps(function)
     def wrapper(*arguments: Any, **options: Any) -> Any:
+        # A compiled graph cannot read the state of the process.
+        before = None if torch.compiler.is_compiling() else read_state()
         try:
             result = function(*arguments, **options)
         except Exception as error:
             _record(error, call(*arguments))
             raise
+        except BaseException as error:
+            if (failure := _unexpected_exit(error)) is None:
+                raise
+            _record(failure, call(*arguments))
+            raise failure from error
+        finally:
+            changes = () if before is None else undo_changes(before)
+        for change in changes:
+            _report(change, call(*arguments), arguments)
         if isinstance(result, Iterator):
-            return (_SizedItems if isinstance(result, Sized) else _Items)(result, call(*arguments))
+            return (_SizedItems if isinstance(result, Sized) else _Items)(result, call(*arguments), arguments)
         return result
 
     return wrapper
@@ -141,8 +206,8 @@ def _inherited(owner: type, name: str) -> Callable[..., Any]:
 
 def _call_of(function: str, product: object, *_: Any) -> PluginCall | None:
     """Return the call of a method of a product, or None if the product is of no third-party plug-in."""
-    plugin, kind, name = getattr(product, "__dict__", {}).get(_CALL, ("", "", ""))
-    return PluginCall(plugin, function, kind, name) if plugin else None
+    plugin, *entry = getattr(product, "__dict__", {}).get(_CALL, ("",))
+    return PluginCall(plugin, function, *entry) if plugin else None
 
 
 def _entry_of(call: PluginCall | None, registry: Registry) -> Registered | None:
@@ -158,23 +223,45 @@ def _record(error: Exception, call: PluginCall | None) -> None:
         vars(error)[_CALL] = call
 
 
-class _Items:
-    """An iterator whose errors carry `call`, with all other attributes of `items`."""
+def _report(change: Change, call: PluginCall | None, arguments: tuple[Any, ...]) -> None:
+    """Raise ContractError for a change of global state, or warn if it may be meant or the plug-in only watches."""
+    if call is None:  # another instance of the class, which no run selected
+        return
+    if change.setting.certain and call.kind and call.kind not in WATCHERS:
+        raise ContractError(
+            arguments[0], f"{call.function} {change}", method=call.function, remedy=change.setting.remedy
+        )
+    warn(call.subject, call.function, change)
 
-    def __init__(self, items: Iterator[Any], call: PluginCall | None) -> None:
-        self._items, self._call = items, call
+
+class _Items:
+    """An iterator whose errors carry `call`, with all other attributes of `items`; see `_attributed`."""
+
+    def __init__(self, items: Iterator[Any], call: PluginCall | None, arguments: tuple[Any, ...]) -> None:
+        self._items, self._call, self._arguments = items, call, arguments
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
+        before = read_state()
         try:
-            return next(self._items)
+            item = next(self._items)
         except StopIteration:
             raise
         except Exception as error:
             _record(error, self._call)
             raise
+        except BaseException as error:
+            if (failure := _unexpected_exit(error)) is None:
+                raise
+            _record(failure, self._call)
+            raise failure from error
+        finally:
+            changes = undo_changes(before)
+        for change in changes:
+            _report(change, self._call, self._arguments)
+        return item
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "_items"), name)
@@ -225,7 +312,8 @@ def _message(message: str, error: Exception, plugin: Plugin, entry: Registered |
     location = Location(own[-1].filename, own[-1].lineno) if own else unknown
     lines = [message, *([own[-1].line] if own and own[-1].line else []), *getattr(error, "__notes__", ())]
     authors = f", or report it to the authors of {plugin.distribution}" if plugin.distribution else ""
-    without = f"choose another {entry.kind}" if entry else f"skip it with --no-plugin {plugin.short}"
+    skip = "remove its --plugin" if plugin.spec else f"skip it with --no-plugin {plugin.short}"
+    without = f"choose another {entry.kind}" if entry else skip
     return UserError(
         "\n  ".join(lines),
         remedy=f"Correct it{authors}; or {without}. --traceback prints the traceback.",
@@ -245,5 +333,6 @@ def _contains(file: str, inner: str) -> bool:
     return Path(inner).is_relative_to(root)
 
 
-def _named(entry: Registered) -> str:
+def named(entry: Registered) -> str:
+    """Return an implementation and its origin as text."""
     return f"{entry.kind}.{entry.name} of {entry.origin}"

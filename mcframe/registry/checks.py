@@ -10,19 +10,27 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import is_valid, lengths
+from mcframe.errors import Location
 from mcframe.hookspecs import INTERFACES
 
 
 class ContractError(Exception):
-    """A plug-in breaks its interface. `culprit` is the object, `method` the method that breaks it, if any."""
+    """A plug-in breaks its interface.
 
-    def __init__(self, culprit: object, problem: str, *, method: str = "", remedy: str = "") -> None:
+    `culprit` is the object, `method` the method that breaks it, if any, and `location` a line of it, if known.
+    """
+
+    def __init__(
+        self, culprit: object, problem: str, *, method: str = "", remedy: str = "", location: Location | None = None
+    ) -> None:
         super().__init__(f"{type(culprit).__name__}: {problem}")
         self.culprit, self.problem, self.method, self.remedy = culprit, problem, method, remedy
+        self.location = location
 
 
 def check_product(kind: str, product: object) -> None:
@@ -46,6 +54,8 @@ def check_product(kind: str, product: object) -> None:
                 )
     for name in getattr(interface, "__abstractmethods__", ()):
         _check_signature(product, interface, name)
+    if isinstance(product, nn.Module):
+        _check_shapes_known(product)
 
 
 def check_shape(
@@ -104,6 +114,19 @@ def _check_signature(product: object, interface: type, name: str) -> None:
         ) from None
     except ValueError:  # written in C: it has no signature
         return
+
+
+def _check_shapes_known(module: nn.Module) -> None:
+    """Raise ContractError for a lazy parameter: optimizer and ZeRO need its shape before the first forward."""
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise ContractError(
+                module,
+                f"__init__: expected parameters with shapes, got {name} of a lazy module, which has none before the "
+                "first forward",
+                method="__init__",
+                remedy="Use the module that is not lazy, such as nn.Linear(shape.width, ...) for nn.LazyLinear.",
+            )
 
 
 def _interface(culprit: object) -> type:

@@ -8,13 +8,16 @@ must load.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import ENTRY_POINT_GROUP, PROJECT
-from mcframe.registry.attribution import last_line
+from mcframe.registry.attribution import exits_as_errors, last_line
+from mcframe.registry.global_state import StateError, UnchangedState
 from mcframe.registry.hook_rules import OtherApi
 from mcframe.registry.load_from_path import Spec, load_from_path
 from mcframe.registry.plugins import BrokenPlugin, NameTaken, Plugin, Registry
@@ -43,8 +46,8 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
     """Return every installed plug-in, mcframe's own included, changed by the options.
 
     Raises:
-        UserError: mcframe itself is not installed, two plug-ins offer the same name, `--no-plugin` names an unknown
-            plug-in, `--plugin` does not load, or, with `--strict-plugins`, any plug-in is broken.
+        UserError: mcframe itself is not installed, `--no-plugin` names an unknown plug-in, `--plugin` does not load or
+            offers a name that is taken, or, with `--strict-plugins`, any plug-in is broken.
     """
     registry = Registry()
     found = installed()
@@ -54,13 +57,14 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
             remedy="run `pip install -e . -c constraints.txt` in the checkout",
         )
     _check_without(options.without, found)
-    for point in found:
-        if any(is_called(point, name) for name in options.without):
-            registry.skipped.append(point.name)
-        else:
-            _load(registry, point)
-    for spec in dict.fromkeys(map(Spec.parse, options.named)):
-        load_from_path(registry, spec)
+    with redirect_stdout(sys.stderr):  # output of an import must not stand in the output of `--json`
+        for point in found:
+            if any(is_called(point, name) for name in options.without):
+                registry.skipped.append(point.name)
+            else:
+                _load(registry, point)
+        for spec in dict.fromkeys(map(Spec.parse, options.named)):
+            load_from_path(registry, spec)
     if options.strict and registry.broken:
         raise UserError(
             "under --strict-plugins a plug-in that is broken stops the command:"
@@ -85,13 +89,14 @@ def _load(registry: Registry, point: EntryPoint) -> None:
     # The distribution's name makes entry points of two packages with one name two plug-ins.
     known = Plugin(f"{distribution}:{point.name}", distribution, version)
     try:
-        registry.add(point.load(), known)
-    except NameTaken:
+        with exits_as_errors(), UnchangedState("its import", known.origin):
+            registry.add(point.load(), known, installed=True)
+    except NameTaken:  # twice in one plug-in
         raise
-    except OtherApi as error:
+    except (OtherApi, StateError) as error:
         broken = BrokenPlugin(point.name, distribution, version, error.message, error.remedy)
         registry.broken.append(broken)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - importing a third-party package can raise anything
+    except Exception as error:  # noqa: BLE001 - importing a third-party package can raise anything
         registry.broken.append(BrokenPlugin(point.name, distribution, version, last_line(error)))
 
 

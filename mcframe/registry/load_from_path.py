@@ -13,7 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 from mcframe.errors import Location, UserError, did_you_mean
-from mcframe.registry.attribution import last_line
+from mcframe.registry.attribution import exits_as_errors, last_line
+from mcframe.registry.global_state import UnchangedState
 from mcframe.registry.plugins import NameTaken, Plugin, Registry
 
 _SPEC = re.compile(r"(?P<where>.+?)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
@@ -64,15 +65,18 @@ def load_from_path(registry: Registry, spec: Spec) -> None:
         NameTaken: It offers a name that is taken.
     """
     try:
-        module, known = _of_file(spec, spec.file) if spec.file else _of_module(spec)
-        plugin = _attribute(spec, module)
-        if not registry.has(plugin):
-            registry.add(plugin, known)
+        with exits_as_errors(), UnchangedState("its import", f"--plugin {spec}"):
+            module, known = _of_file(spec, spec.file) if spec.file else _of_module(spec)
+            plugin = _attribute(spec, module)
+            if registry.has(plugin):
+                registry.name(plugin)
+            else:
+                registry.add(plugin, known)
     except (NameTaken, NotLoaded):
         raise
     except UserError as error:
         raise NotLoaded(spec, error.message, remedy=error.remedy, location=error.location) from error
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         raise NotLoaded(
             spec, f"it could not be loaded: {last_line(error)}", remedy="Fix the error, or remove --plugin.",
             location=_location(error, spec),

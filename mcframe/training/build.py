@@ -155,6 +155,9 @@ def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
     for loss in losses:
         _check_stage(f"loss.{loss.name}", loss.max_zero_stage, stage, f"remove @loss.{loss.name} from run.losses")
     step = TrainStep(model, losses, run_config.lens_targets)
+    weights = {f"loss.{loss.name}": loss.weight for loss in step.losses.each()}
+    weighted = any(not isinstance(weight, int | float) or weight for weight in weights.values())
+    require(weighted, "run.losses", weights, "a loss with a weight above 0 that this run computes")
     shuffled = run_config.lens_targets.shuffle and model.strategy.count == 1
     remedy = "Raise the count of run.variants, or set lens_targets.shuffle = False."
     require(not shuffled, "lens_targets.shuffle", 1, "two or more variants a sequence", remedy)

@@ -19,10 +19,13 @@ import torch
 import torch.distributed as dist
 
 from mcframe.errors import UserError
+from mcframe.files import is_full
 from mcframe.training.engine import Engine, barrier
-from mcframe.training.random_states import random_states, restore_random_states
+from mcframe.training.random_states import random_states
 
 COMPLETE = "complete.json"
+_ALMOST_NOTHING = 2**20
+_FAILED_WRITES = ("unexpected pos", "file write failed", "PytorchStreamWriter failed")
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, AssertionError, pickle.UnpicklingError)
 """Exceptions of torch and DeepSpeed for files that are damaged, missing or of another model."""
 
@@ -91,7 +94,7 @@ def archive(run_dir: Path, tokens: int) -> None:
 def save(
     engine: Engine,
     run_dir: Path,
-    position: Mapping[str, int],
+    position: Mapping[str, Any],
     shared: Mapping[str, Any],
     own: Mapping[str, Any],
     keep: int,
@@ -101,13 +104,13 @@ def save(
     Args:
         engine: The engine.
         run_dir: The run directory.
-        position: `tokens`, and the settings that must be equal in a resumed run, by their names in gin.
+        position: `tokens`, the bindings and the data of the run; see `mcframe.training.resume_rules`.
         shared: State that is equal on all ranks.
         own: State of this rank.
         keep: The number of checkpoints to keep.
 
     Raises:
-        UserError: The folder is missing the file of a rank.
+        UserError: The folder is missing the file of a rank, or a file could not be written.
     """
     rank, tokens = dist.get_rank(), position["tokens"]
     folder = run_dir / "checkpoints"
@@ -117,8 +120,12 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     barrier()
-    engine.wrapped.save_checkpoint(str(folder), tag=partial.name, client_state=dict(shared), save_latest=False)
-    torch.save({**own, "random": random_states()}, partial / f"rank-{rank}.pt")
+    state = {**shared, "group_options": engine.group_options}
+    try:
+        engine.wrapped.save_checkpoint(str(folder), tag=partial.name, client_state=state, save_latest=False)
+        torch.save({**own, "random": random_states()}, partial / f"rank-{rank}.pt")
+    except (OSError, RuntimeError) as error:
+        raise _not_written(error, partial, run_dir) from error
     barrier()
     _check_complete(partial)
     barrier()  # rank 0 must not rename the folder while another rank checks it
@@ -135,12 +142,13 @@ def save(
     return final
 
 
-def load(engine: Engine, checkpoint: Checkpoint, position: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(engine: Engine, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load weights, optimizer and schedule, and return `shared` and `own` of `save`. Collective.
 
+    Random states stay as they are; those of the checkpoint are `own["random"]`.
+
     Raises:
-        UserError: Ranks, ZeRO stage or the settings of `position` differ, or the files are damaged or do not fit the
-            model.
+        UserError: Ranks or ZeRO stage differ, or the files are damaged or do not fit the model.
     """
     facts, world = checkpoint.facts, dist.get_world_size()
     if (facts["world_size"], facts["zero_stage"]) != (world, engine.stage):
@@ -149,13 +157,6 @@ def load(engine: Engine, checkpoint: Checkpoint, position: Mapping[str, int]) ->
             f"has {world} at ZeRO {engine.stage}",
             remedy=f"Start {facts['world_size']} rank(s) with deepspeed.zero_stage = {facts['zero_stage']}.",
         )
-    for name, value in position.items():
-        if name != "tokens" and facts[name] != value:
-            raise UserError(
-                f"{checkpoint.path} was written with {name} = {facts[name]}; this run has {value}, and would read "
-                "other tokens",
-                remedy=f"Set {name} = {facts[name]}, or start a new run with --resume never.",
-            )
     try:
         _, shared = engine.wrapped.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
         own = torch.load(checkpoint.path / f"rank-{dist.get_rank()}.pt", map_location="cpu", weights_only=False)
@@ -166,8 +167,25 @@ def load(engine: Engine, checkpoint: Checkpoint, position: Mapping[str, int]) ->
             remedy="If the model was changed, start a new run with --resume never. If files are damaged, remove the "
             "folder to resume from the checkpoint before it.",
         ) from error
-    restore_random_states(own.pop("random"))
+    engine.apply_settings(shared.pop("group_options", None))
     return shared, own
+
+
+def _not_written(error: Exception, partial: Path, run_dir: Path) -> Exception:
+    """Return the error for a checkpoint that could not be written, and remove what there is of it."""
+    files = sorted(partial.glob("*"), key=lambda file: file.stat().st_mtime_ns)
+    # torch raises "unexpected pos" for a write that failed, without the system's reason.
+    full = is_full(error) or shutil.disk_usage(partial if partial.exists() else run_dir).free < _ALMOST_NOTHING
+    if not full and not isinstance(error, OSError) and not any(text in str(error) for text in _FAILED_WRITES):
+        return error
+    shutil.rmtree(partial, ignore_errors=True)
+    reason = "no space left on the device" if full else f"cannot be written: {str(error).strip().splitlines()[0]}"
+    kept = checkpoints(run_dir)
+    resume = f"it resumes from {kept[-1].path}, which is kept" if kept else "no checkpoint is kept"
+    return UserError(
+        f"{files[-1] if files else partial}: {reason}; the checkpoint is not written",
+        remedy=f"Free space, or keep fewer checkpoints with checkpoint.keep, and repeat the command: {resume}.",
+    )
 
 
 def _check_complete(partial: Path) -> None:

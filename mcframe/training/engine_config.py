@@ -9,6 +9,7 @@ from mcframe.config.schema import RunConfig
 from mcframe.config.training_schema import DeepSpeedConfig
 from mcframe.errors import UserError
 from mcframe.hookspecs import Optimizer
+from mcframe.training.deepspeed_settings import check_settings
 
 RESERVED_DEEPSPEED_KEYS = {
     "train_batch_size": "run.batch_tokens",
@@ -30,7 +31,7 @@ def engine_config(run_config: RunConfig, optimizer: Optimizer, micro_batch: int,
     """Return DeepSpeed's configuration for a run.
 
     Raises:
-        UserError: `deepspeed.settings` has a key that mcframe sets itself.
+        UserError: `deepspeed.settings` has a key that mcframe sets itself, an unknown one, or a wrong value.
     """
     settings = run_config.deepspeed
     _refuse_owned(settings.settings)
@@ -48,7 +49,9 @@ def engine_config(run_config: RunConfig, optimizer: Optimizer, micro_batch: int,
         "wall_clock_breakdown": False,
     }
     merged = _merge(config, settings.settings)
-    merged["zero_optimization"] |= optimizer.zero_settings(settings.zero_stage)
+    if isinstance(merged["zero_optimization"], dict):
+        merged["zero_optimization"] |= optimizer.zero_settings(settings.zero_stage)
+    check_settings(settings.settings, merged)
     return merged
 
 

@@ -19,6 +19,8 @@ from mcframe.training.train_step import StepBatch, TrainStep
 
 Network = TypeVar("Network", bound=nn.Module)
 _META = torch.device("meta")
+_SCORED_AT_MOST = 16
+"""How often a loss may score each entry before a step that computes its logits at once is counted twice."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class StepFlops:
         try:
             with _without_recomputation(self._step):
                 total = self._run(length, micro_batch) / tokens
-            recomputed = self._run(length, micro_batch) / tokens - total
+            recomputes = self._may_recompute(tokens)
+            recomputed = self._run(length, micro_batch) / tokens - total if recomputes else 0.0
         except Exception as error:  # noqa: BLE001 - a plug-in that cannot run without data can still be trained
             reason = next(iter(str(error).splitlines()), "")
             self.notes["step"] = (
@@ -79,6 +82,12 @@ class StepFlops:
             contexts = 1 + self._step.model.strategy.count * length / window
             total, recomputed = plain * contexts, 0.0
         return FlopCount(plain, total, max(0.0, recomputed))
+
+    def _may_recompute(self, tokens: int) -> bool:
+        """Return whether a second count can differ: losses of plug-ins may score a few times the entries of a step."""
+        gpt, variants = self._step.model.gpt, self._step.model.strategy.count
+        logits = _SCORED_AT_MOST * tokens * max(1, variants) * gpt.vocab_size
+        return gpt.activation_checkpointing or logits > base_model.LOGITS_AT_ONCE
 
     def _run(self, length: int, micro_batch: int) -> float:
         tree, count = self._step.model.tree, self._step.model.strategy.count

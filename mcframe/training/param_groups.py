@@ -50,13 +50,14 @@ def param_groups(step: TrainStep, optimizer: Optimizer, config: OptimizerConfig)
         UserError: A trained parameter is in no group or in more than one.
     """
     found = []
+    scales = dict[str, float](config.lr_scale.items())
     for part, scaled_as, module in step.named_parts():
         for group in _declared(module):
             trained = tuple(each for each in group.parameters if each.requires_grad)
             if not trained:
                 continue
             rule = optimizer.update_rule(group.role, config.lr)
-            scale = group.lr_scale * config.lr_scale.get(scaled_as or "", 1.0)
+            scale = group.lr_scale * scales.get(scaled_as or "", 1.0)
             trained_group = ParamGroup(group.role, trained, group.weight_decay, group.lr_scale)
             decay = config.weight_decay if group.weight_decay else 0.0
             found.append(PartGroup(part, trained_group, rule, rule.lr * scale, decay))
@@ -64,16 +65,24 @@ def param_groups(step: TrainStep, optimizer: Optimizer, config: OptimizerConfig)
     return found
 
 
-def optimizer_groups(step: TrainStep, groups: Sequence[PartGroup]) -> list[dict[str, Any]]:
-    """Return the groups as torch takes them, those of equal settings merged, in the order of the module."""
+def optimizer_groups(step: TrainStep, groups: Sequence[PartGroup], *, by_part: bool = False) -> list[dict[str, Any]]:
+    """Return the groups as torch takes them, those of equal settings merged, in the order of the module.
+
+    Args:
+        step: The module that is trained.
+        groups: Its parameter groups.
+        by_part: Merge no groups of different parts, whose gradients are clipped separately.
+    """
     settings = {id(each): group for group in groups for each in group.group.parameters}
-    merged: dict[tuple[str, float, float], list[nn.Parameter]] = {}
+    merged: dict[tuple[str, str, float, float], list[nn.Parameter]] = {}
     for parameter in step.parameters():  # the order of the module, which checkpoints rely on
         if (group := settings.get(id(parameter))) is not None:
-            merged.setdefault((group.rule.name, group.lr, group.weight_decay), []).append(parameter)
+            merged.setdefault(
+                (group.part if by_part else "", group.rule.name, group.lr, group.weight_decay), []
+            ).append(parameter)
     return [
         {"params": parameters, "rule": rule, "lr": lr, "weight_decay": decay}
-        for (rule, lr, decay), parameters in merged.items()
+        for (_, rule, lr, decay), parameters in merged.items()
     ]
 
 

@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from mcframe.errors import UserError
+from mcframe.files import replaced
 from mcframe.training.checkpoints import Checkpoint, checkpoints, find
 
 METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operative.gin", "provenance.json"
@@ -22,10 +24,11 @@ METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operativ
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The directory of a run, and the checkpoint that it resumes from, if any."""
+    """The directory of a run, the checkpoint that it resumes from, if any, and its bindings as values of JSON."""
 
     directory: Path
     checkpoint: Checkpoint | None
+    bindings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
@@ -65,8 +68,10 @@ def _unused(directory: Path) -> Path:
 def write_provenance(directory: Path, bound: str, facts: dict[str, Any]) -> None:
     """Write all bindings to `config.gin`, which can start the run again, and its origin to `provenance.json`."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / BOUND).write_text(bound, "utf-8")
-    (directory / PROVENANCE).write_text(json.dumps({**_origin(), **facts}, indent=2) + "\n", "utf-8")
+    origin = json.dumps({**_origin(), **facts}, indent=2) + "\n"
+    for name, text in ((BOUND, bound), (PROVENANCE, origin)):
+        with replaced(directory / name) as partial:
+            partial.write_text(text, "utf-8")
 
 
 def _origin() -> dict[str, Any]:

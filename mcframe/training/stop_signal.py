@@ -9,9 +9,11 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from mcframe.errors import raise_interrupt
+
 
 class StopSignal:
-    """Record a requested stop. A second Ctrl-C raises KeyboardInterrupt at once.
+    """Record a requested stop. A second Ctrl-C raises Interrupt at once.
 
     The launcher passes a Ctrl-C on as SIGTERM on top of the terminal's own SIGINT, so SIGTERM never counts twice.
     """
@@ -25,7 +27,7 @@ class StopSignal:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._requested:
-            raise KeyboardInterrupt
+            raise_interrupt()
         self._requested = True
 
     def agreed(self) -> bool:

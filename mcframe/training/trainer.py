@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,12 +11,12 @@ import torch.distributed as dist
 
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.data.loader import Loader
-from mcframe.errors import UserError
 from mcframe.metrics.accumulator import Accumulator
 from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.timers import Timers
-from mcframe.registry.attribution import last_line
+from mcframe.registry.attribution import exits_as_errors, last_line
 from mcframe.registry.plugins import Lifecycle
+from mcframe.training.anomaly import RecentBatches
 from mcframe.training.build import Components, training_stream, validation_windows
 from mcframe.training.callbacks.base import TrainerCallback
 from mcframe.training.callbacks.checkpoint import SaveCheckpoint
@@ -28,8 +29,11 @@ from mcframe.training.callbacks.validate import Validate
 from mcframe.training.engine import Engine
 from mcframe.training.eval_mode import eval_mode
 from mcframe.training.evaluation import eval_model
-from mcframe.training.probe import probe_plugins
+from mcframe.training.first_interval import FirstInterval
+from mcframe.training.nonfinite import failed_backward, not_finite
+from mcframe.training.probe import probe_allocator, probe_plugins
 from mcframe.training.recorder import Recorder
+from mcframe.training.resume_rules import data_identity
 from mcframe.training.run_directory import RunPlan
 from mcframe.training.stop_signal import StopSignal
 from mcframe.training.throughput import ThroughputMeter
@@ -49,6 +53,7 @@ class Trainer:
         hooks: Lifecycle hooks of plug-ins.
         device: The device of this rank.
         plugins: Callbacks of plug-ins.
+        restored: The state of the checkpoint of `plan`, if it has been loaded.
     """
 
     def __init__(
@@ -60,15 +65,19 @@ class Trainer:
         hooks: Lifecycle,
         device: torch.device,
         plugins: PluginCallbacks | None = None,
+        restored: tuple[dict[str, Any], dict[str, Any]] | None = None,
     ) -> None:
+        self.restored, self.data = restored, data_identity(components)
         self.components, self.engine, self.plan, self.device = components, engine, plan, device
         config = self.run_config = components.run_config
         rank, world_size = dist.get_rank(), dist.get_world_size()
         self.state = TrainState(config.batch_tokens, config.steps)
         self.accumulator, self.timers = Accumulator(device), Timers(device)
         engine.time_with(self.timers.phase)
-        self.update_ratio = UpdateRatio(engine.step, device)
+        self.update_ratio, self.recent = UpdateRatio(engine.step, device), RecentBatches()
         self.plugins = plugins or PluginCallbacks()
+        others = [*components.callbacks, *components.evaluations]
+        self.first_interval = FirstInterval(engine.step, engine.watch, others, keep_watching=engine.stage == 3)
         self.recorder = Recorder(plan, components.tree, self.state, loggers, hooks, self.plugins)
         self.loader = Loader(
             training_stream(components, rank, world_size),
@@ -94,7 +103,8 @@ class Trainer:
         """Train to the end or until a stop is requested. Return the summary."""
         recorder = self.recorder
         try:
-            status = self._train()
+            with exits_as_errors():
+                status = self._train()
             recorder.loggers.close()
         except Exception as error:
             try:
@@ -110,6 +120,7 @@ class Trainer:
         if self.plan.checkpoint is not None:
             self.save_checkpoint.restore(self, self.plan.checkpoint)
         self.recorder.start()
+        self.first_step = self.state.step
         status, stop_signal = "finished", StopSignal()
         try:
             self.recorder.hooks.run_started(self.recorder.info())
@@ -136,10 +147,15 @@ class Trainer:
         return status
 
     def _probe(self) -> None:
-        """Check what plug-ins return on two held-out windows."""
-        length = self.run_config.variant_length(0) if self.components.model.strategy.count else 0
+        """Check what plug-ins return on two held-out windows, and the budgets of the allocator."""
+        config, count = self.run_config, self.components.model.strategy.count
+        lengths = (config.variant_length(0), *config.extreme_lengths) if count else (0,)
         with eval_mode(self.engine.wrapped):
-            probe_plugins(self.engine.step, self.engine, self.held_out[:2].to(self.device), length)
+            tokens = self.held_out[:2].to(self.device)
+            for warning in probe_plugins(self.engine.step, self.engine, tokens, lengths):
+                self.recorder.warn(warning)
+        if count:
+            probe_allocator(self.components.allocator, self.components.tree, min(lengths), self.device)
 
     def step(self) -> None:
         """Run one optimizer step: micro-batches forward and backward, then the update. Reads no tensor back."""
@@ -147,6 +163,7 @@ class Trainer:
         self.engine.step.begin_step(self.run_config.progress(self.state.step))
         self.learning_rate = self.engine.learning_rate
         self.plugins.begin_step()
+        self.recent.begin_step()
         step, tokens_after = self.state.step, self.state.tokens + self.state.batch_tokens
         timed = self.timers.phase
         with self.timers.step():
@@ -154,14 +171,21 @@ class Trainer:
                 with timed("data"):
                     batch = self._next_batch(length)
                 loss, metrics = self.engine(batch)
+                self.recent.add(batch, loss)
+                self.first_interval.check_graph()
                 with timed("metrics"):
                     self.accumulator.add(metrics)
                     self.plugins.add(metrics)
-                self.engine.backward_and_step(loss, lambda: self.plugins.after_backward(step, tokens_after))
+                try:
+                    self.engine.backward_and_step(loss, lambda: self.plugins.after_backward(step, tokens_after))
+                except RuntimeError as error:
+                    raise failed_backward(self, batch, error) from error
             self.engine.step.after_step()
             self.plugins.after_step(step, tokens_after)
         self.loss = loss.detach()
         self.state.advance()
+        if self.engine.skipped_a_step:
+            raise not_finite(self, 0.0)
         self.recorder.progress.update(self.state.tokens)
         self.recorder.hooks.step_finished(self.recorder.info())
 
@@ -186,11 +210,16 @@ class Trainer:
             callback(self)
         self.throughput.resume()
 
-    def check_finite(self, loss: float) -> None:
-        """Raise UserError unless the loss is finite."""
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} after {self.state.tokens:,} tokens",
-                remedy="Lower optimizer.lr, and optimizer.muon.lr with Muon, or lengthen the warm-up of the schedule. "
-                f"Earlier checkpoints are kept in {self.plan.directory / 'checkpoints'}",
-            )
+    def warn_of_first_interval(self, metrics: Mapping[str, float]) -> None:
+        """Print what the first logging interval shows of plug-ins that go wrong quietly."""
+        config, step = self.run_config, self.state.step
+        compressed = (
+            bool(self.components.model.strategy.count) and config.variant_length(step - 1) < config.context.window
+        )
+        for warning in self.first_interval.look(metrics, step - self.first_step, compressed):
+            self.recorder.warn(warning)
+
+    def check_finite(self, loss: float, gradient_norm: float | None) -> None:
+        """Raise an error that names the origin unless loss and gradient are finite. Both must be equal on all ranks."""
+        if not math.isfinite(loss) or (gradient_norm is not None and not 0 <= gradient_norm < math.inf):
+            raise not_finite(self, loss)

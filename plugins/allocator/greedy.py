@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mcframe.bounds import NonNegativeInt, Repeats
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import (
     block_means,
@@ -52,10 +53,10 @@ class GreedyAllocator(Allocator):
         *,
         expand_threshold: float = 0.0,
         collapse_threshold: float = 1.0,
-        replacements: int | None = None,
-        iterations: int = 2,
-        cooldown: int = 0,
-        protected_tail: int = 0,
+        replacements: NonNegativeInt | None = None,
+        iterations: Repeats = 2,
+        cooldown: NonNegativeInt = 0,
+        protected_tail: NonNegativeInt = 0,
     ) -> None:
         self.tree = tree
         self.expand_threshold, self.collapse_threshold = expand_threshold, collapse_threshold
@@ -67,7 +68,7 @@ class GreedyAllocator(Allocator):
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
         """Return the focus [R, blocks]; see the interface. Raises UserError if no context fits the budget."""
         tree = replace(context.tree, tail=max(context.tree.tail, self.protected_tail))
-        tree.reachable(budget)  # raises UserError if no context fits
+        tree.reachable_length(budget)  # raises UserError if no context fits
         value = block_means(scores.float(), context)
         cooling = torch.zeros_like(value, dtype=torch.bool) if context.age is None else context.age < self.cooldown
         focus = self._expand(context.focus, value, cooling, tree, seeds)

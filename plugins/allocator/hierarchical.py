@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mcframe.bounds import Fraction, Repeats
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import block_means
 from mcframe.context.working_context import WorkingContext
@@ -34,9 +35,9 @@ class HierarchicalAllocator(Allocator):
         iterations: Rounds of scoring and allocating.
     """
 
-    def __init__(self, tree: ContextTree, *, kept: Sequence[float] | None = None, iterations: int = 2) -> None:
+    def __init__(self, tree: ContextTree, *, kept: Sequence[Fraction] | None = None, iterations: Repeats = 2) -> None:
         fractions = entry_fractions(tree)[1:] if kept is None else list(kept)
-        fits = len(fractions) == tree.levels and all(0 <= each <= 1 for each in fractions)
+        fits = len(fractions) == tree.levels
         require(fits, "allocator.hierarchical.kept", kept, f"a fraction from 0 to 1 for each of {tree.levels} level(s)")
         self.tree, self.kept, self.iterations = tree, (1.0, *fractions), iterations
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mcframe.bounds import NonNegative, NonNegativeInt, Repeats
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import gumbel, hash_combine, random_keys
-from mcframe.errors import require
 from mcframe_plugins.allocator.greedy import GreedyAllocator
 
 _NOISE = 1 << 35
@@ -34,13 +34,13 @@ class StochasticGreedyAllocator(GreedyAllocator):
         self,
         tree: ContextTree,
         *,
-        temperature: float = 0.25,
+        temperature: NonNegative = 0.25,
         expand_threshold: float = 0.0,
         collapse_threshold: float = 1.0,
-        replacements: int | None = None,
-        iterations: int = 2,
-        cooldown: int = 0,
-        protected_tail: int = 0,
+        replacements: NonNegativeInt | None = None,
+        iterations: Repeats = 2,
+        cooldown: NonNegativeInt = 0,
+        protected_tail: NonNegativeInt = 0,
     ) -> None:
         super().__init__(
             tree,
@@ -51,7 +51,6 @@ class StochasticGreedyAllocator(GreedyAllocator):
             cooldown=cooldown,
             protected_tail=protected_tail,
         )
-        require(temperature >= 0, "allocator.stochastic_greedy.temperature", temperature, "0 or above")
         self.temperature, self.follows_scores = temperature, temperature == 0
 
     def noise(self, seeds: Tensor, nodes: int, lod: int) -> Tensor | float:

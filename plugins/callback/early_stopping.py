@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mcframe.errors import require
+from mcframe.bounds import Count, NonNegative
 from mcframe.hookspecs import Callback
 
 
@@ -21,10 +21,13 @@ class EarlyStopping(Callback):
     """
 
     def __init__(
-        self, *, metric: str = "val/loss", patience: int = 3, min_delta: float = 0.0, name: str = "early_stopping"
+        self,
+        *,
+        metric: str = "val/loss",
+        patience: Count = 3,
+        min_delta: NonNegative = 0.0,
+        name: str = "early_stopping",
     ) -> None:
-        require(patience >= 1, "callback.early_stopping.patience", patience, "1 or more")
-        require(min_delta >= 0, "callback.early_stopping.min_delta", min_delta, "0 or above")
         self.name, self._metric, self._patience, self._min_delta = name, metric, patience, min_delta
         self._best, self._misses = math.inf, 0
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mcframe.bounds import NonNegativeInt, Size, SizeOrZero
 from mcframe.context.substitutions import slot_means
 from mcframe.errors import require
 from mcframe.hookspecs import ModelShape
@@ -44,19 +45,17 @@ class ContextualGistNet(PooledGistNet):
         self,
         shape: ModelShape,
         *,
-        layers: int = 2,
-        heads: int = 4,
-        window: int = 2,
+        layers: SizeOrZero = 2,
+        heads: Size = 4,
+        window: NonNegativeInt = 2,
         pooling: Literal["mean", "query", "heads"] = "mean",
-        queries: int = 4,
+        queries: Size = 4,
         head: Head = "mlp",
         residual: bool = True,
-        base_layer: int = 0,
+        base_layer: SizeOrZero = 0,
         from_tokens: bool = True,
     ) -> None:
         gin = "gistnet.contextual"
-        for name, value, least in (("base_layer", base_layer, 0), ("window", window, 0), ("queries", queries, 1)):
-            require(value >= least, f"{gin}.{name}", value, f"{least} or more")
         require(layers != 0 or base_layer != 0, f"{gin}.layers", layers, f"1 or more without {gin}.base_layer")
         width, tree = shape.width, shape.tree
         children = tree.block_size * (1 if from_tokens else tree.slots)
@@ -98,7 +97,7 @@ class ContextualGistNet(PooledGistNet):
         return x
 
 
-def block_mask(count: int, block: int, window: int, device: torch.device) -> Tensor:
+def block_mask(count: int, block: int, window: NonNegativeInt, device: torch.device) -> Tensor:
     """Return a mask [count, count] by which child q may read the blocks from `window` before its own to its own."""
     number = torch.arange(count, device=device) // block
     back = number[:, None] - number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcframe.errors import require
+from mcframe.bounds import Size, SizeOrZero
 from mcframe.hookspecs import ModelShape
 from mcframe_plugins.gistnet.pooling import Head, HeadPooling, PooledGistNet, gist_head
 
@@ -30,13 +30,12 @@ class MultiheadGistNet(PooledGistNet):
         self,
         shape: ModelShape,
         *,
-        heads: int = 4,
-        queries: int = 4,
-        layers: int = 1,
+        heads: Size = 4,
+        queries: Size = 4,
+        layers: SizeOrZero = 1,
         head: Head = "mlp",
         residual: bool = True,
     ) -> None:
-        require(queries >= 1, "gistnet.multihead.queries", queries, "1 or more")
         children = shape.tree.block_size * shape.tree.slots
         super().__init__(
             "multihead", shape, layers=layers, heads=heads, children=children, residual=residual, slot_table=False

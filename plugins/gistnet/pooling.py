@@ -40,7 +40,6 @@ class PooledGistNet(GistNet):
         width, tree = shape.width, shape.tree
         divides = heads >= 1 and width % heads == 0
         require(divides, f"gistnet.{name}.heads", heads, f"a divisor of gpt.width, {width}")
-        require(layers >= 0, f"gistnet.{name}.layers", layers, "0 or more")
         self.slots, self.residual = tree.slots, residual
         self.child_embed = nn.Parameter(torch.randn(children, width) * 0.02)
         self.lod_embed = nn.Parameter(torch.randn(tree.levels, width) * 0.02)

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mcframe.bounds import Size, SizeOrZero
 from mcframe.context.substitutions import slot_means
-from mcframe.errors import require
 from mcframe.hookspecs import ModelShape
 from mcframe_plugins.gistnet.pooling import Head, PooledGistNet, gist_head
 from mcframe_plugins.layers import Layer
@@ -36,14 +36,13 @@ class TransformerGistNet(PooledGistNet):
         self,
         shape: ModelShape,
         *,
-        layers: int = 2,
-        heads: int = 4,
+        layers: SizeOrZero = 2,
+        heads: Size = 4,
         pooling: Literal["mean", "query", "cls"] = "mean",
         head: Head = "mlp",
         residual: bool = True,
-        base_layer: int = 0,
+        base_layer: SizeOrZero = 0,
     ) -> None:
-        require(base_layer >= 0, "gistnet.transformer.base_layer", base_layer, "0 or more")
         children = shape.tree.block_size * shape.tree.slots
         super().__init__(
             "transformer", shape, layers=layers, heads=heads, children=children, residual=residual,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcframe.bounds import Size
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import require
 from mcframe.hookspecs import LensNet, ModelShape, ParamGroup, group_parameters
@@ -32,8 +33,8 @@ class MLPLensNet(LensNet):
         self,
         shape: ModelShape,
         *,
-        hidden: int = 64,
-        layers: int = 2,
+        hidden: Size = 64,
+        layers: Size = 2,
         surprise: bool = False,
         embeddings: bool = False,
     ) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mcframe.bounds import Positive
 from mcframe.context.entry_nll import counts
 from mcframe.context.focus_ops import block_means
 from mcframe.context.step_metrics import masked_mean
 from mcframe.context.working_context import WorkingContext
-from mcframe.errors import require
 from mcframe.hookspecs import LensNet, ModelShape
 from mcframe_plugins.lensnet.features import known_nll
 
@@ -33,9 +33,8 @@ class SurpriseLensNet(LensNet):
 
     reads_nll = True
 
-    def __init__(self, shape: ModelShape, *, scale: float = 1.0) -> None:
+    def __init__(self, shape: ModelShape, *, scale: Positive = 1.0) -> None:
         super().__init__()
-        require(scale > 0, "lensnet.surprise.scale", scale, "above 0")
         self.scale = scale
 
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:

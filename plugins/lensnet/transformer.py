@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mcframe.bounds import Size, SizeOrZero
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import require
 from mcframe.hookspecs import LensNet, ModelShape, ParamGroup, group_parameters
@@ -28,7 +29,13 @@ class TransformerLensNet(LensNet):
     """
 
     def __init__(
-        self, shape: ModelShape, *, layers: int = 2, heads: int = 4, width: int | None = None, surprise: bool = False
+        self,
+        shape: ModelShape,
+        *,
+        layers: SizeOrZero = 2,
+        heads: Size = 4,
+        width: Size | None = None,
+        surprise: bool = False,
     ) -> None:
         super().__init__()
         self.reads_nll = surprise

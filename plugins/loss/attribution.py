@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcframe.bounds import NonNegative, Temperature
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.preference_pairs import pair_indices, ranked_correctly
 from mcframe.context.step_metrics import StepMetrics, masked_sum
 from mcframe.context.working_context import WorkingContext
-from mcframe.errors import require
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 DECLARED_METRICS = {
@@ -39,9 +39,8 @@ class Attribution(Loss):
 
     name, needs = "attribution", ("variants", "scores", "pairs", "uncompressed_scores")
 
-    def __init__(self, shape: ModelShape, *, weight: float = 0.1, temperature: float = 1.0) -> None:
+    def __init__(self, shape: ModelShape, *, weight: NonNegative = 0.1, temperature: Temperature = 1.0) -> None:
         super().__init__()
-        require(temperature > 0, "loss.attribution.temperature", temperature, "above 0")
         self.weight, self.temperature = weight, temperature
 
     def forward(self, view: StepView) -> LossTerm:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import nn
 
+from mcframe.bounds import NonNegative
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
@@ -23,7 +24,7 @@ class BagOfTokens(Loss):
 
     name, needs = "bag_of_tokens", ("variants", "gists")
 
-    def __init__(self, shape: ModelShape, *, weight: float = 0.1) -> None:
+    def __init__(self, shape: ModelShape, *, weight: NonNegative = 0.1) -> None:
         super().__init__()
         self.weight = weight
         self.map = nn.Linear(shape.width, shape.width, bias=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mcframe.bounds import NonNegative
 from mcframe.context.focus_ops import collapsible, expandable
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
@@ -20,7 +21,7 @@ class Balance(Loss):
 
     name, needs = "balance", ("variants", "scores")
 
-    def __init__(self, shape: ModelShape, *, weight: float = 0.01) -> None:
+    def __init__(self, shape: ModelShape, *, weight: NonNegative = 0.01) -> None:
         super().__init__()
         self.weight = weight
 

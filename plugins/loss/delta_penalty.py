@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mcframe.bounds import NonNegative
 from mcframe.context.step_metrics import StepMetrics, masked_mean, masked_sum
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
@@ -24,7 +25,7 @@ class DeltaPenalty(Loss):
 
     name = "delta_penalty"
 
-    def __init__(self, shape: ModelShape, *, weight: float = 0.1) -> None:
+    def __init__(self, shape: ModelShape, *, weight: NonNegative = 0.1) -> None:
         super().__init__()
         self.weight = weight
 

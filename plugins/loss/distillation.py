@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from mcframe.bounds import NonNegative
 from mcframe.context.step_metrics import StepMetrics, masked_sum
 from mcframe.context.substitutions import scatter_to_targets
-from mcframe.errors import require
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 DECLARED_METRICS = {
@@ -32,9 +32,8 @@ class Distillation(Loss):
 
     name, needs = "distillation", ("variants", "kl")
 
-    def __init__(self, shape: ModelShape, *, weight: float = 1.0, contrast: float = 0.0) -> None:
+    def __init__(self, shape: ModelShape, *, weight: NonNegative = 1.0, contrast: NonNegative = 0.0) -> None:
         super().__init__()
-        require(contrast >= 0, "loss.distillation.contrast", contrast, "0 or above")
         self.weight, self.contrast = weight, contrast
         if contrast:
             self.needs = ("variants", "kl", "dropped")

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcframe.bounds import Decay, NonNegative, Temperature
 from mcframe.context.focus_ops import block_means
 from mcframe.context.preference_pairs import actionable
 from mcframe.context.step_metrics import StepMetrics, masked_mean, masked_sum
-from mcframe.errors import require
 from mcframe.hookspecs import LensNet, Loss, LossTerm, ModelShape, StepView
 
 DECLARED_METRICS = {
@@ -39,11 +39,9 @@ class EMAKL(Loss):
     steps: Tensor
 
     def __init__(
-        self, shape: ModelShape, *, weight: float = 0.01, decay: float = 0.99, temperature: float = 1.0
+        self, shape: ModelShape, *, weight: NonNegative = 0.01, decay: Decay = 0.99, temperature: Temperature = 1.0
     ) -> None:
         super().__init__()
-        require(0 <= decay < 1, "loss.ema_kl.decay", decay, "a fraction from 0 and below 1")
-        require(temperature > 0, "loss.ema_kl.temperature", temperature, "above 0")
         self.weight, self.decay, self.temperature = weight, decay, temperature
         self.average: nn.Module | None = None
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -59,6 +57,8 @@ class EMAKL(Loss):
         assert isinstance(self.average, LensNet)
         with torch.no_grad():
             average = block_means(self.average(lens.prefix, lens.embeddings.float()).to(lens.scores.dtype), lens.prefix)
+        # LensNet may have received other weights after it was built (run.start_from): the first step has no average yet.
+        average = torch.where(self.steps == 0, lens.block_scores.detach(), average)
         kl = mean_policy_kl(lens.block_scores, average, actionable(lens.prefix), self.temperature)
         figure = masked_sum(kl, torch.ones_like(kl, dtype=torch.bool))
         return LossTerm(view.by_sequence(kl), StepMetrics(means={"mc/ema_kl": figure}))
@@ -68,7 +68,7 @@ class EMAKL(Loss):
         """Move the average towards LensNet."""
         if self.average is None:
             return
-        # The first step copies: LensNet may have received other weights after it was built (run.start_from).
+        # The first step copies, see `forward`.
         rate = torch.where(self.steps == 0, 1.0, 1 - self.decay)
         slow = dict(self.average.named_buffers())
         for name, weight in parts["lensnet"].named_parameters():

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcframe.bounds import NonNegative, Temperature
 from mcframe.context.preference_pairs import PreferencePairs
 from mcframe.context.step_metrics import masked_mean
-from mcframe.errors import require
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
@@ -37,15 +37,13 @@ class Preference(Loss):
         self,
         shape: ModelShape,
         *,
-        weight: float = 0.1,
-        rank_weight: float = 0.5,
-        rank_margin: float = 0.1,
-        temperature: float = 1.0,
-        focal_gamma: float = 0.0,
+        weight: NonNegative = 0.1,
+        rank_weight: NonNegative = 0.5,
+        rank_margin: NonNegative = 0.1,
+        temperature: Temperature = 1.0,
+        focal_gamma: NonNegative = 0.0,
     ) -> None:
         super().__init__()
-        require(temperature > 0, "loss.preference.temperature", temperature, "above 0")
-        require(focal_gamma >= 0, "loss.preference.focal_gamma", focal_gamma, "0 or above")
         self.weight, self.rank_weight, self.rank_margin = weight, rank_weight, rank_margin
         self.temperature, self.focal_gamma = temperature, focal_gamma
 

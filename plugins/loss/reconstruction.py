@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from mcframe.bounds import Count, NonNegative, PositiveFraction
 from mcframe.context.counter_rng import hash_combine, random_keys
 from mcframe.context.step_metrics import StepMetrics, masked_sum
 from mcframe.context.working_context import build_context
-from mcframe.errors import UserError, require
+from mcframe.errors import UserError
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 DECLARED_METRICS = {
@@ -44,12 +47,15 @@ class Reconstruction(Loss):
     name, needs, part = "reconstruction", ("variants", "gists"), "gistnet"
 
     def __init__(
-        self, shape: ModelShape, *, weight: float = 1.0, blocks: Sequence[int] = (1, 2, 4), fraction: float = 0.5
+        self,
+        shape: ModelShape,
+        *,
+        weight: NonNegative = 1.0,
+        blocks: Annotated[Sequence[Count], Field(min_length=1)] = (1, 2, 4),
+        fraction: PositiveFraction = 0.5,
     ) -> None:
         super().__init__()
         name, nodes = "loss.reconstruction", shape.tree.nodes(1)
-        require(0 < fraction <= 1, f"{name}.fraction", fraction, "a fraction above 0 and up to 1")
-        require(bool(blocks) and min(blocks) >= 1, f"{name}.blocks", blocks, "numbers of 1 or more")
         if max(blocks) > nodes:
             raise UserError(
                 f"{name}.blocks: expected at most the {nodes} blocks of a window, got {max(blocks)}",

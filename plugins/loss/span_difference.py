@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from mcframe.bounds import NonNegative, Temperature
 from mcframe.context.preference_pairs import pair_indices
 from mcframe.context.step_metrics import masked_mean
-from mcframe.errors import require
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
@@ -26,9 +26,8 @@ class SpanDifference(Loss):
 
     name, needs = "span_difference", ("variants", "scores", "pairs")
 
-    def __init__(self, shape: ModelShape, *, weight: float = 0.1, scale_nats: float = 0.1) -> None:
+    def __init__(self, shape: ModelShape, *, weight: NonNegative = 0.1, scale_nats: Temperature = 0.1) -> None:
         super().__init__()
-        require(scale_nats > 0, "loss.span_difference.scale_nats", scale_nats, "above 0")
         self.weight, self.scale_nats = weight, scale_nats
 
     def forward(self, view: StepView) -> LossTerm:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from mcframe.bounds import NonNegative, Temperature
 from mcframe.context.focus_ops import expandable
 from mcframe.context.step_metrics import masked_mean
-from mcframe.errors import require
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
@@ -24,9 +24,8 @@ class SpanUtility(Loss):
 
     name, needs = "span_utility", ("variants", "scores")
 
-    def __init__(self, shape: ModelShape, *, weight: float = 0.1, scale_nats: float = 0.1) -> None:
+    def __init__(self, shape: ModelShape, *, weight: NonNegative = 0.1, scale_nats: Temperature = 0.1) -> None:
         super().__init__()
-        require(scale_nats > 0, "loss.span_utility.scale_nats", scale_nats, "above 0")
         self.weight, self.scale_nats = weight, scale_nats
 
     def forward(self, view: StepView) -> LossTerm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mcframe.bounds import NonNegative
 from mcframe.context.step_metrics import masked_mean
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
@@ -17,7 +18,7 @@ class VariantNLL(Loss):
 
     name = "variants"
 
-    def __init__(self, shape: ModelShape, *, weight: float = 1.0) -> None:
+    def __init__(self, shape: ModelShape, *, weight: NonNegative = 1.0) -> None:
         super().__init__()
         self.weight = weight
 

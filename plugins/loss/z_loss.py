@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mcframe.bounds import Count, NonNegative
 from mcframe.context.step_metrics import masked_mean
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
@@ -22,7 +23,7 @@ class ZLoss(Loss):
 
     name, needs = "z_loss", ()
 
-    def __init__(self, shape: ModelShape, *, weight: float = 1e-4, stride: int = 1) -> None:
+    def __init__(self, shape: ModelShape, *, weight: NonNegative = 1e-4, stride: Count = 1) -> None:
         super().__init__()
         self.weight, self.stride = weight, stride
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
-from mcframe.errors import require
+from mcframe.bounds import Decay, Positive
 from mcframe.hookspecs import Optimizer, Role, UpdateRule
+
+Betas = Annotated[Sequence[Decay], Field(min_length=2, max_length=2)]
 
 
 class AdamW(Optimizer):
@@ -23,8 +26,7 @@ class AdamW(Optimizer):
         fused: Use DeepSpeed's implementation, which is compiled at the first start, for minutes on a CPU.
     """
 
-    def __init__(self, *, betas: Sequence[float] = (0.9, 0.95), eps: float = 1e-8, fused: bool = False) -> None:
-        require(eps > 0, "optimizer.adamw.eps", eps, "above 0")
+    def __init__(self, *, betas: Betas = (0.9, 0.95), eps: Positive = 1e-8, fused: bool = False) -> None:
         self.options, self.fused = {"betas": tuple(betas), "eps": eps}, fused
 
     def update_rule(self, role: Role, lr: float) -> UpdateRule:

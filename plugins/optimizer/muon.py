@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from mcframe.errors import require
+from mcframe.bounds import Decay, Positive
 from mcframe.hookspecs import Optimizer, Role, UpdateRule
-from mcframe_plugins.optimizer.adamw import adam_implementation
+from mcframe_plugins.optimizer.adamw import Betas, adam_implementation
 
 
 class Muon(Optimizer):
@@ -33,14 +32,12 @@ class Muon(Optimizer):
     def __init__(
         self,
         *,
-        lr: float = 0.02,
-        momentum: float = 0.95,
-        betas: Sequence[float] = (0.9, 0.95),
-        eps: float = 1e-8,
+        lr: Positive = 0.02,
+        momentum: Decay = 0.95,
+        betas: Betas = (0.9, 0.95),
+        eps: Positive = 1e-8,
         fused: bool = False,
     ) -> None:
-        for name, value in (("lr", lr), ("eps", eps)):
-            require(value > 0, f"optimizer.muon.{name}", value, "above 0")
         self.lr, self.fused = lr, fused
         self._options = {"Muon": {"momentum": momentum}, "AdamW": {"betas": tuple(betas), "eps": eps}}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mcframe.errors import require
+from mcframe.bounds import Fraction
 from mcframe.hookspecs import Schedule
 
 
@@ -15,10 +15,9 @@ class Trapezoid(Schedule):
         final_lr_ratio: Fraction of the peak at the end.
     """
 
-    def __init__(self, *, warmup_ratio: float = 0.02, warmdown_ratio: float = 0.2, final_lr_ratio: float = 0.0) -> None:
-        ratios = {"warmup_ratio": warmup_ratio, "warmdown_ratio": warmdown_ratio, "final_lr_ratio": final_lr_ratio}
-        for name, value in ratios.items():
-            require(0 <= value <= 1, f"schedule.trapezoid.{name}", value, "a fraction from 0 to 1")
+    def __init__(
+        self, *, warmup_ratio: Fraction = 0.02, warmdown_ratio: Fraction = 0.2, final_lr_ratio: Fraction = 0.0
+    ) -> None:
         self.warmup_ratio, self.warmdown_ratio, self.final_lr_ratio = warmup_ratio, warmdown_ratio, final_lr_ratio
 
     def factor(self, step: int, total_steps: int) -> float:

@@ -13,10 +13,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mcframe.bounds import Repeats, Size
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, random_keys
 from mcframe.context.focus_ops import bottomk_mask, compressible_nodes, expand_to_blocks, group_by_node
-from mcframe.errors import require
 from mcframe.hookspecs import Sequences, VariantStrategy
 
 _REDRAW = 1 << 32
@@ -41,8 +41,7 @@ class DrawnVariants(VariantStrategy):
     redraws_together = False
     """Whether all variants of a sequence are drawn again if one of them repeats another."""
 
-    def __init__(self, tree: ContextTree, *, count: int = 2, attempts: int = 6) -> None:
-        require(count >= 1, f"variants.{self.name}.count", count, "1 or more (for none, use variants.none)")
+    def __init__(self, tree: ContextTree, *, count: Size = 2, attempts: Repeats = 6) -> None:
         self.tree, self.count, self.attempts = tree, count, attempts
 
     def propose(self, sequences: Sequences, scores: Tensor | None, length: int, seeds: Tensor) -> Tensor:

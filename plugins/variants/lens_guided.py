@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcframe.bounds import Fraction, NonNegative, Repeats, Size
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import gumbel, hash_combine, randint, random_keys, uniform
 from mcframe.context.focus_ops import group_by_node
-from mcframe.errors import require
 from mcframe_plugins.variants.drawing import DrawnVariants, collapse
 
 _RANDOM, _NOISE = 1 << 33, 1 << 34
@@ -41,15 +41,12 @@ class LensGuided(DrawnVariants):
         self,
         tree: ContextTree,
         *,
-        count: int = 2,
-        temperature: float = 0.25,
-        random_fraction: float = 0.25,
-        attempts: int = 6,
+        count: Size = 2,
+        temperature: NonNegative = 0.25,
+        random_fraction: Fraction = 0.25,
+        attempts: Repeats = 6,
     ) -> None:
         super().__init__(tree, count=count, attempts=attempts)
-        name = "variants.lens_guided"
-        require(temperature >= 0, f"{name}.temperature", temperature, "0 or above")
-        require(0 <= random_fraction <= 1, f"{name}.random_fraction", random_fraction, "a fraction from 0 to 1")
         self.temperature, self.random_fraction = temperature, random_fraction
 
     def draw(self, seeds: Tensor, attempt: int, known: Tensor, tree: ContextTree, scores: Tensor | None) -> Tensor:

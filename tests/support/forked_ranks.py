@@ -80,6 +80,7 @@ def stop_server() -> None:
 def _train(arguments: list[str], environment: dict[str, str], output: Connection) -> None:
     """Do in this process what `python mcframe/run.py ARGUMENTS` does in a new one."""
     from mcframe.cli.train import main
+    from mcframe.errors import raise_interrupt
     from mcframe.training.flops import StepFlops
 
     os.setsid()
@@ -87,7 +88,7 @@ def _train(arguments: list[str], environment: dict[str, str], output: Connection
     os.dup2(output.fileno(), 2)
     output.close()
     sys.stdout = sys.stderr = open(1, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, raise_interrupt)
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mcframe.bounds import Size
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, randint, random_keys
 from mcframe.data.synthetic.layout import check_room, collapsible, single_answer
@@ -39,7 +40,7 @@ class Induction(SyntheticTask):
         symbols: Entries of the vocabulary; at least the prefix's length and 2.
     """
 
-    def __init__(self, tree: ContextTree, *, length: int = 8, prefix: int = 2, symbols: int = 32) -> None:
+    def __init__(self, tree: ContextTree, *, length: Size = 8, prefix: Size = 2, symbols: Size = 32) -> None:
         self.tree, self.length, self.prefix, self.symbols = tree, length, prefix, symbols
         self.blocks = collapsible(tree)
         self.vocab_size = FIRST_KEY + symbols

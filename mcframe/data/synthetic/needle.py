@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mcframe.bounds import NonNegativeInt, Size
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, randint, random_keys
 from mcframe.data.synthetic.layout import check_room, collapsible, single_answer
@@ -45,12 +46,12 @@ class Needle(SyntheticTask):
         self,
         tree: ContextTree,
         *,
-        depth: int | None = None,
-        distractors: int = 3,
-        keys: int = 16,
-        values: int = 16,
-        filler: int = 27,
-        value_length: int = 1,
+        depth: NonNegativeInt | None = None,
+        distractors: NonNegativeInt = 3,
+        keys: Size = 16,
+        values: Size = 16,
+        filler: Size = 27,
+        value_length: Size = 1,
     ) -> None:
         self.tree, self.depth, self.distractors = tree, depth, distractors
         self.keys, self.values, self.filler, self.value_length = keys, values, filler, value_length

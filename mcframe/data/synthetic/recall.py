@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mcframe.bounds import Count, Size
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, random_keys
 from mcframe.errors import UserError, require
@@ -44,11 +45,11 @@ class Recall(SyntheticTask):
         self,
         tree: ContextTree,
         *,
-        pairs: int = 2,
-        keys: int = 32,
-        values: int = 16,
-        question_blocks: int | None = None,
-        questions: int | None = None,
+        pairs: Size = 2,
+        keys: Size = 32,
+        values: Size = 16,
+        question_blocks: Count | None = None,
+        questions: Count | None = None,
     ) -> None:
         self.tree, self.pairs, self.keys, self.values = tree, pairs, keys, values
         size = tree.block_size

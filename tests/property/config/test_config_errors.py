@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from mcframe import config
+from mcframe.bounds import Decay, NonNegative
 from mcframe.config.diagnosis import explain
 from mcframe.config.values import render
 from mcframe.errors import UserError
@@ -38,6 +39,10 @@ def run(
     rate: float = 0.1,
     ratio: Annotated[float, Field(le=1)] = 0.5,
     sizes: Sequence[int] = (),
+    heads: Annotated[int, Field(ge=1, le=8)] | None = None,
+    betas: Annotated[Sequence[Decay], Field(min_length=2, max_length=2)] = (0.9, 0.95),
+    scales: Mapping[str, NonNegative] | None = None,
+    parts: Sequence[Literal["base", "gistnet"]] = (),
     pair: tuple[int, int] = (0, 0),
     flag: bool = False,
     slip: int = None,  # noqa: RUF013 - the slip is the point
@@ -134,7 +139,7 @@ MISTAKES = {
     "wrong item": ("run.sizes = [1, 'b']", ["expected Sequence[int], got list", "at position 1"]),
     "list for tuple": ("run.pair = [1, 2]", ["Write a tuple: run.pair = (1, 2)"]),
     "wrong length": ("run.pair = (1, 2, 3)", ["tuple[int, int]"]),
-    "out of range": ("run.ratio = 1.5", ["less than or equal to 1"]),
+    "out of range": ("run.ratio = 1.5", ["expected a number up to 1, got 1.5"]),
     "macro of a wrong type": ("run.steps = %WORD", ["expected int, got str"]),
     "string for a reference": ("run.gistnet = 'transformer'", ["Refer to it: run.gistnet = @gistnet.transformer"]),
     "reference for an int": ("run.steps = @gistnet.transformer", ["expected int"]),
@@ -150,7 +155,20 @@ MISTAKES = {
     "REQUIRED macro": ("LATER = %gin.REQUIRED\nrun.steps = %LATER", ["missing values for LATER", "'LATER = ...'"]),
     "missing include": ("include 'bsae.gin'", ["missing gin file 'bsae.gin'", "did you mean base.gin?", "searched"]),
     "include in a circle": ("include 'loop.gin'", ["include each other", "main.gin includes", "loop.gin"]),
-    "unquoted include": ("include base.gin", ["one binding a line"]),
+    "unquoted include": ("include base.gin", ["written in quotes: include base.gin", "Write include 'base.gin'"]),
+    "nan": ("run.rate = nan", ["nan is not a value", "Write a finite number"]),
+    "negative infinity": ("run.rate = -inf", ["is not a value", "Write a finite number"]),
+    "string for a reference with its kind": ("run.gistnet = 'gistnet.transformer'", ["= @gistnet.transformer"]),
+    "string for a list": ("run.parts = 'base'", ["expected a list, got str", "Write run.parts = ['base']"]),
+    "too large for float32": ("run.rate = 1e300", ["a number that float32 can hold, got 1e+300"]),
+    "too small for float32": ("run.rate = 1e-40", ["a number that float32 can hold, got 1e-40"]),
+    "overflow": ("run.rate = 1e999", ["a number that float32 can hold, got 1e999"]),
+    "too large for int64": ("run.steps = 1000000000000000000000", ["from -2**63 to 2**63 - 1"]),
+    "bound of an optional": ("run.heads = 0", ["run.heads: expected a number from 1 to 8, or None, got 0"]),
+    "size of a list": ("run.betas = (0.9,)", ["expected 2 values from 0 and below 1, got (0.9,)"]),
+    "item of a list": ("run.betas = (0.9, 1.0)", ["expected 2 values from 0 and below 1, got (0.9, 1.0)"]),
+    "value of a dictionary": ("run.scales = {'a': -1.0}", ["expected values of 0 or more, or None, got {'a': -1.0}"]),
+    "bound by a macro": ("run.heads = %TEN\nTEN = 10", ["expected a number from 1 to 8, or None"]),
 }
 
 LINES = {"bound twice": 5, "bound twice by block": 5, "unknown parameter in a block": 4}

@@ -334,4 +334,4 @@ def test_as_dict_is_strict_json(load):
 
 
 def test_infinity_survives(load):
-    assert load("run.name='x'\nrun.rate = -1e999\n").build("run").rate == -math.inf
+    assert load("run.name='x'\nrun.extra = -1e999\n").build("run").extra == -math.inf

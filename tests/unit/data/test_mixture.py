@@ -80,10 +80,9 @@ def test_documents_of_every_source_are_checked():
         list(mixture(broken).documents())
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0)])
-def test_weights_must_fit_the_sources(weights):
+def test_weights_must_fit_the_sources():
     with pytest.raises(UserError, match=r"text\.mixture\.weights: expected"):
-        mixture(Named("a"), Named("b"), weights=weights)
+        mixture(Named("a"), Named("b"), weights=(1.0,))
 
 
 def test_a_source_must_be_a_text_source():

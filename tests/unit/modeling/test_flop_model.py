@@ -106,7 +106,7 @@ def test_recomputation_is_counted_apart(name, monkeypatch):
     settings = SETTINGS[name]
     plain = compare(build(settings=settings), TREE, LENGTH, blocks=2)
     blocks = compare(build(settings=settings, activation_checkpointing=True), TREE, LENGTH, blocks=2)
-    monkeypatch.setattr(base_model, "LOGITS_AT_ONCE", 128)
+    monkeypatch.setattr(base_model, "LOGITS_AT_ONCE", 1024)
     both = compare(build(settings=settings, activation_checkpointing=True), TREE, LENGTH, blocks=2)
     assert plain.total == blocks.total == both.total
     assert plain.recomputed == 0 < blocks.recomputed < both.recomputed

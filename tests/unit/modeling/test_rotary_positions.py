@@ -5,7 +5,6 @@ import torch
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import build_context, raw_context
-from mcframe.errors import UserError
 from mcframe.hookspecs import HeadShape, Positions
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.rope import GaussianRope, gaussian_rotation, rotate
@@ -84,11 +83,6 @@ def test_gaussian_rope_rotates_by_mean_and_spread_of_a_gist(placement, mu):
     plain, _ = GaussianRope(HeadShape(2, 6, TREE), base=50.0, placement=placement, smoothing=False)(CONTEXT)
     assert (plain[0, 0, 0].abs() >= cosine[0, 0, 0].abs()).all()
     assert torch.equal(plain[0, 0, 1:], cosine[0, 0, 1:])  # tokens have no width
-
-
-def test_a_base_out_of_range():
-    with pytest.raises(UserError, match=r"positions\.gaussian_rope\.base: expected above 1, got 1\.0"):
-        GaussianRope(HeadShape(2, 6, TREE), base=1.0)
 
 
 class LearnedByHead(Positions):

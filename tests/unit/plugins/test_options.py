@@ -1,41 +1,108 @@
-"""Options of first-party plug-ins that are out of range."""
+"""Bounds of settings: every number has some, and values out of range are refused."""
 
 import pytest
 
-from mcframe.config.run_config import all_plugins
+from mcframe.config.binding_checks import broken_bound
+from mcframe.config.configurables import Configurable
+from mcframe.config.parameters import bounds_text, parts
+from mcframe.config.run_config import GIN_CONFIGURABLES, all_plugins
 from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError
 from mcframe.hookspecs import ModelShape
 
 TREE = ContextTree(window=27, block_size=3, levels=2, tail=0)
-OUT_OF_RANGE = [
-    *((f"gistnet.{name}.heads", heads) for name in ("transformer", "multihead", "contextual") for heads in (3, 0)),
-    ("gistnet.transformer.base_layer", -1),
-    ("gistnet.multihead.queries", 0),
-    ("gistnet.multihead.layers", -1),
-    ("gistnet.contextual.window", -1),
-    ("gistnet.contextual.queries", 0),
-    ("gistnet.contextual.base_layer", -2),
-    ("gistnet.contextual.layers", -1),
+ANY_NUMBER = {"gpt.gist_bias", "deepspeed.zero_stage"} | {
+    f"allocator.{name}.{side}_threshold" for name in ("greedy", "stochastic_greedy") for side in ("expand", "collapse")
+}
+"""Numbers without a bound of their own; the stage has a check with its own message."""
+
+WITH_OTHERS = [
+    *((f"gistnet.{name}.heads", 3) for name in ("transformer", "multihead", "contextual")),
     ("gistnet.contextual.layers", 0),
     ("lensnet.transformer.heads", 3),
-    ("lensnet.mlp.hidden", 0),
+    *(("allocator.hierarchical.kept", kept) for kept in ((), (0.5,), (0.5, 0.5, 0.5))),
+]
+"""Values that do not fit the model or another option."""
+
+OUT_OF_RANGE = [
+    ("context.block_size", 0),
+    ("gpt.heads", 0),
+    ("gpt.depth", 0),
+    ("run.total_tokens", 10**21),
+    ("optimizer.weight_decay", -0.1),
+    ("optimizer.adamw.betas", (0.9,)),
+    ("optimizer.adamw.betas", (0.9, 0.95, 0.99)),
+    ("optimizer.muon.betas", (0.9, 1.0)),
+    ("optimizer.muon.momentum", 1.5),
+    ("schedule.trapezoid.warmup_ratio", 1.5),
+    ("callback.early_stopping.patience", 0),
+    ("evaluation.gist_quality.windows", 1),
+    ("evaluation.focus_quality.budgets", (0.5, 1.0)),
+    ("text.mixture.weights", (1.0, 0.0)),
+    ("positions.gaussian_rope.base", 1.0),
+    ("lens_targets.scale_nats", 0.0),
+    ("lens_targets.decay", 1.0),
+    ("loss.preference.weight", -0.1),
+    ("loss.preference.temperature", 1e-40),
+    ("loss.preference.focal_gamma", -1.0),
+    ("loss.ema_kl.decay", -0.1),
+    ("loss.reconstruction.blocks", ()),
+    ("lensnet.transformer.width", 0),
+    ("lensnet.transformer.heads", 0),
     ("lensnet.mlp.layers", 0),
     ("lensnet.surprise.scale", 0.0),
-    *(("allocator.hierarchical.kept", kept) for kept in ((), (0.5,), (0.5, 1.5), (-0.1, 0.0), (0.5, 0.5, 0.5))),
+    ("gistnet.transformer.layers", -1),
+    ("gistnet.transformer.base_layer", -1),
+    ("gistnet.contextual.window", -1),
+    ("allocator.greedy.iterations", 0),
+    ("allocator.hierarchical.kept", (0.5, 1.5)),
     ("allocator.stochastic_greedy.temperature", -1.0),
-    *((f"variants.{name}.count", 0) for name in ("aggressive", "contiguous", "random_collapse", "single_span")),
-    ("variants.lens_guided.count", 0),
-    ("variants.lens_guided.temperature", -0.1),
+    *((f"variants.{name}.count", 0) for name in ("aggressive", "contiguous", "lens_guided", "single_span")),
     ("variants.lens_guided.random_fraction", 1.5),
+    ("sampling.temperature", 1e-40),
 ]
 
 
+def configurable(name):
+    if name in GIN_CONFIGURABLES:
+        return Configurable(name, GIN_CONFIGURABLES[name], "")
+    kind, _, item = name.partition(".")
+    return Configurable(name, all_plugins().implementations[kind][item].factory, kind)
+
+
+def every_configurable():
+    yield from map(configurable, GIN_CONFIGURABLES)
+    for kind, offered in all_plugins().implementations.items():
+        yield from (Configurable(f"{kind}.{e.name}", e.factory, kind) for e in offered.values() if e.distribution)
+
+
+def test_every_number_has_bounds():
+    without = []
+    for entry in every_configurable():
+        for option in entry.parameters:
+            types = parts(entry.annotation(option))
+            if (int in types or float in types) and not any(map(bounds_text, types)):
+                without.append(f"{entry.name}.{option}")
+    assert set(without) == ANY_NUMBER
+
+
+def test_every_default_is_in_range():
+    for entry in every_configurable():
+        for option, parameter in entry.parameters.items():
+            if isinstance(parameter.default, int | float | tuple) and parameter.default is not None:
+                assert not broken_bound(entry.annotation(option), parameter.default), (entry.name, option)
+
+
 @pytest.mark.parametrize(("binding", "value"), OUT_OF_RANGE)
-def test_option_out_of_range_is_an_error(binding, value):
-    kind, name, option = binding.split(".")
-    argument = ModelShape(8, TREE) if kind in ("gistnet", "lensnet") else TREE
-    factory = all_plugins().implementations[kind][name].factory
+def test_value_out_of_range(binding, value):
+    name, _, option = binding.rpartition(".")
+    assert broken_bound(configurable(name).annotation(option), value)
+
+
+@pytest.mark.parametrize(("binding", "value"), WITH_OTHERS)
+def test_value_that_does_not_fit_the_model(binding, value):
+    name, _, option = binding.rpartition(".")
+    entry = configurable(name)
     with pytest.raises(UserError) as caught:
-        factory(argument, **{option: value})
+        entry.factory(ModelShape(8, TREE) if entry.kind in ("gistnet", "lensnet") else TREE, **{option: value})
     assert caught.value.binding == binding

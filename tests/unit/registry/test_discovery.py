@@ -13,7 +13,7 @@ import pytest
 
 from mcframe.config.run_config import all_plugins, load_run_config
 from mcframe.errors import UserError
-from mcframe.hookspecs import API_VERSION
+from mcframe.hookspecs import API_VERSION, RunInfo
 from mcframe.registry.discovery import PluginOptions, discover
 from mcframe.registry.hook_rules import api_fits
 from mcframe.registry.plugins import Registry
@@ -217,6 +217,92 @@ def test_one_name_twice_is_refused_with_both_origins_and_one_may_be_skipped(put,
     assert "--no-plugin NAME" in error.remedy
     registry = discover(PluginOptions(named=("nets.py",), without=("other_nets",)))
     assert registry.implementations["gistnet"]["last"].plugin == str(file)
+
+
+def test_one_name_in_two_packages_costs_a_warning_and_its_use_an_error(install, smoke):
+    for package in ("one_lab", "other_lab", "third_lab"):
+        install(package, NET.replace("{name}", "last") + '        register("of_" + __name__, Last)\n')
+    install("own_lab", NET.replace("{name}", "mean"))
+    registry = load_run_config([smoke], ["run.gistnet = @gistnet.of_third_lab"]).registry
+    assert {"of_one_lab", "of_other_lab", "of_third_lab"} <= set(registry.implementations["gistnet"])
+    both = "two plug-ins offer gistnet.last: plug-in 'it' of one_lab 1.0 and plug-in 'it' of other_lab 1.0"
+    assert [line for line in registry.warnings() if "gistnet.last" in line] == [
+        f"{both}; runs that use neither are not affected"
+    ]
+    for name in ("last", "mean"):
+        with pytest.raises(UserError, match=f"two plug-ins offer gistnet.{name}: ") as caught:
+            load_run_config([smoke], [f"run.gistnet = @gistnet.{name}"])
+        assert "--no-plugin" in caught.value.remedy
+    chosen = discover(PluginOptions(without=("one_lab", "third_lab")))
+    assert chosen.implementations["gistnet"]["last"].distribution == "other_lab"
+
+
+def test_a_default_that_a_package_offers_too_is_an_error(install, smoke):
+    install("own_lab", NET.replace('register("{name}", Last)', 'register("adamw", Last, kind="optimizer")'))
+    with pytest.raises(UserError, match=r"two plug-ins offer optimizer\.adamw"):
+        load_run_config([smoke], [])
+
+
+def test_output_of_an_import_goes_to_stderr(install, capsys):
+    install("chatty_lab", "print('welcome')\n" + textwrap.dedent(NET.replace("{name}", "last")))
+    assert "last" in discover().implementations["gistnet"]
+    assert capsys.readouterr() == ("", "welcome\n")
+
+
+# ---- life-cycle hooks ----------------------------------------------------------------------------
+HOOKED = """
+    from mcframe.hookspecs import hookimpl
+
+    SEEN = []
+
+    @hookimpl
+    def run_started(run):
+        SEEN.append(dict(run.hooks))
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "named", "acts"),
+    [
+        ({}, (), False),
+        ({"other_lab": {}}, (), False),
+        ({"hooked_lab": {"channel": "runs"}}, (), True),
+        ({"it": {}}, (), True),
+        ({"hooked_lab:it": {}}, (), True),
+        ({}, ("hooked_lab",), True),
+    ],
+)
+def test_hooks_of_an_installed_package_act_only_where_a_run_enables_them(install, smoke, settings, named, acts):
+    for package in ("hooked_lab", "other_lab"):
+        install(package, HOOKED)
+    registry = load_run_config([smoke], [f"run.hooks = {settings}"], PluginOptions(named=named)).registry
+    registry.hooks.run_started(RunInfo(Path("run"), 0, 1, 0, 0, 0))
+    seen = importlib.import_module("hooked_lab").SEEN
+    assert seen == ([settings] if acts else [])
+    silent = [line for line in registry.warnings() if "hooked_lab" in line]
+    assert silent == ([] if acts else [
+        "life-cycle hooks of plug-in 'it' of hooked_lab 1.0 do not act; run.hooks = {'hooked_lab': {}} enables them"
+    ])  # fmt: skip
+
+
+def test_hooks_of_a_file_act_and_gin_configures_them(put, smoke):
+    put("hooked.py", textwrap.dedent(HOOKED))
+    registry = load_run_config(
+        [smoke], ["run.hooks = {'hooked': {'every': 3}}"], PluginOptions(named=("hooked.py",))
+    ).registry
+    registry.hooks.run_started(RunInfo(Path("run"), 0, 1, 0, 0, 0))
+    (plugin,) = (each for each in registry.plugins.values() if each.code)
+    seen = next(module.SEEN for module in sys.modules.values() if getattr(module, "__file__", "") == plugin.file)
+    assert seen == [{"hooked": {"every": 3}}]
+
+
+@pytest.mark.parametrize("name", ["hooked_lba", "mcframe"])
+def test_hooks_of_an_unknown_plugin_are_refused(install, smoke, name):
+    install("hooked_lab", HOOKED)
+    with pytest.raises(UserError, match=f"life-cycle hooks, got '{name}'") as caught:
+        load_run_config([smoke], [f"run.hooks = {{'{name}': {{}}}}"])
+    assert "hooked_lab" in caught.value.remedy
+    assert caught.value.location is not None
 
 
 # ---- --no-plugin ---------------------------------------------------------------------------------
