@@ -36,8 +36,8 @@ _SYMMETRIC = 1e-6
 class DocumentMeans:
     """Means of several values of the same targets, and intervals from the differences between documents.
 
-    Student's t for documents of unequal sizes: the variance is that of the jackknife, which leaves out one document at
-    a time, and the degrees of freedom are those of the effective number of documents (Kish, 1965). On the side of the
+    Student's t for documents of unequal sizes: the variance is that of the jackknife, which omits one document at a
+    time, and the degrees of freedom are those of the effective number of documents (Kish, 1965). On the side of the
     long tail of a skewed distribution a bound moves outwards, to that of Hall's transformation (1992).
 
     Args:
