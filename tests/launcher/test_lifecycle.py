@@ -111,7 +111,6 @@ SETTINGS = (
     f"evaluation.every = {2 * STEP}",
     "run.evaluations = [@evaluation.gist_quality]",
     "evaluation.gist_quality.windows = 4",
-    "evaluation.gist_quality.resamples = 10",
 )
 
 
