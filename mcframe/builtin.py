@@ -1,7 +1,8 @@
 """The implementations that mcframe registers itself; plug-ins under `plugins/` register the others."""
 
+from mcframe.data.local_files import LocalFiles
 from mcframe.data.mixture import Mixture
-from mcframe.data.sources import HuggingFace, LocalFiles, StandardLibrary
+from mcframe.data.sources import HuggingFace, StandardLibrary
 from mcframe.data.synthetic.induction import Induction
 from mcframe.data.synthetic.needle import Needle
 from mcframe.data.synthetic.recall import Recall

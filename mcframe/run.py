@@ -21,6 +21,9 @@ signal.signal(signal.SIGINT, raise_interrupt)
 
 if __name__ == "__main__":
     try:
+        from mcframe.cli.streams import protect_streams
+
+        protect_streams()
         from mcframe.cli.train import main
 
         sys.exit(main())

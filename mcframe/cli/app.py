@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from mcframe import __version__
+from mcframe.cli.streams import echo, lost_output, protect_streams
 from mcframe.cli.user_errors import show
 from mcframe.errors import EXIT_USER_ERROR, UserError, raise_interrupt
 from mcframe.renamed import RENAMED_COMMANDS, RENAMED_OPTIONS
@@ -32,6 +34,10 @@ COMMANDS = {
     "dashboard": ("dashboard:dashboard", "Write the dashboard of a run for TensorBoard or wandb."),
 }
 """Command -> its function or group, as module:name below `mcframe.cli`, and its line in `mcframe --help`."""
+
+
+_MARKUP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 60 else None
+"""In a narrower terminal, the tables of a formatted help would have columns of a few letters."""
 
 
 class LazyGroup(TyperGroup):
@@ -58,12 +64,14 @@ def _command(name: str) -> Any:
     module, attribute = COMMANDS[name][0].split(":")
     target = getattr(import_module(f"mcframe.cli.{module}"), attribute)
     if isinstance(target, typer.Typer):
+        target.rich_markup_mode = _MARKUP
         group = typer.main.get_group(target)
         group.name = name
         return group
-    single = typer.Typer(add_completion=False)
-    # `mcframe run` passes options of mcframe/run.py on.
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True} if name == "run" else {}
+    single = typer.Typer(add_completion=False, rich_markup_mode=_MARKUP)
+    # `mcframe run` has a parser of its own, with the options that it passes on.
+    passed_on: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    settings = passed_on if name == "run" else {}
     single.command(name, context_settings=settings)(target)
     return typer.main.get_command(single)
 
@@ -74,7 +82,12 @@ def all_commands() -> dict[str, Any]:
 
 
 app = typer.Typer(
-    name="mcframe", cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    name="mcframe",
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=_MARKUP,
+    pretty_exceptions_enable=False,
 )
 
 
@@ -86,7 +99,7 @@ def _main() -> None:
 @app.command()
 def version() -> None:
     """Print the version."""
-    typer.echo(__version__)
+    echo(__version__)
 
 
 for _name, (_target, _help) in COMMANDS.items():
@@ -96,4 +109,10 @@ for _name, (_target, _help) in COMMANDS.items():
 def main() -> None:
     """Run the console script."""
     signal.signal(signal.SIGINT, raise_interrupt)
-    sys.exit(app())
+    protect_streams()
+    code: Any = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    sys.exit(code or lost_output())

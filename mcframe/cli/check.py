@@ -8,14 +8,15 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from mcframe.cli.options import Set, command
 from mcframe.config.baselines import baseline_option
 from mcframe.config.run_config import PLUGIN_FIELDS, Loaded, load_run_config
 from mcframe.config.schema import RunConfig
 from mcframe.errors import UserError
-from mcframe.hookspecs import Optimizer
+from mcframe.hookspecs import Allocator, Optimizer
+from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
 from mcframe.training.build import (
     build_evaluations,
@@ -26,8 +27,11 @@ from mcframe.training.build import (
     parameter_counts,
 )
 from mcframe.training.flops import StepFlops
-from mcframe.training.startup_summary import describe_variants, memory_estimate, omitted
+from mcframe.training.probe import probe_focuses
+from mcframe.training.startup_summary import describe_text, describe_variants, memory_estimate, omitted
 from mcframe.training.train_step import TrainStep
+
+_PROBED_WINDOW = 16_384
 
 
 @command
@@ -44,13 +48,14 @@ def check(
     loaded = load_run_config([file], set_, plugins, option)
     with loaded.explaining():
         console = Console()
-        table = Table(show_header=False, title=" ".join(filter(None, (str(file), option))), title_justify="left")
+        table = FittedTable(show_header=False, title=" ".join(filter(None, (str(file), option))), title_justify="left")
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
-        for name, value in _rows(loaded, ranks, console).items():
-            table.add_row(name, value)
+        rows, warnings = _rows(loaded, ranks, console)
+        for name, value in rows.items():
+            table.add_row(name, Text(value))  # a path may look like markup
         console.print(table, highlight=False)
-    for warning in loaded.registry.warnings():
+    for warning in [*loaded.registry.warnings(), *warnings]:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     # `unused` knows the bindings that training alone reads: it returns those whose configurable was not selected.
     for binding in loaded.config.unused():
@@ -58,15 +63,15 @@ def check(
     return 0
 
 
-def _rows(loaded: Loaded, ranks: int, console: Console) -> dict[str, str]:
-    """Build the parts on the meta device and return the rows of the table."""
+def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str], list[str]]:
+    """Build the parts on the meta device and return the rows of the table, and warnings."""
     run_config = loaded.run_config
     vocab_size = _vocab_size(loaded, console)
     with torch.device("meta"):
         step = build_step(run_config, vocab_size)
     variants = step.model.strategy.count
-    run_config.allocator(run_config.context.tree)
-    run_config.text()
+    allocator = run_config.allocator(run_config.context.tree)
+    text = run_config.text()
     build_evaluations(run_config)
     build_task(run_config, step.model)
     optimizer = build_optimizer(run_config)
@@ -78,6 +83,7 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> dict[str, str]:
         "plug-ins": _plugins(loaded),
         **{name: f"{count:,} parameters ({count / 1e6:.1f} M)" for name, count in parameter_counts(step).items()},
         **omitted(step),
+        **describe_text(run_config, text),
         "FLOPs a token": f"{start.plain / 1e9:.3g} G plain; {start.total / 1e9:.3g} G at the start and "
         f"{end.total / 1e9:.3g} G at the end with all that a step runs",
         **{f"FLOPs of {name}": note for name, note in costs.notes.items()},
@@ -90,7 +96,16 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> dict[str, str]:
         usable = run_config.context.check_levels().items()
         rows["usable nodes"] = ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in usable)
     rows["memory a rank"] = _memory(step, optimizer, run_config, ranks)
-    return rows
+    return rows, _probe(run_config, step, allocator) if variants else []
+
+
+def _probe(run_config: RunConfig, step: TrainStep, allocator: Allocator) -> list[str]:
+    """Try strategy and allocator, unless the window is so long that it would take seconds. Return warnings."""
+    tree = run_config.context.tree
+    if tree.window > _PROBED_WINDOW:
+        return []
+    lengths = (run_config.variant_length(0), *run_config.extreme_lengths)
+    return probe_focuses(run_config.variants(tree), allocator, tree, lengths, pairs=step.losses.require("pairs"))
 
 
 def _vocab_size(loaded: Loaded, console: Console) -> int:

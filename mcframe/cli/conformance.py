@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mcframe.cli.streams import echo
 from mcframe.config.run_config import GIN_CONFIGURABLES, load_config
 from mcframe.errors import UserError
+from mcframe.metrics.tables import FittedTable
 from mcframe.registry.plugins import Registry
 from mcframe.testing.checking import Result, check_plugin, missing_settings
 
@@ -35,7 +36,7 @@ def check(
             _print(console, name, found[name], complete=len(selected) == 1)
     if as_json:
         facts = {name: [dataclasses.asdict(each) for each in results] for name, results in found.items()}
-        typer.echo(json.dumps(facts, indent=2))
+        echo(json.dumps(facts, indent=2))
     else:
         if len(found) > 1:
             console.print(_summary(found))
@@ -78,7 +79,7 @@ def _print(console: Console, name: str, results: list[Result], *, complete: bool
     shown = results if complete else [each for each in results if each.outcome == "failed"]
     if not shown:
         return
-    table = Table(title=name, title_justify="left")
+    table = FittedTable(title=name, title_justify="left")
     for column in ("id", "requirement", "result"):
         table.add_column(column, no_wrap=column != "requirement")
     for each in shown:
@@ -92,7 +93,7 @@ def _print(console: Console, name: str, results: list[Result], *, complete: bool
 
 def _summary(found: dict[str, list[Result]]) -> Table:
     """Return a table with one line a plug-in."""
-    table = Table("plug-in", "conforms", *_STYLES, "s")
+    table = FittedTable("plug-in", "conforms", *_STYLES, "s")
     for name, results in found.items():
         counts = [sum(each.outcome == outcome for each in results) for outcome in _STYLES]
         failed = any(each.outcome == "failed" for each in results)

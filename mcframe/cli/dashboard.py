@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +9,11 @@ from typing import Annotated
 import typer
 
 from mcframe.cli.options import command
+from mcframe.cli.streams import echo
 from mcframe.errors import UserError
+from mcframe.files import replaced
 from mcframe.metrics.figure_data import PICTURES
-from mcframe.metrics.jsonl_logger import METRICS
+from mcframe.metrics.jsonl_logger import METRICS, check_own, parse
 from mcframe.metrics.tensorboard_logger import write_layout
 from mcframe.metrics.wandb_workspace import workspace_script
 
@@ -37,12 +38,9 @@ def wandb(
     names = None if run is None else _measured(run)
     title = "mcframe's dashboard" if run is None else f"The dashboard of {run.resolve().name}"
     text = workspace_script(file.name, names, title)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, "utf-8")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}", remedy="Name another with --out.") from error
-    typer.echo(f"{file}\npip install wandb-workspaces\npython {shlex.quote(str(file))} ENTITY/PROJECT")
+    with replaced(file) as partial:
+        partial.write_text(text, "utf-8")
+    echo(f"{file}\npip install wandb-workspaces\npython {shlex.quote(str(file))} ENTITY/PROJECT")
     return 0
 
 
@@ -59,7 +57,7 @@ def tensorboard(
             f"{run} holds no event files of TensorBoard's",
             remedy="Name a run directory that has a folder tensorboard.",
         )
-    typer.echo(f"tensorboard --logdir {write_layout(run)}")
+    echo(f"tensorboard --logdir {write_layout(run)}")
     return 0
 
 
@@ -68,14 +66,12 @@ def _measured(run: Path) -> list[str]:
     names: set[str] = set()
     for file in (METRICS, PICTURES):
         if (run / file).exists():
-            with (run / file).open(encoding="utf-8") as lines:
-                for line in lines:
-                    try:
-                        entry = json.loads(line)
-                    except ValueError:  # torn by a crash, or being written
-                        continue
+            with (run / file).open("rb") as lines:
+                for entry in filter(None, map(parse, lines)):
                     names.update(entry.get("counts", entry))
     if not names:
+        if (run / METRICS).exists():
+            check_own(run / METRICS)
         raise UserError(
             f"{run} holds no {METRICS} with a line in it",
             remedy="Name a run directory, such as runs/quickstart, or none for all panels.",

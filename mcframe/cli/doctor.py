@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-import typer
 from rich.console import Console
-from rich.table import Table
 
+from mcframe.cli.options import command
 from mcframe.data.cache import cache_dir
 from mcframe.errors import UserError
+from mcframe.metrics.tables import FittedTable
 from mcframe.metrics.wandb_logger import resolve_mode
 from mcframe.registry.discovery import discover
 from mcframe.training.engine import prepare_environment, shared_memory_op_cached
@@ -33,11 +33,12 @@ class Finding:
     remedy: str = ""
 
 
-def doctor() -> None:
+@command
+def doctor() -> int:
     """Check that this machine has everything that training needs. Exit code 1 if something is missing."""
     prepare_environment()
     findings = [*_machine(), *_packages(), *_compiler(), *_services()]
-    table = Table(show_header=False)
+    table = FittedTable(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -45,7 +46,7 @@ def doctor() -> None:
         mark = {True: "[green]ok[/]", False: "[red]missing[/]", None: ""}[finding.good]
         table.add_row(mark, finding.what, finding.state + (f"\n→ {finding.remedy}" if finding.remedy else ""))
     Console().print(table, highlight=False)
-    raise typer.Exit(int(any(finding.good is False for finding in findings)))
+    return int(any(finding.good is False for finding in findings))
 
 
 def _machine() -> Iterator[Finding]:

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from mcframe import __version__
 from mcframe.cli.options import Run, command
-from mcframe.errors import UserError
+from mcframe.cli.streams import echo
+from mcframe.files import replaced
 from mcframe.training.checkpoints import find
 from mcframe.training.run_directory import BOUND
 from mcframe.training.weights import load_weights, model_weights
@@ -28,11 +29,8 @@ def export(
     facts = {"mcframe": __version__, "tokens": str(checkpoint.tokens)}
     if config.exists():
         facts["config.gin"] = config.read_text("utf-8")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, out, metadata=facts)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}", remedy="Name another file with --out.") from error
+    with replaced(out) as partial:
+        save_file(weights, partial, metadata=facts)
     count = sum(tensor.numel() for tensor in weights.values())
-    typer.echo(f"{out}: {len(weights)} tensors, {count:,} parameters, after {checkpoint.tokens:,} tokens")
+    echo(f"{out}: {len(weights)} tensors, {count:,} parameters, after {checkpoint.tokens:,} tokens")
     return 0

@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from mcframe.cli.options import command, merged
 from mcframe.config.run_config import all_plugins
 from mcframe.errors import UserError, did_you_mean
+from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import Registered, Registry
 
@@ -50,7 +50,7 @@ def matrix(
         log(f"{time.monotonic() - began:5.0f} s  {line}")
 
     rows = run_matrix(registry, entries, Plan(bindings, skipped, cases, full), progress)
-    table = Table(*COLUMNS)
+    table = FittedTable(*COLUMNS)
     for row in rows:
         if row.results or row.skipped:
             table.add_row(*cells(row), style="red" if row.failed else None)

@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from mcframe.cli.options import Json, command
+from mcframe.cli.streams import echo
 from mcframe.errors import UserError, did_you_mean
 from mcframe.metrics.catalogue import CATALOGUE, Metric, describe
+from mcframe.metrics.tables import FittedTable
 
 
 @command
@@ -28,9 +29,9 @@ def metrics(
     """List what a run logs: names, units, which way is better, what they mean."""
     found = matching(pattern)
     if json_:
-        typer.echo(json.dumps([dataclasses.asdict(metric) for metric in found], indent=2, ensure_ascii=False))
+        echo(json.dumps([dataclasses.asdict(metric) for metric in found], indent=2, ensure_ascii=False))
         return 0
-    table = Table()
+    table = FittedTable()
     for column in ("name", "unit", "better", "meaning"):
         table.add_column(column, no_wrap=column in ("unit", "better"), overflow="fold")
     for metric in found:

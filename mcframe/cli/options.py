@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer.models import OptionInfo
 
 from mcframe.cli.user_errors import report_user_errors
+from mcframe.files import user_path
 
 if TYPE_CHECKING:
     from mcframe.registry.discovery import PluginOptions
@@ -54,9 +57,14 @@ def command(action: Callable[..., int]) -> Callable[..., None]:
         if "plugins" in own:
             three = (arguments.pop(name) for name in ("plugin", "no_plugin", "strict_plugins"))
             arguments["plugins"] = plugin_options(*three)
-        raise typer.Exit(report_user_errors(functools.partial(action, **arguments), traceback=traceback))
 
-    parameters = [each for name, each in own.items() if name != "plugins"]
+        def checked() -> int:
+            return action(**arguments | {name: _user_paths(arguments[name], label) for name, label in paths.items()})
+
+        raise typer.Exit(report_user_errors(checked, traceback=traceback))
+
+    typed = [_with_path(each) for name, each in own.items() if name != "plugins"]
+    parameters, paths = [each for each, _ in typed], {each.name: label for each, label in typed if label}
     for name, (annotation, default) in added.items():
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -64,6 +72,26 @@ def command(action: Callable[..., int]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads the options from it
     run.__annotations__ = {}
     return run
+
+
+def _with_path(parameter: inspect.Parameter) -> tuple[inspect.Parameter, str]:
+    """Return a parameter of a command, and its name in messages if it takes paths, which it then takes as text."""
+    annotation = parameter.annotation
+    if "Path" not in str((get_args(annotation) or ("",))[0]):
+        return parameter, ""
+    (info,) = annotation.__metadata__
+    named = isinstance(info, OptionInfo)
+    option = (info.param_decls or (f"--{parameter.name.replace('_', '-')}",))[0]
+    info = copy.copy(info)
+    info.parser = str  # typer would turn an empty text into the working directory
+    return parameter.replace(annotation=Annotated[annotation.__origin__, info]), option if named else info.metavar
+
+
+def _user_paths(value: Any, name: str) -> Any:
+    """Return the value of a parameter with every text as a path."""
+    if isinstance(value, list | tuple):
+        return [_user_paths(each, name) for each in value]
+    return None if value is None else user_path(value, name)
 
 
 def plugin_options(plugin: list[str], no_plugin: list[str], strict: bool) -> PluginOptions:

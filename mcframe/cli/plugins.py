@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Column
 
 from mcframe.cli import conformance
 from mcframe.cli.matrix import matrix
@@ -26,12 +26,14 @@ from mcframe.cli.options import (
     merged,
     plugin_options,
 )
+from mcframe.cli.streams import echo
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.configurables import Configurable
 from mcframe.config.parameters import gin_lines, parameters_of
 from mcframe.config.run_config import all_plugins, selecting_line
 from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import API_VERSION
+from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import Plugin as Installed
 from mcframe.registry.plugins import Registered, Registry
@@ -89,14 +91,14 @@ def check(
 
 def _list(registry: Registry, *, as_json: bool) -> int:
     if as_json:
-        typer.echo(json.dumps(_facts(registry), indent=2))
+        echo(json.dumps(_facts(registry), indent=2))
         return 0
     console = Console()
-    offered = Table(*(Column(name, no_wrap=True) for name in ("kind", "name")), Column("from", overflow="fold"))
+    offered = FittedTable(*(Column(name, no_wrap=True) for name in ("kind", "name")), Column("from", overflow="fold"))
     for entry in _every(registry):
         offered.add_row(entry.kind, entry.name, _from(registry.plugins[entry.plugin]))
     console.print(offered, highlight=False)
-    hooks = Table("hooks", Column("from", overflow="fold"), title="take part in a run", title_justify="left")
+    hooks = FittedTable("hooks", Column("from", overflow="fold"), title="take part in a run", title_justify="left")
     for each in registry.plugins.values():
         if each.lifecycle:
             hooks.add_row(", ".join(each.lifecycle), _from(each))
@@ -158,15 +160,15 @@ def _show(registry: Registry, name: str, *, as_json: bool) -> int:
     chosen = selecting_line(entry)
     if as_json:
         described = [{**dataclasses.asdict(each), "line": each.line} for each in parameters]
-        typer.echo(json.dumps({**facts, "doc": doc, "select": chosen, "parameters": described}, indent=2))
+        echo(json.dumps({**facts, "doc": doc, "select": chosen, "parameters": described}, indent=2))
         return 0
     api = f"made for plug-in API {entry.api}" if entry.api else "without the plug-in API version it was made for"
-    typer.echo(f"# {published.name}, {entry.origin}, {api}\n# {facts['file']}")
-    typer.echo("".join(f"\n# {line}".rstrip() for line in doc.splitlines()) + "\n")
+    echo(f"# {published.name}, {entry.origin}, {api}\n# {facts['file']}")
+    echo("".join(f"\n# {line}".rstrip() for line in doc.splitlines()) + "\n")
     lines = [chosen, *gin_lines(parameters)]
     if published.accepts_any:
         lines.append("# it takes parameters of any other name, too")
-    typer.echo("\n".join(lines))
+    echo("\n".join(lines))
     return 0
 
 

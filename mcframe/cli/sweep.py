@@ -20,7 +20,8 @@ from rich.table import Column, Table
 
 from mcframe.cli.options import command
 from mcframe.errors import EXIT_INTERRUPTED, UserError
-from mcframe.metrics.jsonl_logger import METRICS
+from mcframe.metrics.jsonl_logger import METRICS, parse
+from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
 from mcframe.sweep import plot as picture
 from mcframe.sweep import table
@@ -66,10 +67,10 @@ class _Sweep:
 
     def print_plan(self) -> int:
         """Print what `run` would do."""
-        rows = Table(Column("row", no_wrap=True), "set")
+        rows = FittedTable(Column("row", no_wrap=True), "set")
         for row in dict.fromkeys(run.row for run in self.chosen):
             rows.add_row(row.name, escape("\n".join(row.set)))
-        runs = Table(*(Column(name, no_wrap=True) for name in ("run", "state", "tokens")))
+        runs = FittedTable(*(Column(name, no_wrap=True) for name in ("run", "state", "tokens")))
         for run in self.chosen:
             state = "changed" if changes(run) else run.progress
             runs.add_row(run.name, state, f"{run.trained:,} of {run.tokens:,}")
@@ -167,7 +168,7 @@ class _Display:
     def _table(self) -> Table:
         counts = Counter[str](job.state for job in self._jobs)
         caption = ", ".join(f"{count} {state}" for state, count in counts.items())
-        shown = Table("job", "state", "tokens", "val/loss", "time", caption=caption, caption_justify="left")
+        shown = FittedTable("job", "state", "tokens", "val/loss", "time", caption=caption, caption_justify="left")
         # Of a grid that does not fit on the screen, waiting and finished jobs are only counted, in the caption.
         fits = len(self._jobs) <= self._console.height - _FRAME_LINES
         for job in self._jobs if fits else [job for job in self._jobs if job.state not in ("waiting", "done")]:
@@ -199,12 +200,9 @@ def _last_metrics(directory: Path) -> tuple[int, float | None]:
     """Return the tokens and the latest validation loss in a run's metrics."""
     tokens, loss = 0, None
     file = directory / METRICS
-    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the run is still writing this line
-            continue
-        tokens, loss = entry["tokens"], entry.get("val/loss", loss)
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        if entry := parse(line):  # the run may be writing the last line
+            tokens, loss = entry["tokens"], entry.get("val/loss", loss)
     return tokens, loss
 
 
@@ -222,7 +220,7 @@ def _write(comparison: Comparison, out: Path) -> None:
 def _summary(comparison: Comparison, console: Console) -> Table:
     """Return the comparison for a terminal: a column a metric if they fit, else a line a metric and row."""
     title = f"with a sign: less {comparison.grid.baseline}"
-    wide, long = Table("row", *comparison.metrics, title=title), Table("metric and row", "", title=title)
+    wide, long = FittedTable("row", *comparison.metrics, title=title), FittedTable("metric and row", "", title=title)
     names = [result.row.name + ("" if result.comparable else " †") for result in comparison.rows]
     cells = [[_cell(result, metric) for metric in comparison.metrics] for result in comparison.rows]
     for name, row in zip(names, cells, strict=True):

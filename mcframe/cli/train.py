@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from mcframe.cli.run_options import arguments
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.baselines import baseline_option, run_name
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.errors import EXIT_INTERRUPTED, UserError
+from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
@@ -34,43 +37,10 @@ from mcframe.training.trainer import Trainer
 from mcframe.training.weights import start_from
 
 
-def arguments() -> argparse.ArgumentParser:
-    """Return the parser of the options of `mcframe/run.py`, which `mcframe run` passes on."""
-    parser = argparse.ArgumentParser(
-        prog="deepspeed mcframe/run.py", description="Train a MegaContext language model from gin files."
-    )
-    parser.add_argument("--gin", action="append", required=True, metavar="FILE", help="a gin file; may be repeated")
-    parser.add_argument("--set", action="append", default=[], metavar="BINDING", help="such as 'run.seed = 1'")
-    parser.add_argument("--baseline", action="store_true", help="train the file's plain baseline, without variants")
-    parser.add_argument(
-        "--drop-baseline",
-        action="store_true",
-        help="train the file's drop baseline, without GistNet",
-    )
-    parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="where to write; default: runs/NAME of the gin file"
-    )
-    parser.add_argument(
-        "--resume", default="auto", metavar="auto|never|DIR",
-        help="auto: resume if the run directory has a checkpoint; never: start again; DIR: resume from there",
-    )  # fmt: skip
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="PLUGIN",
-        help="a plug-in to add to those installed: module[:object] or path/to/file.py[:object]; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-plugin", action="append", default=[], metavar="NAME", help="a plug-in, or a package of some, to skip"
-    )
-    parser.add_argument("--strict-plugins", action="store_true", help="fail if any plug-in is broken")
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train on this rank. Return the exit code."""
-    options = arguments().parse_args(argv)
-    return report_user_errors(lambda: train(options), traceback=options.traceback)
+    shown = "--traceback" in (sys.argv if argv is None else argv)
+    return report_user_errors(lambda: train(arguments().parse_args(argv)), traceback=shown)
 
 
 def train(options: argparse.Namespace) -> int:
@@ -128,7 +98,8 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     loggers = _loggers(loaded, run_plan, rank)  # before `operative` records which bindings have been read
     if rank == 0:
         write_provenance(run_plan.directory, loaded.config.bound(), write_record(run_plan.directory, loaded.registry))
-        (run_plan.directory / OPERATIVE).write_text(loaded.config.operative(), "utf-8")
+        with replaced(run_plan.directory / OPERATIVE) as partial:
+            partial.write_text(loaded.config.operative(), "utf-8")
     for binding in loaded.config.unused():
         console.print(f"note: nothing reads {binding.key} ({binding.location})", style="yellow", highlight=False)
     with console.status("Reading and tokenising text"):

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mcframe.cli.train import arguments, train_in_group
+from mcframe.cli.run_options import arguments
+from mcframe.cli.train import train_in_group
 from mcframe.config.run_config import load_run_config
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.registry.discovery import PluginOptions
@@ -104,7 +105,7 @@ def _decided(components: Components) -> dict[str, Any]:
     budget = run_config.context.target(1.0)
     if model.strategy.count:
         seeds = variant_seeds(run_config.seed, torch.arange(len(windows)), model.strategy.count)
-        length = model.tree.reachable_length(budget)
+        length = model.tree.reachable(budget)[0]
         found["variants"] = model.propose(windows[:, :-1], seeds, length).tolist()
     if model.lensnet is not None:
         focus, rounds = model.refocus(windows[:, :-1], components.allocator, budget, seeds[:, 0])

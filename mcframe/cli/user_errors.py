@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -16,9 +17,12 @@ from rich.panel import Panel
 from rich.text import Text
 
 from mcframe.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from mcframe.files import is_full, unwritable
 
 _RANK_0_PRINTS_FIRST_S = 10.0
 _NOTE_LIFETIME_S = 60.0
+_OF_A_PATH = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG,
+              errno.ELOOP, errno.EIO}  # fmt: skip
 
 
 def show(error: UserError) -> None:
@@ -32,10 +36,13 @@ def show(error: UserError) -> None:
     console.print(Panel(text, title="mcframe stopped", title_align="left", border_style="red"), highlight=False)
 
 
-def _unwritable(error: OSError) -> UserError:
-    return UserError(
-        f"{error.filename}: {error.strerror}", remedy="Pass another path to this command, or make this one writable."
-    )
+def _as_user_error(failure: Exception) -> UserError | None:
+    """Return the message for an exception that a user can fix: a UserError, or a path that cannot be written."""
+    if isinstance(failure, UserError):
+        return failure
+    if is_full(failure) or (isinstance(failure, OSError) and failure.errno in _OF_A_PATH):
+        return unwritable(failure)
+    return None
 
 
 def _is_printed(error: UserError) -> bool:
@@ -44,7 +51,7 @@ def _is_printed(error: UserError) -> bool:
     Ranks of one machine have a launcher and a port in common, which name the note that rank 0 leaves. Ranks of other
     machines find no note: the launcher kills them while they wait, as it does with ranks that have no error.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or "MASTER_PORT" not in os.environ:
         return False
     try:
         return _rank_0_noted(error)
@@ -92,10 +99,10 @@ def report_user_errors(action: Callable[[], int], *, traceback: bool) -> int:
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED
-    except (UserError, PermissionError, FileExistsError, NotADirectoryError) as failure:
-        if traceback:
+    except Exception as failure:
+        error = _as_user_error(failure)
+        if traceback or error is None:
             raise
-        error = failure if isinstance(failure, UserError) else _unwritable(failure)
         if not _is_printed(error):
             show(error)
         sys.stdout.flush()

@@ -13,6 +13,7 @@ from typing import Any
 import gin
 
 from mcframe.config.values import scoped
+from mcframe.data.cache import record_settings
 from mcframe.errors import UserError
 from mcframe.registry.plugins import Registry
 
@@ -100,7 +101,10 @@ class Configurable:
         def call(*args: Any, **kwargs: Any) -> Any:
             if missing := self.missing(len(args), set(kwargs)):
                 raise missing_error(gin.current_scope_str(), self.name, missing)
-            return self.factory(*args, **kwargs)
+            product = self.factory(*args, **kwargs)
+            if self.kind in ("text", "tokenizer"):
+                record_settings(product, kwargs)
+            return product
 
         call.__signature__ = inspect.signature(self.factory)  # type: ignore[attr-defined]
         return call

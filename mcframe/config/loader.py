@@ -16,11 +16,27 @@ from mcframe.config.gin_reader import GinReader, preset_folders
 from mcframe.config.parameters import parameters_of
 from mcframe.config.values import Binding, Macro, Reference, as_json, map_leaves, render, scoped
 from mcframe.errors import Location, UserError
+from mcframe.registry.global_state import RARE_SETTINGS, SETTINGS, Setting
 from mcframe.registry.plugins import Registry
 
 _MACRO = "gin.macro"
 
 _active: Config | None = None
+
+_NOT_BY_PLUGINS = "Take settings as parameters of the factory; gin files bind them."
+
+
+def _bindings() -> dict[Any, dict[str, Any]]:
+    return {key: dict(parameters) for key, parameters in gin.config._CONFIG.items()}
+
+
+def _rebind(bindings: dict[Any, dict[str, Any]]) -> None:
+    gin.config._CONFIG.clear()
+    gin.config._CONFIG.update(bindings)
+
+
+SETTINGS.append(Setting("the lock of gin", gin.config_is_locked, gin.config._set_config_is_locked, _NOT_BY_PLUGINS))
+RARE_SETTINGS.append(Setting("the bindings of gin", _bindings, _rebind, _NOT_BY_PLUGINS))
 
 
 class Config:

@@ -17,8 +17,9 @@ class OptimizerConfig:
     Attributes:
         lr: Peak learning rate. `@optimizer.muon` has another one for matrices.
         weight_decay: Weight decay.
-        gradient_clipping: Largest gradient norm; 0 for no clipping. None is 1.0, and 0 with `@optimizer.muon`: clipping
-            would act on Muon's orthogonalised update, at some ZeRO stages and not at others.
+        gradient_clipping: Largest gradient norm of each part: base model, GistNet, LensNet, and a loss with parameters.
+            0 for no clipping. None is 1.0, and 0 with `@optimizer.muon`: clipping would act on Muon's orthogonalised
+            update, at some ZeRO stages and not at others.
         lr_scale: Factors on the learning rates of parts: {'base': 0.1, 'gistnet': 1.0, 'lensnet': 1.0}.
     """
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
-import torch
-
-from mcframe.context import reachable_lengths
+from mcframe.context.level_mixes import LevelMixes
 from mcframe.errors import UserError
 
 
@@ -130,19 +128,18 @@ class ContextTree:
     @cached_property
     def compressible(self) -> tuple[tuple[bool, ...], ...]:
         """For each LOD from 1 up, for each node of it: may it be compressed (no protected block in it)?"""
-        free = (self._compressible(lod) for lod in range(1, self.levels + 1))
-        return tuple(
-            tuple(node in inside for node in range(self.nodes(lod))) for lod, inside in enumerate(free, start=1)
-        )
+        last = self.cursor // self.block_size  # first block that reaches into the tail
+        free = [self.sink <= block < last for block in range(self.blocks)]
+        table = []
+        for lod in range(1, self.levels + 1):
+            width = self.span(lod - 1)
+            table.append(tuple(all(free[n * width : (n + 1) * width]) for n in range(self.nodes(lod))))
+        return tuple(table)
 
     def compressible_nodes(self, lod: int) -> int:
         """Number of nodes at `lod` that may be compressed."""
-        return len(self._compressible(lod))
-
-    def _compressible(self, lod: int) -> range:
-        """The nodes at `lod` from the first whole one after the sink to the last before the tail."""
-        width = self.span(lod - 1)
-        return range(-(-self.sink // width), self.cursor // self.block_size // width)
+        first, end = -(-self.sink * self.block_size // self.span(lod)), self.cursor // self.span(lod)
+        return max(0, end - first)
 
     # ---- lengths ---------------------------------------------------------------------------------
     def length(self, counts: tuple[int, ...]) -> int:
@@ -150,41 +147,44 @@ class ContextTree:
         return self.window - sum(n * self.saving(lod) for lod, n in enumerate(counts, start=1))
 
     @cached_property
+    def level_mixes(self) -> LevelMixes:
+        """The mixes of levels that fit."""
+        most = tuple(self.compressible_nodes(lod) for lod in range(1, self.levels + 1))
+        return LevelMixes(self.block_size, self.slots, most)
+
+    @cached_property
     def minimum_length(self) -> int:
         """Entries of the shortest valid context."""
-        return self.window - reachable_lengths.most_saving(self)
-
-    def reachable_length(self, target: int) -> int:
-        """The largest reachable length that does not exceed `target`.
-
-        Raises UserError, naming the minimum, where no context is that short.
-        """
-        saving = reachable_lengths.smallest_saving(self, self.window - target)
-        if saving is None:
-            raise UserError(
-                f"no working context of {target} entries or fewer: with a window of {self.window}, blocks of "
-                f"{self.block_size}, {self.levels} level(s) and a tail of {self.tail} the shortest has "
-                f"{self.minimum_length}",
-                remedy="raise the target length, lower context.tail or raise context.levels",
-            )
-        return self.window - saving
+        return self.window - self.level_mixes.largest_saving()
 
     def reachable(self, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
-        """`reachable_length`, and the mixes of nodes that have it; an even choice where there are very many.
+        """The largest reachable length that does not exceed `target`, and the mixes of nodes that have it.
 
-        Returns `(length, mixes)`; `mix[l - 1]` is the number of nodes at LOD l. Raises as `reachable_length`.
+        Returns `(length, mixes)`; `mix[l - 1]` is the number of nodes at LOD l. Every mix is returned, or `MOST_MIXES`
+        of them where there are more.
+        Raises UserError, naming the minimum, where no context is that short.
         """
         found: tuple[int, tuple[tuple[int, ...], ...]] = _reachable(self, target)
         return found
 
     def usable_levels(self, low: int, high: int) -> dict[int, int]:
-        """For each LOD, the most nodes of it that a context at a target length from `low` to `high` can hold."""
-        # A length that is reached stands for itself; below `low` only the next one is.
-        return reachable_lengths.usable_levels(self, self.window - high, self.window - self.reachable_length(low))
+        """For each LOD, the most nodes of it that a context can hold at a target length from `low` to `high`."""
+        largest = self.window - self.reachable(low)[0]
+        return {lod: self.level_mixes.most_nodes(lod, self.window - high, largest) for lod in range(1, self.levels + 1)}
 
 
 @lru_cache(maxsize=4096)
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # integers: nothing to trace
 def _reachable(tree: ContextTree, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
-    length = tree.reachable_length(target)
-    return length, reachable_lengths.mixes(tree, tree.window - length)
+    saving = tree.level_mixes.saving(tree.window - target)
+    if saving is None:
+        raise UserError(
+            f"no working context of {target} entries or fewer: with a window of {tree.window}, blocks of "
+            f"{tree.block_size}, {tree.levels} level(s) and a tail of {tree.tail} the shortest has "
+            f"{tree.minimum_length}",
+            remedy="raise the target length, lower context.tail or raise context.levels",
+        )
+    return tree.window - saving, tree.level_mixes.mixes(saving)
+
+
+# Integers: nothing to trace. `torch.compiler.assume_constant_result` does this, too, and imports the compiler for 3 s.
+vars(_reachable.__wrapped__)["_dynamo_marked_constant"] = True

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import json
 import os
+import sys
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from mcframe.errors import UserError
+from mcframe.hookspecs import PROJECT, TextSource, Tokenizer
+
+_SETTINGS = "_mcframe_settings"
 
 
 def cache_dir() -> Path:
@@ -34,3 +41,43 @@ def make_folder(folder: Path) -> Path:
 def fingerprint(value: object) -> str:
     """Return 32 hexadecimal digits that depend only on `value`, a value of JSON."""
     return blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+
+
+def record_settings(product: object, settings: dict[str, Any]) -> None:
+    """Record with a product what gin bound to its factory, for `cache_key`."""
+    if hasattr(product, "__dict__"):
+        vars(product)[_SETTINGS] = json.dumps(settings, sort_keys=True, default=_name)
+
+
+def cache_key(product: TextSource | Tokenizer) -> str:
+    """Return a string that changes with the identity, the code and the settings of a text source or tokenizer.
+
+    Two plug-ins may state one identity, and an author may forget to change it. The code is therefore part of the key:
+    the class, its package and version, and the file of a third-party class. The file's path is not, because a run
+    directory holds a copy of a local plug-in.
+    """
+    owner = type(product)
+    package, code = _origin(owner.__module__)
+    return fingerprint(
+        [owner.__qualname__, package, code, getattr(product, "__dict__", {}).get(_SETTINGS), product.identity]
+    )
+
+
+@functools.cache
+def _origin(module: str) -> tuple[str, str]:
+    """Return the package of a module with its version, and the hash of the module's file."""
+    top = module.partition(".")[0]
+    if top == PROJECT:
+        return f"{module} {importlib.metadata.version(PROJECT)}", ""
+    packages = importlib.metadata.packages_distributions().get(top, ())
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    try:
+        code = Path(sys.modules[module].__file__ or "").read_bytes()
+    except (KeyError, AttributeError, OSError):  # defined in an interpreter, or compiled in
+        code = b""
+    return " ".join([module, *versions]), blake2b(code, digest_size=16).hexdigest()
+
+
+def _name(value: object) -> str:
+    """Return the name of a function, class or type of a value that JSON does not have: equal in every process."""
+    return str(getattr(value, "__qualname__", type(value).__qualname__))

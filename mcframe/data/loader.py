@@ -186,7 +186,7 @@ def open_validation(source: TextSource, tokenizer: Tokenizer, window: int, fract
     """
     check_fraction(fraction)
     if fraction == 0:
-        raise empty_split("validation", fraction)
+        raise empty_split("validation", fraction, 0)
     if source.streaming:
         return first_validation_windows(source, tokenizer, window, fraction, count)
     file = token_file(source, tokenizer, split="validation", fraction=fraction)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mcframe.bounds import Positive, Seed
 from mcframe.data import plugin_checks
-from mcframe.data.cache import fingerprint
+from mcframe.data.cache import cache_key, fingerprint
 from mcframe.data.sources import StandardLibrary
 from mcframe.errors import UserError
 from mcframe.hookspecs import TextSource
@@ -47,8 +47,16 @@ class Mixture(TextSource):
     @property
     def identity(self) -> str:
         """A string that changes with the sources, the weights and the seed."""
-        parts = [source.identity for source in self._sources]
+        parts = [cache_key(source) for source in self._sources]
         return f"mixture:{fingerprint([parts, self._weights, self._seed])}"
+
+    def describe(self) -> str:
+        """Return the description of each source after its fraction of the documents."""
+        total = sum(self._weights)
+        parts = zip(self._sources, self._weights, strict=True)
+        return "\n".join(
+            f"{weight / total:.1%} of {type(source).__name__}: {source.describe()}" for source, weight in parts
+        )
 
     def documents(self, epoch: int = 0) -> Iterator[str]:
         """Yield documents. The source of each is a function of the seed, the epoch and the document's number."""

@@ -31,6 +31,18 @@ def separated(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
     return encoded(tokenizer, texts, token_type(tokenizer.vocab_size))
 
 
+class Counted:
+    """Texts that are counted while they are read."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts, self.count = texts, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.count += 1
+            yield text
+
+
 def batched(texts: Iterable[str], documents: int = 256, characters: int = 4_000_000) -> Iterator[list[str]]:
     """Yield texts in batches, each closed once it holds that many documents or characters."""
     batch: list[str] = []

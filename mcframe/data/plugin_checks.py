@@ -2,27 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mcframe.data.single_document import divided
 from mcframe.hookspecs import SyntheticBatch, SyntheticTask, TextSource, Tokenizer
 from mcframe.registry.checks import check_shape, raise_contract_error
+
+_log = logging.getLogger(__name__)
+
+SLOW = 60.0
+"""Seconds after which a source that is not streamed is reported to be still read, again whenever they double."""
 
 Ids = np.unsignedinteger[Any]
 
 
 def documents(source: TextSource, epoch: int = 0) -> Iterator[str]:
-    """Yield the source's documents; raise ContractError for one that is not a text."""
-    for document in source.documents(epoch):
-        if not isinstance(document, str):
-            raise_contract_error(
-                source, "documents", f"expected texts (str), got a value of type {type(document).__name__}"
-            )
-        yield document
+    """Yield the source's documents; the only document of a source is divided into several.
+
+    Raises:
+        ContractError: A document is not a text.
+    """
+    return divided(_texts(source, epoch))
+
+
+def _texts(source: TextSource, epoch: int) -> Iterator[str]:
+    count, finished = 0, Event()
+    if not source.streaming:
+        Thread(target=lambda: _report_slow(source, lambda: count, finished), daemon=True).start()
+    try:
+        for document in source.documents(epoch):
+            if not isinstance(document, str):
+                raise_contract_error(
+                    source, "documents", f"expected texts (str), got a value of type {type(document).__name__}"
+                )
+            count += 1
+            yield document
+    finally:
+        finished.set()
+
+
+def _report_slow(source: TextSource, count: Callable[[], int], finished: Event) -> None:
+    """Log that a source is still read after 1, 2, 4 ... minutes: training never begins after one without end."""
+    wait, seconds = SLOW, SLOW
+    while not finished.wait(wait):
+        _log.warning(
+            "text source %s: %s documents after %.0f s and no end yet. A source without end must be streamed: set its "
+            "attribute `streaming` to True",
+            type(source).__name__, f"{count():,}", seconds,
+        )  # fmt: skip
+        wait, seconds = seconds, 2 * seconds
 
 
 def encoded(tokenizer: Tokenizer, texts: Sequence[str], kind: np.dtype[Ids]) -> list[NDArray[Ids]]:

@@ -1,30 +1,27 @@
-"""Text sources: the standard library, local files, Hugging Face data sets.
-
-The last two use the `datasets` library, which is imported for the first document.
-"""
+"""Text sources: the standard library and Hugging Face data sets."""
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mcframe.bounds import NonNegativeInt, Seed
 from mcframe.data.cache import fingerprint
+from mcframe.data.file_readers import text_of
 from mcframe.errors import UserError
 from mcframe.hookspecs import TextSource
+from mcframe.registry.attribution import last_line
 
 _NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
 _OFFLINE_REMEDY = (
     "Check the name and the network, or train on local files (run.text = @text.local_files) or on the standard library "
     "(run.text = @text.standard_library)."
 )
-_FIELD_REMEDY = "Set text_field to the field that holds the text."
 
 
 class StandardLibrary(TextSource):
@@ -57,6 +54,11 @@ class StandardLibrary(TextSource):
             if text:
                 yield text
 
+    def describe(self) -> str:
+        """Return the number of files and bytes."""
+        sizes = [file.stat().st_size for file in self._files()]
+        return f"{sum(map(bool, sizes)):,} documents; {sum(sizes):,} bytes in {len(sizes):,} files of {self._root}"
+
     def _files(self) -> list[Path]:
         found = []
         for folder, folders, names in os.walk(self._root):
@@ -68,109 +70,6 @@ class StandardLibrary(TextSource):
                 remedy="Change text.standard_library.include, or train on other files: run.text = @text.local_files.",
             )
         return sorted(found, key=lambda file: file.relative_to(self._root).as_posix())
-
-
-class LocalFiles(TextSource):
-    """Files, and folders with everything in them, read where they are without a copy.
-
-    A .txt, .md or .py file is one document; a .jsonl or .parquet file has one a row; empty documents are omitted. The
-    order: text files, then .jsonl, then .parquet, each in the order of `paths` and, within a folder, by name. In
-    folders, hidden files and other kinds of file are skipped.
-
-    Args:
-        paths: One path or several; ~ is the home folder.
-        text_field: Field of .jsonl and .parquet rows that holds the text.
-        streaming: Read while training instead of tokenising once.
-    """
-
-    def __init__(self, paths: str | Sequence[str], text_field: str = "text", streaming: bool = False) -> None:
-        self.streaming = streaming
-        self._paths = [Path(path).expanduser().absolute() for path in ([paths] if isinstance(paths, str) else paths)]
-        self._text_field = text_field
-
-    @staticmethod
-    def example_settings(folder: Path) -> dict[str, Any]:
-        """Return settings for a file of sums. It is streamed, because a token file of a temporary folder has no use."""
-        _write_sums(folder)
-        return {"paths": str(folder), "streaming": True}
-
-    @property
-    def identity(self) -> str:
-        """A string that changes with the text field and with every file's path, size and modification time."""
-        files = [file for group in self._files().values() for file in group]
-        facts = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-        return f"local-files:{fingerprint([self._text_field, facts])}"
-
-    def documents(self, epoch: int = 0) -> Iterator[str]:
-        """Yield the documents, in every epoch the same.
-
-        Raises:
-            UserError: A path is missing, or a file cannot be read.
-        """
-        import datasets
-
-        for kind, files in self._files().items():
-            field = "text" if kind == "text" else self._text_field
-            try:
-                # Paths are patterns to `datasets`: an unescaped [ or * would match other files.
-                rows = datasets.load_dataset(
-                    kind,
-                    data_files=[glob.escape(str(file)) for file in files],
-                    split="train",
-                    streaming=True,
-                    **_reader_options(kind, field),
-                )
-                yield from _texts(rows, field)
-            except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-                raise UserError(
-                    f"cannot read the {kind} files of {_listed(files)}: {error}",
-                    remedy="Repair the file, or remove it from text.local_files.paths.",
-                ) from error
-
-    def _files(self) -> dict[str, list[Path]]:
-        """Return the files of each kind, every file once."""
-        found = dict.fromkeys(file for path in self._paths for file in _files_below(path))
-        groups: dict[str, list[Path]] = {kind: [] for kind in dict.fromkeys(_KINDS.values())}
-        for file in found:
-            groups[_KINDS[file.suffix.lower()]].append(file)
-        if not found:
-            raise UserError(
-                f"text.local_files.paths: expected {_EXTENSIONS} files, got none in "
-                f"{_listed(self._paths) or 'an empty list of paths'}",
-                remedy="Set text.local_files.paths to files of these kinds, or to folders that contain some.",
-            )
-        return {kind: files for kind, files in groups.items() if files}
-
-
-_KINDS = {".txt": "text", ".md": "text", ".py": "text", ".jsonl": "json", ".parquet": "parquet"}
-_EXTENSIONS = ", ".join(_KINDS)
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    shown = ", ".join(map(str, paths[:3]))
-    return f"{shown} and {len(paths) - 3} more" if len(paths) > 3 else shown
-
-
-def _files_below(path: Path) -> list[Path]:
-    """Return `path` itself if it is a file, else the files below it, sorted by name."""
-    if path.is_dir():
-        found = [file for file in path.rglob("*") if file.suffix.lower() in _KINDS and file.is_file()]
-        visible = [file for file in found if not any(p.startswith(".") for p in file.relative_to(path).parts)]
-        return sorted(visible, key=lambda file: file.relative_to(path).as_posix())
-    if not path.exists():
-        raise UserError(f"missing path {path}", remedy="Correct text.local_files.paths.")
-    if path.suffix.lower() not in _KINDS:
-        raise UserError(
-            f"text.local_files.paths: expected {_EXTENSIONS} files, got {path}",
-            remedy="Convert the file to one of these kinds.",
-        )
-    return [path]
-
-
-def _reader_options(kind: str, field: str) -> dict[str, Any]:
-    if kind == "text":
-        return {"sample_by": "document", "encoding_errors": "replace"}
-    return {"columns": [field]} if kind == "parquet" else {}
 
 
 class HuggingFace(TextSource):
@@ -207,7 +106,7 @@ class HuggingFace(TextSource):
     @staticmethod
     def example_settings(folder: Path) -> dict[str, Any]:
         """Return settings for a folder of sums, laid out like a data set, so that no network is needed."""
-        _write_sums(folder)
+        write_sums(folder)
         return {"name": str(folder)}
 
     @property
@@ -221,7 +120,7 @@ class HuggingFace(TextSource):
         """Yield the documents.
 
         Raises:
-            UserError: The data set cannot be found, reached or read.
+            UserError: The data set cannot be found, reached or read, or has no rows.
         """
         import datasets
 
@@ -233,11 +132,20 @@ class HuggingFace(TextSource):
                 rows = rows.shuffle(seed=self._seed, buffer_size=self._shuffle_buffer)
                 rows.set_epoch(epoch)
             yield from _texts(rows, self._text_field)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise UserError(f"cannot read the data set {self._name}: {error}", remedy=_OFFLINE_REMEDY) from error
+        except UserError:
+            raise
+        except Exception as error:  # the library raises errors of many kinds, StopIteration for a set without rows
+            problem = "it has no rows" if isinstance(error.__cause__, StopIteration) else last_line(error)
+            raise UserError(f"cannot read the data set {self._name}: {problem}", remedy=_OFFLINE_REMEDY) from error
+
+    def describe(self) -> str:
+        """Return the name of the data set and of its parts."""
+        revision = f"revision {self._revision}" if self._revision else ""
+        parts = [self._name, self._subset, f"split {self._split}", revision, "streamed" if self.streaming else ""]
+        return ", ".join(filter(None, parts))
 
 
-def _write_sums(folder: Path) -> None:
+def write_sums(folder: Path) -> None:
     """Write a file of short documents, enough for some training and validation."""
     rows = (json.dumps({"text": f"{n} and {n} is {2 * n}; {n} times {n} is {n * n}."}) for n in range(2000))
     (folder / "sums.jsonl").write_text("\n".join(rows), "utf-8")
@@ -249,20 +157,13 @@ def _texts(rows: Iterable[dict[str, Any]], field: str) -> Iterator[str]:
     Raises:
         UserError: A row has no such field, or the field holds another type.
     """
-    columns = getattr(rows, "column_names", None)
-    if columns is not None and field not in columns:
-        raise _no_field(field, columns)
-    for row in rows:
-        if field not in row:
-            raise _no_field(field, row)
-        text = row[field]
-        if not isinstance(text, str | None):
+    for number, row in enumerate(rows):
+        try:
+            text = text_of(row, field)
+        except UserError as error:
             raise UserError(
-                f"field {field!r}: expected a text, got a value of type {type(text).__name__}", remedy=_FIELD_REMEDY
-            )
+                f"row {number:,}: {error.message}",
+                remedy="Set text.huggingface.text_field to the field that holds the text.",
+            ) from None
         if text:
             yield text
-
-
-def _no_field(field: str, columns: Iterable[str]) -> UserError:
-    return UserError(f"rows: missing field {field!r}; got {', '.join(columns) or 'none'}", remedy=_FIELD_REMEDY)

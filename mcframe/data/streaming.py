@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mcframe.data import plugin_checks
-from mcframe.data.packing import Tokens, batched, gather_windows, separated, window_count
+from mcframe.data.packing import Counted, Tokens, batched, gather_windows, separated, window_count
 from mcframe.data.split import check_fraction, documents_of, empty_split, is_validation
 from mcframe.data.window_stream import check_same_stream
 from mcframe.errors import UserError
@@ -182,9 +182,9 @@ class StreamedWindows:
                 found = True
                 yield lane, epoch, index, text
             if not found:  # in a small corpus, the documents of this epoch may all belong to other lanes
-                every = documents_of(plugin_checks.documents(self._source, epoch), "train", self._fraction)
-                if next(every, None) is None:
-                    raise empty_split("train", self._fraction)
+                every = Counted(plugin_checks.documents(self._source, epoch))
+                if next(documents_of(every, "train", self._fraction), None) is None:
+                    raise empty_split("train", self._fraction, every.count)
 
 
 def first_validation_windows(
@@ -196,16 +196,16 @@ def first_validation_windows(
         UserError: These documents do not fill one window.
     """
     check_fraction(fraction)
-    head = documents_of(islice(plugin_checks.documents(source), scan), "validation", fraction)
+    head = Counted(islice(plugin_checks.documents(source), scan))
     parts: list[Tokens] = []
     length = 0
-    for batch in batched(head, documents=16):
+    for batch in batched(documents_of(head, "validation", fraction), documents=16):
         parts += separated(tokenizer, batch)
         length = sum(map(len, parts))
         if window_count(length, window) >= count:
             break
     if not parts:
-        raise empty_split("validation", fraction)
+        raise empty_split("validation", fraction, head.count)
     available = min(count, window_count(length, window))
     if not available:
         raise UserError(

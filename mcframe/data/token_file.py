@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcframe.data import plugin_checks
-from mcframe.data.cache import cache_dir, fingerprint, make_folder
-from mcframe.data.packing import Tokens, batched, gather_windows, separated, token_type, window_count
+from mcframe.data.cache import cache_dir, cache_key, fingerprint, make_folder
+from mcframe.data.packing import Counted, Tokens, batched, gather_windows, separated, token_type, window_count
 from mcframe.data.split import Split, check_fraction, documents_of, empty_split
 from mcframe.data.window_stream import StatelessWindows
 from mcframe.errors import UserError
+from mcframe.files import writing
 from mcframe.hookspecs import TextSource, Tokenizer
 
 FORMAT = 1
@@ -78,15 +79,15 @@ def token_file(source: TextSource, tokenizer: Tokenizer, *, split: Split, fracti
         UserError: The split has no documents.
     """
     check_fraction(fraction)
-    name = fingerprint([FORMAT, source.identity, tokenizer.identity, split, fraction])
+    name = fingerprint([FORMAT, cache_key(source), cache_key(tokenizer), split, fraction])
     path = cache_dir() / "tokens" / f"{name}.npy"
     if not path.exists():
         make_folder(path.parent)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():  # another process may have written it while this one waited
-                documents = documents_of(plugin_checks.documents(source), split, fraction)
-                if not _write(path, documents, tokenizer):
-                    raise empty_split(split, fraction)
+                counted = Counted(plugin_checks.documents(source))
+                if not _write(path, documents_of(counted, split, fraction), tokenizer):
+                    raise empty_split(split, fraction, counted.count)
     return TokenFile(path)
 
 
@@ -95,20 +96,23 @@ def _write(path: Path, documents: Iterable[str], tokenizer: Tokenizer) -> int:
     kind = token_type(tokenizer.vocab_size)
     partial = path.with_suffix(".partial")  # the caller's lock excludes other writers
     length = 0
-    with partial.open("wb") as file:
-        _write_header(file, kind, length)
-        for batch in batched(documents):
-            stream = np.concatenate(separated(tokenizer, batch))
-            file.write(stream.data)
-            length += len(stream)
-        file.seek(0)
-        _write_header(file, kind, length)
-        file.flush()
-        os.fsync(file.fileno())
-    if length:
-        partial.replace(path)
-    else:
-        partial.unlink()
+    try:
+        with partial.open("wb") as file:
+            _write_header(file, kind, length)
+            for batch in batched(documents):
+                stream = np.concatenate(separated(tokenizer, batch))
+                with writing(path):
+                    file.write(stream.data)
+                length += len(stream)
+            file.seek(0)
+            _write_header(file, kind, length)
+            with writing(path):
+                file.flush()
+                os.fsync(file.fileno())
+        if length:
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return length
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mcframe.data import plugin_checks
 from mcframe.data.cache import cache_dir, make_folder
-from mcframe.data.packing import batched
+from mcframe.data.packing import Counted, batched
 from mcframe.data.sources import StandardLibrary
 from mcframe.data.split import check_fraction, documents_of, empty_split
 from mcframe.errors import UserError
@@ -153,11 +153,12 @@ def train_bpe(
             f"tokenizer.bpe.vocab_size: expected {_BYTES + 1} or more, got {vocab_size}",
             remedy=f"Set tokenizer.bpe.vocab_size to {_BYTES + 1} or more.",
         )
-    documents = documents_of(plugin_checks.documents(source), "train", fraction)
+    counted = Counted(plugin_checks.documents(source))
+    documents = documents_of(counted, "train", fraction)
     batches = _counted(documents, max_characters, progress)
     first = next(batches, None)
     if first is None:
-        raise empty_split("train", fraction)
+        raise empty_split("train", fraction, counted.count)
     tokenizer = _fit(chain([first], batches), vocab_size)
     if tokenizer.get_vocab_size() < vocab_size:
         raise UserError(

@@ -17,6 +17,7 @@ from rich.text import Text
 from mcframe.errors import UserError
 from mcframe.evaluation.plots import draw
 from mcframe.hookspecs import EvalResult, Interval, Table
+from mcframe.metrics.tables import FittedTable
 
 JSON = "eval.json"
 ENOUGH_TARGETS = 20_000
@@ -46,10 +47,11 @@ def as_rich(table: Table, width: int) -> list[RichTable]:
         if len(parts[-1]) > 1 and sum(needed[column] for column in (*parts[-1], at)) > width:
             parts.append([0])
         parts[-1].append(at)
-    found = []
+    found: list[RichTable] = []
     for part in parts:
         title = Text(table.title if part is parts[0] else f"{table.title}, continued")
-        rich = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        fits = sum(needed[at] for at in part) <= width
+        rich = (RichTable if fits else FittedTable)(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for at in part:
             texts = any(isinstance(row[at], str) and not _numeric(row[at]) for row in table.rows)
             rich.add_column(Text(cells[at][0]), justify="left" if texts else "right", min_width=needed[at] - 2)

@@ -37,6 +37,13 @@ class TextSource(ABC):
         Raises UserError where there is nothing to read.
         """
 
+    def describe(self) -> str:
+        """The number of documents, and what is skipped, for the start-up summary and `mcframe check`; may be empty.
+
+        Raises UserError where there is nothing to read.
+        """
+        return ""
+
 
 class Tokenizer(ABC):
     """Text to token ids and back. Factory: `factory()`.

@@ -40,6 +40,7 @@ DECLARED_METRICS = {
     "train/loss_lod0": ("nats", "lower", "next-token NLL of the uncompressed pass"),
     "train/lr": ("1", "neither", "learning rate of optimizer.lr"),
     "train/grad_norm": ("1", "neither", "norm of the gradient before clipping"),
+    "train/grad_norm/{part}": ("1", "neither", "the same of a part: base, gistnet, lensnet, loss_NAME"),
     "train/update_ratio/{module}":
         ("fraction", "neither", "‖w - w′‖ / max(‖w‖, ‖w′‖), w′ at the last log line; at most 1,024 elements a tensor"),
     "train/validation_ms": ("ms", "lower", "one validation; not part of train/step_ms"),

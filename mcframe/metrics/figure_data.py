@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from mcframe.context.step_histograms import HISTOGRAMS
 from mcframe.hookspecs import Histogram
 from mcframe.metrics.accumulator import Reading
-from mcframe.metrics.jsonl_logger import supersede
+from mcframe.metrics.jsonl_logger import parse, supersede
 
 PICTURES = "pictures.jsonl"
 SUPERSEDED = "pictures.superseded.jsonl"
@@ -53,11 +54,12 @@ def readings(path: Path) -> Iterator[tuple[int, int, Reading]]:
         return
     with path.open("rb") as file:
         for line in file:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # truncated by a crash, or not yet complete
+            entry = parse(line)
+            if entry is None:  # truncated by a crash, or not yet complete
                 continue
-            yield entry["tokens"], entry["step"], _reading(entry)
+            with suppress(KeyError, TypeError, AttributeError, ValueError):  # written by another tool
+                reading = _reading(entry)
+                yield entry["tokens"], entry["step"], reading
 
 
 def rows(counts: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[np.int64]]:

@@ -44,7 +44,10 @@ class FigureRecorder:
         """Record a reading and log its histograms. The reading of a plain baseline has no counts and is skipped."""
         if not reading.counts:
             return
-        self._record.write(tokens, step, reading)
+        try:
+            self._record.write(tokens, step, reading)
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", self._record.path, last_line(error))
         self._history.add(tokens, reading)
         for name, histogram in sorted(histograms(reading).items()):
             self._loggers.histogram(tokens, name, histogram)

@@ -7,8 +7,12 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from mcframe.errors import Location, UserError
+from mcframe.files import writing
 from mcframe.hookspecs import MetricLogger, RunStart
 
 METRICS, TEXTS = "metrics.jsonl", "texts.jsonl"
@@ -39,17 +43,50 @@ class JsonlLogger(MetricLogger):
         """Append one line."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"tokens": tokens, "step": step, "time": round(time.time(), 3), **finite}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
 
     def text(self, tokens: int, name: str, text: str) -> None:
         """Append one text."""
-        with self._texts.open("a", encoding="utf-8") as file:
+        with writing(self._texts), self._texts.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"tokens": tokens, "name": name, "text": text}, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with writing(self.path):
+            self._file.close()
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """Return a line of a run's metrics or figures; None for one that a crash has truncated or another tool wrote."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    if isinstance(entry, dict) and _is_count(entry.get("tokens")) and _is_count(entry.get("step")):
+        return entry
+    return None
+
+
+def check_own(path: Path) -> None:
+    """Raise UserError if a file has complete lines of which the first was not written by mcframe."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            with suppress(ValueError):
+                found = json.loads(line)
+                got = ", ".join(list(found)[:6]) if isinstance(found, dict) else repr(found)[:60]
+                if parse(line) is None:
+                    raise UserError(
+                        f"expected an object with the numbers tokens and step, got {got}",
+                        remedy="Pass a run directory of mcframe. Files of other tools are not read.",
+                        location=Location(path, number),
+                    )
+                return
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def supersede(path: Path, superseded: Path, resume_tokens: int | None) -> None:

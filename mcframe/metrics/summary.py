@@ -11,8 +11,10 @@ from typing import Any
 
 from rich.table import Table
 
+from mcframe.files import replaced
 from mcframe.metrics.catalogue import describe
 from mcframe.metrics.dashboard import matching
+from mcframe.metrics.tables import FittedTable
 
 SUMMARY = "summary.json"
 
@@ -65,7 +67,8 @@ def summarise(
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
     """Write `summary.json` and return its path; values that are not finite become null."""
     path = run_dir / SUMMARY
-    path.write_text(json.dumps(_finite(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    with replaced(path) as partial:
+        partial.write_text(json.dumps(_finite(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
     return path
 
 
@@ -79,7 +82,7 @@ def ended_by_request(run_dir: Path, tokens: int) -> bool:
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """Return the summary as a table for a terminal."""
     first, last = summary["first"], summary["last"]
-    table = Table(show_header=False, title=f"Run {summary['status']}", title_justify="left")
+    table = FittedTable(show_header=False, title=f"Run {summary['status']}", title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("trained", f"{summary['tokens']:,} tokens in {summary['steps']:,} steps")

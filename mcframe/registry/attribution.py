@@ -18,11 +18,15 @@ import torch
 from mcframe.errors import Interrupt, Location, UserError
 from mcframe.hookspecs import INTERFACES, PROJECT
 from mcframe.registry.checks import ContractError
+from mcframe.registry.global_state import Change, read_state, undo_changes, warn
 
 if TYPE_CHECKING:  # the registry wraps hooks with this module
     from mcframe.registry.plugins import Plugin, Registered, Registry
 
 _CALL = "_mcframe_call"
+
+WATCHERS = ("callback", "evaluation", "logger")
+"""Kinds of plug-ins that only watch: they never end a run."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,19 @@ class PluginCall:
         function: The function, as messages name it.
         kind: The kind of the implementation that the function is a method of; empty for a hook.
         name: The name of that implementation.
+        origin: The plug-in and its package as text.
     """
 
     plugin: str
     function: str
     kind: str = ""
     name: str = ""
+    origin: str = ""
+
+    @property
+    def subject(self) -> str:
+        """The implementation and its origin as text."""
+        return f"{self.kind}.{self.name} of {self.origin}" if self.kind else self.origin
 
 
 class UnexpectedExit(Exception):
@@ -83,7 +94,7 @@ def attribute_calls(product: object, entry: Registered) -> None:
     The methods are wrapped in the class, so that those of a copy refer to the copy. The product itself carries its
     origin, as text that can be copied and pickled; calls of other instances of the class are not attributed.
     """
-    vars(product)[_CALL] = (entry.plugin, entry.kind, entry.name)
+    vars(product)[_CALL] = (entry.plugin, entry.kind, entry.name, entry.origin)
     owner, interface = type(product), INTERFACES[entry.kind]
     for name in _interface_methods(interface):
         method = inspect.getattr_static(owner, name)
@@ -109,13 +120,13 @@ def explain(error: Exception, registry: Registry) -> UserError | None:
     if call is None or call.plugin not in registry.plugins:  # a second run in this process has its own registry
         return None
     entry, plugin = _entry_of(call, registry), registry.plugins[call.plugin]
-    subject = _named(entry) if entry else plugin.origin
+    subject = named(entry) if entry else plugin.origin
     return _message(f"{subject} failed in {call.function}: {last_line(error)}", error, plugin, entry, registry)
 
 
 def not_built(error: Exception, entry: Registered, registry: Registry) -> UserError:
     """Return the message for a factory that raised an error."""
-    message = f"{_named(entry)} could not be built: {last_line(error)}"
+    message = f"{named(entry)} could not be built: {last_line(error)}"
     return _message(message, error, registry.plugins[entry.plugin], entry, registry)
 
 
@@ -123,7 +134,7 @@ def without_methods(missing: list[str], entry: Registered) -> UserError:
     """Return the message for a class without all methods of its interface."""
     interface = INTERFACES[entry.kind].__name__
     return UserError(
-        f"{_named(entry)}: missing method {', '.join(missing)} of {interface}",
+        f"{named(entry)}: missing method {', '.join(missing)} of {interface}",
         remedy=f"Implement {', '.join(missing)}; see mcframe.hookspecs.{interface}.",
         location=Location(entry.file),
     )
@@ -134,7 +145,18 @@ def broken_contract(error: ContractError, entry: Registered) -> UserError:
     method = inspect.unwrap(getattr(type(error.culprit), error.method, None))  # type: ignore[arg-type]
     code = getattr(method, "__code__", None)
     location = Location(code.co_filename, code.co_firstlineno) if code else Location(entry.file)
-    return UserError(f"{_named(entry)}: {error.problem}", remedy=error.remedy, location=location)
+    return UserError(f"{named(entry)}: {error.problem}", remedy=error.remedy, location=location)
+
+
+def described(product: object) -> str:
+    """Return a plug-in and its origin as text; of one of mcframe's own, its class."""
+    call = _call_of("", product)
+    return call.subject if call else type(product).__name__
+
+
+def is_third_party(product: object) -> bool:
+    """Return whether a product of a factory comes from another package than mcframe."""
+    return _call_of("", product) is not None
 
 
 def last_line(error: BaseException) -> str:
@@ -150,6 +172,8 @@ def _attributed(function: Callable[..., Any], call: Callable[..., PluginCall | N
 
     @functools.wraps(function)
     def wrapper(*arguments: Any, **options: Any) -> Any:
+        # A compiled graph cannot read the state of the process.
+        before = None if torch.compiler.is_compiling() else read_state()
         try:
             result = function(*arguments, **options)
         except Exception as error:
@@ -160,8 +184,12 @@ def _attributed(function: Callable[..., Any], call: Callable[..., PluginCall | N
                 raise
             _record(failure, call(*arguments))
             raise failure from error
+        finally:
+            changes = () if before is None else undo_changes(before)
+        for change in changes:
+            _report(change, call(*arguments), arguments)
         if isinstance(result, Iterator):
-            return (_SizedItems if isinstance(result, Sized) else _Items)(result, call(*arguments))
+            return (_SizedItems if isinstance(result, Sized) else _Items)(result, call(*arguments), arguments)
         return result
 
     return wrapper
@@ -178,8 +206,8 @@ def _inherited(owner: type, name: str) -> Callable[..., Any]:
 
 def _call_of(function: str, product: object, *_: Any) -> PluginCall | None:
     """Return the call of a method of a product, or None if the product is of no third-party plug-in."""
-    plugin, kind, name = getattr(product, "__dict__", {}).get(_CALL, ("", "", ""))
-    return PluginCall(plugin, function, kind, name) if plugin else None
+    plugin, *entry = getattr(product, "__dict__", {}).get(_CALL, ("",))
+    return PluginCall(plugin, function, *entry) if plugin else None
 
 
 def _entry_of(call: PluginCall | None, registry: Registry) -> Registered | None:
@@ -195,18 +223,30 @@ def _record(error: Exception, call: PluginCall | None) -> None:
         vars(error)[_CALL] = call
 
 
-class _Items:
-    """An iterator whose errors carry `call`, with all other attributes of `items`."""
+def _report(change: Change, call: PluginCall | None, arguments: tuple[Any, ...]) -> None:
+    """Raise ContractError for a change of global state, or warn if it may be meant or the plug-in only watches."""
+    if call is None:  # another instance of the class, which no run selected
+        return
+    if change.setting.certain and call.kind and call.kind not in WATCHERS:
+        raise ContractError(
+            arguments[0], f"{call.function} {change}", method=call.function, remedy=change.setting.remedy
+        )
+    warn(call.subject, call.function, change)
 
-    def __init__(self, items: Iterator[Any], call: PluginCall | None) -> None:
-        self._items, self._call = items, call
+
+class _Items:
+    """An iterator whose errors carry `call`, with all other attributes of `items`; see `_attributed`."""
+
+    def __init__(self, items: Iterator[Any], call: PluginCall | None, arguments: tuple[Any, ...]) -> None:
+        self._items, self._call, self._arguments = items, call, arguments
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
+        before = read_state()
         try:
-            return next(self._items)
+            item = next(self._items)
         except StopIteration:
             raise
         except Exception as error:
@@ -217,6 +257,11 @@ class _Items:
                 raise
             _record(failure, self._call)
             raise failure from error
+        finally:
+            changes = undo_changes(before)
+        for change in changes:
+            _report(change, self._call, self._arguments)
+        return item
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "_items"), name)
@@ -288,5 +333,6 @@ def _contains(file: str, inner: str) -> bool:
     return Path(inner).is_relative_to(root)
 
 
-def _named(entry: Registered) -> str:
+def named(entry: Registered) -> str:
+    """Return an implementation and its origin as text."""
     return f"{entry.kind}.{entry.name} of {entry.origin}"

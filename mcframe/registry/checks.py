@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import is_valid, lengths
@@ -46,6 +47,8 @@ def check_product(kind: str, product: object) -> None:
                 )
     for name in getattr(interface, "__abstractmethods__", ()):
         _check_signature(product, interface, name)
+    if isinstance(product, nn.Module):
+        _check_shapes_known(product)
 
 
 def check_shape(
@@ -104,6 +107,19 @@ def _check_signature(product: object, interface: type, name: str) -> None:
         ) from None
     except ValueError:  # written in C: it has no signature
         return
+
+
+def _check_shapes_known(module: nn.Module) -> None:
+    """Raise ContractError for a lazy parameter: optimizer and ZeRO need its shape before the first forward."""
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise ContractError(
+                module,
+                f"__init__: expected parameters with shapes, got {name} of a lazy module, which has none before the "
+                "first forward",
+                method="__init__",
+                remedy="Use the module that is not lazy, such as nn.Linear(shape.width, ...) for nn.LazyLinear.",
+            )
 
 
 def _interface(culprit: object) -> type:

@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import ENTRY_POINT_GROUP, PROJECT
 from mcframe.registry.attribution import exits_as_errors, last_line
+from mcframe.registry.global_state import StateError, UnchangedState
 from mcframe.registry.hook_rules import OtherApi
 from mcframe.registry.load_from_path import Spec, load_from_path
 from mcframe.registry.plugins import BrokenPlugin, NameTaken, Plugin, Registry
@@ -100,11 +101,11 @@ def _load(registry: Registry, point: EntryPoint) -> None:
     # The distribution's name makes entry points of two packages with one name two plug-ins.
     known = Plugin(f"{distribution}:{point.name}", distribution, version)
     try:
-        with exits_as_errors():
+        with exits_as_errors(), UnchangedState("its import", known.origin):
             registry.add(point.load(), known)
     except NameTaken:
         raise
-    except OtherApi as error:
+    except (OtherApi, StateError) as error:
         broken = BrokenPlugin(point.name, distribution, version, error.message, error.remedy)
         registry.broken.append(broken)
     except Exception as error:  # noqa: BLE001 - importing a third-party package can raise anything

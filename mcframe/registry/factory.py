@@ -8,16 +8,18 @@ from typing import Any, Protocol
 
 import torch
 
-from mcframe.errors import UserError
+from mcframe.errors import Location, UserError
 from mcframe.hookspecs import PROJECT
 from mcframe.registry.attribution import (
     attribute_calls,
     broken_contract,
     exits_as_errors,
+    named,
     not_built,
     without_methods,
 )
 from mcframe.registry.checks import ContractError, check_product
+from mcframe.registry.global_state import StateError, UnchangedState
 from mcframe.registry.plugins import Registered, Registry
 
 
@@ -48,8 +50,10 @@ class PluginFactory:
         if missing := sorted(getattr(self.entry.factory, "__abstractmethods__", ())):
             raise without_methods(missing, self.entry)
         try:
-            with exits_as_errors():
+            with exits_as_errors(), UnchangedState(f"{named(self.entry)}: its factory"):
                 product = self._build(*arguments)
+        except StateError as error:
+            raise error.at(Location(self.entry.file)) from None
         except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
         except ContractError as error:

@@ -14,6 +14,7 @@ from types import ModuleType
 
 from mcframe.errors import Location, UserError, did_you_mean
 from mcframe.registry.attribution import exits_as_errors, last_line
+from mcframe.registry.global_state import UnchangedState
 from mcframe.registry.plugins import NameTaken, Plugin, Registry
 
 _SPEC = re.compile(r"(?P<where>.+?)(?::(?P<attribute>[A-Za-z_][\w.]*))?")
@@ -64,7 +65,7 @@ def load_from_path(registry: Registry, spec: Spec) -> None:
         NameTaken: It offers a name that is taken.
     """
     try:
-        with exits_as_errors():
+        with exits_as_errors(), UnchangedState("its import", f"--plugin {spec}"):
             module, known = _of_file(spec, spec.file) if spec.file else _of_module(spec)
             plugin = _attribute(spec, module)
             if not registry.has(plugin):

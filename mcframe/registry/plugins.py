@@ -235,7 +235,7 @@ class Registry:
 
     def _attribute_hooks(self, plugin: object, known: Plugin) -> None:
         for hook in known.lifecycle:
-            call = PluginCall(known.name, f"its hook {hook}")
+            call = PluginCall(known.name, f"its hook {hook}", origin=known.origin)
             for implementation in getattr(self._manager.hook, hook).get_hookimpls():
                 if implementation.plugin is plugin:
                     implementation.function = attributed(implementation.function, call)

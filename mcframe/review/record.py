@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mcframe.errors import UserError
-from mcframe.metrics.jsonl_logger import METRICS, TEXTS
+from mcframe.metrics.jsonl_logger import METRICS, TEXTS, check_own, parse
 from mcframe.metrics.summary import SUMMARY
 from mcframe.review.event_files import Events, event_files, read_events
 from mcframe.review.series import Series
@@ -146,24 +146,17 @@ def _read_metrics(record: Record, lowest: float, highest: float) -> None:
     # Line by line: the file of a long run is larger than memory.
     with (record.directory / METRICS).open("rb") as file:
         for line in file:
-            entry = _parsed(line)
+            entry = parse(line)
             if entry is None:
                 torn += 1
             elif lowest <= entry["step"] <= highest:
-                record.add(entry["tokens"], entry["step"], entry.get("time") or 0.0, entry.items())
+                now = entry.get("time")
+                record.add(entry["tokens"], entry["step"], now if isinstance(now, int | float) else 0.0, entry.items())
+    if not record.lines:
+        check_own(record.directory / METRICS)
     record.read = f"{record.lines:,} lines of {METRICS}"
     if torn:
         record.notes.append(f"{torn} line(s) of {METRICS} are incomplete or no metrics, and were skipped.")
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """Return a complete line of metrics; None for a line that a crash has truncated."""
-    try:
-        entry = json.loads(line)
-        float(entry["tokens"]), float(entry["step"])
-    except (ValueError, KeyError, TypeError):
-        return None
-    return entry if isinstance(entry, dict) else None
 
 
 def _read_strips(file: Path) -> Iterator[tuple[int, str]]:
@@ -173,7 +166,7 @@ def _read_strips(file: Path) -> Iterator[tuple[int, str]]:
                 entry = json.loads(line)
             except ValueError:
                 continue  # a crash truncated the line; the picture is missing, the review is not
-            if entry["name"] == STRIPS:
+            if isinstance(entry, dict) and entry.get("name") == STRIPS and {"tokens", "text"} <= entry.keys():
                 yield entry["tokens"], entry["text"]
 
 
@@ -193,7 +186,8 @@ def _read_other_files(record: Record) -> None:
     directory = record.directory
     record.provenance = _json(record, directory / PROVENANCE)
     record.summary = _json(record, directory / SUMMARY)
-    measured = _json(record, directory / EVALUATION).get("metrics", {})
+    measured = _json(record, directory / EVALUATION).get("metrics")
+    measured = measured if isinstance(measured, dict) else {}
     record.evaluation = {name: float(value) for name, value in measured.items() if isinstance(value, int | float)}
     record.config = read_config(directory / OPERATIVE)
     record.state = _state(record)
@@ -216,7 +210,7 @@ def read_config(file: Path) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     key = ""
-    for line in file.read_text("utf-8").splitlines():
+    for line in file.read_text("utf-8", "replace").splitlines():
         if line.startswith("#") or not line.strip():
             continue
         name, equals, value = line.partition(" = ")
@@ -230,7 +224,8 @@ def read_config(file: Path) -> dict[str, str]:
 
 
 def _state(record: Record) -> str:
-    if record.summary and record.summary.get("tokens", 0) >= record.tokens[1]:
+    ended = record.summary.get("tokens")
+    if isinstance(ended, int | float) and ended >= record.tokens[1]:
         return str(record.summary.get("status", "finished"))
     interval = (record.times[1] - record.times[0]) / max(1, record.lines - 1)
     silent = time.time() - record.times[1]

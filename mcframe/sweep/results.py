@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from mcframe.errors import did_you_mean
-from mcframe.metrics.jsonl_logger import METRICS
+from mcframe.metrics.jsonl_logger import METRICS, parse
 from mcframe.sweep.grid import Grid, Row
 from mcframe.sweep.intervals import Estimate, estimate
 from mcframe.training.run_directory import OPERATIVE, PROVENANCE
@@ -67,7 +67,7 @@ class Comparison:
 
 def read_run(directory: Path, grid: Grid, row: Row) -> RunResult:
     """Read the directory of a finished run, with its evaluation if the grid evaluates this row."""
-    lines = [json.loads(line) for line in (directory / METRICS).read_text("utf-8").splitlines()]
+    lines = [entry for line in (directory / METRICS).read_bytes().splitlines() if (entry := parse(line))]
     metrics = final_metrics(lines, grid.average)
     evaluation = directory / EVALUATION
     if grid.evaluates(row) and evaluation.exists():

@@ -25,12 +25,12 @@ from typing import Any
 from torch import Tensor
 
 from mcframe.config.run_config import selecting_line
+from mcframe.environment import free_port
 from mcframe.metrics.catalogue import OF_THE_MACHINE
 from mcframe.testing.assertions import Skipped
 from mcframe.testing.kinds import LIMITED_BY_ZERO
 from mcframe.testing.plugin_under_test import PluginUnderTest
 from mcframe.training.checkpoints import find
-from mcframe.training.engine import free_port
 from mcframe.training.run_directory import METRICS, OPERATIVE
 from mcframe.training.weights import load_weights
 

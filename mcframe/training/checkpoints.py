@@ -19,10 +19,13 @@ import torch
 import torch.distributed as dist
 
 from mcframe.errors import UserError
+from mcframe.files import is_full
 from mcframe.training.engine import Engine, barrier
 from mcframe.training.random_states import random_states
 
 COMPLETE = "complete.json"
+_ALMOST_NOTHING = 2**20
+_FAILED_WRITES = ("unexpected pos", "file write failed", "PytorchStreamWriter failed")
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, AssertionError, pickle.UnpicklingError)
 """Exceptions of torch and DeepSpeed for files that are damaged, missing or of another model."""
 
@@ -107,7 +110,7 @@ def save(
         keep: The number of checkpoints to keep.
 
     Raises:
-        UserError: The folder is missing the file of a rank.
+        UserError: The folder is missing the file of a rank, or a file could not be written.
     """
     rank, tokens = dist.get_rank(), position["tokens"]
     folder = run_dir / "checkpoints"
@@ -118,8 +121,11 @@ def save(
         partial.mkdir(parents=True)
     barrier()
     state = {**shared, "group_options": engine.group_options}
-    engine.wrapped.save_checkpoint(str(folder), tag=partial.name, client_state=state, save_latest=False)
-    torch.save({**own, "random": random_states()}, partial / f"rank-{rank}.pt")
+    try:
+        engine.wrapped.save_checkpoint(str(folder), tag=partial.name, client_state=state, save_latest=False)
+        torch.save({**own, "random": random_states()}, partial / f"rank-{rank}.pt")
+    except (OSError, RuntimeError) as error:
+        raise _not_written(error, partial, run_dir) from error
     barrier()
     _check_complete(partial)
     barrier()  # rank 0 must not rename the folder while another rank checks it
@@ -163,6 +169,23 @@ def load(engine: Engine, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[s
         ) from error
     engine.apply_settings(shared.pop("group_options", None))
     return shared, own
+
+
+def _not_written(error: Exception, partial: Path, run_dir: Path) -> Exception:
+    """Return the error for a checkpoint that could not be written, and remove what there is of it."""
+    files = sorted(partial.glob("*"), key=lambda file: file.stat().st_mtime_ns)
+    # torch raises "unexpected pos" for a write that failed, without the system's reason.
+    full = is_full(error) or shutil.disk_usage(partial if partial.exists() else run_dir).free < _ALMOST_NOTHING
+    if not full and not isinstance(error, OSError) and not any(text in str(error) for text in _FAILED_WRITES):
+        return error
+    shutil.rmtree(partial, ignore_errors=True)
+    reason = "no space left on the device" if full else f"cannot be written: {str(error).strip().splitlines()[0]}"
+    kept = checkpoints(run_dir)
+    resume = f"it resumes from {kept[-1].path}, which is kept" if kept else "no checkpoint is kept"
+    return UserError(
+        f"{files[-1] if files else partial}: {reason}; the checkpoint is not written",
+        remedy=f"Free space, or keep fewer checkpoints with checkpoint.keep, and repeat the command: {resume}.",
+    )
 
 
 def _check_complete(partial: Path) -> None:

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -22,38 +21,35 @@ from torch.optim.lr_scheduler import LambdaLR
 from mcframe.config.schema import RunConfig
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.data.loader import micro_batch_for
+from mcframe.environment import prepare_rank
 from mcframe.errors import UserError, require
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.registry.checks import raise_contract_error
 from mcframe.training.build import Components
-from mcframe.training.engine_config import engine_config
+from mcframe.training.clipping import PartClipping
+from mcframe.training.engine_config import engine_config, gradient_clipping
+from mcframe.training.first_interval import GradientWatch
 from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.train_step import StepBatch, TrainStep
-
-_SINGLE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
 
 def prepare_environment() -> None:
     """Set the environment variables that DeepSpeed reads when it is imported.
 
     Without them DeepSpeed would look for MPI if it is started by plain `python`, and print its search for devices on a
-    machine without a GPU. The folder of this Python is added to PATH, for its `ninja`.
+    machine without a GPU. DS_ACCELERATOR=cpu hides GPUs from torch, too. The folder of this Python is added to PATH,
+    for its `ninja`.
+
+    Raises:
+        UserError: The variables of a rank are set in part.
     """
-    if "RANK" not in os.environ:
-        for name, value in _SINGLE_PROCESS.items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("MASTER_PORT", str(free_port()))
+    prepare_rank()
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # DeepSpeed's launcher numbers the ranks of a CPU in it
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_directory()))
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-
-
-def free_port() -> int:
-    """Return a port of this machine that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def extensions_directory() -> Path:
@@ -184,13 +180,13 @@ class Engine:
         self.accumulation = run_config.sequences // (self.micro_batch * world_size)
         self.config = engine_config(run_config, optimizer, self.micro_batch, self.accumulation)
         self.stage = run_config.deepspeed.zero_stage
-        self._reports_norm = not optimizer.replaces_gradients
-        self._watch = GradientWatch(step) if self.stage == 3 else None
+        self.watch = GradientWatch(step)
         self._timed: PhaseTimer = no_timer
         self.param_groups = param_groups(step, optimizer, run_config.optimizer_config)
         self._peak_lr = run_config.optimizer_config.lr
         self._schedule, self._steps = components.schedule, run_config.steps
-        groups, offload = optimizer_groups(step, self.param_groups), run_config.deepspeed.offload_optimizer
+        offload, by_part = run_config.deepspeed.offload_optimizer, not optimizer.replaces_gradients
+        groups = optimizer_groups(step, self.param_groups, by_part=by_part)
         self.wrapped, _, _, self._scheduler = deepspeed.initialize(
             model=step,
             config=self.config,
@@ -203,6 +199,9 @@ class Engine:
             {name: value for name, value in group.items() if name not in ("params", "lr")}
             for group in self._scheduler.optimizer.param_groups
         ]
+        limit = gradient_clipping(run_config, optimizer)
+        self._clipping = PartClipping(self.wrapped, self.param_groups, limit) if limit else None
+        self._reports_norm = not optimizer.replaces_gradients
 
     def _lr_factor(self, step: int) -> float:
         """Return the schedule's factor on the peak learning rate, checked."""
@@ -246,8 +245,8 @@ class Engine:
         with self._timed("backward"):
             self.wrapped.backward(loss)
         if self.wrapped.is_gradient_accumulation_boundary():
-            if self._watch is not None:
-                self._watch.check()
+            if self.stage == 3:
+                self.watch.check()
             before_step()
         with self._timed("optimizer"):
             self.wrapped.step()
@@ -274,44 +273,14 @@ class Engine:
             group["lr"] = rate
 
     @property
-    def gradient_norm(self) -> torch.Tensor | None:
-        """Norm of the last step's gradient before clipping; None if DeepSpeed did not compute it."""
-        norm = self.wrapped.get_global_grad_norm() if self._reports_norm else None
-        return None if norm is None else torch.as_tensor(norm)
-
-
-class GradientWatch:
-    """Check at ZeRO 3 that every parameter that ever had a gradient has one in each step.
-
-    DeepSpeed silently updates a parameter without a gradient with its last one again. A plug-in that does not run all
-    of its branches in every step would be trained on stale gradients.
-    """
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._ever: set[str] = set()
-        self._now: set[str] = set()
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                name = name.removeprefix("model.")  # the name in messages: lensnet.layers.0
-                parameter.register_hook(lambda _, name=name: self._now.add(name))  # type: ignore[no-untyped-call]
-
-    def check(self) -> None:
-        """Check the accumulated gradients, before the optimizer's step.
-
-        Raises:
-            UserError: A parameter had a gradient in an earlier step, and has none in this one.
-        """
-        missing = sorted(self._ever - self._now)
-        self._ever |= self._now
-        self._now.clear()
-        if missing:
-            raise UserError(
-                f"no gradient reached {missing[0]}"
-                + (f" and {len(missing) - 1} more parameters" if len(missing) > 1 else "")
-                + " in this step, though one did before: at ZeRO 3 DeepSpeed would apply the old one again",
-                remedy="Run every part of the plug-in in every step, with a loss weight of 0.0 if it is not trained, "
-                "or set deepspeed.zero_stage to 0, 1 or 2.",
-            )
+    def gradient_norms(self) -> dict[str, torch.Tensor]:
+        """Norms of the last step's gradient before clipping by name: of all, and of each part if it is clipped."""
+        if self._clipping is not None:
+            parts = {f"train/grad_norm/{part.replace(' ', '_')}": norm for part, norm in self._clipping.norms.items()}
+            total = self._clipping.total
+        else:
+            parts, total = {}, self.wrapped.get_global_grad_norm() if self._reports_norm else None
+        return ({} if total is None else {"train/grad_norm": torch.as_tensor(total)}) | parts
 
 
 def _check_ranks(run_config: RunConfig, world_size: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from rich.text import Text
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.hookspecs import EvalResult, RunInfo
@@ -81,6 +82,10 @@ class Recorder:
     def write(self, metrics: Mapping[str, float]) -> None:
         """Write metrics to the loggers alone."""
         self.loggers.write(self._state.tokens, self._state.step, metrics)
+
+    def warn(self, warning: str) -> None:
+        """Print a warning on rank 0."""
+        self.progress.message(Text(f"warning: {warning}", style="yellow"))
 
     def text(self, name: str, text: str) -> None:
         """Write a text to the loggers."""

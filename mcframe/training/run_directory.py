@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mcframe.errors import UserError
+from mcframe.files import replaced
 from mcframe.training.checkpoints import Checkpoint, checkpoints, find
 
 METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operative.gin", "provenance.json"
@@ -67,8 +68,10 @@ def _unused(directory: Path) -> Path:
 def write_provenance(directory: Path, bound: str, facts: dict[str, Any]) -> None:
     """Write all bindings to `config.gin`, which can start the run again, and its origin to `provenance.json`."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / BOUND).write_text(bound, "utf-8")
-    (directory / PROVENANCE).write_text(json.dumps({**_origin(), **facts}, indent=2) + "\n", "utf-8")
+    origin = json.dumps({**_origin(), **facts}, indent=2) + "\n"
+    for name, text in ((BOUND, bound), (PROVENANCE, origin)):
+        with replaced(directory / name) as partial:
+            partial.write_text(text, "utf-8")
 
 
 def _origin() -> dict[str, Any]:

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from mcframe.config.training_schema import SamplingConfig
 from mcframe.context.counter_rng import variant_seeds
+from mcframe.errors import UserError
 from mcframe.hookspecs import Allocator, Tokenizer
 from mcframe.modeling.model import MegaContextModel
-
-_LOWEST_TEMPERATURE = 1e-6
 
 
 @torch.no_grad()
@@ -46,7 +45,7 @@ def focuses(
         model.refocus(inputs, allocator, budget, of[:, 0])
         for inputs, of in zip(parts, torch.split(seeds, batch), strict=True)
     ]
-    length = model.tree.reachable_length(budget)
+    length = model.tree.reachable(budget)[0]
     proposed = model.propose(parts[0][:1], seeds[:1], length)[:1]
     focus, rounds = (torch.cat([result[index] for result in refocused]) for index in (0, 1))
     return focus.cpu(), proposed.cpu(), float(rounds.double().mean())
@@ -64,6 +63,9 @@ def continuation(
     """Return a continuation of a prompt by `sampling.length` tokens.
 
     A prompt longer than the window is cut at its beginning. Temperature 0 selects the most probable token.
+
+    Raises:
+        UserError: The model returns logits that are not finite.
     """
     ids: list[int] = [tokenizer.separator, *tokenizer.encode_batch([prompt])[0]]
     generator = torch.Generator().manual_seed(seed)
@@ -72,12 +74,16 @@ def continuation(
     for _ in range(sampling.length):
         tokens = torch.tensor([(ids + generated)[-window:]], device=device)
         logits = model.next_logits(tokens)[0, : tokenizer.vocab_size].cpu()
+        if not logits.isfinite().all():
+            raise UserError(
+                "the model returns logits that are not finite", remedy="Take an earlier checkpoint of the run."
+            )
         if sampling.temperature == 0:
             generated.append(int(logits.argmax()))
         else:
-            # Relative to the largest logit, no quotient overflows however low the temperature is.
-            relative = (logits - logits.max()) / max(sampling.temperature, _LOWEST_TEMPERATURE)
-            probabilities = torch.softmax(relative, dim=-1)
+            # In double precision and below 0, where no temperature above 0 overflows.
+            scaled = (logits.double() - logits.max()) / sampling.temperature
+            probabilities = torch.softmax(scaled.float(), dim=-1)
             generated.append(int(torch.multinomial(probabilities, 1, generator=generator)))
     return tokenizer.decode(generated)
 

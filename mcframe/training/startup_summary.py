@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from mcframe.config.schema import RunConfig
-from mcframe.hookspecs import Optimizer
+from mcframe.hookspecs import Optimizer, TextSource
+from mcframe.metrics.tables import FittedTable
 from mcframe.modeling.gpt import parameter_count
 from mcframe.training.build import Components, parameter_counts, plugin_name
 from mcframe.training.engine_config import gradient_clipping
@@ -37,12 +37,13 @@ def memory_estimate(step: TrainStep, optimizer: Optimizer, run_config: RunConfig
 def describe(components: Components, extra: dict[str, str]) -> RenderableType:
     """Return the summary as a table, with `extra` rows at its end."""
     run_config = components.run_config
-    table = Table(show_header=False, title="mcframe", title_justify="left")
+    table = FittedTable(show_header=False, title="mcframe", title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     parts = _parts(run_config, components.step, components.flops, components.tokenizer.vocab_size)
-    for name, value in {**parts, **_clock(components), **extra}.items():
-        table.add_row(name, value)
+    text = describe_text(run_config, components.text)
+    for name, value in {**parts, **text, **_clock(components), **extra}.items():
+        table.add_row(name, Text(value))  # a path may look like markup
     return Group(table, Text(""))
 
 
@@ -64,6 +65,13 @@ def _parts(run_config: RunConfig, step: TrainStep, step_flops: StepFlops, tokeni
     flops = step_flops.at(run_config.extreme_lengths[0] if count else 0)
     rows["FLOPs a token"] = f"{flops.plain / 1e9:.3g} G plain, {flops.total / 1e9:.3g} G with all that a step runs"
     return rows | {f"FLOPs of {name}": note for name, note in step_flops.notes.items()}
+
+
+def describe_text(run_config: RunConfig, text: TextSource) -> dict[str, str]:
+    """Return a row about the text: its source, and what is read of it; none where a task replaces the text."""
+    if run_config.task is not None:
+        return {}
+    return {"text": ": ".join(filter(None, [plugin_name(run_config.text), str(text.describe() or "")]))}
 
 
 def omitted(step: TrainStep) -> dict[str, str]:
@@ -97,7 +105,7 @@ def _clock(components: Components) -> dict[str, str]:
 def _optimizer(components: Components) -> str:
     run_config, optimizer = components.run_config, components.optimizer
     norm = gradient_clipping(run_config, optimizer)
-    clipping = f"gradients clipped at {norm}" if norm else "no clipping"
+    clipping = f"gradients of each part clipped at {norm}" if norm else "no clipping"
     if optimizer.replaces_gradients:
         clipping += " (it would act on the optimizer's update)"
     name, schedule = plugin_name(run_config.optimizer), plugin_name(run_config.schedule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ from mcframe.training.callbacks.validate import Validate
 from mcframe.training.engine import Engine
 from mcframe.training.eval_mode import eval_mode
 from mcframe.training.evaluation import eval_model
-from mcframe.training.probe import probe_plugins
+from mcframe.training.first_interval import FirstInterval
+from mcframe.training.probe import probe_allocator, probe_plugins
 from mcframe.training.recorder import Recorder
 from mcframe.training.resume_rules import data_identity
 from mcframe.training.run_directory import RunPlan
@@ -73,6 +75,8 @@ class Trainer:
         engine.time_with(self.timers.phase)
         self.update_ratio = UpdateRatio(engine.step, device)
         self.plugins = plugins or PluginCallbacks()
+        others = [*components.callbacks, *components.evaluations]
+        self.first_interval = FirstInterval(engine.step, engine.watch, others, keep_watching=engine.stage == 3)
         self.recorder = Recorder(plan, components.tree, self.state, loggers, hooks, self.plugins)
         self.loader = Loader(
             training_stream(components, rank, world_size),
@@ -115,6 +119,7 @@ class Trainer:
         if self.plan.checkpoint is not None:
             self.save_checkpoint.restore(self, self.plan.checkpoint)
         self.recorder.start()
+        self.first_step = self.state.step
         status, stop_signal = "finished", StopSignal()
         try:
             self.recorder.hooks.run_started(self.recorder.info())
@@ -141,10 +146,15 @@ class Trainer:
         return status
 
     def _probe(self) -> None:
-        """Check what plug-ins return on two held-out windows."""
-        length = self.run_config.variant_length(0) if self.components.model.strategy.count else 0
+        """Check what plug-ins return on two held-out windows, and the budgets of the allocator."""
+        config, count = self.run_config, self.components.model.strategy.count
+        lengths = (config.variant_length(0), *config.extreme_lengths) if count else (0,)
         with eval_mode(self.engine.wrapped):
-            probe_plugins(self.engine.step, self.engine, self.held_out[:2].to(self.device), length)
+            tokens = self.held_out[:2].to(self.device)
+            for warning in probe_plugins(self.engine.step, self.engine, tokens, lengths):
+                self.recorder.warn(warning)
+        if count:
+            probe_allocator(self.components.allocator, self.components.tree, min(lengths), self.device)
 
     def step(self) -> None:
         """Run one optimizer step: micro-batches forward and backward, then the update. Reads no tensor back."""
@@ -159,6 +169,7 @@ class Trainer:
                 with timed("data"):
                     batch = self._next_batch(length)
                 loss, metrics = self.engine(batch)
+                self.first_interval.check_graph()
                 with timed("metrics"):
                     self.accumulator.add(metrics)
                     self.plugins.add(metrics)
@@ -190,6 +201,15 @@ class Trainer:
         for callback in due:
             callback(self)
         self.throughput.resume()
+
+    def warn_of_first_interval(self, metrics: Mapping[str, float]) -> None:
+        """Print what the first logging interval shows of plug-ins that go wrong quietly."""
+        config, step = self.run_config, self.state.step
+        compressed = (
+            bool(self.components.model.strategy.count) and config.variant_length(step - 1) < config.context.window
+        )
+        for warning in self.first_interval.look(metrics, step - self.first_step, compressed):
+            self.recorder.warn(warning)
 
     def check_finite(self, loss: float) -> None:
         """Raise UserError unless the loss is finite."""

@@ -20,8 +20,8 @@ def plain_run(launches):
 
 @pytest.fixture(scope="session")
 def sharded_run(launches):
-    """Two ranks at ZeRO 3, through the launcher."""
-    return launches.shared(*SHARDED, ranks=2, launcher=True).succeeded()
+    """Two ranks at ZeRO 3."""
+    return launches.shared(*SHARDED, ranks=2).succeeded()
 
 
 @pytest.fixture(scope="session")

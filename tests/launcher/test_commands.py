@@ -22,7 +22,7 @@ launcher = pytest.mark.launcher
 def mcframe(monkeypatch, tmp_path):
     """Call the command in this process."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "PATH"):
-        monkeypatch.setenv(name, {"DS_ACCELERATOR": "cpu", "PATH": "/usr/bin:/bin"}.get(name, "0"))
+        monkeypatch.setenv(name, {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": "1", "PATH": "/usr/bin:/bin"}.get(name, "0"))
     for name, value in {"COLUMNS": "200", "MCFRAME_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "offline"}.items():
         monkeypatch.setenv(name, value)
     return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))

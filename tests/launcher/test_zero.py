@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.support.shared_runs import PLAIN, SHARDED, SHORT
+from tests.support.shared_runs import PLAIN, SHORT
 
 pytestmark = pytest.mark.launcher
 
@@ -26,8 +26,6 @@ QUICK = {("adamw", 3, 2), ("muon", 3, 2)}
 def run(launches, optimizer, stage, ranks):
     settings = (*SHORT, f"run.optimizer = @optimizer.{optimizer}", f"deepspeed.zero_stage = {stage}")
     options = {"ranks": ranks} if ranks > 1 else {}
-    if (settings, ranks) == (SHARDED, 2):
-        options["launcher"] = True  # the fixture sharded_run
     result = launches.shared(*settings, **options).succeeded()
     for name in CURVES:
         assert len(result.curve(name)) == STEPS

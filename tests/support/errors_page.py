@@ -55,7 +55,7 @@ def one_step(bindings: Sequence[str]) -> int:
         components = build_components(loaded.run_config)
         step, tokens = components.step, torch.randint(257, (2, components.tree.window + 1))
         length = loaded.run_config.variant_length(0)
-        probe_plugins(step.eval(), step, tokens, length)
+        probe_plugins(step.eval(), step, tokens, [length])
         seeds = variant_seeds(0, torch.arange(2), step.model.strategy.count)
         step.train()(StepBatch(tokens, seeds, length))
         loaded.registry.hooks.step_finished(RunInfo(Path("run"), 0, 1, 1024, 1, 2048))

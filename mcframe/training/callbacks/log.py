@@ -27,9 +27,8 @@ class Log(TrainerCallback):
         accumulator, engine, state = trainer.accumulator, trainer.engine, trainer.state
         accumulator.add(trainer.timers.collect() | memory(trainer.device))
         accumulator.add(trainer.update_ratio.collect())
-        if (norm := engine.gradient_norm) is not None:
-            norm = norm.to(trainer.device, torch.float64)
-            accumulator.add(StepMetrics(means={"train/grad_norm": torch.stack((norm, torch.ones_like(norm)))}))
+        norms = {name: norm.to(trainer.device, torch.float64) for name, norm in engine.gradient_norms.items()}
+        accumulator.add(StepMetrics(means={name: torch.stack((n, torch.ones_like(n))) for name, n in norms.items()}))
         # Waits for the device, so that the throughput below is that of finished work.
         reading = accumulator.read()
         recorder = trainer.recorder
@@ -44,5 +43,6 @@ class Log(TrainerCallback):
         }
         trainer.check_finite(metrics["train/loss"])
         recorder.publish(metrics)
+        trainer.warn_of_first_interval(metrics)
         recorder.record(reading)
         trainer.throughput.restart()

@@ -1,12 +1,10 @@
 import time
-from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcframe.context import reachable_lengths
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import compressible_nodes
 from mcframe.context.working_context import build_context
@@ -34,35 +32,42 @@ def test_the_largest_reachable_length_and_all_its_mixes(tree, beyond):
 
 
 @MANY
-@given(trees(max_window=60), st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
-def test_usable_levels_are_the_most_nodes_of_any_mix(tree, fractions):
+@given(trees(max_window=60))
+def test_usable_levels_are_the_most_nodes_of_any_mix(tree):
     tree, known = geometry_of(tree), oracle.mixes(tree)
-    shortest = min(known)
-    low, high = (shortest + round(fraction * (tree.window - shortest)) for fraction in fractions)
-    reached = {max(length for length in known if length <= target) for target in range(low, high + 1)}
-    within = [mix for length in reached for mix in known[length]]
-    assert tree.usable_levels(low, high) == {lod: max(m[lod - 1] for m in within) for lod in range(1, tree.levels + 1)}
+    lengths = sorted(known)
+    for low, high in {(lengths[0], lengths[-1]), (lengths[-1] // 2 + lengths[0] // 2 + 1, lengths[-1] - 1)}:
+        if low > high:
+            continue
+        reached = [max(length for length in lengths if length <= target) for target in range(low, high + 1)]
+        mixes = [mix for length in reached for mix in known[length]]
+        most = {lod: max(mix[lod - 1] for mix in mixes) for lod in range(1, tree.levels + 1)}
+        assert tree.usable_levels(low, high) == most
 
 
 @MANY
-@given(trees(max_window=60), st.integers(1, 12))
-def test_an_even_choice_of_mixes_has_the_length(tree, limit):
+@given(trees(max_window=60), st.integers(1, 5))
+def test_of_many_mixes_some_are_drawn(tree, limit):
     tree, known = geometry_of(tree), oracle.mixes(tree)
-    with patch.object(reachable_lengths, "MOST_MIXES", limit):
-        for length, every in known.items():
-            chosen = reachable_lengths.mixes(tree, tree.window - length)
-            assert chosen
-            assert set(chosen) <= every
-            assert len(chosen) == len(set(chosen))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mcframe.context.level_mixes.MOST_MIXES", limit)
+        for length, mixes in known.items():
+            found = tree.level_mixes.mixes(tree.window - length)
+            assert set(found) <= mixes
+            assert len(found) == len(mixes) if len(mixes) <= limit else 1 <= len(found) <= limit
+            assert found[-1] == max(mixes, key=lambda mix: mix[::-1])
 
 
-def test_large_trees_take_no_time():
-    tree = ContextTree(1_000_000, 8, levels=5, slots=1, tail=128)
-    started = time.process_time()
-    assert tree.reachable_length(750_000) == 749_995
-    assert tree.usable_levels(750_000, 900_000)[5] == 7
-    assert 1 <= len(tree.reachable(750_000)[1]) <= reachable_lengths.MOST_MIXES
-    assert time.process_time() - started < 1
+def test_a_million_tokens_and_five_levels_take_less_than_a_second():
+    tree = ContextTree(1_000_000, 8, levels=5, tail=128)
+    before = time.process_time()
+    low, high = tree.minimum_length, 900_000
+    assert tree.usable_levels(low, high).keys() == {1, 2, 3, 4, 5}
+    for target in (low, high):
+        length, mixes = tree.reachable(target)
+        assert all(tree.length(mix) == length for mix in mixes)
+    assert len(mixes) > 100
+    assert time.process_time() - before < 1.0
 
 
 @MANY

@@ -1,5 +1,8 @@
 """Values that text sources, tokenizers and tasks return are checked against their interfaces."""
 
+import itertools
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +24,8 @@ class Numbers(TextSource):
 
     def documents(self, epoch=0):
         yield "one"
-        yield 2
+        yield "two"
+        yield 3
 
 
 class Wrong(Bytes):
@@ -36,10 +40,33 @@ class Wrong(Bytes):
 
 def test_documents_are_texts():
     found = plugin_checks.documents(Numbers())
-    assert next(found) == "one"
+    assert [next(found), next(found)] == ["one", "two"]
     with pytest.raises(ContractError, match=r"Numbers: documents: .* got a value of type int") as caught:
         next(found)
     assert isinstance(caught.value.culprit, Numbers)
+
+
+class Endless(TextSource):
+    identity = "endless"
+
+    def documents(self, epoch=0):
+        while True:
+            time.sleep(0.001)
+            yield "again"
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_source_without_end_is_reported_unless_it_is_streamed(monkeypatch, caplog, streaming):
+    monkeypatch.setattr(plugin_checks, "SLOW", 0.02)
+    source = Endless()
+    source.streaming = streaming
+    documents = plugin_checks.documents(source)
+    for _ in itertools.takewhile(lambda _: len(caplog.records) < 2, range(200)):
+        next(documents)
+    documents.close()
+    reports = [record.getMessage() for record in caplog.records]
+    assert bool(reports) is not streaming
+    assert all("Endless" in each and "no end yet" in each and "streaming" in each for each in reports)
 
 
 def test_valid_ids_are_returned_with_the_separator():

@@ -17,7 +17,7 @@ import torch
 
 from mcframe import hookspecs
 from mcframe.cli.app import all_commands
-from mcframe.cli.train import arguments
+from mcframe.cli.run_options import arguments
 from mcframe.config.run_config import all_plugins, load_run_config
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import random_keys, variant_seeds

@@ -44,6 +44,13 @@ def test_declared_matrices_are_those_that_first_party_names_mark(smoke, settings
     assert (muon["lr"], adam["lr"]) == (0.02, 0.004)
 
 
+def test_parts_that_are_clipped_separately_are_groups_of_their_own(smoke):
+    step, groups, _ = of_run(smoke)
+    merged = optimizer_groups(step, groups, by_part=True)
+    names = {id(parameter): name.split(".")[1] for name, parameter in step.named_parameters()}
+    assert [{names[id(each)] for each in group["params"]} for group in merged] == [{"gpt"}, {"gistnet"}, {"lensnet"}]
+
+
 def test_adamw_has_one_group_in_the_order_of_the_module(smoke):
     step, _, (group,) = of_run(smoke)
     assert [id(p) for p in group["params"]] == [id(p) for p in step.parameters() if p.requires_grad]

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from mcframe.context.focus_ops import compressible_nodes
 from mcframe.hookspecs import LossTerm, Positions
 from mcframe.registry.attribution import attribute_calls
 from mcframe.registry.checks import ContractError
 from mcframe.registry.plugins import Registered
-from mcframe.training.probe import probe_plugins
+from mcframe.training.probe import probe_allocator, probe_focuses, probe_plugins
 from mcframe.training.random_states import random_states
 from mcframe.training.train_step import StepBatch, TrainStep
+from mcframe_plugins.allocator.greedy import GreedyAllocator
 from mcframe_plugins.loss.z_loss import ZLoss
 from mcframe_plugins.variants import LensGuided, RandomCollapse
 from tests.support.generators import geometry_of
@@ -33,7 +35,7 @@ def plain_step(strategy=RandomCollapse, settings=None, **options) -> TrainStep:
 
 
 def probe(step: TrainStep) -> None:
-    probe_plugins(step.eval(), step, random_tokens(TREE, 2, 0), LENGTH)
+    probe_plugins(step.eval(), step, random_tokens(TREE, 2, 0), [LENGTH])
 
 
 @pytest.mark.parametrize("strategy", [RandomCollapse, LensGuided])
@@ -134,6 +136,77 @@ def test_focuses_that_break_the_contract_are_refused(change):
 
     with pytest.raises(ContractError, match="propose"):
         probe(plain_step(Wrong))
+
+
+def test_parameters_created_in_the_forward_are_refused():
+    step = plain_step()
+    forward = step.model.gistnet.forward
+
+    def late(children, lod):
+        if not hasattr(step.model.gistnet, "late"):
+            step.model.gistnet.late = nn.Parameter(torch.ones(1))
+        return forward(children, lod) * step.model.gistnet.late
+
+    step.model.gistnet.forward = late
+    with pytest.raises(ContractError, match="creates the parameter late"):
+        probe(step)
+
+
+@pytest.mark.parametrize("strategy", [RandomCollapse, LensGuided])
+def test_variants_that_repeat_are_named(strategy):
+    class Repeats(strategy):
+        def propose(self, *arguments):
+            return super().propose(*arguments)[:, :1].expand(-1, self.count, -1)
+
+    tokens = random_tokens(TREE, 2, 0)
+    step, single = plain_step(Repeats), plain_step(strategy)
+    (warning,) = probe_plugins(step.eval(), step, tokens, [LENGTH])
+    assert warning.startswith("Repeats: propose returns the same focus for every variant")
+    assert probe_plugins(single.eval(), single, tokens, [LENGTH]) == []
+    # Only one context has the largest or the smallest length.
+    tree = geometry_of(TREE)
+    assert probe_plugins(step.eval(), step, tokens, [tree.window, tree.minimum_length]) == []
+
+
+class Changed(GreedyAllocator):
+    """Greedy, with its focuses changed."""
+
+    def __init__(self, tree, change, fills_budget=True):
+        super().__init__(tree)
+        self.change, self.fills_budget = change, fills_budget
+
+    def allocate(self, *arguments):
+        return self.change(super().allocate(*arguments))
+
+
+def every_other_raw(focus):
+    return torch.where(torch.arange(len(focus))[:, None] % 2 == 1, 0, focus)
+
+
+def all_collapsed(focus):
+    return compressible_nodes(geometry_of(TREE), 1, focus.device).long().expand_as(focus)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(every_other_raw, "at most"), (all_collapsed, "in each row for a budget"), (lambda focus: focus + 1, "valid")],
+)
+def test_allocators_that_break_a_budget_are_refused(change, message):
+    tree, cpu = geometry_of(TREE), torch.device("cpu")
+    probe_allocator(Changed(tree, lambda focus: focus), tree, LENGTH, cpu)
+    with pytest.raises(ContractError, match=message):
+        probe_allocator(Changed(tree, change), tree, LENGTH, cpu)
+
+
+def test_allocators_may_declare_that_entries_stay_unused():
+    tree = geometry_of(TREE)
+    probe_allocator(Changed(tree, all_collapsed, fills_budget=False), tree, LENGTH, torch.device("cpu"))
+
+
+def test_focuses_are_probed_without_a_model():
+    tree = geometry_of(TREE)
+    for strategy in (RandomCollapse(tree), LensGuided(tree)):
+        assert probe_focuses(strategy, GreedyAllocator(tree), tree, [LENGTH], pairs=True) == []
 
 
 def test_the_step_is_one_graph():
