@@ -15,6 +15,7 @@ from mcframe.bounds import NonNegativeInt, Seed
 from mcframe.data.cache import fingerprint
 from mcframe.data.file_readers import text_of
 from mcframe.errors import UserError
+from mcframe.files import user_path
 from mcframe.hookspecs import TextSource
 from mcframe.registry.attribution import last_line
 
@@ -113,7 +114,9 @@ class HuggingFace(TextSource):
         revision: str | None = None,
     ) -> None:
         self.streaming = streaming
-        self._name, self._subset, self._split = name, subset, split
+        local = not name.strip() or name.startswith("~")  # other names may be those of the hub
+        self._name = str(user_path(name, "text.hugging_face.name")) if local else name
+        self._subset, self._split = subset, split
         self._text_field = text_field
         self._shuffle_buffer, self._seed = shuffle_buffer, seed
         self._revision = revision

@@ -98,6 +98,8 @@ def empty_split(split: Split, fraction: float, documents: int) -> UserError:
     """Return the error for a corpus of so many documents without one in `split`."""
     if split == "validation" and fraction == 0:
         return UserError("data.validation_fraction: expected a number above 0, got 0", remedy=_SET_FRACTION)
+    if not documents:
+        return UserError("run.text: expected documents, got none", remedy="Correct the settings of the text source.")
     change = "Raise" if split == "validation" else "Lower"
     enough = min(0.5, 4 / max(documents, 1))  # 98 of 100 corpora have then a held-out document
     to = f" to {enough:.2g}" if split == "validation" and enough > fraction else ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +38,18 @@ class TokenFile:
     def length(self) -> int:
         """Number of tokens, separators included."""
         return len(self._tokens)
+
+    @property
+    def digest(self) -> str:
+        """Hash of all tokens. It is kept in a file next to them, because a large corpus takes seconds."""
+        kept = self.path.with_suffix(".blake2")
+        if not kept.exists() or kept.stat().st_mtime_ns < self.path.stat().st_mtime_ns:
+            with self.path.open("rb") as file:
+                value = hashlib.file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+            partial = kept.with_suffix(f".{os.getpid()}")
+            partial.write_text(value, "utf-8")
+            partial.replace(kept)  # another process may do the same
+        return kept.read_text("utf-8")
 
     def windows(self, window: int) -> int:
         """Return the number of windows of `window` + 1 tokens."""

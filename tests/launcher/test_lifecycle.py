@@ -100,6 +100,7 @@ PACKAGE = '''
 '''
 SETTINGS = (
     "run.positions = @positions.learned",
+    "run.hooks = {'third_party': {}}",
     "run.extra_losses = [@loss.nearby]",
     "deepspeed.zero_stage = 3",
     f"run.batch_tokens = {STEP}",

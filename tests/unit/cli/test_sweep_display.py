@@ -42,7 +42,7 @@ def drawn(jobs, runs, height, terminal=True):
 def test_running_job_has_tokens_and_loss(jobs, runs, tmp_path):
     jobs[0].state, jobs[0].started, jobs[0].ended = "running", 10.0, 75.0
     (tmp_path / "0").mkdir()
-    lines = [{"tokens": 100, "val/loss": 5.5}, {"tokens": 300, "train/loss": 3.0}]
+    lines = [{"tokens": 100, "step": 1, "val/loss": 5.5}, {"tokens": 300, "step": 3, "train/loss": 3.0}]
     (tmp_path / "0" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"tokens": 40')
     text = drawn(jobs[:2], runs, 40)
     assert [cell.strip() for cell in text.splitlines()[3].split("│")[1:-1]] == [
