@@ -38,7 +38,7 @@ def clusters(source: TextSource) -> NDArray[np.int32] | None:
     """
     if source.streaming:
         return None
-    path = cache_dir() / "tokens" / f"{fingerprint(['clusters', FORMAT, cache_key(source)])}.npy"
+    path = cache_dir() / "tokens" / f"{fingerprint(['clusters', FORMAT, cache_key(source)])}.clusters"
     make_folder(path.parent)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
