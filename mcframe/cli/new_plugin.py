@@ -36,7 +36,7 @@ def new_plugin(
         )
     names = Names.of(name, kind)
     check_free(names, kind, all_plugins())
-    folder, content = dir_.expanduser() / names.package, render(names, kind)
+    folder, content = dir_ / names.package, render(names, kind)
     write(folder, content)
     console = Console()
     console.print(_tree(folder, list(content)), highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from mcframe.cli.options import Gin, Set, command
 from mcframe.config.run_config import load_run_config
 from mcframe.data.tokenizers import bpe_file, train_bpe
 from mcframe.errors import UserError
+from mcframe.files import user_path
 from mcframe.registry.discovery import PluginOptions
 
 
@@ -32,7 +32,7 @@ def tokenizer(
         )
     size, name = int(bound.get("tokenizer.bpe.vocab_size", 65536)), str(bound.get("tokenizer.bpe.name", "default"))
     stated = bound.get("tokenizer.bpe.file")
-    file = Path(stated).expanduser() if stated else bpe_file(size, name)
+    file = bpe_file(size, name) if stated is None else user_path(stated, "tokenizer.bpe.file")
     console = Console()
     with loaded.explaining(), console.status(f"Reading up to {characters:,} characters") as status:
         train_bpe(

@@ -14,6 +14,7 @@ from mcframe.config.baselines import BASELINES
 from mcframe.config.diagnosis import diagnose
 from mcframe.config.values import Binding, Macro, Reference
 from mcframe.errors import Location, UserError, did_you_mean
+from mcframe.files import user_path
 
 PRESETS = "mcframe_presets"
 
@@ -132,9 +133,13 @@ def _text_of(path: Path, include: Location | None) -> str:
 
 def _find(name: str | Path, include: Location | None) -> Path:
     """Return the file: next to the one that includes it, or in the working directory, or among the presets."""
+    try:
+        name = user_path(name, "include" if include and include.line else "--gin")
+    except UserError as error:
+        raise error.at(include) from None
     here = Path(include.file).parent if include and include.line else Path()
     # `gin/NAME`, the path in a checkout, works from anywhere.
-    below = Path(*Path(name).parts[1:]) if Path(name).parts[:1] == ("gin",) else Path(name)
+    below = Path(*name.parts[1:]) if name.parts[:1] == ("gin",) else name
     candidates = [here / name, *(folder / below for folder in preset_folders())]
     for candidate in candidates:
         if candidate.is_file():

@@ -6,12 +6,10 @@ docs/concepts.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
-import torch
-
+from mcframe.context.level_mixes import LevelMixes
 from mcframe.errors import UserError
 
 
@@ -130,17 +128,19 @@ class ContextTree:
     @cached_property
     def compressible(self) -> tuple[tuple[bool, ...], ...]:
         """For each LOD from 1 up, for each node of it: may it be compressed (no protected block in it)?"""
-        last = self.cursor // self.block_size  # first block that reaches into the tail
-        free = [self.sink <= block < last for block in range(self.blocks)]
         table = []
         for lod in range(1, self.levels + 1):
-            width = self.span(lod - 1)
-            table.append(tuple(all(free[n * width : (n + 1) * width]) for n in range(self.nodes(lod))))
+            inside = self._compressible(lod)
+            table.append(tuple(node in inside for node in range(self.nodes(lod))))
         return tuple(table)
 
     def compressible_nodes(self, lod: int) -> int:
         """Number of nodes at `lod` that may be compressed."""
-        return sum(self.compressible[lod - 1])
+        return len(self._compressible(lod))
+
+    def _compressible(self, lod: int) -> range:
+        """The nodes at `lod` from the first complete one after the sink to the last before the tail."""
+        return range(-(-self.sink * self.block_size // self.span(lod)), self.cursor // self.span(lod))
 
     # ---- lengths ---------------------------------------------------------------------------------
     def length(self, counts: tuple[int, ...]) -> int:
@@ -148,62 +148,51 @@ class ContextTree:
         return self.window - sum(n * self.saving(lod) for lod, n in enumerate(counts, start=1))
 
     @cached_property
+    def level_mixes(self) -> LevelMixes:
+        """The mixes of levels that fit."""
+        most = tuple(self.compressible_nodes(lod) for lod in range(1, self.levels + 1))
+        return LevelMixes(self.block_size, self.slots, most)
+
+    @cached_property
     def minimum_length(self) -> int:
         """Entries of the shortest valid context."""
-        return min(self.length((free, *above)) for above, free in self._above_level_1())
+        return self.window - self.level_mixes.largest_saving()
+
+    def reachable_length(self, target: int) -> int:
+        """The largest reachable length that does not exceed `target`.
+
+        Raises UserError, naming the minimum, where no context is that short.
+        """
+        saving = self.level_mixes.saving(self.window - target)
+        if saving is None:
+            raise UserError(
+                f"no working context of {target} entries or fewer: with a window of {self.window}, blocks of "
+                f"{self.block_size}, {self.levels} level(s) and a tail of {self.tail} the shortest has "
+                f"{self.minimum_length}",
+                remedy="raise the target length, lower context.tail or raise context.levels",
+            )
+        return self.window - saving
 
     def reachable(self, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
-        """The largest reachable length that does not exceed `target`, and every mix of nodes that has it.
+        """`reachable_length`, and the mixes of nodes that have it; raises as that does.
 
-        Returns `(length, mixes)`; `mix[l - 1]` is the number of nodes at LOD l.
-        Raises UserError, naming the minimum, where no context is that short.
+        Returns `(length, mixes)`; `mix[l - 1]` is the number of nodes at LOD l. Every mix is returned, or `MOST_MIXES`
+        of them where there are more.
         """
         found: tuple[int, tuple[tuple[int, ...], ...]] = _reachable(self, target)
         return found
 
-    def _above_level_1(self) -> Iterator[tuple[tuple[int, ...], int]]:
-        """Every number of nodes at LOD 2 and up that fits, with the LOD1 nodes that remain free."""
-
-        def choose(lod: int, above: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
-            # A compressed node above takes K**(its LOD - lod) nodes away from this level.
-            taken = sum(n * self.block_size**distance for distance, n in enumerate(above, start=1))
-            free = self.compressible_nodes(lod) - taken
-            if lod == 1:
-                yield above, free
-                return
-            for n in range(free + 1):
-                yield from choose(lod - 1, (n, *above))
-
-        yield from choose(self.levels, ())
-
-    def usable_levels(self, targets: list[int]) -> dict[int, int]:
-        """For each LOD, the most nodes of it that a context at one of these target lengths can hold."""
-        most = dict.fromkeys(range(1, self.levels + 1), 0)
-        for target in targets:
-            for mix in self.reachable(target)[1]:
-                for lod, n in enumerate(mix, start=1):
-                    most[lod] = max(most[lod], n)
-        return most
+    def usable_levels(self, low: int, high: int) -> dict[int, int]:
+        """For each LOD, the most nodes of it that a context can hold at a target length from `low` to `high`."""
+        largest = self.window - self.reachable_length(low)
+        return {lod: self.level_mixes.most_nodes(lod, self.window - high, largest) for lod in range(1, self.levels + 1)}
 
 
 @lru_cache(maxsize=4096)
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # integers: nothing to trace
 def _reachable(tree: ContextTree, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
-    best, mixes = -1, list[tuple[int, ...]]()
-    for above, free in tree._above_level_1():
-        rest = tree.length((0, *above))
-        n = max(0, -((target - rest) // tree.saving(1)))  # LOD1 nodes needed: the excess, rounded up
-        length = rest - n * tree.saving(1)
-        if n > free or length < best:
-            continue
-        if length > best:
-            best, mixes = length, []
-        mixes.append((n, *above))
-    if best < 0:
-        raise UserError(
-            f"no working context of {target} entries or fewer: with a window of {tree.window}, blocks of "
-            f"{tree.block_size}, {tree.levels} level(s) and a tail of {tree.tail} the shortest has "
-            f"{tree.minimum_length}",
-            remedy="raise the target length, lower context.tail or raise context.levels",
-        )
-    return best, tuple(mixes)
+    length = tree.reachable_length(target)
+    return length, tree.level_mixes.mixes(tree.window - length)
+
+
+# Integers: nothing to trace. `torch.compiler.assume_constant_result` does this, too, and imports the compiler for 3 s.
+vars(_reachable.__wrapped__)["_dynamo_marked_constant"] = True

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mcframe.errors import UserError
+from mcframe.files import user_path
 from mcframe.hookspecs import PROJECT, TextSource, Tokenizer
 
 _SETTINGS = "_mcframe_settings"
@@ -19,7 +20,7 @@ _SETTINGS = "_mcframe_settings"
 
 def cache_dir() -> Path:
     """Return `$MCFRAME_CACHE`, else `~/.cache/mcframe`. The folder need not exist."""
-    return Path(os.environ.get("MCFRAME_CACHE") or "~/.cache/mcframe").expanduser()
+    return user_path(os.environ.get("MCFRAME_CACHE") or "~/.cache/mcframe", "MCFRAME_CACHE")
 
 
 def make_folder(folder: Path) -> Path:

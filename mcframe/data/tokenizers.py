@@ -18,8 +18,9 @@ from mcframe.data import plugin_checks
 from mcframe.data.cache import cache_dir, make_folder
 from mcframe.data.packing import Counted, batched
 from mcframe.data.sources import StandardLibrary
-from mcframe.data.split import check_fraction, documents_of, empty_split
+from mcframe.data.split import check_fraction, empty_split, split_documents
 from mcframe.errors import UserError
+from mcframe.files import user_path
 from mcframe.hookspecs import TextSource, Tokenizer
 
 SEPARATOR = "<|separator|>"
@@ -72,7 +73,7 @@ class BPE(Tokenizer):
     def __init__(
         self, vocab_size: Annotated[int, Field(ge=_BYTES + 1)] = 65536, name: str = "default", file: str | None = None
     ) -> None:
-        path = Path(file).expanduser() if file else bpe_file(vocab_size, name)
+        path = bpe_file(vocab_size, name) if file is None else user_path(file, "tokenizer.bpe.file")
         content = _content(path)
         import tokenizers
 
@@ -154,7 +155,7 @@ def train_bpe(
             remedy=f"Set tokenizer.bpe.vocab_size to {_BYTES + 1} or more.",
         )
     counted = Counted(plugin_checks.documents(source))
-    documents = documents_of(counted, "train", fraction)
+    documents = split_documents(source, counted, "train", fraction)
     batches = _counted(documents, max_characters, progress)
     first = next(batches, None)
     if first is None:

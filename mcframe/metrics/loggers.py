@@ -21,7 +21,7 @@ from mcframe.registry.attribution import last_line
 _log = logging.getLogger(__name__)
 
 SLOW_S = 30.0
-"""Seconds after which a logger that has not returned is named in a warning; at the end of a run it is left behind."""
+"""Seconds after which a logger that has not returned is named in a warning; at the end of a run it is abandoned."""
 
 
 class Loggers:
@@ -69,7 +69,7 @@ class Loggers:
             self._each(self._close)
 
     def _close(self, logger: MetricLogger) -> None:
-        """Close a logger; one that takes too long is left behind, unless it is required."""
+        """Close a logger; one that takes too long is abandoned, unless it is required."""
         if logger is self._loggers.get(self._required):
             logger.close()
             return

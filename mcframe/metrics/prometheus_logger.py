@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcframe.errors import UserError
+from mcframe.files import user_path
 from mcframe.hookspecs import MetricLogger, RunStart
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class PrometheusLogger(MetricLogger):
                 binding="logger.prometheus",
                 remedy="Run pip install 'mcframe[prometheus]'.",
             ) from error
-        self._file = Path(file) if file else run.directory / FILE
+        self._file = run.directory / FILE if file is None else user_path(file, "logger.prometheus.file")
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._prefix, self._run = prefix, run.directory.resolve().name
         self._registry = CollectorRegistry()

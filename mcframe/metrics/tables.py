@@ -23,6 +23,8 @@ class FittedTable(Table):
             for column in self.columns
         ]
         if sum(needed) + _FRAME * len(needed) + 1 <= options.max_width:
+            for column, width in zip(self.columns, needed, strict=True):
+                column.min_width = width  # otherwise rich shrinks the widest ones, through their words
             yield from super().__rich_console__(console, options)
             return
         if self.title:

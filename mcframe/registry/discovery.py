@@ -7,6 +7,7 @@ must load.
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Iterable
@@ -56,6 +57,7 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
             "mcframe's own plug-ins are not installed: this looks like a bare checkout",
             remedy="run `pip install -e . -c constraints.txt` in the checkout",
         )
+    registry.misspelt += _misspelt_groups()
     _check_without(options.without, found)
     with redirect_stdout(sys.stderr):  # output of an import must not stand in the output of `--json`
         for point in found:
@@ -77,6 +79,19 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
 def installed() -> list[EntryPoint]:
     """Return the entry points of all installed plug-ins, sorted by package, without loading them."""
     return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (_distribution(point), point.name))
+
+
+def _misspelt_groups() -> list[str]:
+    """Return a line for each entry-point group that resembles mcframe's, and the package that has it."""
+    points = entry_points()
+    near = difflib.get_close_matches(ENTRY_POINT_GROUP, points.groups, n=9, cutoff=0.8)
+    near += [group for group in points.groups if _normal(group).startswith(PROJECT)]
+    return [
+        f"{' '.join(_distribution(point))} offers {point.name!r} under the entry-point group {group!r}, which nothing "
+        f"reads: expected {ENTRY_POINT_GROUP!r}"
+        for group in dict.fromkeys(near) if group != ENTRY_POINT_GROUP
+        for point in points.select(group=group)
+    ]  # fmt: skip
 
 
 def is_called(point: EntryPoint, name: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mcframe.errors import Location, UserError, did_you_mean
+from mcframe.files import user_path
 from mcframe.registry.attribution import exits_as_errors, last_line
 from mcframe.registry.global_state import UnchangedState
 from mcframe.registry.plugins import NameTaken, Plugin, Registry
@@ -46,7 +47,7 @@ class Spec:
             )
         spec = cls(found["where"], found["attribute"] or "")
         # Absolute, so that it means the same file later and elsewhere.
-        return cls(str(spec.file.expanduser().resolve()), spec.attribute) if spec.file else spec
+        return cls(str(user_path(spec.file, "--plugin").resolve()), spec.attribute) if spec.file else spec
 
     @property
     def file(self) -> Path | None:

@@ -177,6 +177,7 @@ class Registry:
         self.contested: dict[tuple[str, str], NameTaken] = {}
         self.silent: list[Plugin] = []
         self._named: set[str] = set()
+        self.misspelt: list[str] = []
 
     def register_plugin(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
         """Add a plug-in, a module or an instance, under a name of its own; on an error the registry is unchanged.
@@ -265,13 +266,14 @@ class Registry:
         return self._manager.is_registered(plugin)
 
     def warnings(self) -> list[str]:
-        """Return one line for each plug-in that could not be loaded or does not act, and each contested name."""
+        """Return a line for each contested name and each plug-in that could not be loaded, found or enabled."""
         taken = [f"{error.message}; runs that use neither are not affected" for error in self.contested.values()]
         silent = [
             f"life-cycle hooks of {each.origin} do not act; run.hooks = {{{each.names[0]!r}: {{}}}} enables them"
             for each in self.silent
         ]
-        return [f"{broken}; runs that do not need it are not affected" for broken in self.broken] + taken + silent
+        broken = [f"{broken}; runs that do not need it are not affected" for broken in self.broken]
+        return [*self.misspelt, *broken, *taken, *silent]
 
     def versions(self) -> dict[str, str]:
         """Return the version of every package with a plug-in here, for checkpoints and reports."""

@@ -1,4 +1,4 @@
-"""Requirements of real runs: under the launcher, resumed, at every ZeRO stage, on two ranks. All of them are slow."""
+"""Requirements of real runs: in processes of their own, resumed, at every ZeRO stage, on two ranks. All of them are slow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _finished(runs: Sequence[Trained]) -> Sequence[Trained]:
     return runs
 
 
-@requirement("R1", "It trains under the launcher: losses are finite, and its parameters change", "*",
+@requirement("R1", "It trains: losses are finite, and its parameters change", "*",
              after=("P6",), slow=True)  # fmt: skip
 def r1_trains(plugin: PluginUnderTest) -> None:
     """Four steps of `smoke.gin` with the plug-in. The operative configuration names it."""

@@ -1,6 +1,6 @@
-"""Short real trainings under DeepSpeed's launcher, for slow requirements and the matrix.
+"""Short real trainings, on several ranks under DeepSpeed's launcher, for slow requirements and the matrix.
 
-Trainings of one call share a start of the launcher, and a training is run once in a process: one run serves every
+Trainings of one call share a start of their ranks, and a training is run once in a process: one run serves every
 requirement that reads it.
 """
 
@@ -222,12 +222,15 @@ def trained(
 
 
 def _start(waiting: Sequence[Training], ranks: int, progress: Callable[[Training, Trained], None]) -> None:
-    """Start the launcher once, and train until all is done, or one training fails or times out."""
+    """Start the ranks once, and train until all is done, or one training fails or times out."""
     file = _home() / "jobs.json"
     jobs = [{"folder": str(each.folder), "arguments": each.arguments} for each in waiting]
     file.write_text(json.dumps(jobs), "utf-8")
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(ranks)]
-    command += ["--master_port", str(free_port()), "--module", "mcframe.cli.train_many", str(file)]
+    command = [sys.executable, "-m"]
+    if ranks > 1:  # a single rank needs no launcher, whose two processes import DeepSpeed, too
+        command += ["deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(ranks)]
+        command += ["--master_port", str(free_port()), "--module"]
+    command += ["mcframe.cli.train_many", str(file)]
     with (_home() / "launcher.txt").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True

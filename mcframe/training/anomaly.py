@@ -107,7 +107,7 @@ class _Watch:
     """Hooks of one pass over a step.
 
     The nodes of the autograd graph are numbered in the order of their creation, so that the numbers at the beginning
-    and the end of a module's forward tell which nodes it created.
+    and the end of a module's forward identify the nodes that it created.
     """
 
     def __init__(self, step: nn.Module) -> None:

@@ -43,7 +43,7 @@ def not_finite(trainer: Trainer, loss: float) -> Exception:
         return _error(trainer, origin, f"{problem}: {cause}", f"{advice} {kept}")
     optimizer = f"optimizer.{plugin_name(trainer.run_config.optimizer)}"
     return UserError(
-        f"{problem}. The same tokens give a finite loss and finite gradients with {weights}, so that the updates of "
+        f"{problem}. The same tokens have a finite loss and finite gradients with {weights}, so that the updates of "
         f"@{optimizer} are the cause",
         remedy="Lower optimizer.lr, and optimizer.muon.lr with Muon, or lengthen the warm-up of the schedule. " + kept,
     )

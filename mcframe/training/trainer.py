@@ -33,6 +33,7 @@ from mcframe.training.first_interval import FirstInterval
 from mcframe.training.nonfinite import failed_backward, not_finite
 from mcframe.training.probe import probe_allocator, probe_plugins
 from mcframe.training.recorder import Recorder
+from mcframe.training.resume_rules import data_identity
 from mcframe.training.run_directory import RunPlan
 from mcframe.training.stop_signal import StopSignal
 from mcframe.training.throughput import ThroughputMeter
@@ -52,6 +53,7 @@ class Trainer:
         hooks: Lifecycle hooks of plug-ins.
         device: The device of this rank.
         plugins: Callbacks of plug-ins.
+        restored: The state of the checkpoint of `plan`, if it has been loaded.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class Trainer:
         hooks: Lifecycle,
         device: torch.device,
         plugins: PluginCallbacks | None = None,
+        restored: tuple[dict[str, Any], dict[str, Any]] | None = None,
     ) -> None:
+        self.restored, self.data = restored, data_identity(components)
         self.components, self.engine, self.plan, self.device = components, engine, plan, device
         config = self.run_config = components.run_config
         rank, world_size = dist.get_rank(), dist.get_world_size()

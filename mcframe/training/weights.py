@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
 from mcframe.errors import UserError
+from mcframe.files import user_path
 from mcframe.training.checkpoints import UNREADABLE, Checkpoint, find
 from mcframe.training.train_step import TrainStep
 
@@ -59,7 +58,7 @@ def start_from(step: TrainStep, path: str) -> str:
     Raises:
         UserError: The base model does not fit.
     """
-    checkpoint = find(Path(path))
+    checkpoint = find(user_path(path, "run.start_from"))
     weights = load_weights(checkpoint)
     loaded, new = [], []
     for prefix, title, module in _parts(step):

@@ -337,7 +337,7 @@ def test_a_missing_compiler_is_a_clear_message(launches, tmp_path):
 
 @launcher
 def test_a_batch_that_does_not_divide_among_the_ranks_is_reported_once(launches):
-    result = launches.run("run.batch_tokens = 1152", ranks=2, launcher=True)
+    result = launches.run("run.batch_tokens = 1152", ranks=2)
     assert result.code == 2, result.output[-6000:]
     assert result.errors == 1
     assert "--set 'run.batch_tokens = 1152'" in result.text

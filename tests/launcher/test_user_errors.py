@@ -38,6 +38,17 @@ MISTAKES = {
         3,
     ),
     "levels that never occur": ("context.levels = 3", "Set context.levels = 2", 2),
+    "renamed length that is too short": ("context.train_wc_length = 0.01", "context.length_end", 2),
+    "length that is too short": ("context.length_end = 0.01", "the shortest has", 2),
+    "unknown key of DeepSpeed": (
+        "deepspeed.settings = {'zero_optimisation': {}}", "did you mean zero_optimization?", 2,
+    ),
+    "wrong value of a DeepSpeed key": (
+        "deepspeed.settings = {'wall_clock_breakdown': 'yes'}", "expected a valid boolean, got 'yes'", 2,
+    ),
+    "weights that are all 0": (
+        "loss.next_token.weight = 0.0\nrun.losses = [@loss.next_token]", "a loss with a weight above 0", 3,
+    ),
     "bf16 without master weights": ("deepspeed.precision = 'bf16'", "Set deepspeed.zero_stage = 1", 2),
     "offload": ("deepspeed.offload_optimizer = True", "expected deepspeed.zero_stage of 1 or higher", 2),
     "heads": ("gpt.heads = 5", "gpt.width = 64", None),

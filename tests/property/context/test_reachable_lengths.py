@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from hypothesis import given
@@ -33,9 +35,39 @@ def test_the_largest_reachable_length_and_all_its_mixes(tree, beyond):
 @given(trees(max_window=60))
 def test_usable_levels_are_the_most_nodes_of_any_mix(tree):
     tree, known = geometry_of(tree), oracle.mixes(tree)
-    targets = sorted(known)
-    most = {lod: max(m[lod - 1] for ms in known.values() for m in ms) for lod in range(1, tree.levels + 1)}
-    assert tree.usable_levels(targets) == most
+    lengths = sorted(known)
+    for low, high in {(lengths[0], lengths[-1]), (lengths[-1] // 2 + lengths[0] // 2 + 1, lengths[-1] - 1)}:
+        if low > high:
+            continue
+        reached = [max(length for length in lengths if length <= target) for target in range(low, high + 1)]
+        mixes = [mix for length in reached for mix in known[length]]
+        most = {lod: max(mix[lod - 1] for mix in mixes) for lod in range(1, tree.levels + 1)}
+        assert tree.usable_levels(low, high) == most
+
+
+@MANY
+@given(trees(max_window=60), st.integers(1, 5))
+def test_of_many_mixes_some_are_drawn(tree, limit):
+    tree, known = geometry_of(tree), oracle.mixes(tree)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mcframe.context.level_mixes.MOST_MIXES", limit)
+        for length, mixes in known.items():
+            found = tree.level_mixes.mixes(tree.window - length)
+            assert set(found) <= mixes
+            assert len(found) == len(mixes) if len(mixes) <= limit else 1 <= len(found) <= limit
+            assert found[-1] == max(mixes, key=lambda mix: mix[::-1])
+
+
+def test_a_million_tokens_and_five_levels_take_less_than_a_second():
+    tree = ContextTree(1_000_000, 8, levels=5, tail=128)
+    before = time.process_time()
+    low, high = tree.minimum_length, 900_000
+    assert tree.usable_levels(low, high).keys() == {1, 2, 3, 4, 5}
+    for target in (low, high):
+        length, mixes = tree.reachable(target)
+        assert all(tree.length(mix) == length for mix in mixes)
+    assert len(mixes) > 100
+    assert time.process_time() - before < 1.0
 
 
 @MANY

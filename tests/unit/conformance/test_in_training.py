@@ -30,7 +30,7 @@ def failures(name, ids=SLOW):
 
 @pytest.fixture(scope="module")
 def runs():
-    """Runs of several plug-ins on one rank, from one start of the launcher."""
+    """Runs of several plug-ins on one rank, from one start of a process."""
     sound, idle, forgetful = (on_one_rank(plugin(f"gistnet.broken_{name}")) for name in ("sound", "idle", "forgetful"))
     return trained(*sound, idle[0], *forgetful)
 
