@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import signal
+import sysconfig
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sized
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # the registry wraps hooks with this module
     from mcframe.registry.plugins import Plugin, Registered, Registry
 
 _CALL = "_mcframe_call"
+_LIBRARIES = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), str(Path(torch.__file__).parents[1])})
 _MODULES: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 """The modules that third-party plug-ins have made."""
 
@@ -305,17 +307,20 @@ def _call_by_file(error: Exception, registry: Registry) -> PluginCall | None:
 def _call_by_module(error: Exception) -> PluginCall | None:
     """Attribute an error that a library raises when it is called with a module, or a parameter, of a plug-in.
 
-    The frames from the library to the first one of mcframe are searched for it.
+    The frames of libraries, and the first one that calls them, are searched for it.
     """
-    frames = list(traceback.walk_tb(error.__traceback__))
-    own = str(Path(__file__).parents[1])
-    if not frames or frames[-1][0].f_code.co_filename.startswith(own):
-        return None
-    for frame, _ in reversed(frames):
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    function = frames[-1].f_code.co_name if frames else ""
+    for number, frame in enumerate(reversed(frames)):
+        in_library = frame.f_code.co_filename.startswith(_LIBRARIES) and not _contains(
+            __file__, frame.f_code.co_filename
+        )
+        if not in_library and number == 0:
+            return None
         for value in list(frame.f_locals.values()):
             if isinstance(value, torch.nn.Module | torch.nn.Parameter) and (owner := _owner(value)) is not None:
-                return _call_of(f"{frames[-1][0].f_code.co_name}, called with its module", owner)
-        if frame.f_code.co_filename.startswith(own):
+                return _call_of(f"{function}, called with its module", owner)
+        if not in_library:
             return None
     return None
 
