@@ -114,7 +114,7 @@ class ContextConfig:
         """
         for name, fraction in (("length_start", 0.0), ("length_end", 1.0)):
             try:
-                self.tree.reachable(self.target(fraction))
+                self.tree.reachable_length(self.target(fraction))
             except UserError as error:
                 error.binding = f"context.{name}"
                 raise
@@ -267,7 +267,7 @@ class RunConfig:
     def extreme_lengths(self) -> tuple[int, int]:
         """Entries of a variant at the first target and at the last."""
         context = self.context
-        first, last = (context.tree.reachable(context.target(fraction))[0] for fraction in (0.0, 1.0))
+        first, last = (context.tree.reachable_length(context.target(fraction)) for fraction in (0.0, 1.0))
         return first, last
 
     def variant_length(self, step: int) -> int:
@@ -278,4 +278,4 @@ class RunConfig:
             low, high = min(first, target), max(first, target)
             # A function of seed and step alone: the same on every rank and after resuming.
             target = low + random.Random(f"length/{self.seed}/{step}").randrange(high - low + 1)
-        return self.context.tree.reachable(target)[0]
+        return self.context.tree.reachable_length(target)
