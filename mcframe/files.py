@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mcframe.errors import UserError
@@ -62,7 +62,8 @@ def replaced(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(error, path) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where its folder is a file
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
