@@ -266,7 +266,7 @@ def test_a_workspace_without_a_run_and_refusals(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for arguments, message in (
         ((tmp_path,), "metrics.jsonl"),
-        (("--out", tmp_path / "file" / "a.py"), "Not a directory"),
+        (("--out", tmp_path / "file" / "a.py"), "cannot be written"),
     ):
         refused = mcframe("dashboard", "wandb", *arguments)
         assert refused.exit_code == 2
