@@ -47,9 +47,8 @@ def test_one_document_can_be_trained_on_and_held_out(text, streaming):
     assert open_training_stream(source, Bytes(), 16, 0, 0.5).take([0]).shape == (1, 17)
 
 
-@pytest.mark.parametrize("streaming", [True, False])
-def test_an_empty_split_states_the_number_of_documents(streaming):
-    source = MemorySource(["ab", "cd", "ef"], streaming=streaming)
+def test_an_empty_split_of_a_stream_states_the_number_of_documents():
+    source = MemorySource(["ab", "cd", "ef"], streaming=True)  # a token file holds out at least one document
     with pytest.raises(UserError, match=r"validation split has no documents .*, of 3 in all") as caught:
         open_validation(source, Bytes(), 16, 0.0001, 4)
     assert "to 0.5" in caught.value.remedy
