@@ -38,7 +38,6 @@ MISTAKES = {
         3,
     ),
     "levels that never occur": ("context.levels = 3", "Set context.levels = 2", 2),
-    "renamed length that is too short": ("context.train_wc_length = 0.01", "context.length_end", 2),
     "length that is too short": ("context.length_end = 0.01", "the shortest has", 2),
     "unknown key of DeepSpeed": (
         "deepspeed.settings = {'zero_optimisation': {}}", "did you mean zero_optimization?", 2,
