@@ -67,7 +67,7 @@ def mean_table(tokens: Tensor, tree: ContextTree) -> Tensor:
     for lod in range(1, tree.levels + 1):
         if nodes := tree.nodes(lod):
             size = tree.block_size * tree.slots_at(lod - 1)
-            children = levels[-1][:, : nodes * size].unflatten(1, (nodes, size))
+            children = levels[-1][:, : nodes * size].reshape(tokens.shape[0], nodes, size, -1)
             levels.append(mean_gists(children, tree, lod).flatten(1, 2))
     return torch.cat(levels, dim=1)
 
