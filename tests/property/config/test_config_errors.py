@@ -278,3 +278,5 @@ def test_renamed_bindings_and_references_end_in_the_new_name(load):
         load("run.sinks = []\n")
     with pytest.raises(UserError, match=r"@sink\.prometheus has a new name: @logger\.prometheus"):
         load("run.extra = @sink.prometheus\n")
+    with pytest.raises(UserError, match=r"evaluation\.gist_quality\.resamples no longer exists: intervals"):
+        load("evaluation.gist_quality.resamples = 50\n")
