@@ -15,14 +15,14 @@ import torch
 from mcframe.errors import UserError
 
 LIMIT_S = 60.0
-"""Seconds of waiting after which a rank tells the others where it waits."""
+"""Seconds of waiting after which a rank reports to the others where it waits."""
 
 _TORCH = str(Path(torch.__file__).parent)
 _COLLECTIVES = str(Path(_TORCH, "distributed", "distributed_c10d.py"))
 
 
 class Store(Protocol):
-    """A key-value store that all ranks share."""
+    """A key-value store of all ranks."""
 
     def set(self, key: str, value: str) -> None:
         """Set a value."""
@@ -35,7 +35,7 @@ class Store(Protocol):
 
 
 class StallWatch(threading.Thread):
-    """Look from time to time at the place where the main thread of this rank waits. Costs a run nothing.
+    """Look from time to time where the main thread of this rank waits. Costs a run nothing.
 
     Ranks that wait in one collective only wait for a slow one. A rank of a GPU waits in a kernel, which is not seen.
 
@@ -43,7 +43,7 @@ class StallWatch(threading.Thread):
         store: The store of the group of processes.
         rank: This rank.
         world_size: The number of ranks.
-        stalled: Called with the error if all ranks wait, not all of them at one place.
+        stalled: Called with the error if all ranks wait, not all of them at one line.
         limit: Seconds of waiting.
     """
 
@@ -75,7 +75,7 @@ class StallWatch(threading.Thread):
                 return
 
     def look(self) -> UserError | None:
-        """Return the error if all ranks wait at different places, else None."""
+        """Return the error if all ranks wait, not all of them at one line, else None."""
         frame = sys._current_frames().get(self._main or 0)
         call = _collective(frame)
         if call is None or call is not self._call:  # the frame that is held cannot become that of another call
@@ -84,7 +84,7 @@ class StallWatch(threading.Thread):
                 self._store.set(self._keys[self._rank], "")
                 self._reported = False
         elif time.monotonic() - self._since > self._limit:
-            self._store.set(self._keys[self._rank], _place(call))
+            self._store.set(self._keys[self._rank], _line(call))
             self._reported = True
             return self._compare()
         return None
@@ -92,12 +92,12 @@ class StallWatch(threading.Thread):
     def _compare(self) -> UserError | None:
         if not self._store.check(self._keys):
             return None
-        places = [self._store.get(key).decode() for key in self._keys]
-        if not all(places) or len(set(places)) == 1:
+        lines = [self._store.get(key).decode() for key in self._keys]
+        if not all(lines) or len(set(lines)) == 1:
             return None
         return UserError(
             f"the ranks have waited for each other for {self._limit:g} s: "
-            + "; ".join(f"rank {rank} at {place}" for rank, place in enumerate(places)),
+            + "; ".join(f"rank {rank} at {line}" for rank, line in enumerate(lines)),
             remedy="Make the same calls on every rank: a collective, an evaluation, or a forward pass at ZeRO 3, that "
             "only some ranks make never ends.",
         )
@@ -113,7 +113,7 @@ def _collective(frame: FrameType | None) -> FrameType | None:
     return found
 
 
-def _place(frame: FrameType | None) -> str:
+def _line(frame: FrameType | None) -> str:
     """Return the innermost line outside torch and DeepSpeed around a frame."""
     while frame is not None:
         file = frame.f_code.co_filename
