@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,6 +59,18 @@ class UserError(Exception):
         where = f"{self.location}: " if self.location else ""
         remedy = f"\n  remedy: {self.remedy}" if self.remedy else ""
         return f"{where}{self.message}{remedy}"
+
+
+_LOST = re.compile(
+    r"connection (was )?(closed|reset)|broken pipe|gloo/transport|timed out waiting|socket timeout|nccl", re.IGNORECASE
+)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether a collective failed because another rank has ended, or does not take part."""
+    return type(error).__name__.startswith("Dist") or (
+        isinstance(error, RuntimeError) and bool(_LOST.search(str(error)))
+    )
 
 
 class Interrupt(KeyboardInterrupt):

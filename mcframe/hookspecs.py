@@ -33,7 +33,7 @@ G slots, D width, L entries of a working context.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,7 +140,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 # ---- the run, as lifecycle hooks see it ----------------------------------------------------------
 @dataclass(frozen=True)
 class RunInfo:
-    """A run: its directory, rank, world size, and tokens and steps so far."""
+    """A run: its directory, rank, world size, tokens and steps so far, and `run.hooks`: settings by plug-in."""
 
     directory: Path
     rank: int
@@ -148,6 +148,7 @@ class RunInfo:
     tokens: int
     step: int
     total_tokens: int
+    hooks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Register(Protocol):

@@ -65,6 +65,11 @@ RENAMED_BINDINGS = {
 }
 """Old binding -> new binding, for bindings that no longer exist."""
 
+REMOVED_BINDINGS = dict.fromkeys(
+    ("evaluation.gist_quality.resamples", "evaluation.focus_quality.resamples"), "intervals are computed without draws"
+)
+"""Binding without a successor -> the reason."""
+
 RENAMED_REFERENCES = {
     "evaluation.controls": "evaluation.gist_quality",
     "evaluation.focus": "evaluation.focus_quality",

@@ -14,7 +14,6 @@ from mcframe.cli.options import Set, command
 from mcframe.config.baselines import baseline_option
 from mcframe.config.run_config import PLUGIN_FIELDS, Loaded, load_run_config
 from mcframe.config.schema import RunConfig
-from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
 from mcframe.hookspecs import Allocator, Optimizer
 from mcframe.metrics.tables import FittedTable
@@ -27,7 +26,6 @@ from mcframe.training.build import (
     build_task,
     parameter_counts,
 )
-from mcframe.training.engine_config import engine_config
 from mcframe.training.flops import StepFlops
 from mcframe.training.probe import probe_focuses
 from mcframe.training.startup_summary import describe_text, describe_variants, memory_estimate, omitted
@@ -98,9 +96,6 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str],
         usable = run_config.context.check_levels().items()
         rows["usable nodes"] = ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in usable)
     rows["memory a rank"] = _memory(step, optimizer, run_config, ranks)
-    share = run_config.sequences // ranks if run_config.sequences % ranks == 0 else run_config.sequences
-    micro = micro_batch_for(share, run_config.micro_batch)
-    engine_config(run_config, optimizer, micro, share // micro)
     return rows, _probe(run_config, step, allocator) if variants else []
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from contextlib import nullcontext, redirect_stdout
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,7 +33,8 @@ def check(
     console, found = Console(), dict[str, list[Result]]()
     selected = _selected(registry, names, every=every)
     for name in selected:
-        found[name] = check_plugin(name, settings, registry=registry, width=width, slow=slow)
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what a plug-in prints is no JSON
+            found[name] = check_plugin(name, settings, registry=registry, width=width, slow=slow)
         if not as_json:
             _print(console, name, found[name], complete=len(selected) == 1)
     if as_json:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -23,11 +25,15 @@ from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
+from mcframe.registry.plugins import Registry
 from mcframe.training.build import Components, build_components
 from mcframe.training.callbacks.plugins import PluginCallbacks
+from mcframe.training.checkpoints import Checkpoint, load
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
 from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, write_record
+from mcframe.training.resume_rules import as_table, check_data, data_identity, differences
 from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, write_provenance
+from mcframe.training.stall import StallWatch
 from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
 from mcframe.training.weights import start_from
@@ -60,6 +66,7 @@ def train_in_group(options: argparse.Namespace) -> int:
     for warning in loaded.registry.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     run_plan = plan(run_name(Path(options.gin[-1]).stem, baseline), options.run_dir, options.resume)
+    run_plan = replace(run_plan, bindings=loaded.config.parameters())
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
     if checkpoint is not None and checkpoint.tokens >= run_config.steps * run_config.batch_tokens:
         console.print(
@@ -74,20 +81,22 @@ def train_in_group(options: argparse.Namespace) -> int:
 
 def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     """Build the parts of a run in order and train. Return the exit code."""
-    run_config = loaded.run_config
+    run_config, checkpoint = loaded.run_config, run_plan.checkpoint
+    changed = differences(checkpoint, loaded.config) if checkpoint is not None else []
     components = build_components(run_config)
     # A checkpoint of this run brings its own weights.
     begun = None
-    if run_config.start_from is not None and run_plan.checkpoint is None:
+    if run_config.start_from is not None and checkpoint is None:
         begun = start_from(components.step, run_config.start_from)
     device = start_distributed()
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    _check_shared(run_plan, world_size)
-    fingerprints: list[list[str]] = [[]] * world_size
-    dist.all_gather_object(fingerprints, fingerprint(loaded.registry))
-    check_alike(fingerprints)
-    engine = Engine(components, world_size)
+    rank = dist.get_rank()
+    _check_shared(run_plan, loaded.registry)
+    engine = Engine(components, dist.get_world_size())
+    restored = None if checkpoint is None else _restore(checkpoint, components, engine, console)
+    # Until here nothing in the run directory has changed: a refused run leaves it as it was.
     _print_start(loaded, run_plan, components, engine, begun, device, console)
+    if changed:
+        console.print(as_table(changed), highlight=False)
     loggers = _loggers(loaded, run_plan, rank)  # before `operative` records which bindings have been read
     if rank == 0:
         write_provenance(run_plan.directory, loaded.config.bound(), write_record(run_plan.directory, loaded.registry))
@@ -99,8 +108,12 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         callbacks = PluginCallbacks(
             components.callbacks, loaded.config.as_dict(), lambda error: explain(error, loaded.registry)
         )
-        trainer = Trainer(components, engine, run_plan, loggers, loaded.registry.hooks, device, callbacks)
-    summary = trainer.run()
+        trainer = Trainer(components, engine, run_plan, loggers, loaded.registry.hooks, device, callbacks, restored)
+    watch = _watch_for_stalls(rank, dist.get_world_size())
+    try:
+        summary = trainer.run()
+    finally:
+        watch.end()
     for reason in callbacks.stop_reasons:
         console.print(f"Stopped by {reason}", markup=False, highlight=False, soft_wrap=True)
     if summary["status"] == "interrupted":
@@ -111,6 +124,32 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     command = f"mcframe review {shlex.quote(str(run_plan.directory))}"
     console.print(f"To read it: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _restore(
+    checkpoint: Checkpoint, components: Components, engine: Engine, console: Console
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Load a checkpoint into the engine, and return the rest of its state. Raises UserError for other data."""
+    with console.status("Reading and tokenising text"):
+        check_data(checkpoint, data_identity(components))
+    return load(engine, checkpoint)
+
+
+def _watch_for_stalls(rank: int, world_size: int) -> StallWatch:
+    """Start to watch for ranks that wait in different collectives. Such a wait cannot be left: the process ends."""
+
+    def end(error: UserError) -> None:
+        code = report_user_errors(functools.partial(_raise, error), traceback=False)
+        os._exit(code)
+
+    watch = StallWatch(dist.distributed_c10d._get_default_store(), rank, world_size, end)
+    if world_size > 1:
+        watch.start()
+    return watch
+
+
+def _raise(error: UserError) -> NoReturn:
+    raise error
 
 
 def _print_start(
@@ -141,12 +180,13 @@ def _print_start(
         console.print(f"note: {change}", style="yellow", highlight=False)
 
 
-def _check_shared(run_plan: RunPlan, world_size: int) -> None:
-    """Raise UserError on every rank if the nodes do not have a run directory in common."""
+def _check_shared(run_plan: RunPlan, registry: Registry) -> None:
+    """Raise UserError on every rank if the nodes do not have the run directory and the plug-ins in common."""
     mark = run_plan.directory / f".shared-by-port-{os.environ['MASTER_PORT']}"
     if dist.get_rank() == 0:
         run_plan.directory.mkdir(parents=True, exist_ok=True)
         mark.touch()
+    world_size = dist.get_world_size()
     seen: list[tuple[bool, int | None] | None] = [None] * world_size
     dist.barrier()
     dist.all_gather_object(seen, (mark.exists(), run_plan.checkpoint.tokens if run_plan.checkpoint else None))
@@ -157,6 +197,9 @@ def _check_shared(run_plan: RunPlan, world_size: int) -> None:
             f"the ranks do not find the same run in {run_plan.directory}",
             remedy="Put the run directory on shared storage: --run-dir DIR.",
         )
+    fingerprints: list[list[str]] = [[]] * world_size
+    dist.all_gather_object(fingerprints, fingerprint(registry))
+    check_alike(fingerprints)
 
 
 def _loggers(loaded: Loaded, run_plan: RunPlan, rank: int) -> Loggers:

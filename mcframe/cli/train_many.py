@@ -105,7 +105,7 @@ def _decided(components: Components) -> dict[str, Any]:
     budget = run_config.context.target(1.0)
     if model.strategy.count:
         seeds = variant_seeds(run_config.seed, torch.arange(len(windows)), model.strategy.count)
-        length = model.tree.reachable(budget)[0]
+        length = model.tree.reachable_length(budget)
         found["variants"] = model.propose(windows[:, :-1], seeds, length).tolist()
     if model.lensnet is not None:
         focus, rounds = model.refocus(windows[:, :-1], components.allocator, budget, seeds[:, 0])

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from mcframe.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from mcframe.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, is_lost_connection
 from mcframe.files import is_full, unwritable
 
-_RANK_0_PRINTS_FIRST_S = 10.0
+_OTHERS_REPORT_S = 10.0
 _NOTE_LIFETIME_S = 60.0
 _OF_A_PATH = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG,
               errno.ELOOP, errno.EIO}  # fmt: skip
@@ -45,31 +45,46 @@ def _as_user_error(failure: Exception) -> UserError | None:
     return None
 
 
-def _is_printed(error: UserError) -> bool:
-    """Return whether rank 0 has printed this error. An error of another rank alone is printed after a wait.
+def _is_first() -> bool:
+    """Return whether no other rank of this machine has reported an error, and note that this one does.
 
-    Ranks of one machine have a launcher and a port in common, which name the note that rank 0 leaves. Ranks of other
-    machines find no note: the launcher kills them while they wait, as it does with ranks that have no error.
+    The error of one rank makes others fail. Ranks of one machine have a launcher and a port in common, which name the
+    note. The launcher of another machine ends its ranks once one of them has ended.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" or "MASTER_PORT" not in os.environ:
-        return False
+        return True
     try:
-        return _rank_0_noted(error)
-    except OSError:  # without a note every rank prints the error
-        return False
+        note = _note()
+    except OSError:  # without a note every rank prints its error
+        return True
+    try:
+        note.touch(exist_ok=False)
+    except OSError as error:
+        return not isinstance(error, FileExistsError)
+    return True
 
 
-def _rank_0_noted(error: UserError) -> bool:
-    note = _notes() / f"{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
-    if int(os.environ.get("RANK", "0")) == 0:
-        note.write_text(str(error), "utf-8")
-        return False
-    until = time.monotonic() + _RANK_0_PRINTS_FIRST_S
+def _reported_elsewhere() -> bool:
+    """Wait for the note of another rank, and return whether there is one."""
+    until = time.monotonic() + _OTHERS_REPORT_S
     while time.monotonic() < until:
-        if note.exists() and note.read_text("utf-8") == str(error):
-            return True
+        with suppress(OSError):
+            if _note().exists():
+                return True
         time.sleep(0.1)
     return False
+
+
+def _lost_connection(error: Exception) -> UserError:
+    return UserError(
+        f"rank {os.environ.get('RANK', '0')} lost the other ranks: {str(error).splitlines()[0]}",
+        remedy="Look for a rank that was killed, for example because memory ran out (`dmesg` shows it), or that does "
+        "not take part in a collective of a plug-in; --traceback prints where this rank waited.",
+    )
+
+
+def _note() -> Path:
+    return _notes() / f"{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
 
 
 def _notes() -> Path:
@@ -89,7 +104,7 @@ def _notes() -> Path:
 def report_user_errors(action: Callable[[], int], *, traceback: bool) -> int:
     """Run `action`. Turn a UserError into a message and exit code 2, a Ctrl-C into exit code 130.
 
-    With `traceback`, both exceptions pass.
+    Of several ranks that fail, the first one reports. With `traceback`, all exceptions pass.
     """
     try:
         return action()
@@ -100,10 +115,17 @@ def report_user_errors(action: Callable[[], int], *, traceback: bool) -> int:
             print("interrupted", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED
     except Exception as failure:
-        error = _as_user_error(failure)
-        if traceback or error is None:
+        if traceback:
             raise
-        if not _is_printed(error):
+        error = _as_user_error(failure)
+        if error is None and is_lost_connection(failure) and os.environ.get("WORLD_SIZE", "1") != "1":
+            if _reported_elsewhere():
+                return EXIT_USER_ERROR
+            error = _lost_connection(failure)
+        first = _is_first()
+        if error is None:
+            raise
+        if first:
             show(error)
         sys.stdout.flush()
         sys.stderr.flush()

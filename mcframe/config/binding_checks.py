@@ -15,7 +15,7 @@ from mcframe.config.parameters import bounds_text, parts, type_text
 from mcframe.config.values import Binding, Macro, Reference, leaves, map_leaves, render, scoped
 from mcframe.errors import UserError, did_you_mean
 from mcframe.registry.plugins import KINDS, Registry
-from mcframe.renamed import new_binding, new_reference
+from mcframe.renamed import REMOVED_BINDINGS, new_binding, new_reference
 
 _BOUND_ERRORS = (
     "greater_than", "greater_than_equal", "less_than", "less_than_equal", "too_short", "too_long"
@@ -71,6 +71,8 @@ class Checker:
             return
         if renamed := new_binding(full):
             raise UserError(f"{full} has a new name: {renamed}", remedy=f"Replace {full} by {renamed}.")
+        if full in REMOVED_BINDINGS:
+            raise UserError(f"{full} no longer exists: {REMOVED_BINDINGS[full]}", remedy=f"Remove {full}.")
         if full in self._names:
             raise UserError(
                 f"{full} is an implementation, not a parameter",

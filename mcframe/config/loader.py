@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import gin
 from mcframe.config.binding_checks import Checker, within
 from mcframe.config.configurables import Configurable, configurables
 from mcframe.config.gin_reader import GinReader, preset_folders
+from mcframe.config.parameters import parameters_of
 from mcframe.config.values import Binding, Macro, Reference, as_json, map_leaves, render, scoped
 from mcframe.errors import Location, UserError
 from mcframe.registry.global_state import RARE_SETTINGS, SETTINGS, Setting
@@ -113,6 +115,17 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Return every binding as a value of strict JSON: macros resolved, references as they are written."""
         return {key: as_json(self._checker.resolve(binding)) for key, binding in self.bindings.items()}
+
+    def parameters(self) -> dict[str, Any]:
+        """Return `as_dict` without macros, whose values are part of the bindings that use them."""
+        return {key: value for key, value in self.as_dict().items() if self.bindings[key].name}
+
+    def default(self, key: str) -> Any:
+        """Return the default of the parameter that `key` binds, in types of JSON; None if there is none."""
+        binding = key.rpartition("/")[2]
+        owner = self._names.get(binding.rpartition(".")[0])
+        found = [each.default for each in parameters_of(owner) if each.binding == binding] if owner else []
+        return as_json(ast.literal_eval(found[0])) if found and found[0] is not None else None
 
     def _locate(self, error: UserError) -> None:
         # A third-party plug-in may write the binding in its message alone.

@@ -118,6 +118,8 @@ def load_run_config(
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
     groups["optimizer_config"] = groups.pop("optimizer")  # `run.optimizer` is the plug-in
     run_config: RunConfig = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
+    with loaded.locating_errors():
+        registry.enable_hooks(run_config.hooks)
     return Loaded(replace(run_config, **_factories(run_config, loaded, registry)), loaded, registry, baseline)
 
 
@@ -132,7 +134,9 @@ def _factories(run_config: RunConfig, loaded: Config, registry: Registry) -> dic
             continue
 
         def factory_of(factory: Any, name: str, *, kind: str = kind) -> PluginFactory:
-            entry = registry.implementations[kind][name.rpartition(".")[2]]
+            item = name.rpartition(".")[2]
+            if (entry := registry.implementations[kind].get(item)) is None:  # a default that packages contest
+                raise registry.unknown(kind, item)
             return PluginFactory(entry, factory, loaded, registry)
 
         if isinstance(value, (list, tuple)):

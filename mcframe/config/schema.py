@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -109,8 +109,15 @@ class ContextConfig:
         """Return the most nodes of each LOD that any target length can hold.
 
         Raises:
-            UserError: A level can never occur and `allow_unused_levels` is False.
+            UserError: No context is as short as a target, or a level can never occur and `allow_unused_levels` is
+                False.
         """
+        for name, fraction in (("length_start", 0.0), ("length_end", 1.0)):
+            try:
+                self.tree.reachable_length(self.target(fraction))
+            except UserError as error:
+                error.binding = f"context.{name}"
+                raise
         low, high = self.targets[0], self.targets[-1]
         usable = self.tree.usable_levels(low, high)
         unused = [lod for lod, most in usable.items() if most == 0]
@@ -166,6 +173,8 @@ class RunConfig:
         optimizer: Optimizer; None is `@optimizer.adamw`.
         schedule: Learning-rate schedule; None is `@schedule.trapezoid`.
         callbacks: Act after backward passes and steps, for example `@callback.early_stopping`.
+        hooks: Installed plug-ins or packages whose life-cycle hooks act, each with the settings that they read, for
+            example `{'mylab': {'channel': 'runs'}}`. Hooks of `--plugin` always act.
         start_from: A run directory or checkpoint of another run. Base model, GistNet and LensNet start with its
             weights, each where all of the part fits.
         trainable: The parts that are trained; the others are frozen. Parameters of a loss are frozen with its part.
@@ -191,6 +200,7 @@ class RunConfig:
     extra_losses: Sequence[Callable[[ModelShape], Loss]] = ()
     loggers: Sequence[Callable[[RunStart], MetricLogger]] = ()
     callbacks: Sequence[Callable[[], Callback]] = ()
+    hooks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     optimizer: Callable[[], Optimizer] | None = None
     schedule: Callable[[], Schedule] | None = None
     total_tokens: Count | None = None
@@ -257,7 +267,7 @@ class RunConfig:
     def extreme_lengths(self) -> tuple[int, int]:
         """Entries of a variant at the first target and at the last."""
         context = self.context
-        first, last = (context.tree.reachable(context.target(fraction))[0] for fraction in (0.0, 1.0))
+        first, last = (context.tree.reachable_length(context.target(fraction)) for fraction in (0.0, 1.0))
         return first, last
 
     def variant_length(self, step: int) -> int:
@@ -268,4 +278,4 @@ class RunConfig:
             low, high = min(first, target), max(first, target)
             # A function of seed and step alone: the same on every rank and after resuming.
             target = low + random.Random(f"length/{self.seed}/{step}").randrange(high - low + 1)
-        return self.context.tree.reachable(target)[0]
+        return self.context.tree.reachable_length(target)

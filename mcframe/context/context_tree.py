@@ -128,18 +128,19 @@ class ContextTree:
     @cached_property
     def compressible(self) -> tuple[tuple[bool, ...], ...]:
         """For each LOD from 1 up, for each node of it: may it be compressed (no protected block in it)?"""
-        last = self.cursor // self.block_size  # first block that reaches into the tail
-        free = [self.sink <= block < last for block in range(self.blocks)]
         table = []
         for lod in range(1, self.levels + 1):
-            width = self.span(lod - 1)
-            table.append(tuple(all(free[n * width : (n + 1) * width]) for n in range(self.nodes(lod))))
+            inside = self._compressible(lod)
+            table.append(tuple(node in inside for node in range(self.nodes(lod))))
         return tuple(table)
 
     def compressible_nodes(self, lod: int) -> int:
         """Number of nodes at `lod` that may be compressed."""
-        first, end = -(-self.sink * self.block_size // self.span(lod)), self.cursor // self.span(lod)
-        return max(0, end - first)
+        return len(self._compressible(lod))
+
+    def _compressible(self, lod: int) -> range:
+        """The nodes at `lod` from the first complete one after the sink to the last before the tail."""
+        return range(-(-self.sink * self.block_size // self.span(lod)), self.cursor // self.span(lod))
 
     # ---- lengths ---------------------------------------------------------------------------------
     def length(self, counts: tuple[int, ...]) -> int:
@@ -157,33 +158,40 @@ class ContextTree:
         """Entries of the shortest valid context."""
         return self.window - self.level_mixes.largest_saving()
 
+    def reachable_length(self, target: int) -> int:
+        """The largest reachable length that does not exceed `target`.
+
+        Raises UserError, naming the minimum, where no context is that short.
+        """
+        saving = self.level_mixes.saving(self.window - target)
+        if saving is None:
+            raise UserError(
+                f"no working context of {target} entries or fewer: with a window of {self.window}, blocks of "
+                f"{self.block_size}, {self.levels} level(s) and a tail of {self.tail} the shortest has "
+                f"{self.minimum_length}",
+                remedy="raise the target length, lower context.tail or raise context.levels",
+            )
+        return self.window - saving
+
     def reachable(self, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
-        """The largest reachable length that does not exceed `target`, and the mixes of nodes that have it.
+        """`reachable_length`, and the mixes of nodes that have it; raises as that does.
 
         Returns `(length, mixes)`; `mix[l - 1]` is the number of nodes at LOD l. Every mix is returned, or `MOST_MIXES`
         of them where there are more.
-        Raises UserError, naming the minimum, where no context is that short.
         """
         found: tuple[int, tuple[tuple[int, ...], ...]] = _reachable(self, target)
         return found
 
     def usable_levels(self, low: int, high: int) -> dict[int, int]:
         """For each LOD, the most nodes of it that a context can hold at a target length from `low` to `high`."""
-        largest = self.window - self.reachable(low)[0]
+        largest = self.window - self.reachable_length(low)
         return {lod: self.level_mixes.most_nodes(lod, self.window - high, largest) for lod in range(1, self.levels + 1)}
 
 
 @lru_cache(maxsize=4096)
 def _reachable(tree: ContextTree, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
-    saving = tree.level_mixes.saving(tree.window - target)
-    if saving is None:
-        raise UserError(
-            f"no working context of {target} entries or fewer: with a window of {tree.window}, blocks of "
-            f"{tree.block_size}, {tree.levels} level(s) and a tail of {tree.tail} the shortest has "
-            f"{tree.minimum_length}",
-            remedy="raise the target length, lower context.tail or raise context.levels",
-        )
-    return tree.window - saving, tree.level_mixes.mixes(saving)
+    length = tree.reachable_length(target)
+    return length, tree.level_mixes.mixes(tree.window - length)
 
 
 # Integers: nothing to trace. `torch.compiler.assume_constant_result` does this, too, and imports the compiler for 3 s.

@@ -1,4 +1,4 @@
-"""Numbers of nodes of several levels of detail that shorten a context by a given number of entries.
+"""Numbers of nodes of several levels of detail that shorten a context by some number of entries.
 
 N gists that replace B blocks of K tokens by G embeddings each save K * B - G * N entries. A gist of LOD l replaces
 K**(l - 1) blocks, which is 1 modulo K - 1, and K gists of one level can replace a gist of the level above. For each B
@@ -56,7 +56,7 @@ class LevelMixes:
         low, high = 0, min(self.most[lod - 1], largest // one)
         while low < high:
             count = (low + high + 1) // 2
-            rest = self._beside(lod, count).saving(least - count * one)
+            rest = self._next_to(lod, count).saving(least - count * one)
             fits = rest is not None and count * one + rest <= largest
             low, high = (count, high) if fits else (low, count - 1)
         return low
@@ -101,8 +101,8 @@ class LevelMixes:
             taken = (taken + nodes) * self.block_size
         return gists
 
-    def _beside(self, lod: int, count: int) -> LevelMixes:
-        """Return the mixes of what remains beside `count` nodes of `lod`."""
+    def _next_to(self, lod: int, count: int) -> LevelMixes:
+        """Return the mixes of what remains next to `count` nodes of `lod`."""
         k, most = self.block_size, list(self.most)
         for level in range(1, len(most) + 1):
             fits = most[level - 1] - count * k ** (lod - level) if level <= lod else most[level - 2] // k

@@ -37,15 +37,28 @@ def drop_gists(context: WorkingContext) -> WorkingContext:
     )
 
 
-def slot_means(children: Tensor, slots: int) -> Tensor:
+def slot_means(children: Tensor, slots: int, sizes: Tensor | None = None) -> Tensor:
     """Mean over the stretch of children that each slot stands for: [..., C, D] -> [..., slots, D].
 
-    Child c of C belongs to slot `c * slots // C`, so stretches tile the block as evenly as they can.
+    Child c of C belongs to slot `c * slots // C`, so stretches tile the block as evenly as they can. A child counts
+    `sizes` [C] times, by default once.
     """
     count = children.shape[-2]
     slot = torch.arange(count, device=children.device) * slots // count
     member = (slot == torch.arange(slots, device=children.device)[:, None]).to(children.dtype)
+    if sizes is not None:
+        member = member * sizes
     return (member / member.sum(dim=1, keepdim=True)) @ children
+
+
+def mean_gists(children: Tensor, tree: ContextTree, lod: int) -> Tensor:
+    """Means over the tokens of each slot: children [..., K * slots(lod - 1), D] -> [..., G, D].
+
+    Children of unequal stretches count by their tokens, so that means of means are means of token embeddings.
+    """
+    slots, span = tree.slots_at(lod - 1), tree.span(lod - 1)
+    edges = -(torch.arange(slots + 1, device=children.device) * -span // slots)  # first token of each slot, rounded up
+    return slot_means(children, tree.slots, edges.diff().repeat(tree.block_size).to(children.dtype))
 
 
 def mean_table(tokens: Tensor, tree: ContextTree) -> Tensor:
@@ -53,9 +66,9 @@ def mean_table(tokens: Tensor, tree: ContextTree) -> Tensor:
     levels = [tokens]
     for lod in range(1, tree.levels + 1):
         if nodes := tree.nodes(lod):
-            size = tree.span(lod)
-            span = tokens[:, : nodes * size].reshape(tokens.shape[0], nodes, size, -1)
-            levels.append(slot_means(span, tree.slots).flatten(1, 2))
+            size = tree.block_size * tree.slots_at(lod - 1)
+            children = levels[-1][:, : nodes * size].reshape(len(tokens), nodes, size, -1)
+            levels.append(mean_gists(children, tree, lod).flatten(1, 2))
     return torch.cat(levels, dim=1)
 
 

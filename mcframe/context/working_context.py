@@ -25,7 +25,8 @@ class WorkingContext:
     lod       [R, L] int64, level of detail (0 where not valid)
     valid     [R, L] bool
     padded    False where it is known that every entry is valid, so that masks can be omitted
-    age       [R, blocks] int64, allocation rounds since each block's LOD changed; None where nothing ever did
+    age       [R, blocks] int64, allocation rounds since each block's LOD changed; None outside of refocusing, where
+              no rounds are counted
     nll       [R, L] float32, nats: how hard the uncompressed model found the tokens of the entry's node, see
               `entry_nll.mean_entry_nll`; None but where a LensNet `reads_nll`
     """

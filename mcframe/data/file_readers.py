@@ -193,7 +193,9 @@ def _parquet(file: TextFile, field: str, *_: object) -> Iterator[str | None]:
     """Yield the texts of one column, row group by row group."""
     import pyarrow.parquet
 
-    with file.path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream) as table:
+    # Pages are read one by one: a column of a row group may have hundreds of megabytes.
+    paged = {"pre_buffer": False, "buffer_size": 2**20}
+    with file.path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, **paged) as table:
         _check_column(table.schema_arrow, field, file)
         for group in range(table.num_row_groups):
             try:

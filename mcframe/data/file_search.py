@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,9 @@ _SMALLEST = {".parquet": 12, ".gz": 18, ".bz2": 14, ".zst": 9, ".lz4": 11}
 
 _SUFFIXES = f"{', '.join(KINDS)}, and all but the last with {', '.join(COMPRESSION)}"
 _CONVERT = "Convert other files, rename a .json file with one object a line to .jsonl, or remove them from the paths."
+
+
+_Key = tuple[int, int | str]
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class FoundFiles:
 
     def describe_skipped(self) -> str:
         """Return number, reason and the first names of what is skipped; empty if nothing is."""
-        reasons = [f"{len(paths):,} {reason} ({named(paths)})" for reason, paths in sorted(self.skipped.items())]
+        most = sorted(self.skipped.items(), key=lambda item: (-len(item[1]), item[0]))
+        reasons = [f"{len(paths):,} {reason} ({named(paths)})" for reason, paths in most[:12]]
+        reasons += [f"{sum(len(paths) for _, paths in most[12:]):,} for other reasons"] if most[12:] else []
         return f"skipped: {'; '.join(reasons)}" if reasons else ""
 
 
@@ -74,7 +79,7 @@ def find_files(paths: Sequence[Path]) -> FoundFiles:
     if not search.found.files:
         where, skipped = named(paths) or "an empty list of paths", search.found.skipped
         if skipped.keys() == {"empty"}:
-            problem, remedy = f"expected text, got {len(skipped['empty']):,} empty files in {where}", ""
+            problem, remedy = f"expected text, got only empty files ({len(skipped['empty']):,}) in {where}", ""
         else:
             reasons = search.found.describe_skipped()
             problem = f"expected files with text ({_SUFFIXES}), got none in {where}{reasons and '; '}{reasons}"
@@ -88,8 +93,10 @@ def find_files(paths: Sequence[Path]) -> FoundFiles:
 
 
 def named(paths: Sequence[Path], count: int = 3) -> str:
-    """Return the first paths as text."""
-    shown = ", ".join(str(path).encode("utf-8", "replace").decode() for path in paths[:count])
+    """Return the first paths as text, relative to the working directory where they are below it."""
+    here = Path.cwd()
+    near = [path.relative_to(here) if path.is_relative_to(here) else path for path in paths[:count]]
+    shown = ", ".join(str(path).encode("utf-8", "replace").decode() for path in near)
     return f"{shown} and {len(paths) - count:,} more" if len(paths) > count else shown
 
 
@@ -98,7 +105,7 @@ class _Search:
 
     def __init__(self) -> None:
         self.found = FoundFiles()
-        self._reached: set[tuple[int, int]] = set()
+        self._reached: set[_Key] = set()
 
     def path(self, path: Path) -> None:
         """Add a file, or the files below a folder."""
@@ -108,15 +115,17 @@ class _Search:
                 os.scandir(path).close()
         except OSError as error:
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+            pattern = " Name a folder: patterns are not expanded." if set("*?[") & set(path.name) else ""
             raise UserError(
-                f"missing path {path}" if missing else f"cannot open {path}: {error.strerror}",
-                remedy="Correct text.local_files.paths." if missing else "Correct its permissions.",
+                f"missing path {named([path])}" if missing else f"cannot open {named([path])}: {error.strerror}",
+                binding="text.local_files.paths",
+                remedy=f"Correct text.local_files.paths.{pattern}" if missing else "Correct its permissions.",
             ) from None
         except ValueError:
             raise UserError(f"expected a path, got {str(path)!r}", remedy="Correct text.local_files.paths.") from None
         if stat.S_ISDIR(facts.st_mode):
             files, self.found.files = self.found.files, []
-            self._folder(path, facts, {_key(parent.stat()) for parent in path.resolve().parents})
+            self._folder(path, facts, {_key(parent, parent.stat()) for parent in path.resolve().parents})
             files += sorted(self.found.files, key=lambda file: file.path.relative_to(path).as_posix())
             self.found.files = files
         elif reason := self._file(path, facts):
@@ -124,15 +133,17 @@ class _Search:
                 self.found.skipped[reason].append(path)
             elif not reason.startswith("read already"):
                 raise UserError(
-                    f"text.local_files.paths: expected files {_SUFFIXES}; got {path}, {reason}", remedy=_CONVERT
+                    f"text.local_files.paths: expected files {_SUFFIXES}; got {named([path])}, {reason}",
+                    binding="text.local_files.paths",
+                    remedy=_CONVERT,
                 )
 
-    def _folder(self, folder: Path, facts: os.stat_result, above: Iterable[tuple[int, int]]) -> None:
+    def _folder(self, folder: Path, facts: os.stat_result, above: Set[_Key]) -> None:
         """Add the files below `folder`; `above` are the folders that contain the one that the search began with."""
         pending = [(folder, facts)]
         while pending:
             folder, facts = pending.pop()
-            if self._was_reached(facts):
+            if self._was_reached(folder, facts):
                 self.found.skipped["folders read already"].append(folder)
                 continue
             try:
@@ -154,7 +165,7 @@ class _Search:
                 if not stat.S_ISDIR(facts.st_mode):
                     if reason := self._file(path, facts):
                         self.found.skipped[reason].append(path)
-                elif _key(facts) in above:
+                elif _key(path, facts) in above:
                     self.found.skipped["links to a folder that contains them"].append(path)
                 else:
                     pending.append((path, facts))
@@ -165,27 +176,28 @@ class _Search:
         if not stat.S_ISREG(facts.st_mode):
             return "that are no regular files"
         if kind is None:
-            return f"of unknown suffix {path.suffix}" if path.suffix else "without suffix"
+            suffix = "".join(path.suffixes[-2 if path.suffix.lower() in COMPRESSION else -1 :])
+            return f"of unknown suffix {suffix}" if suffix else "without suffix"
         if facts.st_size < _SMALLEST.get(path.suffix.lower(), 1):
             return f"too short to be {path.suffix} files" if facts.st_size else "empty"
         if not os.access(path, os.R_OK):
             return "without permission to read"
-        if self._was_reached(facts):
+        if self._was_reached(path, facts):
             return "read already under another name"
         self.found.files.append(TextFile(path, kind, facts.st_size, facts.st_mtime_ns))
         return ""
 
-    def _was_reached(self, facts: os.stat_result) -> bool:
-        key = _key(facts)
+    def _was_reached(self, path: Path, facts: os.stat_result) -> bool:
+        key = _key(path, facts)
         if key in self._reached:
             return True
         self._reached.add(key)
         return False
 
 
-def _key(facts: os.stat_result) -> tuple[int, int]:
-    """Return what is equal for two names of one file."""
-    return facts.st_dev, facts.st_ino
+def _key(path: Path, facts: os.stat_result) -> _Key:
+    """Return what is equal for two names of one file. A few network file systems do not number their files."""
+    return facts.st_dev, facts.st_ino or str(path.resolve())
 
 
 def _kind(path: Path) -> str | None:

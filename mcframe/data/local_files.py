@@ -83,12 +83,12 @@ class LocalFiles(TextSource):
     def describe(self) -> str:
         """Return the documents, bytes and files, and what is skipped or replaced, with the reason.
 
-        The beginning of every file is read, up to 128 Mi characters in all, so that errors in it are found.
+        The beginning of every file is read, so that errors in it are found: about 128 Mi characters in all.
         """
         found, counts, complete, first = find_files(self._paths), Counter[str](), True, ""
         replaced, without = list[Path](), list[Path]()
         for file in found.files:
-            before, left = counts.copy(), max(_SURVEY * file.size // max(found.bytes, 1), 65536)
+            before, left = counts.copy(), max(_SURVEY * file.size // found.bytes, _SURVEY // len(found.files))
             for text in read_file(file, self._text_field, self._encoding, counts):
                 first, left = first or text, left - len(text)
                 if left < 0:
@@ -99,17 +99,21 @@ class LocalFiles(TextSource):
         if not counts["documents"]:
             raise _no_text(found, counts)
         parts = [
-            f"{'' if complete else 'at least '}{counts['documents']:,} documents",
-            f"{found.bytes:,} bytes in {len(found.files):,} files",
-            f"{len(without):,} files without documents ({named(without)})" if without else "",
-            f"{counts['empty']:,} empty documents omitted" if counts["empty"] else "",
-            f"{counts['replaced']:,} invalid characters replaced ({named(replaced)})" if replaced else "",
+            f"{'' if complete else 'at least '}{_number(counts['documents'], 'document')}",
+            f"{found.bytes:,} bytes in {_number(len(found.files), 'file')}",
+            f"{_number(len(without), 'file')} without documents ({named(without)})" if without else "",
+            f"{_number(counts['empty'], 'empty document')} omitted" if counts["empty"] else "",
+            f"{_number(counts['replaced'], 'invalid character')} replaced ({named(replaced)})" if replaced else "",
             found.describe_skipped(),
         ]
         if complete and counts["documents"] == 1:
             pieces = sum(1 for _ in divided(iter([first])))
-            parts[0] = f"1 document, divided at ends of paragraphs or lines into {pieces:,} documents"
+            parts[0] = f"1 document, divided at ends of paragraphs or lines into {_number(pieces, 'document')}"
         return "; ".join(filter(None, parts))
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _path(text: str) -> Path:
@@ -133,7 +137,7 @@ def _path(text: str) -> Path:
 def _no_text(found: FoundFiles, counts: Counter[str]) -> UserError:
     skipped = found.describe_skipped()
     return UserError(
-        f"text.local_files.paths: expected text, got {counts['empty']:,} empty documents in "
+        f"text.local_files.paths: expected text, got {_number(counts['empty'], 'empty document')} in "
         f"{named([file.path for file in found.files])}" + (f"; {skipped}" if skipped else ""),
         binding="text.local_files.paths",
         remedy="Set text.local_files.paths to files with text.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,8 @@ _OFFLINE_REMEDY = (
 class StandardLibrary(TextSource):
     """The running interpreter's own standard library: real text without a download.
 
-    One file is one document; installed packages and test folders are omitted. Files are sorted by name.
+    One file is one document, sorted by name; installed packages, test folders and tables are omitted. A table is a
+    file of which more than half of the characters are in lines that begin with a literal: a number or a text in quotes.
 
     Args:
         include: Pattern of the files for `Path.match`: "json/*.py" for one folder.
@@ -52,13 +54,18 @@ class StandardLibrary(TextSource):
         """
         for file in self._files():
             text = file.read_bytes().decode("utf-8", errors="replace")
-            if text:
+            if text and not _is_table(text):
                 yield text
 
     def describe(self) -> str:
-        """Return the number of files and bytes."""
-        sizes = [file.stat().st_size for file in self._files()]
-        return f"{sum(map(bool, sizes)):,} documents; {sum(sizes):,} bytes in {len(sizes):,} files of {self._root}"
+        """Return the number of documents, files and bytes."""
+        files = self._files()
+        sizes = [len(text.encode()) for text in self.documents()]
+        omitted = len(files) - len(sizes)
+        return (
+            f"{len(sizes):,} documents; {sum(sizes):,} bytes in {len(sizes):,} files of {self._root}; {omitted:,} "
+            "files omitted, which are tables or empty"
+        )
 
     def _files(self) -> list[Path]:
         found = []
@@ -71,6 +78,14 @@ class StandardLibrary(TextSource):
                 remedy="Change text.standard_library.include, or train on other files: run.text = @text.local_files.",
             )
         return sorted(found, key=lambda file: file.relative_to(self._root).as_posix())
+
+
+_LITERAL_LINE = re.compile(r"""^[ \t]*[\[({+-]*[bru]*(?:'(?!'')|"(?!"")|\d).*$""", re.MULTILINE)
+
+
+def _is_table(text: str) -> bool:
+    """Return whether more than half of the characters are in lines that begin with a literal."""
+    return 2 * sum(map(len, _LITERAL_LINE.findall(text))) > len(text)
 
 
 class HuggingFace(TextSource):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,13 +17,13 @@ from torch import Tensor
 from mcframe.data import plugin_checks
 from mcframe.data.cache import cache_dir, cache_key, fingerprint, make_folder
 from mcframe.data.packing import Counted, Tokens, batched, gather_windows, separated, token_type, window_count
-from mcframe.data.split import Split, check_fraction, documents_of, empty_split
+from mcframe.data.split import Split, check_fraction, empty_split, split_documents
 from mcframe.data.window_stream import StatelessWindows
 from mcframe.errors import UserError
 from mcframe.files import writing
 from mcframe.hookspecs import TextSource, Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Part of every token file's name: raise it when the same documents result in other bytes."""
 
 
@@ -36,6 +38,18 @@ class TokenFile:
     def length(self) -> int:
         """Number of tokens, separators included."""
         return len(self._tokens)
+
+    @property
+    def digest(self) -> str:
+        """Hash of all tokens. It is kept in a file next to them, because a large corpus takes seconds."""
+        kept = self.path.with_suffix(".blake2")
+        if not kept.exists() or kept.stat().st_mtime_ns < self.path.stat().st_mtime_ns:
+            with self.path.open("rb") as file:
+                value = hashlib.file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+            partial = kept.with_suffix(f".{os.getpid()}")
+            partial.write_text(value, "utf-8")
+            partial.replace(kept)  # another process may do the same
+        return kept.read_text("utf-8")
 
     def windows(self, window: int) -> int:
         """Return the number of windows of `window` + 1 tokens."""
@@ -72,7 +86,7 @@ def token_file(source: TextSource, tokenizer: Tokenizer, *, split: Split, fracti
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():  # another process may have written it while this one waited
                 counted = Counted(plugin_checks.documents(source))
-                if not _write(path, documents_of(counted, split, fraction), tokenizer):
+                if not _write(path, split_documents(source, counted, split, fraction), tokenizer):
                     raise empty_split(split, fraction, counted.count)
     return TokenFile(path)
 

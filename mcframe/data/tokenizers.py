@@ -18,7 +18,7 @@ from mcframe.data import plugin_checks
 from mcframe.data.cache import cache_dir, make_folder
 from mcframe.data.packing import Counted, batched
 from mcframe.data.sources import StandardLibrary
-from mcframe.data.split import check_fraction, documents_of, empty_split
+from mcframe.data.split import check_fraction, empty_split, split_documents
 from mcframe.errors import UserError
 from mcframe.files import user_path
 from mcframe.hookspecs import TextSource, Tokenizer
@@ -155,7 +155,7 @@ def train_bpe(
             remedy=f"Set tokenizer.bpe.vocab_size to {_BYTES + 1} or more.",
         )
     counted = Counted(plugin_checks.documents(source))
-    documents = documents_of(counted, "train", fraction)
+    documents = split_documents(source, counted, "train", fraction)
     batches = _counted(documents, max_characters, progress)
     first = next(batches, None)
     if first is None:

@@ -2,7 +2,7 @@
 
 eval_data       held-out sequences, with the document of every token
 eval_model      a model, run in batches on all ranks
-bootstrap       95 % intervals over documents
+document_means  means with 95 % intervals over documents
 gist_quality    full, drop, mean, swap and gist under one focus
 focus_quality   random, recency, surprise, lens and oracle at one budget
 report          tables, JSON and charts of both

@@ -18,6 +18,10 @@ from mcframe.hookspecs import Allocator, EvalData, EvalModel, SyntheticTask, Tex
 from mcframe.modeling.model import MegaContextModel
 
 
+class RanksDisagree(Exception):
+    """The ranks do not make the same calls of an `EvalModel`."""
+
+
 def _no_progress(contexts: int) -> None:
     """Report nothing."""
 
@@ -92,6 +96,7 @@ class EngineEvalModel:
             self.contexts_done(both.shape[0])
             return both.view(some.shape[0], variants, *both.shape[1:])
 
+        self.check_ranks(f"score of {list(focus.shape)} focuses under {condition!r}")
         size = max(1, self.batch // variants)
         if condition == "swap":
             assert tokens.shape[0] % 2 == 0, "sequences exchange their gists in pairs"
@@ -111,11 +116,21 @@ class EngineEvalModel:
             self.contexts_done(some.shape[0])
             return focus
 
+        self.check_ranks(f"refocus of {tokens.shape[0]} sequences")
         return self._on_all_ranks(compute, self.batch, tokens, seeds)
 
     def announce(self, contexts: int) -> None:
         """Implement `EvalModel.announce`."""
         self.announced(contexts)
+
+    def check_ranks(self, call: str) -> None:
+        """Raise RanksDisagree unless every rank is about to make the same call. Collective."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        calls = [""] * dist.get_world_size()
+        dist.all_gather_object(calls, call)
+        if len(set(calls)) > 1:
+            raise RanksDisagree("; ".join(f"rank {rank}: {each}" for rank, each in enumerate(calls)))
 
     def _on_all_ranks(self, compute: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
         """Return `compute` of the rows of `inputs` [n, ...] on the CPU, the same [n, ...] on every rank.

@@ -1,4 +1,7 @@
-"""Five ways to choose the blocks that stay raw at one budget. All but `oracle` read only tokens before the cursor."""
+"""Five ways to choose the blocks that stay raw, with equally many entries of each level in each sequence.
+
+All but `oracle` read only tokens before the cursor.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from mcframe.context.counter_rng import variant_seeds
 from mcframe.context.entry_nll import mean_block_nll
 from mcframe.context.focus_ops import compressible_nodes
 from mcframe.errors import UserError
-from mcframe.evaluation.collapse import collapse_lowest, nodes_to_collapse, random_focus
+from mcframe.evaluation.collapse import collapse_as_many, collapse_lowest, nodes_to_collapse, shuffle_nodes
 from mcframe.evaluation.target_subsets import after_cursor
 from mcframe.hookspecs import EvalData, EvalModel
 
@@ -73,17 +76,27 @@ class Strategies:
     def focuses(self, budget: int, notes: list[str]) -> dict[str, Tensor]:
         """Return each strategy's focuses [n, V, blocks] of at most `budget` entries; V is 1 except for `random`.
 
-        The allocator may use every level; the other strategies collapse blocks to LOD1. A note is appended if the
-        allocator's own configuration excludes the budget.
+        LensNet and the allocator decide how many nodes of each level a sequence has. Every other strategy has as many.
+        Without a focus of LensNet, blocks are collapsed to LOD1. Notes are appended for what is skipped.
         """
-        tree = self._model.tree
-        count = nodes_to_collapse(tree, 1, budget)
-        found = {"random": random_focus(self._seeds, tree, 1, count)}
+        tree, found = self._model.tree, dict[str, Tensor]()
+        like = self._of_lens(budget, notes) if self._model.has_lens else None
+        if like is not None:
+            found["lens"] = like[:, None]
+        elif (count := nodes_to_collapse(tree, 1, budget)) <= tree.compressible_nodes(1):
+            like = collapse_lowest(self._values["recency"], tree, 1, count)
+        else:
+            notes.append(f"a budget of {budget} entries is skipped: contexts of LOD0 and LOD1 do not reach it")
+            return {}
+        found["random"] = shuffle_nodes(like, self._seeds, tree)
         for name, values in self._values.items():
-            found[name] = collapse_lowest(values, tree, 1, count)[:, None]
-        if self._model.has_lens:
-            try:
-                found["lens"] = self._model.refocus(self._tokens, budget)[:, None]
-            except UserError as error:
-                notes.append(f"no focus of LensNet at {budget} entries: {error.message}")
+            found[name] = collapse_as_many(values, like, tree)[:, None]
         return {name: found[name] for name in STRATEGIES if name in found}
+
+    def _of_lens(self, budget: int, notes: list[str]) -> Tensor | None:
+        """Return the focus [n, blocks] of LensNet; None, with a note, if the allocator excludes the budget."""
+        try:
+            return self._model.refocus(self._tokens, budget)
+        except UserError as error:
+            notes.append(f"no focus of LensNet at {budget} entries: {error.message}")
+            return None

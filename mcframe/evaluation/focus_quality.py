@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from mcframe.bounds import OpenFraction, Repeats
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.substitutions import Condition
-from mcframe.evaluation.collapse import entries, nodes_to_collapse
+from mcframe.evaluation.collapse import entries
 from mcframe.evaluation.focus_baselines import Strategies, tail_targets
 from mcframe.evaluation.focus_report import FocusScores, StrategyScores, describe
 from mcframe.hookspecs import EvalModel, EvalResult, Evaluation, SyntheticTask
@@ -19,10 +19,9 @@ class FocusQuality(Evaluation):
     Args:
         name: Part of its metrics' names.
         windows: Held-out sequences.
-        budgets: Fractions of T; budgets that contexts of LOD0 and LOD1 do not reach are skipped.
+        budgets: Fractions of T; budgets that no context reaches are skipped.
         draws: Focuses of each sequence by the random strategy, averaged.
         task: `@task.NAME` in place of what the run trains on.
-        resamples: Resamples of the bootstrap.
     """
 
     def __init__(
@@ -33,10 +32,9 @@ class FocusQuality(Evaluation):
         budgets: Sequence[OpenFraction] = (0.25, 0.5, 0.75, 0.9),
         draws: Repeats = 4,
         task: Callable[[ContextTree], SyntheticTask] | None = None,
-        resamples: Repeats = 2000,
     ) -> None:
         self.name, self.windows, self.budgets = name, windows, budgets
-        self.draws, self.task, self.resamples = draws, task, resamples
+        self.draws, self.task = draws, task
 
     def run(self, model: EvalModel) -> EvalResult:
         """Choose every focus at every budget, and score it."""
@@ -45,7 +43,7 @@ class FocusQuality(Evaluation):
         counts = tail_targets(data, tree)
         if not bool(counts.any()):
             return EvalResult({}, notes=[f"{self.name}: no target after the cursor, so no focus can be scored"])
-        budgets = reachable(tree, self.budgets, notes)
+        budgets = reachable(tree, self.budgets, notes, model.has_lens)
         conditions: tuple[Condition, ...] = ("drop", "gist") if model.has_gists else ("drop",)
         each = (self.draws + 2 + model.has_lens) * len(conditions) + model.has_lens
         contexts = 1 + tree.compressible_nodes(1) + len(budgets) * (each + len(conditions) - 1)
@@ -61,17 +59,21 @@ class FocusQuality(Evaluation):
                     )
         if not model.has_lens:
             notes.append("the model has no LensNet, so no focus gain is reported")
-        scores = FocusScores(strategies.full, counts, data.documents[:, 1:], tree, model.seed, self.resamples)
+        scores = FocusScores(strategies.full, counts, data.documents[:, 1:], tree)
         return describe(self.name, found, scores, notes)
 
 
-def reachable(tree: ContextTree, fractions: Sequence[float], notes: list[str]) -> dict[float, int]:
-    """Return fraction -> budget in entries that contexts of raw tokens and LOD1 gists reach. The others get a note."""
-    found, most = {}, tree.compressible_nodes(1)
-    shortest = tree.window - most * tree.saving(1)
+def reachable(tree: ContextTree, fractions: Sequence[float], notes: list[str], every_level: bool) -> dict[float, int]:
+    """Return fraction -> budget in entries that contexts reach, of LOD0 and LOD1 only unless `every_level`.
+
+    The others get a note.
+    """
+    most = tree.compressible_nodes(1)
+    shortest = tree.minimum_length if every_level else tree.window - most * tree.saving(1)
+    found = {}
     for fraction in fractions:
         budget = entries(tree, fraction)
-        if nodes_to_collapse(tree, 1, budget) <= most:
+        if budget >= shortest:
             found[fraction] = budget
         else:
             notes.append(

@@ -10,9 +10,9 @@ from torch import Tensor
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import lengths
 from mcframe.context.substitutions import Condition
-from mcframe.evaluation.bootstrap import Bootstrap
+from mcframe.evaluation.document_means import DocumentMeans
 from mcframe.evaluation.focus_baselines import STRATEGIES
-from mcframe.evaluation.report import as_lines, as_metrics, few_targets, per_cent
+from mcframe.evaluation.report import as_lines, as_metrics, enough, few_documents, no_conclusion, per_cent
 from mcframe.hookspecs import Chart, EvalResult, Interval, Table
 
 WORTH_GAINING = 0.1
@@ -43,15 +43,12 @@ class FocusScores:
         counts: [n, T] bool, the scored targets.
         documents: [n, T] document of each target.
         tree: Shape of the contexts.
-        seed, resamples: Of the bootstrap.
     """
 
     full: Tensor
     counts: Tensor
     documents: Tensor
     tree: ContextTree
-    seed: int
-    resamples: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,8 @@ class BudgetResult:
         delta: NLL minus that of `full`, paired.
         accuracy: Of the most likely token.
         lens_minus: NLL of lens minus that of the strategy; below 0, lens is better.
-        gain: The focus gain, None if it is undefined.
+        to_gain: NLL of random minus that of the oracle.
+        gain: The focus gain, None if there is too little to gain or there are too few documents.
         targets, documents: Their numbers.
     """
 
@@ -73,6 +71,7 @@ class BudgetResult:
     delta: dict[str, Interval]
     accuracy: dict[str, float]
     lens_minus: dict[str, Interval]
+    to_gain: Interval
     gain: Interval | None
     targets: int
     documents: int
@@ -88,11 +87,11 @@ def describe(evaluation: str, found: Sequence[StrategyScores], scores: FocusScor
         every[condition, budget] = result
         metrics |= flat(f"eval/{evaluation}/at_{100 * budget:g}", condition, result)
         title = f"{evaluation}: {100 * budget:g} % of the window, unfocused blocks {UNFOCUSED[condition]}"
-        tables.append(table(title, result))
+        tables.append(table(f"{title}; {composition(strategies[0].focus, scores.tree)}", result))
         if "lens" in result.nll:
             conclusions.append(f"{title}: {conclusion(result)}")
     if every:
-        remarks += few_targets(evaluation, next(iter(every.values())).targets)
+        remarks += few_documents(evaluation, next(iter(every.values())).documents)
     return EvalResult(metrics, tables, curves(evaluation, every), conclusions, remarks)
 
 
@@ -100,23 +99,22 @@ def evaluate_budget(strategies: Sequence[StrategyScores], scores: FocusScores) -
     """Return the result of one budget and condition."""
     counts = scores.counts
     values = {"full": scores.full[counts], **{each.strategy: each.nll[counts] for each in strategies}}
-    bootstrap = Bootstrap(values, scores.documents[counts], seed=scores.seed, resamples=scores.resamples)
+    means = DocumentMeans(values, scores.documents[counts])
     names = [each.strategy for each in strategies]
+    to_gain = means.difference("random", "oracle")
     lens_minus: dict[str, Interval] = {}
     gain = None
     if "lens" in values:
-        lens_minus = {name: bootstrap.difference("lens", name) for name in names if name != "lens"}
-        to_gain = bootstrap.difference("random", "oracle")
-        if to_gain.low > 0 and (strategies[0].condition == "drop" or to_gain.value >= WORTH_GAINING):
-            gain = bootstrap.interval(
-                lambda means: (means["random"] - means["lens"]) / (means["random"] - means["oracle"])
-            )
+        lens_minus = {name: means.difference("lens", name) for name in names if name != "lens"}
+        least = 0.0 if strategies[0].condition == "drop" else WORTH_GAINING
+        if enough(means.documents) and to_gain.low > 0 and to_gain.value >= least:
+            gain = means.ratio({"random": 1, "lens": -1}, {"random": 1, "oracle": -1})
     return BudgetResult(
         entries={s.strategy: float(lengths(s.focus.flatten(0, 1), scores.tree).double().mean()) for s in strategies},
-        nll={name: bootstrap.mean(name) for name in values},
-        delta={name: bootstrap.difference(name, "full") for name in names},
+        nll={name: means.mean(name) for name in values},
+        delta={name: means.difference(name, "full") for name in names},
         accuracy={s.strategy: float(s.right[counts].mean()) for s in strategies},
-        lens_minus=lens_minus, gain=gain, targets=bootstrap.targets, documents=bootstrap.documents,
+        lens_minus=lens_minus, to_gain=to_gain, gain=gain, targets=means.targets, documents=means.documents,
     )  # fmt: skip
 
 
@@ -134,20 +132,33 @@ def flat(prefix: str, condition: str, result: BudgetResult) -> dict[str, float]:
     return as_metrics(values)
 
 
+def composition(focus: Tensor, tree: ContextTree) -> str:
+    """Return the mean number of entries of each level under focuses [n, V, blocks], as text."""
+    found = ""
+    raw = float(tree.window)
+    for lod in range(1, tree.levels + 1):
+        tokens = float((focus == lod).sum(dim=-1).double().mean()) * tree.block_size
+        raw -= tokens
+        found += f", {tokens * tree.slots / tree.span(lod):.1f} of LOD{lod}"
+    return f"{raw:.1f} raw entries{found}"
+
+
 def table(title: str, result: BudgetResult) -> Table:
     """Return the table of a budget, a row a strategy. The focus gain is in the conclusion."""
     rows = [
         (
-            name, f"{result.entries[name]:.1f}", f"{result.nll[name].value:.3f}", result.delta[name],
-            per_cent(result.accuracy[name]), result.lens_minus.get(name),
+            name, f"{result.nll[name].value:.3f}", result.delta[name], per_cent(result.accuracy[name]),
+            result.lens_minus.get(name),
         )
         for name in STRATEGIES if name in result.nll
     ]  # fmt: skip
-    return Table(title, ("strategy", "entries", "NLL", "ΔNLL", "accuracy", "lens minus it"), rows)
+    return Table(title, ("strategy", "NLL", "ΔNLL", "accuracy", "lens minus it"), rows)
 
 
 def conclusion(result: BudgetResult) -> str:
     """Return the comparison of LensNet with random, recency and surprise, and the focus gain, as text."""
+    if not enough(result.documents):
+        return no_conclusion(result.documents)
     minus = result.lens_minus
     parts = ["lens does not differ from random"]
     for better, word in ((True, "better"), (False, "worse")):
@@ -157,7 +168,8 @@ def conclusion(result: BudgetResult) -> str:
         others = [name for name in names if name != "random"]
         if others:
             parts.append(f"{word} than {' and '.join(others)}")
-    parts.append("too little to gain for a focus gain" if result.gain is None else f"focus gain {result.gain}")
+    little = f"too little to gain (random minus oracle {result.to_gain})"
+    parts.append(little if result.gain is None else f"focus gain {result.gain}")
     return ", ".join(parts)
 
 

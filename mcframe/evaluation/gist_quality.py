@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mcframe.bounds import OpenFraction, Repeats
+from mcframe.bounds import OpenFraction
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.context.focus_ops import lengths
@@ -34,7 +34,6 @@ class GistQuality(Evaluation):
         windows: Held-out sequences; 2 or more.
         lengths: Target lengths of the contexts, as fractions of T; None = `context.length_end` and 0.9.
         task: `@task.NAME` in place of what the run trains on.
-        resamples: Resamples of the bootstrap.
     """
 
     def __init__(
@@ -44,10 +43,8 @@ class GistQuality(Evaluation):
         windows: Annotated[int, Field(ge=2, le=1_000_000)] = 256,
         lengths: Sequence[OpenFraction] | None = None,
         task: Callable[[ContextTree], SyntheticTask] | None = None,
-        resamples: Repeats = 2000,
     ) -> None:
-        self.name, self.windows, self.lengths = name, windows, lengths
-        self.task, self.resamples = task, resamples
+        self.name, self.windows, self.lengths, self.task = name, windows, lengths, task
 
     def run(self, model: EvalModel) -> EvalResult:
         """Score every condition under every focus."""
@@ -66,7 +63,7 @@ class GistQuality(Evaluation):
             scores = score_conditions(model, data, focus, conditions)
             name = f"lod{lod}_at_{100 * fraction:g}"
             comparisons.append(Comparison(name, lod, int(lengths(focus[:1], tree)), scores))
-        return describe(self.name, comparisons, data, tree, notes, model.seed, self.resamples)
+        return describe(self.name, comparisons, data, tree, notes)
 
 
 def conditions_of(model: EvalModel, *, swappable: bool) -> tuple[Condition, ...]:

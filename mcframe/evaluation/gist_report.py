@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.delta_nll import DISTANCES
-from mcframe.evaluation.bootstrap import Bootstrap
-from mcframe.evaluation.report import as_lines, as_metrics, few_targets, per_cent
+from mcframe.evaluation.document_means import DocumentMeans
+from mcframe.evaluation.report import as_lines, as_metrics, enough, few_documents, no_conclusion, per_cent
 from mcframe.evaluation.target_subsets import DESCRIPTIONS, EVIDENCE, GIST_ENTRY, TAIL, target_subsets
 from mcframe.hookspecs import Chart, EvalData, EvalResult, Interval, Table
 
@@ -60,7 +60,7 @@ class SubsetResult:
         nll: Uncompressed.
         delta, recovery, gist_minus, accuracy: By condition.
         drop, mean: Name of the condition, of this model or its baseline, with the lower cost; empty if none is scored.
-        costs: Whether dropping costs something, that is, its interval is above 0.
+        costs: Whether dropping costs something, that is, its interval is above 0; False with too few documents.
     """
 
     targets: int
@@ -77,21 +77,21 @@ class SubsetResult:
     @property
     def worth(self) -> str:
         """The conclusion on the gists of this subset."""
+        if not enough(self.documents):
+            return no_conclusion(self.documents)
         if not self.costs:
-            return "the spans carried nothing"
+            return "dropping costs nothing measurable"
         if "gist" not in self.delta:
             return "dropping costs"
         if not self.gist_minus[self.drop].high < 0:
-            return "worth nothing: no better than dropping"
+            return "not measurably better than dropping"
         if "swap" in self.gist_minus and not self.gist_minus["swap"].high < 0:
             return "carries nothing: another document's gist does as well"
         kept = self.recovery["gist"]
         return f"keeps {100 * kept.value:.0f} % ({100 * kept.low:.0f} to {100 * kept.high:.0f} %)"
 
 
-def evaluate_subset(
-    scores: ConditionScores, where: str, mask: Tensor, documents: Tensor, seed: int, resamples: int
-) -> SubsetResult | None:
+def evaluate_subset(scores: ConditionScores, where: str, mask: Tensor, documents: Tensor) -> SubsetResult | None:
     """Return the result of a subset, None without targets.
 
     Args:
@@ -99,29 +99,27 @@ def evaluate_subset(
         where: Name of the subset.
         mask: [n, T] bool, the targets.
         documents: [n, T] document of each target.
-        seed: Seed of the bootstrap.
-        resamples: Resamples of the bootstrap.
     """
     if not bool(mask.any()):
         return None
     # A dropped gist predicts nothing, so its own target is scored by the conditions that have one.
     names = [name for name in scores.delta if where != GIST_ENTRY or not name.startswith("drop")]
     values = {"full": scores.nll[mask], **{name: scores.delta[name][mask] for name in names}}
-    bootstrap = Bootstrap(values, documents[mask], seed=seed, resamples=resamples)
+    means = DocumentMeans(values, documents[mask])
     drop, mean = (
-        min((n for n in names if n.startswith(kind)), key=lambda n: bootstrap.point[n][0], default="")
+        min((n for n in names if n.startswith(kind)), key=lambda n: means.point[n], default="")
         for kind in ("drop", "mean")
     )
-    delta = {name: bootstrap.mean(name) for name in names}
-    costs = bool(drop) and delta[drop].low > 0
+    delta = {name: means.mean(name) for name in names}
+    costs = bool(drop) and enough(means.documents) and delta[drop].low > 0
     recovery: dict[str, Interval] = {}
     for name, own in {"gist": "gist", "swap": "swap", "mean": mean}.items():
         if costs and own in names:
-            recovery[name] = bootstrap.interval(lambda means, own=own: 1 - means[own] / means[drop])  # type: ignore[misc]
+            recovery[name] = means.ratio({drop: 1, own: -1}, {drop: 1})
     others = [name for name in names if name != "gist" and "gist" in names]
     return SubsetResult(
-        bootstrap.targets, bootstrap.documents, bootstrap.mean("full"), delta, recovery,
-        gist_minus={name: bootstrap.difference("gist", name) for name in others},
+        means.targets, means.documents, means.mean("full"), delta, recovery,
+        gist_minus={name: means.difference("gist", name) for name in others},
         accuracy={name: float(scores.right[name][mask].mean()) for name in ("full", *names)},
         drop=drop, mean=mean, costs=costs,
     )  # fmt: skip
@@ -133,8 +131,6 @@ def describe(
     data: EvalData,
     tree: ContextTree,
     notes: Sequence[str],
-    seed: int,
-    resamples: int,
 ) -> EvalResult:
     """Return metrics, three tables a comparison, charts by distance, and conclusions."""
     metrics: dict[str, float] = {}
@@ -142,7 +138,7 @@ def describe(
     for comparison in comparisons:
         masks = target_subsets(comparison.scores.focus, data, tree)
         every = {
-            where: evaluate_subset(comparison.scores, where, mask, data.documents[:, 1:], seed, resamples)
+            where: evaluate_subset(comparison.scores, where, mask, data.documents[:, 1:])
             for where, mask in masks.items()
         }
         found = {where: result for where, result in every.items() if result is not None}
@@ -155,7 +151,7 @@ def describe(
             if where in found:
                 conclusions.append(f"LOD{comparison.lod}, {length}, {DESCRIPTIONS[where]}: {found[where].worth}")
         if TAIL in found:
-            remarks += few_targets(f"{evaluation}, {comparison.name}", found[TAIL].targets)
+            remarks += few_documents(f"{evaluation}, {comparison.name}", found[TAIL].documents)
     return EvalResult(metrics, tables, charts, conclusions, list(dict.fromkeys(remarks)))
 
 

@@ -15,12 +15,14 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mcframe.errors import UserError
+from mcframe.evaluation.document_means import FEWEST_DOCUMENTS
 from mcframe.evaluation.plots import draw
 from mcframe.hookspecs import EvalResult, Interval, Table
 from mcframe.metrics.tables import FittedTable
 
 JSON = "eval.json"
-ENOUGH_TARGETS = 20_000
+MANY_DOCUMENTS = 30
+"""Documents below which a note warns of wide intervals."""
 
 
 def show(result: EvalResult, console: Console) -> None:
@@ -93,12 +95,25 @@ def as_lines(points: Iterable[tuple[float, Mapping[str, Interval]]]) -> dict[str
     return lines
 
 
-def few_targets(name: str, targets: int) -> list[str]:
-    """Return a note if there are too few targets after the cursor."""
-    if targets >= ENOUGH_TARGETS:
+def enough(documents: int) -> bool:
+    """Return whether there are enough documents for a conclusion."""
+    return documents >= FEWEST_DOCUMENTS
+
+
+def no_conclusion(documents: int) -> str:
+    """Return the text in place of a conclusion if there are not enough documents."""
+    return f"no conclusion: expected {FEWEST_DOCUMENTS} documents or more, got {documents:,}"
+
+
+def few_documents(name: str, documents: int) -> list[str]:
+    """Return a note if there are few documents after the cursor."""
+    if documents >= MANY_DOCUMENTS:
         return []
-    text = f"{name}: {targets:,} targets after the cursor, fewer than {ENOUGH_TARGETS:,}: intervals are wide and may "
-    return [text + "mislead; take more windows"]
+    effect = "intervals are wide"
+    if not enough(documents):
+        effect = "no conclusions" if documents > 1 else "no intervals and no conclusions"
+    targets = f"{documents:,} document{'s' if documents != 1 else ''}"
+    return [f"{name}: the targets after the cursor are of {targets}: {effect}; take more windows"]
 
 
 def per_cent(fraction: float | None) -> str | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its 95 % interval; NaN if undefined."""
+    """A value and its 95 % interval; NaN if undefined, such as the bounds of a single document."""
 
     value: float
     low: float
@@ -20,6 +20,8 @@ class Interval:
     def __str__(self) -> str:
         if self.value != self.value:
             return "undefined"
+        if self.low != self.low or self.high != self.high:
+            return f"{self.value:+.4f} [no interval]"
         return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 

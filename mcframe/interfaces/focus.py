@@ -40,8 +40,8 @@ class Allocator(ABC):
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
         """Return the next focus.
 
-        scores [R, L] belong to the entries of `context` (those before the cursor); budget is the largest number of
-        entries in the window; seeds [R] int64 -> focus [R, blocks] int64.
+        scores [R, L] belong to the entries of `context` (those before the cursor), whose `age` may be None; budget is
+        the largest number of entries in the window; seeds [R] int64 -> focus [R, blocks] int64.
         The focus is valid, of the largest reachable length within the budget unless thresholds leave entries
         unused; protected blocks stay at LOD0; zero scores change nothing that fits; equal seeds lead to equal results.
         Another shape or dtype ends the run with a message that names the plug-in.

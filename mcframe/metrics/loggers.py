@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from mcframe.metrics.wandb_logger import WandbLogger, resolve_mode
 from mcframe.registry.attribution import last_line
 
 _log = logging.getLogger(__name__)
+
+SLOW_S = 30.0
+"""Seconds after which a logger that has not returned is named in a warning; at the end of a run it is abandoned."""
 
 
 class Loggers:
@@ -62,21 +66,44 @@ class Loggers:
         """Close every logger, at the first call."""
         if not self._closed:
             self._closed = True
-            self._each(lambda logger: logger.close())
+            self._each(self._close)
+
+    def _close(self, logger: MetricLogger) -> None:
+        """Close a logger; one that takes too long is abandoned, unless it is required."""
+        if logger is self._loggers.get(self._required):
+            logger.close()
+            return
+        errors: list[BaseException] = []
+
+        def close() -> None:
+            try:
+                logger.close()
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                errors.append(error)
+
+        thread = threading.Thread(target=close, daemon=True)
+        thread.start()
+        thread.join(SLOW_S)
+        if thread.is_alive():
+            raise TimeoutError(f"it did not close within {SLOW_S:g} s")
+        if errors:
+            raise errors[0]
 
     def _each(self, call: Callable[[MetricLogger], None]) -> None:
         fatal: Exception | None = None
         for name, logger in list(self._loggers.items()):
             try:
-                call(logger)
+                with nullcontext() if self._closed else _watched(name):
+                    call(logger)
             except Exception as error:  # noqa: BLE001 - third-party code and services may raise any exception
                 if name == self._required:
                     fatal = error
                     continue
                 del self._loggers[name]
                 _log.warning("%s failed, and the run continues without it: %s", name, last_line(error))
-                with suppress(Exception):  # it has failed already, which has been reported
-                    logger.close()
+                if not self._closed:
+                    with suppress(Exception):  # it has failed already, which has been reported
+                        self._close(logger)
         if fatal is not None:
             raise fatal
 
@@ -121,3 +148,16 @@ def open_loggers(
         except Exception as error:  # noqa: BLE001 - a service may raise any exception, and training does not need it
             _log.warning("wandb (%s) did not start, and the run continues without it: %s", mode, error)
     return Loggers(loggers)
+
+
+@contextmanager
+def _watched(name: str) -> Iterator[None]:
+    """Warn, from a thread, if the body takes longer than `SLOW_S`."""
+    message = "%s has blocked the run for %g s; the run waits for it"
+    timer = threading.Timer(SLOW_S, _log.warning, (message, name, SLOW_S))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

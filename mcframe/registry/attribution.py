@@ -6,7 +6,9 @@ import functools
 import inspect
 import os
 import signal
+import sysconfig
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcframe.errors import Interrupt, Location, UserError
+from mcframe.errors import Interrupt, Location, UserError, is_lost_connection
 from mcframe.hookspecs import INTERFACES, PROJECT
 from mcframe.registry.checks import ContractError
 from mcframe.registry.global_state import Change, read_state, undo_changes, warn
@@ -24,6 +26,9 @@ if TYPE_CHECKING:  # the registry wraps hooks with this module
     from mcframe.registry.plugins import Plugin, Registered, Registry
 
 _CALL = "_mcframe_call"
+_LIBRARIES = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), str(Path(torch.__file__).parents[1])})
+_MODULES: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+"""The modules that third-party plug-ins have made."""
 
 WATCHERS = ("callback", "evaluation", "logger")
 """Kinds of plug-ins that only watch: they never end a run."""
@@ -95,6 +100,8 @@ def attribute_calls(product: object, entry: Registered) -> None:
     origin, as text that can be copied and pickled; calls of other instances of the class are not attributed.
     """
     vars(product)[_CALL] = (entry.plugin, entry.kind, entry.name, entry.origin)
+    if isinstance(product, torch.nn.Module):
+        _MODULES.add(product)
     owner, interface = type(product), INTERFACES[entry.kind]
     for name in _interface_methods(interface):
         method = inspect.getattr_static(owner, name)
@@ -109,14 +116,14 @@ def attribute_calls(product: object, entry: Registered) -> None:
 def explain(error: Exception, registry: Registry) -> UserError | None:
     """Return the error as a message that names the plug-in, or None if no third-party plug-in raised it.
 
-    Running out of memory is never attributed.
+    Running out of memory and the loss of another rank are never attributed.
     """
-    if isinstance(error, (UserError, MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (UserError, MemoryError, torch.OutOfMemoryError)) or is_lost_connection(error):
         return None
     if isinstance(error, ContractError):
         entry = _entry_of(_call_of("", error.culprit), registry)
         return broken_contract(error, entry) if entry else None
-    call = vars(error).get(_CALL) or _call_by_file(error, registry)
+    call = vars(error).get(_CALL) or _call_by_file(error, registry) or _call_by_module(error)
     if call is None or call.plugin not in registry.plugins:  # a second run in this process has its own registry
         return None
     entry, plugin = _entry_of(call, registry), registry.plugins[call.plugin]
@@ -144,8 +151,8 @@ def broken_contract(error: ContractError, entry: Registered) -> UserError:
     """Return the message for a plug-in that does not keep its interface."""
     method = inspect.unwrap(getattr(type(error.culprit), error.method, None))  # type: ignore[arg-type]
     code = getattr(method, "__code__", None)
-    location = Location(code.co_filename, code.co_firstlineno) if code else Location(entry.file)
-    return UserError(f"{named(entry)}: {error.problem}", remedy=error.remedy, location=location)
+    start = Location(code.co_filename, code.co_firstlineno) if code else Location(entry.file)
+    return UserError(f"{named(entry)}: {error.problem}", remedy=error.remedy, location=error.location or start)
 
 
 def described(product: object) -> str:
@@ -294,6 +301,35 @@ def _call_by_file(error: Exception, registry: Registry) -> PluginCall | None:
         own, _, plugin = max(near, key=lambda each: each[:2], default=(True, 0, None))
         if plugin and not own:
             return PluginCall(plugin.name, frame.name)
+    return None
+
+
+def _call_by_module(error: Exception) -> PluginCall | None:
+    """Attribute an error that a library raises when it is called with a module, or a parameter, of a plug-in.
+
+    The frames of libraries, and the first one that calls them, are searched for it.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    function = frames[-1].f_code.co_name if frames else ""
+    for number, frame in enumerate(reversed(frames)):
+        in_library = frame.f_code.co_filename.startswith(_LIBRARIES) and not _contains(
+            __file__, frame.f_code.co_filename
+        )
+        if not in_library and number == 0:
+            return None
+        for value in list(frame.f_locals.values()):
+            if isinstance(value, torch.nn.Module | torch.nn.Parameter) and (owner := _owner(value)) is not None:
+                return _call_of(f"{function}, called with its module", owner)
+        if not in_library:
+            return None
+    return None
+
+
+def _owner(part: torch.nn.Module | torch.nn.Parameter) -> torch.nn.Module | None:
+    """Return the module of a third-party plug-in that `part` belongs to."""
+    for product in list(_MODULES):
+        if any(each is part for each in (*product.modules(), *product.parameters())):
+            return product
     return None
 
 

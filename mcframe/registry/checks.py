@@ -15,15 +15,22 @@ from torch.nn.parameter import is_lazy
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import is_valid, lengths
+from mcframe.errors import Location
 from mcframe.hookspecs import INTERFACES
 
 
 class ContractError(Exception):
-    """A plug-in breaks its interface. `culprit` is the object, `method` the method that breaks it, if any."""
+    """A plug-in breaks its interface.
 
-    def __init__(self, culprit: object, problem: str, *, method: str = "", remedy: str = "") -> None:
+    `culprit` is the object, `method` the method that breaks it, if any, and `location` a line of it, if known.
+    """
+
+    def __init__(
+        self, culprit: object, problem: str, *, method: str = "", remedy: str = "", location: Location | None = None
+    ) -> None:
         super().__init__(f"{type(culprit).__name__}: {problem}")
         self.culprit, self.problem, self.method, self.remedy = culprit, problem, method, remedy
+        self.location = location
 
 
 def check_product(kind: str, product: object) -> None:

@@ -7,8 +7,11 @@ must load.
 
 from __future__ import annotations
 
+import difflib
 import re
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
@@ -44,8 +47,8 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
     """Return every installed plug-in, mcframe's own included, changed by the options.
 
     Raises:
-        UserError: mcframe itself is not installed, two plug-ins offer the same name, `--no-plugin` names an unknown
-            plug-in, `--plugin` does not load, or, with `--strict-plugins`, any plug-in is broken.
+        UserError: mcframe itself is not installed, `--no-plugin` names an unknown plug-in, `--plugin` does not load or
+            offers a name that is taken, or, with `--strict-plugins`, any plug-in is broken.
     """
     registry = Registry()
     found = installed()
@@ -54,14 +57,16 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
             "mcframe's own plug-ins are not installed: this looks like a bare checkout",
             remedy="run `pip install -e . -c constraints.txt` in the checkout",
         )
+    registry.misspelt += _misspelt_groups()
     _check_without(options.without, found)
-    for point in found:
-        if any(is_called(point, name) for name in options.without):
-            registry.skipped.append(point.name)
-        else:
-            _load(registry, point)
-    for spec in dict.fromkeys(map(Spec.parse, options.named)):
-        load_from_path(registry, spec)
+    with redirect_stdout(sys.stderr):  # output of an import must not stand in the output of `--json`
+        for point in found:
+            if any(is_called(point, name) for name in options.without):
+                registry.skipped.append(point.name)
+            else:
+                _load(registry, point)
+        for spec in dict.fromkeys(map(Spec.parse, options.named)):
+            load_from_path(registry, spec)
     if options.strict and registry.broken:
         raise UserError(
             "under --strict-plugins a plug-in that is broken stops the command:"
@@ -76,6 +81,19 @@ def installed() -> list[EntryPoint]:
     return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (_distribution(point), point.name))
 
 
+def _misspelt_groups() -> list[str]:
+    """Return a line for each entry-point group that resembles mcframe's, and the package that has it."""
+    points = entry_points()
+    near = difflib.get_close_matches(ENTRY_POINT_GROUP, points.groups, n=9, cutoff=0.8)
+    near += [group for group in points.groups if _normal(group).startswith(PROJECT)]
+    return [
+        f"{' '.join(_distribution(point))} offers {point.name!r} under the entry-point group {group!r}, which nothing "
+        f"reads: expected {ENTRY_POINT_GROUP!r}"
+        for group in dict.fromkeys(near) if group != ENTRY_POINT_GROUP
+        for point in points.select(group=group)
+    ]  # fmt: skip
+
+
 def is_called(point: EntryPoint, name: str) -> bool:
     """Return whether `name` is this plug-in, its package, or both (`package:plugin`)."""
     return _normal(name) in map(_normal, _names(point))
@@ -87,8 +105,8 @@ def _load(registry: Registry, point: EntryPoint) -> None:
     known = Plugin(f"{distribution}:{point.name}", distribution, version)
     try:
         with exits_as_errors(), UnchangedState("its import", known.origin):
-            registry.add(point.load(), known)
-    except NameTaken:
+            registry.add(point.load(), known, installed=True)
+    except NameTaken:  # twice in one plug-in
         raise
     except (OtherApi, StateError) as error:
         broken = BrokenPlugin(point.name, distribution, version, error.message, error.remedy)

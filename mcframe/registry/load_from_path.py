@@ -69,7 +69,9 @@ def load_from_path(registry: Registry, spec: Spec) -> None:
         with exits_as_errors(), UnchangedState("its import", f"--plugin {spec}"):
             module, known = _of_file(spec, spec.file) if spec.file else _of_module(spec)
             plugin = _attribute(spec, module)
-            if not registry.has(plugin):
+            if registry.has(plugin):
+                registry.name(plugin)
+            else:
                 registry.add(plugin, known)
     except (NameTaken, NotLoaded):
         raise

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pluggy
@@ -22,6 +23,7 @@ KINDS: tuple[str, ...] = tuple(INTERFACES)
 """The kinds of plug-ins, as gin files name them."""
 
 REGISTRATION_HOOK = "register_plugins"
+_LIFECYCLE = [hook for hook in vars(Hooks) if not hook.startswith("_") and hook != REGISTRATION_HOOK]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -54,6 +56,11 @@ class Plugin:
     def short(self) -> str:
         """Its name without that of its package."""
         return self.name.removeprefix(f"{self.distribution}:")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that settings accept: package, plug-in or both; of a local file its name without `.py`."""
+        return (Path(self.file).stem,) if self.code else (self.distribution or self.short, self.short, self.name)
 
     @property
     def origin(self) -> str:
@@ -114,41 +121,44 @@ class NameTaken(UserError):
 class Lifecycle:
     """The life-cycle hooks of every plug-in, as typed methods. See `mcframe.hookspecs.Hooks`."""
 
-    def __init__(self, relay: pluggy.HookRelay) -> None:
-        self._relay = relay
+    def __init__(self, relay: Any, settings: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self._relay, self._settings = relay, settings or {}
+
+    def _seen(self, run: RunInfo) -> RunInfo:
+        return replace(run, hooks=self._settings)
 
     def checkpoint_loaded(self, run: RunInfo, checkpoint: Path) -> None:
         """The run resumes from this checkpoint. Every rank."""
-        self._relay.checkpoint_loaded(run=run, checkpoint=checkpoint)
+        self._relay.checkpoint_loaded(run=self._seen(run), checkpoint=checkpoint)
 
     def run_started(self, run: RunInfo) -> None:
         """The first step comes next. Every rank."""
-        self._relay.run_started(run=run)
+        self._relay.run_started(run=self._seen(run))
 
     def step_finished(self, run: RunInfo) -> None:
         """An optimizer step is done. Every rank."""
-        self._relay.step_finished(run=run)
+        self._relay.step_finished(run=self._seen(run))
 
     def metrics_logged(self, run: RunInfo, metrics: Mapping[str, float]) -> None:
         """Metrics have been read back and reduced. Rank 0."""
-        self._relay.metrics_logged(run=run, metrics=metrics)
+        self._relay.metrics_logged(run=self._seen(run), metrics=metrics)
 
     def checkpoint_saved(self, run: RunInfo, checkpoint: Path) -> None:
         """A checkpoint is complete on disk. Every rank."""
-        self._relay.checkpoint_saved(run=run, checkpoint=checkpoint)
+        self._relay.checkpoint_saved(run=self._seen(run), checkpoint=checkpoint)
 
     def evaluated(self, run: RunInfo, name: str, result: EvalResult) -> None:
         """An evaluation has been run. Rank 0."""
-        self._relay.evaluated(run=run, name=name, result=result)
+        self._relay.evaluated(run=self._seen(run), name=name, result=result)
 
     def run_finished(self, run: RunInfo, summary: Mapping[str, Any]) -> None:
         """The run has ended well. Rank 0."""
-        self._relay.run_finished(run=run, summary=summary)
+        self._relay.run_finished(run=self._seen(run), summary=summary)
 
     def run_failed(self, run: RunInfo, error: Exception) -> None:
         """The run ends by an error; errors of plug-ins here become notes of it. Every rank that met it."""
         try:
-            self._relay.run_failed(run=run, error=error)
+            self._relay.run_failed(run=self._seen(run), error=error)
         except Exception as another:  # noqa: BLE001 - the first error is the one to report
             error.add_note(f"a plug-in's hook run_failed failed in turn: {last_line(another)}")
 
@@ -164,6 +174,10 @@ class Registry:
         self.plugins: dict[str, Plugin] = {}
         self.broken: list[BrokenPlugin] = []
         self.skipped: list[str] = []
+        self.contested: dict[tuple[str, str], NameTaken] = {}
+        self.silent: list[Plugin] = []
+        self._named: set[str] = set()
+        self.misspelt: list[str] = []
 
     def register_plugin(self, plugin: object, name: str, *, distribution: str = "", version: str = "") -> None:
         """Add a plug-in, a module or an instance, under a name of its own; on an error the registry is unchanged.
@@ -174,8 +188,11 @@ class Registry:
         """
         self.add(plugin, Plugin(name, distribution, version))
 
-    def add(self, plugin: object, known: Plugin) -> None:
-        """Add a plug-in of known origin; see `register_plugin`."""
+    def add(self, plugin: object, known: Plugin, *, installed: bool = False) -> None:
+        """Add a plug-in of known origin; see `register_plugin`.
+
+        A name that two installed packages offer belongs to neither: its use is an error.
+        """
         api = stated_api(plugin, known.distribution)
         implemented = implemented_hooks(self._manager, plugin)
         self._check_new(plugin, known.name)
@@ -188,6 +205,9 @@ class Registry:
         try:
             self._manager.register(plugin, known.name)
             offered = self._offers(plugin, known)
+            contested = [(entry, taken) for entry in offered if (taken := self._taken(entry))]
+            if contested and not installed:
+                raise contested[0][1]
         except BaseException:  # a hook may call sys.exit; its other hooks must not stay registered
             self._manager.unregister(name=known.name)
             raise
@@ -196,14 +216,64 @@ class Registry:
         self.plugins[known.name] = known
         for entry in offered:
             self.implementations[entry.kind][entry.name] = entry
+        for entry, taken in contested:
+            del self.implementations[entry.kind][entry.name]
+            self.contested[entry.kind, entry.name] = taken
+
+    def _taken(self, entry: Registered) -> NameTaken | None:
+        """Return the error for a name that another plug-in offers, too; None if it is free."""
+        if (other := self.implementations[entry.kind].get(entry.name)) is not None:
+            return NameTaken(
+                f"two plug-ins offer {entry.kind}.{entry.name}: {other.origin} and {entry.origin}",
+                remedy="Uninstall one of them, skip one with --no-plugin NAME, or rename one implementation.",
+            )
+        return self.contested.get((entry.kind, entry.name))
+
+    def enable_hooks(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Call life-cycle hooks of these plug-ins alone, and of those that `--plugin` names.
+
+        Args:
+            settings: The value of `run.hooks`: the settings of each plug-in or package, for its hooks to read.
+
+        Raises:
+            UserError: A name is that of no plug-in or package with life-cycle hooks.
+        """
+        found = [each for each in self.plugins.values() if each.lifecycle and each.distribution != PROJECT]
+        known = sorted({each.names[0] for each in found})
+        for name in settings:
+            if not any(name in each.names for each in found):
+                raise UserError(
+                    f"run.hooks: expected a plug-in or package with life-cycle hooks, got {name!r}"
+                    f"{did_you_mean(name, known)}",
+                    binding="run.hooks",
+                    remedy=f"Write one of: {', '.join(known)}." if known else "Remove it from run.hooks.",
+                )
+        self.silent = [
+            each
+            for each in found
+            if each.distribution and not each.spec and each.name not in self._named and not {*each.names} & {*settings}
+        ]
+        removed = [self._manager.get_plugin(each.name) for each in self.silent]
+        callers = {hook: self._manager.subset_hook_caller(hook, removed) for hook in _LIFECYCLE}
+        self.hooks = Lifecycle(SimpleNamespace(**callers), settings)
+
+    def name(self, plugin: object) -> None:
+        """Note that `--plugin` names a plug-in that is registered already: its hooks act."""
+        self._named.add(self._manager.get_name(plugin) or "")
 
     def has(self, plugin: object) -> bool:
         """Return whether this module or instance is registered."""
         return self._manager.is_registered(plugin)
 
     def warnings(self) -> list[str]:
-        """Return one line for each plug-in that could not be loaded."""
-        return [f"{broken}; runs that do not need it are not affected" for broken in self.broken]
+        """Return a line for each contested name and each plug-in that could not be loaded, found or enabled."""
+        taken = [f"{error.message}; runs that use neither are not affected" for error in self.contested.values()]
+        silent = [
+            f"life-cycle hooks of {each.origin} do not act; run.hooks = {{{each.names[0]!r}: {{}}}} enables them"
+            for each in self.silent
+        ]
+        broken = [f"{broken}; runs that do not need it are not affected" for broken in self.broken]
+        return [*self.misspelt, *broken, *taken, *silent]
 
     def versions(self) -> dict[str, str]:
         """Return the version of every package with a plug-in here, for checkpoints and reports."""
@@ -211,6 +281,8 @@ class Registry:
 
     def unknown(self, kind: str, name: str) -> UserError:
         """Return the error for an unknown name, with similar names, all names of the kind, and likely causes."""
+        if (kind, name) in self.contested:
+            return self.contested[kind, name]
         full = f"@{kind}.{name}"
         offered = [f"@{kind}.{known}" for known in sorted(self.implementations[kind])]
         message = f"unknown plug-in {full}{did_you_mean(full, offered)}"
@@ -254,7 +326,7 @@ class Registry:
                     remedy="Pass one of these kinds, or derive the class from an interface of mcframe.hookspecs.",
                 )
             entry = Registered(kind, name, factory, known.name, known.distribution, known.version, known.api)
-            _check_offer(entry, offered.get((kind, name)) or self.implementations[kind].get(name))
+            _check_offer(entry, offered.get((kind, name)))
             offered[kind, name] = entry
 
         self._manager.subset_hook_caller(REGISTRATION_HOOK, others)(register=register)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 
+from mcframe.evaluation.document_means import FEWEST_DOCUMENTS
 from mcframe.review.finding import Case, Finding, Plot, SkipRule
 from mcframe.review.run_facts import level_predicts_preferences, vocabulary
 
@@ -11,7 +13,7 @@ ADV, LENGTH = "mc/adv_delta_mean", "mc/wc_length"
 CORRELATION, GISTS_ALONE = "mc/preference_corr_mean", "mc/pref_score_corr"
 LOD_DELTA = "mc/lod_delta/"
 _LOSS = "train/loss_lod0"
-_DROPS = ("/gist_minus/drop/", "/gist_minus/drop_baseline/")
+_DROP = re.compile("/gist_minus/drop(_baseline)?/")
 _MAX_SHOWN = 6
 
 
@@ -102,11 +104,14 @@ def gist_no_better(case: Case) -> Finding | None:
     tested = {
         name: (measured[name], measured[f"{name}_low"], measured[f"{name}_high"])
         for name in measured
-        if any(drop in name for drop in _DROPS) and {f"{name}_low", f"{name}_high"} <= measured.keys()
+        if _DROP.search(name) and {f"{name}_low", f"{name}_high"} <= measured.keys()
+        if measured.get(_DROP.sub("/documents/", name), FEWEST_DOCUMENTS) >= FEWEST_DOCUMENTS
     }
     if not tested:
         step = "Run mcframe eval: whether a gist is better than dropping its block was not measured."
         reason = "no gist_minus/drop in evaluation/eval.json; mcframe eval writes it"
+        if any(_DROP.search(name) for name in measured):
+            reason = f"gist_minus/drop is of fewer than {FEWEST_DOCUMENTS} documents"
         raise SkipRule(reason, step if case.run.get(ADV) else "")
     bad = {name: bounds for name, bounds in tested.items() if not bounds[2] < 0}
     if not bad:

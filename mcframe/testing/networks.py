@@ -221,7 +221,8 @@ def n2_compiles(plugin: PluginUnderTest) -> None:
     expected = call.run()
     torch._dynamo.reset()
     compiled = torch.compile(call.part, fullgraph=True, backend="eager")
-    expect(same(call.of(compiled).run(), expected), "compiled, it returns something else")
+    with torch._dynamo.config.patch(allow_rnn=True):  # a recurrent layer is one node of the graph
+        expect(same(call.of(compiled).run(), expected), "compiled, it returns something else")
 
 
 @requirement("N3", "Every parameter takes part in every step", *NETWORKS, needs=PARAMETERS, after=("P6",))

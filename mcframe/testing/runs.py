@@ -1,4 +1,4 @@
-"""Requirements of real runs: in processes of their own, resumed, at every ZeRO stage, on two ranks. All of them are slow."""
+"""Requirements of real runs, all slow: own processes, resumed, at every ZeRO stage, on two ranks."""
 
 from __future__ import annotations
 

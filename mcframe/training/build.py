@@ -34,6 +34,7 @@ from mcframe.hookspecs import (
 from mcframe.modeling.gpt import GPT, parameter_count
 from mcframe.modeling.model import MegaContextModel
 from mcframe.modeling.rope import GaussianRope
+from mcframe.training.engine_config import check_engine_config
 from mcframe.training.flops import StepFlops
 from mcframe.training.train_step import TrainStep
 
@@ -119,7 +120,7 @@ def build_optimizer(run_config: RunConfig) -> Optimizer:
     """Build the optimizer plug-in.
 
     Raises:
-        UserError: It does not support the ZeRO stage, or the clipping of gradients.
+        UserError: It does not support the ZeRO stage or the clipping of gradients, or DeepSpeed refuses the settings.
     """
     assert run_config.optimizer is not None  # load_run_config fills in the default
     optimizer = run_config.optimizer()
@@ -132,6 +133,7 @@ def build_optimizer(run_config: RunConfig) -> Optimizer:
             binding="optimizer.gradient_clipping",
             remedy="Remove optimizer.gradient_clipping.",
         )
+    check_engine_config(run_config, optimizer)
     return optimizer
 
 

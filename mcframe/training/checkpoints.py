@@ -21,7 +21,7 @@ import torch.distributed as dist
 from mcframe.errors import UserError
 from mcframe.files import is_full
 from mcframe.training.engine import Engine, barrier
-from mcframe.training.random_states import random_states, restore_random_states
+from mcframe.training.random_states import random_states
 
 COMPLETE = "complete.json"
 _ALMOST_NOTHING = 2**20
@@ -94,7 +94,7 @@ def archive(run_dir: Path, tokens: int) -> None:
 def save(
     engine: Engine,
     run_dir: Path,
-    position: Mapping[str, int],
+    position: Mapping[str, Any],
     shared: Mapping[str, Any],
     own: Mapping[str, Any],
     keep: int,
@@ -104,7 +104,7 @@ def save(
     Args:
         engine: The engine.
         run_dir: The run directory.
-        position: `tokens`, and the settings that must be equal in a resumed run, by their names in gin.
+        position: `tokens`, the bindings and the data of the run; see `mcframe.training.resume_rules`.
         shared: State that is equal on all ranks.
         own: State of this rank.
         keep: The number of checkpoints to keep.
@@ -120,8 +120,9 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     barrier()
+    state = {**shared, "group_options": engine.group_options}
     try:
-        engine.wrapped.save_checkpoint(str(folder), tag=partial.name, client_state=dict(shared), save_latest=False)
+        engine.wrapped.save_checkpoint(str(folder), tag=partial.name, client_state=state, save_latest=False)
         torch.save({**own, "random": random_states()}, partial / f"rank-{rank}.pt")
     except (OSError, RuntimeError) as error:
         raise _not_written(error, partial, run_dir) from error
@@ -141,12 +142,13 @@ def save(
     return final
 
 
-def load(engine: Engine, checkpoint: Checkpoint, position: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(engine: Engine, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load weights, optimizer and schedule, and return `shared` and `own` of `save`. Collective.
 
+    Random states stay as they are; those of the checkpoint are `own["random"]`.
+
     Raises:
-        UserError: Ranks, ZeRO stage or the settings of `position` differ, or the files are damaged or do not fit the
-            model.
+        UserError: Ranks or ZeRO stage differ, or the files are damaged or do not fit the model.
     """
     facts, world = checkpoint.facts, dist.get_world_size()
     if (facts["world_size"], facts["zero_stage"]) != (world, engine.stage):
@@ -155,13 +157,6 @@ def load(engine: Engine, checkpoint: Checkpoint, position: Mapping[str, int]) ->
             f"has {world} at ZeRO {engine.stage}",
             remedy=f"Start {facts['world_size']} rank(s) with deepspeed.zero_stage = {facts['zero_stage']}.",
         )
-    for name, value in position.items():
-        if name != "tokens" and facts[name] != value:
-            raise UserError(
-                f"{checkpoint.path} was written with {name} = {facts[name]}; this run has {value}, and would read "
-                "other tokens",
-                remedy=f"Set {name} = {facts[name]}, or start a new run with --resume never.",
-            )
     try:
         _, shared = engine.wrapped.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
         own = torch.load(checkpoint.path / f"rank-{dist.get_rank()}.pt", map_location="cpu", weights_only=False)
@@ -172,7 +167,7 @@ def load(engine: Engine, checkpoint: Checkpoint, position: Mapping[str, int]) ->
             remedy="If the model was changed, start a new run with --resume never. If files are damaged, remove the "
             "folder to resume from the checkpoint before it.",
         ) from error
-    restore_random_states(own.pop("random"))
+    engine.apply_settings(shared.pop("group_options", None))
     return shared, own
 
 

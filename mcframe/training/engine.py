@@ -8,9 +8,10 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from mcframe.context.step_metrics import StepMetrics
 from mcframe.data.loader import micro_batch_for
 from mcframe.environment import prepare_rank
 from mcframe.errors import UserError, require
+from mcframe.hookspecs import Optimizer
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.registry.checks import raise_contract_error
 from mcframe.training.build import Components
@@ -167,6 +169,19 @@ def _forget_shared_memory(rank: int) -> None:
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
 
 
+def complete_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]], offload: bool) -> torch.optim.Optimizer:
+    """Return the built optimizer. Raises ContractError unless it holds every parameter of the groups."""
+    expected = {id(parameter) for group in groups for parameter in group["params"]}
+    built = optimizer.build(groups, offload)
+    held = {id(parameter) for group in built.param_groups for parameter in group["params"]}
+    if missing := expected - held:
+        raise_contract_error(
+            optimizer, "build", f"expected an optimizer of all {len(expected)} parameters, got one without "
+            f"{len(missing)} of them, which would never be trained",
+        )  # fmt: skip
+    return built
+
+
 class Engine:
     """A DeepSpeed engine around the train step, with one backward pass a micro-batch and a check of gradients."""
 
@@ -189,13 +204,18 @@ class Engine:
         self.wrapped, _, _, self._scheduler = deepspeed.initialize(
             model=step,
             config=self.config,
-            optimizer=lambda _: optimizer.build(groups, offload),
+            optimizer=lambda _: complete_optimizer(optimizer, groups, offload),
             # Of anything but a plain function, LambdaLR would store the attributes in checkpoints.
             lr_scheduler=lambda built: LambdaLR(built, lambda step: self._lr_factor(step)),
         )
         limit = gradient_clipping(run_config, optimizer)
         self._clipping = PartClipping(self.wrapped, self.param_groups, limit) if limit else None
         self._reports_norm = not optimizer.replaces_gradients
+        # What the configuration sets, before any step or checkpoint changes it.
+        self.group_options: list[dict[str, Any]] = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in self._scheduler.optimizer.param_groups
+        ]
 
     def _lr_factor(self, step: int) -> float:
         """Return the schedule's factor on the peak learning rate, checked."""
@@ -250,13 +270,26 @@ class Engine:
         """The learning rate of the next step for parameters without a factor: `optimizer.lr` times the schedule's."""
         return self._peak_lr * self._lr_factor(self._scheduler.last_epoch)
 
-    def apply_schedule(self) -> None:
-        """Set the next step's learning rate from this configuration; a checkpoint restores that of its own run."""
+    def apply_settings(self, before: Sequence[Mapping[str, Any]] | None) -> None:
+        """Set the optimizer's options from this configuration; a checkpoint restores those of its own run.
+
+        Args:
+            before: `group_options` of the run that wrote the checkpoint. Only options that differ from them are set:
+                some optimizers keep state among their options.
+        """
         groups = self._scheduler.optimizer.param_groups
+        for group, was, now in zip(groups, before or self.group_options, self.group_options, strict=True):
+            group.update({name: value for name, value in now.items() if name not in was or was[name] != value})
+        self._scheduler.base_lrs[:] = [options["initial_lr"] for options in self.group_options]
         factor = self._lr_factor(self._scheduler.last_epoch)
         self._scheduler._last_lr = [base * factor for base in self._scheduler.base_lrs]
         for group, rate in zip(groups, self._scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
+
+    @property
+    def skipped_a_step(self) -> bool:
+        """Whether DeepSpeed skipped an update because of a gradient that is not finite, at ZeRO 1 to 3."""
+        return bool(self.wrapped.skipped_steps)
 
     @property
     def gradient_norms(self) -> dict[str, torch.Tensor]:

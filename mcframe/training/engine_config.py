@@ -31,7 +31,7 @@ def engine_config(run_config: RunConfig, optimizer: Optimizer, micro_batch: int,
     """Return DeepSpeed's configuration for a run.
 
     Raises:
-        UserError: `deepspeed.settings` has a key that mcframe sets itself, an unknown one, or a wrong value.
+        UserError: `deepspeed.settings` has a key that mcframe sets itself.
     """
     settings = run_config.deepspeed
     _refuse_owned(settings.settings)
@@ -51,8 +51,14 @@ def engine_config(run_config: RunConfig, optimizer: Optimizer, micro_batch: int,
     merged = _merge(config, settings.settings)
     if isinstance(merged["zero_optimization"], dict):
         merged["zero_optimization"] |= optimizer.zero_settings(settings.zero_stage)
-    check_settings(settings.settings, merged)
     return merged
+
+
+def check_engine_config(run_config: RunConfig, optimizer: Optimizer) -> None:
+    """Raise UserError unless DeepSpeed accepts `deepspeed.settings`, for any number of ranks."""
+    check_settings(
+        run_config.deepspeed.settings, engine_config(run_config, optimizer, 1, run_config.sequences)
+    )  # fmt: skip
 
 
 def gradient_clipping(run_config: RunConfig, optimizer: Optimizer) -> float:

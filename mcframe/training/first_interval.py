@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mcframe.errors import UserError
-from mcframe.hookspecs import LensNet
+from mcframe.hookspecs import LensNet, Loss
 from mcframe.registry.attribution import described, is_third_party
 from mcframe.registry.checks import ContractError
 from mcframe.training.train_step import TrainStep
@@ -98,6 +98,7 @@ class FirstInterval:
         self._outputs: list[tuple[nn.Module, list[Tensor]]] = []
         self._hooks = [module.register_forward_hook(self._keep) for module in plugin_modules(step)]
         self._looked = self._pairs_seen = False
+        self._notes: list[str] = []
 
     def _keep(self, module: nn.Module, _: Any, output: Any) -> None:
         tensors = [each for each in tree_leaves(getattr(output, "loss", output)) if isinstance(each, Tensor)]
@@ -117,7 +118,10 @@ class FirstInterval:
             hook.remove()
         self._hooks = []
         seen: set[Any] = set()
+        frozen = any(not parameter.requires_grad for parameter in self._step.parameters())
         for module, tensors in outputs:
+            if isinstance(module, Loss) and is_third_party(module) and module.weight and not frozen:
+                self._notes += [] if any(each.requires_grad for each in tensors) else [_without_gradient(module)]
             for leaf in _new_leaves(tensors, seen):
                 if id(leaf) not in self._held:
                     _refuse_unless_temporary(leaf, module)
@@ -133,6 +137,8 @@ class FirstInterval:
         Raises:
             ContractError: No gradient reached a part of a plug-in that is to be trained.
         """
+        yield from self._notes
+        self._notes = []
         yield from self._restore_mode()
         if not self._looked:
             self._looked = True
@@ -193,6 +199,13 @@ def _new_leaves(tensors: Iterable[Tensor], seen: set[Any]) -> Iterator[Tensor]:
         if (leaf := getattr(node, "variable", None)) is not None:
             yield leaf
         stack.extend(following for following, _ in node.next_functions)
+
+
+def _without_gradient(loss: Loss) -> str:
+    return (
+        f"{described(loss)}: its loss has no gradient, so that it trains nothing. Remove detach() and torch.no_grad() "
+        "from forward, or set its weight to 0.0."
+    )
 
 
 def _refuse_unless_temporary(leaf: Tensor, module: nn.Module) -> None:

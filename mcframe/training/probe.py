@@ -18,7 +18,7 @@ from mcframe.context.counter_rng import variant_seeds
 from mcframe.context.focus_ops import compressible_nodes, group_by_node
 from mcframe.context.focus_ops import lengths as lengths_of
 from mcframe.context.step_metrics import StepMetrics
-from mcframe.context.working_context import raw_context
+from mcframe.context.working_context import build_context, raw_context
 from mcframe.hookspecs import Allocator, LossTerm, VariantStrategy
 from mcframe.hookspecs import Sequences as ProposalInputs
 from mcframe.modeling.model import MegaContextModel
@@ -142,23 +142,28 @@ def repetition(strategy: VariantStrategy) -> str:
 
 
 def probe_allocator(allocator: Allocator, tree: ContextTree, shortest: int, device: torch.device) -> None:
-    """Check the budgets that an allocator keeps, for several rows of random scores.
+    """Check the budgets that an allocator keeps in all of its rounds, for several rows of random scores.
 
     Raises:
         ContractError: A row exceeds its budget, or leaves entries unused though `fills_budget` is True.
     """
     limited = replace(tree, levels=min(tree.levels, allocator.highest_lod or tree.levels))
     generator = torch.Generator().manual_seed(0)
-    context = raw_context(tree, _ROWS, device)
-    context = replace(context, age=torch.full_like(context.focus, torch.iinfo(torch.int32).max)).before_cursor()
+    raw = raw_context(tree, _ROWS, device)
+    oldest = torch.full_like(raw.focus, torch.iinfo(torch.int32).max)
     seeds = torch.arange(_ROWS, device=device)
     least = max(shortest, limited.minimum_length)
     for budget in dict.fromkeys((least, (least + tree.window) // 2)):
-        scores = (torch.rand(_ROWS, context.length, generator=generator) * 2 - 1).to(device)
-        focus = allocator.allocate(scores, context, budget, seeds)
-        check_shape(allocator, "allocate", "a focus [R, blocks]", focus, context.focus.shape, torch.int64)
-        check_focus(allocator, "allocate", focus, tree)
-        _check_budget(allocator, lengths_of(focus, tree).tolist(), budget, limited.reachable(budget)[0])
+        expected, context, age = limited.reachable_length(budget), raw, oldest
+        for number in range(allocator.iterations):
+            scores = torch.rand(_ROWS, context.before_cursor().length, generator=generator) * 2 - 1
+            prefix = replace(context, age=age).before_cursor()
+            focus = allocator.allocate(scores.to(device), prefix, budget, seeds)
+            check_shape(allocator, "allocate", "a focus [R, blocks]", focus, context.focus.shape, torch.int64)
+            check_focus(allocator, "allocate", focus, tree)
+            _check_budget(allocator, lengths_of(focus, tree).tolist(), budget, 0 if number else expected)
+            age = torch.where(focus != context.focus, 0, age + 1)
+            context = build_context(focus, tree)
 
 
 def _check_budget(allocator: Allocator, used: list[int], budget: int, expected: int) -> None:

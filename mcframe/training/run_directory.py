@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operativ
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The directory of a run, and the checkpoint that it resumes from, if any."""
+    """The directory of a run, the checkpoint that it resumes from, if any, and its bindings as values of JSON."""
 
     directory: Path
     checkpoint: Checkpoint | None
+    bindings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:

@@ -45,7 +45,7 @@ def focuses(
         model.refocus(inputs, allocator, budget, of[:, 0])
         for inputs, of in zip(parts, torch.split(seeds, batch), strict=True)
     ]
-    length = model.tree.reachable(budget)[0]
+    length = model.tree.reachable_length(budget)
     proposed = model.propose(parts[0][:1], seeds[:1], length)[:1]
     focus, rounds = (torch.cat([result[index] for result in refocused]) for index in (0, 1))
     return focus.cpu(), proposed.cpu(), float(rounds.double().mean())

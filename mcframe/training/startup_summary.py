@@ -71,7 +71,7 @@ def describe_text(run_config: RunConfig, text: TextSource) -> dict[str, str]:
     """Return a row about the text: its source, and what is read of it; none where a task replaces the text."""
     if run_config.task is not None:
         return {}
-    return {"text": ": ".join(filter(None, [plugin_name(run_config.text), text.describe()]))}
+    return {"text": ": ".join(filter(None, [plugin_name(run_config.text), str(text.describe() or "")]))}
 
 
 def omitted(step: TrainStep) -> dict[str, str]:

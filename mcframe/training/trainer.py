@@ -11,12 +11,12 @@ import torch.distributed as dist
 
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.data.loader import Loader
-from mcframe.errors import UserError
 from mcframe.metrics.accumulator import Accumulator
 from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.timers import Timers
 from mcframe.registry.attribution import exits_as_errors, last_line
 from mcframe.registry.plugins import Lifecycle
+from mcframe.training.anomaly import RecentBatches
 from mcframe.training.build import Components, training_stream, validation_windows
 from mcframe.training.callbacks.base import TrainerCallback
 from mcframe.training.callbacks.checkpoint import SaveCheckpoint
@@ -30,8 +30,10 @@ from mcframe.training.engine import Engine
 from mcframe.training.eval_mode import eval_mode
 from mcframe.training.evaluation import eval_model
 from mcframe.training.first_interval import FirstInterval
+from mcframe.training.nonfinite import failed_backward, not_finite
 from mcframe.training.probe import probe_allocator, probe_plugins
 from mcframe.training.recorder import Recorder
+from mcframe.training.resume_rules import data_identity
 from mcframe.training.run_directory import RunPlan
 from mcframe.training.stop_signal import StopSignal
 from mcframe.training.throughput import ThroughputMeter
@@ -51,6 +53,7 @@ class Trainer:
         hooks: Lifecycle hooks of plug-ins.
         device: The device of this rank.
         plugins: Callbacks of plug-ins.
+        restored: The state of the checkpoint of `plan`, if it has been loaded.
     """
 
     def __init__(
@@ -62,14 +65,16 @@ class Trainer:
         hooks: Lifecycle,
         device: torch.device,
         plugins: PluginCallbacks | None = None,
+        restored: tuple[dict[str, Any], dict[str, Any]] | None = None,
     ) -> None:
+        self.restored, self.data = restored, data_identity(components)
         self.components, self.engine, self.plan, self.device = components, engine, plan, device
         config = self.run_config = components.run_config
         rank, world_size = dist.get_rank(), dist.get_world_size()
         self.state = TrainState(config.batch_tokens, config.steps)
         self.accumulator, self.timers = Accumulator(device), Timers(device)
         engine.time_with(self.timers.phase)
-        self.update_ratio = UpdateRatio(engine.step, device)
+        self.update_ratio, self.recent = UpdateRatio(engine.step, device), RecentBatches()
         self.plugins = plugins or PluginCallbacks()
         others = [*components.callbacks, *components.evaluations]
         self.first_interval = FirstInterval(engine.step, engine.watch, others, keep_watching=engine.stage == 3)
@@ -158,6 +163,7 @@ class Trainer:
         self.engine.step.begin_step(self.run_config.progress(self.state.step))
         self.learning_rate = self.engine.learning_rate
         self.plugins.begin_step()
+        self.recent.begin_step()
         step, tokens_after = self.state.step, self.state.tokens + self.state.batch_tokens
         timed = self.timers.phase
         with self.timers.step():
@@ -165,15 +171,21 @@ class Trainer:
                 with timed("data"):
                     batch = self._next_batch(length)
                 loss, metrics = self.engine(batch)
+                self.recent.add(batch, loss)
                 self.first_interval.check_graph()
                 with timed("metrics"):
                     self.accumulator.add(metrics)
                     self.plugins.add(metrics)
-                self.engine.backward_and_step(loss, lambda: self.plugins.after_backward(step, tokens_after))
+                try:
+                    self.engine.backward_and_step(loss, lambda: self.plugins.after_backward(step, tokens_after))
+                except RuntimeError as error:
+                    raise failed_backward(self, batch, error) from error
             self.engine.step.after_step()
             self.plugins.after_step(step, tokens_after)
         self.loss = loss.detach()
         self.state.advance()
+        if self.engine.skipped_a_step:
+            raise not_finite(self, 0.0)
         self.recorder.progress.update(self.state.tokens)
         self.recorder.hooks.step_finished(self.recorder.info())
 
@@ -207,11 +219,7 @@ class Trainer:
         for warning in self.first_interval.look(metrics, step - self.first_step, compressed):
             self.recorder.warn(warning)
 
-    def check_finite(self, loss: float) -> None:
-        """Raise UserError unless the loss is finite."""
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} after {self.state.tokens:,} tokens",
-                remedy="Lower optimizer.lr, and optimizer.muon.lr with Muon, or lengthen the warm-up of the schedule. "
-                f"Earlier checkpoints are kept in {self.plan.directory / 'checkpoints'}",
-            )
+    def check_finite(self, loss: float, gradient_norm: float | None) -> None:
+        """Raise an error that names the origin unless loss and gradient are finite. Both must be equal on all ranks."""
+        if not math.isfinite(loss) or (gradient_norm is not None and not 0 <= gradient_norm < math.inf):
+            raise not_finite(self, loss)

@@ -68,7 +68,7 @@ class GreedyAllocator(Allocator):
     def allocate(self, scores: Tensor, context: WorkingContext, budget: int, seeds: Tensor) -> Tensor:
         """Return the focus [R, blocks]; see the interface. Raises UserError if no context fits the budget."""
         tree = replace(context.tree, tail=max(context.tree.tail, self.protected_tail))
-        tree.reachable(budget)  # raises UserError if no context fits
+        tree.reachable_length(budget)  # raises UserError if no context fits
         value = block_means(scores.float(), context)
         cooling = torch.zeros_like(value, dtype=torch.bool) if context.age is None else context.age < self.cooldown
         focus = self._expand(context.focus, value, cooling, tree, seeds)

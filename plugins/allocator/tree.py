@@ -45,7 +45,7 @@ def best_focus(
     Raises:
         UserError: No context fits the budget.
     """
-    tree.reachable(budget)  # raises UserError if no context fits
+    tree.reachable_length(budget)  # raises UserError if no context fits
     deepest = max(lod for lod in range(1, tree.levels + 1) if tree.nodes(lod))
     # Padded to complete nodes of the highest level by blocks of no value, which stay raw.
     padding = (0, -tree.blocks % tree.block_size ** (deepest - 1))

@@ -57,6 +57,8 @@ class EMAKL(Loss):
         assert isinstance(self.average, LensNet)
         with torch.no_grad():
             average = block_means(self.average(lens.prefix, lens.embeddings.float()).to(lens.scores.dtype), lens.prefix)
+        # The first step has no average yet: LensNet may have received other weights after setup (run.start_from).
+        average = torch.where(self.steps == 0, lens.block_scores.detach(), average)
         kl = mean_policy_kl(lens.block_scores, average, actionable(lens.prefix), self.temperature)
         figure = masked_sum(kl, torch.ones_like(kl, dtype=torch.bool))
         return LossTerm(view.by_sequence(kl), StepMetrics(means={"mc/ema_kl": figure}))
@@ -66,7 +68,7 @@ class EMAKL(Loss):
         """Move the average towards LensNet."""
         if self.average is None:
             return
-        # The first step copies: LensNet may have received other weights after it was built (run.start_from).
+        # The first step copies, see `forward`.
         rate = torch.where(self.steps == 0, 1.0, 1 - self.decay)
         slow = dict(self.average.named_buffers())
         for name, weight in parts["lensnet"].named_parameters():

@@ -100,6 +100,7 @@ PACKAGE = '''
 '''
 SETTINGS = (
     "run.positions = @positions.learned",
+    "run.hooks = {'third_party': {}}",
     "run.extra_losses = [@loss.nearby]",
     "deepspeed.zero_stage = 3",
     f"run.batch_tokens = {STEP}",
@@ -110,7 +111,6 @@ SETTINGS = (
     f"evaluation.every = {2 * STEP}",
     "run.evaluations = [@evaluation.gist_quality]",
     "evaluation.gist_quality.windows = 4",
-    "evaluation.gist_quality.resamples = 10",
 )
 
 

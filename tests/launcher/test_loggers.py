@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -242,3 +243,22 @@ def test_loggers_of_installed_packages_in_a_run_of_two_ranks(launches, site, roo
     assert f"table {result.run_dir / 'all.tsv'}" in result.text
     assert "nothing reads" not in result.text
     assert "logger.tab_separated.file = 'all.tsv'" in (result.run_dir / "operative.gin").read_text()
+
+
+@pytest.mark.parametrize("method", ["write", "close"])
+def test_a_logger_that_blocks_is_named_and_does_not_hold_up_the_end(tmp_path, caplog, monkeypatch, method):
+    monkeypatch.setattr("mcframe.metrics.loggers.SLOW_S", 0.05)
+    released = threading.Event()
+
+    def blocks(self, *_):
+        released.wait(0.3 if method == "write" else None)
+
+    slow = type("Slow", (MetricLogger,), {"write": lambda *_: None, "close": lambda *_: None, method: blocks})
+    loggers = opened(tmp_path, slow=lambda start: slow())
+    loggers.write(1, 1, {"train/loss": 1.0})
+    loggers.close()
+    released.set()
+    (warning,) = caplog.messages
+    expected = "slow has blocked the run for 0.05 s" if method == "write" else "slow failed, and the run continues"
+    assert expected in warning
+    assert "metrics" not in warning

@@ -236,18 +236,18 @@ DAMAGED = """
             for how, damage in DAMAGE.items():
                 content = file.read_bytes()
                 damage(file)
-                attempt((stage, file.name, how), lambda: checkpoints.load(engine, checkpoints.read(path), {}))
+                attempt((stage, file.name, how), lambda: checkpoints.load(engine, checkpoints.read(path)))
                 if "rank-0" != file.stem:
                     attempt((stage, file.name, how, "export"), lambda: load_weights(checkpoints.read(path)))
                 file.write_bytes(content)
-        attempt((stage, "complete"), lambda: checkpoints.load(engine, checkpoints.read(path), {}))
+        attempt((stage, "complete"), lambda: checkpoints.load(engine, checkpoints.read(path)))
 
     attempt((3, "other ranks"), lambda: checkpoints.load(
-        engine, checkpoints.Checkpoint(path, {"tokens": 3, "world_size": 2, "zero_stage": 1}), {}
+        engine, checkpoints.Checkpoint(path, {"tokens": 3, "world_size": 2, "zero_stage": 1})
     ))
     deeper = load_run_config([sys.argv[1]], ["gpt.depth = 3", "deepspeed.zero_stage = 3"]).run_config
     other = Engine(build_components(deeper), 1)
-    attempt((3, "other model"), lambda: checkpoints.load(other, checkpoints.read(path), {}))
+    attempt((3, "other model"), lambda: checkpoints.load(other, checkpoints.read(path)))
 """
 
 

@@ -1,8 +1,10 @@
 """Resuming from a checkpoint with other settings: those that fit take effect, the others are refused."""
 
+import re
 import shutil
 
 import pytest
+import torch
 
 from mcframe_plugins.schedule.trapezoid import Trapezoid
 
@@ -33,19 +35,87 @@ def test_more_tokens_stretch_the_schedule(launches, trained):
     assert min(rates) > 0.001
 
 
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize(
     ("setting", "was"),
     [
         (f"run.batch_tokens = {2 * STEP}", f"run.batch_tokens = {STEP}"),
         ("run.seed = 7", "run.seed = 0"),
+        ("gpt.depth = 3", "gpt.depth = 2"),
+        ("gistnet.transformer.residual = False", "gistnet.transformer.residual = True"),
+        ("data.validation_fraction = 0.5", "data.validation_fraction differs"),
     ],
 )
-def test_another_batch_or_seed_is_refused(launches, trained, setting, was):
-    before = (trained / "metrics.jsonl").read_text("utf-8")
+def test_another_order_of_data_or_model_is_refused_and_changes_nothing(launches, trained, setting, was):
+    before = files_of(trained)
     result = launches.run(*EVERY_STEP, f"run.total_tokens = {8 * STEP}", setting, run_dir=trained)
     assert result.code == 2
-    assert was in result.text
-    assert (trained / "metrics.jsonl").read_text("utf-8").startswith(before)
+    assert was in " ".join(result.text.split())
+    assert files_of(trained) == before
+
+
+def options_of(checkpoint):
+    """Return the parameter groups in the states of the optimizer of a checkpoint."""
+    found, left = [], [torch.load(file, weights_only=False) for file in checkpoint.glob("*_rank_*")]
+    while left:
+        item = left.pop()
+        if isinstance(item, dict) and "weight_decay" in item:
+            found.append(item)
+        elif isinstance(item, dict):
+            left += [value for name, value in item.items() if name != "group_options"]
+        elif isinstance(item, list | tuple):
+            left += item
+    return found
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "stage", "settings"),
+    [
+        ("adamw", 0, {"optimizer.weight_decay": 0.1, "optimizer.adamw.betas": (0.8, 0.9)}),
+        pytest.param(
+            "adamw", 2, {"optimizer.weight_decay": 0.1, "optimizer.adamw.betas": (0.8, 0.9)}, marks=pytest.mark.matrix
+        ),
+        ("muon", 1, {"optimizer.weight_decay": 0.1, "optimizer.muon.lr": 0.01, "optimizer.muon.momentum": 0.5}),
+    ],
+)
+def test_changed_options_of_the_optimizer_are_used_and_listed(launches, tmp_path, optimizer, stage, settings):
+    fixed = (*EVERY_STEP, f"run.optimizer = @optimizer.{optimizer}", f"deepspeed.zero_stage = {stage}")
+    first = launches.run(*fixed, f"run.total_tokens = {STEP}", run_dir=tmp_path / "run").succeeded()
+    changed = (*(f"{name} = {value}" for name, value in settings.items()), "optimizer.lr = 0.001")
+    result = launches.run(*fixed, f"run.total_tokens = {2 * STEP}", *changed, run_dir=first.run_dir).succeeded()
+    assert result.metrics[2 * STEP]["train/lr"] == pytest.approx(0.001 * Trapezoid().factor(1, 2))
+    shown = " ".join(result.text.replace("│", " ").split())
+    assert "optimizer.lr 0.003 0.001 applied" in shown
+    options = options_of(first.run_dir / "checkpoints" / f"tokens-{2 * STEP:015d}")
+    for name, value in settings.items():
+        option = name.rpartition(".")[2]
+        kept = {"lr": "initial_lr"}.get(option, option)
+        assert value in [group.get(kept) for group in options], options
+        assert re.search(rf"{re.escape(name)} .* applied", shown)
+
+
+def test_another_text_is_refused_and_moved_text_is_not(launches, tmp_path):
+    def corpus(name, word):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number in range(20):
+            (folder / f"{number}.txt").write_text(f"{number:02} {word} " * 60)
+        return f"text.local_files.paths = {str(folder)!r}"
+
+    settings = (*EVERY_STEP, "run.text = @text.local_files", "data.validation_fraction = 0.3")
+    first = launches.run(
+        *settings, corpus("first", "lens"), f"run.total_tokens = {STEP}", run_dir=tmp_path / "run"
+    ).succeeded()
+    before = files_of(first.run_dir)
+    other = launches.run(*settings, corpus("other", "gist"), f"run.total_tokens = {2 * STEP}", run_dir=first.run_dir)
+    assert other.code == 2
+    assert "run.text differs" in " ".join(other.text.split())
+    assert files_of(first.run_dir) == before
+    moved = launches.run(*settings, corpus("moved", "lens"), f"run.total_tokens = {2 * STEP}", run_dir=first.run_dir)
+    assert "accepted if the tokens are the same" in " ".join(moved.succeeded().text.split())
 
 
 def test_an_older_checkpoint_begins_a_branch_and_keeps_the_other(launches, trained):

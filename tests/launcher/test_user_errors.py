@@ -38,6 +38,17 @@ MISTAKES = {
         3,
     ),
     "levels that never occur": ("context.levels = 3", "Set context.levels = 2", 2),
+    "renamed length that is too short": ("context.train_wc_length = 0.01", "context.length_end", 2),
+    "length that is too short": ("context.length_end = 0.01", "the shortest has", 2),
+    "unknown key of DeepSpeed": (
+        "deepspeed.settings = {'zero_optimisation': {}}", "did you mean zero_optimization?", 2,
+    ),
+    "wrong value of a DeepSpeed key": (
+        "deepspeed.settings = {'wall_clock_breakdown': 'yes'}", "expected a valid boolean, got 'yes'", 2,
+    ),
+    "weights that are all 0": (
+        "loss.next_token.weight = 0.0\nrun.losses = [@loss.next_token]", "a loss with a weight above 0", 3,
+    ),
     "bf16 without master weights": ("deepspeed.precision = 'bf16'", "Set deepspeed.zero_stage = 1", 2),
     "offload": ("deepspeed.offload_optimizer = True", "expected deepspeed.zero_stage of 1 or higher", 2),
     "heads": ("gpt.heads = 5", "gpt.width = 64", None),
@@ -104,14 +115,14 @@ def test_traceback_lets_the_error_through(smoke, capsys):
 def rank(monkeypatch, tmp_path):
     """End the command of a rank with an error. Returns whether its message was printed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(failure, "_RANK_0_PRINTS_FIRST_S", 0.05)
+    monkeypatch.setattr(failure, "_OTHERS_REPORT_S", 0.05)
 
-    def end(number, capsys, message="no luck"):
+    def end(number, capsys, message="no luck", kind=UserError):
         monkeypatch.setenv("RANK", str(number))
         monkeypatch.setenv("WORLD_SIZE", "2")
 
         def fail():
-            raise UserError(message)
+            raise kind(message)
 
         assert report_user_errors(fail, traceback=False) == 2
         return message in capsys.readouterr().err
@@ -123,15 +134,26 @@ def notes_of(folder):
     return folder / f"mcframe-errors-{os.getuid()}"
 
 
-def test_a_message_of_rank_0_is_not_repeated(rank, capsys, tmp_path):
-    assert rank(0, capsys)
-    assert not rank(1, capsys)
-    assert rank(1, capsys, "of this rank alone")
+def test_of_several_ranks_that_fail_the_first_one_reports(rank, capsys, tmp_path):
+    assert rank(1, capsys)
+    assert not rank(0, capsys)
+    assert not rank(0, capsys, "a consequence")
     assert stat.S_IMODE(notes_of(tmp_path).stat().st_mode) == 0o700
     (note,) = notes_of(tmp_path).iterdir()
     os.utime(note, (0, 0))
     assert rank(1, capsys)  # an old note of another launcher with this number does not count
-    assert list(notes_of(tmp_path).iterdir()) == []
+
+
+LOST = (
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2171",
+    "Timed out waiting 1800000ms for recv operation to complete",
+)
+
+
+@pytest.mark.parametrize("text", LOST)
+def test_the_loss_of_another_rank_is_reported_only_if_that_rank_reports_nothing(rank, capsys, text):
+    assert rank(0, capsys, text, RuntimeError)  # the other rank was killed
+    assert not rank(0, capsys, text, RuntimeError)
 
 
 def test_a_message_is_printed_if_no_note_can_be_written(rank, capsys, tmp_path):

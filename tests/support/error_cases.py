@@ -70,7 +70,7 @@ CASES = {
     # ---- while it is loaded
     "import": Case("does not import", "import something_that_is_not_there\n", CHOSEN),
     "api": Case("was made for another API", 'mcframe_api = "7.0"\n' + HEAD + GISTNET, CHOSEN),
-    "taken": Case("offers a name that is taken", gistnet('"mine"', '"mean"'), ()),
+    "taken": Case("offers a name that is taken", gistnet('"mine"', '"mean"'), ("run.gistnet = @gistnet.mean",)),
     # ---- its parameters
     "misspelt": Case("gets an unknown parameter", HEAD + GISTNET, (*CHOSEN, "gistnet.mine.layer = 2")),
     "type": Case("gets a value of the wrong type", HEAD + GISTNET, (*CHOSEN, "gistnet.mine.layers = 'two'")),
@@ -175,7 +175,7 @@ CASES = {
     "hook": Case(
         "raises in a life-cycle hook",
         HEAD + "@hookimpl\ndef step_finished(run):\n    if run.tokens:\n        raise OSError('the pager is down')\n",
-        (),
+        ("run.hooks = {'mylab': {}}",),
         "hook",
     ),
 }

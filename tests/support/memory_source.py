@@ -3,6 +3,7 @@
 import random
 
 from mcframe.data.cache import fingerprint
+from mcframe.data.split import split_documents
 from mcframe.hookspecs import TextSource
 
 
@@ -30,3 +31,8 @@ def some_texts(count, seed=0, longest=60):
     """Return documents of one to `longest` characters, most of them distinct."""
     rng = random.Random(seed)
     return ["".join(rng.choices("abcdefgh é\n", k=rng.randint(1, longest))) for _ in range(count)]
+
+
+def documents_in(source, split, fraction):
+    """Return the source's documents in `split`."""
+    return list(split_documents(source, source.texts, split, fraction))

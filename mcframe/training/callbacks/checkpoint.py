@@ -11,6 +11,7 @@ import torch.distributed as dist
 from mcframe.config.training_schema import CheckpointConfig
 from mcframe.training import checkpoints
 from mcframe.training.callbacks.base import TrainerCallback
+from mcframe.training.random_states import restore_random_states
 
 if TYPE_CHECKING:
     from mcframe.training.trainer import Trainer
@@ -32,12 +33,13 @@ class SaveCheckpoint(TrainerCallback):
         """Write a checkpoint.
 
         Raises:
-            UserError: The loss is not finite on some rank, so that no good checkpoint is replaced.
+            UserError: Loss or gradient is not finite on some rank, so that no good checkpoint is replaced.
         """
         started = time.monotonic()
         loss = trainer.loss.double()
         dist.all_reduce(loss)
-        trainer.check_finite(float(loss) / dist.get_world_size())
+        norm = trainer.engine.gradient_norms.get("train/grad_norm")
+        trainer.check_finite(float(loss) / dist.get_world_size(), None if norm is None else float(norm))
         states: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(states, trainer.loader.state())
         shared = {
@@ -52,9 +54,8 @@ class SaveCheckpoint(TrainerCallback):
             "weights": trainer.update_ratio.state(),
             "callbacks": trainer.plugins.state(),
         }
-        self.last = checkpoints.save(
-            trainer.engine, trainer.plan.directory, _data_position(trainer), shared, own, self._keep
-        )
+        position = {"tokens": trainer.state.tokens, "bindings": dict(trainer.plan.bindings), "data": trainer.data}
+        self.last = checkpoints.save(trainer.engine, trainer.plan.directory, position, shared, own, self._keep)
         recorder = trainer.recorder
         recorder.hooks.checkpoint_saved(recorder.info(), self.last)
         # Not part of the checkpoint: a run resumed from here resumes from the figures of the last interval.
@@ -62,8 +63,8 @@ class SaveCheckpoint(TrainerCallback):
 
     def restore(self, trainer: Trainer, checkpoint: checkpoints.Checkpoint) -> None:
         """Resume from a checkpoint. Collective."""
-        shared, own = checkpoints.load(trainer.engine, checkpoint, _data_position(trainer))
-        trainer.engine.apply_schedule()
+        shared, own = trainer.restored or checkpoints.load(trainer.engine, checkpoint)
+        restore_random_states(own["random"])
         if dist.get_rank() == 0:
             checkpoints.archive(trainer.plan.directory, checkpoint.tokens)
         trainer.state.step = shared["step"]
@@ -74,14 +75,3 @@ class SaveCheckpoint(TrainerCallback):
         trainer.plugins.restore(own.get("callbacks", {}))
         self.last, self.last_tokens = checkpoint.path, trainer.state.tokens
         trainer.recorder.hooks.checkpoint_loaded(trainer.recorder.info(), checkpoint.path)
-
-
-def _data_position(trainer: Trainer) -> dict[str, int]:
-    """Return the token count and the settings that it depends on, by their names in gin."""
-    config = trainer.run_config
-    return {
-        "tokens": trainer.state.tokens,
-        "run.batch_tokens": config.batch_tokens,
-        "context.window": config.context.window,
-        "run.seed": config.seed,
-    }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mcframe.config.training_schema import EvaluationConfig
-from mcframe.evaluation.eval_model import EngineEvalModel
+from mcframe.evaluation.eval_model import EngineEvalModel, RanksDisagree
 from mcframe.evaluation.runner import headlines, run_evaluations
+from mcframe.hookspecs import EvalResult, Evaluation
+from mcframe.registry.checks import raise_contract_error
 from mcframe.training.callbacks.base import TrainerCallback
 from mcframe.training.eval_mode import eval_mode
 
@@ -30,8 +32,17 @@ class Evaluate(TrainerCallback):
         """Evaluate. Collective: results are the same on every rank."""
         metrics: dict[str, float] = {}
         with eval_mode(trainer.engine.wrapped):
-            results = list(run_evaluations(trainer.components.evaluations, self._model))
+            results = [self._result(evaluation) for evaluation in trainer.components.evaluations]
         for name, result in results:
             metrics |= headlines(result)
             trainer.recorder.evaluated(name, result)
         trainer.recorder.publish(metrics)
+
+    def _result(self, evaluation: Evaluation) -> tuple[str, EvalResult]:
+        """Return name and result of an evaluation. Raises ContractError if the ranks make different calls in it."""
+        try:
+            (found,) = run_evaluations([evaluation], self._model)
+            self._model.check_ranks("the end")
+        except RanksDisagree as error:
+            raise_contract_error(evaluation, "run", f"expected the same calls of the model on every rank, got {error}")
+        return found

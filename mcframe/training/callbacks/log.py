@@ -22,7 +22,7 @@ class Log(TrainerCallback):
         """Log, and start the next interval.
 
         Raises:
-            UserError: The loss is not finite. It is reduced over ranks, so all of them stop together.
+            UserError: Loss or gradient is not finite. Both are reduced over ranks, so all of them stop together.
         """
         accumulator, engine, state = trainer.accumulator, trainer.engine, trainer.state
         accumulator.add(trainer.timers.collect() | memory(trainer.device))
@@ -41,7 +41,8 @@ class Log(TrainerCallback):
             "train/grad_accum_steps": float(engine.accumulation),
             "mc/grad_accum_steps": float(engine.accumulation),
         }
-        trainer.check_finite(metrics["train/loss"])
+        trainer.check_finite(metrics["train/loss"], metrics.get("train/grad_norm"))
+        trainer.recent.restart()
         recorder.publish(metrics)
         trainer.warn_of_first_interval(metrics)
         recorder.record(reading)

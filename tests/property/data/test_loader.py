@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.data.loader import Loader, micro_batch_for, open_training_stream, open_validation
-from mcframe.data.split import is_validation
 from mcframe.data.synthetic.recall import Recall
 from mcframe.data.synthetic_stream import GeneratedWindows
 from mcframe.data.tokenizers import Bytes
 from mcframe.errors import UserError
-from tests.support.memory_source import MemorySource, some_texts
+from tests.support.memory_source import MemorySource, documents_in, some_texts
 
 TEXTS = some_texts(150, longest=40)
 WINDOW = 9
@@ -174,7 +173,7 @@ def test_a_step_must_divide_into_micro_batches(loaders, world, sequences_, micro
 def test_validation_is_held_out_and_the_same_every_time(streaming):
     source = MemorySource(TEXTS, streaming=streaming)
     found = open_validation(source, Bytes(), WINDOW, 0.3, 4)
-    held_out = [i for t in TEXTS if is_validation(t, 0.3) for i in (*t.encode(), 256)]
+    held_out = [i for t in documents_in(source, "validation", 0.3) for i in (*t.encode(), 256)]
     everything = open_validation(source, Bytes(), WINDOW, 0.3, 10_000)
     count = (len(held_out) - 1) // WINDOW
     assert everything.tolist() == [held_out[i * WINDOW : i * WINDOW + WINDOW + 1] for i in range(count)]

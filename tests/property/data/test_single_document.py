@@ -55,3 +55,14 @@ def test_an_empty_split_states_the_number_of_documents(streaming):
     assert "to 0.5" in caught.value.remedy
     with pytest.raises(UserError, match=r"train split has no documents .*, of 3 in all"):
         open_training_stream(source, Bytes(), 16, 0, 0.9999).take([0])
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_source_without_documents_is_an_error(streaming):
+    source = MemorySource([], streaming=streaming)
+    for read in (
+        lambda: open_validation(source, Bytes(), 16, 0.5, 4),
+        lambda: open_training_stream(source, Bytes(), 16, 0, 0.5).take([0]),
+    ):
+        with pytest.raises(UserError, match=r"run\.text: expected documents, got none"):
+            read()

@@ -92,7 +92,7 @@ def test_training_reads_the_training_split_only_and_stops_at_its_limits(tmp_path
     texts = [text for text in texts if text.endswith("held") == is_validation(text, 0.3)]
     assert any(text.endswith("held") for text in texts)
     file = tmp_path / "t.json"
-    train_bpe(MemorySource(texts), 264, file, fraction=0.3)
+    train_bpe(MemorySource(texts, streaming=True), 264, file, fraction=0.3)
     entries = json.loads(file.read_text())["model"]["vocab"]
     assert any("een" in entry for entry in entries)
     assert not any("el" in entry or "ld" in entry for entry in entries)

@@ -153,11 +153,16 @@ def test_mean_of_each_slot(block_size, slots):
     torch.testing.assert_close(gistnet(children, 1)[0, 0], torch.stack(expected))
 
 
-def test_means_of_means_are_means():
-    gistnet, _ = build("mean")
-    tokens = torch.randn(1, 25, WIDTH)
-    below = gistnet(tokens.view(1, 5, 5, WIDTH), 1)
-    torch.testing.assert_close(gistnet(below.view(1, 1, 5, WIDTH), 2)[0, 0, 0], tokens[0].mean(dim=0))
+@pytest.mark.parametrize(("block_size", "slots"), SHAPES)
+def test_means_of_means_are_means(block_size, slots):
+    """Slots of LOD1 that stand for unequal numbers of tokens count by them."""
+    gistnet, _ = build("mean", block_size, slots)
+    tokens, span = torch.randn(block_size**2, WIDTH), block_size**2
+    below = gistnet(tokens.view(1, block_size, block_size, WIDTH), 1)
+    found = gistnet(below.view(1, 1, -1, WIDTH), 2)[0, 0]
+    for slot in range(slots):
+        expected = tokens[[t for t in range(span) if t * slots // span == slot]].mean(dim=0)
+        torch.testing.assert_close(found[slot], expected)
 
 
 # ---- oracles ------------------------------------------------------------------------------------

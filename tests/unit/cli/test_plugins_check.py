@@ -124,6 +124,34 @@ def test_prints_failures_and_a_summary_of_several(check):
     assert "text.named is unchecked: it needs a setting: text.named.path" in output
 
 
+CHATTY = """
+from mcframe.hookspecs import Schedule, hookimpl
+
+print("imported")
+
+
+class Chatty(Schedule):
+    def __init__(self) -> None:
+        print("built")
+
+    def factor(self, step: int, total_steps: int) -> float:
+        return 1.0
+
+
+@hookimpl
+def register_plugins(register):
+    register("chatty", Chatty)
+"""
+
+
+def test_output_of_a_plugin_is_no_part_of_the_json(tmp_path):
+    file = tmp_path / "chatty.py"
+    file.write_text(CHATTY)
+    result = CliRunner().invoke(app, ["plugins", "check", "schedule.chatty", "--json", "--plugin", str(file)])
+    assert {"imported", "built"} <= set(result.stderr.splitlines())
+    assert "schedule.chatty" in json.loads(result.stdout)
+
+
 def test_example_settings_are_used_unless_they_are_set(check):
     code, output = check("text.shown", "--json")
     assert (code, failures(output)) == (0, {})

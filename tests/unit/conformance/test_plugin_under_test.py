@@ -6,9 +6,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from mcframe.hookspecs import TextSource, hookimpl
 from mcframe.testing.assertions import NotConforming
+from mcframe.testing.host_sync import operations
 from mcframe.testing.plugin_under_test import _example, find
 
 CALLS = []
@@ -129,3 +131,12 @@ def test_example_that_fails_is_tried_once(plugin):
         messages.add(str(caught.value))
     assert len(messages) == 1
     assert CALLS == ["spoilt"]
+
+
+@pytest.mark.parametrize("kind", [torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN])
+def test_a_recurrent_layer_counts_as_one_operation(kind):
+    """On a CPU it runs one operation a time step, on a GPU one kernel."""
+    layer = kind(4, 3, batch_first=True)
+    counts = [operations(lambda length=length: layer(torch.ones(1, length, 4))) for length in (2, 50)]
+    assert counts[0] == counts[1]
+    assert operations(lambda: [layer(torch.ones(1, 1, 4)) for _ in range(9)]) > counts[0]

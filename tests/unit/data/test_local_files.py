@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import os
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -61,6 +62,7 @@ def test_files_of_every_kind_are_read_in_order(folder):
 
 def test_the_description_counts_what_is_read_and_names_what_is_not(folder):
     (folder / "data.json").write_text("[]")
+    (folder / "all.tar.gz").write_bytes(b"packed")
     (folder / "README").write_text("no suffix")
     (folder / "gone.txt").symlink_to(folder / "nothing.txt")
     (folder / "again.txt").symlink_to(folder / "b.txt")
@@ -69,9 +71,10 @@ def test_the_description_counts_what_is_read_and_names_what_is_not(folder):
     found = LocalFiles(str(folder)).describe()
     assert found.startswith("7 documents; ")
     for part in (
-        "in 6 files", "1 files without documents", "zero.parquet", "2 empty documents omitted", "1 hidden", ".hidden",
-        "1 empty (", "empty.txt", "unknown suffix .png", "unknown suffix .json", "without suffix", "README",
-        "broken links", "gone.txt", "read already under another name", "no regular files", "pipe.txt",
+        "in 6 files", "1 file without documents", "zero.parquet", "2 empty documents omitted", "1 hidden", ".hidden",
+        "1 empty (", "empty.txt", "unknown suffix .png", "unknown suffix .json", "unknown suffix .tar.gz",
+        "without suffix", "README", "broken links", "gone.txt",
+        "read already under another name", "no regular files", "pipe.txt",
     ):  # fmt: skip
         assert part in found
     assert read(folder) == ALL  # again.txt is read, and b.txt is the same file
@@ -80,7 +83,7 @@ def test_the_description_counts_what_is_read_and_names_what_is_not(folder):
 def test_a_long_file_is_described_by_its_beginning(tmp_path, monkeypatch):
     monkeypatch.setattr("mcframe.data.local_files._SURVEY", 0)
     (tmp_path / "a.jsonl").write_text(lines(*[{"text": "x" * 1000}] * 100))
-    assert LocalFiles(str(tmp_path)).describe().startswith("at least 66 documents; 101,")
+    assert LocalFiles(str(tmp_path)).describe().startswith("at least 1 document; 101,")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst", ".lz4"])
@@ -168,7 +171,7 @@ def test_identity_follows_files_and_settings(folder):
         ("empty", {}, ["expected files with text (.txt", "text.local_files.paths"]),
         (None, {}, ["empty list"]),
         ("page.html", {}, ["page.html", ".jsonl"]),
-        ("only/empty.jsonl", {}, ["text.local_files.paths: expected text, got 1 empty files"]),
+        ("only/empty.jsonl", {}, ["text.local_files.paths: expected text, got only empty files (1)"]),
         ("only/null.jsonl", {}, ["expected text, got 2 empty documents", "null.jsonl"]),
         ("only/zero.parquet", {}, ["expected text, got 0 empty documents", "zero.parquet"]),
     ],
@@ -186,6 +189,25 @@ def test_paths_without_text_are_errors(tmp_path, path, options, words):
         write_parquet(only / "zero.parquet", [])
     fails(lambda: read(*paths, **options), *words)
     fails(lambda: LocalFiles([str(each) for each in paths], **options).describe(), *words)
+
+
+def test_a_pattern_is_not_expanded_and_many_reasons_are_summed_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(lambda: read("*.txt"), "missing path *.txt", "patterns are not expanded")
+    for number in range(16):
+        (tmp_path / f"a.k{number}").write_text("x")
+    fails(lambda: read("."), "1 of unknown suffix .k0 (a.k0)", "4 for other reasons")
+
+
+def test_files_without_inode_numbers_differ_by_their_paths(folder, monkeypatch):
+    real = Path.stat
+
+    def stat(path, **options):
+        facts = list(real(path, **options))
+        return os.stat_result([*facts[:1], 0, *facts[2:]], {"st_mtime_ns": 1})
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert read(folder) == ALL
 
 
 @pytest.mark.parametrize("path", ["", "~user-that-is-missing/a.txt"])
@@ -260,7 +282,7 @@ def test_nested_fields_are_named_with_dots(tmp_path):
 def test_lone_surrogates_are_replaced_and_counted(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b \\ud83d\\ude00"}\n{"text": "c"}\n')
     assert read(tmp_path) == ["a\ufffdb \U0001f600", "c"]
-    assert "1 invalid characters replaced" in LocalFiles(str(tmp_path)).describe()
+    assert "1 invalid character replaced" in LocalFiles(str(tmp_path)).describe()
 
 
 TEXT = "Der schöne Fluss fließt über die großen Straßen und weiter. " * 20
@@ -288,7 +310,7 @@ def test_another_encoding_is_refused_until_it_is_stated(tmp_path, encoding, suff
 def test_few_invalid_bytes_are_replaced_and_counted_and_binary_files_refused(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"x" * 1000 + b"\xff\r\ny\r")
     assert read(tmp_path) == ["x" * 1000 + "\ufffd\ny\n"]
-    assert "1 invalid characters replaced" in LocalFiles(str(tmp_path)).describe()
+    assert "1 invalid character replaced" in LocalFiles(str(tmp_path)).describe()
     (tmp_path / "b.txt").write_bytes(b"x" * 100 + b"\xff")
     fails(lambda: read(tmp_path), "b.txt: ", "1.0% invalid characters, above 0.1%")
     (tmp_path / "b.txt").write_bytes(bytes(range(256)) * 40)

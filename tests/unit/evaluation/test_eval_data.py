@@ -6,7 +6,6 @@ import torch
 from mcframe.context.context_tree import ContextTree
 from mcframe.data import synthetic_stream
 from mcframe.data.loader import open_validation
-from mcframe.data.split import is_validation
 from mcframe.data.synthetic.recall import Recall
 from mcframe.data.tokenizers import Bytes
 from mcframe.errors import UserError
@@ -14,7 +13,7 @@ from mcframe.evaluation import eval_data
 from mcframe.evaluation.eval_data import from_task, from_text
 from mcframe.evaluation.eval_model import EngineEvalModel
 from tests.support.evaluation_builders import FLAT, build_eval_model, build_model
-from tests.support.memory_source import MemorySource, some_texts
+from tests.support.memory_source import MemorySource, documents_in, some_texts
 
 FRACTION = 0.5
 
@@ -27,7 +26,7 @@ def cache(tmp_path, monkeypatch):
 def stream(source):
     """Return (token, document) of the data-out stream, document by document."""
     tokenizer, found = Bytes(), []
-    for number, text in enumerate(t for t in source.documents() if is_validation(t, FRACTION)):
+    for number, text in enumerate(documents_in(source, "validation", FRACTION)):
         ids = [*tokenizer.encode_batch([text])[0], tokenizer.separator]
         found += [(token, number) for token in ids]
     return found

@@ -1,6 +1,7 @@
 """`gist_quality` against loops over one sequence and one target at a time, with a second, slow model."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_every_metric_of_every_condition(tree, gistnet):
             baselines[name] = build_eval_model(baseline, data)
             slow_baselines[f"{name}_baseline"] = SlowScores(baseline, tree, ordered.tokens.tolist()), name
     eval_model = build_eval_model(model, data, baselines=baselines)
-    found = GistQuality(lengths=(0.8, 0.6), resamples=50).run(eval_model).metrics
+    found = GistQuality(lengths=(0.8, 0.6)).run(eval_model).metrics
     names = [name for name in conditions_of(eval_model, swappable=True) if name != "full"]
     seeds = variant_seeds(eval_model.seed, torch.arange(4), 1)[:, 0]
     slow = SlowScores(model, tree, ordered.tokens.tolist())
@@ -125,15 +126,17 @@ def test_every_metric_of_every_condition(tree, gistnet):
         check_metrics(found, expected(values, documents, bool(gistnet)), prefix, costly)
 
 
-def tail_result(**factors):
+def tail_result(documents=None, **factors):
     """Return the result for random costs, times the factor of each condition; with factor 0 their mean is 0."""
     data = some_sequences(FLAT, 4, seed=0)
+    if documents:
+        data = replace(data, documents=data.documents % documents)
     cost = 0.5 + torch.rand(data.loss_mask.shape, generator=torch.Generator().manual_seed(1))
     centred = cost - cost[data.loss_mask].mean()
     delta = {name: centred if factor == 0 else factor * cost for name, factor in factors.items()}
     right = {name: torch.ones(cost.shape) for name in ("full", *delta)}
     scores = ConditionScores(torch.zeros(4, FLAT.blocks), cost, delta, right)
-    return evaluate_subset(scores, "tail", data.loss_mask, data.documents[:, 1:], 0, 500)
+    return evaluate_subset(scores, "tail", data.loss_mask, data.documents[:, 1:])
 
 
 def test_recovery_is_reported_only_if_dropping_costs():
@@ -148,14 +151,23 @@ def test_recovery_is_reported_only_if_dropping_costs():
 @pytest.mark.parametrize(
     ("drop", "gist", "swap", "conclusion"),
     [
-        (0, 0.5, 0.9, "the spans carried nothing"),
-        (1, 1.0, 1.2, "worth nothing"),
+        (0, 0.5, 0.9, "dropping costs nothing measurable"),
+        (1, 1.0, 1.2, "not measurably better than dropping"),
         (1, 0.5, 0.5, "carries nothing"),
         (1, 0.5, 0.9, "keeps 50 %"),
     ],
 )
 def test_conclusions(drop, gist, swap, conclusion):
     assert tail_result(drop=drop, mean=1, swap=swap, gist=gist).worth.startswith(conclusion)
+
+
+@pytest.mark.parametrize("documents", [1, 3, 7])
+def test_few_documents_lead_to_no_conclusion(documents):
+    result = tail_result(documents, drop=1, mean=1, swap=0.9, gist=0.5)
+    assert result.documents == documents
+    assert result.worth == f"no conclusion: expected 8 documents or more, got {documents}"
+    assert (result.costs, result.recovery) == (False, {})
+    assert math.isfinite(result.delta["drop"].low) == (documents > 1)
 
 
 def test_the_cheaper_of_a_condition_and_its_baseline_counts():

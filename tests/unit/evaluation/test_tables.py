@@ -21,12 +21,12 @@ def gist_quality() -> EvalResult:
     model, data = build_model(FLAT, seed=1), some_sequences(FLAT, 4, seed=1, evidence=True)
     drop, mean = build_model(FLAT, seed=5, gistnet=None), build_model(FLAT, seed=6, gistnet="mean")
     others = {"drop": build_eval_model(drop, data), "mean": build_eval_model(mean, data)}
-    return GistQuality(lengths=(0.7,), resamples=20).run(build_eval_model(model, data, baselines=others))
+    return GistQuality(lengths=(0.7,)).run(build_eval_model(model, data, baselines=others))
 
 
 def focus_quality() -> EvalResult:
     model, data = build_model(TREE, seed=1), some_sequences(TREE, 4, seed=1)
-    return FocusQuality(budgets=(0.8,), draws=1, resamples=20).run(build_eval_model(model, data))
+    return FocusQuality(budgets=(0.8,), draws=1).run(build_eval_model(model, data))
 
 
 def many_columns() -> EvalResult:

@@ -1,51 +1,20 @@
-"""`--plugin`, `--no-plugin`, `--strict-plugins` and the API version, with real packages and files."""
+"""`--plugin`, `--no-plugin` and `--strict-plugins`, with real packages and files."""
 
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mcframe.config.run_config import all_plugins, load_run_config
+from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
-from mcframe.hookspecs import API_VERSION
+from mcframe.hookspecs import RunInfo
 from mcframe.registry.discovery import PluginOptions, discover
-from mcframe.registry.hook_rules import api_fits
-from mcframe.registry.plugins import Registry
+from tests.support.file_plugins import NET, refusal, with_plugin
 
-NET = '''
-    """A plug-in in one file."""
-
-    from dataclasses import dataclass
-    from typing import Literal
-
-    from torch import nn
-
-    from mcframe.hookspecs import GistNet, ModelShape, hookimpl
-
-    @dataclass
-    class Held:
-        by: "int" = 1
-
-    class Last(GistNet):
-        """The last child."""
-
-        def __init__(self, shape: ModelShape, *, bias: bool = False, mode: Literal["a", "b"] = "a"):
-            super().__init__()
-            self.head = nn.Linear(shape.width, shape.width, bias=bias)
-
-        def forward(self, children, lod):
-            return self.head(children[:, :, -1:])
-
-    @hookimpl
-    def register_plugins(register):
-        register("{name}", Last)
-'''
 HELD_BY_AN_OBJECT = """
     from mcframe.hookspecs import hookimpl
 
@@ -56,47 +25,6 @@ HELD_BY_AN_OBJECT = """
     class inner:
         plugin = Plugin()
 """
-
-
-@pytest.fixture
-def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes a plug-in's file, away from everything that Python imports from; works in that folder."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def write(name: str, source: str = NET.replace("{name}", "last")) -> Path:
-        file = Path(name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(textwrap.dedent(source), "utf-8")
-        return file.resolve()
-
-    return write
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_site):
-    """Installs packages for this test."""
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    before = set(sys.modules)
-
-    def install(package: str, source: str) -> None:
-        new_site(tmp_path / "site").install(package, source)
-        importlib.invalidate_caches()
-
-    yield install
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
-def with_plugin(*named: str) -> Registry:
-    return discover(PluginOptions(named=named))
-
-
-def refusal(*named: str, **others: object) -> UserError:
-    with pytest.raises(UserError) as caught:
-        discover(PluginOptions(named=named, **others))  # type: ignore[arg-type]
-    return caught.value
 
 
 # ---- --plugin ------------------------------------------------------------------------------------
@@ -219,6 +147,92 @@ def test_one_name_twice_is_refused_with_both_origins_and_one_may_be_skipped(put,
     assert registry.implementations["gistnet"]["last"].plugin == str(file)
 
 
+def test_one_name_in_two_packages_costs_a_warning_and_its_use_an_error(install, smoke):
+    for package in ("one_lab", "other_lab", "third_lab"):
+        install(package, NET.replace("{name}", "last") + '        register("of_" + __name__, Last)\n')
+    install("own_lab", NET.replace("{name}", "mean"))
+    registry = load_run_config([smoke], ["run.gistnet = @gistnet.of_third_lab"]).registry
+    assert {"of_one_lab", "of_other_lab", "of_third_lab"} <= set(registry.implementations["gistnet"])
+    both = "two plug-ins offer gistnet.last: plug-in 'it' of one_lab 1.0 and plug-in 'it' of other_lab 1.0"
+    assert [line for line in registry.warnings() if "gistnet.last" in line] == [
+        f"{both}; runs that use neither are not affected"
+    ]
+    for name in ("last", "mean"):
+        with pytest.raises(UserError, match=f"two plug-ins offer gistnet.{name}: ") as caught:
+            load_run_config([smoke], [f"run.gistnet = @gistnet.{name}"])
+        assert "--no-plugin" in caught.value.remedy
+    chosen = discover(PluginOptions(without=("one_lab", "third_lab")))
+    assert chosen.implementations["gistnet"]["last"].distribution == "other_lab"
+
+
+def test_a_default_that_a_package_offers_too_is_an_error(install, smoke):
+    install("own_lab", NET.replace('register("{name}", Last)', 'register("adamw", Last, kind="optimizer")'))
+    with pytest.raises(UserError, match=r"two plug-ins offer optimizer\.adamw"):
+        load_run_config([smoke], [])
+
+
+def test_output_of_an_import_goes_to_stderr(install, capsys):
+    install("chatty_lab", "print('welcome')\n" + textwrap.dedent(NET.replace("{name}", "last")))
+    assert "last" in discover().implementations["gistnet"]
+    assert capsys.readouterr() == ("", "welcome\n")
+
+
+# ---- life-cycle hooks ----------------------------------------------------------------------------
+HOOKED = """
+    from mcframe.hookspecs import hookimpl
+
+    SEEN = []
+
+    @hookimpl
+    def run_started(run):
+        SEEN.append(dict(run.hooks))
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "named", "acts"),
+    [
+        ({}, (), False),
+        ({"other_lab": {}}, (), False),
+        ({"hooked_lab": {"channel": "runs"}}, (), True),
+        ({"it": {}}, (), True),
+        ({"hooked_lab:it": {}}, (), True),
+        ({}, ("hooked_lab",), True),
+    ],
+)
+def test_hooks_of_an_installed_package_act_only_where_a_run_enables_them(install, smoke, settings, named, acts):
+    for package in ("hooked_lab", "other_lab"):
+        install(package, HOOKED)
+    registry = load_run_config([smoke], [f"run.hooks = {settings}"], PluginOptions(named=named)).registry
+    registry.hooks.run_started(RunInfo(Path("run"), 0, 1, 0, 0, 0))
+    seen = importlib.import_module("hooked_lab").SEEN
+    assert seen == ([settings] if acts else [])
+    silent = [line for line in registry.warnings() if "hooked_lab" in line]
+    assert silent == ([] if acts else [
+        "life-cycle hooks of plug-in 'it' of hooked_lab 1.0 do not act; run.hooks = {'hooked_lab': {}} enables them"
+    ])  # fmt: skip
+
+
+def test_hooks_of_a_file_act_and_gin_configures_them(put, smoke):
+    put("hooked.py", textwrap.dedent(HOOKED))
+    registry = load_run_config(
+        [smoke], ["run.hooks = {'hooked': {'every': 3}}"], PluginOptions(named=("hooked.py",))
+    ).registry
+    registry.hooks.run_started(RunInfo(Path("run"), 0, 1, 0, 0, 0))
+    (plugin,) = (each for each in registry.plugins.values() if each.code)
+    seen = next(module.SEEN for module in sys.modules.values() if getattr(module, "__file__", "") == plugin.file)
+    assert seen == [{"hooked": {"every": 3}}]
+
+
+@pytest.mark.parametrize("name", ["hooked_lba", "mcframe"])
+def test_hooks_of_an_unknown_plugin_are_refused(install, smoke, name):
+    install("hooked_lab", HOOKED)
+    with pytest.raises(UserError, match=f"life-cycle hooks, got '{name}'") as caught:
+        load_run_config([smoke], [f"run.hooks = {{'{name}': {{}}}}"])
+    assert "hooked_lab" in caught.value.remedy
+    assert caught.value.location is not None
+
+
 # ---- --no-plugin ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["it", "skipped_PACK-AGE", "skipped_pack_age:it"])
 def test_a_skipped_plugin_is_not_imported(install, name):
@@ -236,6 +250,17 @@ def test_skipping_an_unknown_plugin_is_refused():
     assert "mcframe" in error.remedy
 
 
+@pytest.mark.parametrize("group", ["mcframe.plugin", "mcframe_plugins", "mcframe.Plugins", "mcframe"])
+def test_a_misspelt_group_of_entry_points_is_a_warning(install, tmp_path, group):
+    install("their_nets", "")
+    (file,) = tmp_path.glob("site/their_nets*/entry_points.txt")
+    file.write_text(file.read_text().replace("[mcframe.plugins]", f"[{group}]"))
+    importlib.invalidate_caches()
+    (warning,) = discover().warnings()
+    assert warning.startswith(f"their_nets 1.0 offers 'it' under the entry-point group {group!r}, which nothing reads")
+    assert "expected 'mcframe.plugins'" in warning
+
+
 # ---- --strict-plugins ----------------------------------------------------------------------------
 def test_a_broken_plugin_stops_runs_that_use_it_and_strict_ones(install, smoke):
     install("broken_one", "import not_there_at_all")
@@ -251,60 +276,6 @@ def test_a_broken_plugin_stops_runs_that_use_it_and_strict_ones(install, smoke):
     assert "pip install --upgrade broken_one" in error.remedy
     assert "--no-plugin NAME" in error.remedy
     assert not discover(PluginOptions(without=("broken_one",), strict=True)).broken
-
-
-# ---- API version ---------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("stated", "ours", "fits"),
-    [
-        ("0.1", "0.1", True), ("0.2", "0.1", False), ("0.1", "0.2", False), ("1.0", "0.1", False),
-        ("1.0", "1.0", True), ("1.0", "1.3", True), ("1.4", "1.3", False), ("1.9", "1.10", True), ("1.0", "2.0", False),
-    ],
-)  # fmt: skip
-def test_which_versions_fit(stated, ours, fits):
-    assert api_fits(stated, ours) is fits
-
-
-def test_a_stated_version_that_fits_is_listed(put):
-    file = put("nets.py", f'mcframe_api = "{API_VERSION}"\n' + textwrap.dedent(NET.replace("{name}", "last")))
-    registry = with_plugin("nets.py")
-    assert registry.plugins[str(file)].api == registry.implementations["gistnet"]["last"].api == API_VERSION
-
-
-@pytest.mark.parametrize(
-    ("stated", "message", "remedy"),
-    [
-        ('"9.2"', r"made for mcframe's plug-in API 9\.2, and mcframe \S+ has API 0\.1", "upgrade mcframe"),
-        ('"0.0"', r"plug-in API 0\.0, and mcframe", "bring its code to API 0.1"),
-        ("0.1", r"mcframe_api is 0\.1, which is no version", 'write mcframe_api = "0.1"'),
-        ('"0.1.3"', r"mcframe_api is '0\.1\.3', which is no version", 'write mcframe_api = "0.1"'),
-    ],
-)
-def test_a_version_that_does_not_fit(put, stated, message, remedy):
-    # Its unknown hook is not reported: the version is the cause.
-    put("nets.py", f"mcframe_api = {stated}\nfrom mcframe.hookspecs import hookimpl\n@hookimpl\ndef new(x): ...\n")
-    error = refusal("nets.py")
-    assert re.search(message, error.message), error.message
-    assert remedy in error.remedy
-
-
-@pytest.mark.parametrize(("stated", "remedy"), [("9.0", "upgrade mcframe"), ("0.0", "upgrade made_for_another")])
-def test_an_installed_plugin_for_another_api_is_broken_not_fatal(install, stated, remedy):
-    install("made_for_another", f'mcframe_api = "{stated}"\n' + textwrap.dedent(NET.replace("{name}", "theirs")))
-    registry = discover()
-    assert "theirs" not in registry.implementations["gistnet"]
-    (broken,) = registry.broken
-    assert f"'it' of made_for_another 1.0 could not be loaded: it was made for mcframe's plug-in API {stated}" in str(
-        broken
-    )
-    assert broken.remedy.startswith(remedy)
-
-
-def test_all_that_comes_with_mcframe_states_its_api():
-    registry = all_plugins()
-    own = {plugin.short: plugin.api for plugin in registry.plugins.values() if plugin.distribution == "mcframe"}
-    assert len(own) >= 5
-    assert set(own.values()) == {API_VERSION}
 
 
 # ---- parameters of a third party's plug-in -------------------------------------------------------

@@ -11,6 +11,7 @@ from asyncio import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -133,6 +134,49 @@ def test_the_innermost_plugin_is_named_with_its_outermost_function():
         assert explained(Registry(), lambda call=call: call([])) is None
         assert str(error.location) == f"{__file__}:{inspect.unwrap(ThirdParty.decode).__code__.co_firstlineno + 1}"
     assert "failed in byte_lengths" in explained(registry, lambda: list(inner.byte_lengths())).message
+
+
+NET = """
+import torch
+from mcframe.hookspecs import GistNet
+
+class Net(GistNet):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+        self.layer.doubled = self.layer.weight * 2
+
+    def forward(self, children, lod):
+        return children
+"""
+
+
+def deepcopy_error(part):
+    with pytest.raises(RuntimeError, match="deepcopy") as caught:
+        copy.deepcopy(part)
+    return caught.value
+
+
+def test_an_error_of_a_library_names_the_plugin_whose_module_it_was_called_with():
+    names = {}
+    exec(compile(NET, "/elsewhere/net.py", "exec"), names)
+    registry = Registry()
+    product = attributed_product(registry, "gistnet", "net", names["Net"]())
+    expected = "gistnet.net of plug-in 'net' of lab 2.0 failed in __deepcopy__, called with its module: RuntimeError"
+    for part in (product, product.layer):
+        assert explain(deepcopy_error(part), registry).message.startswith(expected)
+    assert explain(deepcopy_error(names["Net"]()), registry) is None  # of no plug-in
+
+
+def test_the_loss_of_another_rank_is_no_error_of_a_plugin():
+    registry = Registry()
+    lost = RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    call = attributed_product(
+        registry, "tokenizer", "outer", ThirdParty(SimpleNamespace(decode=Mock(side_effect=lost)))
+    )
+    with pytest.raises(RuntimeError) as caught:
+        call.decode([])
+    assert explain(caught.value, registry) is None
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda product: pickle.loads(pickle.dumps(product))])

@@ -211,6 +211,10 @@ def test_weights_that_stop_moving(found_in):
 def test_gists_that_are_no_better_than_dropping(found_in):
     bad = {**GOOD_GISTS, "eval/gist_quality/lod1_at_75/gist_minus/drop/tail_high": 0.01}
     assert "1 of 1 controls" in found_in(healthy(), evaluation=bad)["gist_no_better"].title
+    bad["eval/gist_quality/lod1_at_75/documents/tail"] = 8.0
+    assert "gist_no_better" in found_in(healthy(), evaluation=bad)
+    bad["eval/gist_quality/lod1_at_75/documents/tail"] = 7.0
+    assert "gist_no_better" not in found_in(healthy(), evaluation=bad)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from mcframe.hookspecs import LossTerm
 from mcframe.registry.checks import ContractError
 from mcframe.training.first_interval import PAIRS, FirstInterval, GradientWatch
 from mcframe.training.train_step import TrainStep
+from mcframe_plugins.loss.z_loss import ZLoss
 from mcframe_plugins.variants import RandomCollapse
 from tests.support.generators import geometry_of
 from tests.support.loss_config import LossConfig
@@ -83,7 +85,9 @@ def plain_tensor(net):
 
 
 @pytest.mark.parametrize(
-    ("held", "name"), [(created, "a parameter"), (in_a_list, "maps"), (plain_tensor, "scale")], ids=lambda x: str(x)
+    ("held", "name"),
+    [(created, "a parameter"), (in_a_list, "maps"), (plain_tensor, "scale")],
+    ids=["created", "list", "tensor"],
 )
 @pytest.mark.parametrize("part", ["gistnet", "lensnet"])
 def test_parameters_that_no_optimizer_holds_are_an_error(part, held, name):
@@ -135,6 +139,18 @@ def test_a_lensnet_that_no_loss_trains():
     first = FirstInterval(plain, watch, (), keep_watching=False)
     (warning,) = first.look({}, 1, False)
     assert "no loss of this run trains it" in warning
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_loss_without_gradient_is_named(weight):
+    class Constant(ZLoss):
+        def forward(self, view):
+            return LossTerm(super().forward(view).loss.detach())
+
+    loss = third_party(Constant(None, weight=weight), "loss")
+    step = build_step(TREE, RandomCollapse(geometry_of(TREE)), losses=[loss])
+    warnings = trained(step)
+    assert [each.partition(":")[0] for each in warnings] == ["loss.mine of plug-in 'it' of mylab 1.0"] * bool(weight)
 
 
 def test_hooks_are_removed():

@@ -5,13 +5,16 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
 from mcframe.hookspecs import Optimizer, Schedule
 from mcframe.registry.checks import ContractError
 from mcframe.training.build import build_optimizer, build_schedule, plugin_name
-from mcframe.training.engine import Engine
+from mcframe.training.engine import Engine, complete_optimizer
+from mcframe_plugins.optimizer.adamw import AdamW
 from mcframe_plugins.schedule.trapezoid import Trapezoid
 
 
@@ -65,3 +68,16 @@ def test_a_factor_that_is_no_rate_is_refused(factor):
 
     with pytest.raises(ContractError, match="expected a factor of 0 or above"):
         Engine._lr_factor(SimpleNamespace(_schedule=Wrong(), _steps=4), 0)
+
+
+def test_an_optimizer_that_omits_parameters_is_refused():
+    class First(AdamW):
+        def build(self, groups, offload):
+            return super().build(groups[:1], offload)
+
+    def groups():
+        return [{"params": [nn.Parameter(torch.ones(2))], "lr": 0.1, "rule": "AdamW"} for _ in range(2)]
+
+    assert len(complete_optimizer(AdamW(), groups(), False).param_groups) == 2
+    with pytest.raises(ContractError, match="of all 2 parameters, got one without 1 of them"):
+        complete_optimizer(First(), groups(), False)

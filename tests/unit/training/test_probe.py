@@ -198,6 +198,17 @@ def test_allocators_that_break_a_budget_are_refused(change, message):
         probe_allocator(Changed(tree, change), tree, LENGTH, cpu)
 
 
+def test_budgets_hold_in_every_round():
+    class Second(GreedyAllocator):
+        iterations = 2
+
+        def allocate(self, scores, context, *arguments):
+            return super().allocate(scores, context, *arguments) * (context.focus == 0).all()
+
+    with pytest.raises(ContractError, match="at most"):
+        probe_allocator(Second(geometry_of(TREE)), geometry_of(TREE), LENGTH, torch.device("cpu"))
+
+
 def test_allocators_may_declare_that_entries_stay_unused():
     tree = geometry_of(TREE)
     probe_allocator(Changed(tree, all_collapsed, fills_budget=False), tree, LENGTH, torch.device("cpu"))

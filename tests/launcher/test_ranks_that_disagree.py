@@ -1,0 +1,97 @@
+"""One rank fails, or makes other collective calls than the others: one message, and no rank waits for ever."""
+
+import textwrap
+
+import pytest
+
+pytestmark = pytest.mark.launcher
+
+STEP = 512
+SETTINGS = (
+    f"run.batch_tokens = {STEP}", f"run.total_tokens = {4 * STEP}", "validation.windows = 4", f"logging.every = {STEP}",
+    "validation.every = 0", f"evaluation.every = {STEP}", "run.evaluations = []",
+)  # fmt: skip
+HEAD = """
+    import torch
+    import torch.distributed as dist
+
+    import mcframe.training.stall
+    from mcframe.hookspecs import EvalResult, Evaluation, LossTerm, Loss, hookimpl
+
+    mcframe.training.stall.LIMIT_S = 1.0
+"""
+EVALUATION = '''
+    class Mine(Evaluation):
+        """Calls the model on rank 0 alone."""
+
+        name = "mine"
+
+        def run(self, model):
+            tokens = model.held_out(2).tokens
+            if dist.get_rank() == 0:
+                model.score(tokens, tokens.new_zeros(2, model.tree.blocks), "full")
+            return EvalResult({})
+
+    @hookimpl
+    def register_plugins(register):
+        register("mine", Mine)
+'''
+HOOK = """
+    @hookimpl
+    def step_finished(run):
+        if run.rank == 0:
+            dist.barrier()  # here
+"""
+FAILURE = """
+    @hookimpl
+    def step_finished(run):
+        if run.rank == 1:
+            raise OSError("the pager is down")  # here
+"""
+GRADIENT = '''
+    class Mine(Loss):
+        """Its gradient is not finite, on rank 1 alone."""
+
+        name, needs = "mine", ("gists",)
+
+        def __init__(self, shape):
+            super().__init__()
+
+        def forward(self, view):
+            zero = view.table - view.table
+            if dist.get_rank() == 1:
+                zero = zero.square().sum(dim=-1).sqrt()  # here
+            return LossTerm(zero.flatten(1).mean(dim=1))
+
+    @hookimpl
+    def register_plugins(register):
+        register("mine", Mine)
+'''
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "messages"),
+    [
+        (EVALUATION, ("run.evaluations = [@evaluation.mine]",), (
+            "evaluation.mine of plug-in", "expected the same calls of the model on every rank",
+            "rank 0: score of [2, 32] focuses under 'full'; rank 1: the end",
+        )),
+        (HOOK, (), ("the ranks have waited for each other", "{here} in step_finished; rank 1 at")),
+        (FAILURE, (), ("{here}", "failed in its hook step_finished: OSError: the pager is down")),
+        (GRADIENT, ("run.extra_losses = [@loss.mine]", "deepspeed.zero_stage = 2"), (
+            "{here}", "loss.mine of plug-in", "a gradient first is not finite where SqrtBackward0",
+        )),
+    ],
+    ids=["evaluation", "hook", "failure", "gradient"],
+)  # fmt: skip
+def test_ranks_that_disagree_end_with_one_message(launches, tmp_path, source, settings, messages):
+    file = tmp_path / "mine.py"
+    text = textwrap.dedent(HEAD + source)
+    file.write_text(text)
+    here = f"mine.py:{text.partition('# here')[0].count(chr(10)) + 1}"
+    result = launches.run(*SETTINGS, *settings, ranks=2, options=("--plugin", str(file)))
+    assert result.code == 2, result.output[-6000:]
+    assert result.errors == 1, result.output[-6000:]
+    assert "Traceback" not in result.output
+    for message in messages:
+        assert message.replace("{here}", here) in result.text
