@@ -1,4 +1,4 @@
-"""Requirements of real runs, all slow: own processes, resumed, at every ZeRO stage, on two ranks."""
+"""Requirements of real runs: resumed, at every ZeRO stage, on two ranks. All of them are slow."""
 
 from __future__ import annotations
 

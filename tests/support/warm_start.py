@@ -10,6 +10,7 @@ prepare_environment()  # before DeepSpeed is imported
 
 import deepspeed.ops.adam  # noqa: E402
 import deepspeed.runtime.zero.stage3  # noqa: E402, F401
+import torch._dynamo  # noqa: E402, F401 - every optimizer imports it at its first step, for 3 s
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402, F401
 
 import mcframe.cli.train  # noqa: E402, F401

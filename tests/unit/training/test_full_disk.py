@@ -21,7 +21,7 @@ def engine(monkeypatch):
         (checkpoints.Path(file)).symlink_to("/dev/full")
         torch.save({"weights": torch.zeros(2**16)}, file)
 
-    return SimpleNamespace(wrapped=SimpleNamespace(save_checkpoint=save_checkpoint), stage=0)
+    return SimpleNamespace(wrapped=SimpleNamespace(save_checkpoint=save_checkpoint), stage=0, group_options=[])
 
 
 @pytest.mark.parametrize("earlier", [True, False])
