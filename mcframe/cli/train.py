@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ from mcframe.cli.run_options import arguments
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.baselines import baseline_option, run_name
 from mcframe.config.run_config import Loaded, load_run_config
+from mcframe.data.overlap import held_out_overlap
 from mcframe.errors import EXIT_INTERRUPTED, UserError
 from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
@@ -32,7 +33,7 @@ from mcframe.training.checkpoints import Checkpoint, load
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
 from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, write_record
 from mcframe.training.resume_rules import as_table, check_data, data_identity, differences
-from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, write_provenance
+from mcframe.training.run_directory import OPERATIVE, RunPlan, add_provenance, plan, write_provenance
 from mcframe.training.stall import StallWatch
 from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
@@ -109,6 +110,8 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
             components.callbacks, loaded.config.as_dict(), lambda error: explain(error, loaded.registry)
         )
         trainer = Trainer(components, engine, run_plan, loggers, loaded.registry.hooks, device, callbacks, restored)
+        if rank == 0 and run_config.task is None:
+            _report_overlap(components, trainer, console)
     watch = _watch_for_stalls(rank, dist.get_world_size())
     try:
         summary = trainer.run()
@@ -133,6 +136,19 @@ def _restore(
     with console.status("Reading and tokenising text"):
         check_data(checkpoint, data_identity(components))
     return load(engine, checkpoint)
+
+
+def _report_overlap(components: Components, trainer: Trainer, console: Console) -> None:
+    """Measure how much of the held-out text is in the training text; print and record it. It never ends a run."""
+    fraction = components.run_config.data.validation_fraction
+    try:
+        overlap = held_out_overlap(components.text, components.tokenizer, trainer.held_out, fraction)
+    except Exception as error:  # noqa: BLE001 - of a plug-in, which is called again only for this
+        console.print(f"note: the overlap of held-out and training text is unknown: {error}", style="yellow")
+        return
+    if overlap is not None:
+        add_provenance(trainer.plan.directory, {"held_out_overlap": asdict(overlap)})
+        console.print(f"held-out text: {overlap}", highlight=False, soft_wrap=True)
 
 
 def _watch_for_stalls(rank: int, world_size: int) -> StallWatch:

@@ -52,7 +52,7 @@ def clusters(source: TextSource) -> NDArray[np.int32] | None:
 def find_clusters(documents: Iterable[str]) -> NDArray[np.int32] | None:
     """Return each document's cluster [documents], numbered in an order that depends on the contents alone.
 
-    None if there are no documents, or more than `MAX_DOCUMENTS` or `MAX_CHARACTERS`.
+    None without documents, and for more than `MAX_DOCUMENTS` or `MAX_CHARACTERS`.
     """
     signatures, keys, characters = [], [], 0
     for batch in batched(documents):

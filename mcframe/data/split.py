@@ -57,9 +57,9 @@ def split_documents(source: TextSource, documents: Iterable[str], split: Split, 
     validation = held_out(labels, fraction)
     if split == "validation" and len(labels) > 1 and not validation.any():
         raise _no_small_cluster(labels, fraction)
-    count, wanted = 0, split == "validation"
+    count, chosen = 0, split == "validation"
     for document in documents:
-        if count < len(labels) and validation[count] == wanted:
+        if count < len(labels) and validation[count] == chosen:
             yield document
         count += 1
     if count != len(labels):

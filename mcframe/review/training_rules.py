@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mcframe.data.overlap import Overlap
 from mcframe.review.change import MIN_VALUES, outliers, rise_bounds
 from mcframe.review.finding import Case, Finding, Plot, SkipRule
 from mcframe.review.same_tokens import compare_tokens
@@ -110,6 +111,20 @@ def unmoved_weights(case: Case) -> Finding | None:
     )
     plot = Plot(rule, "Change of weights", (*still[:_MAX_DRAWN], *moving[:_MAX_DRAWN]))
     return case.finding(rule, title, evidence, step, plot)
+
+
+def held_out_in_training(case: Case) -> Finding | None:
+    """Find held-out windows that are in the training text."""
+    rule, recorded = "held_out_in_training", case.run.provenance.get("held_out_overlap")
+    if not isinstance(recorded, dict):
+        raise SkipRule("no held_out_overlap in provenance.json", "Train again: every run of text records it.")
+    overlap = Overlap(**recorded)
+    fraction = overlap.covered / overlap.windows
+    if fraction <= case.rules.number(rule, "fraction"):
+        return None
+    title = f"{fraction:.0%} of the held-out windows are in the training text: validation is too good."
+    step = "Remove repeated passages from the corpus, and train again before you compare validation with other corpora."
+    return case.finding(rule, title, (str(overlap),), step)
 
 
 def misaligned_tokens(case: Case) -> Finding | None:

@@ -74,6 +74,14 @@ def write_provenance(directory: Path, bound: str, facts: dict[str, Any]) -> None
             partial.write_text(text, "utf-8")
 
 
+def add_provenance(directory: Path, facts: dict[str, Any]) -> None:
+    """Add facts to `provenance.json`."""
+    file = directory / PROVENANCE
+    known = json.loads(file.read_text("utf-8"))
+    with replaced(file) as partial:
+        partial.write_text(json.dumps({**known, **facts}, indent=2) + "\n", "utf-8")
+
+
 def _origin() -> dict[str, Any]:
     return {
         "command": sys.argv,

@@ -20,6 +20,8 @@ GOOD_GISTS = {
     for end, v in (("", -0.2), ("_low", -0.3), ("_high", -0.1))
 }
 
+NO_OVERLAP = {"windows": 64, "covered": 6, "characters": 1000, "complete": True}
+
 
 def findings(run, baseline=None) -> dict[str, Finding]:
     case = Case(read_run(run), read_rules(), read_run(baseline) if baseline else None)
@@ -104,7 +106,12 @@ def test_a_healthy_run_has_no_finding(tmp_path, n, rho, seeds):
 
 
 def test_every_rule_applies_to_a_healthy_run(tmp_path):
-    run = write_run(tmp_path / "run", healthy(), evaluation=GOOD_GISTS, provenance={"device": "NVIDIA H200"})
+    run = write_run(
+        tmp_path / "run",
+        healthy(),
+        evaluation=GOOD_GISTS,
+        provenance={"device": "NVIDIA H200", "held_out_overlap": NO_OVERLAP},
+    )
     baseline = read_run(write_run(tmp_path / "baseline", healthy(1)))
     outcomes = apply_rules(Case(read_run(run), read_rules(), baseline))
     assert outcomes.findings == []
@@ -281,3 +288,10 @@ def test_older_runs_name_the_setting_of_sides_differently():
     assert not level_predicts_preferences({"older.preference_sides": "'both'"})
     assert level_predicts_preferences({"older.preference_sides": "'worse'"})
     assert level_predicts_preferences({"older.preference_sides": "'both'", "lens_targets.sides": "'worse'"})
+
+
+def test_held_out_text_in_the_training_text(found_in):
+    found = found_in(healthy(), provenance={"held_out_overlap": NO_OVERLAP | {"covered": 16}})["held_out_in_training"]
+    assert found.title.startswith("25% of the held-out windows")
+    assert "16 of 64" in found.evidence[0]
+    assert "held_out_in_training" not in found_in(healthy(), provenance={"held_out_overlap": NO_OVERLAP})
