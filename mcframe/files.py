@@ -90,4 +90,6 @@ def unwritable(error: Exception, path: Path | str | None = None) -> UserError:
     if is_full(error):
         return UserError(f"{where}no space left on the device", remedy="Free space, or pass another path.")
     reason = getattr(error, "strerror", None) or str(error)
-    return UserError(f"{where}cannot be written: {reason}", remedy="Pass another path to this command, or make this one writable.")
+    return UserError(
+        f"{where}cannot be written: {reason}", remedy="Pass another path to this command, or make this one writable."
+    )

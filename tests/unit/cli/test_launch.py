@@ -1,4 +1,4 @@
-"""What `mcframe run` checks, and how it starts the launcher."""
+"""Checks of `mcframe run`, and the start of the launcher."""
 
 import os
 import subprocess

@@ -22,11 +22,11 @@ def test_what_is_no_path_is_named(written):
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert user_path("~/runs", "--out") == Path("/home/somebody/runs")
+    monkeypatch.setenv("HOME", "/home/user")
+    assert user_path("~/runs", "--out") == Path("/home/user/runs")
     options = arguments().parse_args(["--gin", "~/a.gin", "--run-dir=~/r", "--resume", "~/c"])
     assert [str(value) for value in (*options.gin, options.run_dir, options.resume)] == [
-        "/home/somebody/a.gin", "/home/somebody/r", "/home/somebody/c",
+        "/home/user/a.gin", "/home/user/r", "/home/user/c",
     ]  # fmt: skip
 
 
