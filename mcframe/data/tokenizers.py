@@ -118,7 +118,7 @@ class BPE(Tokenizer):
                 named = ", ".join(f"{part} {_kind(fields[part])}" for part in parts if fields.get(part))
                 raise UserError(
                     f"tokenizer {path} alters text: {text!r} becomes {found!r}; the file has {named}",
-                    remedy="Remove the normalizer, and settings that add or strip characters (add_prefix_space, lstrip), "
+                    remedy="Remove the normalizer and settings that add or strip characters (add_prefix_space, lstrip) "
                     "from the file, or train one: mcframe tokenizer --gin FILE",
                 )
 
