@@ -138,7 +138,7 @@ class DataConfig:
     """The split of the text (gin: `data`).
 
     Attributes:
-        validation_fraction: Fraction of documents held out for validation, chosen by the content of a document.
+        validation_fraction: Fraction of documents held out for validation; near-duplicates are held out together.
     """
 
     validation_fraction: Decay = 0.02

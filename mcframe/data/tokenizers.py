@@ -77,16 +77,50 @@ class BPE(Tokenizer):
         content = _content(path)
         import tokenizers
 
-        self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # tokenizers raises no narrower class
+            raise UserError(
+                f"tokenizer {path}: {error}", remedy="Train it again: mcframe tokenizer --gin FILE"
+            ) from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # a document that spells the separator must not end there
+        self._added = {int(each["id"]): str(each["content"]) for each in json.loads(content).get("added_tokens") or ()}
         self.identity = f"bpe:{blake2b(content, digest_size=16).hexdigest()}"
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.separator = self._tokenizer.get_vocab()[SEPARATOR]
+        highest = max(self._tokenizer.get_vocab().values())
+        if highest >= self.vocab_size:
+            raise UserError(
+                f"tokenizer {path}: expected ids below its {self.vocab_size:,} entries, got {highest:,}",
+                remedy="Number the entries without gaps.",
+            )
         if self.vocab_size != vocab_size:
             raise UserError(
                 f"tokenizer {path}: expected {vocab_size:,} entries, got {self.vocab_size:,}",
                 remedy=f"Set tokenizer.bpe.vocab_size = {self.vocab_size}, or train one: mcframe tokenizer --gin FILE",
             )
+        self._bytes = self._entry_bytes()
+        self._check_round_trip(path, json.loads(content))
+
+    def _check_round_trip(self, path: Path, fields: dict[str, Any]) -> None:
+        """Raise UserError if texts are not the same after encoding and decoding.
+
+        A tokenizer that alters text would make losses a byte incomparable.
+        """
+        lengths = self.byte_lengths()
+        for text in (*_PROBES, *(f"a {each} b{each}" for each in self._added.values())):
+            ids = self.encode_batch([text])[0]
+            found = self.decode(ids)
+            if found != text or int(lengths[ids].sum()) != len(text.encode()):
+                parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens", "truncation")
+                named = ", ".join(f"{part} {_kind(fields[part])}" for part in parts if fields.get(part))
+                raise UserError(
+                    f"tokenizer {path} alters text: {text!r} becomes {found!r}; the file has {named}",
+                    remedy="Remove the normalizer and settings that add or strip characters (add_prefix_space, lstrip) "
+                    "from the file, or train one: mcframe tokenizer --gin FILE",
+                )
 
     @staticmethod
     def example_settings(folder: Path) -> dict[str, Any]:
@@ -100,16 +134,51 @@ class BPE(Tokenizer):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of these ids without separators. Bytes that are not UTF-8 become U+FFFD."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
 
     def byte_lengths(self) -> Tensor:
         """Return int64 [vocab_size]: the bytes of each entry, 0 for the separator."""
-        lengths = torch.zeros(self.vocab_size, dtype=torch.int64)
+        return torch.tensor([len(each) for each in self._bytes], dtype=torch.int64)
+
+    def _entry_bytes(self) -> list[bytes]:
+        """Return the bytes of each entry; the byte-level alphabet writes each byte of a learned one as one character.
+
+        Added entries are written as they are.
+        """
+        alphabet = _alphabet()
+        entries = [b""] * self.vocab_size
         for entry, index in self._tokenizer.get_vocab().items():
-            lengths[index] = len(entry)  # the byte-level alphabet writes each byte as one character
-        lengths[self.separator] = 0
-        return lengths
+            if index in self._added:
+                entries[index] = self._added[index].encode()
+            else:
+                entries[index] = b"".join(alphabet.get(character, character.encode()) for character in entry)
+        entries[self.separator] = b""
+        return entries
+
+
+_PROBES = (
+    "Hello World", " two  spaces\tTab ", "\n\r\n line\u2028", "it's 12,345.60 don't", "a\x00b\x7f\ufeff",
+    "e\u0301 \u00e9 \ufb01 \uff21 \u212b \u00a0x", "\u4f60\u597d \U0001f600\u200d\u2642", "\u0130I\u0131i \u00df\u1e9e",
+    "`` \u201cquoted\u201d -- \u2026",
+)  # fmt: skip
+"""Texts that normalizers, prefix spaces, stripping and clean-up change."""
+
+
+def _alphabet() -> dict[str, bytes]:
+    """Return the byte of each character of the byte-level alphabet (GPT-2, Radford et al., 2019)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(_BYTES) if byte not in printable]
+    codes = [*printable, *range(_BYTES, _BYTES + len(others))]
+    return {chr(code): bytes([byte]) for code, byte in zip(codes, [*printable, *others], strict=True)}
+
+
+def _kind(part: Any) -> str:
+    """Return the type of a part of a tokenizer file, and the settings of it that are true."""
+    if isinstance(part, list):
+        return ", ".join(repr(each.get("content")) for each in part)
+    kinds = [_kind(each) for name in ("normalizers", "pretokenizers", "decoders") for each in part.get(name) or ()]
+    settings = [name for name, value in part.items() if value is True]
+    return f"{part.get('type', '')}({', '.join(kinds or settings)})"
 
 
 def bpe_file(vocab_size: int, name: str = "default") -> Path:

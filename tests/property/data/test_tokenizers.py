@@ -130,7 +130,7 @@ def test_a_file_of_another_kind_is_an_error(tmp_path, content):
     ("source", "vocab_size", "message"),
     [
         (MemorySource(["ab"]), 5_000, "5,000"),
-        (MemorySource([]), 300, "no documents"),
+        (MemorySource([]), 300, "expected documents, got none"),
         (MemorySource(["ab"]), 256, "expected 257"),
         (StandardLibrary("*.nothing"), 300, "standard_library"),
     ],
@@ -140,3 +140,69 @@ def test_failed_training_leaves_no_file(tmp_path, source, vocab_size, message):
     with pytest.raises(UserError, match=message):
         train_bpe(source, vocab_size, file, fraction=0.0)
     assert not file.parent.exists()
+
+
+def changed(file, target, **parts):
+    """Write a tokenizer file with other parts, and return its path."""
+    target.write_text(json.dumps(json.loads(file.read_text()) | parts))
+    return str(target)
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"normalizer": {"type": "Lowercase"}}, r"normalizer Lowercase\(\)"),
+        ({"normalizer": {"type": "NFKC"}}, r"normalizer NFKC\(\)"),
+        ({"normalizer": {"type": "NFC"}}, r"normalizer NFC\(\)"),
+        (
+            {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+            r"Strip\(strip_left, strip_right\)",
+        ),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}]}},
+            r"Sequence\(NFD\(\), StripAccents\(\)\)",
+        ),
+        ({"pre_tokenizer": BYTE_LEVEL | {"add_prefix_space": True}}, "ByteLevel.add_prefix_space"),
+        ({"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}, None),
+    ],
+)
+def test_a_tokenizer_that_alters_text_is_an_error(trained, tmp_path, parts, message):
+    file = changed(trained, tmp_path / "t.json", **parts)
+    if message is None:  # the bytes of the entries decode, not the file's decoder
+        assert BPE(400, file=file).decode(BPE(400, file=file).encode_batch(["it 's 1"])[0]) == "it 's 1"
+        return
+    with pytest.raises(UserError, match=f"alters text.*{message}"):
+        BPE(400, file=file)
+
+
+def test_added_entries_have_their_own_bytes(trained, tmp_path):
+    from tokenizers import AddedToken, Tokenizer
+
+    added = Tokenizer.from_file(str(trained))
+    added.add_tokens(["\u4f60\u597d", "na\u00efve"])
+    added.add_special_tokens(["<|\u00fc|>"])
+    added.save(str(tmp_path / "added.json"))
+    tokenizer = BPE(403, file=str(tmp_path / "added.json"))
+    text = "read \u4f60\u597d, na\u00efve <|\u00fc|> <|separator|>"
+    ids = tokenizer.encode_batch([text])[0]
+    assert {400, 401} <= set(ids)
+    assert tokenizer.decode(ids) == text
+    assert int(tokenizer.byte_lengths()[ids].sum()) == len(text.encode())
+    assert tokenizer.byte_lengths()[400:].tolist() == [6, 6, 6]
+    added.add_tokens([AddedToken("strip", lstrip=True, rstrip=True)])
+    added.save(str(tmp_path / "strip.json"))
+    with pytest.raises(UserError, match=r"alters text.*strip"):
+        BPE(404, file=str(tmp_path / "strip.json"))
+
+
+def test_a_broken_file_is_an_error(trained, tmp_path):
+    model = json.loads(trained.read_text())["model"]
+    for number, parts in enumerate(({"merges": [["zz", "qq"]]}, {"vocab": model["vocab"] | {"hole": 999}})):
+        with pytest.raises(UserError, match=r"out of vocabulary|got 999"):
+            BPE(401, file=changed(trained, tmp_path / f"{number}.json", model=model | parts))
+    (tmp_path / "mark.json").write_text("\ufeff" + trained.read_text())
+    with pytest.raises(UserError, match=r"mark\.json"):
+        BPE(400, file=str(tmp_path / "mark.json"))
