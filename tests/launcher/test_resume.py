@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,7 @@ CADENCE = (
     f"checkpoint.every = {5 * STEP}",
     f"sampling.every = {4 * STEP}",
     "sampling.length = 4",
+    "run.hooks = {'stopper': {}}",
     "run.text = @text.local_files",
     "data.validation_fraction = 0.2",
 )
@@ -48,6 +50,14 @@ STOPPER = """
 
 
 @pytest.fixture(scope="module")
+def launches(launches, tmp_path_factory, new_site):
+    """Launches with the package that stops a run."""
+    site = new_site(tmp_path_factory.mktemp("stopper"))
+    site.install("stopper", STOPPER)
+    return replace(launches, environment={**launches.environment, **site.environment})
+
+
+@pytest.fixture(scope="module")
 def settings(launches):
     """Settings of a corpus whose epoch is a few steps: 12 documents of some 500 bytes, sequences of 128."""
     folder = launches.folder / "short corpus"
@@ -59,11 +69,8 @@ def settings(launches):
     return (*CADENCE, f"text.local_files.paths = {str(folder)!r}")
 
 
-@pytest.fixture(scope="module")
-def stopper(tmp_path_factory, new_site):
-    site = new_site(tmp_path_factory.mktemp("stopper"))
-    site.install("stopper", STOPPER)
-    return lambda stop: {**site.environment, "STOP": stop}
+def stopper(stop):
+    return {"STOP": stop}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,7 @@ def one(launches, settings):
 
 
 @pytest.fixture(scope="module")
-def interrupted(launches, settings, stopper):
+def interrupted(launches, settings):
     """One rank, interrupted after step 3, inside a logging interval."""
     return launches.run(*settings, run_dir=launches.folder / "interrupted", environment=stopper("SIGINT:0:3"))
 
@@ -121,9 +128,7 @@ def test_the_run_crosses_epochs_and_keeps_the_newest_checkpoints(one):
     assert list(one.run_dir.glob("checkpoints/.writing-*")) == []
 
 
-def test_one_rank_interrupted_twice_and_then_killed_equals_uninterrupted(
-    launches, settings, stopper, one, interrupted, copy
-):
+def test_one_rank_interrupted_twice_and_then_killed_equals_uninterrupted(launches, settings, one, interrupted, copy):
     assert_interrupted(interrupted, at=3)
     assert sorted(interrupted.metrics) == [0, 2 * STEP]
     again = launches.run(*settings, run_dir=copy, environment=stopper("SIGTERM:0:7"))
@@ -159,7 +164,7 @@ def press_ctrl_c(line, process):
         os.killpg(process.pid, signal.SIGINT)
 
 
-def test_two_ranks_interrupted_equal_uninterrupted(launches, settings, stopper, tmp_path):
+def test_two_ranks_interrupted_equal_uninterrupted(launches, settings, tmp_path):
     settings = (*settings, f"run.total_tokens = {8 * STEP}", "deepspeed.zero_stage = 2")
     reference = launches.run(*settings, ranks=2).succeeded()
     run_dir = tmp_path / "run"

@@ -16,7 +16,7 @@ GRID = """\
 gin = ["smoke.gin"]
 set = [
   "run.batch_tokens = 512", "logging.every = 512", "validation.every = 1024", "validation.windows = 4",
-  "logging.tensorboard = False",
+  "logging.tensorboard = False", "run.hooks = {'parent_stopper': {}}",
 ]
 tokens = 3072
 baseline = "base"
@@ -68,6 +68,7 @@ def sweep(launches, folder, new_site):
 def sweep_here(folder, monkeypatch, launches):
     """Call `mcframe sweep` in this process, where no run is to start. Returns the exit code and the output."""
     monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.syspath_prepend(folder / "site")
     monkeypatch.setenv("MCFRAME_CACHE", launches.environment["MCFRAME_CACHE"])
 
     def run(grid, *options):

@@ -222,7 +222,8 @@ def test_at_zero_1_it_trains_with_one_backward_a_micro_batch_among_modules_calle
     run_dir = tmp_path / "run"
     command = [sys.executable, launches.script, "--gin", "gin/smoke.gin", "--run-dir", str(run_dir)]
     skipping = ("run.lensnet = @lensnet.skipping", "run.micro_batch = 1", "deepspeed.zero_stage = 1")
-    for setting in (*SHORT, *skipping):
+    hooks = "run.hooks = {'spying': {}}"
+    for setting in (*SHORT, *skipping, hooks):
         command += ["--set", setting]
     group = {
         "RANK": "0",
