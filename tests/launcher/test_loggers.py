@@ -140,10 +140,9 @@ def test_a_full_disk_is_an_error_and_closes_every_logger_once(tmp_path):
     recording = Recording(None)
     loggers = opened(tmp_path, recording=lambda run: recording)
     loggers._loggers[METRICS]._file = Path("/dev/full").open("w")  # noqa: SIM115 - the logger closes it
-    with pytest.raises(OSError, match="No space left"):
-        loggers.write(1, 1, {"train/loss": 1.0})
-    with pytest.raises(OSError, match="No space left"):
-        loggers.close()
+    for call in (lambda: loggers.write(1, 1, {"train/loss": 1.0}), loggers.close):
+        with pytest.raises(UserError, match="metrics.jsonl: no space left"):
+            call()
     loggers.close()
     assert recording.calls == [("write", 1, 1, {"train/loss": 1.0}), ("close",)]
 
