@@ -93,7 +93,7 @@ def test_a_grid_is_interrupted_resumed_and_compared(sweep, sweep_here):
     resumed = sweep(GRID, "--jobs", "2")
     assert resumed.code == 1, resumed.output
     assert f"broken/seed-0 failed The end of {out / 'broken' / 'seed-0' / 'log.txt'}:" in resumed.text
-    assert "the loss is" in resumed.text  # from the message of the failed run
+    assert "is not finite after" in resumed.text  # from the message of the failed run
     log = " ".join((out / "base" / "seed-0" / "log.txt").read_text().split()).replace("│ ", "")
     assert f"resumed from {out}" in log
     data = json.loads((out / DATA).read_text())

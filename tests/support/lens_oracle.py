@@ -275,6 +275,7 @@ class Case:
                 continue
             if loss.name == "ema_kl":
                 loss.average = FixedScores(average)
+                loss.steps.fill_(1)
             term = loss(view)
             total = total + loss.weight / config.lens * term.loss.mean()
             metrics |= term.metrics if isinstance(term.metrics, StepMetrics) else StepMetrics()
