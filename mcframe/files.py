@@ -75,12 +75,16 @@ def writing(path: Path) -> Iterator[None]:
         raise unwritable(error, path) from error
 
 
-def is_full(error: BaseException) -> bool:
+def is_full(error: BaseException | None) -> bool:
     """Return whether an exception, or one that caused it, is that of a full disk or an exhausted quota."""
-    below = error.__cause__ or error.__context__
-    own = isinstance(error, OSError) and error.errno in _FULL
-    # safetensors, torch and Arrow put the system's error into a text of their own.
-    return own or "No space left on device" in str(error) or (below is not None and is_full(below))
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        # safetensors, torch and Arrow put the system's error into a text of their own.
+        if (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def unwritable(error: Exception, path: Path | str | None = None) -> UserError:

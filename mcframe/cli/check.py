@@ -26,6 +26,7 @@ from mcframe.training.build import (
     build_task,
     parameter_counts,
 )
+from mcframe.training.engine_config import check_ranks
 from mcframe.training.flops import StepFlops
 from mcframe.training.probe import probe_focuses
 from mcframe.training.startup_summary import describe_text, describe_variants, memory_estimate, omitted
@@ -56,8 +57,8 @@ def check(
             table.add_row(name, Text(value))  # a path may look like markup
         console.print(table, highlight=False)
     for warning in [*loaded.registry.warnings(), *warnings]:
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
-    # `unused` knows the bindings that training alone reads: it returns those whose configurable was not selected.
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+    # Of bindings that training alone reads, `unused` returns those whose configurable was not selected.
     for binding in loaded.config.unused():
         console.print(f"bound but unused: {binding.key} ({binding.location})", style="yellow", highlight=False)
     return 0
@@ -66,6 +67,7 @@ def check(
 def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str], list[str]]:
     """Build the parts on the meta device and return the rows of the table, and warnings."""
     run_config = loaded.run_config
+    check_ranks(run_config, ranks)
     vocab_size = _vocab_size(loaded, console)
     with torch.device("meta"):
         step = build_step(run_config, vocab_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
@@ -17,7 +16,7 @@ import psutil
 import typer
 
 import mcframe
-from mcframe.cli.run_options import arguments, launcher_arguments
+from mcframe.cli.run_options import Parser, arguments, launcher_arguments
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.environment import free_port
 from mcframe.errors import EXIT_INTERRUPTED, Location, UserError
@@ -84,7 +83,7 @@ def _launcher_options(written: str, ranks: int | None) -> tuple[list[str], dict[
         raise UserError(
             f"--launcher: {error}: {written}", remedy="Write options as in a shell, with closed quotes."
         ) from error
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("-H", "--hostfile")
     hosts, options = parser.parse_known_args(options)
     if hosts.hostfile is not None:

@@ -26,6 +26,7 @@ def arguments(*parents: argparse.ArgumentParser) -> Parser:
         prog="mcframe run" if parents else "deepspeed mcframe/run.py",
         description="Train a MegaContext language model from gin files.",
         parents=parents,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--gin", action="append", required=True, type=_path("--gin"), metavar="FILE",

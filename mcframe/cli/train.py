@@ -144,7 +144,9 @@ def _report_overlap(components: Components, trainer: Trainer, console: Console) 
     try:
         overlap = held_out_overlap(components.text, components.tokenizer, trainer.held_out, fraction)
     except Exception as error:  # noqa: BLE001 - of a plug-in, which is called again only for this
-        console.print(f"note: the overlap of held-out and training text is unknown: {error}", style="yellow")
+        console.print(
+            f"note: the overlap of held-out and training text is unknown: {error}", style="yellow", markup=False
+        )
         return
     if overlap is not None:
         add_provenance(trainer.plan.directory, {"held_out_overlap": asdict(overlap)})

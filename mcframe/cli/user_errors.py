@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
@@ -21,6 +22,8 @@ from mcframe.files import is_full, unwritable
 
 _OTHERS_REPORT_S = 10.0
 _NOTE_LIFETIME_S = 60.0
+_START_S = 5.0
+"""Seconds between the starts of the ranks of a run, at most: an older note is of an earlier run."""
 _OF_A_PATH = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG,
               errno.ELOOP, errno.EIO}  # fmt: skip
 
@@ -37,11 +40,14 @@ def show(error: UserError) -> None:
 
 
 def _as_user_error(failure: Exception) -> UserError | None:
-    """Return the message for an exception that a user can fix: a UserError, or a path that cannot be written."""
+    """Return the message for an exception that a user can fix: a UserError, a full disk, or a path."""
     if isinstance(failure, UserError):
         return failure
-    if is_full(failure) or (isinstance(failure, OSError) and failure.errno in _OF_A_PATH):
+    if is_full(failure):
         return unwritable(failure)
+    if isinstance(failure, OSError) and failure.errno in _OF_A_PATH:
+        remedy = "Pass another path, or correct its permissions."
+        return UserError(f"{failure.filename or 'a file'}: {failure.strerror}", remedy=remedy)
     return None
 
 
@@ -84,7 +90,12 @@ def _lost_connection(error: Exception) -> UserError:
 
 
 def _note() -> Path:
-    return _notes() / f"{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+    """Return the note of this run. A shell or torchrun may start several with one parent and one port."""
+    note = _notes() / f"{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+    with suppress(OSError):
+        if note.stat().st_mtime < psutil.Process().create_time() - _START_S:
+            note.unlink()
+    return note
 
 
 def _notes() -> Path:

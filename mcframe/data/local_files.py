@@ -13,6 +13,7 @@ from mcframe.data.file_search import FoundFiles, find_files, named
 from mcframe.data.single_document import divided
 from mcframe.data.sources import write_sums
 from mcframe.errors import UserError
+from mcframe.files import user_path
 from mcframe.hookspecs import TextSource
 
 READERS = 2
@@ -45,7 +46,10 @@ class LocalFiles(TextSource):
         encoding: str | None = None,
     ) -> None:
         self.streaming = streaming
-        self._paths = [_path(path) for path in ([paths] if isinstance(paths, str) else paths)]
+        self._paths = [
+            user_path(path, "text.local_files.paths").absolute()
+            for path in ([paths] if isinstance(paths, str) else paths)
+        ]
         self._text_field, self._encoding = text_field, encoding
         try:
             b" ".decode(encoding or "utf-8", "replace")
@@ -114,24 +118,6 @@ class LocalFiles(TextSource):
 
 def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _path(text: str) -> Path:
-    """Return the absolute path.
-
-    Raises:
-        UserError: It is empty, or its home folder is unknown.
-    """
-    try:
-        if text:
-            return Path(text).expanduser().absolute()
-    except (RuntimeError, ValueError):
-        pass
-    raise UserError(
-        f"text.local_files.paths: expected a path, got {text!r}",
-        binding="text.local_files.paths",
-        remedy="Set text.local_files.paths to files or folders.",
-    )
 
 
 def _no_text(found: FoundFiles, counts: Counter[str]) -> UserError:

@@ -115,7 +115,7 @@ class HuggingFace(TextSource):
     ) -> None:
         self.streaming = streaming
         local = not name.strip() or name.startswith("~")  # other names may be those of the hub
-        self._name = str(user_path(name, "text.hugging_face.name")) if local else name
+        self._name = str(user_path(name, "text.huggingface.name")) if local else name
         self._subset, self._split = subset, split
         self._text_field = text_field
         self._shuffle_buffer, self._seed = shuffle_buffer, seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +21,7 @@ from mcframe.data.packing import Counted, Tokens, batched, gather_windows, separ
 from mcframe.data.split import Split, check_fraction, empty_split, split_documents
 from mcframe.data.window_stream import StatelessWindows
 from mcframe.errors import UserError
-from mcframe.files import writing
+from mcframe.files import replaced, writing
 from mcframe.hookspecs import TextSource, Tokenizer
 
 FORMAT = 2
@@ -46,9 +47,9 @@ class TokenFile:
         if not kept.exists() or kept.stat().st_mtime_ns < self.path.stat().st_mtime_ns:
             with self.path.open("rb") as file:
                 value = hashlib.file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
-            partial = kept.with_suffix(f".{os.getpid()}")
-            partial.write_text(value, "utf-8")
-            partial.replace(kept)  # another process may do the same
+            with suppress(UserError), replaced(kept) as partial:  # a cache that is read-only is hashed at every start
+                partial.write_text(value, "utf-8")
+            return value
         return kept.read_text("utf-8")
 
     def windows(self, window: int) -> int:

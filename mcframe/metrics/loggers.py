@@ -21,7 +21,9 @@ from mcframe.registry.attribution import last_line
 _log = logging.getLogger(__name__)
 
 SLOW_S = 30.0
-"""Seconds after which a logger that has not returned is named in a warning; at the end of a run it is abandoned."""
+"""Seconds after which a logger that has not returned is named in a warning."""
+ABANDONED_S = 900.0
+"""Further seconds after which a logger that does not close is abandoned."""
 
 
 class Loggers:
@@ -85,7 +87,11 @@ class Loggers:
         thread.start()
         thread.join(SLOW_S)
         if thread.is_alive():
-            raise TimeoutError(f"it did not close within {SLOW_S:g} s")
+            name = type(logger).__name__
+            _log.warning("%s needs more than %g s to close; the run waits up to %g s", name, SLOW_S, ABANDONED_S)
+            thread.join(ABANDONED_S)
+        if thread.is_alive():
+            raise TimeoutError(f"it did not close within {SLOW_S + ABANDONED_S:g} s")
         if errors:
             raise errors[0]
 

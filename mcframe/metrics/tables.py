@@ -18,13 +18,18 @@ class FittedTable(Table):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table, or a line a cell."""
+        cells = [[_text(cell, console) for cell in (column.header, *column.cells)] for column in self.columns]
         needed = [
-            max(_needed(_text(cell, console), complete=column.no_wrap) for cell in (column.header, *column.cells))
-            for column in self.columns
+            max(_needed(cell, complete=column.no_wrap) for cell in own)
+            for column, own in zip(self.columns, cells, strict=True)
         ]
-        if sum(needed) + _FRAME * len(needed) + 1 <= options.max_width:
-            for column, width in zip(self.columns, needed, strict=True):
-                column.min_width = width  # otherwise rich shrinks the widest ones, through their words
+        spare = options.max_width - sum(needed) - _FRAME * len(needed) - 1
+        if spare >= 0:
+            longest = [max(_needed(cell, complete=True) for cell in own) for own in cells]
+            # Rich would shrink the widest columns, through their words.
+            for column, least, most in zip(self.columns, needed, longest, strict=True):
+                column.width = least + min(spare, most - least)
+                spare -= column.width - least
             yield from super().__rich_console__(console, options)
             return
         if self.title:

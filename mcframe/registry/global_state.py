@@ -90,7 +90,7 @@ SETTINGS = [
     ),
     Setting(
         "the gradient mode of torch", torch.is_grad_enabled, _set_gradient_mode,
-        "Use `with torch.no_grad():` around the code that needs no gradient.",
+        "Use `with torch.no_grad():` around the code that needs no gradient, and never around a yield.",
     ),
     Setting(
         "the default device of torch", lambda: _device.CURRENT_DEVICE, torch.set_default_device,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -40,11 +41,15 @@ class Origin:
     line: int = 0
 
 
+_MOST_STEPS = 256
+"""Steps whose micro-batches are kept on the device, where a run logs less often."""
+
+
 class RecentBatches:
     """The micro-batches of the steps since the last log line, and their losses. Adding one reads nothing back."""
 
     def __init__(self) -> None:
-        self._steps: list[list[tuple[Any, Tensor]]] = []
+        self._steps: deque[list[tuple[Any, Tensor]]] = deque(maxlen=_MOST_STEPS)
 
     def begin_step(self) -> None:
         """Start a step."""
@@ -56,7 +61,8 @@ class RecentBatches:
 
     def restart(self) -> None:
         """Forget all steps but the last one: its gradient has not met a loss yet."""
-        del self._steps[:-1]
+        while len(self._steps) > 1:
+            self._steps.popleft()
 
     def first_bad_step(self) -> int:
         """Return the index of the first step with a loss that is not finite, or of the last one. Synchronises."""
@@ -65,7 +71,7 @@ class RecentBatches:
 
     def suspects(self, step: int) -> list[Any]:
         """Return the micro-batches of a step, after those of the step before it, whose gradient may be the origin."""
-        return [batch for each in self._steps[max(0, step - 1) : step + 1] for batch, _ in each]
+        return [batch for each in list(self._steps)[max(0, step - 1) : step + 1] for batch, _ in each]
 
 
 def find_origin(step: nn.Module, batch: Any) -> Origin | None:

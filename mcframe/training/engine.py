@@ -18,17 +18,16 @@ import torch.distributed as dist
 from filelock import FileLock
 from torch.optim.lr_scheduler import LambdaLR
 
-from mcframe.config.schema import RunConfig
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.data.loader import micro_batch_for
 from mcframe.environment import prepare_rank
-from mcframe.errors import UserError, require
+from mcframe.errors import UserError
 from mcframe.hookspecs import Optimizer
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.registry.checks import raise_contract_error
 from mcframe.training.build import Components
 from mcframe.training.clipping import PartClipping
-from mcframe.training.engine_config import engine_config, gradient_clipping
+from mcframe.training.engine_config import check_ranks, engine_config, gradient_clipping
 from mcframe.training.first_interval import GradientWatch
 from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.train_step import StepBatch, TrainStep
@@ -189,7 +188,7 @@ class Engine:
         import deepspeed
 
         step, run_config, optimizer = components.step, components.run_config, components.optimizer
-        _check_ranks(run_config, world_size)
+        check_ranks(run_config, world_size)
         self.micro_batch = micro_batch_for(run_config.sequences // world_size, run_config.micro_batch)
         self.accumulation = run_config.sequences // (self.micro_batch * world_size)
         self.config = engine_config(run_config, optimizer, self.micro_batch, self.accumulation)
@@ -199,8 +198,8 @@ class Engine:
         self.param_groups = param_groups(step, optimizer, run_config.optimizer_config)
         self._peak_lr = run_config.optimizer_config.lr
         self._schedule, self._steps = components.schedule, run_config.steps
-        offload, by_part = run_config.deepspeed.offload_optimizer, not optimizer.replaces_gradients
-        groups = optimizer_groups(step, self.param_groups, by_part=by_part)
+        offload = run_config.deepspeed.offload_optimizer
+        groups = optimizer_groups(step, self.param_groups)
         self.wrapped, _, _, self._scheduler = deepspeed.initialize(
             model=step,
             config=self.config,
@@ -300,18 +299,6 @@ class Engine:
         else:
             parts, total = {}, self.wrapped.get_global_grad_norm() if self._reports_norm else None
         return ({} if total is None else {"train/grad_norm": torch.as_tensor(total)}) | parts
-
-
-def _check_ranks(run_config: RunConfig, world_size: int) -> None:
-    sequences, window = run_config.sequences, run_config.context.window
-    near = max(1, round(sequences / world_size)) * world_size * window
-    require(
-        sequences % world_size == 0,
-        "run.batch_tokens",
-        run_config.batch_tokens,
-        f"a multiple of {world_size} ranks times context.window = {window}",
-        f"Set run.batch_tokens = {near}, or start another number of ranks.",
-    )
 
 
 def barrier() -> None:

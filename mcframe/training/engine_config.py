@@ -7,7 +7,7 @@ from typing import Any
 
 from mcframe.config.schema import RunConfig
 from mcframe.config.training_schema import DeepSpeedConfig
-from mcframe.errors import UserError
+from mcframe.errors import UserError, require
 from mcframe.hookspecs import Optimizer
 from mcframe.training.deepspeed_settings import check_settings
 
@@ -97,3 +97,16 @@ def _refuse_owned(settings: Mapping[str, Any]) -> None:
                 binding="deepspeed.settings",
                 remedy=f"Remove {path!r} from deepspeed.settings and use {binding}.",
             )
+
+
+def check_ranks(run_config: RunConfig, world_size: int) -> None:
+    """Raise UserError unless the sequences of a step divide among the ranks."""
+    sequences, window = run_config.sequences, run_config.context.window
+    near = max(1, round(sequences / world_size)) * world_size * window
+    require(
+        sequences % world_size == 0,
+        "run.batch_tokens",
+        run_config.batch_tokens,
+        f"a multiple of {world_size} ranks times context.window = {window}",
+        f"Set run.batch_tokens = {near}, or start another number of ranks.",
+    )

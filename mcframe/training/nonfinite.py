@@ -30,7 +30,7 @@ def not_finite(trainer: Trainer, loss: float) -> Exception:
     are replaced by those of the newest checkpoint, or by those at the start: the run ends in any case.
     """
     tokens = f"after {trainer.state.tokens:,} tokens"
-    origin, weights = _examine(trainer)
+    origin, weights, failure = _examine(trainer)
     problem = f"the gradient is not finite {tokens}" if math.isfinite(loss) else f"the loss is {loss} {tokens}"
     kept = f"Earlier checkpoints are kept in {trainer.plan.directory / 'checkpoints'}."
     if origin is not None:
@@ -41,6 +41,11 @@ def not_finite(trainer: Trainer, loss: float) -> Exception:
             cause = f"its forward pass first returns {origin.what}, from finite weights"
             advice = "Return finite values for all inputs."
         return _error(trainer, origin, f"{problem}: {cause}", f"{advice} {kept}")
+    if failure:
+        return UserError(
+            f"{problem}. Its origin is unknown: repeating the micro-batch failed with {failure}",
+            remedy=f"Repeat with a smaller run.micro_batch to find it. {kept}",
+        )
     optimizer = f"optimizer.{plugin_name(trainer.run_config.optimizer)}"
     return UserError(
         f"{problem}. The same tokens have a finite loss and finite gradients with {weights}, so that the updates of "
@@ -57,14 +62,18 @@ def failed_backward(trainer: Trainer, batch: Any, error: RuntimeError) -> Except
     if isinstance(error, torch.OutOfMemoryError | dist.DistError) or trainer.engine.stage == 3:
         return error
     origin = _quietly(trainer, batch)
-    if origin is None or not origin.gradient or _plugin_of(trainer, origin) is None:
+    if not isinstance(origin, Origin) or not origin.gradient or _plugin_of(trainer, origin) is None:
         return error
     problem = f"the backward pass of {origin.what} failed: {last_line(error)}"
     return _error(trainer, origin, problem, "Correct the operation; --traceback prints the traceback.")
 
 
-def _examine(trainer: Trainer) -> tuple[Origin | None, str]:
-    """Return the origin on the first rank that finds one, and a description of the weights that were used."""
+def _examine(trainer: Trainer) -> tuple[Origin | None, str, str]:
+    """Return the origin on the first rank that finds one, a description of the weights that were used, and an error.
+
+    The error is that of a pass that failed for another reason, empty if there was none.
+    """
+    failure = ""
     bad = min(_on_every_rank(trainer.recent.first_bad_step()))
     weights = "the present weights"
     with _complete_weights(trainer):
@@ -72,17 +81,19 @@ def _examine(trainer: Trainer) -> tuple[Origin | None, str]:
             weights, earlier = _earlier_weights(trainer)
             restore(trainer.engine.step, earlier)
     for batch in trainer.recent.suspects(bad):
-        if found := [origin for origin in _on_every_rank(_quietly(trainer, batch)) if origin is not None]:
-            return found[0], weights
-    return None, weights
+        found = _on_every_rank(_quietly(trainer, batch))
+        if origins := [origin for origin in found if isinstance(origin, Origin)]:
+            return origins[0], weights, ""
+        failure = next((error for error in found if error), failure)
+    return None, weights, failure
 
 
-def _quietly(trainer: Trainer, batch: Any) -> Origin | None:
-    """Return the origin in this micro-batch; None if there is none, or if the pass fails for another reason."""
+def _quietly(trainer: Trainer, batch: Any) -> Origin | str | None:
+    """Return the origin in this micro-batch, None if there is none, or the error of a pass that fails otherwise."""
     try:
         return find_origin(trainer.engine.step, batch)
-    except Exception:  # noqa: BLE001 - the error at hand is reported in any case
-        return None
+    except Exception as error:  # noqa: BLE001 - the error at hand is reported in any case
+        return last_line(error)
 
 
 def _earlier_weights(trainer: Trainer) -> tuple[str, Mapping[str, Tensor]]:

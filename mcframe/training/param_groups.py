@@ -65,25 +65,20 @@ def param_groups(step: TrainStep, optimizer: Optimizer, config: OptimizerConfig)
     return found
 
 
-def optimizer_groups(step: TrainStep, groups: Sequence[PartGroup], *, by_part: bool = False) -> list[dict[str, Any]]:
-    """Return the groups as torch takes them, those of equal settings merged, in the order of the module.
+def optimizer_groups(step: TrainStep, groups: Sequence[PartGroup]) -> list[dict[str, Any]]:
+    """Return the groups as torch takes them, in the order of the module.
 
-    Args:
-        step: The module that is trained.
-        groups: Its parameter groups.
-        by_part: Merge no groups of different parts, whose gradients are clipped separately.
+    Groups of one part are merged if they declare the same, whatever the settings of the run: a resumed run with other
+    settings has the same groups.
     """
     settings = {id(each): group for group in groups for each in group.group.parameters}
-    merged: dict[tuple[str, str, float, float], list[nn.Parameter]] = {}
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
     for parameter in step.parameters():  # the order of the module, which checkpoints rely on
         if (group := settings.get(id(parameter))) is not None:
-            merged.setdefault(
-                (group.part if by_part else "", group.rule.name, group.lr, group.weight_decay), []
-            ).append(parameter)
-    return [
-        {"params": parameters, "rule": rule, "lr": lr, "weight_decay": decay}
-        for (_, rule, lr, decay), parameters in merged.items()
-    ]
+            declared = group.part, group.rule.name, group.group.lr_scale, group.group.weight_decay
+            options = {"rule": group.rule.name, "lr": group.lr, "weight_decay": group.weight_decay}
+            merged.setdefault(declared, {"params": [], **options})["params"].append(parameter)
+    return list(merged.values())
 
 
 def _declared(module: nn.Module) -> Sequence[ParamGroup]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
+from rich.text import Text
 
 from mcframe.config import Config
 from mcframe.data.token_file import token_file
 from mcframe.errors import UserError
+from mcframe.metrics.tables import FittedTable
 from mcframe.training.build import Components
 from mcframe.training.checkpoints import Checkpoint
 
@@ -46,6 +47,8 @@ class Difference:
     def effect(self) -> str:
         """The effect of the new value, by `RULES`."""
         name = self.binding.rpartition("/")[2]
+        if name == "gpt.gist_bias" and None in (self.before, self.now):
+            return REFUSED  # it adds or removes a parameter
         return next((effect for pattern, effect in RULES if re.fullmatch(pattern, name)), APPLIED)
 
 
@@ -75,11 +78,12 @@ def differences(checkpoint: Checkpoint, config: Config) -> list[Difference]:
     return found
 
 
-def as_table(found: Sequence[Difference]) -> Table:
+def as_table(found: Sequence[Difference]) -> FittedTable:
     """Return the differences as a table for the start-up summary."""
-    table = Table("binding", "checkpoint", "now", "effect", title="changed since the checkpoint", title_justify="left")
+    columns = ("binding", "checkpoint", "now", "effect")
+    table = FittedTable(*columns, title="changed since the checkpoint", title_justify="left")
     for each in found:
-        table.add_row(each.binding, repr(each.before), repr(each.now), each.effect)
+        table.add_row(*map(Text, (each.binding, repr(each.before), repr(each.now), each.effect)))
     return table
 
 

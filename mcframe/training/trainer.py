@@ -179,7 +179,9 @@ class Trainer:
                 try:
                     self.engine.backward_and_step(loss, lambda: self.plugins.after_backward(step, tokens_after))
                 except RuntimeError as error:
-                    raise failed_backward(self, batch, error) from error
+                    if (failure := failed_backward(self, batch, error)) is error:
+                        raise
+                    raise failure from error
             self.engine.step.after_step()
             self.plugins.after_step(step, tokens_after)
         self.loss = loss.detach()

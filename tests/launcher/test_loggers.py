@@ -141,7 +141,7 @@ def test_a_full_disk_is_an_error_and_closes_every_logger_once(tmp_path):
     loggers = opened(tmp_path, recording=lambda run: recording)
     loggers._loggers[METRICS]._file = Path("/dev/full").open("w")  # noqa: SIM115 - the logger closes it
     for call in (lambda: loggers.write(1, 1, {"train/loss": 1.0}), loggers.close):
-        with pytest.raises(UserError, match="metrics.jsonl: no space left"):
+        with pytest.raises(UserError, match=r"metrics\.jsonl: no space left"):
             call()
     loggers.close()
     assert recording.calls == [("write", 1, 1, {"train/loss": 1.0}), ("close",)]
@@ -247,6 +247,7 @@ def test_loggers_of_installed_packages_in_a_run_of_two_ranks(launches, site, roo
 @pytest.mark.parametrize("method", ["write", "close"])
 def test_a_logger_that_blocks_is_named_and_does_not_hold_up_the_end(tmp_path, caplog, monkeypatch, method):
     monkeypatch.setattr("mcframe.metrics.loggers.SLOW_S", 0.05)
+    monkeypatch.setattr("mcframe.metrics.loggers.ABANDONED_S", 0.05)
     released = threading.Event()
 
     def blocks(self, *_):
@@ -257,7 +258,7 @@ def test_a_logger_that_blocks_is_named_and_does_not_hold_up_the_end(tmp_path, ca
     loggers.write(1, 1, {"train/loss": 1.0})
     loggers.close()
     released.set()
-    (warning,) = caplog.messages
+    *_, warning = caplog.messages
     expected = "slow has blocked the run for 0.05 s" if method == "write" else "slow failed, and the run continues"
     assert expected in warning
     assert "metrics" not in warning

@@ -131,7 +131,7 @@ def test_a_state_of_another_stream_is_an_error():
 
 @pytest.mark.parametrize("texts", [[text for text in TEXTS if is_validation(text, FRACTION)], []])
 def test_a_stream_without_training_documents_is_an_error(texts):
-    with pytest.raises(UserError, match="train split|expected documents, got none"):
+    with pytest.raises(UserError, match=r"train split|expected documents, got none"):
         stream(MemorySource(texts), 4).take([0])
 
 

@@ -212,7 +212,7 @@ def test_files_without_inode_numbers_differ_by_their_paths(folder, monkeypatch):
 
 @pytest.mark.parametrize("path", ["", "~user-that-is-missing/a.txt"])
 def test_paths_that_are_none_are_errors(path):
-    fails(lambda: LocalFiles(path), "expected a path", "text.local_files.paths")
+    fails(lambda: LocalFiles(path), "text.local_files.paths: ", "text.local_files.paths")
     fails(lambda: read("a\0.txt"), "expected a path")
 
 

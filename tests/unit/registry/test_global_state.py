@@ -35,7 +35,7 @@ CERTAIN = {
     "lock of gin": "gin.config._set_config_is_locked(not gin.config_is_locked())",
 }
 MEANT = {
-    "seed of torch": "torch.manual_seed(0)",
+    "seed of torch": "torch.manual_seed(271828)",
     "number of torch's threads": "torch.set_num_threads(torch.get_num_threads() + 1)",
     "anomaly detection": "torch.autograd.set_detect_anomaly(True)",
 }

@@ -35,25 +35,41 @@ def of_run(smoke, *settings):
 )
 def test_declared_matrices_are_those_that_first_party_names_mark(smoke, settings):
     step, _, merged = of_run(smoke, *MUON, *settings)
-    muon, adam = sorted(merged, key=lambda group: group["rule"] != "Muon")
+    muon, adam = ([group for group in merged if (group["rule"] == "Muon") is matrix] for matrix in (True, False))
     named = [(name, p) for name, p in step.named_parameters() if p.requires_grad]
     marked = [p.dim() >= 2 and not ("embed" in name or "lm_head" in name) for name, p in named]
     for group, is_matrix in ((muon, True), (adam, False)):
-        expected = [p for (_, p), mark in zip(named, marked, strict=True) if mark is is_matrix]
-        assert [id(p) for p in group["params"]] == [id(p) for p in expected]
-    assert (muon["lr"], adam["lr"]) == (0.02, 0.004)
+        expected = {id(p) for (_, p), mark in zip(named, marked, strict=True) if mark is is_matrix}
+        assert {id(p) for each in group for p in each["params"]} == expected
+    assert ({each["lr"] for each in muon}, {each["lr"] for each in adam}) == ({0.02}, {0.004})
 
 
-def test_parts_that_are_clipped_separately_are_groups_of_their_own(smoke):
-    step, groups, _ = of_run(smoke)
-    merged = optimizer_groups(step, groups, by_part=True)
+def test_parts_are_groups_of_their_own(smoke):
+    step, _, merged = of_run(smoke)
     names = {id(parameter): name.split(".")[1] for name, parameter in step.named_parameters()}
     assert [{names[id(each)] for each in group["params"]} for group in merged] == [{"gpt"}, {"gistnet"}, {"lensnet"}]
 
 
-def test_adamw_has_one_group_in_the_order_of_the_module(smoke):
-    step, _, (group,) = of_run(smoke)
-    assert [id(p) for p in group["params"]] == [id(p) for p in step.parameters() if p.requires_grad]
+def test_groups_keep_the_order_of_the_module(smoke):
+    step, _, merged = of_run(smoke)
+    order = [id(p) for group in merged for p in group["params"]]
+    assert sorted(order) == sorted(id(p) for p in step.parameters() if p.requires_grad)
+    position = {id(p): index for index, p in enumerate(step.parameters())}
+    for group in merged:
+        assert [position[id(p)] for p in group["params"]] == sorted(position[id(p)] for p in group["params"])
+
+
+@pytest.mark.parametrize("more", ["optimizer.lr_scale = {'base': 0.5}", "optimizer.weight_decay = 0.1"])
+@pytest.mark.parametrize("optimizer", [(), MUON])
+def test_settings_of_a_resumed_run_change_no_group(smoke, optimizer, more):
+    """The optimizer's state of a checkpoint belongs to groups."""
+    (one, _, before), (other, _, after) = of_run(smoke, *optimizer), of_run(smoke, *optimizer, more)
+    names = [{id(p): name for name, p in step.named_parameters()} for step in (one, other)]
+    found = [
+        [[known[id(p)] for p in group["params"]] for group in merged]
+        for known, merged in zip(names, (before, after), strict=True)
+    ]
+    assert found[0] == found[1]
 
 
 def test_parts_have_learning_rates_of_their_own(smoke):
