@@ -163,15 +163,8 @@ class ContextTree:
 
         Raises UserError, naming the minimum, where no context is that short.
         """
-        saving = self.level_mixes.saving(self.window - target)
-        if saving is None:
-            raise UserError(
-                f"no working context of {target} entries or fewer: with a window of {self.window}, blocks of "
-                f"{self.block_size}, {self.levels} level(s) and a tail of {self.tail} the shortest has "
-                f"{self.minimum_length}",
-                remedy="raise the target length, lower context.tail or raise context.levels",
-            )
-        return self.window - saving
+        length: int = _reachable_length(self, target)
+        return length
 
     def reachable(self, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
         """`reachable_length`, and the mixes of nodes that have it; raises as that does.
@@ -189,10 +182,24 @@ class ContextTree:
 
 
 @lru_cache(maxsize=4096)
+def _reachable_length(tree: ContextTree, target: int) -> int:
+    saving = tree.level_mixes.saving(tree.window - target)
+    if saving is None:
+        raise UserError(
+            f"no working context of {target} entries or fewer: with a window of {tree.window}, blocks of "
+            f"{tree.block_size}, {tree.levels} level(s) and a tail of {tree.tail} the shortest has "
+            f"{tree.minimum_length}",
+            remedy="raise the target length, lower context.tail or raise context.levels",
+        )
+    return tree.window - saving
+
+
+@lru_cache(maxsize=4096)
 def _reachable(tree: ContextTree, target: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
     length = tree.reachable_length(target)
     return length, tree.level_mixes.mixes(tree.window - length)
 
 
 # Integers: nothing to trace. `torch.compiler.assume_constant_result` does this, too, and imports the compiler for 3 s.
-vars(_reachable.__wrapped__)["_dynamo_marked_constant"] = True
+for _cached in (_reachable_length, _reachable):
+    vars(_cached.__wrapped__)["_dynamo_marked_constant"] = True
