@@ -23,13 +23,13 @@ class FittedTable(Table):
             max(_needed(cell, complete=column.no_wrap) for cell in own)
             for column, own in zip(self.columns, cells, strict=True)
         ]
-        spare = options.max_width - sum(needed) - _FRAME * len(needed) - 1
-        if spare >= 0:
+        left = options.max_width - sum(needed) - _FRAME * len(needed) - 1
+        if left >= 0:
             longest = [max(_needed(cell, complete=True) for cell in own) for own in cells]
             # Rich would shrink the widest columns, through their words.
             for column, least, most in zip(self.columns, needed, longest, strict=True):
-                column.width = least + min(spare, most - least)
-                spare -= column.width - least
+                column.width = least + min(left, most - least)
+                left -= column.width - least
             yield from super().__rich_console__(console, options)
             return
         if self.title:

@@ -68,8 +68,8 @@ def param_groups(step: TrainStep, optimizer: Optimizer, config: OptimizerConfig)
 def optimizer_groups(step: TrainStep, groups: Sequence[PartGroup]) -> list[dict[str, Any]]:
     """Return the groups as torch takes them, in the order of the module.
 
-    Groups of one part are merged if they declare the same, whatever the settings of the run: a resumed run with other
-    settings has the same groups.
+    Groups of one part are merged if they declare the same. The settings of a run play no role, so that a resumed run
+    with other settings has the same groups.
     """
     settings = {id(each): group for group in groups for each in group.group.parameters}
     merged: dict[tuple[Any, ...], dict[str, Any]] = {}
