@@ -15,6 +15,7 @@ from mcframe.config.baselines import baseline_option
 from mcframe.config.run_config import PLUGIN_FIELDS, Loaded, load_run_config
 from mcframe.config.schema import RunConfig
 from mcframe.errors import UserError
+from mcframe.files import user_path
 from mcframe.hookspecs import Allocator, Optimizer
 from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
@@ -26,6 +27,7 @@ from mcframe.training.build import (
     build_task,
     parameter_counts,
 )
+from mcframe.training.checkpoints import find
 from mcframe.training.engine_config import check_ranks
 from mcframe.training.flops import StepFlops
 from mcframe.training.probe import probe_focuses
@@ -98,7 +100,19 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str],
         usable = run_config.context.check_levels().items()
         rows["usable nodes"] = ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in usable)
     rows["memory a rank"] = _memory(step, optimizer, run_config, ranks)
-    return rows, _probe(run_config, step, allocator) if variants else []
+    warnings = _probe(run_config, step, allocator) if variants else []
+    return rows, [*_missing_start(run_config), *warnings]
+
+
+def _missing_start(run_config: RunConfig) -> list[str]:
+    """Return a warning if the run whose weights this one starts from does not exist, or not yet."""
+    if run_config.start_from is None:
+        return []
+    try:
+        find(user_path(run_config.start_from, "run.start_from"))
+    except UserError as error:
+        return [f"run.start_from: {error.message}"]
+    return []
 
 
 def _probe(run_config: RunConfig, step: TrainStep, allocator: Allocator) -> list[str]:

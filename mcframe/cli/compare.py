@@ -30,7 +30,7 @@ def compare(
     """Compare runs: curves by tokens, differences of their configurations, final metrics over seeds."""
     if len({run.resolve() for run in runs}) < max(2, len(runs)):
         raise UserError(
-            f"expected two different runs or more, got {len(runs)}",
+            f"expected two different runs or more, got {', '.join(map(str, runs))}",
             remedy="Pass run directories: mcframe compare runs/a runs/b.",
         )
     thresholds = read_rules(rules)

@@ -16,6 +16,7 @@ from mcframe.errors import Location, UserError
 TOLERATED = 1000
 """One in so many characters may be invalid, and is replaced by U+FFFD; with more, the file is refused."""
 
+_INTEGER_DIGITS = 4000
 _MARKS = {
     codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be",
@@ -174,10 +175,15 @@ def _lines(stream: IO[bytes], encoding: str | None) -> Iterable[bytes | str]:
     return io.TextIOWrapper(stream, encoding=wide, newline="\n") if wide else stream
 
 
+def _integer(text: str) -> float:
+    """Return an integer, also one of more digits than Python converts: only the text field matters."""
+    return int(text) if len(text) < _INTEGER_DIGITS else float(text)
+
+
 def _row(line: str) -> dict[str, Any]:
     """Parse a line. A mark at its beginning is skipped: it remains of wide characters."""
     try:
-        row = json.loads(line.removeprefix("\ufeff"))
+        row = json.loads(line.removeprefix("\ufeff"), parse_int=_integer)
     except json.JSONDecodeError as error:
         problem = f"a line that is not JSON ({error.msg}: column {error.colno})"
     except (ValueError, RecursionError) as error:

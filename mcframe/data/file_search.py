@@ -119,7 +119,7 @@ class _Search:
             raise UserError(
                 f"missing path {named([path])}" if missing else f"cannot open {named([path])}: {error.strerror}",
                 binding="text.local_files.paths",
-                remedy=f"Correct text.local_files.paths.{pattern}" if missing else "Correct its permissions.",
+                remedy=f"Correct text.local_files.paths.{pattern}" if missing else "Correct the link or permissions.",
             ) from None
         except ValueError:
             raise UserError(f"expected a path, got {str(path)!r}", remedy="Correct text.local_files.paths.") from None

@@ -220,9 +220,8 @@ class Engine:
         """Return the schedule's factor on the peak learning rate, checked."""
         factor: object = self._schedule.factor(step, self._steps)
         if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
-            raise_contract_error(
-                self._schedule, "factor", f"expected a factor of 0 or above, got {factor} in step {step}"
-            )
+            got = factor if isinstance(factor, int | float) else f"a value of type {type(factor).__name__}"
+            raise_contract_error(self._schedule, "factor", f"expected a factor of 0 or above, got {got} in step {step}")
         return factor
 
     def __call__(self, batch: StepBatch) -> tuple[torch.Tensor, StepMetrics]:

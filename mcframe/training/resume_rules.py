@@ -10,6 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from mcframe.config import Config
+from mcframe.config.run_config import DEFAULTS
 from mcframe.data.token_file import token_file
 from mcframe.errors import UserError
 from mcframe.metrics.tables import FittedTable
@@ -47,8 +48,10 @@ class Difference:
     def effect(self) -> str:
         """The effect of the new value, by `RULES`."""
         name = self.binding.rpartition("/")[2]
-        if name == "gpt.gist_bias" and None in (self.before, self.now):
-            return REFUSED  # it adds or removes a parameter
+        # These values add or remove parameters.
+        removes = {"gpt.gist_bias": None, "run.variants": "@variants.none"}
+        if name in removes and removes[name] in (self.before, self.now):
+            return REFUSED
         return next((effect for pattern, effect in RULES if re.fullmatch(pattern, name)), APPLIED)
 
 
@@ -64,7 +67,7 @@ def differences(checkpoint: Checkpoint, config: Config) -> list[Difference]:
     found = []
     for key in sorted(before.keys() | now.keys()):
         default = config.default(key)
-        difference = Difference(key, before.get(key, default), now.get(key, default))
+        difference = Difference(key, *(_with_default(key, values.get(key, default)) for values in (before, now)))
         if difference.before != difference.now:
             found.append(difference)
     if refused := [each for each in found if each.effect == REFUSED]:
@@ -76,6 +79,14 @@ def differences(checkpoint: Checkpoint, config: Config) -> list[Difference]:
             binding=refused[0].binding,
         )
     return found
+
+
+def _with_default(key: str, value: Any) -> Any:
+    """Return the value, or the plug-ins that None stands for."""
+    chosen = DEFAULTS.get(key.removeprefix("run.")) if key.startswith("run.") and value is None else None
+    if chosen is None:
+        return value
+    return f"@{chosen}" if isinstance(chosen, str) else [f"@{name}" for name in chosen]
 
 
 def as_table(found: Sequence[Difference]) -> FittedTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -118,7 +119,7 @@ class PluginCallbacks:
     def state(self) -> dict[str, dict[str, Any]]:
         """Return the state of every callback by name."""
         found: dict[str, dict[str, Any]] = {}
-        self._each(lambda callback: found.update({callback.name: callback.state_dict()}))
+        self._each(lambda callback: found.update({callback.name: _checked_state(callback)}))
         return found
 
     def restore(self, states: Mapping[str, dict[str, Any]]) -> None:
@@ -158,7 +159,17 @@ class PluginCallbacks:
         return f"{last_line(error)} ({frame.filename}:{frame.lineno})"
 
 
+def _checked_state(callback: Callback) -> dict[str, Any]:
+    """Return the state of a callback, which a checkpoint must be able to hold."""
+    state = callback.state_dict()
+    pickle.dumps(state)
+    return state
+
+
 def _with_count(value: Tensor) -> Tensor:
     """Return a scalar as [sum, count]."""
-    value = value.detach().double()
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"expected a tensor with one element for each metric, got {got}")
+    value = value.detach().double().reshape(())
     return torch.stack((value, torch.ones_like(value)))

@@ -80,6 +80,24 @@ def test_a_callback_that_raises_is_dropped_with_a_warning_and_the_others_go_on(s
     assert set(callbacks.state()) == {"watch"}
 
 
+@pytest.mark.parametrize("value", [torch.ones(3), 1.0])
+def test_a_metric_that_is_no_scalar_ends_its_callback_alone(stop_signal, caplog, value):
+    broken, accumulator = Watches("broken"), Accumulator()
+    broken.after_backward = lambda step: {"x": value}
+    callbacks = PluginCallbacks([broken, Watches("watch")])
+    run_step(callbacks, 0, [1.0], accumulator, stop_signal)
+    assert "a tensor with one element" in caplog.messages[0]
+    assert "without the callback broken" in caplog.messages[0]
+    assert accumulator.read().metrics == {"callback/watch/loss": 1.0}
+
+
+def test_a_state_that_no_checkpoint_can_hold_ends_its_callback_alone(caplog):
+    broken = Watches("broken")
+    broken.state_dict = lambda: {"f": lambda: 1}
+    assert set(PluginCallbacks([broken, Watches("watch")]).state()) == {"watch"}
+    assert "without the callback broken" in caplog.messages[0]
+
+
 def test_an_explained_error_is_what_is_logged(stop_signal, caplog):
     def explain(error):
         return UserError(f"callback.broken of plug-in 'it' of package 1.0 failed: {error}")
