@@ -89,15 +89,15 @@ def _bare_word(left: str, right: str, error: str) -> tuple[str, str] | None:
 def _is_unterminated(value: str) -> bool:
     try:
         ast.parse(value, mode="eval")
-    except SyntaxError as error:
-        return "unterminated" in error.msg
+    except (SyntaxError, ValueError) as error:  # before Python 3.11.4 a ValueError for null characters
+        return "unterminated" in str(error)
     return False
 
 
 def _is_expression(value: str) -> bool:
     try:
         tree = ast.parse(value, mode="eval")
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         return False
     # `a/b` and `a-b` are far more often a path or a name without quotes than arithmetic.
     operations = (ast.BinOp, ast.BoolOp, ast.Compare, ast.Call, ast.IfExp, ast.Lambda, ast.ListComp)

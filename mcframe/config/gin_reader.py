@@ -114,6 +114,8 @@ def _statements(text: str, location_of: LocationOf) -> Iterator[Any]:
         reason, number = error.msg, error.lineno or 1
     except tokenize.TokenError as error:
         reason, (number, _) = error.args
+    except ValueError as error:  # of null characters, before Python 3.11.4
+        reason, number = str(error), 1 + text.partition("\0")[0].count("\n")
     else:
         return
     problem, number = diagnose(reason, text, number)

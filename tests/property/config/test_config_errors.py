@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -267,10 +267,17 @@ def test_every_value_survives_being_written_and_read(value):
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30), st.text(max_size=20))
+@example("=\0", "")
 def test_explaining_never_fails(line, error):
     message, remedy = explain(error, line)
     assert message
     assert remedy
+
+
+def test_a_null_character_is_a_message(load):
+    for line in ("run.seed = 1\0", "run.extra = 'a\0'"):
+        with pytest.raises(UserError):
+            load(f"run.seed = 2\n{line}\n")
 
 
 def test_renamed_bindings_and_references_end_in_the_new_name(load):
