@@ -15,7 +15,7 @@ _ASCII = {
     "·": ".", "•": "*", "–": "-", "—": "-", "…": "...", "→": "->", "≥": ">=", "≤": "<=", "×": "x", "±": "+-",
     "Δ": "d", "τ": "tau", "γ": "gamma", "†": "+", "│": "|", "─": "-", "’": "'",
 }  # fmt: skip
-"""What is printed in place of the characters that mcframe prints itself. Any other one becomes a question mark."""
+"""ASCII text for the other characters that mcframe prints. Any character that is not here becomes a question mark."""
 
 
 def protect_streams() -> None:
@@ -43,8 +43,8 @@ def echo(text: str) -> None:
 
 def lost_output() -> int:
     """Return the exit code of a command whose standard output could not be written: 0 if its reader has gone."""
-    with_reader = getattr(sys.stdout, "failure", None)
-    return EXIT_USER_ERROR if with_reader not in (None, errno.EPIPE) else 0
+    failure = getattr(sys.stdout, "failure", None)
+    return EXIT_USER_ERROR if failure not in (None, errno.EPIPE) else 0
 
 
 class _Output(io.TextIOWrapper):

@@ -31,7 +31,7 @@ _MODULES: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 """The modules that third-party plug-ins have made."""
 
 WATCHERS = ("callback", "evaluation", "logger")
-"""Kinds of plug-ins that only watch: they never end a run."""
+"""Kinds of plug-ins that only watch: a change of global state by them is a warning."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ SETTINGS = [
         "Use `with torch.autograd.detect_anomaly():`; it is slow.", certain=False,
     ),
 ]  # fmt: skip
-"""What is compared before and after every call of a third-party plug-in."""
+"""The items that are compared before and after every call of a third-party plug-in."""
 
 _FRESH = 624
 """The index of a Mersenne twister that was seeded and has drawn nothing."""
@@ -129,7 +129,7 @@ RARE_SETTINGS = [
         "the seed of numpy's random numbers", _numpy_state, None, "Use numpy.random.default_rng(seed).", certain=False,
     ),
 ]  # fmt: skip
-"""What is compared around imports and factories as well. `mcframe.config` adds the bindings of gin."""
+"""The items that are compared around imports and factories as well. `mcframe.config` adds the bindings of gin."""
 
 
 def read_state() -> tuple[Any, ...]:

@@ -286,7 +286,7 @@ class Engine:
 
     @property
     def skipped_a_step(self) -> bool:
-        """Whether DeepSpeed skipped an update because of a gradient that is not finite, at ZeRO 1 to 3."""
+        """True if DeepSpeed skipped an update because of a gradient that is not finite, at ZeRO 1 to 3."""
         return bool(self.wrapped.skipped_steps)
 
     @property

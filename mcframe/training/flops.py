@@ -20,7 +20,7 @@ from mcframe.training.train_step import StepBatch, TrainStep
 Network = TypeVar("Network", bound=nn.Module)
 _META = torch.device("meta")
 _SCORED_AT_MOST = 16
-"""How often a loss may score each entry before a step that computes its logits at once is counted twice."""
+"""Passes over each entry that a loss is assumed to score at most. With more logits a step is counted twice."""
 
 
 @dataclass(frozen=True)

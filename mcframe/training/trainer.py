@@ -53,7 +53,7 @@ class Trainer:
         hooks: Lifecycle hooks of plug-ins.
         device: The device of this rank.
         plugins: Callbacks of plug-ins.
-        restored: The state of the checkpoint of `plan`, if it has been loaded.
+        restored: The state of the checkpoint of `plan`, if there is one: see `checkpoints.load`.
     """
 
     def __init__(

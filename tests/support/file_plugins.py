@@ -1,12 +1,13 @@
-"""A plug-in in one file, and its discovery."""
+"""A plug-in in one file, its discovery, and products with attributed calls."""
 
 from __future__ import annotations
 
 import pytest
 
 from mcframe.errors import UserError
+from mcframe.registry.attribution import attribute_calls
 from mcframe.registry.discovery import PluginOptions, discover
-from mcframe.registry.plugins import Registry
+from mcframe.registry.plugins import Plugin, Registered, Registry
 
 NET = '''
     """A plug-in in one file."""
@@ -46,3 +47,12 @@ def refusal(*named: str, **others: object) -> UserError:
     with pytest.raises(UserError) as caught:
         discover(PluginOptions(named=named, **others))  # type: ignore[arg-type]
     return caught.value
+
+
+def attributed_product(registry, kind, name, product):
+    """Register a plug-in with one implementation and return its product with attributed calls."""
+    entry = Registered(kind, name, type(product), name, "lab", "2.0")
+    registry.plugins[name] = Plugin(name, "lab", "2.0")
+    registry.implementations[kind][name] = entry
+    attribute_calls(product, entry)
+    return product

@@ -62,8 +62,9 @@ class SaveCheckpoint(TrainerCallback):
         recorder.write({"train/checkpoint_ms": 1000 * (time.monotonic() - started)})
 
     def restore(self, trainer: Trainer, checkpoint: checkpoints.Checkpoint) -> None:
-        """Resume from a checkpoint. Collective."""
-        shared, own = trainer.restored or checkpoints.load(trainer.engine, checkpoint)
+        """Resume from a checkpoint, which has been loaded before. Collective."""
+        assert trainer.restored is not None
+        shared, own = trainer.restored
         restore_random_states(own["random"])
         if dist.get_rank() == 0:
             checkpoints.archive(trainer.plan.directory, checkpoint.tokens)

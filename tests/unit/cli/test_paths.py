@@ -15,7 +15,7 @@ from mcframe.hookspecs import RunStart
 from mcframe.metrics.jsonl_logger import JsonlLogger
 
 
-@pytest.mark.parametrize("written", ["", " ", "a\0b", "~nobody-here/x"])
+@pytest.mark.parametrize("written", ["", " ", "a\0b", "~missing-user/x"])
 def test_what_is_no_path_is_named(written):
     with pytest.raises(UserError, match=r"^--out: "):
         user_path(written, "--out")
@@ -34,7 +34,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
     "words",
     ["export ''", "export x --out ''", "sample '' --prompt x", "review ''", "review x --against ''", "compare a ''",
      "check ''", "eval '' ", "eval x --drop-baseline ''", "sweep ''", "dashboard wandb ''", "dashboard tensorboard ''",
-     "new-plugin x --kind gistnet --dir ''", "tokenizer --gin ''", "check '~nobody-here/x.gin'",
+     "new-plugin x --kind gistnet --dir ''", "tokenizer --gin ''", "check '~missing-user/x.gin'",
      "run --gin ''", "run --gin x --run-dir ''", "run --gin x --resume ''"],
 )  # fmt: skip
 def test_every_command_refuses_an_empty_path(words):

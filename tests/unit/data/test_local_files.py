@@ -11,12 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from mcframe.data.local_files import LocalFiles
-from mcframe.errors import UserError
-
-
-def write_parquet(file, texts, field="text", **options):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(texts)), field: texts}), file, **options)
+from tests.support.text_files import fails, write_parquet
 
 
 def lines(*rows):
@@ -25,14 +20,6 @@ def lines(*rows):
 
 def read(*paths, **options):
     return list(LocalFiles([str(path) for path in paths], **options).documents())
-
-
-def fails(call, *parts):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert caught.value.remedy
-    for part in parts:
-        assert part in str(caught.value)
 
 
 @pytest.fixture

@@ -2,25 +2,11 @@ import contextlib
 import sysconfig
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from mcframe.data.sources import HuggingFace, StandardLibrary
 from mcframe.errors import UserError
-
-
-def write_parquet(file, texts, field="text"):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(texts)), field: texts}), file)
-
-
-def fails(call, *parts):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert caught.value.remedy
-    for part in parts:
-        assert part in str(caught.value)
+from tests.support.text_files import fails, write_parquet
 
 
 def test_the_standard_library_is_complete_without_packages_and_tests():

@@ -11,20 +11,11 @@ from mcframe.config.loader import Config
 from mcframe.config.run_config import Loaded
 from mcframe.errors import Interrupt, UserError, raise_interrupt
 from mcframe.hookspecs import Tokenizer
-from mcframe.registry.attribution import PluginCall, UnexpectedExit, attribute_calls, attributed, explain
+from mcframe.registry.attribution import PluginCall, UnexpectedExit, attributed, explain
 from mcframe.registry.discovery import PluginOptions, discover
 from mcframe.registry.load_from_path import NotLoaded
-from mcframe.registry.plugins import Plugin, Registered, Registry
-
-
-def attributed_product(registry, kind, name, product):
-    """Register a plug-in with one implementation and return its product with attributed calls."""
-    entry = Registered(kind, name, type(product), name, "lab", "2.0")
-    registry.plugins[name] = Plugin(name, "lab", "2.0")
-    registry.implementations[kind][name] = entry
-    attribute_calls(product, entry)
-    return product
-
+from mcframe.registry.plugins import Plugin, Registry
+from tests.support.file_plugins import attributed_product
 
 EXITS = [SystemExit(0), SystemExit("bye"), KeyboardInterrupt(), GeneratorExit(), CancelledError()]
 

@@ -19,13 +19,14 @@ from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.run_config import all_plugins
 from mcframe.errors import UserError
 from mcframe.hookspecs import Schedule, TextSource, Tokenizer
-from mcframe.registry.attribution import PluginCall, attribute_calls, attributed, explain
+from mcframe.registry.attribution import PluginCall, attributed, explain
 from mcframe.registry.checks import ContractError
 from mcframe.registry.plugins import Plugin, Registered, Registry
 from mcframe.training.engine import Engine
 from mcframe_plugins.schedule.trapezoid import Trapezoid
 from tests.support.error_cases import CASES
 from tests.support.errors_page import PAGE, installed, message_of, one_step, output_of, section
+from tests.support.file_plugins import attributed_product
 
 EXPECTED = {
     "import": "plug-in 'it' of mylab 1.0 could not be loaded: ModuleNotFoundError",
@@ -100,15 +101,6 @@ class ThirdParty(Tokenizer):
 
     def byte_lengths(self):
         return (1 // item for item in (1, 0))
-
-
-def attributed_product(registry, kind, name, product):
-    """Register a plug-in with one implementation and return its product with attributed calls."""
-    entry = Registered(kind, name, type(product), name, "lab", "2.0")
-    registry.plugins[name] = Plugin(name, "lab", "2.0")
-    registry.implementations[kind][name] = entry
-    attribute_calls(product, entry)
-    return product
 
 
 def explained(registry, call):
