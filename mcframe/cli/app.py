@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
 from importlib import import_module
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typer.core import TyperGroup
 from mcframe import __version__
 from mcframe.cli.streams import echo, lost_output, protect_streams
 from mcframe.cli.user_errors import show
+from mcframe.ending_signals import handle_ending_signals
 from mcframe.errors import EXIT_USER_ERROR, UserError, raise_interrupt
 from mcframe.renamed import RENAMED_COMMANDS, RENAMED_OPTIONS
 
@@ -108,7 +108,7 @@ for _name, (_target, _help) in COMMANDS.items():
 
 def main() -> None:
     """Run the console script."""
-    signal.signal(signal.SIGINT, raise_interrupt)
+    handle_ending_signals(raise_interrupt)
     protect_streams()
     code: Any = 0
     try:

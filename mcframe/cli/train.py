@@ -21,7 +21,7 @@ from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.baselines import baseline_option, run_name
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.data.overlap import held_out_overlap
-from mcframe.errors import EXIT_INTERRUPTED, UserError
+from mcframe.errors import UserError
 from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
 from mcframe.registry.attribution import explain
@@ -123,7 +123,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         again = "gin files and plug-ins" if added_plugins(loaded.registry) else "gin files"
         options = f"--run-dir {run_plan.directory} {loaded.baseline or ''}".rstrip()
         console.print(f"To resume: the same {again} with {options}", style="bold", soft_wrap=True)
-        return EXIT_INTERRUPTED
+        return 128 + trainer.stopped_by
     command = f"mcframe review {shlex.quote(str(run_plan.directory))}"
     console.print(f"To read it: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
     return 0
