@@ -83,7 +83,8 @@ def _reported_elsewhere() -> bool:
 
 def _lost_connection(error: Exception) -> UserError:
     return UserError(
-        f"rank {os.environ.get('RANK', '0')} lost the other ranks: {str(error).splitlines()[0]}",
+        f"rank {os.environ.get('RANK', '0')} lost the other ranks"
+        f"{''.join(f' ({note})' for note in getattr(error, '__notes__', ()))}: {str(error).splitlines()[0]}",
         remedy="Look for a rank that was killed, for example because memory ran out (`dmesg` shows it), or that does "
         "not take part in a collective of a plug-in; --traceback prints where this rank waited.",
     )
