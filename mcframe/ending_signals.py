@@ -69,6 +69,7 @@ class ParentWatch(threading.Thread):
 
     def run(self) -> None:
         """Look until there is a reason to stop, and stop."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())  # for the main thread alone
         while not self.look():
             time.sleep(_POLL_S)
         os.kill(os.getpid(), signal.SIGTERM)

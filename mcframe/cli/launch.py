@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import psutil
 import typer
@@ -21,7 +22,7 @@ import typer
 import mcframe
 from mcframe.cli.run_options import Parser, arguments, launcher_arguments
 from mcframe.cli.user_errors import report_user_errors
-from mcframe.ending_signals import ONE_REQUEST_S, as_parent, ending_signals
+from mcframe.ending_signals import ONE_REQUEST_S, as_parent, ending_signals, handle_ending_signals
 from mcframe.environment import free_port
 from mcframe.errors import Location, UserError
 from mcframe.files import user_path
@@ -58,14 +59,12 @@ def _launch(passed: list[str]) -> int:
     own, rest = launcher.parse_known_args(passed)
     options, environment = _launcher_options(own.launcher, own.ranks)
     script = str(Path(mcframe.__file__).with_name("run.py"))
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", *options, script, *rest]
     remote = "--hostfile" in options or _HOST_FILE.is_file()
-    ending = ending_signals()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, () if remote else ending)  # the launcher inherits it
+    level = f"--log_level={'error' if remote else 'critical'}"  # errors of one machine are below in Launched
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", level, *options, script, *rest]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, () if remote else ending_signals())  # the launcher inherits it
     try:
-        launched = Launched(command, as_parent(environment), script, remote=remote)
-        signal.pthread_sigmask(signal.SIG_BLOCK, ending)
-        return launched.wait(ending)
+        return Launched(command, as_parent(environment), script, remote=remote).wait()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -73,8 +72,8 @@ def _launch(passed: list[str]) -> int:
 class Launched:
     """The launcher and the ranks of this machine.
 
-    Ending signals are blocked, here and in the launcher, which would kill ranks that save for more than 30 s. This
-    process passes them on to the ranks, which unblock them and look for those that the launcher has received.
+    The launcher starts with ending signals blocked, for it would kill ranks that save for more than 30 s. This process
+    passes signals on to the ranks, which unblock them and look for those that the launcher has received.
 
     Args:
         command: The launcher's command.
@@ -94,20 +93,26 @@ class Launched:
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._process = subprocess.Popen(command, env=environment)
 
-    def wait(self, ending: Sequence[signal.Signals]) -> int:
+    def wait(self) -> int:
         """Wait for the launcher and all ranks. Return the exit code, 128 plus the number of a signal."""
-        while self._process.poll() is None or self._remaining():
-            received = signal.sigtimedwait(ending, _POLL_S)
-            if received is not None:
-                self._pass_on(received.si_signo)
-            if time.monotonic() > self._kill_at:
-                self._kill()
+        before = handle_ending_signals(self._pass_on)
+        try:
+            while self._process.poll() is None or self._remaining():
+                time.sleep(_POLL_S)
+                if time.monotonic() > self._kill_at:
+                    self._kill()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         code = max(map(_as_shell, (self._process.returncode, *self._codes)))
-        if self._received and (self._killed or code in {128 + number for number in ending}):
+        ending = {int(number) for number in before}
+        if self._received and (self._killed or code - 128 in ending):
             return 128 + self._received[0]
+        if code > 128 and code - 128 not in ending:
+            print(f"a rank or the launcher was ended by signal {code - 128}", file=sys.stderr)  # noqa: T201
         return code
 
-    def _pass_on(self, number: int) -> None:
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """Stop the ranks in order. A second Ctrl-C, or any signal before there are ranks, ends all at once."""
         again = number == signal.SIGINT and time.monotonic() - self._since > ONE_REQUEST_S
         self._since = min(self._since, time.monotonic())

@@ -123,9 +123,7 @@ def test_a_stopped_rank_ends_the_others_by_name(launches, tmp_path, rank):
                 time.sleep(0.1)
             os.kill(process._ranks[rank].pid, signal.SIGKILL)
 
-    result = launches.run(
-        *SETTINGS, "run.stall_seconds = 4", ranks=2, options=("--plugin", str(file)), watch=watch
-    )
+    result = launches.run(*SETTINGS, "run.stall_seconds = 4", ranks=2, options=("--plugin", str(file)), watch=watch)
     assert time.monotonic() - began[0] < 15  # the other rank ended at once
     assert f"rank {rank} of 2 stopped: no sign of life while rank {1 - rank} waited" in result.text
     assert result.errors == 1, result.output[-6000:]

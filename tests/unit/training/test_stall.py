@@ -47,7 +47,8 @@ class Ranks:
         """Return the first error while the ranks do this for some seconds; None is a rank without a sign of life."""
         self.doing = dict(enumerate(doing))
         for _ in range(int(seconds)):
-            for self.current, watch in enumerate(self.watches):
+            for rank, watch in enumerate(self.watches):
+                self.current = rank
                 if self.does is not None and (error := watch.look(1.0)):
                     return error.message
         return None
@@ -96,8 +97,12 @@ def test_nothing_is_concluded_before_all_ranks_have_started(monkeypatch):
     assert Ranks(monkeypatch).after(3 * LIMIT, None, "waits", "waits") is None
 
 
+def failing(keys):
+    raise RuntimeError("connection reset")
+
+
 def test_a_lost_rank_is_named(ranks, monkeypatch):
     monkeypatch.setattr(stall.time, "sleep", lambda seconds: ranks.after(1, "waits", "works", None))
     assert ranks.watches[0].lost() == [2]
-    monkeypatch.setattr(ranks.store, "check", lambda keys: 1 / 0 if False else (_ for _ in ()).throw(RuntimeError))
+    monkeypatch.setattr(ranks.store, "check", failing)
     assert ranks.watches[1].lost() == [0]
