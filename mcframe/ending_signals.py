@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -26,8 +27,8 @@ ONE_REQUEST_S = 0.5
 
 _LAUNCHERS = ("deepspeed", "torchrun")
 _POLL_S = 0.5
-_START_UP_S = 30.0
-"""Seconds after which a rank that cannot leave a call of its start-up ends without cleaning up."""
+_STUCK_S = 5.0
+"""Seconds after which a signal ends a rank whose start-up cannot handle it."""
 
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
@@ -55,7 +56,8 @@ def as_parent(environment: Mapping[str, str]) -> dict[str, str]:
 class ParentWatch(threading.Thread):
     """Send SIGTERM to this rank once a launcher or command above it has ended, or has received an ending signal.
 
-    `mcframe run` blocks the ending signals of its launcher, which would kill ranks after 30 s; they remain pending.
+    `mcframe run` blocks the ending signals of its launcher, which would kill ranks after 30 s; they remain pending. The
+    watch also ends a start-up that does not handle a signal.
     """
 
     def __init__(self) -> None:
@@ -66,16 +68,24 @@ class ParentWatch(threading.Thread):
             self._launchers.append(None)  # the launcher that passed the option has ended already
         self._commands = [_process(int(pid)) for pid in _pids(os.environ.get(PARENTS, ""))]
         self._mask = sum(1 << number - 1 for number in ending_signals())
+        self._received, writer = os.pipe()
+        for end in (self._received, writer):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def run(self) -> None:
         """Look until there is a reason to stop, and stop."""
         signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())  # for the main thread alone
-        while not self.look():
-            time.sleep(_POLL_S)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_START_UP_S)
-        if signal.getsignal(signal.SIGTERM) is raise_interrupt:  # nothing to save; another rank may be waited for
-            os._exit(128 + signal.SIGTERM)
+        stopping = False
+        while True:
+            if not stopping and (stopping := self.look()):
+                os.kill(os.getpid(), signal.SIGTERM)
+            if select.select([self._received], [], [], _POLL_S)[0]:
+                number = os.read(self._received, 1)[0]
+                time.sleep(_STUCK_S)
+                # Nothing to save yet: the main thread may wait for a rank that has ended, where it handles no signal.
+                if number in ending_signals() and signal.getsignal(number) is raise_interrupt:
+                    os._exit(128 + number)
 
     def look(self) -> bool:
         """Return whether this rank must stop."""

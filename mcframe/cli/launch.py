@@ -144,7 +144,7 @@ class Launched:
             if ended:
                 self._adopted.remove(pid)
                 self._codes.append(os.waitstatus_to_exitcode(status))
-        return bool(left)
+        return bool(left or self._adopted)  # a process that frees its memory has no arguments any more
 
     def _is_rank(self, process: psutil.Process) -> bool:
         found = _arguments(process)
@@ -153,13 +153,15 @@ class Launched:
 
 def _arguments(process: psutil.Process) -> list[str]:
     """Return the arguments of a process; one that has ended has none."""
+    found: list[str] = []
     with suppress(psutil.Error):
-        return process.cmdline()
-    return []
+        found = process.cmdline()
+    return found
 
 
 def _descendants() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    found: list[psutil.Process] = psutil.Process().children(recursive=True)
+    return found
 
 
 def _as_shell(code: int) -> int:
