@@ -81,11 +81,11 @@ class ParentWatch(threading.Thread):
             if not stopping and (stopping := self.look()):
                 os.kill(os.getpid(), signal.SIGTERM)
             if select.select([self._received], [], [], _POLL_S)[0]:
-                number = os.read(self._received, 1)[0]
-                time.sleep(_STUCK_S)
+                received = set(os.read(self._received, 4096)) & set(ending_signals())
+                time.sleep(_STUCK_S if received else 0)
                 # Nothing to save yet: the main thread may wait for a rank that has ended, where it handles no signal.
-                if number in ending_signals() and signal.getsignal(number) is raise_interrupt:
-                    os._exit(128 + number)
+                if received and signal.getsignal(signal.SIGTERM) is raise_interrupt:
+                    os._exit(128 + min(received))
 
     def look(self) -> bool:
         """Return whether this rank must stop."""
