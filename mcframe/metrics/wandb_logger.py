@@ -93,7 +93,7 @@ class WandbLogger(MetricLogger):
         try:
             self._run.finish()
         finally:
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(Exception):  # of a service that has ended already
                 self._teardown()
 
 
