@@ -21,7 +21,7 @@ from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.baselines import baseline_option, run_name
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.data.overlap import held_out_overlap
-from mcframe.errors import EXIT_INTERRUPTED, UserError
+from mcframe.errors import UserError, is_lost_connection
 from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
 from mcframe.registry.attribution import explain
@@ -112,9 +112,13 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         trainer = Trainer(components, engine, run_plan, loggers, loaded.registry.hooks, device, callbacks, restored)
         if rank == 0 and run_config.task is None:
             _report_overlap(components, trainer, console)
-    watch = _watch_for_stalls(rank, dist.get_world_size())
+    watch = _watch_for_stalls(rank, dist.get_world_size(), run_config.stall_seconds)
     try:
         summary = trainer.run()
+    except RuntimeError as error:
+        if is_lost_connection(error):
+            error.add_note(f"no sign of life of rank {', '.join(map(str, watch.lost()))}")
+        raise
     finally:
         watch.end()
     for reason in callbacks.stop_reasons:
@@ -123,7 +127,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         again = "gin files and plug-ins" if added_plugins(loaded.registry) else "gin files"
         options = f"--run-dir {run_plan.directory} {loaded.baseline or ''}".rstrip()
         console.print(f"To resume: the same {again} with {options}", style="bold", soft_wrap=True)
-        return EXIT_INTERRUPTED
+        return 128 + trainer.stopped_by
     command = f"mcframe review {shlex.quote(str(run_plan.directory))}"
     console.print(f"To read it: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
     return 0
@@ -153,14 +157,14 @@ def _report_overlap(components: Components, trainer: Trainer, console: Console) 
         console.print(f"held-out text: {overlap}", highlight=False, soft_wrap=True)
 
 
-def _watch_for_stalls(rank: int, world_size: int) -> StallWatch:
-    """Start to watch for ranks that wait in different collectives. Such a wait cannot be left: the process ends."""
+def _watch_for_stalls(rank: int, world_size: int, limit: float) -> StallWatch:
+    """Start to watch for ranks that the others wait for in vain. Such a wait cannot be left: the process ends."""
 
     def end(error: UserError) -> None:
         code = report_user_errors(functools.partial(_raise, error), traceback=False)
         os._exit(code)
 
-    watch = StallWatch(dist.distributed_c10d._get_default_store(), rank, world_size, end)
+    watch = StallWatch(dist.distributed_c10d._get_default_store(), rank, world_size, end, limit)
     if world_size > 1:
         watch.start()
     return watch
