@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mcframe.errors import encodable
+
 HIDDEN = "***"
 
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -27,8 +29,8 @@ _SHORTEST = 8
 
 
 def printable(text: str) -> str:
-    """Return a text with every control character but tab and newline as its escape sequence, such as \\x1b."""
-    return text.translate(CONTROL_TABLE)
+    """Return a text with control characters, except tab and newline, and lone surrogates as escapes such as \\x1b."""
+    return encodable(text.translate(CONTROL_TABLE))
 
 
 def redacted(text: str) -> str:

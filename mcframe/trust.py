@@ -39,7 +39,7 @@ def remember(directory: Path) -> bool:
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as lines:
-            lines.write(f"{found}  {str(directory.resolve()).encode(errors='replace').decode()!r}\n")
+            lines.write(f"{found}  {str(directory.resolve())!r}\n")
     except OSError:
         return False
     return True

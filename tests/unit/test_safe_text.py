@@ -17,7 +17,7 @@ from mcframe.review.record import read_config
 from mcframe.safe_text import printable, redacted, redacted_setting
 from mcframe.training.run_directory import write_provenance
 
-TERMINAL = "\x1b]0;title\x07\x1b[2J\x9b31m\r\u202e"
+TERMINAL = "\udc80\x1b]0;title\x07\x1b[2J\x9b31m\r\u202e"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_configurations_of_older_runs_are_read_without_secrets(tmp_path):
 
 
 def test_a_terminal_executes_nothing_that_is_printed(capsys):
-    assert printable(f"a\tb\n{TERMINAL}") == "a\tb\n" + r"\x1b]0;title\x07\x1b[2J\x9b31m\r\u202e"
+    assert printable(f"a\tb\n{TERMINAL}") == "a\tb\n" + r"\udc80\x1b]0;title\x07\x1b[2J\x9b31m\r\u202e"
     echo(TERMINAL)
     show(UserError(TERMINAL, remedy=TERMINAL))
     output = io.StringIO()
