@@ -38,6 +38,7 @@ from mcframe.training.stall import StallWatch
 from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
 from mcframe.training.weights import start_from
+from mcframe.trust import check_links
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +68,7 @@ def train_in_group(options: argparse.Namespace) -> int:
     for warning in loaded.registry.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     run_plan = plan(run_name(Path(options.gin[-1]).stem, baseline), options.run_dir, options.resume)
+    check_links(run_plan.directory, options.trust)
     run_plan = replace(run_plan, bindings=loaded.config.parameters())
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
     if checkpoint is not None and checkpoint.tokens >= run_config.steps * run_config.batch_tokens:
@@ -199,7 +201,7 @@ def _print_start(
         extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
     console.print(describe(components, extra), highlight=False)
     for change in changes(run_plan.directory, added) if run_plan.checkpoint is not None else ():
-        console.print(f"note: {change}", style="yellow", highlight=False)
+        console.print(f"note: {change}", style="yellow", highlight=False, markup=False)
 
 
 def _check_shared(run_plan: RunPlan, registry: Registry) -> None:
