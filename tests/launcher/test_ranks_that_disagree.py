@@ -117,7 +117,6 @@ def test_a_stopped_rank_ends_the_others_by_name(launches, tmp_path, rank):
     began = []
 
     def watch(line, process):
-        print(time.monotonic(), line, end="", flush=True, file=open("/tmp/stopped.log", "a"))
         if "mcframe stopped" in line:
             began.append(time.monotonic())
             while process._ranks[1 - rank].exitcode is None and time.monotonic() - began[0] < 20:
