@@ -24,6 +24,7 @@ from mcframe.data.overlap import held_out_overlap
 from mcframe.errors import EXIT_USER_ERROR, UserError, is_lost_connection
 from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
+from mcframe.metrics.summary import is_reported
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import Registry
@@ -38,6 +39,7 @@ from mcframe.training.stall import StallWatch
 from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
 from mcframe.training.weights import start_from
+from mcframe.trust import check_links
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,9 +69,11 @@ def train_in_group(options: argparse.Namespace) -> int:
     for warning in loaded.registry.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     run_plan = plan(run_name(Path(options.gin[-1]).stem, baseline), options.run_dir, options.resume)
+    check_links(run_plan.directory, options.trust)
     run_plan = replace(run_plan, bindings=loaded.config.parameters())
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
-    if checkpoint is not None and checkpoint.tokens >= run_config.steps * run_config.batch_tokens:
+    total = run_config.steps * run_config.batch_tokens
+    if checkpoint is not None and checkpoint.tokens >= total and is_reported(run_plan.directory, checkpoint.tokens):
         console.print(
             f"{run_plan.directory} is complete: {checkpoint.tokens:,} tokens. Increase "
             "run.total_tokens to continue, or pass --resume never to train again.",
@@ -201,7 +205,7 @@ def _print_start(
         extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
     console.print(describe(components, extra), highlight=False)
     for change in changes(run_plan.directory, added) if run_plan.checkpoint is not None else ():
-        console.print(f"note: {change}", style="yellow", highlight=False)
+        console.print(f"note: {change}", style="yellow", highlight=False, markup=False)
 
 
 def _check_shared(run_plan: RunPlan, registry: Registry) -> None:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from mcframe.errors import EXIT_USER_ERROR, UserError, interrupted_code, is_lost_connection
 from mcframe.files import is_full, unwritable
+from mcframe.safe_text import redacted
 
 _OTHERS_REPORT_S = 10.0
 _NOTE_LIFETIME_S = 60.0
@@ -30,11 +31,11 @@ _OF_A_PATH = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISD
 
 def show(error: UserError) -> None:
     """Print the error in a frame, which stands out from the lines of the launcher."""
-    text = Text(error.message)
+    text = Text(redacted(error.message))
     if error.location:
-        text = Text(f"{error.location}\n", style="bold") + text
+        text = Text(redacted(f"{error.location}\n"), style="bold") + text
     if error.remedy:
-        text = text + Text(f"\n→ {error.remedy}", style="green")
+        text = text + Text(redacted(f"\n→ {error.remedy}"), style="green")
     console = Console(stderr=True, soft_wrap=False)
     console.print(Panel(text, title="mcframe stopped", title_align="left", border_style="red"), highlight=False)
 

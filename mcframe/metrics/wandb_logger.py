@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from mcframe.errors import UserError
 from mcframe.hookspecs import Histogram, MetricLogger, RunStart
+from mcframe.safe_text import redacted
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -55,7 +57,13 @@ class WandbLogger(MetricLogger):
             config=dict(run.config),
             allow_val_change=True,  # a run may be resumed with other settings
             # Without a network neither start nor end may take long; data that is not uploaded stays on disk.
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30.0, finish_timeout=120.0),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=30.0,
+                finish_timeout=120.0,
+                x_disable_meta=any(redacted(each) != each for each in sys.argv),  # it has the command line
+            ),
         )
         self._run.define_metric(_AXIS)
         self._run.define_metric("*", step_metric=_AXIS)
