@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import logging
 import os
@@ -44,6 +45,7 @@ class WandbLogger(MetricLogger):
 
         run_dir = run.directory
         self._offline = run_dir / "wandb" if mode == "offline" else None
+        self._teardown = wandb.teardown
         self._html, self._image, self._histogram = wandb.Html, wandb.Image, wandb.Histogram
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "mcframe"),
@@ -92,8 +94,15 @@ class WandbLogger(MetricLogger):
         self._run.log({name: self._histogram(np_histogram=bins)}, commit=False)
 
     def close(self) -> None:
-        """Upload the rest, or close the offline file."""
-        self._run.finish()
+        """Upload the rest, or close the offline file, and end wandb's service.
+
+        Otherwise wandb ends it when the process exits, with a traceback where the launcher has ended it before.
+        """
+        try:
+            self._run.finish()
+        finally:
+            with contextlib.suppress(Exception):  # of a service that has ended already
+                self._teardown()
 
 
 def resolve_mode(mode: str) -> Mode:

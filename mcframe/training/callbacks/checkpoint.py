@@ -47,6 +47,7 @@ class SaveCheckpoint(TrainerCallback):
             "loader": trainer.loader.merge(states),
             "first": trainer.recorder.first,
             "last": trainer.recorder.last,
+            "reports": trainer.reports(),
         }
         trainer.accumulator.add(trainer.timers.collect())
         own = {
@@ -70,6 +71,7 @@ class SaveCheckpoint(TrainerCallback):
             checkpoints.archive(trainer.plan.directory, checkpoint.tokens)
         trainer.state.step = shared["step"]
         trainer.recorder.first, trainer.recorder.last = shared["first"], shared["last"]
+        trainer.restore_reports(shared.get("reports"))
         trainer.loader.restore(shared["loader"])
         trainer.accumulator.restore(own["accumulator"])
         trainer.update_ratio.restore(own.get("weights"))
