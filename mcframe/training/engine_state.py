@@ -1,9 +1,8 @@
 """The state of an engine by name: independent of the number of ranks and of the ZeRO stage.
 
 Entries are `weights/PARAMETER`, in float32 where DeepSpeed has master weights, and `optimizer/STATE/PARAMETER`. Each
-rank takes the elements that it holds, without communication. Other states of an optimizer (step
-counters, factored moments) stay with their tensor; scalars are carried to other tensors if all of their elements had
-the same value.
+rank takes the elements that it holds, without communication. Other states of an optimizer (step counters, factored
+moments) stay with their tensor; scalars are carried to other tensors if all of their elements had the same value.
 """
 
 from __future__ import annotations
