@@ -11,7 +11,7 @@ import torch.distributed as dist
 from mcframe.config.training_schema import CheckpointConfig
 from mcframe.training import checkpoints
 from mcframe.training.callbacks.base import TrainerCallback
-from mcframe.training.random_states import restore_random_states
+from mcframe.training.random_states import restore_random_states, seed_random_states
 
 if TYPE_CHECKING:
     from mcframe.training.trainer import Trainer
@@ -66,7 +66,10 @@ class SaveCheckpoint(TrainerCallback):
         """Resume from a checkpoint, which has been loaded before. Collective."""
         assert trainer.restored is not None
         shared, own = trainer.restored
-        restore_random_states(own["random"])
+        if own["random"] is None:  # of a rank that the run has not had before
+            seed_random_states(trainer.run_config.seed, checkpoint.tokens, dist.get_rank())
+        else:
+            restore_random_states(own["random"])
         if dist.get_rank() == 0:
             checkpoints.archive(trainer.plan.directory, checkpoint.tokens)
         trainer.state.step = shared["step"]
@@ -74,7 +77,7 @@ class SaveCheckpoint(TrainerCallback):
         trainer.restore_reports(shared.get("reports"))
         trainer.loader.restore(shared["loader"])
         trainer.accumulator.restore(own["accumulator"])
-        trainer.update_ratio.restore(own.get("weights"))
-        trainer.plugins.restore(own.get("callbacks", {}))
+        trainer.update_ratio.restore(own["weights"])
+        trainer.plugins.restore(own["callbacks"])
         self.last, self.last_tokens = checkpoint.path, trainer.state.tokens
         trainer.recorder.hooks.checkpoint_loaded(trainer.recorder.info(), checkpoint.path)
