@@ -49,7 +49,8 @@ def load_run(
         UserError: The run cannot be opened.
     """
     checkpoint = find(path)
-    directory = checkpoint.path.parents[1]
+    archived = checkpoint.path.parent.name == "superseded"  # of a branch that the run no longer follows
+    directory = checkpoint.path.parents[2 if archived else 1]
     config = directory / BOUND
     if not config.exists():
         raise UserError(

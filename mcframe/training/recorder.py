@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,19 @@ from mcframe.metrics.progress import Progress
 from mcframe.metrics.summary import summarise, summary_table, write_summary
 from mcframe.registry.plugins import Lifecycle
 from mcframe.training.callbacks.plugins import PluginCallbacks
+from mcframe.training.random_states import unchanged_random_states
 from mcframe.training.run_directory import OPERATIVE, RunPlan
 from mcframe.training.train_state import TrainState
 
 
 class Recorder:
-    """The reports of a run.
+    """The reports of a run. Until `begin` nothing is written to the run directory: reports are held back.
 
     Args:
         plan: Where the run writes, and the checkpoint that it resumes from.
         tree: The context tree.
         state: Steps and tokens so far.
-        loggers: Loggers; none on ranks other than 0.
+        record_start: Writes what describes the run, and returns its loggers; none on ranks other than 0.
         hooks: Lifecycle hooks of plug-ins.
         callbacks: Callbacks of plug-ins.
 
@@ -44,16 +45,18 @@ class Recorder:
         plan: RunPlan,
         tree: ContextTree,
         state: TrainState,
-        loggers: Loggers,
+        record_start: Callable[[], Loggers],
         hooks: Lifecycle,
         callbacks: PluginCallbacks,
     ) -> None:
-        self._plan, self._state, self.loggers, self.hooks = plan, state, loggers, hooks
+        self._plan, self._tree, self._state, self.hooks = plan, tree, state, hooks
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
-        resumed = plan.checkpoint.tokens if plan.checkpoint else None
-        self._figures = FigureRecorder(plan.directory, tree, loggers, resumed) if self._rank == 0 else None
-        self._callbacks = callbacks
-        self.progress = Progress(state.total_tokens, resumed or 0, enabled=False)
+        self._record_start, self._callbacks = record_start, callbacks
+        self._held: list[Callable[[], None]] | None = []
+        self.loggers = Loggers({})
+        self._figures: FigureRecorder | None = None
+        self._resumed = plan.checkpoint.tokens if plan.checkpoint else None
+        self.progress = Progress(state.total_tokens, self._resumed or 0, enabled=False)
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
@@ -61,6 +64,28 @@ class Recorder:
         """Start a session, and its progress bar."""
         self._started, self._first_tokens = time.monotonic(), self._state.tokens
         self.progress = Progress(self._state.total_tokens, self._state.tokens, self._rank == 0)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run directory is written to."""
+        return self._held is None
+
+    def begin(self) -> None:
+        """Write what describes the run, open its loggers, and write the reports held back so far."""
+        assert self._held is not None
+        with unchanged_random_states():  # what a logger draws must not change the run
+            self.loggers = self._record_start()
+        if self._rank == 0:
+            self._figures = FigureRecorder(self._plan.directory, self._tree, self.loggers, self._resumed)
+        held, self._held = self._held, None
+        for report in held:
+            report()
+
+    def _when_begun(self, report: Callable[[], None]) -> None:
+        if self._held is None:
+            report()
+        else:
+            self._held.append(report)
 
     def info(self) -> RunInfo:
         """Return the run as lifecycle hooks see it."""
@@ -81,7 +106,8 @@ class Recorder:
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """Write metrics to the loggers alone."""
-        self.loggers.write(self._state.tokens, self._state.step, metrics)
+        tokens, step, written = self._state.tokens, self._state.step, dict(metrics)
+        self._when_begun(lambda: self.loggers.write(tokens, step, written))
 
     def warn(self, warning: str) -> None:
         """Print a warning on rank 0."""
@@ -89,17 +115,28 @@ class Recorder:
 
     def text(self, name: str, text: str) -> None:
         """Write a text to the loggers."""
-        self.loggers.text(self._state.tokens, name, text)
+        tokens = self._state.tokens
+        self._when_begun(lambda: self.loggers.text(tokens, name, text))
 
     def record(self, reading: Reading) -> None:
         """Record the data of figures."""
-        if self._figures is not None:
-            self._figures.record(self._state.tokens, self._state.step, reading)
+        tokens, step = self._state.tokens, self._state.step
+
+        def report() -> None:
+            if self._figures is not None:
+                self._figures.record(tokens, step, reading)
+
+        self._when_begun(report)
 
     def draw(self) -> None:
         """Draw the figures."""
-        if self._figures is not None:
-            self._figures.draw(self._state.tokens)
+        tokens = self._state.tokens
+
+        def report() -> None:
+            if self._figures is not None:
+                self._figures.draw(tokens)
+
+        self._when_begun(report)
 
     def evaluated(self, name: str, result: EvalResult) -> None:
         """Pass the result of an evaluation to the hooks of plug-ins."""

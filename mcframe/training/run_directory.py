@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,17 +19,33 @@ import torch
 from mcframe.errors import UserError
 from mcframe.files import replaced
 from mcframe.training.checkpoints import Checkpoint, checkpoints, find
+from mcframe.training.run_lock import LOCK
 
 METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operative.gin", "provenance.json"
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The directory of a run, the checkpoint that it resumes from, if any, and its bindings as values of JSON."""
+    """The directory of a run, the checkpoint that it resumes from, if any, and its bindings as values of JSON.
+
+    `resume` is the option `--resume` that the plan was made from.
+    """
 
     directory: Path
     checkpoint: Checkpoint | None
     bindings: Mapping[str, Any] = field(default_factory=dict)
+    resume: str = "auto"
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if another run has written to the directory since the plan was made."""
+        found = checkpoints(self.directory) if self.resume == "auto" else []
+        newest, planned = found[-1].path if found else None, self.checkpoint.path if self.checkpoint else None
+        begun = self.resume == "never" and (self.directory / METRICS).exists()
+        if begun or (self.resume == "auto" and newest != planned):
+            raise UserError(
+                f"{self.directory}: another run has written to it since this one started",
+                remedy="Repeat the command.",
+            )
 
 
 def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
@@ -50,16 +67,16 @@ def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
                 f"{directory} already holds a run, and --resume never would overwrite it",
                 remedy="Pass another --run-dir, or remove --resume never to resume the run.",
             )
-        return RunPlan(directory if run_dir is not None else _unused(directory), None)
+        return RunPlan(directory if run_dir is not None else _unused(directory), None, resume=resume)
     if resume != "auto":
-        return RunPlan(directory, find(Path(resume)))
+        return RunPlan(directory, find(Path(resume)), resume=resume)
     found = checkpoints(directory)
     return RunPlan(directory, found[-1] if found else None)
 
 
 def _unused(directory: Path) -> Path:
     candidate, number = directory, 1
-    while (candidate / METRICS).exists():
+    while (candidate / METRICS).exists() or (candidate / LOCK).exists():
         number += 1
         candidate = directory.with_name(f"{directory.name}-{number}")
     return candidate
@@ -74,12 +91,12 @@ def write_provenance(directory: Path, bound: str, facts: dict[str, Any]) -> None
             partial.write_text(text, "utf-8")
 
 
-def add_provenance(directory: Path, facts: dict[str, Any]) -> None:
-    """Add facts to `provenance.json`."""
-    file = directory / PROVENANCE
-    known = json.loads(file.read_text("utf-8"))
-    with replaced(file) as partial:
-        partial.write_text(json.dumps({**known, **facts}, indent=2) + "\n", "utf-8")
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a killed run was writing when it ended."""
+    for folder in (directory / "checkpoints").glob(".writing-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in (*directory.glob(".*.partial"), *directory.glob("*/.*.partial"), *directory.glob(".shared-by-port-*")):
+        file.unlink(missing_ok=True)
 
 
 def _origin() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from mcframe.training.evaluation import eval_model
 from mcframe.training.first_interval import FirstInterval
 from mcframe.training.nonfinite import failed_backward, not_finite
 from mcframe.training.probe import probe_allocator, probe_plugins
+from mcframe.training.random_states import unchanged_random_states
 from mcframe.training.recorder import Recorder
 from mcframe.training.resume_rules import data_identity
 from mcframe.training.run_directory import RunPlan
@@ -49,7 +50,7 @@ class Trainer:
         components: The components of the run.
         engine: The engine around `components.step`.
         plan: Where the run writes, and the checkpoint that it resumes from.
-        loggers: Loggers.
+        record_start: Writes what describes the run, and returns its loggers. Called after the first step.
         hooks: Lifecycle hooks of plug-ins.
         device: The device of this rank.
         plugins: Callbacks of plug-ins.
@@ -61,7 +62,7 @@ class Trainer:
         components: Components,
         engine: Engine,
         plan: RunPlan,
-        loggers: Loggers,
+        record_start: Callable[[], Loggers],
         hooks: Lifecycle,
         device: torch.device,
         plugins: PluginCallbacks | None = None,
@@ -78,7 +79,7 @@ class Trainer:
         self.plugins = plugins or PluginCallbacks()
         others = [*components.callbacks, *components.evaluations]
         self.first_interval = FirstInterval(engine.step, engine.watch, others, keep_watching=engine.stage == 3)
-        self.recorder = Recorder(plan, components.tree, self.state, loggers, hooks, self.plugins)
+        self.recorder = Recorder(plan, components.tree, self.state, record_start, hooks, self.plugins)
         self.loader = Loader(
             training_stream(components, rank, world_size),
             batch_sequences=config.sequences, micro_batch=engine.micro_batch,
@@ -124,13 +125,15 @@ class Trainer:
         status, stop_signal = "finished", StopSignal()
         try:
             self.recorder.hooks.run_started(self.recorder.info())
-            self.plugins.start(self.engine.step, self.recorder.info())
+            with unchanged_random_states():  # a resumed run must draw what the uninterrupted one draws
+                self.plugins.start(self.engine.step, self.recorder.info())
             self._probe()
             if self.state.step == 0:
                 self._run_callbacks()
             self.throughput.restart()
             while not self.state.finished:
                 self.step()
+                self._begin()
                 self.plugins.settle(self.accumulator, stop_signal)
                 self._run_callbacks()
                 if not self.state.finished and self.plugins.stop_requested(stop_signal):
@@ -145,6 +148,13 @@ class Trainer:
             self.loader.close()
             self.recorder.progress.close()
         return status
+
+    def _begin(self) -> None:
+        """Write to the run directory from the first complete step on: a start that fails before changes no file."""
+        if not self.recorder.begun:
+            self.throughput.pause()
+            self.recorder.begin()
+            self.throughput.resume()
 
     def _probe(self) -> None:
         """Check what plug-ins return on two held-out windows, and the budgets of the allocator."""

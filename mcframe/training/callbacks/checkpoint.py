@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from mcframe.config.training_schema import CheckpointConfig
+from mcframe.metrics.jsonl_logger import METRICS, entries
 from mcframe.training import checkpoints
 from mcframe.training.callbacks.base import TrainerCallback
 from mcframe.training.random_states import restore_random_states
+
+CHECKPOINT_MS = "train/checkpoint_ms"
 
 if TYPE_CHECKING:
     from mcframe.training.trainer import Trainer
@@ -54,20 +57,31 @@ class SaveCheckpoint(TrainerCallback):
             "weights": trainer.update_ratio.state(),
             "callbacks": trainer.plugins.state(),
         }
-        position = {"tokens": trainer.state.tokens, "bindings": dict(trainer.plan.bindings), "data": trainer.data}
+        position = {
+            "tokens": trainer.state.tokens, "bindings": dict(trainer.plan.bindings), "data": trainer.data,
+            "started": time.time(),
+        }  # fmt: skip
         self.last = checkpoints.save(trainer.engine, trainer.plan.directory, position, shared, own, self._keep)
         recorder = trainer.recorder
         recorder.hooks.checkpoint_saved(recorder.info(), self.last)
         # Not part of the checkpoint: a run resumed from here resumes from the figures of the last interval.
-        recorder.write({"train/checkpoint_ms": 1000 * (time.monotonic() - started)})
+        recorder.write({CHECKPOINT_MS: 1000 * (time.monotonic() - started)})
+
+    @staticmethod
+    def lost_time(run_dir: Path, checkpoint: checkpoints.Checkpoint) -> float | None:
+        """Return the milliseconds of a checkpoint whose run was killed before it logged them; None if it was not."""
+        started = checkpoint.facts.get("started")
+        rows = [each for each in entries(run_dir / METRICS) if each["tokens"] == checkpoint.tokens]
+        foreign = checkpoint.path.parents[1].resolve() != run_dir.resolve()
+        if started is None or foreign or any(CHECKPOINT_MS in each for each in rows):
+            return None
+        return max(0.0, 1000 * ((checkpoint.path / checkpoints.COMPLETE).stat().st_mtime - float(started)))
 
     def restore(self, trainer: Trainer, checkpoint: checkpoints.Checkpoint) -> None:
         """Resume from a checkpoint, which has been loaded before. Collective."""
         assert trainer.restored is not None
         shared, own = trainer.restored
         restore_random_states(own["random"])
-        if dist.get_rank() == 0:
-            checkpoints.archive(trainer.plan.directory, checkpoint.tokens)
         trainer.state.step = shared["step"]
         trainer.recorder.first, trainer.recorder.last = shared["first"], shared["last"]
         trainer.loader.restore(shared["loader"])
