@@ -5,12 +5,13 @@ Percentiles of a bootstrap are too narrow with few documents. benchmarks/interva
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit  # scipy.stats would add a second to every start
 from torch import Tensor
 
 from mcframe.hookspecs import Interval
@@ -26,8 +27,8 @@ FEWEST_DOCUMENTS = 8
 _FEWEST_EFFECTIVE = 1.5
 """Least effective number of documents for an interval: two, of which one may be four times as long."""
 
-_ROUNDS = 16
-"""Rounds of finding a ratio's bound and the skewness at it."""
+_SKEWNESS_FACTOR, _MOST_SKEWNESS = 2.25, 0.4
+"""Factor on the skewness of a mean, since few documents show less than their distribution has, and a limit to it."""
 
 _SYMMETRIC = 1e-6
 """Skewness of a mean below which Hall's transformation is the identity but for rounding."""
@@ -36,9 +37,9 @@ _SYMMETRIC = 1e-6
 class DocumentMeans:
     """Means of several values of the same targets, and intervals from the differences between documents.
 
-    Student's t for documents of unequal sizes: the variance is that of the jackknife, which omits one document at a
-    time, and the degrees of freedom are those of the effective number of documents (Kish, 1965). On the side of the
-    long tail of a skewed distribution a bound moves outwards, to that of Hall's transformation (1992).
+    Student's t for documents of unequal sizes: the variance is unbiased if documents vary alike (HC2), and the
+    degrees of freedom are those of the effective number of documents (Kish, 1965). On the side of the long tail of a
+    skewed distribution a bound moves outwards, to that of Hall's transformation (1992).
 
     Args:
         values: Name -> [targets], all finite.
@@ -67,7 +68,7 @@ class DocumentMeans:
         self._residuals: dict[str, Array] = dict(zip(values, residuals.T, strict=False))
         self.effective = 1 / float(self._part @ self._part) if self.targets else 0.0
         self._quantile = (
-            float(stats.t.ppf((1 + LEVEL) / 2, self.effective - 1)) if self.effective >= _FEWEST_EFFECTIVE else np.nan
+            float(stdtrit(self.effective - 1, (1 + LEVEL) / 2)) if self.effective >= _FEWEST_EFFECTIVE else np.nan
         )
 
     def mean(self, name: str) -> Interval:
@@ -81,39 +82,44 @@ class DocumentMeans:
     def ratio(self, above: Weights, below: Weights) -> Interval:
         """Return the ratio of two combinations of means with Fieller's interval.
 
-        A ratio x is in the interval if `above - x * below` cannot be distinguished from 0. The bounds are NaN where
-        `below` cannot.
+        A ratio x is in the interval if that of `above - x * below` contains 0. The bounds are NaN if that of `below`
+        does.
         """
+        from scipy.optimize import brentq
+
         a, b, one, other = self._value(above), self._value(below), self._residual(above), self._residual(below)
-        aa, ab, bb = (self._covariance(*pair) for pair in ((one, one), (one, other), (other, other)))
+        sign = 1.0 if b > 0 else -1.0
 
-        def bound(t: float, side: int) -> float:
-            """Return the ratio on one side at which the difference is t standard errors from 0."""
-            scale = b * b - t * t * bb
-            if not scale > 0:
-                return np.nan
-            middle = (a * b - t * t * ab) / scale
-            half = max(0.0, middle**2 - (a * a - t * t * aa) / scale) ** 0.5
-            return float(middle - side * half)
+        def beyond(x: float, side: int) -> float:
+            """Return by how much one bound of the difference is beyond 0, for x on that side of the ratio."""
+            residual = (one - x * other) * sign
+            return side * (a - x * b) * sign - self._reach(residual, side) * self._error(residual)
 
+        if not abs(b) > self._reach(other * sign, 1) * self._error(other):
+            return Interval(a / b if b else np.nan, np.nan, np.nan)
         bounds = []
         for side in (1, -1):
-            t = self._quantile
-            for _ in range(_ROUNDS):  # the skewness is that of the difference at the bound; halved steps, to settle
-                t = (t + self._reach((one - bound(t, side) * other) * np.sign(b), side)) / 2
-            bounds.append(bound(t, side))
-        return Interval(a / b if b else np.nan, bounds[0], bounds[1])
+            if beyond(a / b, side) >= 0:  # the same ratio in every document, but for rounding
+                bounds.append(a / b)
+                continue
+            step = self._error(one - a / b * other) / abs(b)
+            while beyond(a / b - side * step, side) < 0:  # ends, since the interval of `below` does not contain 0
+                step *= 2
+            found = brentq(lambda distance, side: beyond(a / b - side * distance, side), 0, step, args=(side,))
+            bounds.append(a / b - side * float(found))
+        return Interval(a / b, bounds[0], bounds[1])
 
     def _interval(self, weights: Weights) -> Interval:
         """Return a combination of means. The bounds are NaN if one document holds nearly all targets."""
         value, residual = self._value(weights), self._residual(weights)
-        error = self._covariance(residual, residual) ** 0.5
+        error = self._error(residual)
         return Interval(value, value - self._reach(residual, 1) * error, value + self._reach(residual, -1) * error)
 
     def _reach(self, residual: Array, side: int) -> float:
         """Return the distance of the lower (side 1) or upper (-1) bound in standard errors."""
         spread = float((residual**2).sum()) ** 1.5
-        skewness = side * float((residual**3).sum()) / spread if spread else 0.0
+        skewness = side * _SKEWNESS_FACTOR * float((residual**3).sum()) / spread if spread else 0.0
+        skewness = max(-_MOST_SKEWNESS, min(_MOST_SKEWNESS, skewness))
         t = self._quantile
         if abs(skewness) < _SYMMETRIC or np.isnan(t):
             return t
@@ -126,8 +132,8 @@ class DocumentMeans:
     def _residual(self, weights: Weights) -> Array:
         return np.asarray(sum(factor * self._residuals[name] for name, factor in weights.items()))
 
-    def _covariance(self, one: Array, other: Array) -> float:
-        """Return the covariance of two combinations of means from their residuals [documents]."""
+    def _error(self, residual: Array) -> float:
+        """Return the standard error of a combination of means from its residuals [documents]."""
         if np.isnan(self._quantile):
             return np.nan
-        return float((one * other / (1 - self._part) ** 2).sum()) * (self.documents - 1) / self.documents
+        return math.sqrt(float((residual**2 / (1 - self._part)).sum()))
