@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-from mcframe.training.run_lock import LOCK
+from mcframe.training.run_lock import LOCK, RunLock
 from tests.support.forked_ranks import CONTEXT, uncounted
 from tests.support.launches import SMOKE
 
@@ -190,7 +190,6 @@ def attempts(folder, environment):
     """Train a run, then try every start that is refused in its directory and in a new one. Write what happened."""
     from mcframe.cli import train
     from mcframe.training.flops import StepFlops
-    from mcframe.training.run_lock import RunLock
 
     StepFlops._run = uncounted
     os.environ.clear()
@@ -275,6 +274,17 @@ def test_the_owner_is_named(found):
     output = " ".join(found["an owner False"][1].split())
     for expected in ("belongs to a run that has not ended", f"on {os.uname().nodename}", "since 20", "--run-dir"):
         assert expected in output
+
+
+def test_two_ranks_are_refused_in_one_message(launches, tmp_path):
+    with RunLock(tmp_path / "run") as owner:
+        owner.take()
+        before = tree(tmp_path)
+        result = launches.run(*BASE[:-2], ranks=2, run_dir=tmp_path / "run")
+        assert tree(tmp_path) == before
+    assert result.code == 2, result.output
+    assert result.errors == 1
+    assert f"process {os.getpid()} on" in result.text
 
 
 def test_plugins_that_draw_from_global_random_states_repeat(found):
