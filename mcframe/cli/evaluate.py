@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mcframe.cli.load_run import TrainedRun, load_run
-from mcframe.cli.options import Gin, Run, Set, command
+from mcframe.cli.options import Gin, Run, Set, Trust, command
 from mcframe.errors import UserError
 from mcframe.evaluation.eval_model import EngineEvalModel
 from mcframe.evaluation.report import show, write
@@ -38,6 +38,7 @@ def evaluate(
     mean_baseline: Annotated[Path | None, typer.Option(metavar="RUN", help="A run with @gistnet.mean.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default: RUN/evaluation.")] = None,
     windows: Annotated[int | None, typer.Option(min=2, help="Held-out sequences, in place of the bound.")] = None,
+    trust: Trust = False,
 ) -> int:
     """Evaluate a checkpoint: what its gists keep, how well it focuses, against controls.
 
@@ -45,8 +46,8 @@ def evaluate(
     """
     paths = {name: path for name, path in (("drop", drop_baseline), ("mean", mean_baseline)) if path}
     # gin holds one configuration at a time, so the evaluated run is opened last.
-    baselines = {name: load_run(path, plugins=plugins) for name, path in paths.items()}
-    trained, console = load_run(run, gin, set_, plugins), Console()
+    baselines = {name: load_run(path, plugins=plugins, trust=trust) for name, path in paths.items()}
+    trained, console = load_run(run, gin, set_, plugins, trust), Console()
     for name, baseline in baselines.items():
         _check_baseline(name, baseline, trained)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,7 +64,7 @@ def evaluate(
         "device": str(device),
     }
     for path in write(results, facts, out or trained.checkpoint.path.parents[1] / FOLDER):
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

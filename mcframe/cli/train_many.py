@@ -25,6 +25,8 @@ from mcframe.cli.run_options import arguments
 from mcframe.cli.train import train_in_group
 from mcframe.config.run_config import load_run_config
 from mcframe.context.counter_rng import variant_seeds
+from mcframe.ending_signals import ParentWatch, handle_ending_signals
+from mcframe.errors import raise_interrupt
 from mcframe.registry.discovery import PluginOptions
 from mcframe.training.build import Components, build_components, validation_windows
 from mcframe.training.checkpoints import find
@@ -118,4 +120,6 @@ def _digest(tensor: torch.Tensor) -> str:
 
 
 if __name__ == "__main__":
+    handle_ending_signals(raise_interrupt)
+    ParentWatch().start()
     sys.exit(main(Path(sys.argv[-1])))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import logging
 import os
 import secrets
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -18,6 +20,7 @@ from mcframe.errors import UserError
 from mcframe.hookspecs import Histogram, MetricLogger, RunStart
 from mcframe.metrics.jsonl_logger import METRICS, step_at
 from mcframe.metrics.wandb_file import cut_after
+from mcframe.safe_text import redacted
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -48,6 +51,7 @@ class WandbLogger(MetricLogger):
         self._steps: set[int] | None = None
         if run.resume_tokens is not None:
             self._steps = _cut_earlier(run_dir, step_at(run_dir / METRICS, run.resume_tokens))
+        self._teardown = wandb.teardown
         self._html, self._image, self._histogram = wandb.Html, wandb.Image, wandb.Histogram
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "mcframe"),
@@ -59,7 +63,13 @@ class WandbLogger(MetricLogger):
             config=dict(run.config),
             allow_val_change=True,  # a run may be resumed with other settings
             # Without a network neither start nor end may take long; data that is not uploaded stays on disk.
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30.0, finish_timeout=120.0),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=30.0,
+                finish_timeout=120.0,
+                x_disable_meta=any(redacted(each) != each for each in sys.argv),  # it has the command line
+            ),
         )
         self._online_from = self._run.starting_step if mode == "online" else 0
         self._run.define_metric(_AXIS)
@@ -97,8 +107,15 @@ class WandbLogger(MetricLogger):
         self._run.log({name: self._histogram(np_histogram=bins)}, commit=False)
 
     def close(self) -> None:
-        """Upload the rest, or close the offline file."""
-        self._run.finish()
+        """Upload the rest, or close the offline file, and end wandb's service.
+
+        Otherwise wandb ends it when the process exits, with a traceback where the launcher has ended it before.
+        """
+        try:
+            self._run.finish()
+        finally:
+            with contextlib.suppress(Exception):  # of a service that has ended already
+                self._teardown()
 
 
 def _cut_earlier(run_dir: Path, step: int) -> set[int] | None:

@@ -22,6 +22,7 @@ import psutil
 
 from mcframe.errors import Location, UserError
 from mcframe.files import unwritable
+from mcframe.safe_text import redacted
 
 LOCK = "running.json"
 REFRESH_S = 15.0
@@ -206,7 +207,7 @@ def _own_facts() -> dict[str, Any]:
         "host": platform.node(),
         "pid": os.getpid(),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join(["mcframe", *run, *arguments]),
+        "command": shlex.join(["mcframe", *run, *map(redacted, arguments)]),
         "process_start": psutil.Process().create_time(),
         "boot": _boot(),
     }

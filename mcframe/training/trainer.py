@@ -123,6 +123,7 @@ class Trainer:
         self.recorder.start()
         self.first_step = self.state.step
         status, stop_signal = "finished", StopSignal()
+        self.stopped_by = 0
         try:
             self.recorder.hooks.run_started(self.recorder.info())
             with unchanged_random_states():  # a resumed run must draw what the uninterrupted one draws
@@ -135,12 +136,12 @@ class Trainer:
                 self.step()
                 self._begin()
                 self.plugins.settle(self.accumulator, stop_signal)
-                self._run_callbacks()
+                self._run_callbacks(save=stop_signal.agreed() > 0)  # before what may take long
                 if not self.state.finished and self.plugins.stop_requested(stop_signal):
                     status, self.state.stopped = "stopped", True
                     self._run_callbacks()
-                if stop_signal.agreed() and not self.state.finished:
-                    status = "interrupted"
+                if (number := stop_signal.agreed()) and not self.state.finished:
+                    status, self.stopped_by = "interrupted", number
                     self.save_checkpoint(self)
                     break
         finally:
@@ -210,9 +211,9 @@ class Trainer:
         seeds = variant_seeds(self.run_config.seed, indices, self.components.model.strategy.count)
         return StepBatch(tokens, seeds, length, loss_mask)
 
-    def _run_callbacks(self) -> None:
-        """Run the callbacks that are due, in order. Their time does not count as training."""
-        due = [callback for callback in self.callbacks if callback.due(self)]
+    def _run_callbacks(self, *, save: bool = False) -> None:
+        """Run the callbacks that are due, in order, and save if `save`. Their time does not count as training."""
+        due = [each for each in self.callbacks if each.due(self) or (save and each is self.save_checkpoint)]
         if not due:
             return
         if self.device.type == "cuda":
