@@ -30,24 +30,27 @@ METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operativ
 class RunPlan:
     """The directory of a run, the checkpoint that it resumes from, if any, and its bindings as values of JSON.
 
-    `resume` is the option `--resume` that the plan was made from.
+    `seen` is what the directory held when the plan was made.
     """
 
     directory: Path
     checkpoint: Checkpoint | None
     bindings: Mapping[str, Any] = field(default_factory=dict)
-    resume: str = "auto"
+    seen: object = None
 
     def check_unchanged(self) -> None:
         """Raise UserError if another run has written to the directory since the plan was made."""
-        found = checkpoints(self.directory) if self.resume == "auto" else []
-        newest, planned = found[-1].path if found else None, self.checkpoint.path if self.checkpoint else None
-        begun = self.resume == "never" and (self.directory / METRICS).exists()
-        if begun or (self.resume == "auto" and newest != planned):
+        if self.seen != _seen(self.directory):
             raise UserError(
-                f"{self.directory}: another run has written to it since this one started",
-                remedy="Repeat the command.",
+                f"{self.directory}: another run has written to it since this one started", remedy="Repeat the command."
             )
+
+
+def _seen(directory: Path) -> tuple[list[str], int]:
+    """Return the names of the checkpoints in a directory, and the time of the last row of its metrics."""
+    metrics = directory / METRICS
+    names = sorted(path.name for path in (directory / "checkpoints").glob("tokens-*"))
+    return names, metrics.stat().st_mtime_ns if metrics.exists() else 0
 
 
 def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
@@ -69,11 +72,13 @@ def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
                 f"{directory} already holds a run, and --resume never would overwrite it",
                 remedy="Pass another --run-dir, or remove --resume never to resume the run.",
             )
-        return RunPlan(directory if run_dir is not None else _unused(directory), None, resume=resume)
+        new = directory if run_dir is not None else _unused(directory)
+        return RunPlan(new, None, seen=_seen(new))
+    seen = _seen(directory)
     if resume != "auto":
-        return RunPlan(directory, find(Path(resume)), resume=resume)
+        return RunPlan(directory, find(Path(resume)), seen=seen)
     found = checkpoints(directory)
-    return RunPlan(directory, found[-1] if found else None)
+    return RunPlan(directory, found[-1] if found else None, seen=seen)
 
 
 def _unused(directory: Path) -> Path:
