@@ -1,4 +1,4 @@
-"""Which run directories may execute code when they are opened, and links that lead out of one.
+"""Trust in run directories: those that may execute code when they are opened, and links that lead out of one.
 
 A run directory is data, which may come from elsewhere. `config.gin` and `provenance.json` of a run choose plug-ins and
 paths. The hash of both is noted in the user's configuration folder when a run is written, so that the user's own runs

@@ -19,10 +19,12 @@ from mcframe.evaluation.eval_model import EngineEvalModel
 from mcframe.evaluation.report import show, write
 from mcframe.evaluation.runner import run_evaluations
 from mcframe.hookspecs import EvalResult, Evaluation, RunInfo
+from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.factory import PluginFactory
 from mcframe.training.build import build_evaluations
 from mcframe.training.evaluation import eval_model
+from mcframe.training.watchers import Watchers
 
 FOLDER = "evaluation"
 
@@ -115,9 +117,11 @@ def _results(
         watched = {name: replace(each, contexts_done=contexts_done) for name, each in baselines.items()}
         model = replace(model, baselines=watched, announced=announced, contexts_done=contexts_done)
         results: dict[str, EvalResult] = {}
+        registry = trained.loaded.registry
+        registry.hooks.guard = Watchers(lambda error: explain(error, registry)).call
         for name, result in run_evaluations(evaluations, model):
             results[name] = result
-            trained.loaded.registry.hooks.evaluated(_run_info(trained), name, result)
+            registry.hooks.evaluated(_run_info(trained), name, result)
         return results
 
 

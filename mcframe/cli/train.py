@@ -24,6 +24,7 @@ from mcframe.data.overlap import held_out_overlap
 from mcframe.errors import UserError, is_lost_connection
 from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
+from mcframe.metrics.summary import is_reported
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import Registry
@@ -74,7 +75,8 @@ def train_in_group(options: argparse.Namespace) -> int:
     check_links(run_plan.directory, options.trust)
     run_plan = replace(run_plan, bindings=loaded.config.parameters())
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
-    if checkpoint is not None and checkpoint.tokens >= run_config.steps * run_config.batch_tokens:
+    total = run_config.steps * run_config.batch_tokens
+    if checkpoint is not None and checkpoint.tokens >= total and is_reported(run_plan.directory, checkpoint.tokens):
         with loaded.explaining():
             check_same_run(checkpoint, loaded.config)
         console.print(

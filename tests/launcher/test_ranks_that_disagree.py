@@ -43,12 +43,6 @@ HOOK = """
         if run.rank == 0:
             dist.barrier()  # here
 """
-FAILURE = """
-    @hookimpl
-    def step_finished(run):
-        if run.rank == 1:
-            raise OSError("the pager is down")  # here
-"""
 GRADIENT = '''
     class Mine(Loss):
         """Its gradient is not finite, on rank 1 alone."""
@@ -73,17 +67,12 @@ GRADIENT = '''
 @pytest.mark.parametrize(
     ("source", "settings", "messages"),
     [
-        (EVALUATION, ("run.evaluations = [@evaluation.mine]",), (
-            "evaluation.mine of plug-in", "expected the same calls of the model on every rank",
-            "rank 0: score of [2, 32] focuses under 'full'; rank 1: the end",
-        )),
         (HOOK, (), ("the ranks have waited for each other", "{here} in step_finished; rank 1 at")),
-        (FAILURE, (), ("{here}", "failed in its hook step_finished: OSError: the pager is down")),
         (GRADIENT, ("run.extra_losses = [@loss.mine]", "deepspeed.zero_stage = 2"), (
             "{here}", "loss.mine of plug-in", "a gradient first is not finite where SqrtBackward0",
         )),
     ],
-    ids=["evaluation", "hook", "failure", "gradient"],
+    ids=["hook", "gradient"],
 )  # fmt: skip
 def test_ranks_that_disagree_end_with_one_message(launches, tmp_path, source, settings, messages):
     file = tmp_path / "mine.py"
@@ -117,7 +106,6 @@ def test_a_stopped_rank_ends_the_others_by_name(launches, tmp_path, rank):
     began = []
 
     def watch(line, process):
-        print(time.monotonic(), line, end="", flush=True, file=open("/tmp/stopped.log", "a"))
         if "mcframe stopped" in line:
             began.append(time.monotonic())
             while process._ranks[1 - rank].exitcode is None and time.monotonic() - began[0] < 20:
@@ -128,3 +116,15 @@ def test_a_stopped_rank_ends_the_others_by_name(launches, tmp_path, rank):
     assert time.monotonic() - began[0] < 15  # the other rank ended at once
     assert f"rank {rank} of 2 stopped: no sign of life while rank {1 - rank} waited" in result.text
     assert result.errors == 1, result.output[-6000:]
+
+
+def test_an_evaluation_with_other_calls_on_some_rank_is_left_on_all(launches, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(textwrap.dedent(HEAD + EVALUATION))
+    settings = (*SETTINGS, "run.evaluations = [@evaluation.mine]")
+    result = launches.run(*settings, ranks=2, options=("--plugin", str(file))).succeeded()
+    for message in (
+        "evaluation.mine of plug-in", "expected the same calls of the model on every rank",
+        "rank 0: score of [2, 32] focuses under 'full'; rank 1: the end", "the run continues without the evaluation",
+    ):  # fmt: skip
+        assert message in result.text

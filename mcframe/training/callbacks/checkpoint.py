@@ -50,6 +50,7 @@ class SaveCheckpoint(TrainerCallback):
             "loader": trainer.loader.merge(states),
             "first": trainer.recorder.first,
             "last": trainer.recorder.last,
+            "reports": trainer.reports(),
         }
         trainer.accumulator.add(trainer.timers.collect())
         own = {
@@ -84,6 +85,7 @@ class SaveCheckpoint(TrainerCallback):
         restore_random_states(own["random"])
         trainer.state.step = shared["step"]
         trainer.recorder.first, trainer.recorder.last = shared["first"], shared["last"]
+        trainer.restore_reports(shared.get("reports"))
         trainer.loader.restore(shared["loader"])
         trainer.accumulator.restore(own["accumulator"])
         trainer.update_ratio.restore(own.get("weights"))
