@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mcframe import __version__
 from mcframe.cli.options import Run, Trust, command
@@ -27,7 +28,8 @@ def export(
     """Write a checkpoint's weights, float32, as safetensors; the run's configuration goes into its metadata."""
     checkpoint = find(run)
     check_links(checkpoint.path.parents[1], trust)
-    weights = model_weights(load_weights(checkpoint))
+    state = model_weights(load_weights(checkpoint))
+    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     config = checkpoint.path.parents[1] / BOUND
     facts = {"mcframe": __version__, "tokens": str(checkpoint.tokens)}
     if config.exists():

@@ -1,33 +1,34 @@
 """Checkpoints: written atomically, the newest ones kept, resumed bit by bit.
 
-A checkpoint is a folder `checkpoints/tokens-N` of DeepSpeed's files, one `rank-R.pt` a rank (random states and the
-unread logging interval) and `complete.json`, which is written last. A complete folder is renamed to its final name.
+A checkpoint is a folder `checkpoints/tokens-N` of one `rank-R.safetensors` a rank and `complete.json`, which is written
+last. A complete folder is renamed to its final name.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from mcframe.errors import UserError
 from mcframe.files import is_full
+from mcframe.training import state_files
 from mcframe.training.engine import Engine, barrier
+from mcframe.training.engine_state import put, take
 from mcframe.training.random_states import random_states
+from mcframe.training.rank_state import own_state
 
 COMPLETE = "complete.json"
 _ALMOST_NOTHING = 2**20
-_FAILED_WRITES = ("unexpected pos", "file write failed", "PytorchStreamWriter failed")
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, AssertionError, pickle.UnpicklingError)
-"""Exceptions of torch and DeepSpeed for files that are damaged, missing or of another model."""
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, SafetensorError)
+"""Exceptions for files that are damaged, missing or of another model."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,12 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     barrier()
-    state = {**shared, "group_options": engine.group_options}
+    tensors, facts = take(engine)
+    for key, value in {"shared": shared, "own": {**own, "random": random_states()}}.items():
+        facts[key] = state_files.encode(value, key, tensors)
     try:
-        engine.wrapped.save_checkpoint(str(folder), tag=partial.name, client_state=state, save_latest=False)
-        torch.save({**own, "random": random_states()}, partial / f"rank-{rank}.pt")
-    except (OSError, RuntimeError) as error:
+        state_files.write(partial, rank, tensors, facts)
+    except OSError as error:
         raise _not_written(error, partial, run_dir) from error
     barrier()
     _check_complete(partial)
@@ -148,18 +150,13 @@ def load(engine: Engine, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[s
     Random states stay as they are; those of the checkpoint are `own["random"]`.
 
     Raises:
-        UserError: Ranks or ZeRO stage differ, or the files are damaged or do not fit the model.
+        UserError: The files are damaged, or do not fit the model, or a state of the optimizer cannot be carried to
+            these ranks and this ZeRO stage.
     """
-    facts, world = checkpoint.facts, dist.get_world_size()
-    if (facts["world_size"], facts["zero_stage"]) != (world, engine.stage):
-        raise UserError(
-            f"{checkpoint.path} was written by {facts['world_size']} rank(s) at ZeRO {facts['zero_stage']}; this run "
-            f"has {world} at ZeRO {engine.stage}",
-            remedy=f"Start {facts['world_size']} rank(s) with deepspeed.zero_stage = {facts['zero_stage']}.",
-        )
     try:
-        _, shared = engine.wrapped.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
-        own = torch.load(checkpoint.path / f"rank-{dist.get_rank()}.pt", map_location="cpu", weights_only=False)
+        state = state_files.read(checkpoint.path)
+        put(engine, state)
+        return state.value(0, "shared"), own_state(state, engine.stage)
     except UNREADABLE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -167,17 +164,12 @@ def load(engine: Engine, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[s
             remedy="If the model was changed, start a new run with --resume never. If files are damaged, remove the "
             "folder to resume from the checkpoint before it.",
         ) from error
-    engine.apply_settings(shared.pop("group_options", None))
-    return shared, own
 
 
-def _not_written(error: Exception, partial: Path, run_dir: Path) -> Exception:
+def _not_written(error: OSError, partial: Path, run_dir: Path) -> UserError:
     """Return the error for a checkpoint that could not be written, and remove what there is of it."""
     files = sorted(partial.glob("*"), key=lambda file: file.stat().st_mtime_ns)
-    # torch raises "unexpected pos" for a write that failed, without the system's reason.
     full = is_full(error) or shutil.disk_usage(partial if partial.exists() else run_dir).free < _ALMOST_NOTHING
-    if not full and not isinstance(error, OSError) and not any(text in str(error) for text in _FAILED_WRITES):
-        return error
     shutil.rmtree(partial, ignore_errors=True)
     reason = "no space left on the device" if full else f"cannot be written: {str(error).strip().splitlines()[0]}"
     kept = checkpoints(run_dir)
@@ -190,7 +182,7 @@ def _not_written(error: Exception, partial: Path, run_dir: Path) -> Exception:
 
 def _check_complete(partial: Path) -> None:
     """Raise UserError, on every rank, if the file of a rank is missing: the nodes have no common run directory."""
-    missing = [rank for rank in range(dist.get_world_size()) if not (partial / f"rank-{rank}.pt").exists()]
+    missing = [rank for rank in range(dist.get_world_size()) if not (partial / f"rank-{rank}.safetensors").exists()]
     if missing:
         raise UserError(
             f"{partial}: missing the file of rank {missing[0]}; the nodes have different run directories",

@@ -223,7 +223,7 @@ class Engine:
         self._schedule, self._steps = components.schedule, run_config.steps
         offload = run_config.deepspeed.offload_optimizer
         groups = optimizer_groups(step, self.param_groups)
-        self.wrapped, _, _, self._scheduler = deepspeed.initialize(
+        self.wrapped, _, _, self.scheduler = deepspeed.initialize(
             model=step,
             config=self.config,
             optimizer=lambda _: complete_optimizer(optimizer, groups, offload),
@@ -236,7 +236,7 @@ class Engine:
         # What the configuration sets, before any step or checkpoint changes it.
         self.group_options: list[dict[str, Any]] = [
             {name: value for name, value in group.items() if name not in ("params", "lr")}
-            for group in self._scheduler.optimizer.param_groups
+            for group in self.scheduler.optimizer.param_groups
         ]
 
     def _lr_factor(self, step: int) -> float:
@@ -285,7 +285,7 @@ class Engine:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step for parameters without a factor: `optimizer.lr` times the schedule's."""
-        return self._peak_lr * self._lr_factor(self._scheduler.last_epoch)
+        return self._peak_lr * self._lr_factor(self.scheduler.last_epoch)
 
     def apply_settings(self, before: Sequence[Mapping[str, Any]] | None) -> None:
         """Set the optimizer's options from this configuration; a checkpoint restores those of its own run.
@@ -294,13 +294,13 @@ class Engine:
             before: `group_options` of the run that wrote the checkpoint. Only options that differ from them are set:
                 some optimizers keep state among their options.
         """
-        groups = self._scheduler.optimizer.param_groups
+        groups = self.scheduler.optimizer.param_groups
         for group, was, now in zip(groups, before or self.group_options, self.group_options, strict=True):
             group.update({name: value for name, value in now.items() if name not in was or was[name] != value})
-        self._scheduler.base_lrs[:] = [options["initial_lr"] for options in self.group_options]
-        factor = self._lr_factor(self._scheduler.last_epoch)
-        self._scheduler._last_lr = [base * factor for base in self._scheduler.base_lrs]
-        for group, rate in zip(groups, self._scheduler.get_last_lr(), strict=True):
+        self.scheduler.base_lrs[:] = [options["initial_lr"] for options in self.group_options]
+        factor = self._lr_factor(self.scheduler.last_epoch)
+        self.scheduler._last_lr = [base * factor for base in self.scheduler.base_lrs]
+        for group, rate in zip(groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
     @property

@@ -28,7 +28,7 @@ RULES = (
     (r"run\.(batch_tokens|seed|gistnet|lensnet|positions|optimizer|trainable)", REFUSED),
     (r"(gpt|gistnet|lensnet|positions)\..*", REFUSED),
     (r"context\.(window|block_size|levels|slots)", REFUSED),
-    (r"deepspeed\.(zero_stage|precision)", REFUSED),
+    (r"deepspeed\.precision", REFUSED),
 )
 """Patterns of bindings and their effect; the first that matches holds. All other bindings are applied.
 

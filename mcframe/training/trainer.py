@@ -256,14 +256,16 @@ class Trainer:
     def _report_again(self) -> None:
         """Do not repeat in a resumed run what was reported after its checkpoint; what was not comes next."""
         left = self.recorder.unshown or any(callback.due(self) for callback in self.callbacks)
-        if self.plan.checkpoint is not None and left and self.recorder.replay():
+        if self.plan.checkpoint is not None and left and self.recorder.replay(self.reported_before):
             for callback in self.callbacks:
                 callback.last_tokens = self.state.tokens
 
     def reports(self) -> dict[str, Any]:
         """Return what a run resumed from here has to report first: metrics, and what has been done at which tokens."""
         done = {type(callback).__name__: callback.last_tokens for callback in self.callbacks}
-        return {"metrics": [dict(metrics) for metrics in self.recorder.unshown], "done": done}
+        tokens, names = self.recorder.shown
+        shown = sorted(names) if tokens == self.state.tokens else []
+        return {"metrics": [dict(metrics) for metrics in self.recorder.unshown], "done": done, "shown": shown}
 
     def restore_reports(self, reports: Mapping[str, Any] | None) -> None:
         """Restore the result of `reports`. None, of an older checkpoint, stands for nothing left to report."""
@@ -271,6 +273,7 @@ class Trainer:
             done = {} if reports is None else reports["done"]
             callback.last_tokens = done.get(type(callback).__name__, self.state.tokens)
         self.recorder.unshown = [dict(metrics) for metrics in reports["metrics"]] if reports else []
+        self.reported_before = reports["shown"] if reports else []
 
     def warn_of_first_interval(self, metrics: Mapping[str, float]) -> None:
         """Print what the first logging interval shows of plug-ins that go wrong quietly."""

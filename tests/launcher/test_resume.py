@@ -174,6 +174,17 @@ def test_two_ranks_interrupted_equal_uninterrupted(launches, settings, tmp_path)
     assert_equal(launches.run(*settings, ranks=2, run_dir=run_dir).succeeded(), reference)
 
 
+def test_a_run_resumes_with_other_ranks_and_another_stage(launches, settings, one, copy):
+    """Interrupted within a logging interval, whose first step is counted as well."""
+    result = launches.run(*settings, "deepspeed.zero_stage = 2", ranks=2, run_dir=copy).succeeded()
+    assert "deepspeed.zero_stage 0 2 applied" in " ".join(result.output.replace("│", " ").split())
+    assert set(result.metrics) == set(one.metrics)
+    for tokens, expected in one.metrics.items():
+        found = result.metrics[tokens]
+        for name in ("train/loss", "train/loss_lod0", "mc/tail_delta", "val/loss", "train/lr"):
+            assert found.get(name) == pytest.approx(expected.get(name), abs=1e-3), (tokens, name)
+
+
 def test_the_command_interrupted_at_ctrl_c_equals_uninterrupted(launches, settings, one, tmp_path):
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "mcframe", "run", "--gin", str(SMOKE), "--run-dir", str(run_dir)]
@@ -237,19 +248,18 @@ DAMAGED = """
         components = build_components(load_run_config([sys.argv[1]], [f"deepspeed.zero_stage = {stage}"]).run_config)
         engine = Engine(components, 1)
         path = checkpoints.save(engine, Path(sys.argv[2]), {"tokens": stage}, {"step": 1}, {}, 1)
-        for file in sorted(path.glob("*.pt")):
+        for file in sorted(path.glob("rank-*")):
             for how, damage in DAMAGE.items():
                 content = file.read_bytes()
                 damage(file)
                 attempt((stage, file.name, how), lambda: checkpoints.load(engine, checkpoints.read(path)))
-                if "rank-0" != file.stem:
-                    attempt((stage, file.name, how, "export"), lambda: load_weights(checkpoints.read(path)))
+                attempt((stage, file.name, how, "export"), lambda: load_weights(checkpoints.read(path)))
                 file.write_bytes(content)
         attempt((stage, "complete"), lambda: checkpoints.load(engine, checkpoints.read(path)))
 
-    attempt((3, "other ranks"), lambda: checkpoints.load(
-        engine, checkpoints.Checkpoint(path, {"tokens": 3, "world_size": 2, "zero_stage": 1})
-    ))
+    (path / "rank-0.safetensors").rename(path / "rank-0.pt")
+    attempt((3, "old"), lambda: checkpoints.load(engine, checkpoints.read(path)))
+    (path / "rank-0.pt").rename(path / "rank-0.safetensors")
     deeper = load_run_config([sys.argv[1]], ["gpt.depth = 3", "deepspeed.zero_stage = 3"]).run_config
     other = Engine(build_components(deeper), 1)
     attempt((3, "other model"), lambda: checkpoints.load(other, checkpoints.read(path)))
@@ -263,11 +273,11 @@ def test_a_damaged_or_foreign_checkpoint_is_reported_in_one_message(launches, sm
     lines = [line for line in result.output.splitlines() if line.startswith(("REPORTED", "RAISED", "LOADED"))]
     complete = [line for line in lines if line.endswith(" complete")]
     assert complete == [f"LOADED {stage} complete" for stage in (0, 1, 3)]
-    *damaged, ranks, model = [line for line in lines if line not in complete]
-    assert len(damaged) == 4 * (2 + 3 + 3) + 4 * (1 + 2 + 2)
-    assert [line for line in (*damaged, ranks, model) if not line.startswith("REPORTED")] == []
+    *damaged, old, model = [line for line in lines if line not in complete]
+    assert len(damaged) == 3 * 4 * 2
+    assert [line for line in (*damaged, old, model) if not line.startswith("REPORTED")] == []
     assert all("cannot be loaded: " in line or "cannot be read: " in line for line in damaged)
-    assert ranks.endswith("was written by 2 rank(s) at ZeRO 1; this run has 1 at ZeRO 3")
+    assert "was written by mcframe 0.1" in old
     assert "cannot be loaded: " in model
 
 

@@ -4,8 +4,8 @@ import re
 import shutil
 
 import pytest
-import torch
 
+from mcframe.training.state_files import read
 from mcframe_plugins.schedule.trapezoid import Trapezoid
 
 pytestmark = pytest.mark.launcher
@@ -58,17 +58,8 @@ def test_another_order_of_data_or_model_is_refused_and_changes_nothing(launches,
 
 
 def options_of(checkpoint):
-    """Return the parameter groups in the states of the optimizer of a checkpoint."""
-    found, left = [], [torch.load(file, weights_only=False) for file in checkpoint.glob("*_rank_*")]
-    while left:
-        item = left.pop()
-        if isinstance(item, dict) and "weight_decay" in item:
-            found.append(item)
-        elif isinstance(item, dict):
-            left += [value for name, value in item.items() if name != "group_options"]
-        elif isinstance(item, list | tuple):
-            left += item
-    return found
+    """Return the parameter groups of the optimizer of a checkpoint."""
+    return read(checkpoint).value(0, "options")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from mcframe.config.training_schema import CheckpointConfig
 from mcframe.metrics.jsonl_logger import METRICS, entries
 from mcframe.training import checkpoints
 from mcframe.training.callbacks.base import TrainerCallback
-from mcframe.training.random_states import restore_random_states
+from mcframe.training.random_states import restore_random_states, seed_random_states
 
 CHECKPOINT_MS = "train/checkpoint_ms"
 
@@ -82,13 +82,16 @@ class SaveCheckpoint(TrainerCallback):
         """Resume from a checkpoint, which has been loaded before. Collective."""
         assert trainer.restored is not None
         shared, own = trainer.restored
-        restore_random_states(own["random"])
+        if own["random"] is None:  # of a rank that the run has not had before
+            seed_random_states(trainer.run_config.seed, checkpoint.tokens, dist.get_rank())
+        else:
+            restore_random_states(own["random"])
         trainer.state.step = shared["step"]
         trainer.recorder.first, trainer.recorder.last = shared["first"], shared["last"]
         trainer.restore_reports(shared.get("reports"))
         trainer.loader.restore(shared["loader"])
         trainer.accumulator.restore(own["accumulator"])
-        trainer.update_ratio.restore(own.get("weights"))
-        trainer.plugins.restore(own.get("callbacks", {}))
+        trainer.update_ratio.restore(own["weights"])
+        trainer.plugins.restore(own["callbacks"])
         self.last, self.last_tokens = checkpoint.path, trainer.state.tokens
         trainer.recorder.hooks.checkpoint_loaded(trainer.recorder.info(), checkpoint.path)
