@@ -13,7 +13,7 @@ from mcframe import __version__
 from mcframe.cli.options import Run, Trust, command
 from mcframe.cli.streams import echo
 from mcframe.files import replaced
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.run_directory import BOUND
 from mcframe.training.weights import load_weights, model_weights
 from mcframe.trust import check_links

@@ -31,12 +31,14 @@ from mcframe.registry.plugins import Registry
 from mcframe.training.build import Components, build_components
 from mcframe.training.callbacks.checkpoint import CHECKPOINT_MS, SaveCheckpoint
 from mcframe.training.callbacks.plugins import PluginCallbacks
-from mcframe.training.checkpoints import Checkpoint, archive, load
+from mcframe.training.checkpoint_folder import Checkpoint
+from mcframe.training.checkpoint_writer import archive, remove_leftovers
+from mcframe.training.checkpoints import load
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
 from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, write_record
 from mcframe.training.random_states import seed_random_states
 from mcframe.training.resume_rules import as_table, check_data, check_same_run, data_identity, differences
-from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, remove_leftovers, write_provenance
+from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, remove_partial_files, write_provenance
 from mcframe.training.run_lock import RunLock
 from mcframe.training.stall import StallWatch
 from mcframe.training.startup_summary import describe
@@ -71,7 +73,8 @@ def train_in_group(options: argparse.Namespace) -> int:
     loaded = load_run_config(options.gin, options.set, plugins, baseline)
     for warning in loaded.registry.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False)
-    run_plan = plan(run_name(Path(options.gin[-1]).stem, baseline), options.run_dir, options.resume)
+    name, on_damage = run_name(Path(options.gin[-1]).stem, baseline), loaded.run_config.checkpoint.on_damage
+    run_plan = plan(name, options.run_dir, options.resume, on_damage)
     check_links(run_plan.directory, options.trust)
     run_plan = replace(run_plan, bindings=loaded.config.parameters())
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
@@ -171,6 +174,7 @@ def _record_start(
             step = checkpoint.tokens // loaded.run_config.batch_tokens
             loggers.write(checkpoint.tokens, step, {CHECKPOINT_MS: lost})
     remove_leftovers(directory)
+    remove_partial_files(directory)
     for binding in loaded.config.unused():
         console.print(f"note: nothing reads {binding.key} ({binding.location})", style="yellow", highlight=False)
     return loggers

@@ -15,7 +15,7 @@ from mcframe.data.token_file import token_file
 from mcframe.errors import UserError
 from mcframe.metrics.tables import FittedTable
 from mcframe.training.build import Components
-from mcframe.training.checkpoints import Checkpoint
+from mcframe.training.checkpoint_folder import Checkpoint
 
 APPLIED, REFUSED, IGNORED = "applied", "refused", "ignored"
 DATA = "accepted if the tokens are the same"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import torch
 from mcframe.errors import UserError
 from mcframe.files import replaced
 from mcframe.safe_text import redacted
-from mcframe.training.checkpoints import Checkpoint, checkpoints, find
+from mcframe.training.checkpoint_folder import Checkpoint, find, newest
 from mcframe.training.run_lock import LOCK
 from mcframe.trust import remember
 
@@ -53,7 +52,7 @@ def _seen(directory: Path) -> tuple[list[str], int]:
     return names, metrics.stat().st_mtime_ns if metrics.exists() else 0
 
 
-def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
+def plan(name: str, run_dir: Path | None, resume: str, on_damage: str = "older") -> RunPlan:
     """Return the directory and the checkpoint. They depend on the file system only, and are equal on every rank.
 
     Args:
@@ -61,9 +60,10 @@ def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
         run_dir: The directory, if the command line has one.
         resume: `auto` resumes if the directory has a checkpoint, `never` takes a new directory; otherwise the run
             directory or checkpoint to resume from.
+        on_damage: `older` or `stop`; see `checkpoint.on_damage`.
 
     Raises:
-        UserError: The checkpoint to resume from does not exist, or a run would be overwritten.
+        UserError: The checkpoint to resume from does not exist or is damaged, or a run would be overwritten.
     """
     directory = run_dir or Path("runs") / name
     if resume == "never":
@@ -77,8 +77,7 @@ def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
     seen = _seen(directory)
     if resume != "auto":
         return RunPlan(directory, find(Path(resume)), seen=seen)
-    found = checkpoints(directory)
-    return RunPlan(directory, found[-1] if found else None, seen=seen)
+    return RunPlan(directory, newest(directory, on_damage), seen=seen)
 
 
 def _unused(directory: Path) -> Path:
@@ -99,10 +98,8 @@ def write_provenance(directory: Path, bound: str, facts: dict[str, Any]) -> None
     remember(directory)
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what a killed run was writing when it ended."""
-    for folder in (directory / "checkpoints").glob(".writing-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def remove_partial_files(directory: Path) -> None:
+    """Remove the files that a killed run was writing when it ended."""
     for file in (*directory.glob(".*.partial"), *directory.glob("*/.*.partial"), *directory.glob(".shared-by-port-*")):
         file.unlink(missing_ok=True)
 

@@ -116,6 +116,7 @@ class Trainer:
                 status = self._train()
                 recorder.loggers.close()
         except Exception as error:
+            self.save_checkpoint.give_up(error)
             try:
                 recorder.loggers.close()
             except Exception as another:  # noqa: BLE001 - a full disk fails twice; the hook is called all the same
@@ -126,8 +127,7 @@ class Trainer:
 
     def _train(self) -> str:
         """Return the status at the end: `finished`, `interrupted`, or `stopped` by a callback."""
-        if self.plan.checkpoint is not None:
-            self.save_checkpoint.restore(self, self.plan.checkpoint)
+        self.save_checkpoint.start(self)
         self.recorder.start()
         self.first_step = self.announced = self.state.step
         status, stop_signal = "finished", StopSignal()
@@ -150,11 +150,13 @@ class Trainer:
                 self._begin()
                 self.plugins.settle(self.accumulator, stop_signal)
                 self._run_callbacks(stop_signal, save=stop_signal.agreed() > 0)  # before what may take long
+                self.save_checkpoint.poll(self, stop_signal)
                 if (number := stop_signal.agreed()) and not self.state.finished:
                     status, self.stopped_by = "interrupted", number
                     self.save_checkpoint(self)
                     break
             self._begin()  # of a run that has no step left, but reports
+            self.save_checkpoint.wait(self)
         finally:
             stop_signal.restore()
             self.loader.close()

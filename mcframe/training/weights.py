@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from mcframe.errors import UserError
 from mcframe.files import user_path
-from mcframe.training.checkpoints import UNREADABLE, Checkpoint, find
+from mcframe.training.checkpoint_folder import Checkpoint, find
+from mcframe.training.checkpoints import UNREADABLE
 from mcframe.training.engine_state import weights
 from mcframe.training.state_files import read
 from mcframe.training.train_step import TrainStep

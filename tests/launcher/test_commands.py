@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mcframe.cli.app import app
 from mcframe.config.run_config import load_run_config
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.weights import load_weights, model_weights
 from tests.support.shared_runs import PLAIN, UNTRAINED
 

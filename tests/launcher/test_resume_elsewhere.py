@@ -7,15 +7,9 @@ import pytest
 
 from mcframe.training.state_files import read
 from mcframe_plugins.schedule.trapezoid import Trapezoid
+from tests.support.launches import EVERY_STEP, FOUR_STEPS, STEP
 
 pytestmark = pytest.mark.launcher
-
-STEP = 512
-EVERY_STEP = (
-    f"run.batch_tokens = {STEP}", f"logging.every = {STEP}", f"checkpoint.every = {STEP}", "validation.every = 0",
-    "validation.windows = 4",
-)  # fmt: skip
-FOUR_STEPS = (*EVERY_STEP, "checkpoint.keep = 9", f"run.total_tokens = {4 * STEP}")
 
 
 @pytest.fixture
