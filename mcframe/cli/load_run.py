@@ -55,7 +55,8 @@ def load_run(
         UserError: The run cannot be opened, or is not trusted and would need to be.
     """
     checkpoint = find(path)
-    directory = checkpoint.path.parents[1]
+    archived = checkpoint.path.parent.name == "superseded"  # of a branch that the run no longer follows
+    directory = checkpoint.path.parents[2 if archived else 1]
     trusted, config = open_run(directory, trust), directory / BOUND
     if not config.exists():
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcframe.hookspecs import Histogram, MetricLogger, RunStart
-from mcframe.metrics.jsonl_logger import METRICS, JsonlLogger
+from mcframe.metrics.jsonl_logger import METRICS, JsonlLogger, missing_rows
 from mcframe.metrics.tensorboard_logger import TensorBoardLogger
 from mcframe.metrics.wandb_logger import WandbLogger, resolve_mode
 from mcframe.registry.attribution import last_line
@@ -131,7 +132,7 @@ def open_loggers(
         run_dir: created if it is missing.
         rank: ranks other than 0 have no loggers.
         tensorboard: whether to write event files.
-        wandb: `auto`, `online`, `offline` or `disabled`; a wandb that does not start costs a warning, not the run.
+        wandb: `auto`, `online`, `offline` or `disabled`. TensorBoard or wandb that does not start costs a warning.
         config: the operative configuration, for loggers that show it.
         resume_tokens: token count at which the run resumes; None for a fresh start.
         others: factories of plug-ins, by the name for messages. Their exceptions are passed on, because the user has
@@ -145,16 +146,43 @@ def open_loggers(
     mode = resolve_mode(wandb)
     run_dir.mkdir(parents=True, exist_ok=True)
     start = RunStart(run_dir, config, resume_tokens)
-    loggers: dict[str, MetricLogger] = {METRICS: JsonlLogger(start)}
-    loggers |= {name: build(start) for name, build in (others or {}).items()}
-    if tensorboard:
-        loggers["TensorBoard"] = TensorBoardLogger(start)
-    if mode != "disabled":
+    built = _build(others or {}, start)  # the last that may refuse, before files of an earlier session change
+    loggers: dict[str, MetricLogger] = {METRICS: JsonlLogger(start), **built}
+    for name, selected, build in (
+        ("TensorBoard", tensorboard, TensorBoardLogger),
+        (f"wandb ({mode})", mode != "disabled", lambda start: WandbLogger(start, mode)),
+    ):
         try:
-            loggers["wandb"] = WandbLogger(start, mode)
+            if selected:
+                loggers[name.partition(" ")[0]] = _complete(build(start), start)
         except Exception as error:  # noqa: BLE001 - a service may raise any exception, and training does not need it
-            _log.warning("wandb (%s) did not start, and the run continues without it: %s", mode, error)
+            _log.warning("%s did not start, and the run continues without it: %s", name, error)
     return Loggers(loggers)
+
+
+def _complete(logger: TensorBoardLogger | WandbLogger, start: RunStart) -> MetricLogger:
+    """Write what `metrics.jsonl` and `texts.jsonl` have of a resumed run and the logger lost when it was killed."""
+    if start.resume_tokens is not None:
+        for tokens, step, metrics, texts in missing_rows(start.directory, logger.recorded):
+            logger.write(tokens, step, metrics)
+            for name, text in texts:
+                logger.text(tokens, name, text)
+    return logger
+
+
+def _build(factories: Mapping[str, Callable[[RunStart], MetricLogger]], start: RunStart) -> dict[str, MetricLogger]:
+    """Build the loggers of plug-ins. If one raises, the others are closed, and new files of theirs are removed."""
+    built, before = dict[str, MetricLogger](), {path.name for path in start.directory.iterdir()}
+    try:
+        for name, factory in factories.items():
+            built[name] = factory(start)
+    except BaseException:
+        Loggers(built).close()
+        for path in start.directory.iterdir():
+            if path.name not in before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+    return built
 
 
 @contextmanager

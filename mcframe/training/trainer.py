@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from mcframe.training.evaluation import eval_model
 from mcframe.training.first_interval import FirstInterval
 from mcframe.training.nonfinite import failed_backward, not_finite
 from mcframe.training.probe import probe_allocator, probe_plugins
+from mcframe.training.random_states import unchanged_random_states
 from mcframe.training.recorder import Recorder
 from mcframe.training.resume_rules import data_identity
 from mcframe.training.run_directory import RunPlan
@@ -52,7 +53,7 @@ class Trainer:
         components: The components of the run.
         engine: The engine around `components.step`.
         plan: Where the run writes, and the checkpoint that it resumes from.
-        loggers: Loggers.
+        record_start: Writes what describes the run, and returns its loggers. Called after the first step.
         hooks: Lifecycle hooks of plug-ins.
         device: The device of this rank.
         plugins: Callbacks of plug-ins.
@@ -64,7 +65,7 @@ class Trainer:
         components: Components,
         engine: Engine,
         plan: RunPlan,
-        loggers: Loggers,
+        record_start: Callable[[], Loggers],
         hooks: Lifecycle,
         device: torch.device,
         plugins: PluginCallbacks | None = None,
@@ -81,7 +82,7 @@ class Trainer:
         self.plugins = plugins or PluginCallbacks()
         others = [*components.callbacks, *components.evaluations]
         self.first_interval = FirstInterval(engine.step, engine.watch, others, keep_watching=engine.stage == 3)
-        self.recorder = Recorder(plan, components.tree, self.state, loggers, hooks, self.plugins)
+        self.recorder = Recorder(plan, components.tree, self.state, record_start, hooks, self.plugins)
         self.loader = Loader(
             training_stream(components, rank, world_size),
             batch_sequences=config.sequences, micro_batch=engine.micro_batch,
@@ -133,7 +134,8 @@ class Trainer:
         self.stopped_by = 0
         try:
             self.recorder.hooks.run_started(self.recorder.info())
-            self.plugins.start(self.engine.step, self.recorder.info())
+            with unchanged_random_states():  # a resumed run must draw what the uninterrupted one draws
+                self.plugins.start(self.engine.step, self.recorder.info())
             self._probe()
             self._report_again()
             self._run_callbacks(stop_signal)
@@ -141,9 +143,11 @@ class Trainer:
             while not self.state.finished:
                 if self.plugins.stop_requested(stop_signal):
                     status, self.state.stopped = "stopped", True
+                    self._begin()
                     self._run_callbacks(stop_signal)
                     break
                 self.step()
+                self._begin()
                 self.plugins.settle(self.accumulator, stop_signal)
                 self._run_callbacks(stop_signal, save=stop_signal.agreed() > 0)  # before what may take long
                 self.save_checkpoint.poll(self, stop_signal)
@@ -151,12 +155,20 @@ class Trainer:
                     status, self.stopped_by = "interrupted", number
                     self.save_checkpoint(self)
                     break
+            self._begin()  # of a run that has no step left, but reports
             self.save_checkpoint.wait(self)
         finally:
             stop_signal.restore()
             self.loader.close()
             self.recorder.progress.close()
         return status
+
+    def _begin(self) -> None:
+        """Write to the run directory from the first complete step on: a start that fails before changes no file."""
+        if not self.recorder.begun:
+            self.throughput.pause()
+            self.recorder.begin()
+            self.throughput.resume()
 
     def _probe(self) -> None:
         """Check what plug-ins return on two held-out windows, and the budgets of the allocator."""
