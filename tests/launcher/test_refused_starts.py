@@ -210,7 +210,7 @@ def attempts(folder, environment):
                 shutil.copytree(saved, run)
     (folder / "found.json").write_text(json.dumps(found))
     attempt(folder, folder / "again", (*BASE, MORE))
-    (run / "checkpoints" / ".writing-tokens-9").mkdir()
+    (run / "checkpoints" / ".writing-tokens-000000000000009").mkdir()
     (run / ".0a1b2c3d.partial").touch()
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(line for line in lines if "train/checkpoint_ms" not in line))
