@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Recorder:
         self.warnings: dict[str, None] = {}
         self.unshown: list[dict[str, float]] = []
         self.shown = (0, frozenset[str]())
+        self._unlogged: list[Reading] = []
         self._reported: frozenset[str] = frozenset()
 
     def start(self) -> None:
@@ -153,6 +154,14 @@ class Recorder:
             if self._rank == 0:
                 self.hooks.metrics_logged(self.info(), metrics)
             self._callbacks.on_metrics(self._state.tokens, metrics)
+        if self._unlogged:
+            unlogged, self._unlogged = self._unlogged, []
+            self._when_begun(lambda: self._log_histograms(tokens, unlogged))
+
+    def _log_histograms(self, tokens: int, readings: Sequence[Reading]) -> None:
+        for reading in readings:
+            if self._figures is not None:
+                self._figures.log(tokens, reading)
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """Write metrics to the loggers alone, except those written before the run was resumed at this token count."""
@@ -174,8 +183,9 @@ class Recorder:
             self._when_begun(lambda: self.loggers.text(tokens, name, text))
 
     def record(self, reading: Reading) -> None:
-        """Record the data of figures."""
+        """Record the data of figures; `show` logs its histograms."""
         tokens, step = self._state.tokens, self._state.step
+        self._unlogged.append(reading)
 
         def report() -> None:
             if self._figures is not None:
