@@ -24,7 +24,7 @@ from mcframe.data.overlap import held_out_overlap
 from mcframe.errors import EXIT_USER_ERROR, UserError, is_lost_connection
 from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
-from mcframe.metrics.summary import is_reported
+from mcframe.metrics.summary import SUMMARY, is_reported
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import Registry
@@ -165,10 +165,13 @@ def _record_start(
     directory = run_plan.directory
     loggers = _loggers(loaded, run_plan)  # before `operative` records which bindings have been read
     lock.confirm()
+    begun_at = checkpoint.tokens if (checkpoint := run_plan.checkpoint) is not None else -1
+    if is_reported(directory, begun_at + 1):  # of steps that this run does again
+        (directory / SUMMARY).unlink()
     write_provenance(directory, loaded.config.bound(), {**write_record(directory, loaded.registry), **facts})
     with replaced(directory / OPERATIVE) as partial:
         partial.write_text(loaded.config.operative(), "utf-8")
-    if (checkpoint := run_plan.checkpoint) is not None:
+    if checkpoint is not None:
         archive(directory, checkpoint.tokens)
         if (lost := SaveCheckpoint.lost_time(directory, checkpoint)) is not None:
             step = checkpoint.tokens // loaded.run_config.batch_tokens

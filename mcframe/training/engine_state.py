@@ -57,7 +57,7 @@ def take(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 if state in by_element:
                     _copy(value, f"optimizer/{state}", holder.written(state), shapes, tensors, pieces)
                 else:
-                    values[state] = _encoded(engine, value, state, tensors)
+                    values[state] = _encoded(engine, value, f"optimizer/{state}", tensors)
             spans = [[span.name, span.start, span.length] for span in holder.spans]
             held.append({"spans": spans, "values": values, "by_element": sorted(by_element & holder.state.keys())})
     for holder in frozen_holders(engine):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -18,9 +19,11 @@ import torch
 from mcframe.errors import UserError
 from mcframe.files import replaced
 from mcframe.safe_text import redacted
-from mcframe.training.checkpoint_folder import Checkpoint, find, newest
+from mcframe.training.checkpoint_folder import Checkpoint, find, folders, newest
 from mcframe.training.run_lock import LOCK
-from mcframe.trust import remember
+from mcframe.trust import remember, trusted_runs
+
+_log = logging.getLogger(__name__)
 
 METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operative.gin", "provenance.json"
 
@@ -67,7 +70,7 @@ def plan(name: str, run_dir: Path | None, resume: str, on_damage: str = "older")
     """
     directory = run_dir or Path("runs") / name
     if resume == "never":
-        if run_dir is not None and (directory / METRICS).exists():
+        if run_dir is not None and ((directory / METRICS).exists() or folders(directory)):
             raise UserError(
                 f"{directory} already holds a run, and --resume never would overwrite it",
                 remedy="Pass another --run-dir, or remove --resume never to resume the run.",
@@ -82,7 +85,7 @@ def plan(name: str, run_dir: Path | None, resume: str, on_damage: str = "older")
 
 def _unused(directory: Path) -> Path:
     candidate, number = directory, 1
-    while (candidate / METRICS).exists() or (candidate / LOCK).exists():
+    while (candidate / METRICS).exists() or (candidate / LOCK).exists() or folders(candidate):
         number += 1
         candidate = directory.with_name(f"{directory.name}-{number}")
     return candidate
@@ -95,7 +98,10 @@ def write_provenance(directory: Path, bound: str, facts: dict[str, Any]) -> None
     for name, text in ((BOUND, bound), (PROVENANCE, origin)):
         with replaced(directory / name) as partial:
             partial.write_text(text, "utf-8")
-    remember(directory)
+    if not remember(directory):
+        _log.warning(
+            "warning: %s cannot be written: a run with plug-ins or paths of yours needs --trust", trusted_runs()
+        )
 
 
 def remove_partial_files(directory: Path) -> None:

@@ -274,6 +274,7 @@ class Trainer:
         for callback in self.callbacks:
             done = {} if reports is None else reports["done"]
             callback.last_tokens = done.get(type(callback).__name__, self.state.tokens)
+        self.log.last_tokens = self.state.tokens  # it comes before the checkpoint, and needs a step
         self.recorder.unshown = [dict(metrics) for metrics in reports["metrics"]] if reports else []
         self.reported_before = reports["shown"] if reports else []
 
