@@ -10,9 +10,11 @@ import time
 import pytest
 
 from mcframe.errors import UserError
+from mcframe.metrics.summary import SUMMARY, is_reported
 from mcframe.training import run_lock
 from mcframe.training.run_directory import plan
 from mcframe.training.run_lock import LOCK, RunLock
+from tests.support.checkpoint_files import write_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +160,18 @@ def test_never_skips_the_directory_of_a_run_that_starts(tmp_path, monkeypatch):
     lock = taken(tmp_path / "runs" / "a")
     assert plan("a", None, "never").directory.name == "a-2"
     lock.release()
+
+
+def test_never_takes_no_directory_with_checkpoints(tmp_path, monkeypatch):
+    """Retention would count them as the new run's."""
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "runs" / "a", 1000)
+    assert plan("a", None, "never").directory.name == "a-2"
+    with pytest.raises(UserError, match="already holds a run"):
+        plan("a", tmp_path / "runs" / "a", "never")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON", '{"tokens": null}'])
+def test_a_summary_of_another_program_reports_nothing(tmp_path, content):
+    (tmp_path / SUMMARY).write_text(content)
+    assert not is_reported(tmp_path, 0)
