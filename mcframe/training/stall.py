@@ -105,7 +105,7 @@ class StallWatch(threading.Thread):
         call = _collective(frame)
         does: Literal["waits", "works", "may be slow"]
         does = "waits" if call is not None else "may be slow" if _may_be_slow(frame) else "works"
-        blocked = call or _checkpoint_wait(frame)  # which is slow while every rank still gives a sign of life
+        blocked = call or _checkpoint_wait(frame)  # which may be slow if every rank shows a sign of life
         held = blocked or does  # the frame that is held cannot become that of another call
         self._seconds = self._seconds + passed if held is self._held else 0.0
         self._held, self._number = held, self._number + 1
