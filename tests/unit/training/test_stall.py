@@ -6,8 +6,10 @@ import threading
 import time
 
 import pytest
+import torch.distributed as dist
 
 from mcframe.training import stall
+from mcframe.training.checkpoint_writer import CheckpointWriter, WriteJob, prepare_folder
 from mcframe.training.stall import HANG_FACTOR, StallWatch
 
 LIMIT = 20.0
@@ -69,14 +71,15 @@ class Store(dict):
 
 
 class Ranks:
-    """Three ranks whose main threads do what a test sets: `waits`, `works` or `may be slow`."""
+    """Three ranks whose main threads do what a test sets: `waits`, `works`, `saves` or `may be slow`."""
 
     def __init__(self, monkeypatch):
         self.store, self.doing, self.frame = Store(), {}, sys._getframe()
         self.watches = [StallWatch(self.store, rank, 3, lambda error: None, LIMIT) for rank in range(3)]
         self.lines, self.current = {}, 0
         monkeypatch.setattr(stall, "_collective", lambda frame: self.frame if self.does == "waits" else None)
-        monkeypatch.setattr(stall, "_may_be_slow", lambda frame: self.does == "may be slow")
+        monkeypatch.setattr(stall, "_checkpoint_wait", lambda frame: self.frame if self.does == "saves" else None)
+        monkeypatch.setattr(stall, "_may_be_slow", lambda frame: self.does in ("may be slow", "saves"))
         monkeypatch.setattr(stall, "_line", lambda frame: self.lines.get(self.current, "train.py:1"))
 
     @property
@@ -104,6 +107,25 @@ def ranks(monkeypatch):
 def test_a_rank_without_a_sign_of_life_is_named(ranks):
     assert ranks.after(LIMIT - 1, "waits", None, "waits") is None
     assert "rank 1 of 3 stopped" in ranks.after(3, "waits", None, "waits")
+
+
+def test_a_rank_that_stops_while_the_others_wait_for_its_part_of_a_checkpoint_is_named(ranks):
+    assert ranks.after(10 * LIMIT, "saves", "may be slow", "saves") is None  # a slow disk
+    assert "rank 1 of 3 stopped" in ranks.after(LIMIT + 3, "saves", None, "saves")
+
+
+def test_the_wait_for_a_checkpoint_is_seen(tmp_path):
+    done = threading.Event()
+    writer = CheckpointWriter(dist.HashStore(), 0, 1)
+    prepare_folder(tmp_path, 1)
+    writer.start(WriteJob(tmp_path, 1, lambda folder: [str(done.wait(60))][1:], {}, 1))
+    waiting = threading.Thread(target=writer.wait)
+    waiting.start()
+    time.sleep(0.2)
+    assert stall._checkpoint_wait(sys._current_frames()[waiting.ident]) is not None
+    assert stall._checkpoint_wait(sys._getframe()) is None
+    done.set()
+    waiting.join()
 
 
 def test_a_store_that_does_not_answer_names_rank_0(ranks, monkeypatch):
