@@ -109,12 +109,12 @@ class CheckpointWriter:
 
     @property
     def in_flight(self) -> bool:
-        """Whether a checkpoint was started whose result has not been taken with `wait`. Equal on all ranks."""
+        """True if `wait` has not returned the checkpoint that was started last. Equal on all ranks."""
         return self._thread is not None
 
     @property
     def finished(self) -> bool:
-        """Whether `wait` returns at once. Differs between ranks."""
+        """True if `wait` would return at once. Differs between ranks."""
         return self._thread is None or not self._thread.is_alive()
 
     def start(self, job: WriteJob) -> None:

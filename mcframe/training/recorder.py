@@ -107,7 +107,7 @@ class Recorder:
 
     @property
     def begun(self) -> bool:
-        """Whether the run directory is written to."""
+        """True once the run writes to its directory."""
         return self._held is None
 
     def begin(self) -> None:

@@ -269,14 +269,13 @@ class Trainer:
         shown = sorted(names) if tokens == self.state.tokens else []
         return {"metrics": [dict(metrics) for metrics in self.recorder.unshown], "done": done, "shown": shown}
 
-    def restore_reports(self, reports: Mapping[str, Any] | None) -> None:
-        """Restore the result of `reports`. None, of an older checkpoint, stands for nothing left to report."""
+    def restore_reports(self, reports: Mapping[str, Any]) -> None:
+        """Restore the result of `reports`."""
         for callback in self.callbacks:
-            done = {} if reports is None else reports["done"]
-            callback.last_tokens = done.get(type(callback).__name__, self.state.tokens)
+            callback.last_tokens = reports["done"][type(callback).__name__]
         self.log.last_tokens = self.state.tokens  # it comes before the checkpoint, and needs a step
-        self.recorder.unshown = [dict(metrics) for metrics in reports["metrics"]] if reports else []
-        self.reported_before = reports["shown"] if reports else []
+        self.recorder.unshown = [dict(metrics) for metrics in reports["metrics"]]
+        self.reported_before = reports["shown"]
 
     def warn_of_first_interval(self, metrics: Mapping[str, float]) -> None:
         """Print what the first logging interval shows of plug-ins that go wrong quietly."""

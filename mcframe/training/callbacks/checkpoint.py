@@ -130,7 +130,7 @@ class SaveCheckpoint(TrainerCallback):
             restore_random_states(own["random"])
         trainer.state.step = shared["step"]
         trainer.recorder.first, trainer.recorder.last = shared["first"], shared["last"]
-        trainer.restore_reports(shared.get("reports"))
+        trainer.restore_reports(shared["reports"])
         trainer.loader.restore(shared["loader"])
         trainer.accumulator.restore(own["accumulator"])
         trainer.update_ratio.restore(own["weights"])
