@@ -75,9 +75,7 @@ def differences(checkpoint: Checkpoint, config: Config) -> list[Difference]:
 
 def changed_bindings(checkpoint: Checkpoint, config: Config) -> list[Difference]:
     """Return the bindings that differ from the checkpoint's; an unbound parameter has its default."""
-    before, now = checkpoint.facts.get("bindings"), config.parameters()
-    if before is None:  # an older version wrote the checkpoint
-        return []
+    before, now = checkpoint.facts["bindings"], config.parameters()
     found = []
     for key in sorted(before.keys() | now.keys()):
         default = config.default(key)
@@ -139,8 +137,8 @@ def check_data(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
 
     Text with another identity is accepted if its tokens are the same: files may move.
     """
-    before = checkpoint.facts.get("data")
-    if before is None or before == now or (before.get("tokens") and before.get("tokens") == now.get("tokens")):
+    before = checkpoint.facts["data"]
+    if before == now or (before.get("tokens") and before.get("tokens") == now.get("tokens")):
         return
     names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name) and name != "tokens"]
     what = " and ".join(sorted(names)) or "the text"
