@@ -78,7 +78,9 @@ def block_context(focus: Tensor, tree: ContextTree) -> WorkingContext:
     )
 
 
-def recent_focus(tree: ContextTree, tokens: int, entries: int, levels: int) -> CoveredWindow:
+def recent_focus(
+    tree: ContextTree, tokens: int, entries: int, levels: int, device: torch.device | str = "cpu"
+) -> CoveredWindow:
     """Return the focus that keeps recent tokens in the most detail, a function of the number of tokens alone.
 
     The tail is raw. Before it lie zones of LOD1, LOD2, and so on, with an equal number of entries each, in as few
@@ -90,10 +92,16 @@ def recent_focus(tree: ContextTree, tokens: int, entries: int, levels: int) -> C
         tokens: N, tokens of the history, 1 or more.
         entries: The most entries of the working context.
         levels: The highest LOD; 0 covers the sink and the most recent tokens, without gists.
+        device: Device of the focus.
 
     Raises:
         UserError: No such context has so few entries.
     """
+    window = _recent_focus(tree, tokens, entries, levels)
+    return replace(window, focus=window.focus.to(device))
+
+
+def _recent_focus(tree: ContextTree, tokens: int, entries: int, levels: int) -> CoveredWindow:
     if tokens <= entries:
         return _covered(tree, tokens, 0, [])
     sink = tree.sink * tree.block_size
