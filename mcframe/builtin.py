@@ -6,6 +6,7 @@ from mcframe.data.sources import HuggingFace, StandardLibrary
 from mcframe.data.synthetic.induction import Induction
 from mcframe.data.synthetic.needle import Needle
 from mcframe.data.synthetic.recall import Recall
+from mcframe.data.synthetic.variable_tracking import VariableTracking
 from mcframe.data.tokenizers import BPE, Bytes
 from mcframe.evaluation.focus_quality import FocusQuality
 from mcframe.evaluation.gist_quality import GistQuality
@@ -28,6 +29,7 @@ def register_plugins(register: Register) -> None:
     register("bpe", BPE)
     register("recall", Recall)
     register("needle", Needle)
+    register("variable_tracking", VariableTracking)
     register("induction", Induction)
     register("gist_quality", GistQuality)
     register("focus_quality", FocusQuality)
