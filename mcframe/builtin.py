@@ -10,6 +10,7 @@ from mcframe.data.synthetic.variable_tracking import VariableTracking
 from mcframe.data.tokenizers import BPE, Bytes
 from mcframe.evaluation.focus_quality import FocusQuality
 from mcframe.evaluation.gist_quality import GistQuality
+from mcframe.evaluation.long_context import LongContext
 from mcframe.hookspecs import Register, hookimpl
 from mcframe.metrics.prometheus_logger import PrometheusLogger
 from mcframe.modeling.rope import GaussianRope
@@ -33,4 +34,5 @@ def register_plugins(register: Register) -> None:
     register("induction", Induction)
     register("gist_quality", GistQuality)
     register("focus_quality", FocusQuality)
+    register("long_context", LongContext)
     register("prometheus", PrometheusLogger)
