@@ -1,8 +1,9 @@
-"""Sampling of the next token: temperature, filters of the distribution, repetition penalty, seeds, log-probabilities."""
+"""Sampling of the next token: temperature, filters, repetition penalty, seeds, log-probabilities."""
 
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,8 +12,6 @@ from torch import Tensor
 
 from mcframe.context.counter_rng import hash_combine, uniform
 from mcframe.errors import UserError, require
-
-MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +25,16 @@ class Sampling:
         top_k: Keep the k most probable tokens; 0 = all.
         top_p: Keep the most probable tokens whose probabilities sum to p or more; 1 = all.
         min_p: Keep tokens of at least this fraction of the highest probability; 0 = all.
-        seed: Seed of the draws, 64 bits.
-        logprobs: Most probable tokens that are returned with their log-probabilities, at most 20.
+        seed: Seed of the draws, from 0 to 2**64 - 1; None draws one.
+        logprobs: Most probable tokens whose log-probabilities are returned with each token.
     """
 
     repetition_penalty: float = 1.0
-    temperature: float = 0.8
+    temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    seed: int = 0
+    seed: int | None = None
     logprobs: int = 0
 
     def __post_init__(self) -> None:
@@ -46,8 +45,8 @@ class Sampling:
         require(self.top_k >= 0, "top_k", self.top_k, "0 or more")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
-        require(0 <= self.seed < 2**64, "seed", self.seed, "from 0 to 2**64 - 1")
-        require(0 <= self.logprobs <= MOST_LOGPROBS, "logprobs", self.logprobs, f"from 0 to {MOST_LOGPROBS}")
+        require(self.seed is None or 0 <= self.seed < 2**64, "seed", self.seed, "from 0 to 2**64 - 1")
+        require(self.logprobs >= 0, "logprobs", self.logprobs, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,16 @@ class Choice:
 
 
 class Sampler:
-    """Draw tokens. Draw n depends on the seed, n and the logits alone, so that the state is the number of draws.
+    """Draw tokens. Draw n depends on the seed, n and the logits alone, so that the state is two integers.
 
     Args:
         sampling: Settings.
-        vocab_size: V, size of the vocabulary.
     """
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
-        self.sampling, self.vocab_size, self.draws = sampling, vocab_size, 0
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        self._draws = 0
 
     def next(self, logits: Tensor, recent: Tensor) -> Choice:
         """Draw the next token.
@@ -92,20 +92,20 @@ class Sampler:
             raise UserError(
                 "the model returns logits that are not finite", remedy="Take an earlier checkpoint of the run."
             )
-        draw, self.draws = self.draws, self.draws + 1
+        draw, self._draws = self._draws, self._draws + 1
         kept = filtered(penalised(logits, recent.cpu(), self.sampling.repetition_penalty), self.sampling)
-        token = int(kept.argmax()) if self.sampling.temperature == 0 else _drawn(kept, self.sampling.seed, draw)
+        token = int(kept.argmax()) if self.sampling.temperature == 0 else _drawn(kept, self._seed, draw)
         logprobs = logits.log_softmax(dim=0)
         values, ids = logprobs.topk(min(self.sampling.logprobs, len(logits)))
         return Choice(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
     def state(self) -> dict[str, int]:
         """Return the state as JSON."""
-        return {"draws": self.draws}
+        return {"seed": self._seed, "draws": self._draws}
 
     def restore(self, state: Mapping[str, int]) -> None:
         """Resume from a state."""
-        self.draws = int(state["draws"])
+        self._seed, self._draws = int(state["seed"]), int(state["draws"])
 
 
 def penalised(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:

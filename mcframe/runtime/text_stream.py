@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mcframe.hookspecs import Tokenizer
 
@@ -28,7 +29,7 @@ class Piece:
     text: str
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
-    finish_reason: str | None = None
+    finish_reason: Literal["stop", "length"] | None = None
 
 
 class TextStream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mcframe.data.tokenizers import Bytes
 from mcframe.runtime.text_stream import TextStream
 
