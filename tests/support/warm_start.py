@@ -1,5 +1,6 @@
 """Modules that ranks import: the fork server of tests/support/forked_ranks.py loads them once."""
 
+import gc
 import os
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -30,3 +31,4 @@ for _plugin in entry_points(group="mcframe.plugins"):
     _plugin.load()
 os.environ.clear()
 os.environ.update(_environment)
+gc.freeze()  # a rank would otherwise visit, and so copy, every object of these modules at each full collection
