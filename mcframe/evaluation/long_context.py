@@ -115,13 +115,14 @@ def _report(name: str, budget: int, found: Sequence[Scored], notes: list[str]) -
         )
         rows: list[list[str | int | float | Interval | None]] = []
         for arm in scored.nll:
-            accuracy, nll = means.mean(f"right {arm}"), means.difference(f"nll {arm}", f"nll {reference}")
-            rows.append([arm, round(scored.entries[arm]), accuracy, nll])
-            multiple = scored.cursor / budget
+            accuracy, multiple = means.mean(f"right {arm}"), scored.cursor / budget
+            gap = None if arm == reference else means.difference(f"nll {arm}", f"nll {reference}")
+            rows.append([arm, round(scored.entries[arm]), accuracy, gap])
             lines.setdefault(arm, []).append((multiple, accuracy))
-            losses.setdefault(arm, []).append((multiple, nll))
-            for measure, interval in (("accuracy", accuracy), ("nll_gap", nll)):
-                _put(metrics, f"eval/{name}/{scored.cursor}/{arm}/{measure}", interval)
+            _put(metrics, f"eval/{name}/{scored.cursor}/{arm}/accuracy", accuracy)
+            if gap is not None:
+                losses.setdefault(arm, []).append((multiple, gap))
+                _put(metrics, f"eval/{name}/{scored.cursor}/{arm}/nll_gap", gap)
         chance = "" if scored.chance is None else f", chance {scored.chance:.3f}"
         title = f"{scored.cursor:,} tokens of history, {means.documents} documents, {means.targets} targets{chance}"
         tables.append(Table(title, ("arm", "entries", "accuracy", f"NLL - {reference}"), rows))
