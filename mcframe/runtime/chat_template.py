@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mcframe.hookspecs import Tokenizer
+
 
 class Message(Protocol):
     """A chat message."""
@@ -97,6 +99,7 @@ class AnswerText:
 
     Attributes:
         text: The answer so far.
+        tokens: Its tokens, those after the answer included.
     """
 
     text: str = ""
@@ -109,19 +112,16 @@ class AnswerText:
         self.text += new
         return new
 
-    def pending(self, generated: str, ended: bool) -> str:
-        """Return the text at the end of the history that begins the next turn.
-
-        Args:
-            generated: The decoded tokens.
-            ended: Whether the model ended the document.
-        """
-        at = generated.find(self.text) + len(self.text)
-        return "\n" if ended else generated[at:]
+    def pending(self, tokenizer: Tokenizer) -> str:
+        """Return the text at the end of the history that begins the next turn."""
+        if self.tokens and self.tokens[-1] == tokenizer.separator:
+            return "\n"  # the document has ended, as a line does
+        generated = tokenizer.decode(self.tokens)
+        return generated[generated.find(self.text) + len(self.text) :]
 
 
 @dataclass(frozen=True)
-class Said:
+class PlainMessage:
     """A message that the server makes."""
 
     role: str

@@ -13,7 +13,7 @@ from mcframe.errors import UserError
 from mcframe.hookspecs import Tokenizer
 from mcframe.runtime.api_requests import ChatRequest, CompletionRequest, RequestError
 from mcframe.runtime.api_responses import ChoiceResult, ResponseForm, Usage, event
-from mcframe.runtime.chat_template import AnswerText, ChatTemplate, Message, Said
+from mcframe.runtime.chat_template import AnswerText, ChatTemplate, Message, PlainMessage
 from mcframe.runtime.server_metrics import ServerMetrics
 from mcframe.runtime.session_store import Conversation, SessionStore, context_of
 from mcframe.runtime.text_stream import Piece
@@ -48,7 +48,7 @@ class ServerLimits:
 
 @dataclass(frozen=True)
 class Served:
-    """What all requests have in common.
+    """State that all requests have in common.
 
     Attributes:
         name: Name of the model.
@@ -74,7 +74,7 @@ class Job:
 
     Args:
         request: The request.
-        served: What requests have in common.
+        served: State that requests have in common.
         emit: Takes the parts of the answer in order; called in the worker thread.
         release: Returns the request's slot; called before the last part, so that the client may send another request.
     """
@@ -106,7 +106,7 @@ class Job:
             last = [error]
         except UserError as error:
             last = [RequestError(500, str(error))]
-        except Exception:  # noqa: BLE001 - one request must not end the server
+        except Exception:
             LOGGER.exception("a request failed")
             last = [RequestError(500, "the server failed; its log has the cause")]
         finally:
@@ -182,10 +182,8 @@ class Job:
         """Keep the answer in the transcript of a chat."""
         if not self.form.chat:
             return
-        tokenizer = self.served.tokenizer
-        ended = bool(answer.tokens) and answer.tokens[-1] == tokenizer.separator
-        conversation.transcript.pending = answer.pending(tokenizer.decode(answer.tokens), ended)
-        conversation.transcript.add([Said("assistant", result.text)])
+        conversation.transcript.pending = answer.pending(self.served.tokenizer)
+        conversation.transcript.add([PlainMessage("assistant", result.text)])
 
     def _count(self, piece: Piece, begin: float, first: bool) -> None:
         self.usage.generated += 1

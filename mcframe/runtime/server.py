@@ -63,7 +63,7 @@ class Server:
         yield
         self.served.closing.set()
         await asyncio.to_thread(self._workers.shutdown)
-        self.served.store.close()
+        self.served.store.close_all()
 
     async def _page(self, request: Request) -> Response:
         return HTMLResponse(_PAGE.read_text("utf-8"), headers={"Content-Security-Policy": _POLICY})
@@ -231,7 +231,9 @@ class _Guard:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._key.encode()):
             return None
-        return RequestError(401, "authorization: expected 'Bearer KEY' with the key of this server", code="invalid_api_key")
+        return RequestError(
+            401, "authorization: expected 'Bearer KEY' with the key of this server", code="invalid_api_key"
+        )
 
 
 def _without_port(host: str) -> str:

@@ -41,9 +41,7 @@ class SessionStore:
         most_open: The most that stay open between requests; an open one holds the keys and values of its context.
     """
 
-    def __init__(
-        self, folder: Path, open_session: Callable[[Path | None], Session], most: int, most_open: int
-    ) -> None:
+    def __init__(self, folder: Path, open_session: Callable[[Path | None], Session], most: int, most_open: int) -> None:
         self.folder, self.open_session, self.most, self.most_open = folder, open_session, most, most_open
         self._open: OrderedDict[str, Conversation] = OrderedDict()
         self._locks: dict[str, threading.Lock] = {}
@@ -59,18 +57,18 @@ class SessionStore:
             ended: Whether to stop waiting for another request that uses it.
         """
         with self._held(name, ended):
-            conversation = self._opened(name)
+            conversation = self.open(name)
             try:
                 yield conversation
-                self._save(name, conversation)
+                self.save(name, conversation)
             except BaseException:
-                self._close(name)  # the next request opens what was saved
+                self.close(name)  # the next request opens what was saved
                 raise
         self._close_old()
 
     @contextmanager
     def stateless(self) -> Iterator[Conversation]:
-        """Hold a session that nobody uses again."""
+        """Hold a session that is not kept."""
         conversation = Conversation(self.open_session(None))
         try:
             yield conversation
@@ -110,14 +108,14 @@ class SessionStore:
         self.record(name)
         with self._held(name, ended):
             self.record(name)  # another request may have deleted it
-            self._close(name)
+            self.close(name)
             self._path(name).unlink()
             shutil.rmtree(self.folder / name)
 
-    def close(self) -> None:
+    def close_all(self) -> None:
         """Close every session that is open. Requests save theirs when they end."""
         for name in list(self._open):
-            self._close(name)
+            self.close(name)
 
     @property
     def open_count(self) -> int:
@@ -145,7 +143,8 @@ class SessionStore:
                 if not self._users[name]:  # locks of names that are not in use do not collect
                     del self._users[name], self._locks[name]
 
-    def _opened(self, name: str) -> Conversation:
+    def open(self, name: str) -> Conversation:
+        """Return a session, opened or made; for a caller that holds it, or that is alone."""
         with self._own:
             if name in self._open:
                 self._open.move_to_end(name)
@@ -163,7 +162,8 @@ class SessionStore:
             self._open[name] = conversation
         return conversation
 
-    def _save(self, name: str, conversation: Conversation) -> None:
+    def save(self, name: str, conversation: Conversation) -> None:
+        """Write a session and its record."""
         conversation.session.save()
         tokens = conversation.session.history.tokens
         record = {
@@ -183,7 +183,8 @@ class SessionStore:
             for name in idle[: max(0, len(self._open) - self.most_open)]:
                 self._open.pop(name).session.close()
 
-    def _close(self, name: str) -> None:
+    def close(self, name: str) -> None:
+        """Close a session if it is open; what was not saved is lost."""
         with self._own:
             conversation = self._open.pop(name, None)
             if conversation is not None:

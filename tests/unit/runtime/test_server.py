@@ -60,7 +60,9 @@ def test_openai_client_completes_and_streams_the_text_of_a_session(client):
 def test_prompts_and_choices_are_numbered(client):
     answer = complete(client, ["a", "bc"], n=2)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
-    assert [choice.text for choice in answer.choices] == [expected(p, 12, seed) for p in ("a", "bc") for seed in (11, 12)]
+    assert [choice.text for choice in answer.choices] == [
+        expected(p, 12, seed) for p in ("a", "bc") for seed in (11, 12)
+    ]
     ids = Digits().encode_batch(["bc"])[0]
     assert complete(client, ids).choices[0].text == expected("bc", 12)
 
@@ -101,54 +103,55 @@ def test_a_session_continues_and_shows_its_context(client, server):
 
 
 def test_a_chat_may_send_all_messages_or_new_ones(client):
-    def say(session, messages):
+    def send(session, messages):
         answer = client.chat.completions.create(
             model=NAME, messages=messages, max_tokens=8, seed=11, extra_body={"session": session}
         )
         return {"role": "assistant", "content": answer.choices[0].message.content}, answer.usage.prompt_tokens
 
     second = {"role": "user", "content": "four"}
-    reply, _ = say("all", [TURN])
-    whole, tokens = say("all", [TURN, reply, second])
-    say("new", [TURN])
-    assert say("new", [second]) == (whole, tokens)
+    reply, _ = send("all", [TURN])
+    complete_text, tokens = send("all", [TURN, reply, second])
+    send("new", [TURN])
+    assert send("new", [second]) == (complete_text, tokens)
     with pytest.raises(openai.ConflictError, match="messages: expected new messages alone"):
-        say("all", [TURN, {"role": "assistant", "content": "never"}, second])
-    assert say("all", [TURN, reply, second, whole, second])[1] == tokens  # the refused request left nothing
+        send("all", [TURN, {"role": "assistant", "content": "never"}, second])
+    assert send("all", [TURN, reply, second, complete_text, second])[1] == tokens  # the refused request left nothing
 
 
 def test_two_sessions_at_once_never_mix(client):
     def story(name):
         parts = [
-            complete(client, f"{name}{part}", extra_body={"session": f"mix-{name}"}).choices[0].text for part in range(4)
+            complete(client, f"{name}{part}", extra_body={"session": f"mix-{name}"}).choices[0].text
+            for part in range(4)
         ]
         return "".join(parts)
 
     with ThreadPoolExecutor(4) as pool:
         found = [*pool.map(story, "abcd")]
     for name, text in zip("abcd", found, strict=True):
-        session, whole = opener()(None), ""
+        session, complete_text = opener()(None), ""
         session.append([Digits.separator])
         for part in range(4):
             session.append(f"{name}{part}")
-            whole += "".join(piece.text for piece in session.generate(12, DRAWN))
-        assert text == whole
+            complete_text += "".join(piece.text for piece in session.generate(12, DRAWN))
+        assert text == complete_text
 
 
 def test_sessions_outlive_the_server_even_when_others_are_open(tmp_path):
-    def tell(address, name):
+    def story_of(address, name):
         with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
             return complete(client, "b", extra_body={"session": name}).choices[0].text
 
     with serving(tmp_path / "one") as (address, _):
-        whole = [tell(address, "s") for _ in range(4)]
+        complete_text = [story_of(address, "s") for _ in range(4)]
     parts = []
     for _ in range(2):
         with serving(tmp_path / "two", open_sessions=1) as (address, _):
-            parts += [tell(address, "s")]
-            tell(address, "other")  # closes the first
-            parts += [tell(address, "s")]
-    assert parts == whole
+            parts += [story_of(address, "s")]
+            story_of(address, "other")  # closes the first
+            parts += [story_of(address, "s")]
+    assert parts == complete_text
 
 
 def test_sessions_are_listed_and_deleted(client, server):
@@ -200,9 +203,11 @@ def test_limits(tmp_path):
 
 def test_key_host_and_origin(tmp_path):
     with serving(tmp_path, key="sécret") as (address, _):
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0) as client:
-            with pytest.raises(openai.AuthenticationError):
-                client.models.list()
+        with (
+            openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.models.list()
         right = {"Authorization": "Bearer sécret".encode()}
         for path, headers, status in (
             ("/v1/models", right, 200), ("/v1/models", {}, 401), ("/metrics", {}, 401), ("/", {}, 200),
@@ -228,14 +233,16 @@ BAD_COMPLETIONS = [
     (b"[" * 5000, "body"), (b'{"model": "\\ud800"}', "body"), (b'{"model": NaN}', "model"),
     ({}, "model"), ({"prompt": "a"}, "model"), ({"model": NAME}, "prompt"), ({**GOOD, "model": 1}, "model"),
     ({**GOOD, "model": "other"}, "model"), ({**GOOD, "prompt": 5}, "prompt"), ({**GOOD, "prompt": []}, "prompt"),
-    ({**GOOD, "prompt": [1.5]}, "prompt"), ({**GOOD, "prompt": [-1]}, "prompt"), ({**GOOD, "prompt": [True]}, "prompt"),
+    ({**GOOD, "prompt": [1.5]}, "prompt"), ({**GOOD, "prompt": [-1]}, "prompt"),
+    ({**GOOD, "prompt": [True]}, "prompt"),
     ({**GOOD, "prompt": [10**6]}, "prompt"), ({**GOOD, "prompt": [10**30]}, "prompt"),
     ({**GOOD, "prompt": ["a", 1]}, "prompt"), ({**GOOD, "prompt": {"a": 1}}, "prompt"),
     ({**GOOD, "prompt": ["a"] * 17}, "prompt"), ({**GOOD, "max_tokens": 0}, "max_tokens"),
     ({**GOOD, "max_tokens": -3}, "max_tokens"), ({**GOOD, "max_tokens": 1.5}, "max_tokens"),
     ({**GOOD, "max_tokens": "7"}, "max_tokens"), ({**GOOD, "max_tokens": True}, "max_tokens"),
     ({**GOOD, "max_tokens": 10**9}, "max_tokens"), ({**GOOD, "temperature": -0.1}, "temperature"),
-    ({**GOOD, "temperature": "hot"}, "temperature"), (b'{"model":"tiny","prompt":"a","temperature":NaN}', "temperature"),
+    ({**GOOD, "temperature": "hot"}, "temperature"),
+    (b'{"model":"tiny","prompt":"a","temperature":NaN}', "temperature"),
     (b'{"model":"tiny","prompt":"a","temperature":1e999}', "temperature"), ({**GOOD, "top_p": 0}, "top_p"),
     ({**GOOD, "top_p": 1.01}, "top_p"), ({**GOOD, "top_k": -1}, "top_k"), ({**GOOD, "min_p": 2}, "min_p"),
     ({**GOOD, "repetition_penalty": 0}, "repetition_penalty"), ({**GOOD, "seed": 2**70}, "seed"),
@@ -244,10 +251,14 @@ BAD_COMPLETIONS = [
     ({**GOOD, "logprobs": 21}, "logprobs"), ({**GOOD, "logprobs": True}, "logprobs"),
     ({**GOOD, "stream": "yes"}, "stream"), ({**GOOD, "stream_options": 1}, "stream_options"),
     ({**GOOD, "stream_options": {"x": 1}}, "stream_options.x"), ({**GOOD, "echo": True}, "echo"),
-    ({**GOOD, "best_of": 3}, "best_of"), ({**GOOD, "suffix": "x"}, "suffix"), ({**GOOD, "logit_bias": {"1": 5}}, "logit_bias"),
-    ({**GOOD, "presence_penalty": 1}, "presence_penalty"), ({**GOOD, "temprature": 1}, "temprature"),
-    ({**GOOD, "session": "../x"}, "session"), ({**GOOD, "session": ""}, "session"), ({**GOOD, "session": ".x"}, "session"),
-    ({**GOOD, "session": "a" * 65}, "session"), ({**GOOD, "session": 5}, "session"), ({**GOOD, "session": "a", "n": 2}, "n"),
+    ({**GOOD, "best_of": 3}, "best_of"), ({**GOOD, "suffix": "x"}, "suffix"),
+    ({**GOOD, "logit_bias": {"1": 5}}, "logit_bias"),
+    ({**GOOD, "presence_penalty": 1}, "presence_penalty"),
+    ({**GOOD, "temprature": 1}, "temprature"),
+    ({**GOOD, "session": "../x"}, "session"), ({**GOOD, "session": ""}, "session"),
+    ({**GOOD, "session": ".x"}, "session"),
+    ({**GOOD, "session": "a" * 65}, "session"), ({**GOOD, "session": 5}, "session"),
+    ({**GOOD, "session": "a", "n": 2}, "n"),
 ]  # fmt: skip
 BAD_CHATS = [
     ({"model": NAME}, "messages"), ({**CHAT, "messages": []}, "messages"), ({**CHAT, "messages": "hi"}, "messages"),
@@ -258,10 +269,12 @@ BAD_CHATS = [
     ({**CHAT, "messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     ({**CHAT, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
     ({**CHAT, "messages": [{**TURN, "extra": 1}]}, "messages[0].extra"),
-    ({**CHAT, "tools": [{"type": "function"}]}, "tools"), ({**CHAT, "response_format": {"type": "json_object"}}, "response_format"),
+    ({**CHAT, "tools": [{"type": "function"}]}, "tools"),
+    ({**CHAT, "response_format": {"type": "json_object"}}, "response_format"),
     ({**CHAT, "logprobs": 3}, "logprobs"), ({**CHAT, "top_logprobs": 3}, "top_logprobs"),
     ({**CHAT, "logprobs": True, "top_logprobs": 99}, "top_logprobs"), ({**CHAT, "prompt": "a"}, "prompt"),
-    ({**CHAT, "max_completion_tokens": 0}, "max_completion_tokens"), ({**CHAT, "max_completion_tokens": 10**9}, "max_completion_tokens"),
+    ({**CHAT, "max_completion_tokens": 0}, "max_completion_tokens"),
+    ({**CHAT, "max_completion_tokens": 10**9}, "max_completion_tokens"),
 ]  # fmt: skip
 
 
