@@ -43,6 +43,7 @@ from mcframe.hookspecs import (
 )
 from mcframe.losses.lens_targets import LensTargetsConfig
 from mcframe.modeling.gpt import GPT
+from mcframe.runtime.session_config import SessionDefaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +223,7 @@ class RunConfig:
     validation: ValidationConfig
     evaluation: EvaluationConfig
     sampling: SamplingConfig
+    session: SessionDefaults
     figures: FiguresConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig

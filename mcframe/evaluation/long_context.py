@@ -50,7 +50,7 @@ class LongContext(Evaluation):
         name: Part of its metrics' names.
         windows: Held-out sequences of each length.
         multiples: Lengths of the history, in budgets.
-        budget: Entries of a session's context; None = `context.length_end` of the window.
+        budget: Entries of a session's context; None = `session.budget`.
         task: `@task.NAME` in place of what the run trains on.
     """
 
@@ -69,7 +69,7 @@ class LongContext(Evaluation):
     def run(self, model: EvalModel) -> EvalResult:
         """Score every arm after every history."""
         tree, size = model.tree, model.tree.block_size
-        budget = self.budget or int(model.length * tree.window)
+        budget = self.budget or model.budget
         model.announce(len(self.multiples) * self.windows * len(ARMS))
         result = EvalResult({})
         found = []

@@ -16,7 +16,7 @@ from mcframe.interfaces.evaluation import ARMS
 from mcframe.runtime.entries import EntryReader
 from mcframe.runtime.gist_encoder import GistEncoder, history_shape
 from mcframe.runtime.history import History
-from mcframe.runtime.session_config import session_config
+from mcframe.runtime.session_config import SessionDefaults
 from mcframe_plugins.allocator import GreedyAllocator
 from tests.support.evaluation_builders import build_eval_model
 from tests.support.modeling_builders import VOCABULARY
@@ -36,7 +36,7 @@ def model():
 
 @pytest.fixture
 def config(model):
-    return session_config(model.tree, budget=48, sink=1, tail=6, refocus_every=6)
+    return SessionDefaults(budget=48, sink=1, tail=6, refocus_every=6).config(model.tree)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def plain_nll(model, tokens, focus):
 
 def test_arms_with_gists_equal_the_path_of_training(model, tokens):
     """Nothing is dropped from a history of this length."""
-    config = session_config(model.tree, budget=100, sink=1, tail=6, refocus_every=6)
+    config = SessionDefaults(budget=100, sink=1, tail=6, refocus_every=6).config(model.tree)
     arms = arms_of(model, config)
     found = arms.score(tokens, CURSOR, torch.tensor([40]), ["gists", "refocus", "oracle"])
     history = History.create(history_shape(model, VOCABULARY))
