@@ -48,7 +48,7 @@ def store_of(
     Args:
         trained: The run.
         folder: Their folder; None = the folder `sessions` of the run.
-        config: Attributes of `SessionConfig`.
+        config: Attributes of `SessionDefaults`.
         most: The most that are kept.
         most_open: The most that stay open between requests.
     """
@@ -64,9 +64,11 @@ def store_of(
 
 def session_config_of(
     budget: int | None, sink: int | None, tail: int | None, refocus_every: int | None, no_refocus: bool
-) -> dict[str, int | bool | None]:
-    """Return the options of a session as attributes of `SessionConfig`."""
-    return {"budget": budget, "sink": sink, "tail": tail, "refocus_every": refocus_every, "refocus": not no_refocus}
+) -> dict[str, int | bool]:
+    """Return the options that were passed as attributes of `SessionDefaults`; the others are the run's."""
+    sizes = {"budget": budget, "sink": sink, "tail": tail, "refocus_every": refocus_every}
+    found: dict[str, int | bool] = {name: value for name, value in sizes.items() if value is not None}
+    return found | ({"refocus": False} if no_refocus else {})
 
 
 def chat_template(user: str, assistant: str, system: str = ChatTemplate.system) -> ChatTemplate:

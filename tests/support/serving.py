@@ -17,7 +17,7 @@ from mcframe.runtime.history import META, History
 from mcframe.runtime.server import Server
 from mcframe.runtime.server_metrics import ServerMetrics
 from mcframe.runtime.session import Session
-from mcframe.runtime.session_config import session_config
+from mcframe.runtime.session_config import SessionDefaults
 from mcframe.runtime.session_store import SessionStore
 from mcframe_plugins.allocator import GreedyAllocator
 from tests.support.modeling_builders import VOCABULARY
@@ -32,7 +32,7 @@ def opener(seed: int = 3, budget: int = 60):
     with torch.no_grad():
         for parameter in model.gpt.parameters():
             parameter.mul_(2)  # draws depend on the context
-    config = session_config(model.tree, budget=budget)
+    config = SessionDefaults(budget=budget).config(model.tree)
 
     def open_session(folder: Path | None) -> Session:
         shape = history_shape(model, VOCABULARY)
