@@ -47,7 +47,7 @@ from mcframe.runtime.sampling import Sampling
 from mcframe.runtime.session_store import Conversation, SessionStore
 
 HELP = """/context  show the working context by level of detail, and the session's costs
-/save [NAME]  keep the session; `--session NAME` continues it
+/save [NAME]  save the session, or a copy; `--session NAME` continues it
 /reset  forget the history
 /quit  end; so does the end of the input
 Ctrl-C stops an answer."""
@@ -111,6 +111,7 @@ class Chat:
         self._console = Console()
         self._name: str | None = None
         self._conversation: Conversation | None = None
+        self._copies: set[str] = set()
 
     def open(self, name: str | None) -> None:
         """Open a session by name, or one in memory."""
@@ -200,20 +201,28 @@ class Chat:
         self._console.print(report_line(self.conversation), highlight=False)
 
     def _save(self, name: str | None) -> None:
-        """Keep the session under a name; one in memory is copied."""
+        """Save the session, or a copy of it under another name."""
         if name is None:
             raise UserError("/save: missing a name", remedy="Type /save NAME.")
+        conversation = self.conversation
         if name != self._name:
-            old = self.conversation
-            if name in self.store.names():
-                raise UserError(f"/save: there is a session {name!r} already", remedy="Type another name.")
-            new = self.store.open(name)
-            new.session.append(old.session.history.read_tokens(0, old.session.history.tokens))
-            new.transcript = Transcript(**vars(old.transcript))
-            self.close()
-            self._name, self._conversation = name, new
-        self.store.save(name, self.conversation)
-        write(f"saved {self.conversation.session.history.tokens:,} tokens in {self.store.folder / name}\n")
+            conversation = self._copy(name)
+        self.store.save(name, conversation)
+        if name != self._name:
+            self.store.close(name)
+        write(f"saved {conversation.session.history.tokens:,} tokens in {self.store.folder / name}\n")
+
+    def _copy(self, name: str) -> Conversation:
+        """Return a new session with this history. A copy that this chat has made before is replaced."""
+        if name in self._copies:
+            self.store.delete(name, lambda: True)
+        elif name in self.store.names():
+            raise UserError(f"/save: the session {name!r} exists already", remedy="Type another name.")
+        self._copies.add(name)
+        copy, history = self.store.open(name), self.conversation.session.history
+        copy.session.append(history.read_tokens(0, history.tokens))
+        copy.transcript = Transcript(**vars(self.conversation.transcript))
+        return copy
 
     def _reset(self) -> None:
         name = self._name
