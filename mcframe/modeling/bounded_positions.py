@@ -93,7 +93,7 @@ class ClampedPositions(_BoundedDistance):
     """Rotary positions at a distance to the cursor of at most `limit`.
 
     Args:
-        limit: The largest distance of a block, in tokens; a block that is farther is put there, a gist without a spread.
+        limit: The largest distance of a block, in tokens; farther blocks are put there, gists without a spread.
         base: Base of the rotary frequencies; the longest wavelength is 2 pi times this, in tokens.
     """
 
