@@ -91,10 +91,10 @@ def serve(
     served = Served(
         name or _name(trained), trained.tokenizer, store, template, limits, ServerMetrics(), threading.Event()
     )  # fmt: skip
-    return _listen(served, host, port, key, local)
+    return _listen(served, host, port, key)
 
 
-def _listen(served: Served, host: str, port: int, key: str, local: bool) -> int:
+def _listen(served: Served, host: str, port: int, key: str) -> int:
     """Serve until a signal ends it; answers that are under way end within seconds, and sessions are saved."""
     import uvicorn
 
@@ -102,7 +102,7 @@ def _listen(served: Served, host: str, port: int, key: str, local: bool) -> int:
 
     listener = _bound(host, port)
     config = uvicorn.Config(
-        Server(served, key, local).app, log_level="warning", access_log=False, server_header=False,
+        Server(served, key).app, log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=_GRACE_S, timeout_keep_alive=30,
         limit_concurrency=max(64, 8 * served.limits.concurrent),
     )  # fmt: skip
