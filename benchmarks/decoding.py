@@ -2,7 +2,7 @@
 
     python benchmarks/decoding.py RUN [--short 4000] [--long 1000000] [--bulk 0] [--tokens 512] [--rounds 5]
 
-Both sessions generate in turns. Printed are medians of the rounds, of processor time, which other work does not count in.
+The sessions generate in turns. Printed are medians of the rounds, in processor time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import psutil
 import torch
 
 import mcframe
+from mcframe.runtime.refocus import Focus
 from mcframe.runtime.sampling import Sampling
+from mcframe.runtime.session import Session
 
 MIB = 2**20
 
@@ -27,7 +29,7 @@ def text_tokens(count: int, vocab_size: int) -> torch.Tensor:
     return torch.randint(vocab_size - 1, (count,), generator=torch.Generator().manual_seed(0))
 
 
-def fill(session, count: int) -> float:
+def fill(session: Session, count: int) -> float:
     """Append tokens; return tokens a second."""
     start, step = time.process_time(), 2**18
     for first in range(0, count, step):
@@ -35,7 +37,7 @@ def fill(session, count: int) -> float:
     return count / (time.process_time() - start)
 
 
-def timed(session, tokens: int) -> tuple[float, float]:
+def timed(session: Session, tokens: int) -> tuple[float, float]:
     """Return milliseconds a generated token, and a token appended one by one."""
     start = time.process_time()
     for _ in session.generate(tokens, Sampling(temperature=0.0)):
@@ -46,19 +48,19 @@ def timed(session, tokens: int) -> tuple[float, float]:
     return 1000 * (middle - start) / tokens, 1000 * (time.process_time() - middle) / tokens
 
 
-def refocus_fraction(session, tokens: int) -> float:
+def refocus_fraction(session: Session, tokens: int) -> float:
     """Return the fraction of the time of decoding that refocuses take, their reading of entries included."""
     spent = 0.0
     choose, logits = session._refocus.next, session._decoder.logits
 
-    def next_focus(*arguments):
+    def next_focus(focus: Focus, count: int) -> Focus:
         nonlocal spent
         start = time.process_time()
-        found = choose(*arguments)
+        found = choose(focus, count)
         spent += time.process_time() - start
         return found
 
-    def next_logits(count):
+    def next_logits(count: int) -> torch.Tensor:
         nonlocal spent
         start, before = time.process_time(), session._decoder.read_entries
         found = logits(count)
@@ -67,7 +69,7 @@ def refocus_fraction(session, tokens: int) -> float:
         return found
 
     list(session.generate(1, Sampling(temperature=0.0)))
-    session._refocus.next, session._decoder.logits = next_focus, next_logits
+    session._refocus.next, session._decoder.logits = next_focus, next_logits  # type: ignore[method-assign]
     start = time.process_time()
     list(session.generate(tokens, Sampling(temperature=0.0)))
     total = time.process_time() - start
@@ -100,7 +102,7 @@ def main() -> None:
                 f"(formula {session.history.shape.bytes_per_token:.2f}), {memory[name]:.0f} MiB resident"
             )
             sessions[name] = session
-        rounds = {name: [] for name in sessions}
+        rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
         for _ in range(options.rounds):
             for name, session in sessions.items():
                 rounds[name].append(timed(session, options.tokens))

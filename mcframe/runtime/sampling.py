@@ -112,7 +112,7 @@ def penalised(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:
     """Return logits [V] with those of recent tokens [n] lowered (Keskar et al., CTRL, 2019)."""
     if penalty == 1:
         return logits
-    recent = recent[recent < len(logits)].unique()
+    recent = torch.unique(recent[recent < len(logits)])
     found = logits[recent]
     return logits.index_copy(0, recent, torch.where(found > 0, found / penalty, found * penalty))
 

@@ -21,7 +21,9 @@ _LOADED = (
     "deepspeed.comm.mori",
     "deepspeed.ops.op_builder.all_ops",
     "rensa",
+    "scipy.optimize",
     "scipy.sparse.csgraph",
+    "scipy.special",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
 )
