@@ -19,7 +19,8 @@ from mcframe.registry.discovery import INSTALLED, PluginOptions
 from mcframe.registry.load_from_path import NotLoaded, Spec
 from mcframe.runtime.commit_log import checksum
 from mcframe.runtime.gist_encoder import history_shape
-from mcframe.runtime.history import META, History
+from mcframe.runtime.history import History
+from mcframe.runtime.history_folder import META
 from mcframe.runtime.session import Session
 from mcframe.training.build import build_model
 from mcframe.training.checkpoint_folder import Checkpoint, find
