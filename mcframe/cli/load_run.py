@@ -49,21 +49,7 @@ def load_run(
         UserError: The run cannot be opened.
     """
     checkpoint = find(path)
-    directory = checkpoint.path.parents[1]
-    config = directory / BOUND
-    if not config.exists():
-        raise UserError(
-            f"missing {config}, which describes the checkpoint's model",
-            remedy="Restore the run's config.gin next to its folder checkpoints.",
-        )
-    options = reopened(directory, plugins)
-    try:
-        loaded = load_run_config([config, *files], overrides, options)
-    except NotLoaded as error:
-        if error.spec in {str(Spec.parse(text)) for text in plugins.named}:
-            raise
-        # The plug-in is not on this command line: the run's provenance names it.
-        raise error.at(Location(directory / PROVENANCE)) from error
+    loaded = load_settings(checkpoint.path.parents[1], files, overrides, plugins)
     run_config = loaded.run_config
     tokenizer = run_config.tokenizer()
     model = build_model(run_config, tokenizer.vocab_size)
@@ -75,3 +61,26 @@ def load_run(
             remedy="Remove overrides that change the model. Only bindings of evaluations and the allocator may differ.",
         ) from error
     return TrainedRun(run_config, tokenizer, model.eval(), checkpoint, loaded)
+
+
+def load_settings(
+    directory: Path,
+    files: Sequence[Path | str] = (),
+    overrides: Sequence[str] = (),
+    plugins: PluginOptions = INSTALLED,
+) -> Loaded:
+    """Load the configuration of a run directory with its plug-ins; arguments and errors as for `load_run`."""
+    config = directory / BOUND
+    if not config.exists():
+        raise UserError(
+            f"missing {config}, which describes the run's model",
+            remedy="Restore the run's config.gin next to its folder checkpoints.",
+        )
+    options = reopened(directory, plugins)
+    try:
+        return load_run_config([config, *files], overrides, options)
+    except NotLoaded as error:
+        if error.spec in {str(Spec.parse(text)) for text in plugins.named}:
+            raise
+        # The plug-in is not on this command line: the run's provenance names it.
+        raise error.at(Location(directory / PROVENANCE)) from error

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from mcframe.bounds import Count, Decay, NonNegativeInt, PositiveFraction, Seed
 from mcframe.config.training_schema import (
+    AnomalyConfig,
     CheckpointConfig,
     DeepSpeedConfig,
     EvaluationConfig,
@@ -221,6 +222,7 @@ class RunConfig:
     sampling: SamplingConfig
     figures: FiguresConfig
     checkpoint: CheckpointConfig
+    anomaly: AnomalyConfig
     logging: LoggingConfig
 
     def __post_init__(self) -> None:

@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,16 @@ class Loggers:
     Args:
         loggers: by the name for messages.
         required: name of the logger that must not fail.
+        openers: functions that open each logger again, for `rewind`.
     """
 
-    def __init__(self, loggers: Mapping[str, MetricLogger], required: str = METRICS) -> None:
-        self._loggers, self._required = dict(loggers), required
+    def __init__(
+        self,
+        loggers: Mapping[str, MetricLogger],
+        required: str = METRICS,
+        openers: Mapping[str, Callable[[int], MetricLogger]] | None = None,
+    ) -> None:
+        self._loggers, self._required, self._openers = dict(loggers), required, openers or {}
         self._closed = False
 
     @property
@@ -63,6 +71,17 @@ class Loggers:
     def histogram(self, tokens: int, name: str, histogram: Histogram) -> None:
         """Write a histogram to every logger."""
         self._each(lambda logger: logger.histogram(tokens, name, histogram))
+
+    def rewind(self, tokens: int) -> None:
+        """Close every logger and open it as for a run that resumes at `tokens`: later rows are superseded."""
+        self._each(self._close)
+
+        def reopen(logger: MetricLogger) -> None:
+            name = next(name for name, each in self._loggers.items() if each is logger)
+            if name in self._openers:
+                self._loggers[name] = self._openers[name](tokens)
+
+        self._each(reopen)
 
     def close(self) -> None:
         """Close every logger, at the first call."""
@@ -144,16 +163,22 @@ def open_loggers(
     mode = resolve_mode(wandb)
     run_dir.mkdir(parents=True, exist_ok=True)
     start = RunStart(run_dir, config, resume_tokens)
-    loggers: dict[str, MetricLogger] = {METRICS: JsonlLogger(start)}
-    loggers |= {name: build(start) for name, build in (others or {}).items()}
+    builders: dict[str, Callable[[RunStart], MetricLogger]] = {METRICS: JsonlLogger, **(others or {})}
     if tensorboard:
-        loggers["TensorBoard"] = TensorBoardLogger(start)
+        builders["TensorBoard"] = TensorBoardLogger
+    loggers = {name: build(start) for name, build in builders.items()}
     if mode != "disabled":
         try:
-            loggers["wandb"] = WandbLogger(start, mode)
+            builders["wandb"] = partial(WandbLogger, mode=mode)
+            loggers["wandb"] = builders["wandb"](start)
         except Exception as error:  # noqa: BLE001 - a service may raise any exception, and training does not need it
             _log.warning("wandb (%s) did not start, and the run continues without it: %s", mode, error)
-    return Loggers(loggers)
+    again = {name: partial(_open_at, build, start) for name, build in builders.items()}
+    return Loggers(loggers, openers=again)
+
+
+def _open_at(build: Callable[[RunStart], MetricLogger], start: RunStart, tokens: int) -> MetricLogger:
+    return build(replace(start, resume_tokens=tokens))
 
 
 @contextmanager

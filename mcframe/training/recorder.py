@@ -48,7 +48,7 @@ class Recorder:
         hooks: Lifecycle,
         callbacks: PluginCallbacks,
     ) -> None:
-        self._plan, self._state, self.loggers, self.hooks = plan, state, loggers, hooks
+        self._plan, self._tree, self._state, self.loggers, self.hooks = plan, tree, state, loggers, hooks
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         resumed = plan.checkpoint.tokens if plan.checkpoint else None
         self._figures = FigureRecorder(plan.directory, tree, loggers, resumed) if self._rank == 0 else None
@@ -61,6 +61,12 @@ class Recorder:
         """Start a session, and its progress bar."""
         self._started, self._first_tokens = time.monotonic(), self._state.tokens
         self.progress = Progress(self._state.total_tokens, self._state.tokens, self._rank == 0)
+
+    def rewind(self, tokens: int) -> None:
+        """Supersede what was reported after this token count: the run is back there."""
+        self.loggers.rewind(tokens)
+        if self._figures is not None:
+            self._figures = FigureRecorder(self._plan.directory, self._tree, self.loggers, tokens)
 
     def info(self) -> RunInfo:
         """Return the run as lifecycle hooks see it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.timers import Timers
 from mcframe.registry.attribution import exits_as_errors, last_line
 from mcframe.registry.plugins import Lifecycle
-from mcframe.training.anomaly import RecentBatches
+from mcframe.training.anomaly_response import AnomalyResponse
 from mcframe.training.build import Components, training_stream, validation_windows
 from mcframe.training.callbacks.base import TrainerCallback
 from mcframe.training.callbacks.checkpoint import SaveCheckpoint
@@ -30,7 +29,7 @@ from mcframe.training.engine import Engine
 from mcframe.training.eval_mode import eval_mode
 from mcframe.training.evaluation import eval_model
 from mcframe.training.first_interval import FirstInterval
-from mcframe.training.nonfinite import failed_backward, not_finite
+from mcframe.training.nonfinite import failed_backward
 from mcframe.training.probe import probe_allocator, probe_plugins
 from mcframe.training.recorder import Recorder
 from mcframe.training.resume_rules import data_identity
@@ -74,7 +73,8 @@ class Trainer:
         self.state = TrainState(config.batch_tokens, config.steps)
         self.accumulator, self.timers = Accumulator(device), Timers(device)
         engine.time_with(self.timers.phase)
-        self.update_ratio, self.recent = UpdateRatio(engine.step, device), RecentBatches()
+        self.update_ratio = UpdateRatio(engine.step, device)
+        self.anomalies = AnomalyResponse(self, config.anomaly)
         self.plugins = plugins or PluginCallbacks()
         others = [*components.callbacks, *components.evaluations]
         self.first_interval = FirstInterval(engine.step, engine.watch, others, keep_watching=engine.stage == 3)
@@ -138,7 +138,8 @@ class Trainer:
                     self._run_callbacks()
                 if stop_signal.agreed() and not self.state.finished:
                     status = "interrupted"
-                    self.save_checkpoint(self)
+                    if not self.anomalies.resolve():
+                        self.save_checkpoint(self)
                     break
         finally:
             stop_signal.restore()
@@ -163,7 +164,7 @@ class Trainer:
         self.engine.step.begin_step(self.run_config.progress(self.state.step))
         self.learning_rate = self.engine.learning_rate
         self.plugins.begin_step()
-        self.recent.begin_step()
+        self.anomalies.begin_step()
         step, tokens_after = self.state.step, self.state.tokens + self.state.batch_tokens
         timed = self.timers.phase
         with self.timers.step():
@@ -171,10 +172,9 @@ class Trainer:
                 with timed("data"):
                     batch = self._next_batch(length)
                 loss, metrics = self.engine(batch)
-                self.recent.add(batch, loss)
                 self.first_interval.check_graph()
                 with timed("metrics"):
-                    self.accumulator.add(metrics)
+                    self.anomalies.add(batch, loss, metrics)
                     self.plugins.add(metrics)
                 try:
                     self.engine.backward_and_step(loss, lambda: self.plugins.after_backward(step, tokens_after))
@@ -183,11 +183,9 @@ class Trainer:
                         raise
                     raise failure from error
             self.engine.step.after_step()
+            self.anomalies.end_step()
             self.plugins.after_step(step, tokens_after)
-        self.loss = loss.detach()
         self.state.advance()
-        if self.engine.skipped_a_step:
-            raise not_finite(self, 0.0)
         self.recorder.progress.update(self.state.tokens)
         self.recorder.hooks.step_finished(self.recorder.info())
 
@@ -203,6 +201,8 @@ class Trainer:
     def _run_callbacks(self) -> None:
         """Run the callbacks that are due, in order. Their time does not count as training."""
         due = [callback for callback in self.callbacks if callback.due(self)]
+        if (due or self.anomalies.urgent) and self.anomalies.resolve():
+            return
         if not due:
             return
         if self.device.type == "cuda":
@@ -221,7 +221,12 @@ class Trainer:
         for warning in self.first_interval.look(metrics, step - self.first_step, compressed):
             self.recorder.warn(warning)
 
-    def check_finite(self, loss: float, gradient_norm: float | None) -> None:
-        """Raise an error that names the origin unless loss and gradient are finite. Both must be equal on all ranks."""
-        if not math.isfinite(loss) or (gradient_norm is not None and not 0 <= gradient_norm < math.inf):
-            raise not_finite(self, loss)
+    def rewind(self) -> None:
+        """Continue from the earlier checkpoint that has been restored: what was reported after it is superseded."""
+        tokens = self.state.tokens
+        self.recorder.rewind(tokens)
+        for callback in self.callbacks:
+            callback.last_tokens = -1 if callback.last_tokens > tokens else callback.last_tokens
+        self.first_step = min(self.first_step, self.state.step)
+        self.timers.collect()
+        self.throughput.restart()

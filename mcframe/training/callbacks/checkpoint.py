@@ -29,17 +29,14 @@ class SaveCheckpoint(TrainerCallback):
         self._keep = config.keep
         self.last: Path | None = None
 
-    def run(self, trainer: Trainer) -> None:
-        """Write a checkpoint.
+    def due(self, trainer: Trainer) -> bool:
+        """Return whether it is due: after the first step, too, if the run may have to return to a checkpoint."""
+        first = self.last_tokens < 0 and trainer.state.step > 0 and trainer.run_config.anomaly.reacts("roll_back")
+        return first or super().due(trainer)
 
-        Raises:
-            UserError: Loss or gradient is not finite on some rank, so that no good checkpoint is replaced.
-        """
+    def run(self, trainer: Trainer) -> None:
+        """Write a checkpoint. Anomalies have been resolved: see `AnomalyResponse.resolve`."""
         started = time.monotonic()
-        loss = trainer.loss.double()
-        dist.all_reduce(loss)
-        norm = trainer.engine.gradient_norms.get("train/grad_norm")
-        trainer.check_finite(float(loss) / dist.get_world_size(), None if norm is None else float(norm))
         states: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(states, trainer.loader.state())
         shared = {
@@ -47,6 +44,7 @@ class SaveCheckpoint(TrainerCallback):
             "loader": trainer.loader.merge(states),
             "first": trainer.recorder.first,
             "last": trainer.recorder.last,
+            "anomalies": trainer.anomalies.state(),
         }
         trainer.accumulator.add(trainer.timers.collect())
         own = {
@@ -71,6 +69,7 @@ class SaveCheckpoint(TrainerCallback):
         trainer.state.step = shared["step"]
         trainer.recorder.first, trainer.recorder.last = shared["first"], shared["last"]
         trainer.loader.restore(shared["loader"])
+        trainer.anomalies.restore(shared.get("anomalies"))
         trainer.accumulator.restore(own["accumulator"])
         trainer.update_ratio.restore(own.get("weights"))
         trainer.plugins.restore(own.get("callbacks", {}))

@@ -1,0 +1,168 @@
+"""`mcframe replay`: run the step of a saved anomaly again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from mcframe.cli.load_run import load_settings
+from mcframe.cli.options import Run, command
+from mcframe.cli.streams import echo
+from mcframe.config.schema import RunConfig
+from mcframe.errors import UserError
+from mcframe.metrics.tables import FittedTable
+from mcframe.registry.discovery import PluginOptions
+from mcframe.training.anomaly import Origin, find_origin, restore
+from mcframe.training.anomaly_record import WEIGHTS, AnomalyRecord, random_from, records
+from mcframe.training.build import build_step
+from mcframe.training.checkpoints import find
+from mcframe.training.random_states import restore_random_states
+from mcframe.training.train_step import StepBatch, TrainStep
+from mcframe.training.weights import load_weights, start_from
+
+
+@command
+def replay(
+    plugins: PluginOptions,
+    run: Run,
+    step: Annotated[int | None, typer.Option(min=1, help="The step; by default that of the newest anomaly.")] = None,
+) -> int:
+    """Run the step of an anomaly again, in one process on the CPU, and print whether the anomaly comes back.
+
+    A run saves the batches of its anomalies in RUN/anomalies. The exit code is 1 if the anomaly does not come back.
+    """
+    record = _chosen(run, step)
+    loaded = load_settings(run, plugins=plugins)
+    config, facts = loaded.run_config, record.facts
+    torch.set_num_threads(int(facts["threads"]))
+    echo(f"step {record.step}, {facts['reaction'].replace('_', ' ')}: {facts['problem']}")
+    with loaded.explaining():
+        module = build_step(config, config.tokenizer().vocab_size).train()
+        origin, rows = _repeat(run, record, config, module)
+    Console().print(_table(rows))
+    same = all(then == now or (math.isnan(then) and math.isnan(now)) for _, _, then, now, _ in rows)
+    echo(f"weights: {_source(record)}; the losses are {'the same bit for bit' if same else 'not the same'}")
+    if origin is not None:
+        echo(f"origin: {_text(origin)}")
+    found = _comes_back(record, [now for _, _, _, now, _ in rows], origin)
+    echo("reproduced" if found else "not reproduced")
+    return 0 if found else 1
+
+
+Row = tuple[int, int, float, float, dict[str, float]]
+"""Rank, micro-batch, loss in the run, loss now, and the loss of each term now."""
+
+
+def _chosen(run: Path, step: int | None) -> AnomalyRecord:
+    found = records(run)
+    if not found:
+        raise UserError(
+            f"{run} holds no saved anomaly",
+            remedy="Pass the directory of a run that reported one, which saves its batch in RUN/anomalies.",
+        )
+    if step is None:
+        return max(found, key=lambda record: record.path.stat().st_mtime_ns)
+    if (chosen := next((record for record in found if record.step == step), None)) is None:
+        steps = ", ".join(str(record.step) for record in found)
+        raise UserError(
+            f"--step: expected the step of a saved anomaly ({steps}), got {step}", remedy="Pass one of these."
+        )
+    return chosen
+
+
+def _repeat(run: Path, record: AnomalyRecord, config: RunConfig, module: TrainStep) -> tuple[Origin | None, list[Row]]:
+    """Return the origin of a value that is not finite, if one is found, and a row for each micro-batch."""
+    if config.deepspeed.precision == "bf16":
+        module.bfloat16()
+    weights = _weights(run, record, config, module)
+    rows: list[Row] = []
+    origin = None
+    for rank in range(int(record.facts["ranks"])):
+        tensors = record.tensors(f"rank-{rank}.safetensors")
+        if "tokens" not in tensors:
+            raise UserError(
+                f"{record.path} has no batch: the step was too long ago when the anomaly was found",
+                remedy="Log more often with logging.every.",
+            )
+        losses = tensors["losses"].tolist()
+        for number, batch in enumerate(_start(record, config, module, weights, tensors)):
+            with torch.no_grad():
+                loss, metrics = module(batch)
+            terms = {name: (value[0] / value[1]).item() for name, value in metrics.means.items() if _is_term(name)}
+            rows.append((rank, number + 1, losses[number], loss.item(), terms))
+        if record.facts["kind"] == "not finite" and origin is None:
+            batches = _start(record, config, module, weights, tensors)
+            origin = next((found for batch in batches if (found := find_origin(module, batch)) is not None), None)
+    return origin, rows
+
+
+def _start(
+    record: AnomalyRecord, config: RunConfig, module: TrainStep, weights: Mapping[str, Tensor], tensors: dict[str, Any]
+) -> Iterator[StepBatch]:
+    """Set weights and random states to those before the step, then iterate over the micro-batches of a rank."""
+    restore(module, weights)
+    module.begin_step(config.progress(record.step - 1))
+    if (states := random_from(tensors)) is not None:
+        restore_random_states(states)
+    for number in range(len(tensors["tokens"])):
+        mask = tensors["loss_mask"][number] if "loss_mask" in tensors else None
+        yield StepBatch(tensors["tokens"][number], tensors["seeds"][number], int(record.facts["length"]), mask)
+
+
+def _weights(run: Path, record: AnomalyRecord, config: RunConfig, module: TrainStep) -> Mapping[str, Tensor]:
+    """Return the weights of the record, or those of the checkpoint, or of the start, that it names."""
+    if (record.path / WEIGHTS).exists():
+        return record.tensors(WEIGHTS)
+    if record.facts["weights"] == "the start":
+        if config.start_from is not None:
+            start_from(module, config.start_from)
+        return {name: value.clone() for name, value in module.state_dict().items()}
+    path = run / "checkpoints" / record.facts["weights"]
+    if not path.exists():
+        raise UserError(
+            f"missing {path}, the last checkpoint before the anomaly",
+            remedy="Keep more checkpoints with checkpoint.keep, or set anomaly.on_nonfinite or anomaly.on_spike to "
+            "'skip', which saves the weights before the step.",
+        )
+    return load_weights(find(path))
+
+
+def _source(record: AnomalyRecord) -> str:
+    name = record.facts["weights"]
+    if name == "the step":
+        return "those before the step"
+    return f"those of {name}" if name == "the start" else f"those of {name}, the last checkpoint before the step"
+
+
+def _is_term(name: str) -> bool:
+    return name.startswith("loss/") and name.count("/") == 1
+
+
+def _table(rows: list[Row]) -> FittedTable:
+    names = list(dict.fromkeys(name for *_, terms in rows for name in terms))
+    table = FittedTable("rank", "micro-batch", "loss in the run", "loss now", *names)
+    for rank, number, then, now, terms in rows:
+        values = (then, now, *(terms.get(name, math.nan) for name in names))
+        table.add_row(str(rank), str(number), *(f"{value:.6g}" for value in values))
+    return table
+
+
+def _text(origin: Origin) -> str:
+    path = origin.module.removeprefix("model.") or "the training step"
+    where = f" ({origin.file}:{origin.line})" if origin.file else ""
+    return f"{path}: {origin.what if origin.gradient else f'its forward pass first returns {origin.what}'}{where}"
+
+
+def _comes_back(record: AnomalyRecord, losses: list[float], origin: Origin | None) -> bool:
+    """Return whether a value is not finite again, or the loss is more than half as far above those before it."""
+    if record.facts["kind"] == "not finite":
+        return origin is not None or not all(map(math.isfinite, losses))
+    before, then, now = record.facts["mean"], record.facts["loss"], sum(losses) / len(losses)
+    return bool(now - before > (then - before) / 2)

@@ -1,0 +1,110 @@
+"""Undo an optimizer step on the device: weights, optimizer state and buffers become those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mcframe.training.engine import Engine
+
+_SCHEDULED = ("params", "lr")
+"""Entries of a parameter group that are not undone: the schedule advances in a skipped step, too."""
+
+Key = tuple[str, ...]
+
+
+class StepUndo:
+    """Copies of everything that a step changes, in place of which a skipped step would leave something else.
+
+    Tensors are restored by `torch.where`, so that nothing waits for the device. Counters that an optimizer keeps as
+    numbers of Python, or as tensors on another device, are exact as well, but the host waits for the device for them.
+
+    Args:
+        engine: The engine, after DeepSpeed has built its optimizer.
+        device: The device of this rank.
+
+    Attributes:
+        before: The parameters and buffers before the first step that was undone since `forget`; equal to those before
+            the last step if none was.
+    """
+
+    def __init__(self, engine: Engine, device: torch.device) -> None:
+        self._engine, self.device = engine, device
+        self._tensors: dict[Key, Tensor] = {}
+        self._numbers: dict[Key, float] = {}
+        self.before: dict[str, Tensor] = {}
+        self.forget()
+        if engine.stage == 0 and device.type == "cuda":
+            for group in engine.optimizer.param_groups:
+                if "capturable" in group:  # torch's optimizers then count their steps on the device
+                    group["capturable"] = True
+
+    def forget(self) -> None:
+        """Start to look for the first step that is undone."""
+        self._found = torch.zeros((), dtype=torch.bool, device=self.device)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Copy the state before a step."""
+        self._tensors = {key: tensor.clone() for key, tensor in self._held()}
+        self._numbers = {key: value for key, _, value in self._counters()}
+
+    @torch.no_grad()
+    def undo_unless(self, good: Tensor) -> None:
+        """Undo the step unless the flag is set, a bool scalar that is equal on all ranks."""
+        held = dict(self._held())
+        before = self._tensors
+        for key, tensor in held.items():
+            # An optimizer creates its state in the first step: it starts from zero.
+            earlier = before.get(key)
+            earlier = torch.zeros_like(tensor) if earlier is None else earlier
+            tensor.copy_(torch.where(good.to(tensor.device), tensor, earlier))
+        for key, value in before.items():
+            if key[0] in ("module", "partition"):
+                name = "/".join(key)
+                first = self.before.get(name, value)
+                self.before[name] = torch.where(self._found, first, value)
+        self._found |= ~good
+        changed = [each for each in self._counters() if self._numbers.get(each[0], 0) != each[2]]
+        if changed and not bool(good):
+            for key, owner, _ in changed:
+                owner[key[-1]] = self._numbers.get(key, 0)
+        self._tensors = {}
+
+    def _held(self) -> Iterator[tuple[Key, Tensor]]:
+        """Iterate over the tensors that a step changes, each once."""
+        seen = set[int]()
+        for key, tensor in self._named():
+            if tensor.numel() and tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                yield key, tensor
+
+    def _named(self) -> Iterator[tuple[Key, Tensor]]:
+        module, optimizer = self._engine.step, self._engine.optimizer
+        for name, parameter in module.named_parameters():
+            yield ("module", name), parameter.data
+            if isinstance(partition := getattr(parameter, "ds_tensor", None), Tensor):
+                yield ("partition", name), partition.data
+        for name, buffer in module.named_buffers():
+            yield ("module", name), buffer
+        masters = getattr(self._engine.wrapped.optimizer, "fp32_partitioned_groups_flat", ())
+        groups = [each for group in optimizer.param_groups for each in group["params"]]
+        for number, master in enumerate((*masters, *groups)):
+            yield ("master", str(number)), master.data
+        for number, state in enumerate(optimizer.state.values()):
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    yield ("state", str(number), name), value
+
+    def _counters(self) -> Iterator[tuple[Key, dict[str, Any], float]]:
+        """Iterate over the numbers in the state and in the groups of the optimizer: key, dictionary and value."""
+        optimizer = self._engine.optimizer
+        for kind, owners in (("state", optimizer.state.values()), ("group", optimizer.param_groups)):
+            for number, owner in enumerate(owners):
+                for name, value in owner.items():
+                    if type(value) in (int, float) and name not in _SCHEDULED:
+                        yield (kind, str(number), name), owner, value
