@@ -1,8 +1,8 @@
 """Percentage of 95 % intervals that hold the true value: `python benchmarks/interval_coverage.py [REPEATS]`.
 
 Simulated documents differ in size and in their mean, from distributions with light, heavy and long tails. A cell of the
-table in docs/evaluation.md: a mean, a difference and a recovery; in brackets the mean with percentiles of a bootstrap.
-It takes about four minutes.
+printed table: a mean, a difference and a recovery; in brackets the mean with percentiles of a bootstrap.
+docs/evaluation.md has the range of the cells. It takes about four minutes.
 """
 
 from __future__ import annotations

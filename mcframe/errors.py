@@ -23,7 +23,12 @@ class Location:
     line: int | None = None
 
     def __str__(self) -> str:
-        return str(self.file) if self.line is None else f"{self.file}:{self.line}"
+        return encodable(str(self.file) if self.line is None else f"{self.file}:{self.line}")
+
+
+def encodable(text: str) -> str:
+    r"""Return the text with lone surrogates, of names that are not UTF-8, as escapes such as `\udc80`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class UserError(Exception):
@@ -44,9 +49,8 @@ class UserError(Exception):
         location: Location | None = None,
         binding: str = "",
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        super().__init__(encodable(message))
+        self.message, self.remedy = encodable(message), encodable(remedy)
         self.location = location if location and location.file else None
         self.binding = binding
 

@@ -1,4 +1,4 @@
-"""Folder of files that can be made again: token files and trained tokenizers."""
+"""Folder of files that can be made again: token files, trained tokenizers and measurements of text."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import importlib.metadata
 import json
 import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from mcframe.errors import UserError
-from mcframe.files import user_path
+from mcframe.files import replaced, user_path
 from mcframe.hookspecs import PROJECT, TextSource, Tokenizer
 
 _SETTINGS = "_mcframe_settings"
@@ -37,6 +39,20 @@ def make_folder(folder: Path) -> Path:
             remedy="Set MCFRAME_CACHE to a folder with write permission.",
         ) from error
     return folder
+
+
+def remembered(name: str, key: object, measure: Callable[[], Any]) -> Any:
+    """Return what `measure` returned the first time for this key, from a file of the cache; both are values of JSON.
+
+    Without a cache that can be written, it is measured each time.
+    """
+    file = cache_dir() / "measured" / f"{name}-{fingerprint(key)}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(file.read_text("utf-8"))
+    value = measure()
+    with suppress(UserError), replaced(file) as partial:
+        partial.write_text(json.dumps(value), "utf-8")
+    return value
 
 
 def fingerprint(value: object) -> str:

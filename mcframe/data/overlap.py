@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mcframe.data import plugin_checks
+from mcframe.data.cache import cache_key, remembered
 from mcframe.data.split import split_documents
 from mcframe.data.text_hashes import Hashes, string_hashes
 from mcframe.hookspecs import TextSource, Tokenizer
@@ -42,10 +43,15 @@ class Overlap:
 
 
 def held_out_overlap(source: TextSource, tokenizer: Tokenizer, windows: Tensor, fraction: float) -> Overlap | None:
-    """Measure the overlap of held-out windows [n, T + 1]; None if a window is shorter than the strings."""
+    """Return the overlap of held-out windows [n, T + 1]; None if all are shorter than the strings."""
     texts = [text for text in (tokenizer.decode(row) for row in windows.tolist()) if len(text) >= STRING]
+    if not texts:
+        return None
     training = split_documents(source, plugin_checks.documents(source), "train", fraction)
-    return measure(texts, training, STREAMED_SAMPLE if source.streaming else SAMPLE) if texts else None
+    if source.streaming:  # other text can have the same identity
+        return measure(texts, training, STREAMED_SAMPLE)
+    key = [cache_key(source), fraction, STRING, COVERED, SAMPLE, texts]
+    return Overlap(**remembered("overlap", key, lambda: asdict(measure(texts, training, SAMPLE))))
 
 
 def measure(texts: Sequence[str], training: Iterable[str], limit: int) -> Overlap:

@@ -8,11 +8,12 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mcframe.bounds import NonNegativeInt, Seed
-from mcframe.data.cache import fingerprint
+from mcframe.data.cache import fingerprint, remembered
 from mcframe.data.file_readers import text_of
 from mcframe.errors import UserError
 from mcframe.files import user_path
@@ -40,10 +41,10 @@ class StandardLibrary(TextSource):
         self._include = include
         self._root = Path(sysconfig.get_path("stdlib"))
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """A string that changes with the Python version and with every file's name and size."""
-        files = [(file.relative_to(self._root).as_posix(), file.stat().st_size) for file in self._files()]
+        files = [(file.relative_to(self._root).as_posix(), file.stat().st_size) for file in self._files]
         return f"standard-library:{fingerprint([sys.version, files])}"
 
     def documents(self, epoch: int = 0) -> Iterator[str]:
@@ -52,21 +53,25 @@ class StandardLibrary(TextSource):
         Raises:
             UserError: No file matches the pattern.
         """
-        for file in self._files():
+        for file in self._files:
             text = file.read_bytes().decode("utf-8", errors="replace")
             if text and not _is_table(text):
                 yield text
 
     def describe(self) -> str:
         """Return the number of documents, files and bytes."""
-        files = self._files()
-        sizes = [len(text.encode()) for text in self.documents()]
-        omitted = len(files) - len(sizes)
+
+        def measure() -> list[int]:
+            sizes = [len(text.encode()) for text in self.documents()]
+            return [len(sizes), sum(sizes)]
+
+        documents, size = remembered("standard-library", self.identity, measure)
         return (
-            f"{len(sizes):,} documents; {sum(sizes):,} bytes in {len(sizes):,} files of {self._root}; {omitted:,} "
-            "files omitted, which are tables or empty"
+            f"{documents:,} documents; {size:,} bytes in {documents:,} files of {self._root}; "
+            f"{len(self._files) - documents:,} files omitted, which are tables or empty"
         )
 
+    @cached_property
     def _files(self) -> list[Path]:
         found = []
         for folder, folders, names in os.walk(self._root):

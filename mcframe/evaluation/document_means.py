@@ -11,8 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.optimize import brentq
+from scipy.special import stdtrit  # scipy.stats would add a second to every start
 from torch import Tensor
 
 from mcframe.hookspecs import Interval
@@ -69,7 +68,7 @@ class DocumentMeans:
         self._residuals: dict[str, Array] = dict(zip(values, residuals.T, strict=False))
         self.effective = 1 / float(self._part @ self._part) if self.targets else 0.0
         self._quantile = (
-            float(stats.t.ppf((1 + LEVEL) / 2, self.effective - 1)) if self.effective >= _FEWEST_EFFECTIVE else np.nan
+            float(stdtrit(self.effective - 1, (1 + LEVEL) / 2)) if self.effective >= _FEWEST_EFFECTIVE else np.nan
         )
 
     def mean(self, name: str) -> Interval:
@@ -86,6 +85,8 @@ class DocumentMeans:
         A ratio x is in the interval if that of `above - x * below` contains 0. The bounds are NaN if that of `below`
         does.
         """
+        from scipy.optimize import brentq
+
         a, b, one, other = self._value(above), self._value(below), self._residual(above), self._residual(below)
         sign = 1.0 if b > 0 else -1.0
 

@@ -1,4 +1,4 @@
-"""`mcframe sweep` with real runs: interrupted and resumed, with a row that fails and a row that is changed."""
+"""`mcframe sweep` with real runs: compared, changed, interrupted and resumed, and with a row that fails."""
 
 import json
 import sys
@@ -44,12 +44,12 @@ STOPPER = """
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("sweep")
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def sweep(launches, folder, new_site):
     """Execute `mcframe sweep` with a grid, in a process of its own."""
     site = new_site(folder / "site")
@@ -79,7 +79,43 @@ def sweep_here(folder, monkeypatch, launches):
     return run
 
 
-def test_a_grid_is_interrupted_resumed_and_compared(sweep, sweep_here):
+def test_a_grid_is_compared(sweep, sweep_here):
+    grid = GRID.replace("broken =", "# broken =")
+    result = sweep(grid, "--jobs", "2")
+    assert result.code == 0, result.output
+    out = result.run_dir
+    check_table(out)
+    written = (out / "mean" / "seed-0" / "metrics.jsonl").read_text()
+    code, text = sweep_here(grid)
+    assert code == 0, text
+    assert "2 finished, 0 job(s) to do" in text
+
+    changed = grid.replace('mean = ["', 'mean = ["gpt.depth = 1", "')
+    code, text = sweep_here(changed, "--list")
+    assert code == 0, text
+    assert f"mean/seed-0 changed {TOKENS:,} of {TOKENS:,}" in text
+    code, text = sweep_here(changed)
+    assert code == 2, text
+    assert "mean/seed-0 was trained with another configuration: gpt.depth: was 2, now 1" in text
+    assert (out / "mean" / "seed-0" / "metrics.jsonl").read_text() == written
+
+
+def check_table(out):
+    """Check the table of the rows base and mean."""
+    data = json.loads((out / DATA).read_text())
+    rows = {row["name"]: row for row in data["rows"]}
+    assert set(rows) == {"base", "mean"}
+    assert rows["mean"]["comparable"]
+    assert rows["base"]["seeds"]["0"]["train/tokens"] == TOKENS
+    difference = rows["mean"]["seeds"]["0"]["val/loss"] - rows["base"]["seeds"]["0"]["val/loss"]
+    assert rows["mean"]["differences"]["val/loss"] == {"mean": difference, "half": None, "n": 1}
+    assert difference != 0
+    assert "| mean | `run.gistnet = @gistnet.mean` |" in (out / PAGE).read_text()
+    assert (out / PICTURE).stat().st_size > 1000
+
+
+@pytest.mark.matrix
+def test_a_grid_is_interrupted_and_resumed_and_a_row_fails(sweep):
     stopped = sweep(GRID, stop=True)
     assert stopped.code == 130, stopped.output
     out = stopped.run_dir
@@ -96,28 +132,5 @@ def test_a_grid_is_interrupted_resumed_and_compared(sweep, sweep_here):
     assert "is not finite after" in resumed.text  # from the message of the failed run
     log = " ".join((out / "base" / "seed-0" / "log.txt").read_text().split()).replace("│ ", "")
     assert f"resumed from {out}" in log
-    data = json.loads((out / DATA).read_text())
-    rows = {row["name"]: row for row in data["rows"]}
-    assert set(rows) == {"base", "mean"}
-    assert rows["mean"]["comparable"]
-    assert rows["base"]["seeds"]["0"]["train/tokens"] == TOKENS
-    difference = rows["mean"]["seeds"]["0"]["val/loss"] - rows["base"]["seeds"]["0"]["val/loss"]
-    assert rows["mean"]["differences"]["val/loss"] == {"mean": difference, "half": None, "n": 1}
-    assert difference != 0
-    assert "broken: no finished run for seed 0." in data["notes"]
-    assert "| mean | `run.gistnet = @gistnet.mean` |" in (out / PAGE).read_text()
-    assert (out / PICTURE).stat().st_size > 1000
-
-    written = (out / "mean" / "seed-0" / "metrics.jsonl").read_text()
-    code, text = sweep_here(GRID, "--only", "mean", "--only", "base")
-    assert code == 0, text
-    assert "2 finished, 0 job(s) to do" in text
-
-    changed = GRID.replace('mean = ["', 'mean = ["gpt.depth = 1", "')
-    code, text = sweep_here(changed, "--list")
-    assert code == 0, text
-    assert f"mean/seed-0 changed {TOKENS:,} of {TOKENS:,}" in text
-    code, text = sweep_here(changed)
-    assert code == 2, text
-    assert "mean/seed-0 was trained with another configuration: gpt.depth: was 2, now 1" in text
-    assert (out / "mean" / "seed-0" / "metrics.jsonl").read_text() == written
+    assert "broken: no finished run for seed 0." in json.loads((out / DATA).read_text())["notes"]
+    check_table(out)

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from mcframe.data.local_files import LocalFiles
+from mcframe.errors import UserError
 from tests.support.text_files import fails, write_parquet
 
 
@@ -269,6 +270,14 @@ def test_nested_fields_are_named_with_dots(tmp_path):
     fails(lambda: read(tmp_path, text_field="meta.body"), "a.jsonl:1: missing field 'meta.body'; got text, n")
     fails(lambda: read(tmp_path / "b.parquet", text_field="meta.body"), "missing field 'meta.body'; got n, text")
     fails(lambda: read(tmp_path / "b.parquet", text_field="meta"), "field 'meta': expected texts")
+
+
+def test_a_message_can_be_written_whatever_it_quotes(tmp_path):
+    """A field or a file name with a lone surrogate."""
+    (tmp_path / "a\udcff.jsonl").write_text('{"b\\ud887": null}')
+    with pytest.raises(UserError, match=r"b\\ud887") as raised:
+        list(LocalFiles(str(tmp_path)).documents())
+    str(raised.value).encode("utf-8")
 
 
 def test_lone_surrogates_are_replaced_and_counted(tmp_path):
