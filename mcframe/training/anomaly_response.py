@@ -231,7 +231,7 @@ class AnomalyResponse:
 
 
 def masked(metrics: StepMetrics, good: torch.Tensor) -> StepMetrics:
-    """Return the metrics of a step, and values that count for nothing in their place unless the flag is set."""
+    """Return the metrics of a step if the flag is set, else values that count for nothing."""
     return StepMetrics(
         **{
             each.name: {

@@ -24,7 +24,7 @@ BAD, STEP = "task.planted.marked = [41]", 6
 GRADIENT = "loss.spoiled.gradient = True"
 SPIKES = (
     "anomaly.spike_window = 8",
-    "anomaly.spike_deviations = 2.0",
+    "anomaly.spike_deviations = 1.5",
     "run.total_steps = 14",
     "logging.every = 1024",
     "optimizer.lr = 1e-3",
@@ -153,7 +153,7 @@ def test_a_run_that_returns_to_a_checkpoint_is_one_without_the_batch(launches, w
 
 def test_a_loss_that_is_not_finite_is_rolled_back(launches):
     found = train(launches, BAD, "anomaly.on_nonfinite = 'roll_back'").succeeded()
-    assert found.curve("train/rollbacks") == [0, 0, 1, 1] or found.curve("train/rollbacks")[-1] == 1
+    assert found.curve("train/rollbacks") == [0, 1, 1, 1]
     assert all(math.isfinite(value) for value in found.curve("train/loss"))
     assert record_of(found).facts["weights"] == f"tokens-{4096:015d}"
 

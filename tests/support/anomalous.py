@@ -59,7 +59,7 @@ class _Spoils(torch.autograd.Function):
 class Spoiled(Loss):
     """A small multiple of the NLL, not finite for marked sequences."""
 
-    name, weight = "spoiled", 0.01
+    name, weight, needs = "spoiled", 0.01, ()
 
     def __init__(self, shape, *, gradient: bool = False) -> None:
         super().__init__()

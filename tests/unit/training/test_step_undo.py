@@ -118,13 +118,13 @@ def test_metrics_of_a_skipped_step_count_for_nothing():
         accumulator.add(masked(micro_batch(seed), torch.tensor(good)))
         if good:
             expected.add(micro_batch(seed))
-    found, wanted = accumulator.read(), expected.read()
+    found, sound = accumulator.read(), expected.read()
     undefined = {name for name in found.metrics if name.endswith("_undefined")}
     assert {k: v for k, v in found.metrics.items() if k not in undefined} == pytest.approx(
-        {k: v for k, v in wanted.metrics.items() if k not in undefined}, nan_ok=True
+        {k: v for k, v in sound.metrics.items() if k not in undefined}, nan_ok=True
     )
-    assert all(np.array_equal(found.counts[name], value) for name, value in wanted.counts.items())
-    assert all(np.array_equal(found.points[name], value) for name, value in wanted.points.items())
+    assert all(np.array_equal(found.counts[name], value) for name, value in sound.counts.items())
+    assert all(np.array_equal(found.points[name], value) for name, value in sound.points.items())
 
 
 def test_recent_steps_are_those_since_the_last_look_and_the_one_before():
