@@ -78,12 +78,25 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 class Interrupt(KeyboardInterrupt):
-    """A Ctrl-C of the user, as opposed to a KeyboardInterrupt that code raises."""
+    """A signal of the user, as opposed to a KeyboardInterrupt that code raises.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.number = number
+
+
+def interrupted_code(error: KeyboardInterrupt) -> int:
+    """Return the exit code after an interrupt, 128 plus the number of the signal."""
+    return 128 + getattr(error, "number", signal.SIGINT)
 
 
 def raise_interrupt(number: int = signal.SIGINT, frame: object = None) -> NoReturn:
-    """Raise Interrupt: the handler of SIGINT in every command."""
-    raise Interrupt
+    """Raise Interrupt: the handler of the signals that end a command."""
+    raise Interrupt(number)
 
 
 def require(holds: bool, binding: str, value: object, rule: str, remedy: str = "") -> None:

@@ -41,7 +41,7 @@ import pluggy
 
 from mcframe.context.preference_pairs import PreferencePairs
 from mcframe.context.step_metrics import StepMetrics
-from mcframe.interfaces.callback import Callback, CallbackRun, CallbackStep
+from mcframe.interfaces.callback import Callback, CallbackRun, CallbackStep, StopRun
 from mcframe.interfaces.data import SyntheticBatch, SyntheticTask, TextSource, Tokenizer
 from mcframe.interfaces.eval_result import Chart, EvalResult, Interval, Table
 from mcframe.interfaces.evaluation import EvalData, EvalModel, Evaluation
@@ -92,6 +92,7 @@ __all__ = [
     "Sequences",
     "StepMetrics",
     "StepView",
+    "StopRun",
     "SyntheticBatch",
     "SyntheticTask",
     "Table",
@@ -167,17 +168,21 @@ class Register(Protocol):
 class Hooks:
     """Hook specifications, in the order of a run's life. Implement any of them with `@hookimpl`.
 
-    Parameters may be omitted, not renamed. Hooks return None. An error that a hook raises ends the command with a
-    message that names the plug-in; `register_plugins` is the exception: its error marks the plug-in as broken.
+    Parameters may be omitted, not renamed. Hooks return None. An error that a hook raises while training is one warning
+    that names the plug-in, whose hooks are off until the run is started again; StopRun ends the run after its step. An
+    error of `register_plugins` marks the plug-in as broken.
+
+    What hooks report comes after the checkpoint of its step. A run that is killed in between reports it when it is
+    resumed, so that a hook may be called twice for one step.
 
     Every command calls `register_plugins`, once a plug-in. A run calls the others, on the ranks shown:
 
         checkpoint_loaded             every rank, when a run resumes
         run_started                   every rank
           metrics_logged              rank 0: validation before the first step of a new run
+          checkpoint_saved            every rank, when due
           step_finished               every rank, each step; then, when due:
             metrics_logged            rank 0: a logging interval; then validation
-            checkpoint_saved          every rank
             evaluated                 rank 0, each evaluation; then metrics_logged with their headlines
         run_finished | run_failed     rank 0 | every rank that met the error
     """

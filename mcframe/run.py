@@ -14,18 +14,22 @@ from pathlib import Path
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-from mcframe.errors import raise_interrupt
+from mcframe.ending_signals import ParentWatch, handle_ending_signals
+from mcframe.errors import interrupted_code, raise_interrupt
 
-# The launcher may pass on a setting that ignores Ctrl-C. A rank without anything to save must not ignore it.
-signal.signal(signal.SIGINT, raise_interrupt)
+# The launcher may pass on a setting that ignores or blocks signals. A rank without anything to save must obey them.
+handle_ending_signals(raise_interrupt)
 
 if __name__ == "__main__":
     try:
+        ParentWatch().start()
         from mcframe.cli.streams import protect_streams
 
         protect_streams()
         from mcframe.cli.train import main
 
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        code = main()
+    except KeyboardInterrupt as interrupt:
+        code = interrupted_code(interrupt)
+    handle_ending_signals(signal.SIG_IGN)  # the launcher ends the other ranks of a run that has not finished
+    sys.exit(code)

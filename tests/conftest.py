@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 # Models in tests are too small for a second thread. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Runs of tests are not noted among the user's own.
+os.environ["XDG_CONFIG_HOME"] = str(Path(tempfile.gettempdir()) / f"mcframe-tests-{os.getuid()}")
 
 import pytest
 

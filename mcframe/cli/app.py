@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import signal
 import sys
 from importlib import import_module
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from mcframe import __version__
 from mcframe.cli.streams import echo, lost_output, protect_streams
 from mcframe.cli.user_errors import show
+from mcframe.ending_signals import PARENTS, ParentWatch, handle_ending_signals
 from mcframe.errors import EXIT_USER_ERROR, UserError, raise_interrupt
 from mcframe.renamed import RENAMED_COMMANDS, RENAMED_OPTIONS
 
@@ -109,11 +110,20 @@ for _name, (_target, _help) in COMMANDS.items():
 
 def main() -> None:
     """Run the console script."""
-    signal.signal(signal.SIGINT, raise_interrupt)
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupts.append(number)
+        raise_interrupt(number)
+
+    handle_ending_signals(interrupt)
+    if PARENTS in os.environ:
+        ParentWatch().start()
     protect_streams()
     code: Any = 0
     try:
         app()
     except SystemExit as end:
-        code = end.code
+        # While a command is imported, typer turns an interrupt into exit code 1.
+        code = 128 + interrupts[0] if interrupts and end.code == 1 else end.code
     sys.exit(code or lost_output())

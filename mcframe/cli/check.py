@@ -19,6 +19,7 @@ from mcframe.files import user_path
 from mcframe.hookspecs import Allocator, Optimizer
 from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
+from mcframe.training.budgets import check_budgets
 from mcframe.training.build import (
     build_evaluations,
     build_optimizer,
@@ -76,7 +77,7 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str],
     variants = step.model.strategy.count
     allocator = run_config.allocator(run_config.context.tree)
     text = run_config.text()
-    build_evaluations(run_config)
+    evaluations = build_evaluations(run_config)
     build_task(run_config, step.model)
     optimizer = build_optimizer(run_config)
     build_schedule(run_config)
@@ -100,7 +101,8 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str],
         usable = run_config.context.check_levels().items()
         rows["usable nodes"] = ", ".join(f"LOD{lod}: up to {count} in a context" for lod, count in usable)
     rows["memory a rank"] = _memory(step, optimizer, run_config, ranks)
-    warnings = _probe(run_config, step, allocator) if variants else []
+    warnings = check_budgets(run_config, allocator, evaluations) if variants else []
+    warnings += _probe(run_config, step, allocator) if variants else []
     return rows, [*_missing_start(run_config), *warnings]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mcframe.cli.options import command
+from mcframe.cli.options import Trust, command
 from mcframe.cli.streams import echo
 from mcframe.errors import UserError
 from mcframe.files import replaced
@@ -16,6 +16,7 @@ from mcframe.metrics.figure_data import PICTURES
 from mcframe.metrics.jsonl_logger import METRICS, check_own, parse
 from mcframe.metrics.tensorboard_logger import write_layout
 from mcframe.metrics.wandb_workspace import workspace_script
+from mcframe.trust import check_links
 
 FILE = "wandb_dashboard.py"
 
@@ -32,8 +33,11 @@ def wandb(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"Where to write; default: RUN/{FILE}, or {FILE} here.")
     ] = None,
+    trust: Trust = False,
 ) -> int:
     """Write a Python file that makes a workspace of mcframe's panels on wandb."""
+    if run is not None:
+        check_links(run, trust)
     file = out or (run / FILE if run else Path(FILE))
     names = None if run is None else _measured(run)
     title = "mcframe's dashboard" if run is None else f"The dashboard of {run.resolve().name}"
@@ -50,8 +54,10 @@ def tensorboard(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run directory, or a folder of TensorBoard's event files.")
     ],
+    trust: Trust = False,
 ) -> int:
     """Write the dashboard into event files that have none; what mcframe trains has it already."""
+    check_links(run, trust)
     if not any(run.rglob("*tfevents*")):
         raise UserError(
             f"{run} holds no event files of TensorBoard's",

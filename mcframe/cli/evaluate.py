@@ -13,16 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mcframe.cli.load_run import TrainedRun, load_run
-from mcframe.cli.options import Gin, Run, Set, command
+from mcframe.cli.options import Gin, Run, Set, Trust, command
 from mcframe.errors import UserError
 from mcframe.evaluation.eval_model import EngineEvalModel
 from mcframe.evaluation.report import show, write
 from mcframe.evaluation.runner import run_evaluations
 from mcframe.hookspecs import EvalResult, Evaluation, RunInfo
+from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.factory import PluginFactory
 from mcframe.training.build import build_evaluations
 from mcframe.training.evaluation import eval_model
+from mcframe.training.watchers import Watchers
 
 FOLDER = "evaluation"
 
@@ -38,6 +40,7 @@ def evaluate(
     mean_baseline: Annotated[Path | None, typer.Option(metavar="RUN", help="A run with @gistnet.mean.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default: RUN/evaluation.")] = None,
     windows: Annotated[int | None, typer.Option(min=2, help="Held-out sequences, in place of the bound.")] = None,
+    trust: Trust = False,
 ) -> int:
     """Evaluate a checkpoint: what its gists keep, how well it focuses, against controls.
 
@@ -45,8 +48,8 @@ def evaluate(
     """
     paths = {name: path for name, path in (("drop", drop_baseline), ("mean", mean_baseline)) if path}
     # gin holds one configuration at a time, so the evaluated run is opened last.
-    baselines = {name: load_run(path, plugins=plugins) for name, path in paths.items()}
-    trained, console = load_run(run, gin, set_, plugins), Console()
+    baselines = {name: load_run(path, plugins=plugins, trust=trust) for name, path in paths.items()}
+    trained, console = load_run(run, gin, set_, plugins, trust), Console()
     for name, baseline in baselines.items():
         _check_baseline(name, baseline, trained)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,7 +66,7 @@ def evaluate(
         "device": str(device),
     }
     for path in write(results, facts, out or trained.checkpoint.path.parents[1] / FOLDER):
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -114,9 +117,11 @@ def _results(
         watched = {name: replace(each, contexts_done=contexts_done) for name, each in baselines.items()}
         model = replace(model, baselines=watched, announced=announced, contexts_done=contexts_done)
         results: dict[str, EvalResult] = {}
+        registry = trained.loaded.registry
+        registry.hooks.guard = Watchers(lambda error: explain(error, registry)).call
         for name, result in run_evaluations(evaluations, model):
             results[name] = result
-            trained.loaded.registry.hooks.evaluated(_run_info(trained), name, result)
+            registry.hooks.evaluated(_run_info(trained), name, result)
         return results
 
 

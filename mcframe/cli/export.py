@@ -9,21 +9,24 @@ import typer
 from safetensors.torch import save_file
 
 from mcframe import __version__
-from mcframe.cli.options import Run, command
+from mcframe.cli.options import Run, Trust, command
 from mcframe.cli.streams import echo
 from mcframe.files import replaced
 from mcframe.training.checkpoints import find
 from mcframe.training.run_directory import BOUND
 from mcframe.training.weights import load_weights, model_weights
+from mcframe.trust import check_links
 
 
 @command
 def export(
     run: Run,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path("model.safetensors"),
+    trust: Trust = False,
 ) -> int:
     """Write a checkpoint's weights, float32, as safetensors; the run's configuration goes into its metadata."""
     checkpoint = find(run)
+    check_links(checkpoint.path.parents[1], trust)
     weights = model_weights(load_weights(checkpoint))
     config = checkpoint.path.parents[1] / BOUND
     facts = {"mcframe": __version__, "tokens": str(checkpoint.tokens)}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -18,14 +22,21 @@ import typer
 import mcframe
 from mcframe.cli.run_options import Parser, arguments, launcher_arguments
 from mcframe.cli.user_errors import report_user_errors
+from mcframe.ending_signals import ONE_REQUEST_S, as_parent, ending_signals, handle_ending_signals
 from mcframe.environment import free_port
-from mcframe.errors import EXIT_INTERRUPTED, Location, UserError
+from mcframe.errors import Location, UserError
 from mcframe.files import user_path
 
 _MEETING = ("--master_port", "--master_addr", "--hostfile", "-H", "--no_ssh", "--node_rank")
 """Options of DeepSpeed's launcher that set the address or port of the ranks, or name other machines."""
 
 _DEVICES = "CUDA_VISIBLE_DEVICES"
+_HOST_FILE = Path("/job/hostfile")
+"""The host file that DeepSpeed's launcher reads without --hostfile."""
+_PR_SET_CHILD_SUBREAPER = 36
+_POLL_S = 0.2
+_AT_ONCE_S = 5.0
+"""Seconds that ranks have to end after a second Ctrl-C."""
 _RESOURCES = ("--include", "-i", "--exclude", "-e", "--num_gpus", "--num_accelerators", "--num_nodes")
 
 
@@ -47,31 +58,115 @@ def _launch(passed: list[str]) -> int:
     arguments(launcher).parse_args(passed)  # every rank would print the same error, among lines of the launcher
     own, rest = launcher.parse_known_args(passed)
     options, environment = _launcher_options(own.launcher, own.ranks)
-    script = Path(mcframe.__file__).with_name("run.py")
-    # A Ctrl-C reaches every process of the terminal: the ranks save and end, while this process and the launcher, which
-    # inherits that it ignores the signal, wait for them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", *options, str(script), *rest], env=environment
-    )
-    return _wait(process)
+    script = str(Path(mcframe.__file__).with_name("run.py"))
+    remote = "--hostfile" in options or _HOST_FILE.is_file()
+    level = f"--log_level={'error' if remote else 'critical'}"  # errors of one machine are below in Launched
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", level, *options, script, *rest]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, () if remote else ending_signals())  # the launcher inherits it
+    try:
+        return Launched(command, as_parent(environment), script, remote=remote).wait()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the launcher and return the exit code, 130 after a Ctrl-C."""
-    interrupted = False
+class Launched:
+    """The launcher and the ranks of this machine.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
-        # Before the launcher has started a rank, no other process receives the signal.
-        if process.poll() is None and not psutil.Process(process.pid).children():
-            process.terminate()
+    The launcher starts with ending signals blocked, for it would kill ranks that save for more than 30 s. This process
+    passes signals on to the ranks, which unblock them and look for those that the launcher has received.
 
-    signal.signal(signal.SIGINT, interrupt)
-    code = process.wait()
-    if interrupted and code in (1, -signal.SIGTERM):  # the launcher's own code at a Ctrl-C, and our signal
-        return EXIT_INTERRUPTED
+    Args:
+        command: The launcher's command.
+        environment: Its environment.
+        script: The script of the ranks.
+        remote: Whether the launcher starts the ranks on other machines. It then stops them by itself.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], script: str, *, remote: bool) -> None:
+        self._script, self._remote = script, remote
+        self._received: list[int] = []
+        self._since = math.inf
+        self._adopted: set[int] = set()
+        self._codes: list[int] = []
+        self._kill_at, self._killed = math.inf, False
+        if sys.platform == "linux":  # the ranks of a launcher that was killed become children of this process
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._process = subprocess.Popen(command, env=environment)
+
+    def wait(self) -> int:
+        """Wait for the launcher and all ranks. Return the exit code, 128 plus the number of a signal."""
+        before = handle_ending_signals(self._pass_on)
+        try:
+            while self._process.poll() is None or self._remaining():
+                time.sleep(_POLL_S)
+                if time.monotonic() > self._kill_at:
+                    self._kill()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        code = max(map(_as_shell, (self._process.returncode, *self._codes)))
+        ending = {int(number) for number in before}
+        if self._received and (self._killed or code - 128 in ending):
+            return 128 + self._received[0]
+        if code > 128 and code - 128 not in ending:
+            print(f"a rank or the launcher was ended by signal {code - 128}", file=sys.stderr)  # noqa: T201
+        return code
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Stop the ranks in order. A second Ctrl-C, or any signal before there are ranks, ends all at once."""
+        again = number == signal.SIGINT and time.monotonic() - self._since > ONE_REQUEST_S
+        self._since = min(self._since, time.monotonic())
+        self._received.append(number)
+        ranks = [each for each in _descendants() if self._is_rank(each)]
+        for rank in ranks:
+            with suppress(psutil.Error):
+                rank.send_signal(signal.SIGINT if again else signal.SIGTERM)
+        if not ranks and self._remote:
+            self._process.terminate()
+        elif not ranks:
+            self._kill()
+        elif again:
+            self._kill_at = time.monotonic() + _AT_ONCE_S
+
+    def _kill(self) -> None:
+        self._kill_at, self._killed = math.inf, True
+        for each in _descendants():
+            with suppress(psutil.Error):
+                each.kill()
+
+    def _remaining(self) -> bool:
+        """Return whether processes of a launcher that was killed are left, and record the exit codes of the others."""
+        left = [each for each in _descendants() if self._script in _arguments(each)]
+        with suppress(psutil.Error):
+            self._adopted.update(each.pid for each in left if each.ppid() == os.getpid())
+        for pid in tuple(self._adopted):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self._adopted.remove(pid)
+                self._codes.append(os.waitstatus_to_exitcode(status))
+        return bool(left or self._adopted)  # a process that frees its memory has no arguments any more
+
+    def _is_rank(self, process: psutil.Process) -> bool:
+        found = _arguments(process)
+        return self._script in found and not any(each.startswith("deepspeed.launcher") for each in found)
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    """Return the arguments of a process; one that has ended has none."""
+    found: list[str] = []
+    with suppress(psutil.Error):
+        found = process.cmdline()
+    return found
+
+
+def _descendants() -> list[psutil.Process]:
+    found: list[psutil.Process] = psutil.Process().children(recursive=True)
+    return found
+
+
+def _as_shell(code: int) -> int:
+    """Return an exit code as a shell does, 128 plus the number of a signal. The launcher returns 256 minus it."""
+    code = code % 256 - 256 if code > 256 - signal.NSIG else code
     return code if code >= 0 else 128 - code
 
 

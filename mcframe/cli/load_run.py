@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcframe.config.gin_reader import GinReader
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.config.schema import RunConfig
+from mcframe.config.values import leaves
 from mcframe.errors import Location, UserError
 from mcframe.hookspecs import Tokenizer
 from mcframe.modeling.model import MegaContextModel
@@ -18,6 +20,7 @@ from mcframe.training.checkpoints import Checkpoint, find
 from mcframe.training.provenance import reopened
 from mcframe.training.run_directory import BOUND, PROVENANCE
 from mcframe.training.weights import load_weights, model_weights
+from mcframe.trust import leads_out, open_run, untrusted
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ def load_run(
     files: Sequence[Path | str] = (),
     overrides: Sequence[str] = (),
     plugins: PluginOptions = INSTALLED,
+    trust: bool = False,
 ) -> TrainedRun:
     """Open a run directory (its newest checkpoint) or one checkpoint of it.
 
@@ -44,12 +48,14 @@ def load_run(
         files: Gin files that are read on top of the run's own configuration.
         overrides: `--set` bindings that are read on top of both.
         plugins: Plug-ins on top of those that were passed to the run.
+        trust: Whether a run that this user has not made may execute the plug-ins that it names, follow links out of
+            its folder and read paths of its configuration. The run is trusted from then on.
 
     Raises:
-        UserError: The run cannot be opened.
+        UserError: The run cannot be opened, or is not trusted and would need to be.
     """
     checkpoint = find(path)
-    loaded = load_settings(checkpoint.path.parents[1], files, overrides, plugins)
+    loaded = load_settings(checkpoint.path.parents[1], files, overrides, plugins, trust)
     run_config = loaded.run_config
     tokenizer = run_config.tokenizer()
     model = build_model(run_config, tokenizer.vocab_size)
@@ -68,15 +74,19 @@ def load_settings(
     files: Sequence[Path | str] = (),
     overrides: Sequence[str] = (),
     plugins: PluginOptions = INSTALLED,
+    trust: bool = False,
 ) -> Loaded:
     """Load the configuration of a run directory with its plug-ins; arguments and errors as for `load_run`."""
-    config = directory / BOUND
+    trusted, config = open_run(directory, trust), directory / BOUND
     if not config.exists():
         raise UserError(
             f"missing {config}, which describes the run's model",
             remedy="Restore the run's config.gin next to its folder checkpoints.",
         )
-    options = reopened(directory, plugins)
+    config = config.resolve() if trust else config  # the reader refuses a link out of the run directory
+    options = reopened(directory, plugins, trusted=trusted)
+    if not trusted:
+        _check_paths(directory, config)
     try:
         return load_run_config([config, *files], overrides, options)
     except NotLoaded as error:
@@ -84,3 +94,13 @@ def load_settings(
             raise
         # The plug-in is not on this command line: the run's provenance names it.
         raise error.at(Location(directory / PROVENANCE)) from error
+
+
+def _check_paths(directory: Path, config: Path) -> None:
+    """Raise UserError if the configuration of a run names a file or folder outside the run directory."""
+    reader = GinReader()
+    reader.file(config)
+    for binding in reader.bindings.values():
+        for leaf in leaves(binding.value):
+            if binding.key != "run.start_from" and isinstance(leaf, str) and leads_out(leaf, directory):
+                raise untrusted(directory, f"open {leaf!r}, which {binding.key} names", binding.location)

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 Gin = Annotated[list[str], typer.Option("--gin", metavar="FILE", help="A gin file; may be repeated.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="BINDING", help="A binding, such as 'run.seed = 1'.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a checkpoint in it.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="For runs of others: execute plug-ins that the run names, and follow its links and paths."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")]
 Plugin = Annotated[

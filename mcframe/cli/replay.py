@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mcframe.cli.load_run import load_settings
-from mcframe.cli.options import Run, command
+from mcframe.cli.options import Run, Trust, command
 from mcframe.cli.streams import echo
 from mcframe.config.schema import RunConfig
 from mcframe.errors import UserError
@@ -26,6 +26,7 @@ from mcframe.training.checkpoints import find
 from mcframe.training.random_states import restore_random_states
 from mcframe.training.train_step import StepBatch, TrainStep
 from mcframe.training.weights import load_weights, start_from
+from mcframe.trust import open_run, untrusted
 
 
 @command
@@ -33,13 +34,14 @@ def replay(
     plugins: PluginOptions,
     run: Run,
     step: Annotated[int | None, typer.Option(min=1, help="The step; by default that of the newest anomaly.")] = None,
+    trust: Trust = False,
 ) -> int:
     """Run the step of an anomaly again, in one process on the CPU, and print whether the anomaly comes back.
 
     A run saves the batches of its anomalies in RUN/anomalies. The exit code is 1 if the anomaly does not come back.
     """
     record = _chosen(run, step)
-    loaded = load_settings(run, plugins=plugins)
+    loaded = load_settings(run, plugins=plugins, trust=trust)
     config, facts = loaded.run_config, record.facts
     torch.set_num_threads(int(facts["threads"]))
     echo(f"step {record.step}, {facts['reaction'].replace('_', ' ')}: {facts['problem']}")
@@ -122,6 +124,8 @@ def _weights(run: Path, record: AnomalyRecord, config: RunConfig, module: TrainS
         return record.tensors(WEIGHTS)
     if record.facts["weights"] == "the start":
         if config.start_from is not None:
+            if not open_run(run, trust=False):
+                raise untrusted(run, f"open {config.start_from!r}, which run.start_from names")
             start_from(module, config.start_from)
         return {name: value.clone() for name, value in module.state_dict().items()}
     path = run / "checkpoints" / record.facts["weights"]

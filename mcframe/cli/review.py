@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mcframe.cli.options import command
+from mcframe.cli.options import Trust, command
 from mcframe.errors import UserError
 from mcframe.review.finding import Case, Finding
 from mcframe.review.record import read_run
 from mcframe.review.render import write
 from mcframe.review.review import review as review_of
 from mcframe.review.rules import read_rules
+from mcframe.trust import check_links
 
 PAGE = "review"
 _STYLES = {"high": "bold red", "medium": "yellow", "low": "cyan"}
@@ -30,9 +31,12 @@ def review(
     to: Annotated[int | None, typer.Option(min=0, metavar="STEP", help="The last step to read.")] = None,
     rules: Annotated[Path | None, typer.Option(metavar="FILE", help="Thresholds, TOML: docs/review.md.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write to; default: RUN/review.")] = None,
+    trust: Trust = False,
 ) -> int:
     """Review a run: throughput, working contexts, LensNet, ΔNLL, findings with their evidence."""
     thresholds = read_rules(rules)
+    for directory in filter(None, (run, against)):
+        check_links(directory, trust)
     record = read_run(run, from_, to)
     if against is not None and against.resolve() == run.resolve():
         raise UserError(f"--against: expected another run, got {run} itself", remedy="Pass the baseline's folder.")

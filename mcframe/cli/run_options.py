@@ -54,6 +54,7 @@ def arguments(*parents: argparse.ArgumentParser) -> Parser:
         "--no-plugin", action="append", default=[], metavar="NAME", help="a plug-in, or a package of some, to skip"
     )
     parser.add_argument("--strict-plugins", action="store_true", help="fail if any plug-in is broken")
+    parser.add_argument("--trust", action="store_true", help="resume a run whose folder has links out of it")
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     return parser

@@ -9,13 +9,21 @@ import os
 import sys
 from typing import Any
 
+from rich import control
+
 from mcframe.errors import EXIT_USER_ERROR
+from mcframe.safe_text import CONTROL_TABLE, printable
 
 _ASCII = {
     "·": ".", "•": "*", "–": "-", "—": "-", "…": "...", "→": "->", "≥": ">=", "≤": "<=", "×": "x", "±": "+-",
     "Δ": "d", "τ": "tau", "γ": "gamma", "†": "+", "│": "|", "─": "-", "’": "'",
 }  # fmt: skip
 """ASCII text for the other characters that mcframe prints. Any character that is not here becomes a question mark."""
+
+
+# Rich passes escape sequences in texts on to the terminal. It translates all its texts by this table.
+_RICH_TABLE: dict[int, Any] = control._CONTROL_STRIP_TRANSLATE
+_RICH_TABLE.update({code: text for code, text in CONTROL_TABLE.items() if code not in _RICH_TABLE})
 
 
 def protect_streams() -> None:
@@ -37,8 +45,8 @@ def protect_streams() -> None:
 
 
 def echo(text: str) -> None:
-    """Print a text as it is. In an ASCII locale typer's function would print UTF-8 in spite of it."""
-    print(text)  # noqa: T201
+    """Print a text without control characters. In an ASCII locale typer's function would print UTF-8 in spite of it."""
+    print(printable(text))  # noqa: T201
 
 
 def lost_output() -> int:

@@ -19,7 +19,7 @@ from rich.panel import Panel
 from rich.table import Column, Table
 
 from mcframe.cli.options import command
-from mcframe.errors import EXIT_INTERRUPTED, UserError
+from mcframe.errors import UserError
 from mcframe.metrics.jsonl_logger import METRICS, parse
 from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
@@ -99,7 +99,7 @@ class _Sweep:
             raise UserError(
                 f"another mcframe sweep is at work in {self.out}", remedy="Wait for it, or pass another --out."
             ) from error
-        return self._exit_code(jobs, stopped=queue.stopped)
+        return self._exit_code(jobs, queue.stopped_by)
 
     def _report(self) -> None:
         results: dict[str, dict[int, RunResult]] = {}
@@ -117,7 +117,7 @@ class _Sweep:
             if (self.out / name).exists():
                 self.console.print(str(self.out / name), highlight=False, soft_wrap=True)
 
-    def _exit_code(self, jobs: Sequence[Job], *, stopped: bool) -> int:
+    def _exit_code(self, jobs: Sequence[Job], stopped_by: int) -> int:
         """Print the end of the logs of failed jobs and how to resume. Return the exit code."""
         failed = [job for job in jobs if job.state == "failed"]
         for job in failed:
@@ -127,9 +127,9 @@ class _Sweep:
         if failed:
             self.console.print("The same command tries failed jobs again.", style="bold")
             return EXIT_FAILED
-        if stopped and any(job.state == "interrupted" for job in jobs):
+        if stopped_by and any(job.state == "interrupted" for job in jobs):
             self.console.print("To resume: the same command.", style="bold")
-            return EXIT_INTERRUPTED
+            return 128 + stopped_by
         return 0
 
 

@@ -21,9 +21,10 @@ from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.baselines import baseline_option, run_name
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.data.overlap import held_out_overlap
-from mcframe.errors import EXIT_INTERRUPTED, UserError
+from mcframe.errors import UserError, is_lost_connection
 from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
+from mcframe.metrics.summary import is_reported
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import Registry
@@ -38,6 +39,7 @@ from mcframe.training.stall import StallWatch
 from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
 from mcframe.training.weights import start_from
+from mcframe.trust import check_links
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,9 +69,11 @@ def train_in_group(options: argparse.Namespace) -> int:
     for warning in loaded.registry.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     run_plan = plan(run_name(Path(options.gin[-1]).stem, baseline), options.run_dir, options.resume)
+    check_links(run_plan.directory, options.trust)
     run_plan = replace(run_plan, bindings=loaded.config.parameters())
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
-    if checkpoint is not None and checkpoint.tokens >= run_config.steps * run_config.batch_tokens:
+    total = run_config.steps * run_config.batch_tokens
+    if checkpoint is not None and checkpoint.tokens >= total and is_reported(run_plan.directory, checkpoint.tokens):
         console.print(
             f"{run_plan.directory} is complete: {checkpoint.tokens:,} tokens. Increase "
             "run.total_tokens to continue, or pass --resume never to train again.",
@@ -112,9 +116,13 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         trainer = Trainer(components, engine, run_plan, loggers, loaded.registry.hooks, device, callbacks, restored)
         if rank == 0 and run_config.task is None:
             _report_overlap(components, trainer, console)
-    watch = _watch_for_stalls(rank, dist.get_world_size())
+    watch = _watch_for_stalls(rank, dist.get_world_size(), run_config.stall_seconds)
     try:
         summary = trainer.run()
+    except RuntimeError as error:
+        if is_lost_connection(error):
+            error.add_note(f"no sign of life of rank {', '.join(map(str, watch.lost()))}")
+        raise
     finally:
         watch.end()
     for reason in callbacks.stop_reasons:
@@ -123,7 +131,7 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
         again = "gin files and plug-ins" if added_plugins(loaded.registry) else "gin files"
         options = f"--run-dir {run_plan.directory} {loaded.baseline or ''}".rstrip()
         console.print(f"To resume: the same {again} with {options}", style="bold", soft_wrap=True)
-        return EXIT_INTERRUPTED
+        return 128 + trainer.stopped_by
     command = f"mcframe review {shlex.quote(str(run_plan.directory))}"
     console.print(f"To read it: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
     return 0
@@ -153,14 +161,14 @@ def _report_overlap(components: Components, trainer: Trainer, console: Console) 
         console.print(f"held-out text: {overlap}", highlight=False, soft_wrap=True)
 
 
-def _watch_for_stalls(rank: int, world_size: int) -> StallWatch:
-    """Start to watch for ranks that wait in different collectives. Such a wait cannot be left: the process ends."""
+def _watch_for_stalls(rank: int, world_size: int, limit: float) -> StallWatch:
+    """Start to watch for ranks that the others wait for in vain. Such a wait cannot be left: the process ends."""
 
     def end(error: UserError) -> None:
         code = report_user_errors(functools.partial(_raise, error), traceback=False)
         os._exit(code)
 
-    watch = StallWatch(dist.distributed_c10d._get_default_store(), rank, world_size, end)
+    watch = StallWatch(dist.distributed_c10d._get_default_store(), rank, world_size, end, limit)
     if world_size > 1:
         watch.start()
     return watch
@@ -195,7 +203,7 @@ def _print_start(
         extra["resumed from"] = f"{run_plan.checkpoint.path} ({run_plan.checkpoint.tokens:,} tokens)"
     console.print(describe(components, extra), highlight=False)
     for change in changes(run_plan.directory, added) if run_plan.checkpoint is not None else ():
-        console.print(f"note: {change}", style="yellow", highlight=False)
+        console.print(f"note: {change}", style="yellow", highlight=False, markup=False)
 
 
 def _check_shared(run_plan: RunPlan, registry: Registry) -> None:

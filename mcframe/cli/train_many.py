@@ -25,6 +25,9 @@ from mcframe.cli.run_options import arguments
 from mcframe.cli.train import train_in_group
 from mcframe.config.run_config import load_run_config
 from mcframe.context.counter_rng import variant_seeds
+from mcframe.ending_signals import ParentWatch, handle_ending_signals
+from mcframe.errors import raise_interrupt
+from mcframe.files import replaced
 from mcframe.registry.discovery import PluginOptions
 from mcframe.training.build import Components, build_components, validation_windows
 from mcframe.training.checkpoints import find
@@ -53,17 +56,11 @@ def main(jobs: Path) -> int:
         ):
             code, error = _training(job["arguments"], folder, rank)
         result = {"code": code, "error": error, "seconds": time.perf_counter() - started}
-        write_atomically(folder / f"result-{rank}.json", json.dumps(result))
+        with replaced(folder / f"result-{rank}.json") as partial:
+            partial.write_text(json.dumps(result), "utf-8")
         if code:
             return code
     return 0
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader never finds a part of it."""
-    part = path.with_suffix(".part")
-    part.write_text(text, "utf-8")
-    part.replace(path)
 
 
 def _training(argv: list[str], folder: Path, rank: int) -> tuple[int, str]:
@@ -73,7 +70,8 @@ def _training(argv: list[str], folder: Path, rank: int) -> tuple[int, str]:
         if code := train_in_group(options):
             return code, ""
         plugins = PluginOptions(tuple(options.plugin), tuple(options.no_plugin))
-        write_atomically(folder / f"decisions-{rank}.json", json.dumps(decisions(options.run_dir, plugins, rank)))
+        with replaced(folder / f"decisions-{rank}.json") as partial:
+            partial.write_text(json.dumps(decisions(options.run_dir, plugins, rank)), "utf-8")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - any exception of a plug-in is the result
         traceback.print_exc()
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -118,4 +116,6 @@ def _digest(tensor: torch.Tensor) -> str:
 
 
 if __name__ == "__main__":
+    handle_ending_signals(raise_interrupt)
+    ParentWatch().start()
     sys.exit(main(Path(sys.argv[-1])))

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from mcframe.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, is_lost_connection
+from mcframe.errors import EXIT_USER_ERROR, UserError, interrupted_code, is_lost_connection
 from mcframe.files import is_full, unwritable
+from mcframe.safe_text import redacted
 
 _OTHERS_REPORT_S = 10.0
 _NOTE_LIFETIME_S = 60.0
@@ -30,11 +31,11 @@ _OF_A_PATH = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISD
 
 def show(error: UserError) -> None:
     """Print the error in a frame, which stands out from the lines of the launcher."""
-    text = Text(error.message)
+    text = Text(redacted(error.message))
     if error.location:
-        text = Text(f"{error.location}\n", style="bold") + text
+        text = Text(redacted(f"{error.location}\n"), style="bold") + text
     if error.remedy:
-        text = text + Text(f"\n→ {error.remedy}", style="green")
+        text = text + Text(redacted(f"\n→ {error.remedy}"), style="green")
     console = Console(stderr=True, soft_wrap=False)
     console.print(Panel(text, title="mcframe stopped", title_align="left", border_style="red"), highlight=False)
 
@@ -83,7 +84,8 @@ def _reported_elsewhere() -> bool:
 
 def _lost_connection(error: Exception) -> UserError:
     return UserError(
-        f"rank {os.environ.get('RANK', '0')} lost the other ranks: {str(error).splitlines()[0]}",
+        f"rank {os.environ.get('RANK', '0')} lost the other ranks"
+        f"{''.join(f' ({note})' for note in getattr(error, '__notes__', ()))}: {str(error).splitlines()[0]}",
         remedy="Look for a rank that was killed, for example because memory ran out (`dmesg` shows it), or that does "
         "not take part in a collective of a plug-in; --traceback prints where this rank waited.",
     )
@@ -113,18 +115,18 @@ def _notes() -> Path:
 
 
 def report_user_errors(action: Callable[[], int], *, traceback: bool) -> int:
-    """Run `action`. Turn a UserError into a message and exit code 2, a Ctrl-C into exit code 130.
+    """Run `action`. Turn a UserError into a message and exit code 2, a signal into exit code 128 plus its number.
 
     Of several ranks that fail, the first one reports. With `traceback`, all exceptions pass.
     """
     try:
         return action()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if traceback:
             raise
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr)  # noqa: T201
-        return EXIT_INTERRUPTED
+        return interrupted_code(interrupt)
     except Exception as failure:
         if traceback:
             raise

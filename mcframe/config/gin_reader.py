@@ -15,6 +15,7 @@ from mcframe.config.diagnosis import diagnose
 from mcframe.config.values import Binding, Macro, Reference
 from mcframe.errors import Location, UserError, did_you_mean
 from mcframe.files import user_path
+from mcframe.trust import is_record
 
 PRESETS = "mcframe_presets"
 
@@ -34,6 +35,7 @@ class GinReader:
     def file(self, name: str | Path, include: Location | None = None) -> None:
         """Read a file and its includes. `include` is the location of the include statement, if there is one."""
         path = _find(name, include)
+        _check_origin(path, name, include)
         if path in self._open:
             chain = " includes ".join(str(step) for step in [*self._open[self._open.index(path) :], path])
             raise UserError(f"files include each other: {chain}", remedy="Remove one include.", location=include)
@@ -63,6 +65,12 @@ class GinReader:
         for statement in _statements(text, location_of):
             location = location_of(statement.location.line_num)
             if isinstance(statement, config_parser.IncludeStatement):
+                if self._open and is_record(self._open[0]):
+                    raise UserError(
+                        f"the configuration that a run recorded has no includes, got include {statement.filename!r}",
+                        remedy="Replace the line by the bindings of that file. --trust does not allow it.",
+                        location=location,
+                    )
                 self.file(statement.filename, location)
             elif isinstance(statement, config_parser.ImportStatement):
                 raise UserError(
@@ -131,6 +139,19 @@ def _text_of(path: Path, include: Location | None) -> str:
         raise UserError(
             f"{path} cannot be read: {error.strerror}", remedy="Check its permissions.", location=include
         ) from None
+
+
+def _check_origin(path: Path, name: str | Path, include: Location | None) -> None:
+    """Raise UserError for a file whose lines must not be in a message: no gin file, or a link out of a run."""
+    if include is not None and path.suffix != ".gin":
+        raise UserError(
+            f"expected a file that ends in .gin, got {path}", remedy="Include gin files only.", location=include
+        )
+    written = user_path(name, "--gin")
+    if include is None and is_record(written) and path.parent != written.parent.resolve():
+        raise UserError(
+            f"{name} is a link out of the run directory, to {path}", remedy=f"Pass --gin {path}, or replace the link."
+        )
 
 
 def _find(name: str | Path, include: Location | None) -> Path:

@@ -18,6 +18,7 @@ from mcframe.config.values import Binding, Macro, Reference, as_json, map_leaves
 from mcframe.errors import Location, UserError
 from mcframe.registry.global_state import RARE_SETTINGS, SETTINGS, Setting
 from mcframe.registry.plugins import Registry
+from mcframe.safe_text import redacted_setting
 
 _MACRO = "gin.macro"
 
@@ -85,7 +86,7 @@ class Config:
 
     def bound(self) -> str:
         """Return all bindings as the text of a gin file that loads to this configuration."""
-        return _text((b.key, render(b.value), bool(b.name)) for b in self.bindings.values())
+        return _text((b.key, render(_redacted(b.parameter, b.value)), bool(b.name)) for b in self.bindings.values())
 
     def operative(self) -> str:
         """Return the bindings used so far, defaults included, as the text of a gin file."""
@@ -94,7 +95,7 @@ class Config:
             name = self._public(selector)
             for parameter, value in parameters.items():
                 key = scope if name == _MACRO else f"{scoped(scope, name)}.{parameter}"
-                entries.append((key, self._rendered(value), name != _MACRO))
+                entries.append((key, self._rendered(_redacted(parameter, value)), name != _MACRO))
         return _text(entries)
 
     def unused(self) -> list[Binding]:
@@ -113,8 +114,11 @@ class Config:
         return [each for key, each in self.bindings.items() if key not in used and not _is_in(folders, each.location)]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every binding as a value of strict JSON: macros resolved, references as they are written."""
-        return {key: as_json(self._checker.resolve(binding)) for key, binding in self.bindings.items()}
+        """Return every binding as a value of strict JSON: macros resolved, references as written, without secrets."""
+        return {
+            key: as_json(_redacted(binding.parameter, self._checker.resolve(binding)))
+            for key, binding in self.bindings.items()
+        }
 
     def parameters(self) -> dict[str, Any]:
         """Return `as_dict` without macros, whose values are part of the bindings that use them."""
@@ -224,6 +228,10 @@ def _gin_value(value: Any, names: Mapping[str, Configurable]) -> Any:
         return item
 
     return map_leaves(leaf, value)
+
+
+def _redacted(parameter: str, value: Any) -> Any:
+    return map_leaves(lambda leaf: redacted_setting(parameter, leaf), value)
 
 
 def _is_in(folders: Sequence[Path], location: Location) -> bool:

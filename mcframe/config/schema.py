@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mcframe.bounds import Count, Decay, NonNegativeInt, PositiveFraction, Seed
+from mcframe.bounds import Count, Decay, NonNegativeInt, Positive, PositiveFraction, Seed
 from mcframe.config.training_schema import (
     AnomalyConfig,
     CheckpointConfig,
@@ -186,6 +186,8 @@ class RunConfig:
         micro_batch: The most sequences of a forward pass on a rank; the largest divisor up to it is used, and
             the rest is gradient accumulation.
         seed: Determines data order, variants and initialisation.
+        stall_seconds: Seconds that a rank waits for one without a sign of life before it ends the run; 5 times as many
+            for one that still responds, unless it evaluates, saves, reads data or compiles.
     """
 
     gistnet: Callable[[ModelShape], GistNet] | None
@@ -209,6 +211,7 @@ class RunConfig:
     batch_tokens: Count
     micro_batch: Count = 8
     seed: Seed = 0
+    stall_seconds: Positive = 60.0
     start_from: str | None = None
     trainable: Sequence[Literal["base", "gistnet", "lensnet"]] = ("base", "gistnet", "lensnet")
     gpt: Callable[[ContextTree, int, Callable[[HeadShape], Positions]], GPT]

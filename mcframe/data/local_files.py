@@ -9,10 +9,10 @@ from typing import Any
 
 from mcframe.data.cache import fingerprint
 from mcframe.data.file_readers import read_file
-from mcframe.data.file_search import FoundFiles, find_files, named
+from mcframe.data.file_search import FoundFiles, TextFile, find_files, named
 from mcframe.data.single_document import divided
 from mcframe.data.sources import write_sums
-from mcframe.errors import UserError
+from mcframe.errors import Location, UserError
 from mcframe.files import user_path
 from mcframe.hookspecs import TextSource
 
@@ -81,6 +81,7 @@ class LocalFiles(TextSource):
         found, counts = find_files(self._paths), Counter[str]()
         for file in found.files:
             yield from read_file(file, self._text_field, self._encoding, counts)
+            _check_whole(file)
         if not counts["documents"]:
             raise _no_text(found, counts)
 
@@ -114,6 +115,20 @@ class LocalFiles(TextSource):
             pieces = sum(1 for _ in divided(iter([first])))
             parts[0] = f"1 document, divided at ends of paragraphs or lines into {_number(pieces, 'document')}"
         return "; ".join(filter(None, parts))
+
+
+def _check_whole(file: TextFile) -> None:
+    """Raise UserError if a file that has been read is shorter than when it was found: some of its text is missing."""
+    try:
+        size = file.path.stat().st_size
+    except OSError:  # deleted after it was opened, so that all of it was read
+        return
+    if size < file.size:
+        raise UserError(
+            f"the file has been truncated while it was read: expected {file.size:,} bytes, got {size:,}",
+            remedy="Restore the file and repeat the command: the run resumes from its last checkpoint.",
+            location=Location(named([file.path])),
+        )
 
 
 def _number(count: int, noun: str) -> str:

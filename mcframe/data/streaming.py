@@ -105,6 +105,7 @@ class StreamedWindows:
         self._shape = {"lane_count": lanes, "window": window}
         common = gcd(lanes, world_size)
         self._lanes = {lane: _Lane() for lane in range(rank % common, lanes, common)}
+        self._identity = source.identity
         self._documents = self._read(0)
 
     def take(self, indices: Sequence[int]) -> Tensor:
@@ -174,6 +175,12 @@ class StreamedWindows:
             The lane, the epoch, the index of the document in it, and the text.
         """
         for epoch in count(first_epoch):
+            if epoch > first_epoch and self._source.identity != self._identity:
+                raise UserError(
+                    f"the text has changed since the run started, at the start of epoch {epoch:,}: its documents would "
+                    "be others than those that the position counts",
+                    remedy="Restore the text and repeat the command, or start a new run with --resume never.",
+                )
             found = False
             for index, text in enumerate(plugin_checks.documents(self._source, epoch)):
                 lane = self._lanes.get((index + epoch) % self._shape["lane_count"])

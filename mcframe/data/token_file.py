@@ -20,7 +20,7 @@ from mcframe.data.cache import cache_dir, cache_key, fingerprint, make_folder
 from mcframe.data.packing import Counted, Tokens, batched, gather_windows, separated, token_type, window_count
 from mcframe.data.split import Split, check_fraction, empty_split, split_documents
 from mcframe.data.window_stream import StatelessWindows
-from mcframe.errors import UserError
+from mcframe.errors import Location, UserError
 from mcframe.files import replaced, writing
 from mcframe.hookspecs import TextSource, Tokenizer
 
@@ -33,6 +33,8 @@ class TokenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = path.open("rb")  # of a file that is deleted, the content stays
+        self._size = os.fstat(self._file.fileno()).st_size
         self._tokens: Tokens = np.load(path, mmap_mode="r")
 
     @property
@@ -61,7 +63,15 @@ class TokenFile:
 
         Raises:
             IndexError: An index is outside the file.
+            UserError: The file has been truncated. To read its mapped memory would end the process without a message.
         """
+        size = os.fstat(self._file.fileno()).st_size
+        if size < self._size:
+            raise UserError(
+                f"the token file has been truncated while it was read: expected {self._size:,} bytes, got {size:,}",
+                remedy="Delete the file and repeat the command: the text is tokenised again, and the run resumes.",
+                location=Location(self.path),
+            )
         return gather_windows(self._tokens, indices, window)
 
 

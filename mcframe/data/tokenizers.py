@@ -20,7 +20,7 @@ from mcframe.data.packing import Counted, batched
 from mcframe.data.sources import StandardLibrary
 from mcframe.data.split import check_fraction, empty_split, split_documents
 from mcframe.errors import UserError
-from mcframe.files import user_path
+from mcframe.files import replaced, user_path
 from mcframe.hookspecs import TextSource, Tokenizer
 
 SEPARATOR = "<|separator|>"
@@ -236,9 +236,9 @@ def train_bpe(
             f"{vocab_size:,}",
             remedy="Train on more text, or lower tokenizer.bpe.vocab_size.",
         )
-    partial = make_folder(file.parent) / f"{file.name}.partial"
-    tokenizer.save(str(partial))
-    partial.replace(file)
+    make_folder(file.parent)
+    with replaced(file) as partial:
+        tokenizer.save(str(partial))
 
 
 def _fit(batches: Iterable[list[str]], vocab_size: int) -> Any:

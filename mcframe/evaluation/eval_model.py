@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mcframe.collective import fail_together
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.context.substitutions import Condition
@@ -145,7 +146,10 @@ class EngineEvalModel:
         parts = []
         for first in range(0, count, size * world):
             rows = (torch.arange(size) + first + rank * size) % count
-            own = compute(*(part[rows].to(self.device) for part in inputs))
+            own = fail_together(
+                lambda rows=rows: compute(*(part[rows].to(self.device) for part in inputs)),  # type: ignore[misc]
+                self.device,
+            )
             all_parts = [torch.empty_like(own) for _ in range(world)] if parallel else [own]
             if parallel:
                 dist.all_gather(all_parts, own.contiguous())

@@ -34,7 +34,7 @@ class FocusQuality(Evaluation):
         task: Callable[[ContextTree], SyntheticTask] | None = None,
     ) -> None:
         self.name, self.windows, self.budgets = name, windows, budgets
-        self.draws, self.task = draws, task
+        self.draws, self.task, self.fractions = draws, task, budgets
 
     def run(self, model: EvalModel) -> EvalResult:
         """Choose every focus at every budget, and score it."""

@@ -45,6 +45,7 @@ class GistQuality(Evaluation):
         task: Callable[[ContextTree], SyntheticTask] | None = None,
     ) -> None:
         self.name, self.windows, self.lengths, self.task = name, windows, lengths, task
+        self.fractions = lengths or ()
 
     def run(self, model: EvalModel) -> EvalResult:
         """Score every condition under every focus."""

@@ -50,6 +50,13 @@ class CallbackStep:
     losses: Mapping[str, Tensor]
 
 
+class StopRun(Exception):
+    """Stop the run: raised in a hook or a callback, it acts as `Callback.request_stop`. Its text is the reason.
+
+    Every other exception of a hook or a callback is a warning, and the run continues without it.
+    """
+
+
 class Callback(ABC):
     """Acts at named moments of training. Factory: `factory()`. Exists on every rank.
 

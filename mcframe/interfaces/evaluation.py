@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,6 +105,9 @@ class Evaluation(ABC):
 
     name: str
     """Part of the names of its metrics, `eval/NAME/...`; unique among the evaluations of a run."""
+
+    fractions: Sequence[float] = ()
+    """Lengths of the contexts that it requests, as fractions of the window. A run warns of those out of reach."""
 
     @abstractmethod
     def run(self, model: EvalModel) -> EvalResult:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from mcframe.context.context_tree import ContextTree
+from mcframe.errors import UserError
+from mcframe.files import replaced
 from mcframe.metrics.accumulator import Reading
 from mcframe.metrics.figure_data import PictureRecord, histograms, readings
 from mcframe.metrics.figures import Image, pictures
@@ -58,16 +59,13 @@ class FigureRecorder:
         for name, image in pictures(self._history, self._tree, label):
             try:
                 _save(image, self._directory / FOLDER / f"{name}.png")
-            except OSError as error:
+            except UserError as error:
                 _log.warning("figure %s cannot be written: %s", name, last_line(error))
             self._loggers.image(tokens, f"{FOLDER}/{name}", image)
 
 
 def _save(image: Image, file: Path) -> None:
-    """Replace the file atomically."""
     from matplotlib.image import imsave
 
-    file.parent.mkdir(exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    imsave(partial, image, format="png")
-    os.replace(partial, file)
+    with replaced(file) as partial:
+        imsave(partial, image, format="png")

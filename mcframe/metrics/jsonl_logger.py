@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mcframe.errors import Location, UserError
-from mcframe.files import writing
+from mcframe.files import replaced, writing
 from mcframe.hookspecs import MetricLogger, RunStart
 
 METRICS, TEXTS = "metrics.jsonl", "texts.jsonl"
@@ -44,6 +45,8 @@ class JsonlLogger(MetricLogger):
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"tokens": tokens, "step": step, "time": round(time.time(), 3), **finite}
         with writing(self.path):
+            if os.fstat(self._file.fileno()).st_nlink == 0:  # such a file takes lines that are lost
+                raise FileNotFoundError(errno.ENOENT, "the file has been deleted", str(self.path))
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
 
@@ -67,6 +70,12 @@ def parse(line: bytes) -> dict[str, Any] | None:
     if isinstance(entry, dict) and _is_count(entry.get("tokens")) and _is_count(entry.get("step")):
         return entry
     return None
+
+
+def rows_from(path: Path, tokens: int) -> list[dict[str, Any]]:
+    """Return the complete lines of `metrics.jsonl` or `texts.jsonl` from a token count on, if the file exists."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if tokens <= _tokens(line) < math.inf]
 
 
 def check_own(path: Path) -> None:
@@ -105,9 +114,8 @@ def supersede(path: Path, superseded: Path, resume_tokens: int | None) -> None:
         archive.writelines(line.rstrip(b"\n") + b"\n" for line, kept in zip(lines, keep, strict=True) if not kept)
         archive.flush()
         os.fsync(archive.fileno())
-    rest = path.with_suffix(".partial")
-    rest.write_bytes(b"".join(line for line, kept in zip(lines, keep, strict=True) if kept))
-    rest.replace(path)
+    with replaced(path) as rest:
+        rest.write_bytes(b"".join(line for line, kept in zip(lines, keep, strict=True) if kept))
 
 
 def _tokens(line: bytes) -> float:

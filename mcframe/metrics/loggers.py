@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -183,12 +184,35 @@ def _open_at(build: Callable[[RunStart], MetricLogger], start: RunStart, tokens:
 
 @contextmanager
 def _watched(name: str) -> Iterator[None]:
-    """Warn, from a thread, if the body takes longer than `SLOW_S`."""
-    message = "%s has blocked the run for %g s; the run waits for it"
-    timer = threading.Timer(SLOW_S, _log.warning, (message, name, SLOW_S))
+    """Warn, from a thread, if the body takes longer than `SLOW_S`, and end it after `ABANDONED_S` more."""
+    message = "%s has blocked the run for %g s; the run waits up to %g s for it"
+    timer = threading.Timer(SLOW_S, _log.warning, (message, name, SLOW_S, ABANDONED_S))
     timer.daemon = True
     timer.start()
     try:
-        yield
+        with _interrupted(SLOW_S + ABANDONED_S):
+            yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def _interrupted(limit: float) -> Iterator[None]:
+    """Raise TimeoutError in the body after `limit` seconds, even if it waits in a call of the system.
+
+    A logger stays in its thread, since the resources of some belong to one. Other threads get no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise TimeoutError(f"it did not return within {limit:g} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def summarise(
     first: Mapping[str, float],
     last: Mapping[str, float],
     locations: Mapping[str, str | Path],
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the summary of a run as values of JSON.
 
@@ -50,6 +51,7 @@ def summarise(
         first: first value of each metric.
         last: latest value of each metric.
         locations: label -> path or command: checkpoint, operative config, and `Loggers.locations`.
+        warnings: the warnings of this session.
     """
     return {
         "status": status,
@@ -61,6 +63,7 @@ def summarise(
         "first": dict(first),
         "last": dict(last),
         "locations": {label: str(location) for label, location in locations.items()},
+        "warnings": list(warnings),
     }
 
 
@@ -70,6 +73,12 @@ def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
     with replaced(path) as partial:
         partial.write_text(json.dumps(_finite(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
     return path
+
+
+def is_reported(run_dir: Path, tokens: int) -> bool:
+    """Return whether the summary of a run includes this token count: a run that was killed before has more to do."""
+    path = run_dir / SUMMARY
+    return path.exists() and bool(json.loads(path.read_text("utf-8"))["tokens"] >= tokens)
 
 
 def ended_by_request(run_dir: Path, tokens: int) -> bool:

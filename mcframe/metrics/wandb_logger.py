@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import logging
 import os
 import secrets
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -16,6 +18,7 @@ import numpy.typing as npt
 
 from mcframe.errors import UserError
 from mcframe.hookspecs import Histogram, MetricLogger, RunStart
+from mcframe.safe_text import redacted
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -42,6 +45,7 @@ class WandbLogger(MetricLogger):
 
         run_dir = run.directory
         self._offline = run_dir / "wandb" if mode == "offline" else None
+        self._teardown = wandb.teardown
         self._html, self._image, self._histogram = wandb.Html, wandb.Image, wandb.Histogram
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "mcframe"),
@@ -53,7 +57,13 @@ class WandbLogger(MetricLogger):
             config=dict(run.config),
             allow_val_change=True,  # a run may be resumed with other settings
             # Without a network neither start nor end may take long; data that is not uploaded stays on disk.
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30.0, finish_timeout=120.0),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=30.0,
+                finish_timeout=120.0,
+                x_disable_meta=any(redacted(each) != each for each in sys.argv),  # it has the command line
+            ),
         )
         self._run.define_metric(_AXIS)
         self._run.define_metric("*", step_metric=_AXIS)
@@ -84,8 +94,15 @@ class WandbLogger(MetricLogger):
         self._run.log({name: self._histogram(np_histogram=bins)}, commit=False)
 
     def close(self) -> None:
-        """Upload the rest, or close the offline file."""
-        self._run.finish()
+        """Upload the rest, or close the offline file, and end wandb's service.
+
+        Otherwise wandb ends it when the process exits, with a traceback where the launcher has ended it before.
+        """
+        try:
+            self._run.finish()
+        finally:
+            with contextlib.suppress(Exception):  # of a service that has ended already
+                self._teardown()
 
 
 def resolve_mode(mode: str) -> Mode:

@@ -9,21 +9,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pluggy
 
 from mcframe.errors import UserError, did_you_mean
-from mcframe.hookspecs import API_VERSION, INTERFACES, PROJECT, EvalResult, Hooks, RunInfo
-from mcframe.registry.attribution import PluginCall, attributed, last_line
+from mcframe.hookspecs import API_VERSION, INTERFACES, PROJECT, Hooks
+from mcframe.registry.attribution import PluginCall, attributed
 from mcframe.registry.hook_rules import implemented_hooks, stated_api
+from mcframe.registry.lifecycle import REGISTRATION_HOOK, Lifecycle
 
 KINDS: tuple[str, ...] = tuple(INTERFACES)
 """The kinds of plug-ins, as gin files name them."""
-
-REGISTRATION_HOOK = "register_plugins"
-_LIFECYCLE = [hook for hook in vars(Hooks) if not hook.startswith("_") and hook != REGISTRATION_HOOK]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -118,58 +115,13 @@ class NameTaken(UserError):
     """Two plug-ins offer the same name: neither is broken, so the user has to choose."""
 
 
-class Lifecycle:
-    """The life-cycle hooks of every plug-in, as typed methods. See `mcframe.hookspecs.Hooks`."""
-
-    def __init__(self, relay: Any, settings: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        self._relay, self._settings = relay, settings or {}
-
-    def _seen(self, run: RunInfo) -> RunInfo:
-        return replace(run, hooks=self._settings)
-
-    def checkpoint_loaded(self, run: RunInfo, checkpoint: Path) -> None:
-        """The run resumes from this checkpoint. Every rank."""
-        self._relay.checkpoint_loaded(run=self._seen(run), checkpoint=checkpoint)
-
-    def run_started(self, run: RunInfo) -> None:
-        """The first step comes next. Every rank."""
-        self._relay.run_started(run=self._seen(run))
-
-    def step_finished(self, run: RunInfo) -> None:
-        """An optimizer step is done. Every rank."""
-        self._relay.step_finished(run=self._seen(run))
-
-    def metrics_logged(self, run: RunInfo, metrics: Mapping[str, float]) -> None:
-        """Metrics have been read back and reduced. Rank 0."""
-        self._relay.metrics_logged(run=self._seen(run), metrics=metrics)
-
-    def checkpoint_saved(self, run: RunInfo, checkpoint: Path) -> None:
-        """A checkpoint is complete on disk. Every rank."""
-        self._relay.checkpoint_saved(run=self._seen(run), checkpoint=checkpoint)
-
-    def evaluated(self, run: RunInfo, name: str, result: EvalResult) -> None:
-        """An evaluation has been run. Rank 0."""
-        self._relay.evaluated(run=self._seen(run), name=name, result=result)
-
-    def run_finished(self, run: RunInfo, summary: Mapping[str, Any]) -> None:
-        """The run has ended well. Rank 0."""
-        self._relay.run_finished(run=self._seen(run), summary=summary)
-
-    def run_failed(self, run: RunInfo, error: Exception) -> None:
-        """The run ends by an error; errors of plug-ins here become notes of it. Every rank that met it."""
-        try:
-            self._relay.run_failed(run=self._seen(run), error=error)
-        except Exception as another:  # noqa: BLE001 - the first error is the one to report
-            error.add_note(f"a plug-in's hook run_failed failed in turn: {last_line(another)}")
-
-
 class Registry:
     """Plug-ins and what they offer: `implementations[kind][name]`."""
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Hooks)
-        self.hooks = Lifecycle(self._manager.hook)
+        self.hooks = Lifecycle(self._manager)
         self.implementations: dict[str, dict[str, Registered]] = {kind: {} for kind in KINDS}
         self.plugins: dict[str, Plugin] = {}
         self.broken: list[BrokenPlugin] = []
@@ -254,8 +206,7 @@ class Registry:
             if each.distribution and not each.spec and each.name not in self._named and not {*each.names} & {*settings}
         ]
         removed = [self._manager.get_plugin(each.name) for each in self.silent]
-        callers = {hook: self._manager.subset_hook_caller(hook, removed) for hook in _LIFECYCLE}
-        self.hooks = Lifecycle(SimpleNamespace(**callers), settings)
+        self.hooks = Lifecycle(self._manager, removed, settings)
 
     def name(self, plugin: object) -> None:
         """Note that `--plugin` names a plug-in that is registered already: its hooks act."""

@@ -17,6 +17,7 @@ from mcframe.metrics.jsonl_logger import METRICS, TEXTS, check_own, parse
 from mcframe.metrics.summary import SUMMARY
 from mcframe.review.event_files import Events, event_files, read_events
 from mcframe.review.series import Series
+from mcframe.safe_text import redacted_setting
 from mcframe.sweep.results import EVALUATION
 from mcframe.training.run_directory import OPERATIVE, PROVENANCE
 
@@ -220,7 +221,7 @@ def read_config(file: Path) -> dict[str, str]:
             key = name.strip()
             found[key] = value.strip()
     found.pop("", None)
-    return found
+    return {key: redacted_setting(key.rpartition(".")[2], value) for key, value in found.items()}
 
 
 def _state(record: Record) -> str:

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from mcframe.errors import UserError
 from mcframe.metrics.context_text import CURSOR, RAW
 from mcframe.review.document import Document
+from mcframe.safe_text import printable, redacted
 
 FOLDER = "plots"
 _STRIP = re.compile(rf"[{re.escape(RAW + CURSOR)}\d]+(?=  )")
@@ -46,15 +47,26 @@ def render(document: Document, template: str) -> str:
         loader=PackageLoader("mcframe.review", ""),
         autoescape=template.endswith(".html.j2"),
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined,
+        finalize=_without_secrets,
     )  # fmt: skip
     environment.filters |= _FILTERS
     style = Markup(files("mcframe.review").joinpath("page.css").read_text("utf-8"))
-    return environment.get_template(template).render(document=document, style=style, folder=FOLDER)
+    return printable(environment.get_template(template).render(document=document, style=style, folder=FOLDER))
+
+
+def _without_secrets(value: Any) -> Any:
+    return redacted(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _markdown(text: str) -> str:
-    """Escape what Markdown would take for markup. Underscores stay, for the names of metrics."""
-    return re.sub(r"([\\*`])", r"\\\1", text).replace("<", "&lt;")
+    """Escape what Markdown would take for markup, in one line. Underscores stay, for the names of metrics."""
+    escaped = re.sub(r"([\\*`\[\]])", r"\\\1", " ".join(text.splitlines()))
+    return re.sub(r"^([#>]|[-+](?=\s))", r"\\\1", re.sub(r"&(?=#?\w+;)", "&amp;", escaped).replace("<", "&lt;"))
+
+
+def _fence(text: str) -> str:
+    """Return the line that begins and ends a preformatted text: longer than every run of backticks in it."""
+    return "`" * max(3, *(len(run) + 1 for run in ["", *re.findall(r"`+", text)]))
 
 
 def _coloured(text: str) -> Markup:
@@ -72,6 +84,7 @@ _FILTERS: Mapping[str, Any] = {
     "markdown": _markdown,
     "cell": lambda text: _markdown(text).replace("|", r"\|"),
     "fields": lambda tile: (tile.label, tile.value, tile.note),
+    "fence": _fence,
     "coloured": _coloured,
     "anchor": lambda title: re.sub(r"\W+", "-", title.lower()).strip("-"),
     "short": lambda title: title.split(": ")[-1][:1].upper() + title.split(": ")[-1][1:],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -12,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from mcframe.ending_signals import ONE_REQUEST_S, as_parent, handle_ending_signals
 
 State = Literal["waiting", "running", "done", "failed", "interrupted", "skipped"]
 Launch = tuple[Sequence[str], Mapping[str, str]]
@@ -50,22 +53,24 @@ class Job:
 
 
 class Jobs:
-    """Runs jobs, `parallel` at a time, in their order unless one waits for another."""
+    """Runs jobs, `parallel` at a time, in their order unless one waits for another.
+
+    Attributes:
+        stopped_by: The first signal that stopped the jobs, or 0.
+    """
 
     def __init__(
         self, jobs: Sequence[Job], *, parallel: int, environment: Mapping[str, str], changed: Callable[[Job], None]
     ) -> None:
         self._jobs, self._parallel, self._environment, self._changed = jobs, parallel, environment, changed
-        self._signals = 0
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a signal has stopped the jobs."""
-        return self._signals > 0
+        self.stopped_by, self._since = 0, math.inf
 
     def run(self, watch: Callable[[], None]) -> None:
-        """Run all jobs and call `watch` a few times a second. A signal stops the jobs gently, a second one at once."""
-        before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Run all jobs and call `watch` a few times a second.
+
+        A signal stops the jobs gently, a Ctrl-C after it at once. The jobs also stop if this process is killed.
+        """
+        before = handle_ending_signals(self._interrupt)
         try:
             while self._advance():
                 watch()
@@ -77,23 +82,28 @@ class Jobs:
         watch()
 
     def _interrupt(self, number: int, frame: object) -> None:
-        """Pass the signal on: the jobs are in process groups of their own, which a Ctrl-C does not reach."""
-        self._signals += 1
+        """Pass the signal on: the jobs are in process groups of their own, which a Ctrl-C does not reach.
+
+        They receive SIGTERM first, which never counts as a second request where they have received the signal, too.
+        """
+        again = number == signal.SIGINT and time.monotonic() - self._since > ONE_REQUEST_S
+        self._since = min(self._since, time.monotonic())
+        self.stopped_by = self.stopped_by or number
         for job in self._running():
-            _signal(job, signal.SIGINT)
+            _signal(job, signal.SIGINT if again else signal.SIGTERM)
 
     def _advance(self) -> bool:
         """End finished jobs and start those that may. Return whether a job runs or waits."""
         for job in self._running():
             if _over(job):
-                self._end(job, "done" if job.succeeded() else "interrupted" if self._signals else "failed")
+                self._end(job, "done" if job.succeeded() else "interrupted" if self.stopped_by else "failed")
         for job in self._jobs:
             if job.state == "waiting":
                 self._consider(job)
         return any(job.state in ("running", "waiting") for job in self._jobs)
 
     def _consider(self, job: Job) -> None:
-        if self._signals:
+        if self.stopped_by:
             self._end(job, "interrupted")
         elif any(other.state not in ("waiting", "running", "done") for other in job.after):
             self._end(job, "skipped")
@@ -106,7 +116,7 @@ class Jobs:
         with job.log.open("ab") as log:
             job.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env={**self._environment, **variables}, start_new_session=True,
+                env=as_parent({**self._environment, **variables}), start_new_session=True,
             )  # fmt: skip
         job.state, job.started = "running", time.monotonic()
         self._changed(job)

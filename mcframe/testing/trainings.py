@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from mcframe.config.run_config import selecting_line
+from mcframe.ending_signals import as_parent
 from mcframe.environment import free_port
 from mcframe.metrics.catalogue import OF_THE_MACHINE
 from mcframe.testing.assertions import Skipped
@@ -233,7 +234,7 @@ def _start(waiting: Sequence[Training], ranks: int, progress: Callable[[Training
     command += ["mcframe.cli.train_many", str(file)]
     with (_home() / "launcher.txt").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
+            command, stdout=log, stderr=subprocess.STDOUT, env=as_parent(_environment()), start_new_session=True
         )
         hung = True
         try:

@@ -32,6 +32,10 @@ from mcframe.training.first_interval import GradientWatch
 from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.train_step import StepBatch, TrainStep
 
+_log = logging.getLogger(__name__)
+_SHARED_BUFFER = 66 * 2**20
+"""Bytes in /dev/shm of a rank's buffer of DeepSpeed's CPU communication op."""
+
 
 def prepare_environment() -> None:
     """Set the environment variables that DeepSpeed reads when it is imported.
@@ -152,10 +156,30 @@ def _load_shared_memory_op() -> None:
     if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME):
         return
     folder = extensions_directory()
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "mcframe.lock"):
-        (folder / builder.NAME / "lock").unlink(missing_ok=True)
-        builder.load(verbose=False)
+    problem = _too_little_shared_memory()
+    try:
+        if not problem:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "mcframe.lock"):
+                (folder / builder.NAME / "lock").unlink(missing_ok=True)
+                builder.load(verbose=False)
+    except OSError as error:
+        problem = f"{folder} cannot be written: {error.strerror}; set TORCH_EXTENSIONS_DIR to another folder"
+    if problem:
+        deepspeed.ops.__compatible_ops__[builder.NAME] = False
+        _log.warning("the ranks communicate through gloo alone, which is slower: %s", problem)
+
+
+def _too_little_shared_memory() -> str:
+    """Return what is wrong if /dev/shm cannot hold the buffers of the op: touching them would end the process.
+
+    Its size decides, not what is free at the moment, so that all ranks of a machine decide alike.
+    """
+    ranks, folder = int(os.environ.get("LOCAL_SIZE", "1")), Path("/dev/shm")
+    needed = ranks * _SHARED_BUFFER
+    if ranks == 1 or not folder.is_dir() or (size := shutil.disk_usage(folder).total) >= needed:
+        return ""
+    return f"{folder} has {size >> 20} MiB, and {ranks} ranks need {needed >> 20} (docker run --shm-size)"
 
 
 def _forget_shared_memory(rank: int) -> None:

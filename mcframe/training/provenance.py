@@ -16,8 +16,10 @@ from mcframe.registry.discovery import PluginOptions, installed, is_called
 from mcframe.registry.load_from_path import Spec, digest
 from mcframe.registry.plugins import Plugin, Registry
 from mcframe.training.run_directory import PROVENANCE
+from mcframe.trust import PLUGIN_OPTIONS as KEY
+from mcframe.trust import untrusted
 
-FOLDER, KEY = "plugins", "plugin_options"
+FOLDER = "plugins"
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,31 @@ def changes(directory: Path, added: Sequence[AddedPlugin]) -> list[str]:
     return [lines[spec] for spec in sorted(lines)]
 
 
-def reopened(directory: Path, options: PluginOptions) -> PluginOptions:
+def reopened(directory: Path, options: PluginOptions, *, trusted: bool) -> PluginOptions:
     """Return the options to open a run with: those of the run, overridden by `options`.
 
     A file or module in `options` replaces that of the run with the same name, and `options.without` removes others.
 
+    Args:
+        directory: The run directory.
+        options: The options of the command line.
+        trusted: Whether the plug-ins of the run may be executed.
+
     Raises:
-        UserError: A local file is neither in the run directory nor unchanged at its old path.
+        UserError: The run is not trusted and has a plug-in that `options` does not replace, or a local file is neither
+            in the run directory nor unchanged at its old path.
     """
     recorded, without = _read(directory)
     replaced = {_name(text) for text in options.named}
     dropped = {name for name in options.without if any(name in _names(each.spec) for each in recorded)}
     kept = [each for each in recorded if _name(each.spec) not in replaced and not dropped & _names(each.spec)]
+    if kept and not trusted:
+        raise untrusted(
+            directory,
+            f"execute its plug-ins: {', '.join(each.spec for each in kept)}",
+            Location(directory / PROVENANCE),
+            f" Or pass your own with --plugin, or skip them: --no-plugin {Path(kept[0].spec).name}.",
+        )
     still_there = tuple(name for name in without if any(is_called(point, name) for point in installed()))
     return PluginOptions(
         named=(*(_found(directory, each) for each in kept), *options.named),
@@ -110,9 +125,25 @@ def _added(plugin: Plugin) -> AddedPlugin:
 
 
 def _read(directory: Path) -> tuple[list[AddedPlugin], list[str]]:
+    """Return the recorded plug-ins, and those that were skipped. Raises UserError if the record has another form."""
     file = directory / PROVENANCE
-    facts = json.loads(file.read_text("utf-8")).get(KEY, {}) if file.exists() else {}
-    return [AddedPlugin(**each) for each in facts.get("named", [])], facts.get("without", [])
+    if not file.exists():
+        return [], []
+    try:
+        facts = json.loads(file.read_text("utf-8")).get(KEY, {})
+        named = [AddedPlugin(**each) for each in facts.get("named", [])]
+        without = list(facts.get("without", []))
+        if not all(
+            isinstance(text, str) for text in (*without, *(text for each in named for text in vars(each).values()))
+        ):
+            raise TypeError("a value is not text")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"expected the plug-ins of a run in {KEY}, got something else: {error}",
+            remedy="Restore the file, or remove it and pass the run's plug-ins with --plugin.",
+            location=Location(file),
+        ) from error
+    return named, without
 
 
 def _found(directory: Path, plugin: AddedPlugin) -> str:
@@ -120,7 +151,7 @@ def _found(directory: Path, plugin: AddedPlugin) -> str:
     if not plugin.copy:
         return plugin.spec
     spec = Spec.parse(plugin.spec)
-    for file in (directory / plugin.copy, Path(spec.where)):
+    for file in (directory / plugin.copy, Path(spec.where)):  # the hash makes both the file of the record
         if file.is_file() and digest(file.read_bytes()) == plugin.sha256:
             return str(Spec(str(file.resolve()), spec.attribute))
     name = Path(spec.where).name

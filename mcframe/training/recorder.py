@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,11 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.hookspecs import EvalResult, RunInfo
 from mcframe.metrics.accumulator import Reading
 from mcframe.metrics.figure_recorder import FigureRecorder
+from mcframe.metrics.jsonl_logger import METRICS, TEXTS, rows_from
 from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.progress import Progress
-from mcframe.metrics.summary import summarise, summary_table, write_summary
-from mcframe.registry.plugins import Lifecycle
+from mcframe.metrics.summary import is_reported, summarise, summary_table, write_summary
+from mcframe.registry.lifecycle import Lifecycle
 from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.run_directory import OPERATIVE, RunPlan
 from mcframe.training.train_state import TrainState
@@ -37,6 +39,8 @@ class Recorder:
     Attributes:
         first: The first value of every metric, over all sessions of the run.
         last: The last value of every metric.
+        warnings: The different warnings of this session, in order.
+        unshown: Metrics published since the last call of `show`.
     """
 
     def __init__(
@@ -56,14 +60,45 @@ class Recorder:
         self.progress = Progress(state.total_tokens, resumed or 0, enabled=False)
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
+        self.warnings: dict[str, None] = {}
+        self.unshown: list[dict[str, float]] = []
+        self._reported: frozenset[str] = frozenset()
 
     def start(self) -> None:
         """Start a session, and its progress bar."""
         self._started, self._first_tokens = time.monotonic(), self._state.tokens
         self.progress = Progress(self._state.total_tokens, self._state.tokens, self._rank == 0)
+        if self._plan.checkpoint is not None and self._rank == 0:
+            directory, tokens = self._plan.directory, self._first_tokens
+            rows = [row for name in (METRICS, TEXTS) for row in rows_from(directory / name, tokens)]
+            self._reported = frozenset(name for row in rows if row["tokens"] == tokens for name in _names(row))
+
+    def replay(self) -> bool:
+        """Pass on what an earlier session has reported after the checkpoint, and return whether that was all.
+
+        Callbacks of plug-ins and the summary become what they are in an uninterrupted run. Collective.
+        """
+        found: list[list[dict[str, Any]] | None] = [None]
+        if self._rank == 0:
+            directory, tokens = self._plan.directory, self._state.tokens
+            rows = rows_from(directory / METRICS, tokens)
+            if is_reported(directory, tokens) or any(row["tokens"] > tokens for row in rows):
+                found = [[row for row in rows if row["tokens"] == tokens]]
+        dist.broadcast_object_list(found)
+        if found[0] is None:
+            return False
+        for row in found[0]:
+            metrics = {name: math.nan if row[name] is None else row[name] for name in _names(row)}
+            if not all(name.startswith("train/checkpoint") for name in metrics):  # which no callback receives
+                self.first = {**metrics, **self.first}
+                self.last |= metrics
+                self._callbacks.on_metrics(self._state.tokens, metrics)
+        self.unshown = []
+        return True
 
     def rewind(self, tokens: int) -> None:
         """Supersede what was reported after this token count: the run is back there."""
+        self.unshown = []  # of the checkpoint's step, which has been shown
         self.loggers.rewind(tokens)
         if self._figures is not None:
             self._figures = FigureRecorder(self._plan.directory, self._tree, self.loggers, tokens)
@@ -76,25 +111,41 @@ class Recorder:
         )  # fmt: skip
 
     def publish(self, metrics: Mapping[str, float]) -> None:
-        """Write metrics to loggers and console, and pass them to the hooks of plug-ins."""
+        """Record metrics, for `show`."""
         self.first = {**metrics, **self.first}
         self.last |= metrics
-        self.write(metrics)
-        self.progress.line(metrics, self._state.tokens)
-        if self._rank == 0:
-            self.hooks.metrics_logged(self.info(), metrics)
-        self._callbacks.on_metrics(self._state.tokens, metrics)
+        self.unshown.append(dict(metrics))
+
+    def show(self) -> None:
+        """Write the metrics published so far to loggers and console, and pass them to hooks and callbacks.
+
+        Called after the checkpoint of their step, which holds them in case that the run is killed before.
+        """
+        unshown, self.unshown = self.unshown, []
+        for metrics in unshown:
+            self.write(metrics)
+            self.progress.line(metrics, self._state.tokens)
+            if self._rank == 0:
+                self.hooks.metrics_logged(self.info(), metrics)
+            self._callbacks.on_metrics(self._state.tokens, metrics)
 
     def write(self, metrics: Mapping[str, float]) -> None:
-        """Write metrics to the loggers alone."""
+        """Write metrics to the loggers alone, except those written before the run was resumed at this token count."""
+        if self._reported and self._state.tokens == self._first_tokens:
+            metrics = {name: value for name, value in metrics.items() if name not in self._reported}
+            if not metrics:
+                return
         self.loggers.write(self._state.tokens, self._state.step, metrics)
 
     def warn(self, warning: str) -> None:
-        """Print a warning on rank 0."""
+        """Print a warning on rank 0, now and at the end of the run."""
+        self.warnings[warning] = None
         self.progress.message(Text(f"warning: {warning}", style="yellow"))
 
     def text(self, name: str, text: str) -> None:
-        """Write a text to the loggers."""
+        """Write a text to the loggers, unless it was written before the run was resumed at this token count."""
+        if name in self._reported and self._state.tokens == self._first_tokens:
+            return
         self.loggers.text(self._state.tokens, name, text)
 
     def record(self, reading: Reading) -> None:
@@ -113,12 +164,13 @@ class Recorder:
             self.hooks.evaluated(self.info(), name, result)
 
     def finish(self, status: str, checkpoint: Path | None) -> dict[str, Any]:
-        """Write, print and return the summary of the run.
+        """Write, print and return the summary of the run. Collective.
 
         Args:
             status: `finished`, `interrupted`, or `stopped` by a callback.
             checkpoint: The newest checkpoint.
         """
+        warnings = self._warnings_of_all_ranks()
         locations: dict[str, str | Path] = {"checkpoint": checkpoint} if checkpoint is not None else {}
         locations |= self.loggers.locations
         if self._figures is not None:
@@ -127,10 +179,24 @@ class Recorder:
         summary = summarise(
             status=status, tokens=self._state.tokens, steps=self._state.step,
             session_tokens=self._state.tokens - self._first_tokens, session_seconds=time.monotonic() - self._started,
-            first=self.first, last=self.last, locations=locations,
+            first=self.first, last=self.last, locations=locations, warnings=warnings,
         )  # fmt: skip
         if self._rank == 0:
             write_summary(self._plan.directory, summary)
             self.progress.message(summary_table(summary))
+            for warning in warnings:
+                self.progress.message(Text(f"warning of this run: {warning}", style="yellow"))
             self.hooks.run_finished(self.info(), summary)
         return summary
+
+    def _warnings_of_all_ranks(self) -> list[str]:
+        """Return the different warnings of this session. Collective."""
+        found: list[list[str]] = [list(self.warnings)] * self._world_size
+        if self._world_size > 1:
+            dist.all_gather_object(found, list(self.warnings))
+        return list(dict.fromkeys(warning for each in found for warning in each))
+
+
+def _names(row: Mapping[str, Any]) -> list[str]:
+    """Return the names of the metrics in a line, or that of its text."""
+    return [row["name"]] if "text" in row else [name for name in row if name not in ("tokens", "step", "time")]

@@ -17,7 +17,9 @@ import torch
 
 from mcframe.errors import UserError
 from mcframe.files import replaced
+from mcframe.safe_text import redacted
 from mcframe.training.checkpoints import Checkpoint, checkpoints, find
+from mcframe.trust import remember
 
 METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operative.gin", "provenance.json"
 
@@ -72,6 +74,7 @@ def write_provenance(directory: Path, bound: str, facts: dict[str, Any]) -> None
     for name, text in ((BOUND, bound), (PROVENANCE, origin)):
         with replaced(directory / name) as partial:
             partial.write_text(text, "utf-8")
+    remember(directory)
 
 
 def add_provenance(directory: Path, facts: dict[str, Any]) -> None:
@@ -84,7 +87,7 @@ def add_provenance(directory: Path, facts: dict[str, Any]) -> None:
 
 def _origin() -> dict[str, Any]:
     return {
-        "command": sys.argv,
+        "command": [redacted(argument) for argument in sys.argv],
         "python": platform.python_version(),
         "machine": {
             "system": platform.platform(),

@@ -9,6 +9,7 @@ from mcframe.config.schema import RunConfig
 from mcframe.hookspecs import Optimizer, TextSource
 from mcframe.metrics.tables import FittedTable
 from mcframe.modeling.gpt import parameter_count
+from mcframe.safe_text import redacted
 from mcframe.training.build import Components, parameter_counts, plugin_name
 from mcframe.training.engine_config import gradient_clipping
 from mcframe.training.flops import StepFlops
@@ -43,7 +44,7 @@ def describe(components: Components, extra: dict[str, str]) -> RenderableType:
     parts = _parts(run_config, components.step, components.flops, components.tokenizer.vocab_size)
     text = describe_text(run_config, components.text)
     for name, value in {**parts, **text, **_clock(components), **extra}.items():
-        table.add_row(name, Text(value))  # a path may look like markup
+        table.add_row(name, Text(redacted(value)))  # a path may look like markup
     return Group(table, Text(""))
 
 

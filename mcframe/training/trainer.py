@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,17 +15,18 @@ from mcframe.metrics.accumulator import Accumulator
 from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.timers import Timers
 from mcframe.registry.attribution import exits_as_errors, last_line
-from mcframe.registry.plugins import Lifecycle
+from mcframe.registry.lifecycle import Lifecycle
 from mcframe.training.anomaly_response import AnomalyResponse
+from mcframe.training.budgets import check_budgets
 from mcframe.training.build import Components, training_stream, validation_windows
 from mcframe.training.callbacks.base import TrainerCallback
 from mcframe.training.callbacks.checkpoint import SaveCheckpoint
-from mcframe.training.callbacks.evaluate import Evaluate
+from mcframe.training.callbacks.evaluate import Evaluate, subject
 from mcframe.training.callbacks.figures import Figures
 from mcframe.training.callbacks.log import Log
 from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.callbacks.sample import Sample
-from mcframe.training.callbacks.validate import Validate
+from mcframe.training.callbacks.validate import CONTEXTS, Validate
 from mcframe.training.engine import Engine
 from mcframe.training.eval_mode import eval_mode
 from mcframe.training.evaluation import eval_model
@@ -39,6 +41,7 @@ from mcframe.training.throughput import ThroughputMeter
 from mcframe.training.train_state import TrainState
 from mcframe.training.train_step import StepBatch
 from mcframe.training.update_ratio import UpdateRatio
+from mcframe.training.watchers import collected_warnings
 
 
 class Trainer:
@@ -89,23 +92,28 @@ class Trainer:
             components, self.state, micro_batch=engine.micro_batch, world_size=world_size, device=device
         )
         self.log, self.save_checkpoint = Log(config.logging.every), SaveCheckpoint(config.checkpoint)
-        # Checkpoints come before evaluations, so that an exception in an evaluation loses no training.
+        # What only watches comes after the checkpoint of its step. The log comes before it: it ends an interval.
         self.callbacks: list[TrainerCallback] = [
             self.log,
+            self.save_checkpoint,
             Validate(config.validation, components, self.held_out, loss_mask, engine.micro_batch, device),
             Sample(config.sampling),
             Figures(config.figures),
-            self.save_checkpoint,
             Evaluate(config.evaluation, eval_model(config, components.tokenizer, engine.model, device)),
         ]
+        self.watchers = self.plugins.watchers
+        hooks.guard = self.watchers.call
+        self.watchers.declare(*hooks.subjects, every_step=True)
+        own = [each.watches for each in self.callbacks if each.watches]
+        self.watchers.declare(*own, CONTEXTS, *map(subject, components.evaluations))
 
     def run(self) -> dict[str, Any]:
         """Train to the end or until a stop is requested. Return the summary."""
         recorder = self.recorder
         try:
-            with exits_as_errors():
+            with exits_as_errors(), collected_warnings(recorder.warnings):
                 status = self._train()
-            recorder.loggers.close()
+                recorder.loggers.close()
         except Exception as error:
             try:
                 recorder.loggers.close()
@@ -120,26 +128,27 @@ class Trainer:
         if self.plan.checkpoint is not None:
             self.save_checkpoint.restore(self, self.plan.checkpoint)
         self.recorder.start()
-        self.first_step = self.state.step
+        self.first_step = self.announced = self.state.step
         status, stop_signal = "finished", StopSignal()
+        self.stopped_by = 0
         try:
             self.recorder.hooks.run_started(self.recorder.info())
             self.plugins.start(self.engine.step, self.recorder.info())
             self._probe()
-            if self.state.step == 0:
-                self._run_callbacks()
+            self._report_again()
+            self._run_callbacks(stop_signal)
             self.throughput.restart()
             while not self.state.finished:
+                if self.plugins.stop_requested(stop_signal):
+                    status, self.state.stopped = "stopped", True
+                    self._run_callbacks(stop_signal)
+                    break
                 self.step()
                 self.plugins.settle(self.accumulator, stop_signal)
-                self._run_callbacks()
-                if not self.state.finished and self.plugins.stop_requested(stop_signal):
-                    status, self.state.stopped = "stopped", True
-                    self._run_callbacks()
-                if stop_signal.agreed() and not self.state.finished:
-                    status = "interrupted"
-                    if not self.anomalies.resolve():
-                        self.save_checkpoint(self)
+                self._run_callbacks(stop_signal, save=stop_signal.agreed() > 0)  # before what may take long
+                if (number := stop_signal.agreed()) and not self.state.finished:
+                    status, self.stopped_by = "interrupted", number
+                    self.save_checkpoint(self)
                     break
         finally:
             stop_signal.restore()
@@ -156,7 +165,10 @@ class Trainer:
             for warning in probe_plugins(self.engine.step, self.engine, tokens, lengths):
                 self.recorder.warn(warning)
         if count:
-            probe_allocator(self.components.allocator, self.components.tree, min(lengths), self.device)
+            allocator = self.components.allocator
+            for warning in check_budgets(config, allocator, self.components.evaluations):
+                self.recorder.warn(warning)
+            probe_allocator(allocator, self.components.tree, min(lengths), self.device)
 
     def step(self) -> None:
         """Run one optimizer step: micro-batches forward and backward, then the update. Reads no tensor back."""
@@ -187,7 +199,6 @@ class Trainer:
             self.plugins.after_step(step, tokens_after)
         self.state.advance()
         self.recorder.progress.update(self.state.tokens)
-        self.recorder.hooks.step_finished(self.recorder.info())
 
     def _next_batch(self, length: int) -> StepBatch:
         """Return the next micro-batch on the device, for variants of this length."""
@@ -198,19 +209,55 @@ class Trainer:
         seeds = variant_seeds(self.run_config.seed, indices, self.components.model.strategy.count)
         return StepBatch(tokens, seeds, length, loss_mask)
 
-    def _run_callbacks(self) -> None:
-        """Run the callbacks that are due, in order. Their time does not count as training."""
-        due = [callback for callback in self.callbacks if callback.due(self)]
+    def _run_callbacks(self, stop_signal: StopSignal, *, save: bool = False) -> None:
+        """Run the callbacks that are due, in order, then those that watch. Their time does not count as training.
+
+        Args:
+            stop_signal: The group in which the ranks agree on callbacks that failed.
+            save: Save although no checkpoint is due.
+        """
+        due = [
+            each for each in self.callbacks
+            if (each.due(self) or (save and each is self.save_checkpoint)) and not self.watchers.is_off(each.watches)
+        ]  # fmt: skip
         if (due or self.anomalies.urgent) and self.anomalies.resolve():
             return
-        if not due:
-            return
-        if self.device.type == "cuda":
+        if due and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # queued steps count as training
         self.throughput.pause()
         for callback in due:
-            callback(self)
+            if not callback.watches:
+                callback(self)
+        if self.announced < self.state.step:
+            self.announced = self.state.step
+            self.recorder.hooks.step_finished(self.recorder.info())
+        self.recorder.show()
+        for callback in due:
+            if callback.watches:
+                self.watchers.call(callback.watches, partial(callback, self))
+                self.recorder.show()
+        if due:
+            self.watchers.agree(stop_signal)
         self.throughput.resume()
+
+    def _report_again(self) -> None:
+        """Do not repeat in a resumed run what was reported after its checkpoint; what was not comes next."""
+        left = self.recorder.unshown or any(callback.due(self) for callback in self.callbacks)
+        if self.plan.checkpoint is not None and left and self.recorder.replay():
+            for callback in self.callbacks:
+                callback.last_tokens = self.state.tokens
+
+    def reports(self) -> dict[str, Any]:
+        """Return what a run resumed from here has to report first: metrics, and what has been done at which tokens."""
+        done = {type(callback).__name__: callback.last_tokens for callback in self.callbacks}
+        return {"metrics": [dict(metrics) for metrics in self.recorder.unshown], "done": done}
+
+    def restore_reports(self, reports: Mapping[str, Any] | None) -> None:
+        """Restore the result of `reports`. None, of an older checkpoint, stands for nothing left to report."""
+        for callback in self.callbacks:
+            done = {} if reports is None else reports["done"]
+            callback.last_tokens = done.get(type(callback).__name__, self.state.tokens)
+        self.recorder.unshown = [dict(metrics) for metrics in reports["metrics"]] if reports else []
 
     def warn_of_first_interval(self, metrics: Mapping[str, float]) -> None:
         """Print what the first logging interval shows of plug-ins that go wrong quietly."""
@@ -227,6 +274,6 @@ class Trainer:
         self.recorder.rewind(tokens)
         for callback in self.callbacks:
             callback.last_tokens = -1 if callback.last_tokens > tokens else callback.last_tokens
-        self.first_step = min(self.first_step, self.state.step)
+        self.first_step, self.announced = min(self.first_step, self.state.step), self.state.step
         self.timers.collect()
         self.throughput.restart()

@@ -1,4 +1,4 @@
-"""A third-party package in runs of two ranks: its parts train, its hooks are called in order, one hook fails."""
+"""A third-party package in runs of two ranks: its parts train, its hooks are called in order, a loss fails."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ PACKAGE = '''
 
     from mcframe.hookspecs import Loss, Positions, LossTerm, hookimpl
 
+    FAILING = []
+
     class Learned(Positions):
         """Rotation by learned frequencies."""
 
@@ -49,6 +51,8 @@ PACKAGE = '''
             self.map = nn.Linear(shape.width, shape.width)
 
         def forward(self, view):
+            if FAILING:
+                raise OSError("the pager is down")
             paired = view.variants.paired
             index = (paired.context.end - 1)[..., None].expand_as(view.variants.hidden)
             states = view.uncompressed.hidden.detach().repeat_interleave(len(index) // len(view.seeds), dim=0)
@@ -75,8 +79,7 @@ PACKAGE = '''
     @hookimpl
     def step_finished(run):
         note(run, "step_finished")
-        if run.step == int(os.environ.get("FAIL", "0")):
-            raise OSError("the pager is down")
+        FAILING.extend([True] if run.step == int(os.environ.get("FAIL", "0")) else [])
 
     @hookimpl
     def metrics_logged(run, metrics):
@@ -119,11 +122,11 @@ def saved(step):
 
 
 STARTED = ["0 run_started", "0 metrics_logged val"]
-FIRST = ["1 step_finished", "1 metrics_logged train", saved(1)]
-LAST = ["2 step_finished", "2 metrics_logged train", "2 metrics_logged val", saved(2), "2 evaluated gist_quality True",
+FIRST = [saved(1), "1 step_finished", "1 metrics_logged train"]
+LAST = [saved(2), "2 step_finished", "2 metrics_logged train", "2 metrics_logged val", "2 evaluated gist_quality True",
         "2 metrics_logged eval", "2 run_finished finished"]  # fmt: skip
 RESUMED = ["2 checkpoint_loaded tokens-000000000001024", "2 run_started"]
-FAILED = ["3 step_finished", "3 run_failed OSError"]
+FAILED = [saved(3), "3 step_finished", "3 metrics_logged train", "3 run_failed OSError"]
 RANK_0_ONLY = ("metrics_logged", "evaluated", "run_finished")
 
 
@@ -141,7 +144,7 @@ def finished(launches, site):
 
 @pytest.fixture(scope="module")
 def failed(launches, site, finished):
-    """The same run, resumed; a hook fails after its first step."""
+    """The same run, resumed; a loss fails after its first step."""
     directory = launches.folder / "failed"
     shutil.copytree(finished.run_dir, directory)
     for diary in directory.glob("diary-*"):
@@ -183,16 +186,16 @@ def test_positions_and_losses_of_plugins_are_trained_and_stored_in_checkpoints(f
     ))  # fmt: skip
 
 
-def test_a_hook_that_raises_ends_the_run_with_one_message_and_keeps_its_files(failed, site):
+def test_a_loss_that_raises_ends_the_run_with_one_message_and_keeps_its_files(failed, site):
     assert failed.code == 2, failed.output[-6000:]
     assert failed.errors == 1
     assert "Traceback" not in failed.output
-    message = "plug-in 'it' of third_party 1.0 failed in its hook step_finished: OSError: the pager is down"
+    message = "loss.nearby of plug-in 'it' of third_party 1.0 failed in forward: OSError: the pager is down"
     assert message in failed.text
-    line = PACKAGE.splitlines().index('            raise OSError("the pager is down")') + 1
+    line = PACKAGE.splitlines().index('                raise OSError("the pager is down")') + 1
     assert f"{site.folder / 'third_party.py'}:{line}" in failed.text
-    assert failed.checkpoints == [STEP, 2 * STEP]
-    assert sorted(failed.metrics) == [0, STEP, 2 * STEP]
+    assert failed.checkpoints == [2 * STEP, 3 * STEP]
+    assert sorted(failed.metrics) == [0, STEP, 2 * STEP, 3 * STEP]
 
 
 def test_evaluations_of_a_checkpoint_call_the_hook_too(finished, site, tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 import json
 import logging
 import math
+import os
 import re
+import resource
+import shutil
 import threading
 from pathlib import Path
 
@@ -245,7 +248,7 @@ def test_loggers_of_installed_packages_in_a_run_of_two_ranks(launches, site, roo
 
 
 @pytest.mark.parametrize("method", ["write", "close"])
-def test_a_logger_that_blocks_is_named_and_does_not_hold_up_the_end(tmp_path, caplog, monkeypatch, method):
+def test_a_logger_that_blocks_is_named_and_does_not_hold_up_the_run(tmp_path, caplog, monkeypatch, method):
     monkeypatch.setattr("mcframe.metrics.loggers.SLOW_S", 0.05)
     monkeypatch.setattr("mcframe.metrics.loggers.ABANDONED_S", 0.05)
     released = threading.Event()
@@ -259,6 +262,47 @@ def test_a_logger_that_blocks_is_named_and_does_not_hold_up_the_end(tmp_path, ca
     loggers.close()
     released.set()
     *_, warning = caplog.messages
-    expected = "slow has blocked the run for 0.05 s" if method == "write" else "slow failed, and the run continues"
-    assert expected in warning
+    assert "slow failed, and the run continues" in warning
+    assert ("slow has blocked the run for 0.05 s" in caplog.text) == (method == "write")
     assert "metrics" not in warning
+
+
+def test_a_logger_that_blocks_for_ever_is_removed_and_called_in_its_thread(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("mcframe.metrics.loggers.SLOW_S", 0.05)
+    monkeypatch.setattr("mcframe.metrics.loggers.ABANDONED_S", 0.05)
+    threads = []
+
+    def blocks(self, *_):
+        threads.append(threading.current_thread())
+        os.read(pipe, 1)  # a call of the system that never returns
+
+    pipe, other = os.pipe()
+    loggers = opened(tmp_path, stuck=lambda start: type("Stuck", (MetricLogger,), {"write": blocks})())
+    loggers.write(1, 1, {"train/loss": 1.0})
+    loggers.write(2, 2, {"train/loss": 1.0})
+    assert threads == [threading.main_thread()]
+    assert "stuck failed, and the run continues without it: TimeoutError: it did not return within 0.1 s" in caplog.text
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    loggers.close()
+    for each in (pipe, other):
+        os.close(each)
+
+
+def test_a_run_whose_folder_is_deleted_stops(tmp_path):
+    """An open file that was deleted takes lines which are lost."""
+    loggers = opened(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written: the file has been deleted"):
+        loggers.write(1, 1, {"train/loss": 1.0})
+
+
+def test_a_limit_of_the_size_of_files_is_named(tmp_path):
+    loggers = opened(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        loggers.write(1, 1, {"train/loss": 1.0})
+        with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written: File too large"):
+            loggers.write(2, 2, {"train/loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

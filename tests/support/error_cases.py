@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Case:
     """A package of one module, `mylab` 1.0, the bindings that select what it offers, and where it fails.
 
-    at   load: `mcframe plugins`; check: `mcframe check`; step: one training step; hook: after one
+    at   load: `mcframe plugins`; check: `mcframe check`; step: one training step
     """
 
     title: str
@@ -170,12 +170,5 @@ CASES = {
         ),
         ("run.positions = @positions.mine",),
         "step",
-    ),
-    # ---- in a hook
-    "hook": Case(
-        "raises in a life-cycle hook",
-        HEAD + "@hookimpl\ndef step_finished(run):\n    if run.tokens:\n        raise OSError('the pager is down')\n",
-        ("run.hooks = {'mylab': {}}",),
-        "hook",
     ),
 }

@@ -19,7 +19,6 @@ from mcframe.cli.app import app
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.run_config import load_run_config
 from mcframe.context.counter_rng import variant_seeds
-from mcframe.hookspecs import RunInfo
 from mcframe.training.build import build_components
 from mcframe.training.probe import probe_plugins
 from mcframe.training.train_step import StepBatch
@@ -48,7 +47,7 @@ def installed(case: str, folder: Path) -> Iterator[None]:
 
 
 def one_step(bindings: Sequence[str]) -> int:
-    """Run the probe, a training step of two sequences and its hooks, as `mcframe/run.py` does without the engine."""
+    """Run the probe, and a training step of two sequences, as `mcframe/run.py` does without the engine."""
     torch.manual_seed(0)
     loaded = load_run_config([SMOKE], bindings)
     with loaded.explaining():
@@ -58,7 +57,6 @@ def one_step(bindings: Sequence[str]) -> int:
         probe_plugins(step.eval(), step, tokens, [length])
         seeds = variant_seeds(0, torch.arange(2), step.model.strategy.count)
         step.train()(StepBatch(tokens, seeds, length))
-        loaded.registry.hooks.step_finished(RunInfo(Path("run"), 0, 1, 1024, 1, 2048))
     return 0
 
 

@@ -17,8 +17,11 @@ class TrainerCallback:
         at_end: Whether it is due at the end of the run.
 
     Attributes:
+        watches: Its name in warnings if it only watches the run, so that an exception of it does not end the run.
         last_tokens: Token count of the last call.
     """
+
+    watches = ""
 
     def __init__(self, every: int, *, at_start: bool = False, at_end: bool = True) -> None:
         self.every, self.at_start, self.at_end = every, at_start, at_end

@@ -44,6 +44,7 @@ class SaveCheckpoint(TrainerCallback):
             "loader": trainer.loader.merge(states),
             "first": trainer.recorder.first,
             "last": trainer.recorder.last,
+            "reports": trainer.reports(),
             "anomalies": trainer.anomalies.state(),
         }
         trainer.accumulator.add(trainer.timers.collect())
@@ -68,6 +69,7 @@ class SaveCheckpoint(TrainerCallback):
             checkpoints.archive(trainer.plan.directory, checkpoint.tokens)
         trainer.state.step = shared["step"]
         trainer.recorder.first, trainer.recorder.last = shared["first"], shared["last"]
+        trainer.restore_reports(shared.get("reports"))
         trainer.loader.restore(shared["loader"])
         trainer.anomalies.restore(shared.get("anomalies"))
         trainer.accumulator.restore(own["accumulator"])

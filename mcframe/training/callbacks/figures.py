@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class Figures(TrainerCallback):
     """Draw what the recorder has recorded. Nothing is drawn on ranks other than 0."""
 
+    watches = "the figures"
+
     def __init__(self, config: FiguresConfig) -> None:
         super().__init__(config.every, at_end=config.every > 0)
 

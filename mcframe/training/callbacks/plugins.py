@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
-import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +14,9 @@ from mcframe.context.step_metrics import StepMetrics
 from mcframe.errors import UserError, require
 from mcframe.hookspecs import Callback, CallbackRun, CallbackStep, RunInfo
 from mcframe.metrics.accumulator import Accumulator
-from mcframe.registry.attribution import last_line
 from mcframe.training.stop_signal import StopSignal
 from mcframe.training.train_step import TrainStep
-
-_log = logging.getLogger(__name__)
+from mcframe.training.watchers import Watchers
 
 DECLARED_METRICS = {"callback/{callback}/{figure}": ("its own", "neither", "a value that this callback reports")}
 
@@ -31,6 +28,9 @@ class PluginCallbacks:
         callbacks: The callbacks.
         config: Every binding of the run by its gin name.
         explain: Returns an error of a third-party plug-in as a message that names it.
+
+    Attributes:
+        watchers: All that only watches the run; the trainer adds its own.
 
     Raises:
         UserError: Two callbacks have one name.
@@ -47,9 +47,9 @@ class PluginCallbacks:
             len(set(names)) == len(names), "run.callbacks", names, "callbacks with different names",
             "Remove one of the callbacks with equal names.",
         )  # fmt: skip
-        self._config, self._explain = config or {}, explain
+        self._config, self.watchers = config or {}, Watchers(explain)
         self._callbacks = {callback.name: callback for callback in callbacks}
-        self._failed: set[str] = set()
+        self.watchers.declare(*map(_subject, self._callbacks), every_step=True)
         self._sums: dict[str, Tensor] = {}
         self._pending: list[tuple[str, StepMetrics]] = []
 
@@ -89,13 +89,11 @@ class PluginCallbacks:
 
     def settle(self, accumulator: Accumulator, stop_signal: StopSignal) -> None:
         """Remove callbacks that failed on any rank, and accumulate the metrics of the others. Collective."""
-        if not self._callbacks:
+        if not self.watchers.every_step:
             return
-        names = list(self._callbacks)
-        failed = stop_signal.any_rank([name in self._failed for name in names])
-        for name, has_failed in zip(names, failed, strict=True):
-            if has_failed:
-                del self._callbacks[name]
+        self.watchers.agree(stop_signal)
+        for name in [name for name in self._callbacks if self.watchers.is_off(_subject(name))]:
+            del self._callbacks[name]
         for name, metrics in self._pending:
             if name in self._callbacks:
                 accumulator.add(metrics)
@@ -106,15 +104,14 @@ class PluginCallbacks:
         self._each(lambda callback: callback.on_metrics(tokens, dict(metrics)))
 
     def stop_requested(self, stop_signal: StopSignal) -> bool:
-        """Return whether a callback requested a stop on any rank. Collective."""
-        if not self._callbacks:
-            return False
-        return stop_signal.any_rank([any(callback.stop_reason for callback in self._callbacks.values())])[0]
+        """Return whether a callback or a hook requested a stop on any rank. Collective."""
+        return self.watchers.every_step and stop_signal.any_rank([bool(self.stop_reasons)])[0]
 
     @property
     def stop_reasons(self) -> list[str]:
-        """The reasons of the callbacks of this rank that requested a stop."""
-        return [f"{name}: {each.stop_reason}" for name, each in self._callbacks.items() if each.stop_reason]
+        """The reasons of the callbacks and hooks of this rank that requested a stop."""
+        requests = [f"{name}: {each.stop_reason}" for name, each in self._callbacks.items() if each.stop_reason]
+        return [*requests, *(f"{name}: {reason}" for name, reason in self.watchers.stop_reasons.items())]
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return the state of every callback by name."""
@@ -141,22 +138,11 @@ class PluginCallbacks:
 
     def _each(self, call: Callable[[Callback], None]) -> None:
         for name, callback in self._callbacks.items():
-            if name in self._failed:
-                continue
-            try:
-                call(callback)
-            except (MemoryError, torch.OutOfMemoryError):
-                raise
-            except Exception as error:  # noqa: BLE001 - a callback may raise anything, and training does not need it
-                self._failed.add(name)
-                _log.warning("%s; the run continues without the callback %s", self._described(error), name)
+            self.watchers.call(_subject(name), partial(call, callback))
 
-    def _described(self, error: Exception) -> str:
-        explained = self._explain(error)
-        if explained is not None:
-            return f"{explained.message} ({explained.location})" if explained.location else explained.message
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{last_line(error)} ({frame.filename}:{frame.lineno})"
+
+def _subject(callback: str) -> str:
+    return f"the callback {callback}"
 
 
 def _checked_state(callback: Callback) -> dict[str, Any]:

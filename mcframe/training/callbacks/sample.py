@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Sample(TrainerCallback):
     """Continue the prompts of `sampling`, print the result and write it to the loggers."""
 
+    watches = "the samples"
+
     def __init__(self, config: SamplingConfig) -> None:
         super().__init__(config.every, at_end=False)
         self._config = config

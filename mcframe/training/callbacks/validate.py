@@ -11,10 +11,12 @@ import torch.distributed as dist
 from rich.text import Text
 from torch import Tensor
 
+from mcframe.collective import fail_together
 from mcframe.config.training_schema import ValidationConfig
 from mcframe.context.step_histograms import blocks_by_lod
 from mcframe.metrics.accumulator import Reading
 from mcframe.metrics.context_text import colored, key, strip
+from mcframe.modeling.model import MegaContextModel
 from mcframe.training.build import Components
 from mcframe.training.callbacks.base import TrainerCallback
 from mcframe.training.eval_mode import eval_mode
@@ -23,6 +25,7 @@ from mcframe.training.sampling import focuses
 if TYPE_CHECKING:
     from mcframe.training.trainer import Trainer
 
+CONTEXTS = "the pictures of working contexts"
 SHOWN, FOCUSED = 3, 16
 """Held-out windows whose working contexts are printed, and those that LensNet focuses for the heat map."""
 
@@ -38,6 +41,8 @@ class Validate(TrainerCallback):
         micro_batch: Windows of a forward pass.
         device: Device of the model.
     """
+
+    watches = "the validation"
 
     def __init__(
         self,
@@ -70,23 +75,28 @@ class Validate(TrainerCallback):
             metrics = self._losses(trainer)
             metrics["train/validation_ms"] = 1000 * (time.monotonic() - started)
             if trainer.components.model.lensnet is not None:
-                metrics |= self._show_contexts(trainer)
+                trainer.watchers.call(CONTEXTS, lambda: metrics.update(self._show_contexts(trainer)))
         trainer.recorder.publish(metrics)
 
     @torch.no_grad()
     def _losses(self, trainer: Trainer) -> dict[str, float]:
         """Return `val/loss` in nats per token and, if targets stand for text, `val/bpb`. Collective."""
-        totals = torch.zeros(3, dtype=torch.float64, device=trainer.device)
-        parts = (torch.split(part, self._micro_batch) for part in (self._windows, self._counts, self._weight))
-        for windows, counts, weight in zip(*parts, strict=True):
-            nll = trainer.engine.model.nll(windows).double() * counts
-            lengths = self._bytes[windows[:, 1:]].double() * counts
-            per_window = torch.stack((nll.sum(1), counts.sum(1).double(), lengths.sum(1)))
-            totals += (per_window * weight).sum(dim=1)
+        totals = fail_together(lambda: self._totals(trainer.engine.model, trainer.device), trainer.device)
         dist.all_reduce(totals)
         nats, tokens, size = totals.tolist()
         bits = {"val/bpb": nats / math.log(2) / size} if size else {}  # ids of a task may not be a tokenizer's
         return {"val/loss": nats / tokens, **bits}
+
+    def _totals(self, model: MegaContextModel, device: torch.device) -> Tensor:
+        """Return nats, targets and bytes [3] of the windows of this rank."""
+        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        parts = (torch.split(part, self._micro_batch) for part in (self._windows, self._counts, self._weight))
+        for windows, counts, weight in zip(*parts, strict=True):
+            nll = model.nll(windows).double() * counts
+            lengths = self._bytes[windows[:, 1:]].double() * counts
+            per_window = torch.stack((nll.sum(1), counts.sum(1).double(), lengths.sum(1)))
+            totals += (per_window * weight).sum(dim=1)
+        return totals
 
     def _show_contexts(self, trainer: Trainer) -> dict[str, float]:
         """Print working contexts that LensNet and the allocator select on held-out text, and a proposed variant.
@@ -95,9 +105,12 @@ class Validate(TrainerCallback):
         """
         components, config, state = trainer.components, trainer.run_config, trainer.state
         budget = config.context.target(min(1.0, state.step / max(1, state.total_steps - 1)))
-        chosen, random, rounds = focuses(
-            trainer.engine.model, components.allocator, trainer.held_out[:FOCUSED], budget, config.seed,
-            self._micro_batch, trainer.device,
+        chosen, random, rounds = fail_together(
+            lambda: focuses(
+                trainer.engine.model, components.allocator, trainer.held_out[:FOCUSED], budget, config.seed,
+                self._micro_batch, trainer.device,
+            ),
+            trainer.device,
         )  # fmt: skip
         tree, recorder = components.tree, trainer.recorder
         lines = [("focused ", row) for row in chosen[:SHOWN].tolist()] + [("random  ", random[0].tolist())]

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,16 +21,14 @@ def started(monkeypatch):
     found = {}
 
     class Ended:
-        pid, poll = 0, staticmethod(lambda: 0)
+        returncode, poll = 0, staticmethod(lambda: 0)
 
         def __init__(self, command, env):
             found.update(command=command[4:], env=env)
 
-        def wait(self):
-            return 0
-
     monkeypatch.setattr(subprocess, "Popen", Ended)
-    monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(launch, "handle_ending_signals", lambda handler: {})
+    monkeypatch.setattr(launch.ctypes, "CDLL", Mock())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     return found

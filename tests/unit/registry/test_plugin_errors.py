@@ -49,7 +49,6 @@ EXPECTED = {
     "length": "propose: expected focuses of 113 entries, got 125",
     "loss": "forward: expected a LossTerm, got a value of type Tensor",
     "positions": "forward: expected cosine [R, 1 or heads",
-    "hook": "mylab.py:10\nplug-in 'it' of mylab 1.0 failed in its hook step_finished: OSError: the pager is down",
 }
 """The key part of each message; the page has all of it."""
 

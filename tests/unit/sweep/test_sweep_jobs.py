@@ -10,12 +10,12 @@ import pytest
 
 from mcframe.sweep.jobs import Job, Jobs, Ports, last_lines
 
-# Saves on the first SIGINT, as a run does.
+# Saves on the first signal, as a run does.
 PATIENT = """
 import pathlib, signal, sys, time
 def stop(*_):
     pathlib.Path(sys.argv[1]).write_text("saved"); sys.exit(0)
-signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
 print("ready", flush=True)
 time.sleep(60)
 """
@@ -82,7 +82,7 @@ def test_environment_and_log_of_a_job(job):
     assert last_lines(each.log, 5) == ["before", "a True"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_lets_running_jobs_save_and_starts_no_others(job, number):
     jobs = [job(name, PATIENT, done=lambda: False) for name in "abc"]
     began, handler = time.monotonic(), signal.getsignal(number)
@@ -94,7 +94,7 @@ def test_signal_lets_running_jobs_save_and_starts_no_others(job, number):
 
     sent = []
     queue, _ = run(jobs, 2, watch)
-    assert queue.stopped
+    assert queue.stopped_by == number
     assert [each.state for each in jobs] == ["interrupted"] * 3
     saved = [each.log.parent.with_suffix(".mark").exists() for each in jobs]
     assert saved == [True, True, False]

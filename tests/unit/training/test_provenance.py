@@ -51,7 +51,7 @@ def test_the_copy_is_opened_if_the_file_changed(run, lost):
         Path("nets.py").write_text(HOOK.format(what="raise RuntimeError"))
     elif lost == "removed":
         Path("nets.py").unlink()
-    options = reopened(run, PluginOptions())
+    options = reopened(run, PluginOptions(), trusted=True)
     assert options.without == ("first-party-lensnets",)
     registry = discover(options)
     (plugin,) = (plugin for plugin in registry.plugins.values() if plugin.spec)
@@ -63,11 +63,11 @@ def test_the_copy_is_opened_if_the_file_changed(run, lost):
 def test_without_its_copy_an_unchanged_file_is_opened(run, tmp_path):
     (copy,) = run.glob("plugins/*/nets.py")
     copy.unlink()
-    assert reopened(run, PluginOptions()).named == (str(tmp_path / "nets.py"),)
+    assert reopened(run, PluginOptions(), trusted=True).named == (str(tmp_path / "nets.py"),)
     for spoil in (lambda: Path("nets.py").write_text("x = 1"), Path("nets.py").unlink):
         spoil()
         with pytest.raises(UserError) as caught:
-            reopened(run, PluginOptions())
+            reopened(run, PluginOptions(), trusted=True)
         assert f"was trained with the plug-in file {tmp_path / 'nets.py'}" in caught.value.message
         assert str(copy.relative_to(run)) in caught.value.message
         assert "--plugin FILE" in caught.value.remedy
@@ -77,9 +77,9 @@ def test_without_its_copy_an_unchanged_file_is_opened(run, tmp_path):
 def test_a_file_of_the_same_name_replaces_it_and_an_option_removes_it(run):
     Path("new").mkdir()
     Path("new/nets.py").write_text(HOOK.format(what="pass"))
-    assert reopened(run, PluginOptions(named=("new/nets.py",))).named == ("new/nets.py",)
-    assert len(reopened(run, PluginOptions(named=("other.py",))).named) == 2
-    left = reopened(run, PluginOptions(without=("nets.py", "first-party-variants")))
+    assert reopened(run, PluginOptions(named=("new/nets.py",)), trusted=True).named == ("new/nets.py",)
+    assert len(reopened(run, PluginOptions(named=("other.py",)), trusted=True).named) == 2
+    left = reopened(run, PluginOptions(without=("nets.py", "first-party-variants")), trusted=True)
     assert left.named == ()
     assert set(left.without) == {"first-party-variants", "first-party-lensnets"}
     discover(left)
@@ -89,21 +89,21 @@ def test_an_excluded_package_may_be_uninstalled(run):
     facts = json.loads((run / "provenance.json").read_text())
     facts["plugin_options"]["without"].append("gone-since")
     (run / "provenance.json").write_text(json.dumps(facts))
-    assert reopened(run, PluginOptions()).without == ("first-party-lensnets",)
+    assert reopened(run, PluginOptions(), trusted=True).without == ("first-party-lensnets",)
 
 
 def test_a_run_without_a_record_is_opened_with_the_options(tmp_path):
     (tmp_path / "provenance.json").write_text('{"plugins": {}}')
     options = PluginOptions(named=("a.py",), strict=True)
-    assert reopened(tmp_path, options) == options
-    assert reopened(tmp_path / "nowhere", options) == options
+    assert reopened(tmp_path, options, trusted=True) == options
+    assert reopened(tmp_path / "nowhere", options, trusted=True) == options
 
 
 def test_a_reopened_run_has_the_same_record(run):
-    again = record(Path("again"), reopened(run, PluginOptions()))
+    again = record(Path("again"), reopened(run, PluginOptions(), trusted=True))
     Path("nets.py").unlink()
     (run / "provenance.json").unlink()
-    discover(reopened(again, PluginOptions()))
+    discover(reopened(again, PluginOptions(), trusted=True))
 
 
 def test_other_plugins_of_a_resumed_run_are_reported(run, tmp_path):

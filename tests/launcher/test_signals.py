@@ -1,0 +1,88 @@
+"""Signals to real runs: every target and moment."""
+
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from tests.support.launches import SMOKE
+
+pytestmark = [pytest.mark.launcher, pytest.mark.matrix]
+
+STEP = 1024
+SETTINGS = (
+    f"run.total_tokens = {400 * STEP}", f"run.batch_tokens = {STEP}", f"logging.every = {2 * STEP}",
+    "validation.windows = 64", f"validation.every = {3 * STEP}", f"checkpoint.every = {4 * STEP}",
+    "logging.wandb = 'offline'",
+)  # fmt: skip
+CODES = {"INT": 130, "TERM": 143, "HUP": 129, "QUIT": 131}
+LAUNCHERS = {"runner": "deepspeed.launcher.runner", "launch": "deepspeed.launcher.launch"}
+# Seconds after the start, or after the first logged step: imports, the group of ranks, steps, validation, a checkpoint.
+MOMENTS = (("start", 1.0), ("start", 8.0), ("step", 0.0), ("step", 1.5), ("step", 3.0))
+
+
+class Sender:
+    """Sends a signal at a moment, and records what the command had started by then."""
+
+    def __init__(self, target, name, moment):
+        self.target, self.number, self.moment = target, getattr(signal, f"SIG{name}"), moment
+        self.below, self.thread = [], None
+
+    def watch(self, line, process):
+        after, seconds = self.moment
+        if self.thread is None and (after == "start" or re.search(r"loss.*ETA", line)):
+            self.thread = threading.Timer(seconds, self.send, (process.pid,))
+            self.thread.start()
+
+    def send(self, pid):
+        self.below = psutil.Process(pid).children(recursive=True)
+        if self.target == "group":
+            os.killpg(pid, self.number)
+        elif self.target == "command":
+            os.kill(pid, self.number)
+        else:
+            found = [each for each in self.below if self.matches(each.cmdline())]
+            if found:
+                found[-1].send_signal(self.number)
+
+    def matches(self, arguments):
+        if self.target == "rank":
+            return any(each.startswith("--local_rank") for each in arguments) and "deepspeed" not in str(arguments[:4])
+        return LAUNCHERS[self.target] in arguments
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: f"{moment[0]}{moment[1]:g}")
+@pytest.mark.parametrize(("target", "name"), [
+    *((target, name) for target in ("command", "group", "rank", "launch") for name in CODES),
+    *((target, "KILL") for target in ("command", "runner", "launch")),
+])  # fmt: skip
+def test_a_signal_saves_and_leaves_no_process(launches, tmp_path, ranks, moment, target, name):
+    command = [sys.executable, "-m", "mcframe", "run", "--gin", str(SMOKE), "--run-dir", str(tmp_path / "run")]
+    command += ["--ranks", str(ranks)]
+    for setting in SETTINGS:
+        command += ["--set", setting]
+    sender = Sender(target, name, moment)
+    if moment[0] == "start":
+        command = ["bash", "-c", f"echo started; exec {shlex.join(command)}"]
+    result = launches.execute(command, run_dir=tmp_path / "run", watch=sender.watch)
+    ended = time.monotonic()
+    assert psutil.wait_procs(sender.below, timeout=40)[1] == []
+    assert time.monotonic() - ended < 40
+    assert "Traceback" not in result.output
+    if name == "KILL":
+        assert result.code == -signal.SIGKILL if target == "command" else result.code > 128
+    elif target in ("command", "group"):
+        assert result.code == CODES[name]
+    else:
+        assert result.code in (*CODES.values(), 0)
+    if moment[0] == "step" and (target, name) != ("rank", "KILL"):
+        assert result.summary["status"] == "interrupted"
+        assert result.checkpoints[-1] == result.summary["tokens"]
+    assert list(tmp_path.glob("run/checkpoints/.writing-*")) == []

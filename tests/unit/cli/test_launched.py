@@ -1,0 +1,133 @@
+"""Signals to `mcframe run` and to what it starts, with programs that stand for the launcher and a rank."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+COMMAND = """
+import os, signal, sys
+from mcframe.cli.launch import Launched
+from mcframe.ending_signals import as_parent, ending_signals
+signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
+sys.exit(Launched(sys.argv[2:], as_parent(os.environ), sys.argv[1], remote=False).wait())
+"""
+# As DeepSpeed's: the runner starts the launcher of this machine, which starts the rank, and is silent about a signal.
+LAUNCHER = """
+import subprocess, sys, time
+kind, *rest = sys.argv[1:]
+runs = kind == "deepspeed.launcher.runner"
+if "early" in rest[-1]:
+    time.sleep(30)
+code = subprocess.call([sys.executable, *([sys.argv[0], "deepspeed.launcher.launch", *rest] if runs else rest)])
+sys.exit(max(code, 0) if runs else code)
+"""
+RANK = """
+import signal, sys, time
+from pathlib import Path
+from mcframe.ending_signals import ParentWatch, handle_ending_signals
+from mcframe.errors import raise_interrupt
+mark = Path(sys.argv[-1])
+handle_ending_signals(raise_interrupt)
+ParentWatch().start()
+mark.write_text("ready")
+try:
+    time.sleep(30)
+except KeyboardInterrupt as interrupt:
+    handle_ending_signals(signal.SIG_IGN)
+    time.sleep(30 if "stubborn" in mark.name else 0.5)
+    mark.write_text("saved")
+    sys.exit(128 + interrupt.number)
+"""
+
+
+class Run:
+    """A command, two launchers and a rank that saves for half a second."""
+
+    def __init__(self, folder, name="mark", before=()):
+        (folder / "rank.py").write_text(RANK)
+        (folder / "deepspeed").write_text(LAUNCHER)
+        self.mark = folder / name
+        launcher = [sys.executable, folder / "deepspeed", "deepspeed.launcher.runner", folder / "rank.py", self.mark]
+        self.process = subprocess.Popen(
+            [*before, sys.executable, "-c", COMMAND, folder / "rank.py", *launcher], start_new_session=True
+        )
+        self.below = []
+        until = time.monotonic() + 20
+        while not (self.mark.exists() if name != "early" else self.below):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+            self.below = psutil.Process(self.process.pid).children(recursive=True)
+        self.below = psutil.Process(self.process.pid).children(recursive=True)
+
+    def send(self, target, number):
+        if target == "group":
+            for process in (psutil.Process(self.process.pid), *self.below):
+                process.send_signal(number)
+        else:
+            targets = [self.process, *self.below]
+            targets[("command", "runner", "launch", "rank").index(target)].send_signal(number)
+
+    def end(self):
+        """Return the exit code and what the rank wrote by then. No process may be left a few seconds later."""
+        code, written = self.process.wait(20), self.mark.read_text() if self.mark.exists() else ""
+        _, alive = psutil.wait_procs(self.below, timeout=5)
+        assert alive == []
+        return code, written
+
+
+FEW = (
+    ("command", "INT", 130), ("command", "HUP", 129), ("group", "TERM", 143), ("launch", "TERM", 143),
+    ("launch", "KILL", 143),
+)  # fmt: skip
+CODES = {"INT": 130, "TERM": 143, "HUP": 129, "QUIT": 131}
+MORE = [
+    *((target, name, code) for target in ("command", "group", "rank") for name, code in CODES.items()),
+    *((target, name, 143) for target in ("runner", "launch") for name in CODES),
+    ("runner", "KILL", 143), ("rank", "KILL", 137),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "code"), [*FEW, *(pytest.param(*each, marks=pytest.mark.matrix) for each in MORE)]
+)
+def test_every_signal_reaches_the_rank_and_the_command_waits_for_it(tmp_path, target, name, code):
+    run = Run(tmp_path)
+    run.send(target, getattr(signal, f"SIG{name}"))
+    saved = "ready" if (target, name) == ("rank", "KILL") else "saved"
+    assert run.end() == (code, saved)
+
+
+def test_ranks_of_a_killed_command_save_and_end(tmp_path):
+    run = Run(tmp_path)
+    run.send("command", signal.SIGKILL)
+    assert run.end()[0] == -signal.SIGKILL
+    assert run.mark.read_text() == "saved"
+
+
+def test_a_second_ctrl_c_ends_a_rank_that_does_not(tmp_path):
+    run = Run(tmp_path, "stubborn")
+    run.send("command", signal.SIGINT)
+    time.sleep(0.7)
+    began = time.monotonic()
+    run.send("command", signal.SIGINT)
+    assert run.end() == (130, "ready")
+    assert time.monotonic() - began < 12
+
+
+def test_a_signal_before_there_are_ranks_ends_at_once(tmp_path):
+    run = Run(tmp_path, "early")
+    run.send("command", signal.SIGTERM)
+    assert run.end() == (143, "")
+
+
+def test_nohup_survives_the_terminal(tmp_path):
+    run = Run(tmp_path, before=("nohup",))
+    run.send("group", signal.SIGHUP)
+    time.sleep(1)
+    assert run.process.poll() is None
+    run.send("command", signal.SIGTERM)
+    assert run.end() == (143, "saved")

@@ -1,0 +1,108 @@
+"""Ranks for which the others wait in vain are named; slow ones are not."""
+
+import sys
+import threading
+
+import pytest
+
+from mcframe.training import stall
+from mcframe.training.stall import HANG_FACTOR, StallWatch
+
+LIMIT = 20.0
+
+
+class Store(dict):
+    """A store in this process."""
+
+    silent = False
+
+    def set(self, key, value):
+        self[key] = value.encode()
+
+    def check(self, keys):
+        if self.silent:
+            threading.Event().wait()
+        return all(key in self for key in keys)
+
+    def multi_get(self, keys):
+        return [self[key] for key in keys]
+
+
+class Ranks:
+    """Three ranks whose main threads do what a test sets: `waits`, `works` or `may be slow`."""
+
+    def __init__(self, monkeypatch):
+        self.store, self.doing, self.frame = Store(), {}, sys._getframe()
+        self.watches = [StallWatch(self.store, rank, 3, lambda error: None, LIMIT) for rank in range(3)]
+        self.lines, self.current = {}, 0
+        monkeypatch.setattr(stall, "_collective", lambda frame: self.frame if self.does == "waits" else None)
+        monkeypatch.setattr(stall, "_may_be_slow", lambda frame: self.does == "may be slow")
+        monkeypatch.setattr(stall, "_line", lambda frame: self.lines.get(self.current, "train.py:1"))
+
+    @property
+    def does(self):
+        return self.doing[self.current]
+
+    def after(self, seconds, *doing):
+        """Return the first error while the ranks do this for some seconds; None is a rank without a sign of life."""
+        self.doing = dict(enumerate(doing))
+        for _ in range(int(seconds)):
+            for rank, watch in enumerate(self.watches):
+                self.current = rank
+                if self.does is not None and (error := watch.look(1.0)):
+                    return error.message
+        return None
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    ranks = Ranks(monkeypatch)
+    assert ranks.after(3 * LIMIT, "works", "works", "works") is None
+    return ranks
+
+
+def test_a_rank_without_a_sign_of_life_is_named(ranks):
+    assert ranks.after(LIMIT - 1, "waits", None, "waits") is None
+    assert "rank 1 of 3 stopped" in ranks.after(3, "waits", None, "waits")
+
+
+def test_a_store_that_does_not_answer_names_rank_0(ranks, monkeypatch):
+    monkeypatch.setattr(stall.threading.Thread, "join", lambda self, timeout: None)
+    ranks.store.silent = True
+    assert "rank 0 of 3 stopped" in ranks.after(2 * LIMIT, None, "waits", "works")
+
+
+def test_a_rank_that_is_slow_where_it_may_be_is_not_named(ranks):
+    assert ranks.after(20 * LIMIT, "waits", "may be slow", "waits") is None
+    assert ranks.after(HANG_FACTOR * LIMIT - 1, "waits", "works", "waits") is None
+
+
+def test_a_rank_that_hangs_in_a_step_is_named_with_its_line(ranks):
+    ranks.lines[1] = "mine.py:7 in forward"
+    assert ranks.after(HANG_FACTOR * LIMIT - 1, "waits", "works", "waits") is None
+    message = ranks.after(3, "waits", "works", "waits")
+    assert "rank 1 of 3 hangs" in message
+    assert "mine.py:7 in forward" in message
+
+
+def test_ranks_at_different_lines_are_named_before_those_at_one(ranks):
+    assert ranks.after(HANG_FACTOR * LIMIT - 1, "waits", "waits", "waits") is None
+    assert "rank 2 at train.py:1" in ranks.after(3, "waits", "waits", "waits")
+    assert ranks.after(2, "works", "works", "works") is None
+    ranks.lines[2] = "mine.py:9 in run"
+    assert "rank 2 at mine.py:9 in run" in ranks.after(LIMIT + 3, "waits", "waits", "waits")
+
+
+def test_nothing_is_concluded_before_all_ranks_have_started(monkeypatch):
+    assert Ranks(monkeypatch).after(3 * LIMIT, None, "waits", "waits") is None
+
+
+def failing(keys):
+    raise RuntimeError("connection reset")
+
+
+def test_a_lost_rank_is_named(ranks, monkeypatch):
+    monkeypatch.setattr(stall.time, "sleep", lambda seconds: ranks.after(1, "waits", "works", None))
+    assert ranks.watches[0].lost() == [2]
+    monkeypatch.setattr(ranks.store, "check", failing)
+    assert ranks.watches[1].lost() == [0]
