@@ -106,7 +106,7 @@ def write(
 
 
 def _complete(partial: Path, final: Path, facts: Mapping[str, Any], keep: int) -> str:
-    """Give a record its name, and remove the oldest ones. Return an error as text."""
+    """Move a record to its final name, and remove the oldest ones. Return an error as text."""
     try:
         (partial / FACTS).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", "utf-8")
         shutil.rmtree(final, ignore_errors=True)
