@@ -21,7 +21,7 @@ from mcframe.cli.user_errors import report_user_errors
 from mcframe.config.baselines import baseline_option, run_name
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.data.overlap import held_out_overlap
-from mcframe.errors import UserError, is_lost_connection
+from mcframe.errors import EXIT_USER_ERROR, UserError, is_lost_connection
 from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
 from mcframe.metrics.summary import is_reported
@@ -165,8 +165,10 @@ def _watch_for_stalls(rank: int, world_size: int, limit: float) -> StallWatch:
     """Start to watch for ranks that the others wait for in vain. Such a wait cannot be left: the process ends."""
 
     def end(error: UserError) -> None:
-        code = report_user_errors(functools.partial(_raise, error), traceback=False)
-        os._exit(code)
+        try:
+            report_user_errors(functools.partial(_raise, error), traceback=False)
+        finally:  # also where the message cannot be printed
+            os._exit(EXIT_USER_ERROR)
 
     watch = StallWatch(dist.distributed_c10d._get_default_store(), rank, world_size, end, limit)
     if world_size > 1:

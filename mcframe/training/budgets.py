@@ -20,7 +20,7 @@ _TARGETS = 9
 
 
 def check_budgets(run_config: RunConfig, allocator: Allocator, evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return a warning for each budget of an evaluation that no context reaches; it is skipped.
+    """Return a warning for each budget out of reach of an evaluation that runs while training; it is skipped.
 
     Raises:
         UserError: The allocator does not reach a target length of the run, at which LensNet works.
@@ -38,8 +38,9 @@ def check_budgets(run_config: RunConfig, allocator: Allocator, evaluations: Sequ
                 remedy=f"Raise context.{name}, or select another run.allocator.",
                 binding=f"context.{name}",
             )
-    runs = run_config.evaluations is not None or run_config.evaluation.every
-    return [warning for each in evaluations if runs for warning in _skipped(each, allocator, tree)]
+    if not run_config.evaluation.every:
+        return []
+    return [warning for each in evaluations for warning in _skipped(each, allocator, tree)]
 
 
 def out_of_reach(allocator: Allocator, tree: ContextTree, budget: int) -> str:

@@ -116,7 +116,8 @@ class StallWatch(threading.Thread):
         if signs is None:
             return None
         silent = self._silent(signs, passed)
-        return self._compare(signs, silent) if self._seconds > self._limit else None
+        # Without an answer half of the limit has passed once more, and any further request would wait for ever.
+        return self._compare(signs, silent) if self._seconds > self._limit or not signs else None
 
     def lost(self) -> list[int]:
         """Return the ranks without a sign of life for a few seconds. Called when the connection to one was lost."""

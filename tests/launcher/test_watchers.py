@@ -1,4 +1,4 @@
-"""Whatever only watches a run comes after the checkpoint of its step and never ends a run: hooks, evaluations, pictures."""
+"""Hooks, evaluations and pictures come after the checkpoint of their step and never end a run."""
 
 import json
 import signal

@@ -15,7 +15,7 @@ from mcframe_plugins.allocator import GreedyAllocator, TopKAllocator
 # With LOD1 alone, the shortest context of the smoke preset has 44 of 128 entries.
 FLAT = ("run.allocator = @allocator.topk",)
 SHORT = ("context.length_end = 0.3",)
-EVALUATED = ("run.evaluations = [@evaluation.focus_quality]",)
+EVALUATED = ("run.evaluations = [@evaluation.focus_quality]", "evaluation.every = 1024")
 
 
 def checked(smoke, *settings):

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 
 import pytest
 
@@ -16,11 +17,17 @@ class Store(dict):
 
     silent = False
 
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
     def set(self, key, value):
+        assert not self.lock.locked(), "a request after one without an answer waits for ever"
         self[key] = value.encode()
 
     def check(self, keys):
         if self.silent:
+            self.lock.acquire()
             threading.Event().wait()
         return all(key in self for key in keys)
 
@@ -67,7 +74,7 @@ def test_a_rank_without_a_sign_of_life_is_named(ranks):
 
 
 def test_a_store_that_does_not_answer_names_rank_0(ranks, monkeypatch):
-    monkeypatch.setattr(stall.threading.Thread, "join", lambda self, timeout: None)
+    monkeypatch.setattr(stall.threading.Thread, "join", lambda self, timeout: time.sleep(0.1))
     ranks.store.silent = True
     assert "rank 0 of 3 stopped" in ranks.after(2 * LIMIT, None, "waits", "works")
 
