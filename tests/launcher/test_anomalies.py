@@ -37,7 +37,9 @@ def train(launches, *settings, **options):
 
 
 def replay(run_dir, *options):
-    return CliRunner().invoke(app, ["replay", str(run_dir), *options])
+    # Edited runs need --trust, which the cache remembers.
+    environment = {"MCFRAME_CACHE": str(run_dir.parent / "cache")}
+    return CliRunner().invoke(app, ["replay", str(run_dir), "--trust", *options], env=environment)
 
 
 def record_of(result):
