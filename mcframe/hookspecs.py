@@ -180,7 +180,7 @@ class Hooks:
         checkpoint_loaded             every rank, when a run resumes
         run_started                   every rank
           metrics_logged              rank 0: validation before the first step of a new run
-          checkpoint_saved            every rank, when due
+          checkpoint_saved            every rank, when due; steps later with checkpoint.asynchronous
           step_finished               every rank, each step; then, when due:
             metrics_logged            rank 0: a logging interval; then validation
             evaluated                 rank 0, each evaluation; then metrics_logged with their headlines
@@ -210,7 +210,7 @@ class Hooks:
         ```python
         @hookimpl
         def checkpoint_loaded(run, checkpoint):
-            note = json.loads((checkpoint / f"note-{run.rank}.json").read_text())
+            note = json.loads((run.directory / "notes" / f"{checkpoint.name}-{run.rank}.json").read_text())
         ```
         """
 
@@ -252,7 +252,10 @@ class Hooks:
 
     @hookspec
     def checkpoint_saved(self, run: RunInfo, checkpoint: Path) -> None:
-        """A checkpoint is complete in the folder `checkpoint`. Every rank.
+        """A checkpoint is complete in the folder `checkpoint`, and `run` is the run when it was taken. Every rank.
+
+        Write no file into the folder: a checkpoint with a foreign file counts as damaged. With checkpoint.asynchronous
+        the call comes some steps after the state was taken.
 
         ```python
         @hookimpl

@@ -28,7 +28,7 @@ from mcframe.training.build import (
     build_task,
     parameter_counts,
 )
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.engine_config import check_ranks
 from mcframe.training.flops import StepFlops
 from mcframe.training.probe import probe_focuses

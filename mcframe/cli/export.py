@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mcframe import __version__
 from mcframe.cli.options import Run, Trust, command
 from mcframe.cli.streams import echo
 from mcframe.files import replaced
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.run_directory import BOUND
 from mcframe.training.weights import load_weights, model_weights
 from mcframe.trust import check_links
@@ -27,7 +28,8 @@ def export(
     """Write a checkpoint's weights, float32, as safetensors; the run's configuration goes into its metadata."""
     checkpoint = find(run)
     check_links(checkpoint.path.parents[1], trust)
-    weights = model_weights(load_weights(checkpoint))
+    state = model_weights(load_weights(checkpoint))
+    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     config = checkpoint.path.parents[1] / BOUND
     facts = {"mcframe": __version__, "tokens": str(checkpoint.tokens)}
     if config.exists():

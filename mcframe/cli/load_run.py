@@ -16,7 +16,7 @@ from mcframe.modeling.model import MegaContextModel
 from mcframe.registry.discovery import INSTALLED, PluginOptions
 from mcframe.registry.load_from_path import NotLoaded, Spec
 from mcframe.training.build import build_model
-from mcframe.training.checkpoints import Checkpoint, find
+from mcframe.training.checkpoint_folder import Checkpoint, find
 from mcframe.training.provenance import reopened
 from mcframe.training.run_directory import BOUND, PROVENANCE
 from mcframe.training.weights import load_weights, model_weights

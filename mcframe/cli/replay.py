@@ -22,7 +22,7 @@ from mcframe.registry.discovery import PluginOptions
 from mcframe.training.anomaly import Origin, find_origin, restore
 from mcframe.training.anomaly_record import WEIGHTS, AnomalyRecord, random_from, records
 from mcframe.training.build import build_step
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.random_states import restore_random_states
 from mcframe.training.train_step import StepBatch, TrainStep
 from mcframe.training.weights import load_weights, start_from

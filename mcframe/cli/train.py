@@ -30,7 +30,8 @@ from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import Registry
 from mcframe.training.build import Components, build_components
 from mcframe.training.callbacks.plugins import PluginCallbacks
-from mcframe.training.checkpoints import Checkpoint, load
+from mcframe.training.checkpoint_folder import Checkpoint
+from mcframe.training.checkpoints import load
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
 from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, write_record
 from mcframe.training.resume_rules import as_table, check_data, data_identity, differences
@@ -68,7 +69,8 @@ def train_in_group(options: argparse.Namespace) -> int:
     loaded = load_run_config(options.gin, options.set, plugins, baseline)
     for warning in loaded.registry.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False)
-    run_plan = plan(run_name(Path(options.gin[-1]).stem, baseline), options.run_dir, options.resume)
+    name, on_damage = run_name(Path(options.gin[-1]).stem, baseline), loaded.run_config.checkpoint.on_damage
+    run_plan = plan(name, options.run_dir, options.resume, on_damage)
     check_links(run_plan.directory, options.trust)
     run_plan = replace(run_plan, bindings=loaded.config.parameters())
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint

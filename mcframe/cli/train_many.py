@@ -30,7 +30,7 @@ from mcframe.errors import raise_interrupt
 from mcframe.files import replaced
 from mcframe.registry.discovery import PluginOptions
 from mcframe.training.build import Components, build_components, validation_windows
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.engine import prepare_environment
 from mcframe.training.weights import load_weights
 

@@ -107,11 +107,16 @@ class CheckpointConfig:
 
     Attributes:
         every: Dataset tokens between checkpoints; 0 for the last only.
-        keep: Newest checkpoints that stay on disk.
+        keep: Newest checkpoints that stay on disk. Damaged ones do not count and are not deleted.
+        asynchronous: Write in the background: a step waits for the copy to memory only, and the copy stays in memory
+            until it is written.
+        on_damage: Where the newest checkpoint is damaged, resume from an older one with a warning, or stop.
     """
 
     every: NonNegativeInt = 50_000_000
     keep: Count = 2
+    asynchronous: bool = True
+    on_damage: Literal["older", "stop"] = "older"
 
 
 @dataclass(frozen=True, kw_only=True)

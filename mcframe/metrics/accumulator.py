@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,7 @@ class Accumulator:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._held: dict[_Key, Tensor] = {}
+        self._earlier: dict[_Key, Array] = {}  # of all ranks, before a change of their number
 
     def add(self, metrics: StepMetrics) -> None:
         """Add one micro-batch. Copies the tensors; does not synchronise with the host."""
@@ -102,6 +103,7 @@ class Accumulator:
         if world > 1:
             self._check_agreement(group)
         held, self._held = self._held, {}
+        earlier, self._earlier = self._earlier, {}
         summed = {key: value for key, value in held.items() if key[0] in _SUMMED}
         gathered = {key: value for key, value in held.items() if key not in summed}
         sums, own = self._flat(summed), self._flat(gathered)
@@ -118,15 +120,29 @@ class Accumulator:
         for _ in ranks:
             part, host = _split(host, gathered)
             parts.append(part)
-        return _reading(totals, {key: np.concatenate([part[key] for part in parts]) for key in gathered})
+        lists = {key: np.concatenate([part[key] for part in parts]) for key in gathered}
+        for key, value in earlier.items():
+            found = totals if key[0] in _SUMMED else lists
+            found[key] = _joined(key, value, found[key]) if key in found else value
+        return _reading(totals, lists)
 
     def state(self) -> dict[str, Any]:
         """Return this rank's unread interval on the host, for a checkpoint. Synchronises."""
-        return {"held": [(list(key), value.cpu().clone()) for key, value in self._held.items()]}
+        held = [(list(key), value.cpu().clone()) for key, value in self._held.items()]
+        return {"held": held, "earlier": [(list(key), value) for key, value in self._earlier.items()]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Replace the unread interval by one that `state` returned."""
+        """Replace the unread interval by one that `state` or `merge` returned."""
         self._held = {tuple(key): value.to(self.device, copy=True) for key, value in state["held"]}
+        self._earlier = {tuple(key): value for key, value in state["earlier"]}
+
+    @staticmethod
+    def merge(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return one state for every rank of another number of ranks, made from those of all ranks before."""
+        merged = {tuple(key): value for key, value in states[0]["earlier"]}  # equal on all ranks
+        for key, value in ((tuple(key), value.double().numpy()) for state in states for key, value in state["held"]):
+            merged[key] = _joined(key, merged[key], value) if key in merged else value
+        return {"held": [], "earlier": [(list(key), value) for key, value in merged.items()]}
 
     def _check_agreement(self, group: dist.ProcessGroup | None) -> None:
         # Collectives on tensors of different shapes abort without naming the metric, so compare names and shapes.
@@ -146,6 +162,13 @@ class Accumulator:
 
 def _concatenate(held: Tensor, new: Tensor) -> Tensor:
     return torch.cat((held, new))
+
+
+def _joined(key: _Key, before: Array, after: Array) -> Array:
+    """Return the values of two parts of an interval together; counts of another shape replace those before."""
+    if key[0] in _SUMMED:
+        return before + after if before.shape == after.shape else after
+    return np.concatenate((before, after))
 
 
 def _split(flat: Array, like: Mapping[_Key, Tensor]) -> tuple[dict[_Key, Array], Array]:

@@ -44,7 +44,8 @@ DECLARED_METRICS = {
     "train/update_ratio/{module}":
         ("fraction", "neither", "‖w - w′‖ / max(‖w‖, ‖w′‖), w′ at the last log line; at most 1,024 elements a tensor"),
     "train/validation_ms": ("ms", "lower", "one validation; not part of train/step_ms"),
-    "train/checkpoint_ms": ("ms", "lower", "writing one checkpoint, barriers included; not part of train/step_ms"),
+    "train/checkpoint_ms": ("ms", "lower", "time that a step waits for one checkpoint; not part of train/step_ms"),
+    "train/checkpoint_write_ms": ("ms", "lower", "writing one checkpoint to disk until it is complete on all ranks"),
     "train/tok_per_sec": ("tokens/s", "higher", "dataset tokens a second, all ranks"),
     "train/mfu": ("fraction", "higher", "fraction of the device's peak FLOP/s: 0.41 is 41 %; every context counts"),
     "train/hfu": ("fraction", "higher", "the same with recomputation in the backward pass"),

@@ -13,7 +13,7 @@ from mcframe.metrics.summary import ended_by_request
 from mcframe.registry.discovery import INSTALLED, PluginOptions
 from mcframe.sweep.grid import Grid, Row, line_of
 from mcframe.training import provenance
-from mcframe.training.checkpoints import checkpoints
+from mcframe.training.checkpoint_folder import checkpoints
 from mcframe.training.run_directory import BOUND
 
 Progress = Literal["new", "unfinished", "finished"]

@@ -31,7 +31,7 @@ from mcframe.metrics.catalogue import OF_THE_MACHINE
 from mcframe.testing.assertions import Skipped
 from mcframe.testing.kinds import LIMITED_BY_ZERO
 from mcframe.testing.plugin_under_test import PluginUnderTest
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.run_directory import METRICS, OPERATIVE
 from mcframe.training.weights import load_weights
 

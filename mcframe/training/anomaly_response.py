@@ -18,7 +18,8 @@ from mcframe.context.step_histograms import NO_POINT
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.errors import UserError
 from mcframe.training import anomaly_record as record
-from mcframe.training import checkpoints
+from mcframe.training.checkpoint_folder import find
+from mcframe.training.checkpoints import load
 from mcframe.training.nonfinite import not_finite
 from mcframe.training.recent_steps import LossWindow, RecentStep, RecentSteps
 from mcframe.training.step_undo import StepUndo
@@ -181,6 +182,7 @@ class AnomalyResponse:
             return record.complete_weights(trainer.engine.step, self._undo.before), "the step"
         if step is self.recent.last and trainer.engine.overflowed:
             return record.complete_weights(trainer.engine.step), "the step"
+        trainer.save_checkpoint.wait(trainer)
         last = trainer.save_checkpoint.last
         return None, last.name if last is not None else "the start"
 
@@ -203,8 +205,8 @@ class AnomalyResponse:
         trainer = self._trainer
         assert trainer.save_checkpoint.last is not None
         events, rollbacks, dropped = self._events, self.rollbacks + 1, [*self._dropped, step.position]
-        checkpoint = checkpoints.find(trainer.save_checkpoint.last)
-        trainer.restored = checkpoints.load(trainer.engine, checkpoint)
+        checkpoint = find(trainer.save_checkpoint.last)
+        trainer.restored = load(trainer.engine, checkpoint)
         trainer.save_checkpoint.restore(trainer, checkpoint)
         self._events, self.rollbacks, self._dropped = events, rollbacks, dropped
         trainer.rewind()

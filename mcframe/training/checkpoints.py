@@ -1,107 +1,42 @@
-"""Checkpoints: written atomically, the newest ones kept, resumed bit by bit.
-
-A checkpoint is a folder `checkpoints/tokens-N` of DeepSpeed's files, one `rank-R.pt` a rank (random states and the
-unread logging interval) and `complete.json`, which is written last. A complete folder is renamed to its final name.
-"""
+"""Checkpoints of an engine: what is in their files, whether it is finite, and how a run resumes from it bit by bit."""
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor
 
 from mcframe.errors import UserError
-from mcframe.files import is_full
+from mcframe.training import state_files
+from mcframe.training.checkpoint_folder import Checkpoint, checkpoints
+from mcframe.training.checkpoint_writer import CheckpointWriter, WriteJob, prepare_folder
 from mcframe.training.engine import Engine, barrier
+from mcframe.training.engine_state import put, take
 from mcframe.training.random_states import random_states
+from mcframe.training.rank_state import own_state
 
-COMPLETE = "complete.json"
-_ALMOST_NOTHING = 2**20
-_FAILED_WRITES = ("unexpected pos", "file write failed", "PytorchStreamWriter failed")
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, AssertionError, pickle.UnpicklingError)
-"""Exceptions of torch and DeepSpeed for files that are damaged, missing or of another model."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint on disk, and the content of its `complete.json`."""
-
-    path: Path
-    facts: Mapping[str, Any]
-
-    @property
-    def tokens(self) -> int:
-        """Dataset tokens that the run had read."""
-        return int(self.facts["tokens"])
-
-
-def checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """Return the complete checkpoints of a run, oldest first."""
-    found = [read(path.parent) for path in (run_dir / "checkpoints").glob(f"tokens-*/{COMPLETE}")]
-    return sorted(found, key=lambda checkpoint: checkpoint.tokens)
-
-
-def read(path: Path) -> Checkpoint:
-    """Return the checkpoint in this folder.
-
-    Raises:
-        UserError: `complete.json` cannot be read.
-    """
-    try:
-        return Checkpoint(path, json.loads((path / COMPLETE).read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a complete checkpoint: {error}",
-            remedy="Pass another one with --resume DIR, or remove this folder to resume from the checkpoint before it.",
-        ) from error
-
-
-def find(path: Path) -> Checkpoint:
-    """Return the checkpoint at a path, or the newest one of a run directory.
-
-    Raises:
-        UserError: There is none.
-    """
-    if (path / COMPLETE).exists():
-        return read(path)
-    found = checkpoints(path)
-    if not found:
-        raise UserError(
-            f"{path} holds no complete checkpoint",
-            remedy="Pass a run directory, or a folder checkpoints/tokens-N in it.",
-        )
-    return found[-1]
-
-
-def archive(run_dir: Path, tokens: int) -> None:
-    """Move checkpoints after `tokens`, of a branch that is no longer followed, to `checkpoints/superseded`."""
-    for later in checkpoints(run_dir):
-        if later.tokens > tokens:
-            archived = later.path.parent / "superseded" / later.path.name
-            shutil.rmtree(archived, ignore_errors=True)
-            archived.parent.mkdir(exist_ok=True)
-            os.rename(later.path, archived)
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, SafetensorError)
+"""Exceptions for files that are damaged, missing or of another model."""
 
 
 def save(
+    writer: CheckpointWriter,
     engine: Engine,
     run_dir: Path,
     position: Mapping[str, Any],
     shared: Mapping[str, Any],
     own: Mapping[str, Any],
     keep: int,
-) -> Path:
-    """Write a checkpoint and return its folder. Collective.
+) -> None:
+    """Copy the state to memory and start to write it; `writer.wait` returns the folder. Collective.
 
     Args:
+        writer: The writer of this rank. No checkpoint may be in flight.
         engine: The engine.
         run_dir: The run directory.
         position: `tokens`, the bindings and the data of the run; see `mcframe.training.resume_rules`.
@@ -110,36 +45,20 @@ def save(
         keep: The number of checkpoints to keep.
 
     Raises:
-        UserError: The folder is missing the file of a rank, or a file could not be written.
+        UserError: A tensor is not finite on some rank.
     """
     rank, tokens = dist.get_rank(), position["tokens"]
-    folder = run_dir / "checkpoints"
-    name = f"tokens-{tokens:015d}"
-    partial, final = folder / f".writing-{name}", folder / name
+    tensors, state = take(engine)
+    check_finite(tensors, tokens, run_dir)
+    for key, value in {"shared": shared, "own": {**own, "random": random_states()}}.items():
+        state[key] = state_files.encode(value, key, tensors)
     if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        prepare_folder(run_dir, tokens)
     barrier()
-    state = {**shared, "group_options": engine.group_options}
-    try:
-        engine.wrapped.save_checkpoint(str(folder), tag=partial.name, client_state=state, save_latest=False)
-        torch.save({**own, "random": random_states()}, partial / f"rank-{rank}.pt")
-    except (OSError, RuntimeError) as error:
-        raise _not_written(error, partial, run_dir) from error
-    barrier()
-    _check_complete(partial)
-    barrier()  # rank 0 must not rename the folder while another rank checks it
-    if rank == 0:
-        facts = {**position, "world_size": dist.get_world_size(), "zero_stage": engine.stage}
-        (partial / COMPLETE).write_text(json.dumps(facts) + "\n", "utf-8")
-        if final.exists():  # written before the run resumed from an older checkpoint
-            shutil.rmtree(final)
-        os.rename(partial, final)
-        others = [checkpoint.path for checkpoint in checkpoints(run_dir) if checkpoint.path != final]
-        for old in others[: max(0, len(others) - max(1, keep) + 1)]:
-            shutil.rmtree(old)
-    barrier()
-    return final
+    facts = {**position, "world_size": dist.get_world_size(), "zero_stage": engine.stage}
+    writer.start(
+        WriteJob(run_dir, tokens, lambda folder: [state_files.write(folder, rank, tensors, state).name], facts, keep)
+    )
 
 
 def load(engine: Engine, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -148,18 +67,13 @@ def load(engine: Engine, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[s
     Random states stay as they are; those of the checkpoint are `own["random"]`.
 
     Raises:
-        UserError: Ranks or ZeRO stage differ, or the files are damaged or do not fit the model.
+        UserError: The files are damaged, or do not fit the model, or a state of the optimizer cannot be carried to
+            these ranks and this ZeRO stage.
     """
-    facts, world = checkpoint.facts, dist.get_world_size()
-    if (facts["world_size"], facts["zero_stage"]) != (world, engine.stage):
-        raise UserError(
-            f"{checkpoint.path} was written by {facts['world_size']} rank(s) at ZeRO {facts['zero_stage']}; this run "
-            f"has {world} at ZeRO {engine.stage}",
-            remedy=f"Start {facts['world_size']} rank(s) with deepspeed.zero_stage = {facts['zero_stage']}.",
-        )
     try:
-        _, shared = engine.wrapped.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
-        own = torch.load(checkpoint.path / f"rank-{dist.get_rank()}.pt", map_location="cpu", weights_only=False)
+        state = state_files.read(checkpoint.path)
+        put(engine, state)
+        return state.value(0, "shared"), own_state(state, engine.stage)
     except UNREADABLE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -167,32 +81,33 @@ def load(engine: Engine, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[s
             remedy="If the model was changed, start a new run with --resume never. If files are damaged, remove the "
             "folder to resume from the checkpoint before it.",
         ) from error
-    engine.apply_settings(shared.pop("group_options", None))
-    return shared, own
 
 
-def _not_written(error: Exception, partial: Path, run_dir: Path) -> Exception:
-    """Return the error for a checkpoint that could not be written, and remove what there is of it."""
-    files = sorted(partial.glob("*"), key=lambda file: file.stat().st_mtime_ns)
-    # torch raises "unexpected pos" for a write that failed, without the system's reason.
-    full = is_full(error) or shutil.disk_usage(partial if partial.exists() else run_dir).free < _ALMOST_NOTHING
-    if not full and not isinstance(error, OSError) and not any(text in str(error) for text in _FAILED_WRITES):
-        return error
-    shutil.rmtree(partial, ignore_errors=True)
-    reason = "no space left on the device" if full else f"cannot be written: {str(error).strip().splitlines()[0]}"
-    kept = checkpoints(run_dir)
-    resume = f"it resumes from {kept[-1].path}, which is kept" if kept else "no checkpoint is kept"
-    return UserError(
-        f"{files[-1] if files else partial}: {reason}; the checkpoint is not written",
-        remedy=f"Free space, or keep fewer checkpoints with checkpoint.keep, and repeat the command: {resume}.",
-    )
+def check_finite(tensors: Mapping[str, Tensor], tokens: int, run_dir: Path) -> None:
+    """Raise UserError, on every rank, if a weight or an optimizer state of any rank is not finite. Collective.
 
-
-def _check_complete(partial: Path) -> None:
-    """Raise UserError, on every rank, if the file of a rank is missing: the nodes have no common run directory."""
-    missing = [rank for rank in range(dist.get_world_size()) if not (partial / f"rank-{rank}.pt").exists()]
-    if missing:
+    Args:
+        tensors: The tensors of this rank by name, see `mcframe.training.engine_state`. Buffers may hold masks.
+        tokens: Dataset tokens so far.
+        run_dir: The run directory.
+    """
+    # The extremes of a tensor with a NaN are NaN: no tensor of its size is allocated.
+    bad = [
+        name
+        for name, each in tensors.items()
+        if name.startswith(("weights/", "optimizer/")) and each.is_floating_point() and each.numel()
+        and not torch.stack(each.aminmax()).isfinite().all()
+    ]  # fmt: skip
+    found = f"{bad[0]}" + (f" (and {len(bad) - 1} more tensors)" if len(bad) > 1 else "") if bad else ""
+    everywhere = [found] * dist.get_world_size()
+    if len(everywhere) > 1:
+        dist.all_gather_object(everywhere, found)
+    rank, named = next(((rank, each) for rank, each in enumerate(everywhere) if each), (0, ""))
+    if named:
+        kept = checkpoints(run_dir)
         raise UserError(
-            f"{partial}: missing the file of rank {missing[0]}; the nodes have different run directories",
-            remedy="Put the run directory on storage of all nodes with --run-dir DIR.",
+            f"{named} is not finite on rank {rank} after {tokens:,} tokens; no checkpoint is written",
+            remedy=(f"{kept[-1].path} is kept: " if kept else "")
+            + "lower optimizer.lr, and optimizer.muon.lr with Muon, or lengthen the warm-up of the schedule, and "
+            "repeat the command.",
         )

@@ -224,7 +224,7 @@ class Engine:
         self._schedule, self._steps = components.schedule, run_config.steps
         offload = run_config.deepspeed.offload_optimizer
         groups = optimizer_groups(step, self.param_groups)
-        self.wrapped, _, _, self._scheduler = deepspeed.initialize(
+        self.wrapped, _, _, self.scheduler = deepspeed.initialize(
             model=step,
             config=self.config,
             optimizer=lambda _: complete_optimizer(optimizer, groups, offload),
@@ -238,7 +238,7 @@ class Engine:
         # What the configuration sets, before any step or checkpoint changes it.
         self.group_options: list[dict[str, Any]] = [
             {name: value for name, value in group.items() if name not in ("params", "lr")}
-            for group in self._scheduler.optimizer.param_groups
+            for group in self.scheduler.optimizer.param_groups
         ]
 
     def _lr_factor(self, step: int) -> float:
@@ -291,12 +291,12 @@ class Engine:
                 self._unclipped_norm = torch.nn.utils.get_total_norm(gradients)
             self.wrapped.step()
             if complete and self.overflowed:
-                self._scheduler.step()  # DeepSpeed skips the schedule with the step, from ZeRO 1 on
+                self.scheduler.step()  # DeepSpeed skips the schedule with the step, from ZeRO 1 on
 
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step for parameters without a factor: `optimizer.lr` times the schedule's."""
-        return self._peak_lr * self._lr_factor(self._scheduler.last_epoch)
+        return self._peak_lr * self._lr_factor(self.scheduler.last_epoch)
 
     def apply_settings(self, before: Sequence[Mapping[str, Any]] | None) -> None:
         """Set the optimizer's options from this configuration; a checkpoint restores those of its own run.
@@ -305,19 +305,19 @@ class Engine:
             before: `group_options` of the run that wrote the checkpoint. Only options that differ from them are set:
                 some optimizers keep state among their options.
         """
-        groups = self._scheduler.optimizer.param_groups
+        groups = self.scheduler.optimizer.param_groups
         for group, was, now in zip(groups, before or self.group_options, self.group_options, strict=True):
             group.update({name: value for name, value in now.items() if name not in was or was[name] != value})
-        self._scheduler.base_lrs[:] = [options["initial_lr"] for options in self.group_options]
-        factor = self._lr_factor(self._scheduler.last_epoch)
-        self._scheduler._last_lr = [base * factor for base in self._scheduler.base_lrs]
-        for group, rate in zip(groups, self._scheduler.get_last_lr(), strict=True):
+        self.scheduler.base_lrs[:] = [options["initial_lr"] for options in self.group_options]
+        factor = self._lr_factor(self.scheduler.last_epoch)
+        self.scheduler._last_lr = [base * factor for base in self.scheduler.base_lrs]
+        for group, rate in zip(groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer that the plug-in has built. From ZeRO 1 on it holds DeepSpeed's flat partitions."""
-        built: torch.optim.Optimizer = self._scheduler.optimizer
+        built: torch.optim.Optimizer = self.scheduler.optimizer
         return built
 
     @property

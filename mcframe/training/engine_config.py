@@ -35,6 +35,7 @@ def engine_config(run_config: RunConfig, optimizer: Optimizer, micro_batch: int,
     """
     settings = run_config.deepspeed
     _refuse_owned(settings.settings)
+    _refuse_nvme(settings.settings)
     config: dict[str, Any] = {
         "train_batch_size": run_config.sequences,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -96,6 +97,19 @@ def _refuse_owned(settings: Mapping[str, Any]) -> None:
                 f"deepspeed.settings: {path!r} is set by mcframe from {binding}",
                 binding="deepspeed.settings",
                 remedy=f"Remove {path!r} from deepspeed.settings and use {binding}.",
+            )
+
+
+def _refuse_nvme(settings: Mapping[str, Any]) -> None:
+    """Raise UserError for states on NVMe, or partly on the GPU: checkpoints are taken from the memory of one device."""
+    zero = settings.get("zero_optimization")
+    for name in ("offload_optimizer", "offload_param"):
+        offload = zero.get(name) if isinstance(zero, Mapping) else None
+        if isinstance(offload, Mapping) and (offload.get("device") == "nvme" or offload.get("ratio", 1.0) != 1.0):
+            raise UserError(
+                f"deepspeed.settings: expected zero_optimization.{name} in memory, got {dict(offload)}",
+                binding="deepspeed.settings",
+                remedy="Set its device to 'cpu', or remove it; omit ratio.",
             )
 
 

@@ -16,7 +16,7 @@ from mcframe.registry.attribution import is_third_party, last_line
 from mcframe.registry.checks import ContractError
 from mcframe.training.anomaly import Origin, find_origin, restore, usable
 from mcframe.training.build import build_step, plugin_name
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.recent_steps import RecentStep
 from mcframe.training.weights import load_weights, start_from
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Recorder:
         self.last: dict[str, float] = {}
         self.warnings: dict[str, None] = {}
         self.unshown: list[dict[str, float]] = []
+        self.shown = (0, frozenset[str]())
         self._reported: frozenset[str] = frozenset()
 
     def start(self) -> None:
@@ -73,10 +74,13 @@ class Recorder:
             rows = [row for name in (METRICS, TEXTS) for row in rows_from(directory / name, tokens)]
             self._reported = frozenset(name for row in rows if row["tokens"] == tokens for name in _names(row))
 
-    def replay(self) -> bool:
+    def replay(self, before: Collection[str]) -> bool:
         """Pass on what an earlier session has reported after the checkpoint, and return whether that was all.
 
         Callbacks of plug-ins and the summary become what they are in an uninterrupted run. Collective.
+
+        Args:
+            before: Names of metrics that were reported before the checkpoint: callbacks have received them.
         """
         found: list[list[dict[str, Any]] | None] = [None]
         if self._rank == 0:
@@ -92,7 +96,8 @@ class Recorder:
             if not all(name.startswith("train/checkpoint") for name in metrics):  # which no callback receives
                 self.first = {**metrics, **self.first}
                 self.last |= metrics
-                self._callbacks.on_metrics(self._state.tokens, metrics)
+                if not metrics.keys() <= set(before):
+                    self._callbacks.on_metrics(self._state.tokens, metrics)
         self.unshown = []
         return True
 
@@ -122,6 +127,8 @@ class Recorder:
         Called after the checkpoint of their step, which holds them in case that the run is killed before.
         """
         unshown, self.unshown = self.unshown, []
+        tokens, names = self.shown if self.shown[0] == self._state.tokens else (self._state.tokens, frozenset[str]())
+        self.shown = tokens, names.union(*unshown)
         for metrics in unshown:
             self.write(metrics)
             self.progress.line(metrics, self._state.tokens)

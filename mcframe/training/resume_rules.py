@@ -15,7 +15,7 @@ from mcframe.data.token_file import token_file
 from mcframe.errors import UserError
 from mcframe.metrics.tables import FittedTable
 from mcframe.training.build import Components
-from mcframe.training.checkpoints import Checkpoint
+from mcframe.training.checkpoint_folder import Checkpoint
 
 APPLIED, REFUSED, IGNORED = "applied", "refused", "ignored"
 DATA = "accepted if the tokens are the same"
@@ -28,7 +28,7 @@ RULES = (
     (r"run\.(batch_tokens|seed|gistnet|lensnet|positions|optimizer|trainable)", REFUSED),
     (r"(gpt|gistnet|lensnet|positions)\..*", REFUSED),
     (r"context\.(window|block_size|levels|slots)", REFUSED),
-    (r"deepspeed\.(zero_stage|precision)", REFUSED),
+    (r"deepspeed\.precision", REFUSED),
 )
 """Patterns of bindings and their effect; the first that matches holds. All other bindings are applied.
 

@@ -18,7 +18,7 @@ import torch
 from mcframe.errors import UserError
 from mcframe.files import replaced
 from mcframe.safe_text import redacted
-from mcframe.training.checkpoints import Checkpoint, checkpoints, find
+from mcframe.training.checkpoint_folder import Checkpoint, find, newest
 from mcframe.trust import remember
 
 METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operative.gin", "provenance.json"
@@ -33,7 +33,7 @@ class RunPlan:
     bindings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
+def plan(name: str, run_dir: Path | None, resume: str, on_damage: str = "older") -> RunPlan:
     """Return the directory and the checkpoint. They depend on the file system only, and are equal on every rank.
 
     Args:
@@ -41,9 +41,10 @@ def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
         run_dir: The directory, if the command line has one.
         resume: `auto` resumes if the directory has a checkpoint, `never` takes a new directory; otherwise the run
             directory or checkpoint to resume from.
+        on_damage: `older` or `stop`; see `checkpoint.on_damage`.
 
     Raises:
-        UserError: The checkpoint to resume from does not exist, or a run would be overwritten.
+        UserError: The checkpoint to resume from does not exist or is damaged, or a run would be overwritten.
     """
     directory = run_dir or Path("runs") / name
     if resume == "never":
@@ -55,8 +56,7 @@ def plan(name: str, run_dir: Path | None, resume: str) -> RunPlan:
         return RunPlan(directory if run_dir is not None else _unused(directory), None)
     if resume != "auto":
         return RunPlan(directory, find(Path(resume)))
-    found = checkpoints(directory)
-    return RunPlan(directory, found[-1] if found else None)
+    return RunPlan(directory, newest(directory, on_damage))
 
 
 def _unused(directory: Path) -> Path:

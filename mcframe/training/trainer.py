@@ -115,6 +115,7 @@ class Trainer:
                 status = self._train()
                 recorder.loggers.close()
         except Exception as error:
+            self.save_checkpoint.give_up(error)
             try:
                 recorder.loggers.close()
             except Exception as another:  # noqa: BLE001 - a full disk fails twice; the hook is called all the same
@@ -125,8 +126,7 @@ class Trainer:
 
     def _train(self) -> str:
         """Return the status at the end: `finished`, `interrupted`, or `stopped` by a callback."""
-        if self.plan.checkpoint is not None:
-            self.save_checkpoint.restore(self, self.plan.checkpoint)
+        self.save_checkpoint.start(self)
         self.recorder.start()
         self.first_step = self.announced = self.state.step
         status, stop_signal = "finished", StopSignal()
@@ -146,10 +146,12 @@ class Trainer:
                 self.step()
                 self.plugins.settle(self.accumulator, stop_signal)
                 self._run_callbacks(stop_signal, save=stop_signal.agreed() > 0)  # before what may take long
+                self.save_checkpoint.poll(self, stop_signal)
                 if (number := stop_signal.agreed()) and not self.state.finished:
                     status, self.stopped_by = "interrupted", number
                     self.save_checkpoint(self)
                     break
+            self.save_checkpoint.wait(self)
         finally:
             stop_signal.restore()
             self.loader.close()
@@ -243,14 +245,16 @@ class Trainer:
     def _report_again(self) -> None:
         """Do not repeat in a resumed run what was reported after its checkpoint; what was not comes next."""
         left = self.recorder.unshown or any(callback.due(self) for callback in self.callbacks)
-        if self.plan.checkpoint is not None and left and self.recorder.replay():
+        if self.plan.checkpoint is not None and left and self.recorder.replay(self.reported_before):
             for callback in self.callbacks:
                 callback.last_tokens = self.state.tokens
 
     def reports(self) -> dict[str, Any]:
         """Return what a run resumed from here has to report first: metrics, and what has been done at which tokens."""
         done = {type(callback).__name__: callback.last_tokens for callback in self.callbacks}
-        return {"metrics": [dict(metrics) for metrics in self.recorder.unshown], "done": done}
+        tokens, names = self.recorder.shown
+        shown = sorted(names) if tokens == self.state.tokens else []
+        return {"metrics": [dict(metrics) for metrics in self.recorder.unshown], "done": done, "shown": shown}
 
     def restore_reports(self, reports: Mapping[str, Any] | None) -> None:
         """Restore the result of `reports`. None, of an older checkpoint, stands for nothing left to report."""
@@ -258,6 +262,7 @@ class Trainer:
             done = {} if reports is None else reports["done"]
             callback.last_tokens = done.get(type(callback).__name__, self.state.tokens)
         self.recorder.unshown = [dict(metrics) for metrics in reports["metrics"]] if reports else []
+        self.reported_before = reports["shown"] if reports else []
 
     def warn_of_first_interval(self, metrics: Mapping[str, float]) -> None:
         """Print what the first logging interval shows of plug-ins that go wrong quietly."""

@@ -63,7 +63,7 @@ class UpdateRatio:
         return self._before.cpu()
 
     def restore(self, state: Tensor | None) -> None:
-        """Restore the value of `state`; None, in old checkpoints, stands for the current weights."""
+        """Restore the value of `state`; None stands for the current weights."""
         self._before = self._sample() if state is None else state.to(self.device, copy=True)
 
     @torch.no_grad()

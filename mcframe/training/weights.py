@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from mcframe.errors import UserError
 from mcframe.files import user_path
-from mcframe.training.checkpoints import UNREADABLE, Checkpoint, find
+from mcframe.training.checkpoint_folder import Checkpoint, find
+from mcframe.training.checkpoints import UNREADABLE
+from mcframe.training.engine_state import weights
+from mcframe.training.state_files import read
 from mcframe.training.train_step import TrainStep
 
 MODEL = "model."
@@ -16,33 +20,28 @@ MODEL = "model."
 TITLES = {"gpt": "base model", "gistnet": "GistNet", "lensnet": "LensNet"}
 
 
-def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return name -> float32 tensor of the train step.
+def load_weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the state dict of the train step: float32 weights, buffers, and extra states of third-party modules.
 
     Raises:
         UserError: The files are damaged.
     """
     try:
-        stage, weights = checkpoint.facts["zero_stage"], {}
-        if stage < 3:
-            path = checkpoint.path / "mp_rank_00_model_states.pt"
-            weights = torch.load(path, map_location="cpu", weights_only=False)["module"]
-        if stage > 0:
-            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-            # float32; at ZeRO 1 without the frozen parts.
-            trained = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
-            weights = {**weights, **trained}
+        found = weights(read(checkpoint.path))
     except UNREADABLE as error:
         raise UserError(
             f"{checkpoint.path} cannot be read: {error}", remedy="pass an older checkpoint, checkpoints/tokens-N"
         ) from error
-    return {name: tensor.detach().float().contiguous().clone() for name, tensor in weights.items()}
+    return {name: value.float() if _is_floating(value) else value for name, value in found.items()}
 
 
-def model_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _is_floating(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def model_weights(state: dict[str, Any]) -> dict[str, Any]:
     """Return the weights of the model alone, under the names of `MegaContextModel.state_dict()`."""
-    return {name.removeprefix(MODEL): tensor for name, tensor in weights.items() if name.startswith(MODEL)}
+    return {name.removeprefix(MODEL): value for name, value in state.items() if name.startswith(MODEL)}
 
 
 def start_from(step: TrainStep, path: str) -> str:
@@ -59,10 +58,10 @@ def start_from(step: TrainStep, path: str) -> str:
         UserError: The base model does not fit.
     """
     checkpoint = find(user_path(path, "run.start_from"))
-    weights = load_weights(checkpoint)
+    state = load_weights(checkpoint)
     loaded, new = [], []
     for prefix, title, module in _parts(step):
-        saved = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        saved = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if mismatch := _mismatch(module, saved):
             if prefix == f"{MODEL}gpt.":
                 raise UserError(
@@ -88,12 +87,12 @@ def _parts(step: TrainStep) -> list[tuple[str, str, nn.Module]]:
     ]
 
 
-def _mismatch(module: nn.Module, saved: dict[str, Tensor]) -> str | None:
+def _mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:
     """Return the first reason why `saved` is not a state of the module, or None."""
     own = module.state_dict()
     if different := sorted(own.keys() ^ saved.keys()):
         return f"{different[0]} exists in one of them only"
     for key, value in own.items():
-        if value.shape != saved[key].shape:
+        if isinstance(value, Tensor) and value.shape != saved[key].shape:
             return f"{key}: expected shape {list(value.shape)}, got {list(saved[key].shape)}"
     return None

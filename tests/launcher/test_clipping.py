@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.weights import load_weights
 
 pytestmark = pytest.mark.launcher

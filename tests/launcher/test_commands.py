@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mcframe.cli.app import app
 from mcframe.config.run_config import load_run_config
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.weights import load_weights, model_weights
 from tests.support.shared_runs import PLAIN, UNTRAINED
 
@@ -160,10 +160,9 @@ def test_both_zero_stages_export_the_same_model(mcframe, plain_run, sharded_run,
         torch.testing.assert_close(sharded[name], tensor, rtol=0, atol=1e-3)
     sampled = mcframe("sample", sharded_run.run_dir, "--prompt", "def ", "--temperature", 0, "--length", 4)
     assert sampled.exit_code == 0, sampled.output
-    # The weights are those that DeepSpeed wrote, not those before training.
-    (file,) = find(plain_run.run_dir).path.glob("mp_rank_00_model_states.pt")
-    written = torch.load(file, weights_only=False)["module"]
-    assert all(torch.equal(written[f"model.{name}"], tensor) for name, tensor in plain.items())
+    # The weights are those after training.
+    written = load_file(find(plain_run.run_dir).path / "rank-0.safetensors")
+    assert all(torch.equal(written[f"weights/model.{name}"], tensor) for name, tensor in plain.items())
     assert plain["gpt.blocks.0.down.weight"].abs().max() > 0  # starts at zero
 
 

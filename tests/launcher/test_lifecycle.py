@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mcframe.cli.app import app
 from mcframe.config.run_config import load_run_config
 from mcframe.training.build import build_step
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.weights import load_weights
 
 pytestmark = pytest.mark.launcher
@@ -111,6 +111,7 @@ SETTINGS = (
     "validation.windows = 4",
     f"validation.every = {2 * STEP}",
     f"checkpoint.every = {STEP}",
+    "checkpoint.asynchronous = False",  # the order of hooks would depend on the disk
     f"evaluation.every = {2 * STEP}",
     "run.evaluations = [@evaluation.gist_quality]",
     "evaluation.gist_quality.windows = 4",

@@ -10,7 +10,7 @@ from mcframe.cli.app import app
 from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
 from mcframe.training.build import build_components, build_step
-from mcframe.training.checkpoints import find
+from mcframe.training.checkpoint_folder import find
 from mcframe.training.weights import load_weights
 
 pytestmark = pytest.mark.launcher

@@ -4,18 +4,12 @@ import re
 import shutil
 
 import pytest
-import torch
 
+from mcframe.training.state_files import read
 from mcframe_plugins.schedule.trapezoid import Trapezoid
+from tests.support.launches import EVERY_STEP, FOUR_STEPS, STEP
 
 pytestmark = pytest.mark.launcher
-
-STEP = 512
-EVERY_STEP = (
-    f"run.batch_tokens = {STEP}", f"logging.every = {STEP}", f"checkpoint.every = {STEP}", "validation.every = 0",
-    "validation.windows = 4",
-)  # fmt: skip
-FOUR_STEPS = (*EVERY_STEP, "checkpoint.keep = 9", f"run.total_tokens = {4 * STEP}")
 
 
 @pytest.fixture
@@ -58,17 +52,8 @@ def test_another_order_of_data_or_model_is_refused_and_changes_nothing(launches,
 
 
 def options_of(checkpoint):
-    """Return the parameter groups in the states of the optimizer of a checkpoint."""
-    found, left = [], [torch.load(file, weights_only=False) for file in checkpoint.glob("*_rank_*")]
-    while left:
-        item = left.pop()
-        if isinstance(item, dict) and "weight_decay" in item:
-            found.append(item)
-        elif isinstance(item, dict):
-            left += [value for name, value in item.items() if name != "group_options"]
-        elif isinstance(item, list | tuple):
-            left += item
-    return found
+    """Return the parameter groups of the optimizer of a checkpoint."""
+    return read(checkpoint).value(0, "options")
 
 
 @pytest.mark.parametrize(

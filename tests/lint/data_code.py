@@ -36,13 +36,6 @@ ALLOWED = {
     ("mcframe/testing/requirements.py", "importlib.import_module"): "a module of mcframe, from a constant table",
     ("mcframe/testing/model_parts.py", "pickle.loads"): "the bytes that the line itself has pickled",
     ("mcframe/testing/any_kind.py", "pickle.loads"): "the bytes that the line itself has pickled",
-    (
-        "mcframe/training/checkpoints.py",
-        "engine.wrapped.load_checkpoint",
-    ): "until checkpoints have a format of their own",
-    ("mcframe/training/checkpoints.py", "torch.load without weights_only=True"): "likewise",
-    ("mcframe/training/weights.py", "torch.load without weights_only=True"): "likewise",
-    ("mcframe/training/weights.py", "get_fp32_state_dict_from_zero_checkpoint"): "likewise",
     ("plugins/folder.py", "importlib.import_module"): "a module of the package, by the names of its files",
 }
 """(file, call) -> why it executes no code from data."""

@@ -29,6 +29,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "mcframe" / "run.py"
 SMOKE = ROOT / "gin" / "smoke.gin"
 TIMEOUT_S = 300.0
+STEP = 512
+"""Tokens of a step of the runs of several files of tests."""
+EVERY_STEP = (
+    f"run.batch_tokens = {STEP}", f"logging.every = {STEP}", f"checkpoint.every = {STEP}", "validation.every = 0",
+    "validation.windows = 4",
+)  # fmt: skip
+FOUR_STEPS = (*EVERY_STEP, "checkpoint.keep = 9", f"run.total_tokens = {4 * STEP}")
 FORKS = not torch.cuda.is_available()
 """Whether ranks can be forked: a forked process cannot use a GPU."""
 

@@ -9,24 +9,35 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from mcframe.config.training_schema import CheckpointConfig
+from mcframe.errors import is_lost_connection
+from mcframe.hookspecs import RunInfo
 from mcframe.training import checkpoints
 from mcframe.training.callbacks.base import TrainerCallback
-from mcframe.training.random_states import restore_random_states
+from mcframe.training.checkpoint_folder import Checkpoint
+from mcframe.training.checkpoint_writer import CheckpointWriter, archive, remove_leftovers
+from mcframe.training.random_states import restore_random_states, seed_random_states
+from mcframe.training.stop_signal import StopSignal
 
 if TYPE_CHECKING:
     from mcframe.training.trainer import Trainer
+
+_LAST_WAIT_S = 60.0
+"""Seconds that a run that has failed waits for a checkpoint in flight."""
 
 
 class SaveCheckpoint(TrainerCallback):
     """Write a checkpoint of everything that a run needs to resume.
 
     Attributes:
-        last: The folder of the newest checkpoint of the run, None before the first.
+        last: The folder of the newest complete checkpoint of the run, None before the first.
     """
 
     def __init__(self, config: CheckpointConfig) -> None:
         super().__init__(config.every)
-        self._keep = config.keep
+        self._keep, self._asynchronous = config.keep, config.asynchronous
+        store = dist.distributed_c10d._get_default_store()
+        self._writer = CheckpointWriter(store, dist.get_rank(), dist.get_world_size())
+        self._saved: RunInfo | None = None  # the run at the checkpoint in flight
         self.last: Path | None = None
 
     def due(self, trainer: Trainer) -> bool:
@@ -34,16 +45,30 @@ class SaveCheckpoint(TrainerCallback):
         first = self.last_tokens < 0 and trainer.state.step > 0 and trainer.run_config.anomaly.reacts("roll_back")
         return first or super().due(trainer)
 
+    def start(self, trainer: Trainer) -> None:
+        """Remove what a killed run left, and restore the checkpoint of the plan, if there is one. Collective."""
+        if dist.get_rank() == 0:
+            remove_leftovers(trainer.plan.directory)
+        if trainer.plan.checkpoint is not None:
+            self.restore(trainer, trainer.plan.checkpoint)
+
     def run(self, trainer: Trainer) -> None:
-        """Write a checkpoint. Anomalies have been resolved: see `AnomalyResponse.resolve`."""
+        """Write a checkpoint, or start to, if checkpoints are asynchronous. Waits for the one before.
+
+        Raises:
+            UserError: The state is not finite on some rank, so that no good checkpoint is replaced; or the checkpoint
+                before could not be written. Anomalies have been resolved: see `AnomalyResponse.resolve`.
+        """
         started = time.monotonic()
+        self.wait(trainer)
         states: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(states, trainer.loader.state())
+        recorder = trainer.recorder
         shared = {
             "step": trainer.state.step,
             "loader": trainer.loader.merge(states),
-            "first": trainer.recorder.first,
-            "last": trainer.recorder.last,
+            "first": dict(recorder.first),
+            "last": dict(recorder.last),
             "reports": trainer.reports(),
             "anomalies": trainer.anomalies.state(),
         }
@@ -54,26 +79,52 @@ class SaveCheckpoint(TrainerCallback):
             "callbacks": trainer.plugins.state(),
         }
         position = {"tokens": trainer.state.tokens, "bindings": dict(trainer.plan.bindings), "data": trainer.data}
-        self.last = checkpoints.save(trainer.engine, trainer.plan.directory, position, shared, own, self._keep)
-        recorder = trainer.recorder
-        recorder.hooks.checkpoint_saved(recorder.info(), self.last)
+        directory, self._saved = trainer.plan.directory, recorder.info()
+        checkpoints.save(self._writer, trainer.engine, directory, position, shared, own, self._keep)
+        if not self._asynchronous:
+            self.wait(trainer)
         # Not part of the checkpoint: a run resumed from here resumes from the figures of the last interval.
         recorder.write({"train/checkpoint_ms": 1000 * (time.monotonic() - started)})
 
-    def restore(self, trainer: Trainer, checkpoint: checkpoints.Checkpoint) -> None:
-        """Resume from a checkpoint, which has been loaded before. Collective."""
+    def poll(self, trainer: Trainer, stop_signal: StopSignal) -> None:
+        """Announce a checkpoint that has become complete. Collective while one is in flight."""
+        if self._writer.in_flight and not stop_signal.any_rank([not self._writer.finished])[0]:
+            self.wait(trainer)
+
+    def wait(self, trainer: Trainer) -> None:
+        """Wait until a checkpoint in flight is complete, and announce it. Every rank must call it.
+
+        Raises:
+            UserError: It could not be written, on every rank.
+        """
+        written = self._writer.wait()
+        if written is not None:
+            self.last = written.path
+            assert self._saved is not None
+            trainer.recorder.hooks.checkpoint_saved(self._saved, self.last)
+            trainer.recorder.write({"train/checkpoint_write_ms": 1000 * written.seconds})
+
+    def give_up(self, error: Exception) -> None:
+        """Let a checkpoint in flight become complete after an error of the run, if every rank may still write."""
+        self._writer.give_up(0 if is_lost_connection(error) else _LAST_WAIT_S)
+
+    def restore(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+        """Resume from a checkpoint, which has been loaded before."""
         assert trainer.restored is not None
         shared, own = trainer.restored
-        restore_random_states(own["random"])
+        if own["random"] is None:  # of a rank that the run has not had before
+            seed_random_states(trainer.run_config.seed, checkpoint.tokens, dist.get_rank())
+        else:
+            restore_random_states(own["random"])
         if dist.get_rank() == 0:
-            checkpoints.archive(trainer.plan.directory, checkpoint.tokens)
+            archive(trainer.plan.directory, checkpoint.tokens)
         trainer.state.step = shared["step"]
         trainer.recorder.first, trainer.recorder.last = shared["first"], shared["last"]
         trainer.restore_reports(shared.get("reports"))
         trainer.loader.restore(shared["loader"])
         trainer.anomalies.restore(shared.get("anomalies"))
         trainer.accumulator.restore(own["accumulator"])
-        trainer.update_ratio.restore(own.get("weights"))
-        trainer.plugins.restore(own.get("callbacks", {}))
+        trainer.update_ratio.restore(own["weights"])
+        trainer.plugins.restore(own["callbacks"])
         self.last, self.last_tokens = checkpoint.path, trainer.state.tokens
         trainer.recorder.hooks.checkpoint_loaded(trainer.recorder.info(), checkpoint.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from mcframe.context.step_metrics import StepMetrics
 from mcframe.errors import UserError, require
 from mcframe.hookspecs import Callback, CallbackRun, CallbackStep, RunInfo
 from mcframe.metrics.accumulator import Accumulator
+from mcframe.training.state_files import encode
 from mcframe.training.stop_signal import StopSignal
 from mcframe.training.train_step import TrainStep
 from mcframe.training.watchers import Watchers
@@ -148,7 +148,7 @@ def _subject(callback: str) -> str:
 def _checked_state(callback: Callback) -> dict[str, Any]:
     """Return the state of a callback, which a checkpoint must be able to hold."""
     state = callback.state_dict()
-    pickle.dumps(state)
+    encode(state, "state_dict()", {})
     return state
 
 

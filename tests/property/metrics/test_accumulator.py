@@ -243,6 +243,9 @@ def test_resuming_with_other_blocks_discards_the_counts_of_the_checkpoint():
     accumulator.add(coarse)
     accumulator.add(coarse)
     assert np.array_equal(accumulator.read().counts["mc/lens_score"], np.full((3, 20), 2))
+    accumulator.restore(Accumulator.merge([filled([1]).state(), filled([2]).state()]))
+    accumulator.add(coarse)
+    assert np.array_equal(accumulator.read().counts["mc/lens_score"], np.ones((3, 20)))
 
 
 # ---- ranks ---------------------------------------------------------------------------------------
@@ -255,6 +258,12 @@ def two_ranks(rank, rendezvous):
         dist.all_gather_object(readings, accumulator.read())
         assert_same(*readings)
         assert_same(readings[rank], expected, rel=1e-12)
+        resumed, again = Accumulator(), Accumulator()  # of three ranks, and once more before it is read
+        resumed.restore(Accumulator.merge([filled(seeds).state() for seeds in ([0, 1, 2], [3, 4], [5])]))
+        resumed.add(micro_batch(6 + rank))
+        again.restore(resumed.state())
+        assert_same(again.read(), expected, rel=1e-12)
+        assert again.read().metrics == {}
         accumulator.add(micro_batch(0, pairs=3 + rank))
         with pytest.raises(RuntimeError, match="ranks disagree"):
             accumulator.read()

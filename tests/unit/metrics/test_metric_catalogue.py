@@ -23,7 +23,7 @@ mc/pref_span_corr mc/pref_score_corr
 mc/gist_kl mc/gist_delta_penalty
 mc/build_ms mc/variant_ms mc/variant_pack_ms mc/lens_ms mc/other_ms mc/controller_ms mc/overhead_ms
 train/step_ms train/data_ms train/base_ms train/losses_ms train/metrics_ms train/backward_ms train/optimizer_ms
-train/validation_ms train/checkpoint_ms train/hfu train/memory_gib_max train/rss_gib_max
+train/validation_ms train/checkpoint_ms train/checkpoint_write_ms train/hfu train/memory_gib_max train/rss_gib_max
 mc/focus_iterations mc/preference_strength mc/ema_kl mc/reconstruction_loss
 train/loss train/loss_lod0 train/lr train/grad_norm train/tok_per_sec train/mfu
 train/update_ratio/gpt.blocks.11 train/update_ratio/gistnet

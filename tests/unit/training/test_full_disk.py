@@ -1,49 +1,51 @@
 """A checkpoint for which the disk has no space: the file is named, and what is kept."""
 
-import json
-from types import SimpleNamespace
-
 import pytest
 import torch
+import torch.distributed as dist
 
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.errors import UserError
-from mcframe.training import checkpoints
+from mcframe.training.checkpoint_folder import checkpoints
+from mcframe.training.checkpoint_writer import CheckpointWriter, WriteJob, prepare_folder
 
 
-@pytest.fixture
-def engine(monkeypatch):
-    """An engine whose checkpoint is a link to a full device."""
-    monkeypatch.setattr(checkpoints.dist, "get_rank", lambda: 0)
+def written(run_dir, tokens, write):
+    writer = CheckpointWriter(dist.HashStore(), 0, 1)
+    prepare_folder(run_dir, tokens)
+    writer.start(WriteJob(run_dir, tokens, write, {}, keep=1))
+    return writer.wait()
 
-    def save_checkpoint(folder, tag, **_):
-        file = f"{folder}/{tag}/mp_rank_00.pt"
-        (checkpoints.Path(file)).symlink_to("/dev/full")
-        torch.save({"weights": torch.zeros(2**16)}, file)
 
-    return SimpleNamespace(wrapped=SimpleNamespace(save_checkpoint=save_checkpoint), stage=0, group_options=[])
+def write_small(folder):
+    (folder / "small.pt").touch()
+    return ["small.pt"]
+
+
+def write_to_full_device(folder):
+    """Write to a link to a full device."""
+    (folder / "weights.pt").symlink_to("/dev/full")
+    torch.save({"weights": torch.zeros(2**16)}, folder / "weights.pt")
+    return ["weights.pt"]
 
 
 @pytest.mark.parametrize("earlier", [True, False])
-def test_a_full_disk_names_the_file_and_what_is_kept(engine, tmp_path, earlier):
+def test_a_full_disk_names_the_file_and_what_is_kept(tmp_path, earlier):
     if earlier:
-        kept = tmp_path / "checkpoints" / "tokens-000000000000001"
-        kept.mkdir(parents=True)
-        (kept / "complete.json").write_text(json.dumps({"tokens": 1}))
-    with pytest.raises(UserError, match=r"mp_rank_00\.pt: (no space|cannot be written)") as caught:
-        checkpoints.save(engine, tmp_path, {"tokens": 2}, {}, {}, keep=1)
+        written(tmp_path, 1, write_small)
+    with pytest.raises(UserError, match=r"weights\.pt: (no space|cannot be written)") as caught:
+        written(tmp_path, 2, write_to_full_device)
     assert ("tokens-000000000000001, which is kept" in caught.value.remedy) == earlier
-    assert [each.tokens for each in checkpoints.checkpoints(tmp_path)] == [1] * earlier
+    assert [each.tokens for each in checkpoints(tmp_path)] == [1] * earlier
     assert not list((tmp_path / "checkpoints").glob(".writing*"))
 
 
-def test_other_errors_of_a_checkpoint_pass(engine, tmp_path):
-    def fail(*_, **__):
+def test_other_errors_of_a_checkpoint_pass(tmp_path):
+    def fail(folder):
         raise RuntimeError("a bug")
 
-    engine.wrapped.save_checkpoint = fail
     with pytest.raises(RuntimeError, match="a bug"):
-        checkpoints.save(engine, tmp_path, {"tokens": 2}, {}, {}, keep=1)
+        written(tmp_path, 2, fail)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
-from mcframe.training.checkpoints import Checkpoint
+from mcframe.training.checkpoint_folder import Checkpoint
 from mcframe.training.resume_rules import differences
 
 

@@ -1,0 +1,109 @@
+"""Random corruptions of a checkpoint of a real run: each is found, and the checkpoint before is used."""
+
+import shutil
+
+import pytest
+
+from mcframe.errors import UserError
+from mcframe.training.checkpoint_folder import DamagedCheckpoint, checkpoints, find, newest
+from mcframe.training.run_directory import plan
+from tests.chaos.corrupt import corrupt
+from tests.support.launches import EVERY_STEP, FOUR_STEPS, STEP
+
+pytestmark = pytest.mark.launcher
+
+
+def name(step):
+    return f"tokens-{step * STEP:015d}"
+
+
+@pytest.fixture(scope="module")
+def trained(launches):
+    return launches.shared(*FOUR_STEPS).succeeded().run_dir
+
+
+def assert_found(trained, folder, seed, caplog):
+    """Corrupt the newest checkpoint, or the one before."""
+    run_dir = folder / f"run-{seed}"
+    for step in (2, 3, 4):
+        shutil.copytree(trained / "checkpoints" / name(step), run_dir / "checkpoints" / name(step))
+    shutil.copy(trained / "checkpoints" / "run-id", run_dir / "checkpoints")
+    damaged, intact = (name(4), name(3)) if seed % 5 else (name(3), name(4))
+    path = run_dir / "checkpoints" / damaged
+    done = corrupt(seed, path, run_dir / "checkpoints" / name(2))
+    caplog.clear()
+    assert newest(run_dir).path.name == intact, done
+    assert (damaged in caplog.text) == (damaged == name(4)), done
+    with pytest.raises(DamagedCheckpoint, match=damaged) as caught:
+        find(path)
+    assert "remedy" in str(caught.value), done
+    if damaged == name(4):
+        with pytest.raises(UserError, match=f"(?s){damaged}.*{intact}"):
+            plan("smoke", run_dir, "auto", "stop")
+    shutil.rmtree(run_dir)
+
+
+def test_random_corruptions_are_found(trained, tmp_path, caplog):
+    for seed in range(40):
+        assert_found(trained, tmp_path, seed, caplog)
+
+
+@pytest.mark.matrix
+def test_300_random_corruptions_are_found(trained, tmp_path, caplog):
+    for seed in range(1000, 1300):
+        assert_found(trained, tmp_path, seed, caplog)
+
+
+def test_a_run_resumes_before_a_damaged_checkpoint_and_keeps_it(launches, trained, tmp_path):
+    reference = launches.shared(*FOUR_STEPS)
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    done = corrupt(1, run_dir / "checkpoints" / name(4), run_dir / "checkpoints" / name(2))
+    (run_dir / "checkpoints" / f".writing-{name(9)}").mkdir()
+    (run_dir / "checkpoints" / f".deleting-{name(1)}").mkdir()
+    explicit = launches.run(*FOUR_STEPS, run_dir=run_dir, options=("--resume", str(run_dir / "checkpoints" / name(4))))
+    assert explicit.code == 2
+    assert f"{name(4)} is damaged" in explicit.text, done
+    result = launches.run(*FOUR_STEPS, run_dir=run_dir).succeeded()
+    assert result.text.count("warning: ") == 1
+    assert f"{name(4)} is damaged" in result.text
+    assert f"{name(3)} is used" in result.text
+    assert result.metrics == reference.metrics
+    assert [each.path.name for each in checkpoints(run_dir)] == [name(step) for step in (1, 2, 3, 4)]
+    assert (run_dir / "checkpoints" / "superseded" / name(4)).exists()
+    assert not list((run_dir / "checkpoints").glob(".*"))
+
+
+POISON = """
+from mcframe.hookspecs import Callback, hookimpl
+
+mcframe_api = "0.1"
+
+
+class Poison(Callback):
+    name = "poison"
+
+    def on_start(self, run):
+        self.steps = 0
+        parameter = next(run.model.parameters())
+        parameter.register_hook(lambda gradient: gradient * float("nan") if self.steps == 1 else gradient)
+
+    def after_step(self, step):
+        self.steps = step.step + 1
+
+
+@hookimpl
+def register_plugins(register):
+    register("poison", Poison)
+"""
+
+
+def test_state_that_is_not_finite_is_not_saved(launches, tmp_path):
+    """Muon reports no norm of the gradient, and the loss of the last step is that before its update."""
+    plugin = tmp_path / "poison.py"
+    plugin.write_text(POISON)
+    settings = ("run.optimizer = @optimizer.muon", "run.callbacks = [@callback.poison]", "checkpoint.keep = 1")
+    result = launches.run(*EVERY_STEP, *settings, f"run.total_tokens = {2 * STEP}", options=("--plugin", str(plugin)))
+    assert result.code == 2, result.output[-3000:]
+    assert "is not finite on rank 0 after 1,024 tokens; no checkpoint is written" in result.text
+    assert [each.path.name for each in checkpoints(result.run_dir)] == [name(1)]
+    assert not list((result.run_dir / "checkpoints").glob(".*"))
