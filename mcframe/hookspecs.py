@@ -218,6 +218,8 @@ class Hooks:
     def run_started(self, run: RunInfo) -> None:
         """The engine is built and, in a resumed run, loaded; the first step comes next. Every rank.
 
+        `config.gin` and `provenance.json` are written after that step.
+
         ```python
         @hookimpl
         def run_started(run):

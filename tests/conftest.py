@@ -22,6 +22,7 @@ from tests.support.launches import ROOT, SMOKE, Launches, Site  # noqa: E402
 
 # Background jobs of a shell ignore Ctrl-C, and so would all processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would ignore
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -55,7 +55,9 @@ def load_run(
         UserError: The run cannot be opened, or is not trusted and would need to be.
     """
     checkpoint = find(path)
-    loaded = load_settings(checkpoint.path.parents[1], files, overrides, plugins, trust)
+    archived = checkpoint.path.parent.name == "superseded"  # of a branch that the run no longer follows
+    directory = checkpoint.path.parents[2 if archived else 1]
+    loaded = load_settings(directory, files, overrides, plugins, trust)
     run_config = loaded.run_config
     tokenizer = run_config.tokenizer()
     model = build_model(run_config, tokenizer.vocab_size)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import typer
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -30,6 +29,7 @@ from mcframe.sweep.jobs import Job, Jobs, last_lines
 from mcframe.sweep.plan import PlannedRun, changes, plan, refuse_changed
 from mcframe.sweep.results import Comparison, RowResult, RunResult, compare, read_run
 from mcframe.sweep.runs import environment, jobs_of
+from mcframe.training.run_lock import RunLock
 
 EXIT_FAILED = 1
 _LOG_LINES = 12
@@ -80,25 +80,21 @@ class _Sweep:
     def run(self, parallel: int) -> int:
         """Train and evaluate what is missing, then write the report. Return the exit code."""
         refuse_changed(self.chosen)
-        self.out.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.out / ".lock", timeout=0):
-                jobs = jobs_of(self.grid, self.chosen, self.out)
-                finished = sum(run.progress == "finished" for run in self.chosen)
-                self.console.print(
-                    f"{len(self.chosen)} runs of {len({run.row.name for run in self.chosen})} rows in {self.out}; "
-                    f"{finished} finished, {len(jobs)} job(s) to do",
-                    highlight=False,
-                )
-                display = _Display(self.console, jobs, {run.name: run for run in self.chosen})
-                queue = Jobs(jobs, parallel=parallel, environment=environment(self.grid), changed=display.changed)
-                with display:
-                    queue.run(display.redraw)
-                self._report()
-        except Timeout as error:
-            raise UserError(
-                f"another mcframe sweep is at work in {self.out}", remedy="Wait for it, or pass another --out."
-            ) from error
+        with RunLock(self.out, "--out") as lock:
+            lock.take()
+            lock.confirm()
+            jobs = jobs_of(self.grid, self.chosen, self.out)
+            finished = sum(run.progress == "finished" for run in self.chosen)
+            self.console.print(
+                f"{len(self.chosen)} runs of {len({run.row.name for run in self.chosen})} rows in {self.out}; "
+                f"{finished} finished, {len(jobs)} job(s) to do",
+                highlight=False,
+            )
+            display = _Display(self.console, jobs, {run.name: run for run in self.chosen})
+            queue = Jobs(jobs, parallel=parallel, environment=environment(self.grid), changed=display.changed)
+            with display:
+                queue.run(display.redraw)
+            self._report()
         return self._exit_code(jobs, queue.stopped_by)
 
     def _report(self) -> None:

@@ -24,18 +24,22 @@ from mcframe.data.overlap import held_out_overlap
 from mcframe.errors import EXIT_USER_ERROR, UserError, is_lost_connection
 from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
-from mcframe.metrics.summary import is_reported
+from mcframe.metrics.summary import SUMMARY, is_reported
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import Registry
 from mcframe.training.build import Components, build_components
+from mcframe.training.callbacks.checkpoint import CHECKPOINT_MS, SaveCheckpoint
 from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.checkpoint_folder import Checkpoint
+from mcframe.training.checkpoint_writer import archive, remove_leftovers
 from mcframe.training.checkpoints import load
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
 from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, write_record
-from mcframe.training.resume_rules import as_table, check_data, data_identity, differences
-from mcframe.training.run_directory import OPERATIVE, RunPlan, add_provenance, plan, write_provenance
+from mcframe.training.random_states import seed_random_states
+from mcframe.training.resume_rules import as_table, check_data, check_same_run, data_identity, differences
+from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, remove_partial_files, write_provenance
+from mcframe.training.run_lock import RunLock
 from mcframe.training.stall import StallWatch
 from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
@@ -76,6 +80,8 @@ def train_in_group(options: argparse.Namespace) -> int:
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
     total = run_config.steps * run_config.batch_tokens
     if checkpoint is not None and checkpoint.tokens >= total and is_reported(run_plan.directory, checkpoint.tokens):
+        with loaded.explaining():
+            check_same_run(checkpoint, loaded.config)
         console.print(
             f"{run_plan.directory} is complete: {checkpoint.tokens:,} tokens. Increase "
             "run.total_tokens to continue, or pass --resume never to train again.",
@@ -90,51 +96,104 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     """Build the parts of a run in order and train. Return the exit code."""
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
     changed = differences(checkpoint, loaded.config) if checkpoint is not None else []
+    seed_random_states(run_config.seed, "build")
     components = build_components(run_config)
     # A checkpoint of this run brings its own weights.
     begun = None
     if run_config.start_from is not None and checkpoint is None:
         begun = start_from(components.step, run_config.start_from)
     device = start_distributed()
-    rank = dist.get_rank()
-    _check_shared(run_plan, loaded.registry)
-    engine = Engine(components, dist.get_world_size())
-    restored = None if checkpoint is None else _restore(checkpoint, components, engine, console)
-    # Until here nothing in the run directory has changed: a refused run leaves it as it was.
-    _print_start(loaded, run_plan, components, engine, begun, device, console)
-    if changed:
-        console.print(as_table(changed), highlight=False)
-    loggers = _loggers(loaded, run_plan, rank)  # before `operative` records which bindings have been read
-    if rank == 0:
-        write_provenance(run_plan.directory, loaded.config.bound(), write_record(run_plan.directory, loaded.registry))
-        with replaced(run_plan.directory / OPERATIVE) as partial:
-            partial.write_text(loaded.config.operative(), "utf-8")
-    for binding in loaded.config.unused():
-        console.print(f"note: nothing reads {binding.key} ({binding.location})", style="yellow", highlight=False)
-    with console.status("Reading and tokenising text"):
-        callbacks = PluginCallbacks(
-            components.callbacks, loaded.config.as_dict(), lambda error: explain(error, loaded.registry)
-        )
-        trainer = Trainer(components, engine, run_plan, loggers, loaded.registry.hooks, device, callbacks, restored)
-        if rank == 0 and run_config.task is None:
-            _report_overlap(components, trainer, console)
-    watch = _watch_for_stalls(rank, dist.get_world_size(), run_config.stall_seconds)
+    with _take_directory(run_plan) as lock:
+        _check_shared(run_plan, loaded.registry)
+        engine = Engine(components, dist.get_world_size())
+        seed_random_states(run_config.seed, "train", dist.get_rank())
+        restored = None if checkpoint is None else _restore(checkpoint, components, engine, console)
+        _print_start(loaded, run_plan, components, engine, begun, device, console)
+        if changed:
+            console.print(as_table(changed), highlight=False)
+        with console.status("Reading and tokenising text"):
+            callbacks = PluginCallbacks(
+                components.callbacks, loaded.config.as_dict(), lambda error: explain(error, loaded.registry)
+            )
+            # Called after the first step: until then the run directory is as it was.
+            facts = dict[str, Any]()
+            record_start = functools.partial(_record_start, loaded, run_plan, lock, facts, console)
+            hooks = loaded.registry.hooks
+            trainer = Trainer(components, engine, run_plan, record_start, hooks, device, callbacks, restored)
+            if dist.get_rank() == 0 and run_config.task is None:
+                facts |= _overlap(components, trainer, console)
+        summary = _watched(trainer)
+    return _print_end(loaded, trainer, summary, console)
+
+
+def _watched(trainer: Trainer) -> dict[str, Any]:
+    """Train, and end the process if ranks wait for each other. Return the summary."""
+    watch = _watch_for_stalls(dist.get_rank(), dist.get_world_size(), trainer.run_config.stall_seconds)
     try:
-        summary = trainer.run()
+        return trainer.run()
     except RuntimeError as error:
         if is_lost_connection(error):
             error.add_note(f"no sign of life of rank {', '.join(map(str, watch.lost()))}")
         raise
     finally:
         watch.end()
-    for reason in callbacks.stop_reasons:
+
+
+def _take_directory(run_plan: RunPlan) -> RunLock:
+    """Take the run directory on rank 0, for all ranks. Raises UserError on every rank if another run has it."""
+    lock = RunLock(run_plan.directory)
+    refused: list[UserError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            lock.take()
+            run_plan.check_unchanged()
+        except UserError as error:
+            lock.release()
+            refused = [error]
+    dist.broadcast_object_list(refused)
+    if refused[0] is not None:
+        raise refused[0]
+    return lock
+
+
+def _record_start(
+    loaded: Loaded, run_plan: RunPlan, lock: RunLock, facts: Mapping[str, Any], console: Console
+) -> Loggers:
+    """Open the loggers and write what describes the run, on rank 0."""
+    if dist.get_rank() != 0:
+        return Loggers({})
+    directory = run_plan.directory
+    loggers = _loggers(loaded, run_plan)  # before `operative` records which bindings have been read
+    lock.confirm()
+    begun_at = checkpoint.tokens if (checkpoint := run_plan.checkpoint) is not None else -1
+    if is_reported(directory, begun_at + 1):  # of steps that this run does again
+        (directory / SUMMARY).unlink()
+    write_provenance(directory, loaded.config.bound(), {**write_record(directory, loaded.registry), **facts})
+    with replaced(directory / OPERATIVE) as partial:
+        partial.write_text(loaded.config.operative(), "utf-8")
+    if checkpoint is not None:
+        archive(directory, checkpoint.tokens)
+        if (lost := SaveCheckpoint.lost_time(directory, checkpoint)) is not None:
+            step = checkpoint.tokens // loaded.run_config.batch_tokens
+            loggers.write(checkpoint.tokens, step, {CHECKPOINT_MS: lost})
+    remove_leftovers(directory)
+    remove_partial_files(directory)
+    for binding in loaded.config.unused():
+        console.print(f"note: nothing reads {binding.key} ({binding.location})", style="yellow", highlight=False)
+    return loggers
+
+
+def _print_end(loaded: Loaded, trainer: Trainer, summary: Mapping[str, Any], console: Console) -> int:
+    """Print how the run ended and what to do next. Return the exit code."""
+    directory = trainer.plan.directory
+    for reason in trainer.plugins.stop_reasons:
         console.print(f"Stopped by {reason}", markup=False, highlight=False, soft_wrap=True)
     if summary["status"] == "interrupted":
         again = "gin files and plug-ins" if added_plugins(loaded.registry) else "gin files"
-        options = f"--run-dir {run_plan.directory} {loaded.baseline or ''}".rstrip()
+        options = f"--run-dir {directory} {loaded.baseline or ''}".rstrip()
         console.print(f"To resume: the same {again} with {options}", style="bold", soft_wrap=True)
         return 128 + trainer.stopped_by
-    command = f"mcframe review {shlex.quote(str(run_plan.directory))}"
+    command = f"mcframe review {shlex.quote(str(directory))}"
     console.print(f"To read it: {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -148,8 +207,8 @@ def _restore(
     return load(engine, checkpoint)
 
 
-def _report_overlap(components: Components, trainer: Trainer, console: Console) -> None:
-    """Measure how much of the held-out text is in the training text; print and record it. It never ends a run."""
+def _overlap(components: Components, trainer: Trainer, console: Console) -> dict[str, Any]:
+    """Measure how much of the held-out text is in the training text; print and return it. It never ends a run."""
     fraction = components.run_config.data.validation_fraction
     try:
         overlap = held_out_overlap(components.text, components.tokenizer, trainer.held_out, fraction)
@@ -157,10 +216,11 @@ def _report_overlap(components: Components, trainer: Trainer, console: Console) 
         console.print(
             f"note: the overlap of held-out and training text is unknown: {error}", style="yellow", markup=False
         )
-        return
-    if overlap is not None:
-        add_provenance(trainer.plan.directory, {"held_out_overlap": asdict(overlap)})
-        console.print(f"held-out text: {overlap}", highlight=False, soft_wrap=True)
+        return {}
+    if overlap is None:
+        return {}
+    console.print(f"held-out text: {overlap}", highlight=False, soft_wrap=True)
+    return {"held_out_overlap": asdict(overlap)}
 
 
 def _watch_for_stalls(rank: int, world_size: int, limit: float) -> StallWatch:
@@ -214,14 +274,15 @@ def _check_shared(run_plan: RunPlan, registry: Registry) -> None:
     """Raise UserError on every rank if the nodes do not have the run directory and the plug-ins in common."""
     mark = run_plan.directory / f".shared-by-port-{os.environ['MASTER_PORT']}"
     if dist.get_rank() == 0:
-        run_plan.directory.mkdir(parents=True, exist_ok=True)
         mark.touch()
     world_size = dist.get_world_size()
     seen: list[tuple[bool, int | None] | None] = [None] * world_size
-    dist.barrier()
-    dist.all_gather_object(seen, (mark.exists(), run_plan.checkpoint.tokens if run_plan.checkpoint else None))
-    if dist.get_rank() == 0:
-        mark.unlink()
+    try:
+        dist.barrier()
+        dist.all_gather_object(seen, (mark.exists(), run_plan.checkpoint.tokens if run_plan.checkpoint else None))
+    finally:
+        if dist.get_rank() == 0:
+            mark.unlink()
     if len(set(seen)) > 1:
         raise UserError(
             f"the ranks do not find the same run in {run_plan.directory}",
@@ -232,11 +293,11 @@ def _check_shared(run_plan: RunPlan, registry: Registry) -> None:
     check_alike(fingerprints)
 
 
-def _loggers(loaded: Loaded, run_plan: RunPlan, rank: int) -> Loggers:
+def _loggers(loaded: Loaded, run_plan: RunPlan) -> Loggers:
     logging, checkpoint, config = loaded.run_config.logging, run_plan.checkpoint, loaded.config.as_dict()
     return open_loggers(
         run_plan.directory,
-        rank=rank,
+        rank=0,
         tensorboard=logging.tensorboard,
         wandb=logging.wandb,
         config=config,

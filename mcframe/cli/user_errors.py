@@ -25,8 +25,8 @@ _OTHERS_REPORT_S = 10.0
 _NOTE_LIFETIME_S = 60.0
 _START_S = 5.0
 """Seconds between the starts of the ranks of a run, at most: an older note is of an earlier run."""
-_OF_A_PATH = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG,
-              errno.ELOOP, errno.EIO}  # fmt: skip
+_OF_A_PATH = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS,
+              errno.ENAMETOOLONG, errno.ELOOP, errno.EIO}  # fmt: skip
 
 
 def show(error: UserError) -> None:

@@ -15,6 +15,7 @@ from mcframe.config.diagnosis import diagnose
 from mcframe.config.values import Binding, Macro, Reference
 from mcframe.errors import Location, UserError, did_you_mean
 from mcframe.files import user_path
+from mcframe.safe_text import redacted
 from mcframe.trust import is_record
 
 PRESETS = "mcframe_presets"
@@ -45,7 +46,7 @@ class GinReader:
 
     def override(self, text: str) -> None:
         """Read bindings from the command line."""
-        self._read(text, lambda line: Location(f"--set {text!r}"))
+        self._read(text, lambda line: Location(f"--set {redacted(text)!r}"))
 
     def derive(self, option: str) -> None:
         """Add the binding of a baseline option. Raises UserError if an override binds the same to another value."""

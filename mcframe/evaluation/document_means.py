@@ -30,6 +30,9 @@ _FEWEST_EFFECTIVE = 1.5
 _SKEWNESS_FACTOR, _MOST_SKEWNESS = 2.25, 0.4
 """Factor on the skewness of a mean, since few documents show less than their distribution has, and a limit to it."""
 
+_ROUNDING = 1e-12
+"""Relative width of an interval whose documents all have one value: more than the rounding of sums."""
+
 _SYMMETRIC = 1e-6
 """Skewness of a mean below which Hall's transformation is the identity but for rounding."""
 
@@ -102,7 +105,7 @@ class DocumentMeans:
             if beyond(a / b, side) >= 0:  # the same ratio in every document, but for rounding
                 bounds.append(a / b)
                 continue
-            step = self._error(one - a / b * other) / abs(b)
+            step = self._error(one - a / b * other) / abs(b) or abs(a / b) * _ROUNDING
             while beyond(a / b - side * step, side) < 0:  # ends, since the interval of `below` does not contain 0
                 step *= 2
             found = brentq(lambda distance, side: beyond(a / b - side * distance, side), 0, step, args=(side,))

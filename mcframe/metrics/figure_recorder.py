@@ -42,7 +42,7 @@ class FigureRecorder:
         return {"pictures": folder} if folder.exists() else {}
 
     def record(self, tokens: int, step: int, reading: Reading) -> None:
-        """Record a reading and log its histograms. The reading of a plain baseline has no counts and is skipped."""
+        """Record a reading. That of a plain baseline has no counts and is skipped."""
         if not reading.counts:
             return
         try:
@@ -50,6 +50,9 @@ class FigureRecorder:
         except OSError as error:
             _log.warning("%s cannot be written: %s", self._record.path, last_line(error))
         self._history.add(tokens, reading)
+
+    def log(self, tokens: int, reading: Reading) -> None:
+        """Log the histograms of a reading, after the metrics of its step: loggers add them to the latest row."""
         for name, histogram in sorted(histograms(reading).items()):
             self._loggers.histogram(tokens, name, histogram)
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mcframe.files import replaced, writing
 from mcframe.hookspecs import MetricLogger, RunStart
 
 METRICS, TEXTS = "metrics.jsonl", "texts.jsonl"
+_KEYS = ("tokens", "step", "time")
 SUPERSEDED, SUPERSEDED_TEXTS = "metrics.superseded.jsonl", "texts.superseded.jsonl"
 
 
@@ -92,6 +93,50 @@ def check_own(path: Path) -> None:
                         location=Location(path, number),
                     )
                 return
+
+
+def entries(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the complete lines of a file of metrics."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from filter(None, map(parse, file))
+
+
+def step_at(path: Path, tokens: int) -> int:
+    """Return the last optimizer step in a file of metrics up to a token count; 0 without any."""
+    return max((entry["step"] for entry in entries(path) if entry["tokens"] <= tokens), default=0)
+
+
+def missing_rows(
+    run_dir: Path, recorded: Callable[[int, int, str], bool]
+) -> Iterator[tuple[int, int, dict[str, float], list[tuple[str, str]]]]:
+    """Yield tokens, step, metrics and texts that another logger has not recorded, in the order of tokens.
+
+    Args:
+        run_dir: The run directory.
+        recorded: Returns whether the logger has a name at a token count and step.
+    """
+    texts: dict[int, list[tuple[str, str]]] = {}
+    for line in _texts(run_dir / TEXTS):
+        texts.setdefault(line["tokens"], []).append((line["name"], line["text"]))
+    rows: dict[tuple[int, int], dict[str, float]] = {}
+    for entry in entries(run_dir / METRICS):
+        key = entry["tokens"], entry["step"]
+        values = {name: value for name, value in entry.items() if name not in _KEYS and value is not None}
+        rows.setdefault(key, {}).update(values)
+    for (tokens, step), metrics in sorted(rows.items()):
+        lost = {name: value for name, value in metrics.items() if not recorded(tokens, step, name)}
+        lost_texts = [each for each in texts.get(tokens, ()) if not recorded(tokens, step, each[0])]
+        if lost or lost_texts:
+            yield tokens, step, lost, lost_texts
+
+
+def _texts(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and {"tokens", "name", "text"} <= entry.keys():
+                yield entry
 
 
 def _is_count(value: object) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcframe.hookspecs import Histogram, MetricLogger, RunStart
-from mcframe.metrics.jsonl_logger import METRICS, JsonlLogger
+from mcframe.metrics.jsonl_logger import METRICS, JsonlLogger, missing_rows
 from mcframe.metrics.tensorboard_logger import TensorBoardLogger
 from mcframe.metrics.wandb_logger import WandbLogger, resolve_mode
 from mcframe.registry.attribution import last_line
@@ -38,16 +38,16 @@ class Loggers:
     Args:
         loggers: by the name for messages.
         required: name of the logger that must not fail.
-        openers: functions that open each logger again, for `rewind`.
+        reopen: opens all of them again for a run that resumes at a token count.
     """
 
     def __init__(
         self,
         loggers: Mapping[str, MetricLogger],
         required: str = METRICS,
-        openers: Mapping[str, Callable[[int], MetricLogger]] | None = None,
+        reopen: Callable[..., Loggers] | None = None,
     ) -> None:
-        self._loggers, self._required, self._openers = dict(loggers), required, openers or {}
+        self._loggers, self._required, self._reopen = dict(loggers), required, reopen
         self._closed = False
 
     @property
@@ -73,16 +73,16 @@ class Loggers:
         """Write a histogram to every logger."""
         self._each(lambda logger: logger.histogram(tokens, name, histogram))
 
-    def rewind(self, tokens: int) -> None:
-        """Close every logger and open it as for a run that resumes at `tokens`: later rows are superseded."""
-        self._each(self._close)
-
-        def reopen(logger: MetricLogger) -> None:
-            name = next(name for name, each in self._loggers.items() if each is logger)
-            if name in self._openers:
-                self._loggers[name] = self._openers[name](tokens)
-
-        self._each(reopen)
+    def rewind(self, tokens: int) -> Loggers:
+        """Close all loggers and return them as a run has them that resumes at `tokens`: later rows are superseded."""
+        self.close()
+        if self._reopen is None:
+            return self
+        try:
+            return self._reopen(resume_tokens=tokens)
+        except Exception as error:  # noqa: BLE001 - of a plug-in, which opened before
+            _log.warning("the run continues without loggers of plug-ins: %s", last_line(error))
+            return self._reopen(resume_tokens=tokens, others={})
 
     def close(self) -> None:
         """Close every logger, at the first call."""
@@ -150,7 +150,7 @@ def open_loggers(
         run_dir: created if it is missing.
         rank: ranks other than 0 have no loggers.
         tensorboard: whether to write event files.
-        wandb: `auto`, `online`, `offline` or `disabled`; a wandb that does not start costs a warning, not the run.
+        wandb: `auto`, `online`, `offline` or `disabled`. TensorBoard or wandb that does not start costs a warning.
         config: the operative configuration, for loggers that show it.
         resume_tokens: token count at which the run resumes; None for a fresh start.
         others: factories of plug-ins, by the name for messages. Their exceptions are passed on, because the user has
@@ -164,22 +164,44 @@ def open_loggers(
     mode = resolve_mode(wandb)
     run_dir.mkdir(parents=True, exist_ok=True)
     start = RunStart(run_dir, config, resume_tokens)
-    builders: dict[str, Callable[[RunStart], MetricLogger]] = {METRICS: JsonlLogger, **(others or {})}
-    if tensorboard:
-        builders["TensorBoard"] = TensorBoardLogger
-    loggers = {name: build(start) for name, build in builders.items()}
-    if mode != "disabled":
+    built = _build(others or {}, start)  # the last that may refuse, before files of an earlier session change
+    loggers: dict[str, MetricLogger] = {METRICS: JsonlLogger(start), **built}
+    for name, selected, build in (
+        ("TensorBoard", tensorboard, TensorBoardLogger),
+        (f"wandb ({mode})", mode != "disabled", lambda start: WandbLogger(start, mode)),
+    ):
         try:
-            builders["wandb"] = partial(WandbLogger, mode=mode)
-            loggers["wandb"] = builders["wandb"](start)
+            if selected:
+                loggers[name.partition(" ")[0]] = _complete(build(start), start)
         except Exception as error:  # noqa: BLE001 - a service may raise any exception, and training does not need it
-            _log.warning("wandb (%s) did not start, and the run continues without it: %s", mode, error)
-    again = {name: partial(_open_at, build, start) for name, build in builders.items()}
-    return Loggers(loggers, openers=again)
+            _log.warning("%s did not start, and the run continues without it: %s", name, error)
+    options = {"rank": rank, "tensorboard": tensorboard, "wandb": wandb, "config": config, "others": others}
+    return Loggers(loggers, reopen=partial(open_loggers, run_dir, **options))
 
 
-def _open_at(build: Callable[[RunStart], MetricLogger], start: RunStart, tokens: int) -> MetricLogger:
-    return build(replace(start, resume_tokens=tokens))
+def _complete(logger: TensorBoardLogger | WandbLogger, start: RunStart) -> MetricLogger:
+    """Write what `metrics.jsonl` and `texts.jsonl` have of a resumed run and the logger lost when it was killed."""
+    if start.resume_tokens is not None:
+        for tokens, step, metrics, texts in missing_rows(start.directory, logger.recorded):
+            logger.write(tokens, step, metrics)
+            for name, text in texts:
+                logger.text(tokens, name, text)
+    return logger
+
+
+def _build(factories: Mapping[str, Callable[[RunStart], MetricLogger]], start: RunStart) -> dict[str, MetricLogger]:
+    """Build the loggers of plug-ins. If one raises, the others are closed, and new files of theirs are removed."""
+    built, before = dict[str, MetricLogger](), {path.name for path in start.directory.iterdir()}
+    try:
+        for name, factory in factories.items():
+            built[name] = factory(start)
+    except BaseException:
+        Loggers(built).close()
+        for path in start.directory.iterdir():
+            if path.name not in before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+    return built
 
 
 @contextmanager

@@ -77,8 +77,10 @@ def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
 
 def is_reported(run_dir: Path, tokens: int) -> bool:
     """Return whether the summary of a run includes this token count: a run that was killed before has more to do."""
-    path = run_dir / SUMMARY
-    return path.exists() and bool(json.loads(path.read_text("utf-8"))["tokens"] >= tokens)
+    try:
+        return bool(json.loads((run_dir / SUMMARY).read_text("utf-8"))["tokens"] >= tokens)
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is another program's
+        return False
 
 
 def ended_by_request(run_dir: Path, tokens: int) -> bool:

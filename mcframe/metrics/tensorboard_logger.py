@@ -31,6 +31,19 @@ def write_layout(directory: Path) -> Path:
     return folder
 
 
+def _recorded(directory: Path) -> set[tuple[int, str]]:
+    """Return the token counts and names of the points in event files, less those that a later session replaced."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    found = set[tuple[int, str]]()
+    for file in sorted(directory.glob("*tfevents*"), key=lambda file: file.name):
+        for event in LegacyEventFileLoader(str(file)).Load():
+            if event.HasField("session_log"):
+                found = {each for each in found if each[0] < event.step}
+            found |= {(event.step, value.tag.removesuffix("/text_summary")) for value in event.summary.value}
+    return found
+
+
 class TensorBoardLogger(MetricLogger):
     """Writes event files to `RUN/tensorboard`, and the dashboard, which TensorBoard shows under Custom Scalars.
 
@@ -44,8 +57,13 @@ class TensorBoardLogger(MetricLogger):
 
         self._directory = run.directory / DIRECTORY
         purge = 0 if run.resume_tokens is None else run.resume_tokens + 1
+        self._recorded = set[tuple[int, str]]() if run.resume_tokens is None else _recorded(self._directory)
         self._writer = SummaryWriter(str(self._directory), purge_step=purge)
         self._writer.add_custom_scalars(tensorboard_layout())
+
+    def recorded(self, tokens: int, step: int, name: str) -> bool:
+        """Return whether an earlier session has recorded a metric or a text."""
+        return (tokens, name) in self._recorded
 
     @property
     def location(self) -> tuple[str, str]:

@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from mcframe.errors import UserError
 from mcframe.hookspecs import Histogram, MetricLogger, RunStart
+from mcframe.metrics.jsonl_logger import METRICS, step_at
+from mcframe.metrics.wandb_file import cut_after
 from mcframe.safe_text import redacted
 
 Mode = Literal["online", "offline", "disabled"]
@@ -33,7 +35,8 @@ class WandbLogger(MetricLogger):
     """A wandb run whose x axis is `train/tokens`.
 
     The id of the run is kept in the run directory, so that a resumed run continues its curves. Rows carry the optimizer
-    step, with which wandb recognises repeated steps. Exceptions of wandb at the start are passed on.
+    step, with which wandb recognises repeated steps. Offline files of earlier sessions are cut at the step of
+    resumption, since wandb would upload the repeated steps twice. Exceptions of wandb at the start are passed on.
 
     Args:
         run: start of the run.
@@ -45,6 +48,9 @@ class WandbLogger(MetricLogger):
 
         run_dir = run.directory
         self._offline = run_dir / "wandb" if mode == "offline" else None
+        self._steps: set[int] | None = None
+        if run.resume_tokens is not None:
+            self._steps = _cut_earlier(run_dir, step_at(run_dir / METRICS, run.resume_tokens))
         self._teardown = wandb.teardown
         self._html, self._image, self._histogram = wandb.Html, wandb.Image, wandb.Histogram
         self._run = wandb.init(
@@ -65,8 +71,15 @@ class WandbLogger(MetricLogger):
                 x_disable_meta=any(redacted(each) != each for each in sys.argv),  # it has the command line
             ),
         )
+        self._online_from = self._run.starting_step if mode == "online" else 0
         self._run.define_metric(_AXIS)
         self._run.define_metric("*", step_metric=_AXIS)
+
+    def recorded(self, tokens: int, step: int, name: str) -> bool:
+        """Return whether an earlier session has recorded the row of a step: all of it or nothing."""
+        if self._offline is None:
+            return step < self._online_from
+        return self._steps is None or step in self._steps
 
     @property
     def location(self) -> tuple[str, str]:
@@ -103,6 +116,18 @@ class WandbLogger(MetricLogger):
         finally:
             with contextlib.suppress(Exception):  # of a service that has ended already
                 self._teardown()
+
+
+def _cut_earlier(run_dir: Path, step: int) -> set[int] | None:
+    """Cut the offline files of a resumed run after a step. Return the steps that they hold; None without any file."""
+    known, run_id = run_dir / RUN_ID, ""
+    if known.exists():
+        run_id = known.read_text(encoding="utf-8").strip()
+    files = sorted(run_dir.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")) if run_id else []
+    steps = set[int]()
+    for file in files:
+        steps |= cut_after(file, step)
+    return steps if files else None
 
 
 def resolve_mode(mode: str) -> Mode:

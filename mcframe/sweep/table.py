@@ -67,11 +67,13 @@ def better(name: str) -> str:
 
 
 def figure(value: float, *, sign: bool = False) -> str:
-    """Return a number as text for a table."""
+    """Return a number as text for a table, with three digits or more."""
     plus = "+" if sign else ""
     if value and abs(value) < 1e-3:
         return f"{value:{plus}.2e}"
-    return f"{value:{plus},.0f}" if abs(value) >= 1000 else f"{value:{plus}.4f}"
+    if abs(value) >= 1000:
+        return f"{value:{plus},.0f}"
+    return f"{value:{plus}.{4 if abs(value) >= 1e-2 or not value else 5}f}"
 
 
 def _preamble(comparison: Comparison) -> str:

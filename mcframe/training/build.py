@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -34,11 +34,14 @@ from mcframe.hookspecs import (
 from mcframe.modeling.gpt import GPT, parameter_count
 from mcframe.modeling.model import MegaContextModel
 from mcframe.modeling.rope import GaussianRope
+from mcframe.registry.checks import raise_contract_error
 from mcframe.training.engine_config import check_engine_config
 from mcframe.training.flops import StepFlops
+from mcframe.training.random_states import seed_random_states, unchanged_host_states
 from mcframe.training.train_step import TrainStep
 
 Built = TypeVar("Built")
+_CHECKED_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,8 @@ def seeded(seed: int, name: str, build: Callable[[], Built]) -> Built:
     The initialisation of one module does not depend on another: a baseline without GistNet and LensNet starts from the
     same base model.
     """
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest, "big"))
+    with torch.random.fork_rng(devices=[]), unchanged_host_states():
+        seed_random_states(seed, name)
         return build()
 
 
@@ -138,9 +140,25 @@ def build_optimizer(run_config: RunConfig) -> Optimizer:
 
 
 def build_schedule(run_config: RunConfig) -> Schedule:
-    """Build the learning-rate schedule."""
+    """Build the learning-rate schedule.
+
+    Raises:
+        ContractError: Its factor is not a number of 0 or above in one of up to a thousand steps, evenly spaced.
+    """
     assert run_config.schedule is not None  # load_run_config fills in the default
-    return run_config.schedule()
+    schedule, steps = run_config.schedule(), run_config.steps
+    for step in {*range(0, steps, max(1, steps // _CHECKED_STEPS)), max(0, steps - 1), steps}:
+        lr_factor(schedule, step, steps)
+    return schedule
+
+
+def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """Return the schedule's factor on the peak learning rate, checked."""
+    factor: object = schedule.factor(step, steps)
+    if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+        got = factor if isinstance(factor, int | float) else f"a value of type {type(factor).__name__}"
+        raise_contract_error(schedule, "factor", f"expected a factor of 0 or above, got {got} in step {step}")
+    return factor
 
 
 def _check_stage(name: str, highest: int, stage: int, otherwise: str) -> None:

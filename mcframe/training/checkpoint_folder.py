@@ -208,6 +208,8 @@ def made_run_id(run_dir: Path) -> str:
 
 def _manifest(path: Path) -> dict[str, Any]:
     """Return the facts of a manifest. Raises OSError or ValueError unless it is as it was written."""
+    if (path / COMPLETE).is_symlink():
+        raise ValueError(f"{COMPLETE} is not a regular file")
     text = (path / COMPLETE).read_bytes().decode("utf-8", errors="replace")
     try:
         facts = json.loads(text)

@@ -6,6 +6,7 @@ mix.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +42,7 @@ _serials = itertools.count()
 _POLL_S = 0.02
 _WRITING, _DELETING = ".writing-", ".deleting-"
 _ALMOST_NOTHING = 2**20
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 _FAILED_WRITES = ("unexpected pos", "file write failed", "PytorchStreamWriter failed")
 
 
@@ -106,12 +109,12 @@ class CheckpointWriter:
 
     @property
     def in_flight(self) -> bool:
-        """Whether a checkpoint was started whose result has not been taken with `wait`. Equal on all ranks."""
+        """True if `wait` has not returned the checkpoint that was started last. Equal on all ranks."""
         return self._thread is not None
 
     @property
     def finished(self) -> bool:
-        """Whether `wait` returns at once. Differs between ranks."""
+        """True if `wait` would return at once. Differs between ranks."""
         return self._thread is None or not self._thread.is_alive()
 
     def start(self, job: WriteJob) -> None:
@@ -178,9 +181,13 @@ class CheckpointWriter:
             return failed[0]
         try:
             return {"path": str(publish(job, [report["files"] for report in reports]))}
-        except (OSError, UserError) as error:
+        except Exception as error:  # noqa: BLE001 - every rank raises it
             known = not_written(error, job)
-            return {"message": known.message, "remedy": known.remedy} if known else {"message": str(error)}
+            return (
+                {"message": known.message, "remedy": known.remedy}
+                if known
+                else {"message": last_line(error), "remedy": ""}
+            )
 
     def _get(self, key: str) -> dict[str, Any]:
         while not self._store.check([key]):
@@ -222,6 +229,8 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
+        if error.errno in _NO_FOLDER_SYNC and path.is_dir():  # some network file systems
+            return
         error.filename = str(path)
         raise
     finally:
@@ -289,9 +298,11 @@ def not_written(error: Exception, job: WriteJob) -> UserError | None:
     if isinstance(error, UserError):
         return error
     partial = job.partial
-    files = sorted(partial.glob("*"), key=lambda file: file.stat().st_mtime_ns)
-    # torch raises "unexpected pos" for a write that failed, without the system's reason.
-    full = is_full(error) or shutil.disk_usage(partial if files else job.run_dir).free < _ALMOST_NOTHING
+    files, full = list[Path](), is_full(error)
+    with suppress(OSError):  # the folder may have vanished
+        files = sorted(partial.glob("*"), key=lambda file: file.stat().st_mtime_ns)
+        # torch raises "unexpected pos" for a write that failed, without the system's reason.
+        full = full or shutil.disk_usage(partial if files else job.run_dir).free < _ALMOST_NOTHING
     if not full and not isinstance(error, OSError) and not any(text in str(error) for text in _FAILED_WRITES):
         return None
     reason = "no space left on the device" if full else f"cannot be written: {last_line(error)}"

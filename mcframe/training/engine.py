@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import shutil
 import sys
@@ -25,7 +24,7 @@ from mcframe.errors import UserError
 from mcframe.hookspecs import Optimizer
 from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.registry.checks import raise_contract_error
-from mcframe.training.build import Components
+from mcframe.training.build import Components, lr_factor
 from mcframe.training.clipping import PartClipping
 from mcframe.training.engine_config import check_ranks, engine_config, gradient_clipping
 from mcframe.training.first_interval import GradientWatch
@@ -243,11 +242,7 @@ class Engine:
 
     def _lr_factor(self, step: int) -> float:
         """Return the schedule's factor on the peak learning rate, checked."""
-        factor: object = self._schedule.factor(step, self._steps)
-        if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
-            got = factor if isinstance(factor, int | float) else f"a value of type {type(factor).__name__}"
-            raise_contract_error(self._schedule, "factor", f"expected a factor of 0 or above, got {got} in step {step}")
-        return factor
+        return lr_factor(self._schedule, step, self._steps)
 
     def __call__(self, batch: StepBatch) -> tuple[torch.Tensor, StepMetrics]:
         """Return loss and metrics of a micro-batch."""

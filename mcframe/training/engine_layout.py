@@ -1,4 +1,4 @@
-"""Where DeepSpeed keeps master weights and optimizer states: which elements of which parameters lie where on a rank.
+"""Location of master weights and optimizer states in DeepSpeed: the elements of each parameter that a rank holds.
 
 At ZeRO 0 the optimizer updates the parameters. At ZeRO 1 to 3 it updates flat partitions of many parameters, which end
 in padding, uninitialised at ZeRO 3. DeepSpeed's own accessors (`safe_get_full_fp32_param` and others) cover no float32

@@ -1,9 +1,8 @@
 """The state of an engine by name: independent of the number of ranks and of the ZeRO stage.
 
 Entries are `weights/PARAMETER`, in float32 where DeepSpeed has master weights, and `optimizer/STATE/PARAMETER`. Each
-rank takes the elements that it holds, without communication. What an optimizer keeps besides one value an element (step
-counters, factored moments) stays with the tensor of which it is the state; scalars are carried to other tensors if all
-of their elements had the same value.
+rank takes the elements that it holds, without communication. Other states of an optimizer (step counters, factored
+moments) stay with their tensor; scalars are carried to other tensors if all of their elements had the same value.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def take(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 if state in by_element:
                     _copy(value, f"optimizer/{state}", holder.written(state), shapes, tensors, pieces)
                 else:
-                    values[state] = _encoded(engine, value, state, tensors)
+                    values[state] = _encoded(engine, value, f"optimizer/{state}", tensors)
             spans = [[span.name, span.start, span.length] for span in holder.spans]
             held.append({"spans": spans, "values": values, "by_element": sorted(by_element & holder.state.keys())})
     for holder in frozen_holders(engine):
@@ -277,7 +276,7 @@ def _target(holder: Holder, state: SavedState, name: str) -> Tensor:
 def _reset(holder: Holder, name: str) -> None:
     value = holder.state[name]
     if name == MUON_STATE and isinstance(value, Tensor):
-        value.zero_()  # DeepSpeed creates it at the start, and may hold it in a second place
+        value.zero_()  # DeepSpeed creates it at the start, and may hold it a second time
     else:
         del holder.state[name]
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def seed_random_states(*key: object) -> None:
+    """Seed all global random states from a key, such as `run.seed` and a name."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=7).digest()
+    seed = int.from_bytes(digest, "big")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def random_states() -> dict[str, Any]:
@@ -29,12 +38,15 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def seed_random_states(*parts: object) -> None:
-    """Set all global random states to a function of these values."""
-    seed = zlib.crc32(repr(parts).encode())
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+@contextmanager
+def unchanged_host_states() -> Iterator[None]:
+    """Leave the global random states of Python and numpy as they were before the context."""
+    python, numpy_ = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_)
 
 
 @contextmanager

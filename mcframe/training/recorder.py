@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,19 @@ from mcframe.metrics.progress import Progress
 from mcframe.metrics.summary import is_reported, summarise, summary_table, write_summary
 from mcframe.registry.lifecycle import Lifecycle
 from mcframe.training.callbacks.plugins import PluginCallbacks
+from mcframe.training.random_states import unchanged_random_states
 from mcframe.training.run_directory import OPERATIVE, RunPlan
 from mcframe.training.train_state import TrainState
 
 
 class Recorder:
-    """The reports of a run.
+    """The reports of a run. Until `begin` nothing is written to the run directory: reports are held back.
 
     Args:
         plan: Where the run writes, and the checkpoint that it resumes from.
         tree: The context tree.
         state: Steps and tokens so far.
-        loggers: Loggers; none on ranks other than 0.
+        record_start: Writes what describes the run, and returns its loggers; none on ranks other than 0.
         hooks: Lifecycle hooks of plug-ins.
         callbacks: Callbacks of plug-ins.
 
@@ -48,21 +49,24 @@ class Recorder:
         plan: RunPlan,
         tree: ContextTree,
         state: TrainState,
-        loggers: Loggers,
+        record_start: Callable[[], Loggers],
         hooks: Lifecycle,
         callbacks: PluginCallbacks,
     ) -> None:
-        self._plan, self._tree, self._state, self.loggers, self.hooks = plan, tree, state, loggers, hooks
+        self._plan, self._tree, self._state, self.hooks = plan, tree, state, hooks
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
-        resumed = plan.checkpoint.tokens if plan.checkpoint else None
-        self._figures = FigureRecorder(plan.directory, tree, loggers, resumed) if self._rank == 0 else None
-        self._callbacks = callbacks
-        self.progress = Progress(state.total_tokens, resumed or 0, enabled=False)
+        self._record_start, self._callbacks = record_start, callbacks
+        self._held: list[Callable[[], None]] | None = []
+        self.loggers = Loggers({})
+        self._figures: FigureRecorder | None = None
+        self._resumed = plan.checkpoint.tokens if plan.checkpoint else None
+        self.progress = Progress(state.total_tokens, self._resumed or 0, enabled=False)
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.warnings: dict[str, None] = {}
         self.unshown: list[dict[str, float]] = []
         self.shown = (0, frozenset[str]())
+        self._unlogged: list[Reading] = []
         self._reported: frozenset[str] = frozenset()
 
     def start(self) -> None:
@@ -101,12 +105,34 @@ class Recorder:
         self.unshown = []
         return True
 
-    def rewind(self, tokens: int) -> None:
-        """Supersede what was reported after this token count: the run is back there."""
-        self.unshown = []  # of the checkpoint's step, which has been shown
-        self.loggers.rewind(tokens)
+    def rewind(self) -> None:
+        """Supersede what was reported after the present token count: the run has returned to a checkpoint."""
+        self.unshown, self._unlogged, self._resumed = [], [], self._state.tokens  # of its step, which has been shown
+        self.loggers = self.loggers.rewind(self._resumed)
         if self._figures is not None:
-            self._figures = FigureRecorder(self._plan.directory, self._tree, self.loggers, tokens)
+            self._figures = FigureRecorder(self._plan.directory, self._tree, self.loggers, self._resumed)
+
+    @property
+    def begun(self) -> bool:
+        """True once the run writes to its directory."""
+        return self._held is None
+
+    def begin(self) -> None:
+        """Write what describes the run, open its loggers, and write the reports held back so far."""
+        assert self._held is not None
+        with unchanged_random_states():  # what a logger draws must not change the run
+            self.loggers = self._record_start()
+        if self._rank == 0:
+            self._figures = FigureRecorder(self._plan.directory, self._tree, self.loggers, self._resumed)
+        held, self._held = self._held, None
+        for report in held:
+            report()
+
+    def _when_begun(self, report: Callable[[], None]) -> None:
+        if self._held is None:
+            report()
+        else:
+            self._held.append(report)
 
     def info(self) -> RunInfo:
         """Return the run as lifecycle hooks see it."""
@@ -135,14 +161,22 @@ class Recorder:
             if self._rank == 0:
                 self.hooks.metrics_logged(self.info(), metrics)
             self._callbacks.on_metrics(self._state.tokens, metrics)
+        if self._unlogged:
+            unlogged, self._unlogged = self._unlogged, []
+            self._when_begun(lambda: self._log_histograms(tokens, unlogged))
+
+    def _log_histograms(self, tokens: int, readings: Sequence[Reading]) -> None:
+        for reading in readings:
+            if self._figures is not None:
+                self._figures.log(tokens, reading)
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """Write metrics to the loggers alone, except those written before the run was resumed at this token count."""
-        if self._reported and self._state.tokens == self._first_tokens:
-            metrics = {name: value for name, value in metrics.items() if name not in self._reported}
-            if not metrics:
-                return
-        self.loggers.write(self._state.tokens, self._state.step, metrics)
+        tokens, step, written = self._state.tokens, self._state.step, dict(metrics)
+        if self._reported and tokens == self._first_tokens:
+            written = {name: value for name, value in metrics.items() if name not in self._reported}
+        if written:
+            self._when_begun(lambda: self.loggers.write(tokens, step, written))
 
     def warn(self, warning: str) -> None:
         """Print a warning on rank 0, now and at the end of the run."""
@@ -151,19 +185,30 @@ class Recorder:
 
     def text(self, name: str, text: str) -> None:
         """Write a text to the loggers, unless it was written before the run was resumed at this token count."""
-        if name in self._reported and self._state.tokens == self._first_tokens:
-            return
-        self.loggers.text(self._state.tokens, name, text)
+        tokens = self._state.tokens
+        if name not in self._reported or tokens != self._first_tokens:
+            self._when_begun(lambda: self.loggers.text(tokens, name, text))
 
     def record(self, reading: Reading) -> None:
-        """Record the data of figures."""
-        if self._figures is not None:
-            self._figures.record(self._state.tokens, self._state.step, reading)
+        """Record the data of figures; `show` logs its histograms."""
+        tokens, step = self._state.tokens, self._state.step
+        self._unlogged.append(reading)
+
+        def report() -> None:
+            if self._figures is not None:
+                self._figures.record(tokens, step, reading)
+
+        self._when_begun(report)
 
     def draw(self) -> None:
         """Draw the figures."""
-        if self._figures is not None:
-            self._figures.draw(self._state.tokens)
+        tokens = self._state.tokens
+
+        def report() -> None:
+            if self._figures is not None:
+                self._figures.draw(tokens)
+
+        self._when_begun(report)
 
     def evaluated(self, name: str, result: EvalResult) -> None:
         """Pass the result of an evaluation to the hooks of plug-ins."""

@@ -61,15 +61,7 @@ def differences(checkpoint: Checkpoint, config: Config) -> list[Difference]:
     Raises:
         UserError: One of them is refused.
     """
-    before, now = checkpoint.facts.get("bindings"), config.parameters()
-    if before is None:  # an older version wrote the checkpoint
-        return []
-    found = []
-    for key in sorted(before.keys() | now.keys()):
-        default = config.default(key)
-        difference = Difference(key, *(_with_default(key, values.get(key, default)) for values in (before, now)))
-        if difference.before != difference.now:
-            found.append(difference)
+    found = changed_bindings(checkpoint, config)
     if refused := [each for each in found if each.effect == REFUSED]:
         raise UserError(
             f"{checkpoint.path} was written with other settings, which a resumed run cannot change:"
@@ -79,6 +71,31 @@ def differences(checkpoint: Checkpoint, config: Config) -> list[Difference]:
             binding=refused[0].binding,
         )
     return found
+
+
+def changed_bindings(checkpoint: Checkpoint, config: Config) -> list[Difference]:
+    """Return the bindings that differ from the checkpoint's; an unbound parameter has its default."""
+    before, now = checkpoint.facts["bindings"], config.parameters()
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        default = config.default(key)
+        difference = Difference(key, *(_with_default(key, values.get(key, default)) for values in (before, now)))
+        if difference.before != difference.now:
+            found.append(difference)
+    return found
+
+
+def check_same_run(checkpoint: Checkpoint, config: Config) -> None:
+    """Raise UserError, naming the bindings that differ, unless a complete run is the one that was requested."""
+    found = [each for each in changed_bindings(checkpoint, config) if each.binding != "run.total_tokens"]
+    if found:
+        raise UserError(
+            f"{checkpoint.path.parents[1]} holds a complete run of {checkpoint.tokens:,} tokens with other bindings:"
+            + "".join(f"\n  it has {each.binding} = {each.before!r}; this run has {each.now!r}" for each in found),
+            remedy="Pass another --run-dir, or --resume never for a new directory. To continue that run with these "
+            "bindings, increase run.total_tokens.",
+            binding=found[0].binding,
+        )
 
 
 def _with_default(key: str, value: Any) -> Any:
@@ -120,8 +137,8 @@ def check_data(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
 
     Text with another identity is accepted if its tokens are the same: files may move.
     """
-    before = checkpoint.facts.get("data")
-    if before is None or before == now or (before.get("tokens") and before.get("tokens") == now.get("tokens")):
+    before = checkpoint.facts["data"]
+    if before == now or (before.get("tokens") and before.get("tokens") == now.get("tokens")):
         return
     names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name) and name != "tokens"]
     what = " and ".join(sorted(names)) or "the text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -18,19 +19,40 @@ import torch
 from mcframe.errors import UserError
 from mcframe.files import replaced
 from mcframe.safe_text import redacted
-from mcframe.training.checkpoint_folder import Checkpoint, find, newest
-from mcframe.trust import remember
+from mcframe.training.checkpoint_folder import Checkpoint, find, folders, newest
+from mcframe.training.run_lock import LOCK
+from mcframe.trust import remember, trusted_runs
+
+_log = logging.getLogger(__name__)
 
 METRICS, BOUND, OPERATIVE, PROVENANCE = "metrics.jsonl", "config.gin", "operative.gin", "provenance.json"
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The directory of a run, the checkpoint that it resumes from, if any, and its bindings as values of JSON."""
+    """The directory of a run, the checkpoint that it resumes from, if any, and its bindings as values of JSON.
+
+    `seen` is what the directory held when the plan was made.
+    """
 
     directory: Path
     checkpoint: Checkpoint | None
     bindings: Mapping[str, Any] = field(default_factory=dict)
+    seen: object = None
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if another run has written to the directory since the plan was made."""
+        if self.seen != _seen(self.directory):
+            raise UserError(
+                f"{self.directory}: another run has written to it since this one started", remedy="Repeat the command."
+            )
+
+
+def _seen(directory: Path) -> tuple[list[str], int]:
+    """Return the names of the checkpoints in a directory, and the time of the last row of its metrics."""
+    metrics = directory / METRICS
+    names = sorted(path.name for path in (directory / "checkpoints").glob("tokens-*"))
+    return names, metrics.stat().st_mtime_ns if metrics.exists() else 0
 
 
 def plan(name: str, run_dir: Path | None, resume: str, on_damage: str = "older") -> RunPlan:
@@ -48,20 +70,22 @@ def plan(name: str, run_dir: Path | None, resume: str, on_damage: str = "older")
     """
     directory = run_dir or Path("runs") / name
     if resume == "never":
-        if run_dir is not None and (directory / METRICS).exists():
+        if run_dir is not None and ((directory / METRICS).exists() or folders(directory)):
             raise UserError(
                 f"{directory} already holds a run, and --resume never would overwrite it",
                 remedy="Pass another --run-dir, or remove --resume never to resume the run.",
             )
-        return RunPlan(directory if run_dir is not None else _unused(directory), None)
+        new = directory if run_dir is not None else _unused(directory)
+        return RunPlan(new, None, seen=_seen(new))
+    seen = _seen(directory)
     if resume != "auto":
-        return RunPlan(directory, find(Path(resume)))
-    return RunPlan(directory, newest(directory, on_damage))
+        return RunPlan(directory, find(Path(resume)), seen=seen)
+    return RunPlan(directory, newest(directory, on_damage), seen=seen)
 
 
 def _unused(directory: Path) -> Path:
     candidate, number = directory, 1
-    while (candidate / METRICS).exists():
+    while (candidate / METRICS).exists() or (candidate / LOCK).exists() or folders(candidate):
         number += 1
         candidate = directory.with_name(f"{directory.name}-{number}")
     return candidate
@@ -74,15 +98,16 @@ def write_provenance(directory: Path, bound: str, facts: dict[str, Any]) -> None
     for name, text in ((BOUND, bound), (PROVENANCE, origin)):
         with replaced(directory / name) as partial:
             partial.write_text(text, "utf-8")
-    remember(directory)
+    if not remember(directory):
+        _log.warning(
+            "warning: %s cannot be written: a run with plug-ins or paths of yours needs --trust", trusted_runs()
+        )
 
 
-def add_provenance(directory: Path, facts: dict[str, Any]) -> None:
-    """Add facts to `provenance.json`."""
-    file = directory / PROVENANCE
-    known = json.loads(file.read_text("utf-8"))
-    with replaced(file) as partial:
-        partial.write_text(json.dumps({**known, **facts}, indent=2) + "\n", "utf-8")
+def remove_partial_files(directory: Path) -> None:
+    """Remove the files that a killed run was writing when it ended."""
+    for file in (*directory.glob(".*.partial"), *directory.glob("*/.*.partial"), *directory.glob(".shared-by-port-*")):
+        file.unlink(missing_ok=True)
 
 
 def _origin() -> dict[str, Any]:

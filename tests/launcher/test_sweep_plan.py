@@ -15,6 +15,7 @@ from mcframe.sweep.plan import changes, differences, plan, refuse_changed
 from mcframe.sweep.runs import jobs_of
 from mcframe.training.build import build_model
 from mcframe.training.provenance import write_record
+from tests.support.checkpoint_files import write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 GRID = """\
@@ -45,9 +46,7 @@ def planned(tmp_path):
 
 def trained(run, tokens=None, config=None):
     """Write the files of a run that determine its progress and configuration."""
-    folder = run.directory / "checkpoints" / "tokens-1"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "complete.json").write_text(json.dumps({"tokens": run.tokens if tokens is None else tokens}))
+    write_checkpoint(run.directory, run.tokens if tokens is None else tokens)
     (run.directory / "config.gin").write_text(run.config if config is None else config, "utf-8")
 
 
@@ -223,6 +222,7 @@ def test_grids_of_docs_and_presets_can_be_built(page, tmp_path):
 NETS = """
 from mcframe.hookspecs import hookimpl
 from mcframe_plugins.gistnet.mean import MeanGistNet
+from tests.support.checkpoint_files import write_checkpoint
 
 @hookimpl
 def register_plugins(register):

@@ -15,6 +15,7 @@ import torch
 
 import mcframe
 from mcframe.hookspecs import hookimpl
+from mcframe.training.trainer import Trainer
 
 READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
 PACKAGE = str(Path(mcframe.__file__).parent)
@@ -41,17 +42,24 @@ def watch(name: str) -> None:
     setattr(torch.Tensor, name, noted)
 
 
+def watch_steps() -> None:
+    """Record the time from the end of each step to that of the next. `step_finished` comes after log and checkpoint."""
+    original = Trainer.step
+
+    def timed(trainer):
+        original(trainer)
+        now = time.perf_counter()
+        steps.append(1000 * (now - since[0]))
+        since[0] = now
+
+    Trainer.step = timed
+
+
 @hookimpl
 def run_started() -> None:
+    watch_steps()
     for name in READS:
         watch(name)
-
-
-@hookimpl
-def step_finished() -> None:
-    now = time.perf_counter()
-    steps.append(1000 * (now - since[0]))
-    since[0] = now
 
 
 @hookimpl

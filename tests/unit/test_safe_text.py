@@ -58,6 +58,7 @@ def test_no_record_of_a_run_has_secrets(monkeypatch, tmp_path, root):
         assert "hunter2" not in text
         assert "0123456789abcdef" not in text
     assert "https://***@host/***" in config.bound()
+    assert not [each for each in config.bindings.values() if "hunter2" in str(each.location)]
     load_run_config([tmp_path / "config.gin"], [])  # still a gin file
 
 

@@ -11,12 +11,15 @@ import torch.distributed as dist
 from mcframe.config.training_schema import CheckpointConfig
 from mcframe.errors import is_lost_connection
 from mcframe.hookspecs import RunInfo
+from mcframe.metrics.jsonl_logger import METRICS, entries
 from mcframe.training import checkpoints
 from mcframe.training.callbacks.base import TrainerCallback
-from mcframe.training.checkpoint_folder import Checkpoint
-from mcframe.training.checkpoint_writer import CheckpointWriter, archive, remove_leftovers
+from mcframe.training.checkpoint_folder import COMPLETE, Checkpoint
+from mcframe.training.checkpoint_writer import CheckpointWriter
 from mcframe.training.random_states import restore_random_states, seed_random_states
 from mcframe.training.stop_signal import StopSignal
+
+CHECKPOINT_MS = "train/checkpoint_ms"
 
 if TYPE_CHECKING:
     from mcframe.training.trainer import Trainer
@@ -46,9 +49,7 @@ class SaveCheckpoint(TrainerCallback):
         return first or super().due(trainer)
 
     def start(self, trainer: Trainer) -> None:
-        """Remove what a killed run left, and restore the checkpoint of the plan, if there is one. Collective."""
-        if dist.get_rank() == 0:
-            remove_leftovers(trainer.plan.directory)
+        """Restore the checkpoint of the plan, if there is one. Collective."""
         if trainer.plan.checkpoint is not None:
             self.restore(trainer, trainer.plan.checkpoint)
 
@@ -78,13 +79,26 @@ class SaveCheckpoint(TrainerCallback):
             "weights": trainer.update_ratio.state(),
             "callbacks": trainer.plugins.state(),
         }
-        position = {"tokens": trainer.state.tokens, "bindings": dict(trainer.plan.bindings), "data": trainer.data}
+        position = {
+            "tokens": trainer.state.tokens, "bindings": dict(trainer.plan.bindings), "data": trainer.data,
+            "started": time.time(),
+        }  # fmt: skip
         directory, self._saved = trainer.plan.directory, recorder.info()
         checkpoints.save(self._writer, trainer.engine, directory, position, shared, own, self._keep)
         if not self._asynchronous:
             self.wait(trainer)
         # Not part of the checkpoint: a run resumed from here resumes from the figures of the last interval.
-        recorder.write({"train/checkpoint_ms": 1000 * (time.monotonic() - started)})
+        recorder.write({CHECKPOINT_MS: 1000 * (time.monotonic() - started)})
+
+    @staticmethod
+    def lost_time(run_dir: Path, checkpoint: Checkpoint) -> float | None:
+        """Return the milliseconds of a checkpoint whose run was killed before it logged them; None if it was not."""
+        started = checkpoint.facts.get("started")
+        rows = [each for each in entries(run_dir / METRICS) if each["tokens"] == checkpoint.tokens]
+        foreign = checkpoint.path.parents[1].resolve() != run_dir.resolve()
+        if started is None or foreign or any(CHECKPOINT_MS in each for each in rows):
+            return None
+        return max(0.0, 1000 * ((checkpoint.path / COMPLETE).stat().st_mtime - float(started)))
 
     def poll(self, trainer: Trainer, stop_signal: StopSignal) -> None:
         """Announce a checkpoint that has become complete. Collective while one is in flight."""
@@ -116,11 +130,9 @@ class SaveCheckpoint(TrainerCallback):
             seed_random_states(trainer.run_config.seed, checkpoint.tokens, dist.get_rank())
         else:
             restore_random_states(own["random"])
-        if dist.get_rank() == 0:
-            archive(trainer.plan.directory, checkpoint.tokens)
         trainer.state.step = shared["step"]
         trainer.recorder.first, trainer.recorder.last = shared["first"], shared["last"]
-        trainer.restore_reports(shared.get("reports"))
+        trainer.restore_reports(shared["reports"])
         trainer.loader.restore(shared["loader"])
         trainer.anomalies.restore(shared.get("anomalies"))
         trainer.accumulator.restore(own["accumulator"])

@@ -83,6 +83,14 @@ def test_a_ratio_that_all_documents_share_has_no_width():
     assert (found.value, found.low, found.high) == pytest.approx((0.3, 0.3, 0.3))
 
 
+def test_a_ratio_of_constants_has_no_width():
+    """Rounding leaves a difference where no document differs from the others."""
+    documents = torch.arange(16).repeat_interleave(16)
+    values = {"x": torch.full((256,), 0.11162877), "y": torch.full((256,), 0.84429473)}
+    found = DocumentMeans(values, documents).ratio({"x": 1}, {"y": 1})
+    assert (found.low, found.high) == pytest.approx((found.value, found.value))
+
+
 def test_a_ratio_has_no_bounds_if_its_denominator_may_be_0():
     values, documents = clustered(9, seed=0)
     means = DocumentMeans({"x": values["x"] - values["x"].mean() + 0.1, "y": values["y"]}, documents)

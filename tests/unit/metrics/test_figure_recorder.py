@@ -189,7 +189,10 @@ def test_records_logs_and_draws(tmp_path):
     recorder.draw(1000)
     assert list(run.iterdir()) == []
     recorder.record(1000, 1, reading(1))
+    assert logger.histograms == {}  # the metrics of the step come first
+    recorder.log(1000, reading(1))
     recorder.record(2000, 2, focus(2))
+    recorder.log(2000, focus(2))
     recorder.draw(2000)
     assert {name for name, tokens in logger.histograms if tokens == 1000} == set(histograms(reading(1)))
     assert {tokens for _, tokens in logger.histograms} == {1000}

@@ -18,26 +18,9 @@ from mcframe.training.checkpoint_folder import (
     newest,
     run_id,
 )  # fmt: skip
-from mcframe.training.checkpoint_writer import (
-    CheckpointWriter,
-    WriteJob,
-    archive,
-    prepare_folder,
-    remove_leftovers,
-)  # fmt: skip
+from mcframe.training.checkpoint_writer import archive, remove_leftovers
 from mcframe.training.checkpoints import check_finite
-
-
-def write_checkpoint(run_dir, tokens, keep=9):
-    def write(folder):
-        for name in ("model.bin", "rank-0.pt"):
-            (folder / name).write_text(f"{name} after {tokens} tokens")
-            yield name
-
-    writer = CheckpointWriter(dist.HashStore(), 0, 1)
-    prepare_folder(run_dir, tokens)
-    writer.start(WriteJob(run_dir, tokens, write, {"step": tokens}, keep))
-    return writer.wait().path
+from tests.support.checkpoint_files import write_checkpoint
 
 
 @pytest.fixture
@@ -125,6 +108,8 @@ def test_a_run_without_an_intact_checkpoint_does_not_start_again(run_dir):
         (lambda path: (path / "empty").mkdir(), "unexpected file empty"),
         (lambda path: (path / COMPLETE).unlink(), "complete.json cannot be read: No such file"),
         (lambda path: (path / COMPLETE).write_text("{"), "complete.json is not JSON"),
+        (lambda path: link(path / COMPLETE), "complete.json is not a regular file"),
+        (lambda path: link(path / "model.bin"), "model.bin is not a regular file"),
         (lambda path: (path / COMPLETE).write_text('{"tokens": 3}'), "complete.json has no checksum"),
         (lambda path: (path / COMPLETE).write_text(f"[{'[' * 200_000}"), "complete.json is not JSON"),
         (lambda path: edit(path, step=7), "complete.json: the content has changed"),
@@ -140,6 +125,11 @@ def test_damage_is_named(run_dir, damage, named):
         find(path)
     assert named in caught.value.message
     assert newest(run_dir).tokens == 2
+
+
+def link(file):
+    target = file.rename(file.parents[2] / file.name)
+    file.symlink_to(target)
 
 
 def edit(path, **facts):

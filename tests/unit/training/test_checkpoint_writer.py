@@ -1,5 +1,6 @@
 """Writing of checkpoints in threads: several ranks, failures, and what becomes visible when."""
 
+import errno
 import os
 import threading
 
@@ -142,3 +143,14 @@ def test_a_run_that_failed_waits_no_longer_than_it_may(ranks, monkeypatch):
     assert isinstance(ranks.writers[0]._outcome, TimeoutError)
     assert newest(ranks.run_dir) is None
     never.set()
+
+
+def test_a_file_system_that_cannot_sync_folders_is_no_obstacle(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(checkpoint_writer.os, "fsync", refuse)
+    checkpoint_writer.sync(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Invalid argument"):
+        checkpoint_writer.sync(tmp_path / "file")

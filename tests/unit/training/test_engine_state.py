@@ -188,7 +188,7 @@ def test_third_party_optimizers_are_carried_or_refused(tmp_path):
     factored, thing = in_ranks(refusals, 1, tmp_path, [str(file)])[0]
     assert factored.startswith("optimizer Adafactor: its state 'col_var' of 1 rank(s) at ZeRO 0 cannot be carried to")
     assert "deepspeed.zero_stage = 0" in factored
-    assert thing.startswith("optimizer WithObject: its state cannot be saved: thing: expected numbers")
+    assert thing.startswith("optimizer WithObject: its state cannot be saved: optimizer/thing: expected numbers")
 
 
 # ---- the rest of a module ------------------------------------------------------------------------

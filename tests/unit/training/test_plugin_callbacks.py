@@ -15,6 +15,7 @@ from mcframe.sweep.plan import PlannedRun
 from mcframe.training.callbacks.plugins import PluginCallbacks
 from mcframe.training.stop_signal import StopSignal
 from mcframe_plugins.callback.early_stopping import EarlyStopping
+from tests.support.checkpoint_files import write_checkpoint
 
 
 @pytest.fixture
@@ -161,9 +162,7 @@ def test_early_stopping_resumes_where_it_was():
 )
 def test_a_sweep_counts_a_run_that_a_callback_stopped_as_finished(tmp_path, trained, status, progress):
     if trained:
-        folder = tmp_path / "checkpoints" / f"tokens-{trained}"
-        folder.mkdir(parents=True)
-        (folder / "complete.json").write_text(json.dumps({"tokens": trained}))
+        write_checkpoint(tmp_path, trained)
     if status:
         (tmp_path / "summary.json").write_text(json.dumps({"status": status, "tokens": 2048}))
     assert PlannedRun(None, 0, tmp_path, (), "", 4096, 1024).progress == progress

@@ -1,15 +1,50 @@
 """Ranks for which the others wait in vain are named; slow ones are not."""
 
+import subprocess
 import sys
 import threading
 import time
 
 import pytest
+import torch.distributed as dist
 
 from mcframe.training import stall
+from mcframe.training.checkpoint_writer import CheckpointWriter, WriteJob, prepare_folder
 from mcframe.training.stall import HANG_FACTOR, StallWatch
 
 LIMIT = 20.0
+# Groups of two ranks that wait for each other; in each, one rank is stopped.
+GROUPS = """
+import os, signal, sys, time
+import torch
+import torch.distributed as dist
+from mcframe.environment import free_port
+from mcframe.training.stall import StallWatch
+
+def stalled(error):
+    print(error.message, flush=True)
+    os._exit(3)
+
+def train(rank, stopped, port):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    StallWatch(dist.distributed_c10d._get_default_store(), rank, 2, stalled, 3.0).start()
+    dist.barrier()
+    if rank == stopped:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    dist.all_reduce(torch.ones(1))
+
+for stopped in (0, 1):
+    port, ranks = free_port(), []
+    for rank in (0, 1):
+        ranks.append(os.fork())
+        if not ranks[-1]:
+            train(rank, stopped, port)
+            os._exit(0)
+    _, status = os.waitpid(ranks[1 - stopped], 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+    os.kill(ranks[stopped], signal.SIGKILL)
+"""
 
 
 class Store(dict):
@@ -36,14 +71,15 @@ class Store(dict):
 
 
 class Ranks:
-    """Three ranks whose main threads do what a test sets: `waits`, `works` or `may be slow`."""
+    """Three ranks whose main threads do what a test sets: `waits`, `works`, `saves` or `may be slow`."""
 
     def __init__(self, monkeypatch):
         self.store, self.doing, self.frame = Store(), {}, sys._getframe()
         self.watches = [StallWatch(self.store, rank, 3, lambda error: None, LIMIT) for rank in range(3)]
         self.lines, self.current = {}, 0
         monkeypatch.setattr(stall, "_collective", lambda frame: self.frame if self.does == "waits" else None)
-        monkeypatch.setattr(stall, "_may_be_slow", lambda frame: self.does == "may be slow")
+        monkeypatch.setattr(stall, "_checkpoint_wait", lambda frame: self.frame if self.does == "saves" else None)
+        monkeypatch.setattr(stall, "_may_be_slow", lambda frame: self.does in ("may be slow", "saves"))
         monkeypatch.setattr(stall, "_line", lambda frame: self.lines.get(self.current, "train.py:1"))
 
     @property
@@ -71,6 +107,25 @@ def ranks(monkeypatch):
 def test_a_rank_without_a_sign_of_life_is_named(ranks):
     assert ranks.after(LIMIT - 1, "waits", None, "waits") is None
     assert "rank 1 of 3 stopped" in ranks.after(3, "waits", None, "waits")
+
+
+def test_a_rank_that_stops_while_the_others_wait_for_its_part_of_a_checkpoint_is_named(ranks):
+    assert ranks.after(10 * LIMIT, "saves", "may be slow", "saves") is None  # a slow disk
+    assert "rank 1 of 3 stopped" in ranks.after(LIMIT + 3, "saves", None, "saves")
+
+
+def test_the_wait_for_a_checkpoint_is_seen(tmp_path):
+    done = threading.Event()
+    writer = CheckpointWriter(dist.HashStore(), 0, 1)
+    prepare_folder(tmp_path, 1)
+    writer.start(WriteJob(tmp_path, 1, lambda folder: [str(done.wait(60))][1:], {}, 1))
+    waiting = threading.Thread(target=writer.wait)
+    waiting.start()
+    time.sleep(0.2)
+    assert stall._checkpoint_wait(sys._current_frames()[waiting.ident]) is not None
+    assert stall._checkpoint_wait(sys._getframe()) is None
+    done.set()
+    waiting.join()
 
 
 def test_a_store_that_does_not_answer_names_rank_0(ranks, monkeypatch):
@@ -113,3 +168,12 @@ def test_a_lost_rank_is_named(ranks, monkeypatch):
     assert ranks.watches[0].lost() == [2]
     monkeypatch.setattr(ranks.store, "check", failing)
     assert ranks.watches[1].lost() == [0]
+
+
+def test_a_stopped_process_is_named():
+    """Rank 0 holds the store of the group."""
+    result = subprocess.run([sys.executable, "-c", GROUPS], capture_output=True, text=True, timeout=120, check=True)
+    first, code, second, other_code = result.stdout.splitlines()
+    assert first.startswith("rank 0 of 2 stopped: no sign of life while rank 1 waited for 3 s")
+    assert second.startswith("rank 1 of 2 stopped: no sign of life while rank 0 waited for 3 s")
+    assert (code, other_code) == ("3", "3")

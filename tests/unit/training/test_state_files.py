@@ -88,14 +88,14 @@ def test_other_objects_are_refused_by_name(value):
 
 @given(cuts=st.sets(st.integers(1, 9)), start=st.integers(0, 10), length=st.integers(0, 10))
 def test_a_part_of_a_tensor_in_pieces_of_several_files(tmp_path_factory, cuts, start, length):
-    folder, whole = tmp_path_factory.mktemp("state"), torch.arange(10.0)
+    folder, full = tmp_path_factory.mktemp("state"), torch.arange(10.0)
     edges = [0, *sorted(cuts), 10]
     for rank, (low, high) in enumerate(itertools.pairwise(edges)):
         facts = {"world_size": len(edges) - 1, "pieces": {"w@": ("w", low)}}
-        write(folder, rank, {"w@": whole[low:high]}, facts)
+        write(folder, rank, {"w@": full[low:high]}, facts)
     state = read(folder)
     if start + length <= 10:
-        assert torch.equal(state.part("w", start, length), whole[start : start + length])
+        assert torch.equal(state.part("w", start, length), full[start : start + length])
     else:
         with pytest.raises(ValueError, match="are in no file"):
             state.part("w", start, length)
