@@ -13,17 +13,18 @@ from rich.console import Console
 from torch import Tensor
 
 from mcframe.cli.load_run import load_settings
-from mcframe.cli.options import Run, Trust, command
+from mcframe.cli.options import Trust, command
 from mcframe.cli.streams import echo
 from mcframe.config.schema import RunConfig
 from mcframe.errors import UserError
+from mcframe.files import user_path
 from mcframe.metrics.tables import FittedTable
 from mcframe.registry.discovery import PluginOptions
 from mcframe.training.anomaly import Origin, find_origin, restore
-from mcframe.training.anomaly_record import WEIGHTS, AnomalyRecord, random_from, records
+from mcframe.training.anomaly_record import AnomalyRecord, records
 from mcframe.training.build import build_step
 from mcframe.training.checkpoint_folder import find
-from mcframe.training.random_states import restore_random_states
+from mcframe.training.random_states import restore_random_states, seed_random_states
 from mcframe.training.train_step import StepBatch, TrainStep
 from mcframe.training.weights import load_weights, start_from
 from mcframe.trust import open_run, untrusted
@@ -32,7 +33,7 @@ from mcframe.trust import open_run, untrusted
 @command
 def replay(
     plugins: PluginOptions,
-    run: Run,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     step: Annotated[int | None, typer.Option(min=1, help="The step; by default that of the newest anomaly.")] = None,
     trust: Trust = False,
 ) -> int:
@@ -40,17 +41,20 @@ def replay(
 
     A run saves the batches of its anomalies in RUN/anomalies. The exit code is 1 if the anomaly does not come back.
     """
-    record = _chosen(run, step)
+    run = user_path(run, "RUN")
     loaded = load_settings(run, plugins=plugins, trust=trust)
-    config, facts = loaded.run_config, record.facts
-    torch.set_num_threads(int(facts["threads"]))
-    echo(f"step {record.step}, {facts['reaction'].replace('_', ' ')}: {facts['problem']}")
+    record = _chosen(run, step)
+    facts = record.facts
+    torch.set_num_threads(facts.threads)
+    echo(f"step {facts.step}, {facts.reaction.replace('_', ' ')}: {facts.problem}")
     with loaded.explaining():
-        module = build_step(config, config.tokenizer().vocab_size).train()
-        origin, rows = _repeat(run, record, config, module)
+        seed_random_states(loaded.run_config.seed, "build")
+        module = build_step(loaded.run_config, loaded.run_config.tokenizer().vocab_size).train()
+        origin, rows = _repeat(run, record, loaded.run_config, module)
     Console().print(_table(rows))
     same = all(then == now or (math.isnan(then) and math.isnan(now)) for _, _, then, now, _ in rows)
-    echo(f"weights: {_source(record)}; the losses are {'the same bit for bit' if same else 'not the same'}")
+    last = ", the last checkpoint before the step" if facts.weights.startswith("tokens") else ""
+    echo(f"weights: those of {facts.weights}{last}; losses: {'equal bit for bit' if same else 'not equal'}")
     if origin is not None:
         echo(f"origin: {_text(origin)}")
     found = _comes_back(record, [now for _, _, _, now, _ in rows], origin)
@@ -63,72 +67,81 @@ Row = tuple[int, int, float, float, dict[str, float]]
 
 
 def _chosen(run: Path, step: int | None) -> AnomalyRecord:
-    found = records(run)
+    found = {record.facts.step: record for record in records(run)}
     if not found:
         raise UserError(
             f"{run} holds no saved anomaly",
             remedy="Pass the directory of a run that reported one, which saves its batch in RUN/anomalies.",
         )
     if step is None:
-        return max(found, key=lambda record: record.path.stat().st_mtime_ns)
-    if (chosen := next((record for record in found if record.step == step), None)) is None:
-        steps = ", ".join(str(record.step) for record in found)
+        return max(found.values(), key=lambda record: record.path.stat().st_mtime_ns)
+    if step not in found:
+        steps = ", ".join(map(str, found))
         raise UserError(
             f"--step: expected the step of a saved anomaly ({steps}), got {step}", remedy="Pass one of these."
         )
-    return chosen
+    return found[step]
 
 
 def _repeat(run: Path, record: AnomalyRecord, config: RunConfig, module: TrainStep) -> tuple[Origin | None, list[Row]]:
     """Return the origin of a value that is not finite, if one is found, and a row for each micro-batch."""
     if config.deepspeed.precision == "bf16":
         module.bfloat16()
-    weights = _weights(run, record, config, module)
+    ranks, saved = record.load()
+    weights = _weights(run, record, config, module) if saved is None else saved
     rows: list[Row] = []
     origin = None
-    for rank in range(int(record.facts["ranks"])):
-        tensors = record.tensors(f"rank-{rank}.safetensors")
-        if "tokens" not in tensors:
-            raise UserError(
-                f"{record.path} has no batch: the step was too long ago when the anomaly was found",
-                remedy="Log more often with logging.every.",
-            )
-        losses = tensors["losses"].tolist()
-        for number, batch in enumerate(_start(record, config, module, weights, tensors)):
+    for rank, own in enumerate(ranks):
+        _check(record, config, module, own["batches"])
+        for number, batch in enumerate(_start(record, config, module, weights, own)):
             with torch.no_grad():
                 loss, metrics = module(batch)
             terms = {name: (value[0] / value[1]).item() for name, value in metrics.means.items() if _is_term(name)}
-            rows.append((rank, number + 1, losses[number], loss.item(), terms))
-        if record.facts["kind"] == "not finite" and origin is None:
-            batches = _start(record, config, module, weights, tensors)
+            rows.append((rank, number + 1, float(own["losses"][number]), loss.item(), terms))
+        if record.facts.nonfinite and origin is None:
+            batches = _start(record, config, module, weights, own)
             origin = next((found for batch in batches if (found := find_origin(module, batch)) is not None), None)
     return origin, rows
 
 
+def _check(record: AnomalyRecord, config: RunConfig, module: TrainStep, batches: list[StepBatch]) -> None:
+    """Raise UserError unless the micro-batches fit the configuration, which may have been edited."""
+    if not batches:
+        raise UserError(
+            f"{record.path} has no batch: the step was too long ago when the anomaly was found",
+            remedy="Log more often with logging.every.",
+        )
+    window, vocabulary = config.context.window, config.tokenizer().vocab_size
+    variants = module.model.strategy.count
+    for each in batches:
+        length, largest = each.tokens.shape[-1] - 1, int(each.tokens.max())
+        if (length, largest < vocabulary, each.seeds.shape[-1]) != (window, True, variants):
+            raise UserError(
+                f"{record.path}: expected {window} tokens below {vocabulary} and {variants} variants, as in config.gin,"
+                f" got {length} tokens up to {largest} and {each.seeds.shape[-1]} variants",
+                remedy="Restore the run's config.gin.",
+            )
+
+
 def _start(
-    record: AnomalyRecord, config: RunConfig, module: TrainStep, weights: Mapping[str, Tensor], tensors: dict[str, Any]
+    record: AnomalyRecord, config: RunConfig, module: TrainStep, weights: Mapping[str, Tensor], own: Mapping[str, Any]
 ) -> Iterator[StepBatch]:
     """Set weights and random states to those before the step, then iterate over the micro-batches of a rank."""
     restore(module, weights)
-    module.begin_step(config.progress(record.step - 1))
-    if (states := random_from(tensors)) is not None:
-        restore_random_states(states)
-    for number in range(len(tensors["tokens"])):
-        mask = tensors["loss_mask"][number] if "loss_mask" in tensors else None
-        yield StepBatch(tensors["tokens"][number], tensors["seeds"][number], int(record.facts["length"]), mask)
+    module.begin_step(config.progress(record.facts.step - 1))
+    restore_random_states(own["random"])
+    yield from own["batches"]
 
 
 def _weights(run: Path, record: AnomalyRecord, config: RunConfig, module: TrainStep) -> Mapping[str, Tensor]:
-    """Return the weights of the record, or those of the checkpoint, or of the start, that it names."""
-    if (record.path / WEIGHTS).exists():
-        return record.tensors(WEIGHTS)
-    if record.facts["weights"] == "the start":
+    """Return the weights of the checkpoint, or of the start, that a record names."""
+    if record.facts.weights == "the start":
         if config.start_from is not None:
             if not open_run(run, trust=False):
                 raise untrusted(run, f"open {config.start_from!r}, which run.start_from names")
             start_from(module, config.start_from)
         return {name: value.clone() for name, value in module.state_dict().items()}
-    path = run / "checkpoints" / record.facts["weights"]
+    path = run / "checkpoints" / record.facts.weights
     if not path.exists():
         raise UserError(
             f"missing {path}, the last checkpoint before the anomaly",
@@ -136,13 +149,6 @@ def _weights(run: Path, record: AnomalyRecord, config: RunConfig, module: TrainS
             "'skip', which saves the weights before the step.",
         )
     return load_weights(find(path))
-
-
-def _source(record: AnomalyRecord) -> str:
-    name = record.facts["weights"]
-    if name == "the step":
-        return "those before the step"
-    return f"those of {name}" if name == "the start" else f"those of {name}, the last checkpoint before the step"
 
 
 def _is_term(name: str) -> bool:
@@ -166,7 +172,7 @@ def _text(origin: Origin) -> str:
 
 def _comes_back(record: AnomalyRecord, losses: list[float], origin: Origin | None) -> bool:
     """Return whether a value is not finite again, or the loss is more than half as far above those before it."""
-    if record.facts["kind"] == "not finite":
+    facts = record.facts
+    if facts.nonfinite:
         return origin is not None or not all(map(math.isfinite, losses))
-    before, then, now = record.facts["mean"], record.facts["loss"], sum(losses) / len(losses)
-    return bool(now - before > (then - before) / 2)
+    return sum(losses) / len(losses) - facts.mean > (facts.loss - facts.mean) / 2

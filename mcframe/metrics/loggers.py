@@ -175,8 +175,10 @@ def open_loggers(
                 loggers[name.partition(" ")[0]] = _complete(build(start), start)
         except Exception as error:  # noqa: BLE001 - a service may raise any exception, and training does not need it
             _log.warning("%s did not start, and the run continues without it: %s", name, error)
-    options = {"rank": rank, "tensorboard": tensorboard, "wandb": wandb, "config": config, "others": others}
-    return Loggers(loggers, reopen=partial(open_loggers, run_dir, **options))
+    reopen = partial(
+        open_loggers, run_dir, rank=rank, tensorboard=tensorboard, wandb=wandb, config=config, others=others
+    )
+    return Loggers(loggers, reopen=reopen)
 
 
 def _complete(logger: TensorBoardLogger | WandbLogger, start: RunStart) -> MetricLogger:

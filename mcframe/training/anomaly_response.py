@@ -6,23 +6,23 @@ checkpoint, a validation, the end. A step is skipped on the device at once; the 
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from mcframe.config.training_schema import AnomalyConfig
 from mcframe.context.step_histograms import NO_POINT
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.errors import UserError
-from mcframe.training import anomaly_record as record
+from mcframe.training.anomaly_record import FOLDER, AnomalyFacts, write
 from mcframe.training.checkpoint_folder import find
 from mcframe.training.checkpoints import load
 from mcframe.training.nonfinite import not_finite
 from mcframe.training.recent_steps import LossWindow, RecentStep, RecentSteps
-from mcframe.training.step_undo import StepUndo
+from mcframe.training.step_undo import StepUndo, complete_weights
 
 if TYPE_CHECKING:
     from mcframe.training.trainer import Trainer
@@ -31,7 +31,7 @@ DECLARED_METRICS = {
     "train/skipped_steps": ("steps", "lower", "steps skipped so far, by anomaly.on_nonfinite or anomaly.on_spike"),
     "train/rollbacks": ("rollbacks", "lower", "returns to the newest checkpoint so far, by the same settings"),
 }
-_DONE = {"skip": "skipped", "roll_back": "rolled back", "stop": "stopped"}
+_DONE = {"skip": "skipped", "roll_back": "rolled back", "stop": "stops the run"}
 _FILL = {"samples": torch.nan, "points": NO_POINT}
 """Values of a skipped step's metrics that count for nothing; 0 in all other fields."""
 
@@ -45,6 +45,7 @@ class AnomalyResponse:
 
     Attributes:
         recent: The steps since the flags were read.
+        good: Whether the last step was not skipped, on the device.
         skipped: Steps skipped so far, as far as the flags have been read.
         rollbacks: Returns to a checkpoint so far.
     """
@@ -52,13 +53,13 @@ class AnomalyResponse:
     def __init__(self, trainer: Trainer, config: AnomalyConfig) -> None:
         self._trainer, self._config = trainer, config
         self.recent, self.skipped, self.rollbacks = RecentSteps(), 0, 0
-        self._events: list[int] = []  # steps that were skipped or rolled back, for the limit
-        self._dropped: list[int] = []  # positions in the data of batches that are not trained on
+        self._anomalies: dict[int, int] = {}  # position in the data -> step, of batches that were not trained on
+        self._dropped: list[int] = []  # positions of those that were rolled back
         self._window = LossWindow(config.spike_window, trainer.device)
         self._undo = StepUndo(trainer.engine, trainer.device) if config.reacts("skip") else None
         # Otherwise ranks compare their flags when these are read.
         self._each_step = self._undo is not None or config.on_spike != "ignore"
-        self._pending: list[StepMetrics] = []
+        self._metrics: list[StepMetrics] = []
         self.good = torch.ones((), dtype=torch.bool, device=trainer.device)
 
     def begin_step(self) -> None:
@@ -71,16 +72,14 @@ class AnomalyResponse:
         if self._undo is not None:
             self._undo.keep()
 
-    def add(self, batch: Any, loss: torch.Tensor, metrics: StepMetrics) -> None:
-        """Add a micro-batch. Its metrics count once it is known whether the step is skipped."""
+    def add(self, batch: Any, loss: Tensor, metrics: StepMetrics) -> None:
+        """Add a micro-batch."""
         self.recent.add(batch, loss)
-        self._pending.append(metrics)
-        if self._undo is None:
-            self._count_metrics()
+        self._metrics.append(metrics)
 
     @torch.no_grad()
     def end_step(self) -> None:
-        """Set the flags of a step, and undo it if it is skipped. Reads nothing back."""
+        """Set the flags of a step, undo it if it is skipped, and count its metrics if not. Reads nothing back."""
         config, step = self._config, self.recent.last
         loss, norm = step.loss(), self._trainer.engine.checked_norm(self._trainer.device)
         if self._each_step and (world := dist.get_world_size()) > 1:
@@ -91,18 +90,16 @@ class AnomalyResponse:
         if config.on_spike != "ignore":
             mean, deviation, spike = self._window.compare(loss, config.spike_deviations, config.spike_nats)
         nonfinite = ~loss.isfinite() | ~norm.isfinite() | (norm < 0)  # DeepSpeed writes -1 for infinity
-        step.row = torch.stack((loss, norm, mean, deviation, nonfinite.double(), (spike & ~nonfinite).double()))
+        spike &= ~nonfinite
         self._window.put(step.step, loss, ~(nonfinite | spike))
+        step.row = torch.stack((loss, mean, deviation, nonfinite.double(), spike.double()))
         if self._undo is not None:
-            skip = nonfinite if config.on_nonfinite == "skip" else torch.zeros_like(nonfinite)
-            self.good = ~(skip | (spike & ~nonfinite)) if config.on_spike == "skip" else ~skip
+            bad = [nonfinite] * (config.on_nonfinite == "skip") + [spike] * (config.on_spike == "skip")
+            self.good = ~torch.stack(bad).any()
             self._undo.undo_unless(self.good)
-            self._count_metrics()
-
-    def _count_metrics(self) -> None:
-        for metrics in self._pending:
+        for metrics in self._metrics:
             self._trainer.accumulator.add(metrics if self._undo is None else masked(metrics, self.good))
-        self._pending = []
+        self._metrics = []
 
     @property
     def urgent(self) -> bool:
@@ -113,17 +110,24 @@ class AnomalyResponse:
         """Read the flags and react. Return whether the run is at an earlier checkpoint now. Collective.
 
         Raises:
-            UserError: The run stops, by setting or because of `anomaly.limit`.
+            UserError: The run stops, by setting, or since it cannot continue.
         """
         unread, first = self.recent.unread(), True
-        for step, row in zip(unread, self._read(unread), strict=True):
-            nonfinite, spike = row[4] > 0, row[5] > 0
-            reaction = self._config.on_nonfinite if nonfinite else self._config.on_spike
-            if not (nonfinite or spike):
+        for step, (loss, mean, deviation, nonfinite, spike) in zip(unread, self._read(unread), strict=True):
+            wanted = self._config.on_nonfinite if nonfinite else self._config.on_spike
+            if wanted == "ignore" or not (nonfinite or spike):
                 continue
-            self._report(step, row, reaction, first)
-            if reaction == "stop" or self._over_limit(step):
-                raise self._error(step, row, reaction)
+            reason = "" if wanted == "stop" else self._reason_to_stop(step, wanted)
+            reaction = "stop" if reason else wanted
+            weights, origin = self._weights_before(step, undone=first and wanted == "skip")
+            facts = AnomalyFacts(
+                step=step.step + 1, position=step.position, reaction=reaction, nonfinite=nonfinite > 0, loss=loss,
+                mean=mean, deviation=deviation, length=step.batches[0][0].length if step.batches else 0,
+                ranks=dist.get_world_size(), threads=torch.get_num_threads(), weights=origin,
+            )  # fmt: skip
+            self._report(facts, step, weights)
+            if reaction == "stop":
+                raise self._error(facts, step, reason)
             if reaction == "roll_back":
                 self._roll_back(step)
                 return True
@@ -144,71 +148,58 @@ class AnomalyResponse:
         found: list[list[float]] = rows.tolist()
         return found
 
-    def _over_limit(self, step: RecentStep) -> bool:
-        """Count an anomaly, and return whether there were too many."""
-        self._events = [each for each in self._events if each > step.step - self._config.limit_steps] + [step.step]
-        return len(self._events) > self._config.limit
+    def _reason_to_stop(self, step: RecentStep, wanted: str) -> str:
+        """Count an anomaly, and return why the run cannot continue, if it cannot."""
+        config = self._config
+        self._anomalies[step.position] = step.step
+        if sum(each > step.step - config.limit_steps for each in self._anomalies.values()) > config.limit:
+            return f"anomaly.limit = {config.limit} in {config.limit_steps} steps is reached; "
+        self._trainer.save_checkpoint.wait(self._trainer)
+        if wanted == "roll_back" and self._trainer.save_checkpoint.last is None:
+            return "there is no checkpoint to return to; "
+        return ""
 
-    def _report(self, step: RecentStep, row: list[float], reaction: str, first: bool) -> None:
-        """Save the batch, and print one line."""
-        trainer, config = self._trainer, self._config
-        weights, origin = self._weights_before(step, first and reaction == "skip")
-        facts = {
-            "step": step.step + 1,
-            "tokens": step.step * trainer.state.batch_tokens,
-            "position": step.position,
-            "reaction": reaction,
-            "problem": record.describe(row, row[4] > 0),
-            "kind": "not finite" if row[4] > 0 else "spike",
-            "loss": row[0] if math.isfinite(row[0]) else None,
-            "mean": row[2] if math.isfinite(row[2]) else None,
-            "length": step.batches[0][0].length if step.batches else 0,
-            "ranks": dist.get_world_size(),
-            "zero_stage": trainer.engine.stage,
-            "threads": torch.get_num_threads(),
-            "weights": origin,
-        }
-        if error := record.write(trainer.plan.directory, facts, step, weights, config.keep):
-            trainer.recorder.warn(f"{trainer.plan.directory / record.FOLDER} cannot be written: {error}")
-        trainer.recorder.warn(
-            f"step {step.step + 1} {_DONE[reaction]}: {facts['problem']}. mcframe replay {trainer.plan.directory} "
-            "repeats it."
-        )
-
-    def _weights_before(self, step: RecentStep, kept: bool) -> tuple[dict[str, torch.Tensor] | None, str]:
+    def _weights_before(self, step: RecentStep, *, undone: bool) -> tuple[dict[str, Tensor] | None, str]:
         """Return the weights before a step, None where they no longer exist, and which ones a replay takes."""
         trainer = self._trainer
-        if kept and self._undo is not None:
-            return record.complete_weights(trainer.engine.step, self._undo.before), "the step"
-        if step is self.recent.last and trainer.engine.overflowed:
-            return record.complete_weights(trainer.engine.step), "the step"
+        if undone and self._undo is not None:
+            return complete_weights(trainer.engine.step, self._undo.before), "the step"
+        if step is self.recent.last and trainer.engine.overflowed:  # DeepSpeed has not updated them
+            return complete_weights(trainer.engine.step, {}), "the step"
         trainer.save_checkpoint.wait(trainer)
         last = trainer.save_checkpoint.last
         return None, last.name if last is not None else "the start"
 
-    def _error(self, step: RecentStep, row: list[float], reaction: str) -> Exception:
+    def _report(self, facts: AnomalyFacts, step: RecentStep, weights: dict[str, Tensor] | None) -> None:
+        """Save the batch, and print one line."""
+        directory, recorder = self._trainer.plan.directory, self._trainer.recorder
+        if error := write(directory, facts, step, weights, self._config.keep):
+            recorder.warn(f"{directory / FOLDER} cannot be written: {error}")
+        done = f"step {facts.step} {_DONE[facts.reaction]}: {facts.problem}"
+        recorder.warn(f"{done}. mcframe replay {directory} repeats it.")
+
+    def _error(self, facts: AnomalyFacts, step: RecentStep, reason: str) -> Exception:
         """Return the error of a run that stops."""
-        if row[4] > 0:
-            error = not_finite(self._trainer, step, row[0])
+        if facts.nonfinite:
+            error = not_finite(self._trainer, step, facts.loss)
         else:
             error = UserError(
-                f"step {step.step + 1}: {record.describe(row, nonfinite=False)}",
+                f"step {facts.step}: {facts.problem}",
                 remedy="Set anomaly.on_spike to 'skip' or 'roll_back', lower optimizer.lr, or remove the batch.",
             )
-        if reaction != "stop" and isinstance(error, UserError):
-            limit = f"anomaly.limit = {self._config.limit} in {self._config.limit_steps} steps is reached"
-            error.message = f"{limit}; {error.message}"
+        if isinstance(error, UserError):
+            error.message = f"{reason}{error.message}"
         return error
 
     def _roll_back(self, step: RecentStep) -> None:
         """Load the newest checkpoint, and omit the batch of a step from now on. Collective."""
         trainer = self._trainer
         assert trainer.save_checkpoint.last is not None
-        events, rollbacks, dropped = self._events, self.rollbacks + 1, [*self._dropped, step.position]
+        anomalies, rollbacks, dropped = self._anomalies, self.rollbacks + 1, [*self._dropped, step.position]
         checkpoint = find(trainer.save_checkpoint.last)
         trainer.restored = load(trainer.engine, checkpoint)
         trainer.save_checkpoint.restore(trainer, checkpoint)
-        self._events, self.rollbacks, self._dropped = events, rollbacks, dropped
+        self._anomalies, self.rollbacks, self._dropped = anomalies, rollbacks, dropped
         trainer.rewind()
 
     def metrics(self) -> dict[str, float]:
@@ -217,10 +208,10 @@ class AnomalyResponse:
         return {name: float(n) for name, (reaction, n) in counts.items() if n or self._config.reacts(reaction)}
 
     def state(self) -> dict[str, Any]:
-        """Return counts and losses as values of JSON, equal on all ranks. Synchronises."""
+        """Return counts and losses, equal on all ranks. Synchronises."""
         return {
-            "skipped": self.skipped, "rollbacks": self.rollbacks, "events": list(self._events),
-            "dropped": list(self._dropped), "losses": self._window.state(),
+            "skipped": self.skipped, "rollbacks": self.rollbacks, "anomalies": dict(self._anomalies),
+            "dropped": list(self._dropped), "losses": self._window.values.tolist(),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any] | None) -> None:
@@ -228,7 +219,7 @@ class AnomalyResponse:
         self.recent.clear()
         if state is not None:
             self.skipped, self.rollbacks = state["skipped"], state["rollbacks"]
-            self._events, self._dropped = list(state["events"]), list(state["dropped"])
+            self._anomalies, self._dropped = dict(state["anomalies"]), list(state["dropped"])
             self._window.restore(state["losses"])
 
 

@@ -23,8 +23,8 @@ class RecentStep:
         position: Global index of its first sequence.
         random: The random states of this rank before it.
         batches: Its micro-batches and their losses.
-        row: [6] float64 on the device: loss, gradient norm, mean and standard deviation of the losses before, and two
-            flags: not finite, spike.
+        row: [5] float64 on the device: loss, mean and standard deviation of the losses before, and two flags: not
+            finite, spike.
     """
 
     step: int
@@ -89,7 +89,7 @@ class LossWindow:
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
-        self._values = torch.full((size,), torch.nan, dtype=torch.float64, device=device)
+        self.values = torch.full((size,), torch.nan, dtype=torch.float64, device=device)
 
     def compare(self, loss: Tensor, deviations: float, nats: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and standard deviation of the losses, and whether `loss` is a spike. Reads nothing back.
@@ -99,22 +99,17 @@ class LossWindow:
             deviations: Least height above the mean in standard deviations.
             nats: Least height above the mean in nats.
         """
-        mean = self._values.nanmean()
-        deviation = (self._values - mean).square().nanmean().sqrt()
-        enough = (~self._values.isnan()).sum() >= self._values.numel() // 2
+        mean = self.values.nanmean()
+        deviation = (self.values - mean).square().nanmean().sqrt()
+        enough = (~self.values.isnan()).sum() >= self.values.numel() // 2
         height = (deviations * deviation).clamp(min=nats)
         return mean, deviation, enough & loss.isfinite() & (loss - mean >= height)
 
     def put(self, step: int, loss: Tensor, good: Tensor) -> None:
         """Add the loss of a step, in place of the oldest one; leave a gap unless it is good."""
-        self._values[step % self._values.numel()] = torch.where(good, loss, torch.nan)
+        self.values[step % self.values.numel()] = torch.where(good, loss, torch.nan)
 
-    def state(self) -> list[float | None]:
-        """Return the losses as values of JSON. Synchronises."""
-        return [None if value != value else value for value in self._values.tolist()]
-
-    def restore(self, state: list[float | None]) -> None:
-        """Restore the losses of `state`; a window of another size starts empty."""
-        if len(state) == self._values.numel():
-            values = [torch.nan if value is None else value for value in state]
-            self._values.copy_(torch.tensor(values, dtype=torch.float64))
+    def restore(self, values: list[float]) -> None:
+        """Restore the losses of an earlier session; a window of another size starts empty."""
+        if len(values) == self.values.numel():
+            self.values.copy_(torch.tensor(values, dtype=torch.float64))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from mcframe.training.engine import Engine
@@ -18,7 +19,7 @@ Key = tuple[str, ...]
 
 
 class StepUndo:
-    """Copies of everything that a step changes, in place of which a skipped step would leave something else.
+    """Copies of everything that a step changes.
 
     Tensors are restored by `torch.where`, so that nothing waits for the device. Counters that an optimizer keeps as
     numbers of Python, or as tensors on another device, are exact as well, but the host waits for the device for them.
@@ -108,3 +109,25 @@ class StepUndo:
                 for name, value in owner.items():
                     if type(value) in (int, float) and name not in _SCHEDULED:
                         yield (kind, str(number), name), owner, value
+
+
+def complete_weights(module: nn.Module, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return parameters and buffers on the CPU under their names. Collective at ZeRO 3.
+
+    Args:
+        module: The train step.
+        held: Values of this rank in place of the present ones: `StepUndo.before`.
+    """
+    found = {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        partition = getattr(tensor, "ds_tensor", None)
+        if partition is None:
+            whole = held.get(f"module/{name}", tensor.detach())
+        else:
+            own = held.get(f"partition/{name}", partition.detach()).contiguous()
+            parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, own)
+            size, shape = getattr(tensor, "ds_numel"), getattr(tensor, "ds_shape")  # noqa: B009 - DeepSpeed adds them
+            whole = torch.cat(parts)[:size].view(shape)
+        found[name] = whole.to("cpu", copy=True)
+    return found
