@@ -153,10 +153,10 @@ class AnomalyResponse:
         config = self._config
         self._anomalies[step.position] = step.step
         if sum(each > step.step - config.limit_steps for each in self._anomalies.values()) > config.limit:
-            return f"anomaly.limit = {config.limit} in {config.limit_steps} steps is reached; "
+            return f" anomaly.limit = {config.limit} within {config.limit_steps} steps is exceeded."
         self._trainer.save_checkpoint.wait(self._trainer)
         if wanted == "roll_back" and self._trainer.save_checkpoint.last is None:
-            return "there is no checkpoint to return to; "
+            return " There is no checkpoint to return to."
         return ""
 
     def _weights_before(self, step: RecentStep, *, undone: bool) -> tuple[dict[str, Tensor] | None, str]:
@@ -180,15 +180,12 @@ class AnomalyResponse:
 
     def _error(self, facts: AnomalyFacts, step: RecentStep, reason: str) -> Exception:
         """Return the error of a run that stops."""
-        if facts.nonfinite:
-            error = not_finite(self._trainer, step, facts.loss)
-        else:
-            error = UserError(
-                f"step {facts.step}: {facts.problem}",
-                remedy="Set anomaly.on_spike to 'skip' or 'roll_back', lower optimizer.lr, or remove the batch.",
-            )
-        if isinstance(error, UserError):
-            error.message = f"{reason}{error.message}"
+        spike = UserError(
+            f"step {facts.step}: {facts.problem}",
+            remedy="Set anomaly.on_spike to 'skip' or 'roll_back', lower optimizer.lr, or remove the batch.",
+        )
+        error = not_finite(self._trainer, step, facts.loss) if facts.nonfinite else spike
+        error.remedy += reason
         return error
 
     def _roll_back(self, step: RecentStep) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mcframe.training.trainer import Trainer
 
 
-def not_finite(trainer: Trainer, bad: RecentStep, loss: float) -> Exception:
+def not_finite(trainer: Trainer, bad: RecentStep, loss: float) -> UserError | ContractError:
     """Return the error for a loss or a gradient that is not finite, with its origin if it can be found. Collective.
 
     The micro-batches of the bad step, and of the step before it, are run again. Weights that are no longer finite
@@ -138,7 +138,7 @@ def _plugin_of(trainer: Trainer, origin: Origin) -> Any:
     return None
 
 
-def _error(trainer: Trainer, origin: Origin, problem: str, remedy: str) -> Exception:
+def _error(trainer: Trainer, origin: Origin, problem: str, remedy: str) -> UserError | ContractError:
     """Return the error for an origin: of the plug-in, or of the module of mcframe."""
     location = Location(origin.file, origin.line) if origin.file else None
     path = origin.module.removeprefix("model.") or "the training step"

@@ -75,6 +75,9 @@ class StepUndo:
             for key, owner, _ in changed:
                 owner[key[-1]] = self._numbers.get(key, 0)
         self._tensors = {}
+        # At ZeRO 3 some parameters stay complete between steps. The next forward pass gathers them again.
+        for parameter in getattr(self._engine.wrapped.optimizer, "persistent_parameters", ()):
+            parameter.partition()
 
     def _held(self) -> Iterator[tuple[Key, Tensor]]:
         """Iterate over the tensors that a step changes, each once."""
@@ -87,9 +90,10 @@ class StepUndo:
     def _named(self) -> Iterator[tuple[Key, Tensor]]:
         module, optimizer = self._engine.step, self._engine.optimizer
         for name, parameter in module.named_parameters():
-            yield ("module", name), parameter.data
             if isinstance(partition := getattr(parameter, "ds_tensor", None), Tensor):
                 yield ("partition", name), partition.data
+            else:
+                yield ("module", name), parameter.data
         for name, buffer in module.named_buffers():
             yield ("module", name), buffer
         masters = getattr(self._engine.wrapped.optimizer, "fp32_partitioned_groups_flat", ())
