@@ -58,7 +58,7 @@ class AnomalyFacts:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the step."""
+        """A description of the anomaly."""
         if self.nonfinite:
             return "the gradient is not finite" if math.isfinite(self.loss) else f"the loss is {self.loss}"
         return (
@@ -89,7 +89,7 @@ class AnomalyRecord:
             for each in ranks:
                 each["batches"] = [StepBatch(length=self.facts.length, **batch) for batch in each["batches"]]
             return ranks, state.value(0, "weights")
-        except Exception as error:  # whatever a damaged file leads to
+        except Exception as error:  # a damaged file may lead to any
             raise UserError(
                 f"{self.path} cannot be read: {error}", remedy="Pass another step with --step N."
             ) from error

@@ -114,12 +114,12 @@ class AnomalyResponse:
         """
         unread, first = self.recent.unread(), True
         for step, (loss, mean, deviation, nonfinite, spike) in zip(unread, self._read(unread), strict=True):
-            wanted = self._config.on_nonfinite if nonfinite else self._config.on_spike
-            if wanted == "ignore" or not (nonfinite or spike):
+            setting = self._config.on_nonfinite if nonfinite else self._config.on_spike
+            if setting == "ignore" or not (nonfinite or spike):
                 continue
-            reason = "" if wanted == "stop" else self._reason_to_stop(step, wanted)
-            reaction = "stop" if reason else wanted
-            weights, origin = self._weights_before(step, undone=first and wanted == "skip")
+            reason = "" if setting == "stop" else self._reason_to_stop(step, setting)
+            reaction = "stop" if reason else setting
+            weights, origin = self._weights_before(step, undone=first and setting == "skip")
             facts = AnomalyFacts(
                 step=step.step + 1, position=step.position, reaction=reaction, nonfinite=nonfinite > 0, loss=loss,
                 mean=mean, deviation=deviation, length=step.batches[0][0].length if step.batches else 0,
@@ -148,15 +148,15 @@ class AnomalyResponse:
         found: list[list[float]] = rows.tolist()
         return found
 
-    def _reason_to_stop(self, step: RecentStep, wanted: str) -> str:
+    def _reason_to_stop(self, step: RecentStep, setting: str) -> str:
         """Count an anomaly, and return why the run cannot continue, if it cannot."""
         config = self._config
         self._anomalies[step.position] = step.step
         if sum(each > step.step - config.limit_steps for each in self._anomalies.values()) > config.limit:
             return f" anomaly.limit = {config.limit} within {config.limit_steps} steps is exceeded."
         self._trainer.save_checkpoint.wait(self._trainer)
-        if wanted == "roll_back" and self._trainer.save_checkpoint.last is None:
-            return " There is no checkpoint to return to."
+        if setting == "roll_back" and self._trainer.save_checkpoint.last is None:
+            return " The run has no checkpoint yet."
         return ""
 
     def _weights_before(self, step: RecentStep, *, undone: bool) -> tuple[dict[str, Tensor] | None, str]:

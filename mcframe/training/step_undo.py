@@ -126,12 +126,12 @@ def complete_weights(module: nn.Module, held: Mapping[str, Tensor]) -> dict[str,
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         partition = getattr(tensor, "ds_tensor", None)
         if partition is None:
-            whole = held.get(f"module/{name}", tensor.detach())
+            complete = held.get(f"module/{name}", tensor.detach())
         else:
             own = held.get(f"partition/{name}", partition.detach()).contiguous()
             parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
             dist.all_gather(parts, own)
             size, shape = getattr(tensor, "ds_numel"), getattr(tensor, "ds_shape")  # noqa: B009 - DeepSpeed adds them
-            whole = torch.cat(parts)[:size].view(shape)
-        found[name] = whole.to("cpu", copy=True)
+            complete = torch.cat(parts)[:size].view(shape)
+        found[name] = complete.to("cpu", copy=True)
     return found
