@@ -82,7 +82,9 @@ class Decoder:
         plan, last = self.plan, self.plan.entries(tokens)
         self.cache.truncate(min(self.cache.length, last - 1))  # the state of the last entry is not kept
         first = self.cache.length
-        context = replace(plan.context, token=plan.context.token[:, :last], lod=plan.context.lod[:, :last])
+        context = replace(
+            plan.context, token=plan.context.token[:, :last], lod=plan.context.lod[:, :last]
+        )
         embeddings = self.reader.embeddings(context, plan.window, first)
         cosine, sine = (part[:, :, first:last] for part in plan.rotation)
         hidden = self.model.gpt.extend(embeddings, context.lod[:, first:], (cosine, sine), self.cache)
