@@ -23,10 +23,9 @@ from mcframe.registry.discovery import PluginOptions
 from mcframe.training.anomaly import Origin, find_origin, restore
 from mcframe.training.anomaly_record import AnomalyRecord, records
 from mcframe.training.build import build_step
-from mcframe.training.checkpoint_folder import find
 from mcframe.training.random_states import restore_random_states, seed_random_states
 from mcframe.training.train_step import StepBatch, TrainStep
-from mcframe.training.weights import load_weights, start_from
+from mcframe.training.weights import start_from
 from mcframe.trust import open_run, untrusted
 
 
@@ -88,7 +87,7 @@ def _repeat(run: Path, record: AnomalyRecord, config: RunConfig, module: TrainSt
     if config.deepspeed.precision == "bf16":
         module.bfloat16()
     ranks, saved = record.load()
-    weights = _weights(run, record, config, module) if saved is None else saved
+    weights = _start_weights(run, record, config, module) if saved is None else saved
     rows: list[Row] = []
     origin = None
     for rank, own in enumerate(ranks):
@@ -133,22 +132,18 @@ def _start(
     yield from own["batches"]
 
 
-def _weights(run: Path, record: AnomalyRecord, config: RunConfig, module: TrainStep) -> Mapping[str, Tensor]:
-    """Return the weights of the checkpoint, or of the start, that a record names."""
-    if record.facts.weights == "the start":
-        if config.start_from is not None:
-            if not open_run(run, trust=False):
-                raise untrusted(run, f"open {config.start_from!r}, which run.start_from names")
-            start_from(module, config.start_from)
-        return {name: value.clone() for name, value in module.state_dict().items()}
-    path = run / "checkpoints" / record.facts.weights
-    if not path.exists():
+def _start_weights(run: Path, record: AnomalyRecord, config: RunConfig, module: TrainStep) -> Mapping[str, Tensor]:
+    """Return the weights at the start of a run."""
+    if record.facts.weights != "the start":
         raise UserError(
-            f"missing {path}, the last checkpoint before the anomaly",
-            remedy="Keep more checkpoints with checkpoint.keep, or set anomaly.on_nonfinite or anomaly.on_spike to "
-            "'skip', which saves the weights before the step.",
+            f"{record.path} has no weights: {record.facts.weights} was damaged",
+            remedy="Pass another step with --step N.",
         )
-    return load_weights(find(path))
+    if config.start_from is not None:
+        if not open_run(run, trust=False):
+            raise untrusted(run, f"open {config.start_from!r}, which run.start_from names")
+        start_from(module, config.start_from)
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def _is_term(name: str) -> bool:

@@ -143,7 +143,8 @@ class AnomalyConfig:
     `skip` undoes the step on the device: weights, optimizer state and buffers stay as before it; step number, schedule
     and data advance. It needs memory for one copy of them, and one more of the weights. `roll_back` loads the newest
     checkpoint and trains from there without the batch of the step; a run writes one after its first step. Either is
-    found at the next log line, checkpoint or validation at the latest. `RUN/anomalies` keeps the batch.
+    found at the next log line, checkpoint or validation at the latest. `RUN/anomalies` has batch and weights, those of
+    the step or of the newest checkpoint, for `mcframe replay RUN`.
 
     Attributes:
         on_nonfinite: Reaction to a loss or gradient that is NaN or infinite on any rank.
@@ -153,7 +154,7 @@ class AnomalyConfig:
         spike_window: Number of these losses; a spike is recognised once half of them exist.
         limit: Most steps that are skipped or rolled back within `limit_steps`; one more stops the run.
         limit_steps: Steps over which `limit` counts.
-        keep: Newest anomalies whose batches stay on disk.
+        keep: Newest anomalies whose batch and weights stay on disk.
     """
 
     on_nonfinite: Literal["stop", "skip", "roll_back"] = "stop"
@@ -163,7 +164,7 @@ class AnomalyConfig:
     spike_window: Annotated[int, Field(ge=4, le=65_536)] = 64
     limit: NonNegativeInt = 3
     limit_steps: Count = 1000
-    keep: Count = 8
+    keep: Count = 3
 
     def reacts(self, reaction: str) -> bool:
         """Return whether this is the reaction to one of the two."""

@@ -1,7 +1,7 @@
 """Records of anomalies, `RUN/anomalies/step-N`: the batch, the random states and weights, to run the step again.
 
 `anomaly.json` describes it. `rank-R.safetensors` has the micro-batches of a rank with their losses, and that of rank 0
-the weights before the step, where they still existed when it was found. No file can hold code.
+the weights before the step, or of the last checkpoint before it. No file can hold code.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class AnomalyFacts:
         loss, mean, deviation: Its loss, and mean and standard deviation of the losses before, NaN if not computed.
         length: Entries of its variants.
         ranks, threads: Number of ranks, and threads of each.
-        weights: The weights for a replay: `the step`, `the start`, or the folder of a checkpoint.
+        weights: Origin of the weights: `the step`, `the start`, which a replay builds again, or a checkpoint.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="strings")
@@ -78,7 +78,7 @@ class AnomalyRecord:
     facts: AnomalyFacts
 
     def load(self) -> tuple[list[dict[str, Any]], dict[str, Tensor] | None]:
-        """Return micro-batches, losses and random states of each rank, and the weights before the step, if saved.
+        """Return micro-batches, losses and random states of each rank, and the weights, if saved.
 
         Raises:
             UserError: The files are damaged.
@@ -113,7 +113,7 @@ def write(run_dir: Path, facts: AnomalyFacts, step: RecentStep, weights: Mapping
         run_dir: The run directory.
         facts: The content of `anomaly.json`.
         step: The step, with the micro-batches of this rank.
-        weights: Parameters and buffers before the step, complete; None where they no longer exist.
+        weights: Complete parameters and buffers, on rank 0, if any are saved.
         keep: Number of records to keep.
     """
     rank, partial = dist.get_rank(), run_dir / FOLDER / ".writing"

@@ -6,6 +6,8 @@ checkpoint, a validation, the end. A step is skipped on the device at once; the 
 
 from __future__ import annotations
 
+import shlex
+from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from mcframe.training.checkpoints import load
 from mcframe.training.nonfinite import not_finite
 from mcframe.training.recent_steps import LossWindow, RecentStep, RecentSteps
 from mcframe.training.step_undo import StepUndo, complete_weights
+from mcframe.training.weights import load_weights
 
 if TYPE_CHECKING:
     from mcframe.training.trainer import Trainer
@@ -160,15 +163,22 @@ class AnomalyResponse:
         return ""
 
     def _weights_before(self, step: RecentStep, *, undone: bool) -> tuple[dict[str, Tensor] | None, str]:
-        """Return the weights before a step, None where they no longer exist, and which ones a replay takes."""
+        """Return the weights before a step, else those of the newest checkpoint, and their origin.
+
+        None stands for those at the start, which a replay builds again, and for a damaged checkpoint.
+        """
         trainer = self._trainer
         if undone and self._undo is not None:
             return complete_weights(trainer.engine.step, self._undo.before), "the step"
         if step is self.recent.last and trainer.engine.overflowed:  # DeepSpeed has not updated them
             return complete_weights(trainer.engine.step, {}), "the step"
         trainer.save_checkpoint.wait(trainer)
-        last = trainer.save_checkpoint.last
-        return None, last.name if last is not None else "the start"
+        weights, last = None, trainer.save_checkpoint.last
+        if last is None:
+            return None, "the start"
+        with suppress(UserError):
+            weights = load_weights(find(last)) if dist.get_rank() == 0 else None
+        return weights, last.name
 
     def _report(self, facts: AnomalyFacts, step: RecentStep, weights: dict[str, Tensor] | None) -> None:
         """Save the batch, and print one line."""
@@ -176,7 +186,7 @@ class AnomalyResponse:
         if error := write(directory, facts, step, weights, self._config.keep):
             recorder.warn(f"{directory / FOLDER} cannot be written: {error}")
         done = f"step {facts.step} {_DONE[facts.reaction]}: {facts.problem}"
-        recorder.warn(f"{done}. mcframe replay {directory} repeats it.")
+        recorder.warn(f"{done}. mcframe replay {shlex.quote(str(directory))} repeats it.")
 
     def _error(self, facts: AnomalyFacts, step: RecentStep, reason: str) -> Exception:
         """Return the error of a run that stops."""

@@ -154,7 +154,7 @@ def test_a_skipped_step_counts_and_is_reported(skipped):
     assert rows(skipped, "train/skipped_steps") == [0, 1, 1, 1]
     assert all(math.isfinite(value) for name in ("train/loss", "train/grad_norm") for value in rows(skipped, name))
     (warning,) = summary(skipped)["warnings"]
-    assert warning == f"step {STEP} skipped: the loss is nan. mcframe replay {skipped} repeats it."
+    assert warning == f"step {STEP} skipped: the loss is nan. mcframe replay '{skipped}' repeats it."
     record = record_of(skipped)
     assert (record.facts.step, record.facts.reaction, record.facts.ranks) == (STEP, "skip", 2)
     assert sorted(file.name for file in record.path.iterdir()) == [
