@@ -235,6 +235,10 @@ class Engine:
         self._clipping = PartClipping(self.wrapped, self.param_groups, limit) if limit else None
         self._unclipped_norm: torch.Tensor | None = None
         self._reports_norm = not optimizer.replaces_gradients
+        if self.stage == 0 and run_config.anomaly.reacts("skip") and torch.cuda.is_available():
+            for group in self.optimizer.param_groups:
+                if "capturable" in group:  # torch's optimizers then count their steps on the device
+                    group["capturable"] = True
         # What the configuration sets, before any step or checkpoint changes it.
         self.group_options: list[dict[str, Any]] = [
             {name: value for name, value in group.items() if name not in ("params", "lr")}

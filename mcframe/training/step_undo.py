@@ -21,8 +21,8 @@ Key = tuple[str, ...]
 class StepUndo:
     """Copies of everything that a step changes.
 
-    Tensors are restored by `torch.where`, so that nothing waits for the device. Counters that an optimizer keeps as
-    numbers of Python, or as tensors on another device, are exact as well, but the host waits for the device for them.
+    Tensors are restored by `torch.where`, so that nothing waits for the device. The host waits only in a step in which
+    an optimizer creates its state, for counters that it keeps as numbers of Python, and for tensors of another device.
 
     Args:
         engine: The engine, after DeepSpeed has built its optimizer.
@@ -39,10 +39,6 @@ class StepUndo:
         self._numbers: dict[Key, float] = {}
         self.before: dict[str, Tensor] = {}
         self.forget()
-        if engine.stage == 0 and device.type == "cuda":
-            for group in engine.optimizer.param_groups:
-                if "capturable" in group:  # torch's optimizers then count their steps on the device
-                    group["capturable"] = True
 
     def forget(self) -> None:
         """Start to look for the first step that is undone."""
@@ -57,27 +53,36 @@ class StepUndo:
     @torch.no_grad()
     def undo_unless(self, good: Tensor) -> None:
         """Undo the step unless the flag is set, a bool scalar that is equal on all ranks."""
-        held = dict(self._held())
         before = self._tensors
-        for key, tensor in held.items():
-            # An optimizer creates its state in the first step: it starts from zero.
-            earlier = before.get(key)
-            earlier = torch.zeros_like(tensor) if earlier is None else earlier
-            tensor.copy_(torch.where(good.to(tensor.device), tensor, earlier))
+        for key, tensor in self._held():
+            if key in before:
+                tensor.copy_(torch.where(good.to(tensor.device), tensor, before[key]))
         for key, value in before.items():
             if key[0] in ("module", "partition"):
                 name = "/".join(key)
                 first = self.before.get(name, value)
                 self.before[name] = torch.where(self._found, first, value)
         self._found |= ~good
-        changed = [each for each in self._counters() if self._numbers.get(each[0], 0) != each[2]]
-        if changed and not bool(good):
-            for key, owner, _ in changed:
-                owner[key[-1]] = self._numbers.get(key, 0)
+        self._undo_entries(good)
         self._tensors = {}
         # At ZeRO 3 some parameters stay complete between steps. The next forward pass gathers them again.
         for parameter in getattr(self._engine.wrapped.optimizer, "persistent_parameters", ()):
             parameter.partition()
+
+    def _undo_entries(self, good: Tensor) -> None:
+        """Undo changed numbers of the optimizer, and entries that its step has added."""
+        added = [key for key, _ in self._held() if key[0] == "state" and key not in self._tensors]
+        changed = [each for each in self._counters() if self._numbers.get(each[0]) != each[2]]
+        if not (added or changed) or bool(good):
+            return
+        owners = list(self._engine.optimizer.state.values())
+        for _, number, name in added:
+            del owners[int(number)][name]
+        for key, owner, _ in changed:
+            if key in self._numbers:
+                owner[key[-1]] = self._numbers[key]
+            else:
+                del owner[key[-1]]
 
     def _held(self) -> Iterator[tuple[Key, Tensor]]:
         """Iterate over the tensors that a step changes, each once."""

@@ -37,6 +37,7 @@ OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1),
     "adamw, no foreach": lambda p: torch.optim.AdamW(p, lr=0.1, foreach=False),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.1),  # a state that starts from 1
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
     "python": CountsInPython,
 }
@@ -47,7 +48,7 @@ def train(build, gradients, skipped=()):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     optimizer = build(net.parameters())
-    engine = SimpleNamespace(step=net, optimizer=optimizer, wrapped=SimpleNamespace(optimizer=optimizer), stage=0)
+    engine = SimpleNamespace(step=net, optimizer=optimizer, wrapped=SimpleNamespace(optimizer=optimizer))
     undo, before = StepUndo(engine, torch.device("cpu")), []
     for number, gradient in enumerate(gradients):
         before.append({name: value.clone() for name, value in net.named_parameters()})
@@ -76,7 +77,7 @@ def test_a_run_with_skipped_steps_equals_one_without_them(build, bad, at):
 def test_undoing_does_not_wait_for_the_device():
     net = nn.Linear(3, 4)
     optimizer = torch.optim.AdamW(net.parameters(), foreach=False, capturable=False)
-    engine = SimpleNamespace(step=net, optimizer=optimizer, wrapped=SimpleNamespace(optimizer=optimizer), stage=0)
+    engine = SimpleNamespace(step=net, optimizer=optimizer, wrapped=SimpleNamespace(optimizer=optimizer))
     undo, window = StepUndo(engine, torch.device("cpu")), LossWindow(8)
     for each in net.parameters():
         each.grad = torch.full_like(each, torch.nan)
