@@ -6,9 +6,11 @@ from mcframe.data.sources import HuggingFace, StandardLibrary
 from mcframe.data.synthetic.induction import Induction
 from mcframe.data.synthetic.needle import Needle
 from mcframe.data.synthetic.recall import Recall
+from mcframe.data.synthetic.variable_tracking import VariableTracking
 from mcframe.data.tokenizers import BPE, Bytes
 from mcframe.evaluation.focus_quality import FocusQuality
 from mcframe.evaluation.gist_quality import GistQuality
+from mcframe.evaluation.long_context import LongContext
 from mcframe.hookspecs import Register, hookimpl
 from mcframe.metrics.prometheus_logger import PrometheusLogger
 from mcframe.modeling.rope import GaussianRope
@@ -28,7 +30,9 @@ def register_plugins(register: Register) -> None:
     register("bpe", BPE)
     register("recall", Recall)
     register("needle", Needle)
+    register("variable_tracking", VariableTracking)
     register("induction", Induction)
     register("gist_quality", GistQuality)
     register("focus_quality", FocusQuality)
+    register("long_context", LongContext)
     register("prometheus", PrometheusLogger)

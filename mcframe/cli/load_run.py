@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ from mcframe.hookspecs import Tokenizer
 from mcframe.modeling.model import MegaContextModel
 from mcframe.registry.discovery import INSTALLED, PluginOptions
 from mcframe.registry.load_from_path import NotLoaded, Spec
+from mcframe.runtime.commit_log import checksum
+from mcframe.runtime.gist_encoder import history_shape
+from mcframe.runtime.history import META, History
+from mcframe.runtime.session import Session
+from mcframe.runtime.session_config import session_config
 from mcframe.training.build import build_model
 from mcframe.training.checkpoint_folder import Checkpoint, find
 from mcframe.training.provenance import reopened
@@ -33,9 +39,28 @@ class TrainedRun:
     checkpoint: Checkpoint
     loaded: Loaded
 
+    def session(self, folder: Path | str | None = None, **options: int | float | bool | None) -> Session:
+        """Return a session of this model: a history without end, and text that is generated from it.
+
+        Args:
+            folder: Where the history is kept; a folder that has one is opened. None = in memory.
+            **options: Attributes of `SessionConfig`, such as `budget`; those that are missing or None follow from the
+                run's context tree.
+
+        Raises:
+            UserError: The options do not fit together, or the folder has a history that does not fit this run.
+        """
+        config = session_config(self.model.tree, **options)
+        weights = checksum(json.dumps(dict(self.checkpoint.facts), sort_keys=True).encode())
+        shape = history_shape(self.model, self.tokenizer.vocab_size, self.tokenizer.identity, weights)
+        path = None if folder is None else Path(folder)
+        known = path is not None and (path / META).exists()
+        history = History.open(path, shape) if path is not None and known else History.create(shape, path)
+        return Session(self.model, self.tokenizer, self.run_config.allocator, history, config)
+
 
 def load_run(
-    path: Path,
+    path: Path | str,
     files: Sequence[Path | str] = (),
     overrides: Sequence[str] = (),
     plugins: PluginOptions = INSTALLED,
@@ -54,7 +79,7 @@ def load_run(
     Raises:
         UserError: The run cannot be opened, or is not trusted and would need to be.
     """
-    checkpoint = find(path)
+    checkpoint = find(Path(path))
     archived = checkpoint.path.parent.name == "superseded"  # of a branch that the run no longer follows
     directory = checkpoint.path.parents[2 if archived else 1]
     loaded = load_settings(directory, files, overrides, plugins, trust)

@@ -56,7 +56,7 @@ class Decoder:
         """Entries that were read, those that were read again included."""
 
     def follow(self, window: CoveredWindow, more: int) -> None:
-        """Take a new focus, for at most `more` tokens after it; keep the entries that it has in common with the old one."""
+        """Take a new focus, for at most `more` tokens after it; keep the entries with which the old context begins."""
         context = window.with_tail(more, more)
         rotation = self.model.gpt.positions(context)
         plan = Plan(window, context, window.history_index(context.token[0]), rotation)
@@ -82,9 +82,7 @@ class Decoder:
         plan, last = self.plan, self.plan.entries(tokens)
         self.cache.truncate(min(self.cache.length, last - 1))  # the state of the last entry is not kept
         first = self.cache.length
-        context = replace(
-            plan.context, token=plan.context.token[:, :last], lod=plan.context.lod[:, :last]
-        )
+        context = replace(plan.context, token=plan.context.token[:, :last], lod=plan.context.lod[:, :last])
         embeddings = self.reader.embeddings(context, plan.window, first)
         cosine, sine = (part[:, :, first:last] for part in plan.rotation)
         hidden = self.model.gpt.extend(embeddings, context.lod[:, first:], (cosine, sine), self.cache)

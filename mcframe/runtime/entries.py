@@ -44,6 +44,9 @@ class EntryReader:
         """Return the embeddings [1, L - first, D] of the entries of a context over a window, from the index `first`."""
         token, lod = context.token[0, first:], context.lod[0, first:]
         index = window.history_index(token).cpu()
+        if len(index) == 1 and not int(lod):  # a token that was sampled
+            ids = self.history.read_tokens(int(index), int(index) + 1)
+            return self.model.gpt.embed(ids[None].to(token.device))
         result = self.model.gpt.token_embed.weight.new_empty(len(token), self.model.gpt.width)
         token, lod = token.cpu(), lod.cpu()
         raw = lod == 0

@@ -46,6 +46,7 @@ class Refocus:
         entries: Reads embeddings of entries.
         config: Settings of the session.
         allocator: Makes the run's allocator for a tree.
+        scores: Returns scores [1, L] of the entries of a context; None = those of LensNet.
     """
 
     def __init__(
@@ -54,11 +55,14 @@ class Refocus:
         entries: EntryReader,
         config: SessionConfig,
         allocator: Callable[[ContextTree], Allocator],
+        scores: Callable[[WorkingContext, CoveredWindow], Tensor] | None = None,
     ) -> None:
         self.model, self.entries, self.config, self.allocator = model, entries, config, allocator
+        self.scores = scores or self._lens_scores
         self.tree = config.tree(model.tree)
         self.levels = 0 if model.gistnet is None else model.tree.levels
-        self.by_lens = config.refocus and model.lensnet is not None and self.levels > 0
+        has_scores = scores is not None or model.lensnet is not None
+        self.by_scores = config.refocus and has_scores and self.levels > 0
 
     def first(self, tokens: int) -> Focus:
         """Return the focus of a history of N tokens without regard to an earlier one.
@@ -84,7 +88,7 @@ class Refocus:
 
     def _can_choose(self, window: CoveredWindow) -> bool:
         """Return whether there is a choice: everything is raw while the history fits."""
-        return self.by_lens and window.tokens > self.config.target
+        return self.by_scores and window.tokens > self.config.target
 
     def _rounds(self, focus: Focus, more: int, hysteresis: float) -> Focus:
         """Return the focus after `more` rounds of scoring and allocating above those of the allocator."""
@@ -94,7 +98,10 @@ class Refocus:
         for _ in range(allocator.iterations + more):
             context = self._context(window, age)
             found = allocator.allocate(
-                self._scores(context, window, hysteresis), replace(context, tree=window.tree), self.config.target, seeds
+                _biased(self.scores(context, window), context, hysteresis),
+                replace(context, tree=window.tree),
+                self.config.target,
+                seeds,
             )
             check_shape(allocator, "allocate", "a focus [R, blocks]", found, window.focus.shape, torch.int64)
             check_focus(allocator, "allocate", found, window.tree)
@@ -117,12 +124,15 @@ class Refocus:
             return context
         return replace(context, nll=self.entries.mean_nll(context, window))
 
-    def _scores(self, context: WorkingContext, window: CoveredWindow, hysteresis: float) -> Tensor:
+    def _lens_scores(self, context: WorkingContext, window: CoveredWindow) -> Tensor:
         scores = self.model.lens_scores(context, self.entries.embeddings(context, window))
         check_shape(self.model.lensnet, "forward", "scores [R, L]", scores, context.token.shape)
-        if not hysteresis:
-            return scores
-        return (scores + torch.where(context.lod > 0, -hysteresis, hysteresis)).clamp(-1.0, 1.0)
+        return scores
+
+
+def _biased(scores: Tensor, context: WorkingContext, hysteresis: float) -> Tensor:
+    """Return scores [1, L] that favour the present focus."""
+    return (scores + torch.where(context.lod > 0, -hysteresis, hysteresis)).clamp(-1.0, 1.0)
 
 
 def _carry(focus: Focus, window: CoveredWindow) -> Focus:

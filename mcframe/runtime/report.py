@@ -120,5 +120,5 @@ def _kept(before: Focus, after: Focus) -> float:
         for context in (focus.window.with_tail(0),)
     )
     new = new[new[:, 0] < before.window.tokens]
-    joined = torch.cat((old, new)).unique(dim=0)
-    return (len(old) + len(new) - len(joined)) / max(1, len(new))
+    kept = set(map(tuple, old.tolist())) & set(map(tuple, new.tolist()))
+    return len(kept) / max(1, len(new))

@@ -8,14 +8,18 @@ were divided.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError
+from mcframe.files import replaced
 from mcframe.hookspecs import Allocator, Tokenizer
 from mcframe.modeling.model import MegaContextModel
 from mcframe.runtime.decoder import Decoder
@@ -26,7 +30,11 @@ from mcframe.runtime.refocus import Focus, Refocus
 from mcframe.runtime.report import Counters, SessionReport
 from mcframe.runtime.sampling import Sampler, Sampling
 from mcframe.runtime.session_config import SessionConfig
+from mcframe.runtime.session_file import Span, from_json, spans, to_json
 from mcframe.runtime.text_stream import Piece, TextStream
+
+STATE = "session.json"
+"""Name of the file with the focus, in the folder of the history."""
 
 
 class Session:
@@ -53,6 +61,7 @@ class Session:
     ) -> None:
         config.check(model.tree, 0 if model.gistnet is None else model.tree.levels)
         self.model, self.tokenizer, self.history, self.config = model, tokenizer, history, config
+        self._device = model.gpt.token_embed.weight.device
         self._encoder = GistEncoder(model, history)
         entries = EntryReader(model, history)
         self._refocus = Refocus(model, entries, config, allocator)
@@ -61,6 +70,8 @@ class Session:
         self.appended = True
         """Whether tokens were appended after the last refocus."""
         self.counters = Counters()
+        self._encoder.catch_up()
+        self._restore()
 
     def append(self, text: str | Sequence[int] | Tensor) -> int:
         """Append a text or token ids to the history; return the number of tokens.
@@ -117,13 +128,14 @@ class Session:
         Yields:
             A piece for each token: the text that is final with it, and log-probabilities.
         """
-        sampler = Sampler(sampling or Sampling(), self.tokenizer.vocab_size)
+        sampler = Sampler(sampling or Sampling())
         stream, begin = TextStream(self.tokenizer, stop), perf_counter()
         for number in range(1, max_tokens + 1):
             choice = sampler.next(self.next_logits()[: self.tokenizer.vocab_size], self._recent())
             self._push(choice.token)
             ended = choice.token == self.tokenizer.separator
             text = stream.push(choice.token)
+            reason: Literal["stop", "length"] | None
             reason = "stop" if stream.stopped or ended else "length" if number == max_tokens else None
             if reason is not None:
                 text += stream.finish()
@@ -142,6 +154,45 @@ class Session:
     def _recent(self) -> Tensor:
         """Return the most recent tokens of the history, at most `budget`, for the repetition penalty."""
         return self.history.read_tokens(max(0, self.history.tokens - self.config.budget), self.history.tokens)
+
+    def save(self) -> None:
+        """Write the history's last tokens and the focus to the folder of the history.
+
+        The cache is not written: it is computed again, and equal, when the session is opened.
+
+        Raises:
+            UserError: The history is in memory.
+        """
+        if self.history.folder is None:
+            raise UserError(
+                "expected a session with a folder, got one in memory", remedy="Open the session with a folder."
+            )
+        self.history.commit()
+        state = None if self.focus is None or self.appended else to_json(self.focus)
+        with replaced(self.history.folder / STATE) as path:
+            path.write_text(json.dumps({"focus": state, "config": asdict(self.config)}))
+
+    def _restore(self) -> None:
+        """Take the focus that was saved, if the settings are the same and no token was appended since."""
+        path = None if self.history.folder is None else self.history.folder / STATE
+        if path is None or not path.exists():
+            return
+        saved = json.loads(path.read_text())
+        if saved["focus"] is None or saved["config"] != asdict(self.config):
+            return
+        focus = from_json(saved["focus"], self.config.tree(self.model.tree), self._device)
+        if 0 <= self.history.tokens - focus.window.tokens <= self.config.refocus_every:
+            self.focus, self.appended = focus, False
+            self._decoder.follow(focus.window, self.config.refocus_every)
+
+    def close(self) -> None:
+        """Release the history; what was not saved is lost."""
+        self.history.close()
+
+    @property
+    def strip(self) -> list[Span]:
+        """The nodes of the working context in order, raw tokens in a row as one."""
+        return [] if self.focus is None else spans(self.focus, self.history.tokens)
 
     @property
     def report(self) -> SessionReport:

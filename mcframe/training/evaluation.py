@@ -22,7 +22,7 @@ def eval_model(
         text=run_config.text,
         validation_fraction=run_config.data.validation_fraction,
         own_task=run_config.task,
-        allocator=run_config.allocator(tree),
+        allocator=run_config.allocator,
         vocab_size=model.gpt.vocab_size,
         length=run_config.context.length_end,
         has_gists=model.gistnet is not None,
