@@ -215,10 +215,10 @@ class AnomalyResponse:
         return {name: float(n) for name, (reaction, n) in counts.items() if n or self._config.reacts(reaction)}
 
     def state(self) -> dict[str, Any]:
-        """Return counts and losses, equal on all ranks. Synchronises."""
+        """Return counts and losses, equal on all ranks."""
         return {
             "skipped": self.skipped, "rollbacks": self.rollbacks, "anomalies": dict(self._anomalies),
-            "dropped": list(self._dropped), "losses": self._window.values.tolist(),
+            "dropped": list(self._dropped), "losses": self._window.values,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any] | None) -> None:

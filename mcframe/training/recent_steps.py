@@ -109,7 +109,7 @@ class LossWindow:
         """Add the loss of a step, in place of the oldest one; leave a gap unless it is good."""
         self.values[step % self.values.numel()] = torch.where(good, loss, torch.nan)
 
-    def restore(self, values: list[float]) -> None:
+    def restore(self, values: Tensor) -> None:
         """Restore the losses of an earlier session; a window of another size starts empty."""
-        if len(values) == self.values.numel():
-            self.values.copy_(torch.tensor(values, dtype=torch.float64))
+        if values.shape == self.values.shape:
+            self.values.copy_(values)

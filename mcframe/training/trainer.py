@@ -190,10 +190,11 @@ class Trainer:
         self.engine.step.begin_step(self.run_config.progress(self.state.step))
         self.learning_rate = self.engine.learning_rate
         self.plugins.begin_step()
-        self.anomalies.begin_step()
         step, tokens_after = self.state.step, self.state.tokens + self.state.batch_tokens
         timed = self.timers.phase
         with self.timers.step():
+            with timed("optimizer"):
+                self.anomalies.begin_step()
             for _ in range(self.engine.accumulation):
                 with timed("data"):
                     batch = self._next_batch(length)
@@ -209,7 +210,8 @@ class Trainer:
                         raise
                     raise failure from error
             self.engine.step.after_step()
-            self.anomalies.end_step()
+            with timed("optimizer"):
+                self.anomalies.end_step()
             self.plugins.after_step(step, tokens_after)
         self.state.advance()
         self.recorder.progress.update(self.state.tokens)

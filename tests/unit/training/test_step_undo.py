@@ -109,7 +109,7 @@ def test_spikes_are_those_of_a_plain_loop(losses, size):
         window.put(step, value, good)
         kept[step % size] = loss if good else float("nan")
     again = LossWindow(size)
-    again.restore(window.values.tolist())
+    again.restore(window.values)
     assert torch.equal(again.values.nan_to_num(-1), window.values.nan_to_num(-1))
 
 
