@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mcframe.config.gin_reader import GinReader
 from mcframe.config.run_config import Loaded, load_run_config
@@ -20,7 +21,6 @@ from mcframe.runtime.commit_log import checksum
 from mcframe.runtime.gist_encoder import history_shape
 from mcframe.runtime.history import META, History
 from mcframe.runtime.session import Session
-from mcframe.runtime.session_config import session_config
 from mcframe.training.build import build_model
 from mcframe.training.checkpoint_folder import Checkpoint, find
 from mcframe.training.provenance import reopened
@@ -39,18 +39,17 @@ class TrainedRun:
     checkpoint: Checkpoint
     loaded: Loaded
 
-    def session(self, folder: Path | str | None = None, **options: int | float | bool | None) -> Session:
+    def session(self, folder: Path | str | None = None, **options: Any) -> Session:
         """Return a session of this model: a history without end, and text that is generated from it.
 
         Args:
             folder: Where the history is kept; a folder that has one is opened. None = in memory.
-            **options: Attributes of `SessionConfig`, such as `budget`; those that are missing or None follow from the
-                run's context tree.
+            **options: Attributes of `SessionDefaults`, such as `budget`, in place of the run's bindings.
 
         Raises:
             UserError: The options do not fit together, or the folder has a history that does not fit this run.
         """
-        config = session_config(self.model.tree, **options)
+        config = replace(self.run_config.session, **options).config(self.model.tree)
         weights = checksum(json.dumps(dict(self.checkpoint.facts), sort_keys=True).encode())
         shape = history_shape(self.model, self.tokenizer.vocab_size, self.tokenizer.identity, weights)
         path = None if folder is None else Path(folder)

@@ -34,6 +34,7 @@ from mcframe.registry.attribution import exits_as_errors, explain
 from mcframe.registry.discovery import INSTALLED, PluginOptions, discover
 from mcframe.registry.factory import PluginFactory
 from mcframe.registry.plugins import KINDS, Registered, Registry
+from mcframe.runtime.session_config import SessionDefaults
 
 SETTINGS = {
     "context": ContextConfig,
@@ -43,6 +44,7 @@ SETTINGS = {
     "data": DataConfig,
     "validation": ValidationConfig,
     "sampling": SamplingConfig,
+    "session": SessionDefaults,
     "evaluation": EvaluationConfig,
     "figures": FiguresConfig,
     "checkpoint": CheckpointConfig,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from mcframe.interfaces.evaluation import Arm, ArmScores
 from mcframe.modeling.model import MegaContextModel
 from mcframe.runtime.gist_encoder import history_shape
 from mcframe.runtime.history import History
-from mcframe.runtime.session_config import session_config
+from mcframe.runtime.session_config import SessionDefaults
 
 
 class RanksDisagree(Exception):
@@ -63,6 +63,7 @@ class EngineEvalModel:
     batch: int
     windows: int | None = None
     seed: int = 0
+    session: SessionDefaults = field(default_factory=SessionDefaults)
     baselines: Mapping[str, EvalModel] = field(default_factory=dict)
     announced: Callable[[int], None] = _no_progress
     contexts_done: Callable[[int], None] = _no_progress
@@ -127,6 +128,11 @@ class EngineEvalModel:
         self.check_ranks(f"refocus of {tokens.shape[0]} sequences")
         return self._on_all_ranks(compute, self.batch, tokens, seeds)
 
+    @property
+    def budget(self) -> int:
+        """Implement `EvalModel.budget`."""
+        return self.session.config(self.tree).budget
+
     def after_history(
         self, tokens: Tensor, cursor: int, budget: int, evidence: Tensor | None = None
     ) -> Mapping[Arm, ArmScores]:
@@ -140,7 +146,7 @@ class EngineEvalModel:
         arms = HistoryArms(
             self.model,
             self.allocator,
-            session_config(self.tree, budget=budget),
+            replace(self.session, budget=budget).config(self.tree),
             lambda: History.create(history_shape(self.model, self.vocab_size)),
             lambda text: (
                 self.tokenizer.decode(text.tolist()).lower().split() if words else list(map(str, text.tolist()))

@@ -50,7 +50,7 @@ class LongContext(Evaluation):
         name: Part of its metrics' names.
         windows: Held-out sequences of each length.
         multiples: Lengths of the history, in budgets.
-        budget: Entries of a session's context; None = `context.length_end` of the window.
+        budget: Entries of a session's context; None = `session.budget`.
         task: `@task.NAME` in place of what the run trains on.
     """
 
@@ -69,7 +69,7 @@ class LongContext(Evaluation):
     def run(self, model: EvalModel) -> EvalResult:
         """Score every arm after every history."""
         tree, size = model.tree, model.tree.block_size
-        budget = self.budget or int(model.length * tree.window)
+        budget = self.budget or model.budget
         model.announce(len(self.multiples) * self.windows * len(ARMS))
         result = EvalResult({})
         found = []
@@ -115,13 +115,14 @@ def _report(name: str, budget: int, found: Sequence[Scored], notes: list[str]) -
         )
         rows: list[list[str | int | float | Interval | None]] = []
         for arm in scored.nll:
-            accuracy, nll = means.mean(f"right {arm}"), means.difference(f"nll {arm}", f"nll {reference}")
-            rows.append([arm, round(scored.entries[arm]), accuracy, nll])
-            multiple = scored.cursor / budget
+            accuracy, multiple = means.mean(f"right {arm}"), scored.cursor / budget
+            gap = None if arm == reference else means.difference(f"nll {arm}", f"nll {reference}")
+            rows.append([arm, round(scored.entries[arm]), accuracy, gap])
             lines.setdefault(arm, []).append((multiple, accuracy))
-            losses.setdefault(arm, []).append((multiple, nll))
-            for measure, interval in (("accuracy", accuracy), ("nll_gap", nll)):
-                _put(metrics, f"eval/{name}/{scored.cursor}/{arm}/{measure}", interval)
+            _put(metrics, f"eval/{name}/after_{scored.cursor}/accuracy/{arm}", accuracy)
+            if gap is not None:
+                losses.setdefault(arm, []).append((multiple, gap))
+                _put(metrics, f"eval/{name}/after_{scored.cursor}/nll_gap/{arm}", gap)
         chance = "" if scored.chance is None else f", chance {scored.chance:.3f}"
         title = f"{scored.cursor:,} tokens of history, {means.documents} documents, {means.targets} targets{chance}"
         tables.append(Table(title, ("arm", "entries", "accuracy", f"NLL - {reference}"), rows))

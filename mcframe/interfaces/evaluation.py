@@ -71,6 +71,10 @@ class EvalModel(Protocol):
         """Target length of the run's working contexts, as a fraction of the window."""
 
     @property
+    def budget(self) -> int:
+        """Entries of a session's context, `session.budget`."""
+
+    @property
     def seed(self) -> int:
         """Seed of all random draws of evaluations; equal for all runs, so that they are comparable."""
 

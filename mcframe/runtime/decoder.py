@@ -75,7 +75,7 @@ class Decoder:
             same &= (before[0, :, :length] == after[0, :, :length]).all(dim=-1).all(dim=0)
         return int(same.long().cumprod(dim=0).sum())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def logits(self, tokens: int) -> Tensor:
         """Return the logits [vocabulary], float32, of the token after a history of N tokens."""
         assert self.plan is not None, "follow a focus first"

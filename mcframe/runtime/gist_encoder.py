@@ -56,7 +56,7 @@ class GistEncoder:
         history.repair = self._repair
         self._blocks_done = -1
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def catch_up(self) -> None:
         """Compute what is missing: every gist whose span is complete, and the NLL of complete blocks."""
         blocks = self.history.tokens // self.tree.block_size
@@ -136,7 +136,7 @@ class GistEncoder:
         context = raw_context(self.tree, 1, self.device, tokens.shape[1])
         return self.model.gpt.states(self.model.gpt.embed(tokens), context, layer)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _repair(self, name: str, first: int, last: int) -> None:
         """Compute damaged rows of the history again."""
         step = self.segment if name == "nll" else max(1, _TOKENS_AT_ONCE // self.tree.span(1))

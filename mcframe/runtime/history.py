@@ -276,7 +276,7 @@ def _meta(folder: Path) -> dict[str, Any]:
 
 def _locked(folder: Path) -> FileLock:
     """Return the lock of a folder, held. Raises UserError if another process holds it."""
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, thread_local=False)  # a server opens and closes in several threads
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mcframe.errors import UserError
+from mcframe.context.counter_rng import hash_combine, uniform
+from mcframe.errors import UserError, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is sampled. Filters are applied in the order of the attributes.
+    """Settings of sampling. The filters apply in the order of the attributes, each to what the earlier ones kept.
 
     Attributes:
-        repetition_penalty: Divides the positive logits of recent tokens and multiplies their negative ones (Keskar et
-            al., CTRL, 2019); 1 = none.
-        temperature: Divides the logits; 0 takes the most likely token.
-        top_k: Only the k most likely tokens; 0 = all.
-        top_p: The most likely tokens whose probabilities sum to this, and the one that crosses it (Holtzman et al.,
-            2020); 1 = all.
-        min_p: Only tokens of at least this fraction of the highest probability (Nguyen et al., 2024); 0 = all.
-        seed: Seed of the draws; None draws one.
-        logprobs: Most likely tokens whose log-probabilities are returned with each token.
+        repetition_penalty: Logits of tokens that occur in the context are divided by this if positive, and multiplied
+            by it if negative; 1 = none.
+        temperature: Divides the logits; 0 selects the most probable token.
+        top_k: Keep the k most probable tokens; 0 = all.
+        top_p: Keep the most probable tokens whose probabilities sum to p or more; 1 = all.
+        min_p: Keep tokens of at least this fraction of the highest probability; 0 = all.
+        seed: Seed of the draws, from 0 to 2**64 - 1; None draws one.
+        logprobs: Most probable tokens whose log-probabilities are returned with each token.
     """
 
     repetition_penalty: float = 1.0
@@ -36,18 +38,15 @@ class Sampling:
     logprobs: int = 0
 
     def __post_init__(self) -> None:
-        rules = (
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0"),
-            ("temperature", 0 <= self.temperature < math.inf, "a number from 0"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("seed", self.seed is None or 0 <= self.seed < 2**64, "from 0 to 2**64 - 1"),
-            ("logprobs", self.logprobs >= 0, "0 or more"),
-        )
-        for name, holds, rule in rules:
-            if not holds:
-                raise UserError(f"{name}: expected {rule}, got {getattr(self, name)}", remedy=f"Set {name} to {rule}.")
+        positive = math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0
+        require(positive, "repetition_penalty", self.repetition_penalty, "a finite number above 0")
+        finite = math.isfinite(self.temperature) and self.temperature >= 0
+        require(finite, "temperature", self.temperature, "a finite number from 0")
+        require(self.top_k >= 0, "top_k", self.top_k, "0 or more")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
+        require(self.seed is None or 0 <= self.seed < 2**64, "seed", self.seed, "from 0 to 2**64 - 1")
+        require(self.logprobs >= 0, "logprobs", self.logprobs, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ class Choice:
 
     Attributes:
         token: Its id.
-        logprob: Its log-probability under the model, before temperature and filters, in nats.
-        top: The most likely tokens and their log-probabilities, the most likely first.
+        logprob: Its log-probability in nats under the model, before penalty, temperature and filters.
+        top: The most probable tokens with theirs, as many as `Sampling.logprobs`.
     """
 
     token: int
@@ -66,63 +65,83 @@ class Choice:
 
 
 class Sampler:
-    """Draw tokens one after the other.
+    """Draw tokens. Draw n depends on the seed, n and the logits alone, so that the state is two integers.
 
     Args:
-        sampling: Temperature and filters.
+        sampling: Settings.
     """
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
-        self._generator = torch.Generator()
-        if sampling.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(sampling.seed)
+        self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        self._draws = 0
 
     def next(self, logits: Tensor, recent: Tensor) -> Choice:
-        """Return the next token.
+        """Draw the next token.
 
         Args:
-            logits: Of every token [vocabulary], float32.
-            recent: Recent token ids [n], which the repetition penalty makes less likely.
+            logits: Logits of the model [V].
+            recent: Tokens to which the repetition penalty applies [n], int64.
+
+        Raises:
+            UserError: A logit is NaN or positive infinity, or all are negative infinity.
         """
-        sampling, logits = self.sampling, logits.float().cpu()
+        logits = logits.detach().cpu().double()
+        highest = float(logits.max())
+        if not math.isfinite(highest):  # the maximum of NaN and anything is NaN
+            raise UserError(
+                "the model returns logits that are not finite", remedy="Take an earlier checkpoint of the run."
+            )
+        draw, self._draws = self._draws, self._draws + 1
+        kept = filtered(penalised(logits, recent.cpu(), self.sampling.repetition_penalty), self.sampling)
+        token = int(kept.argmax()) if self.sampling.temperature == 0 else _drawn(kept, self._seed, draw)
         logprobs = logits.log_softmax(dim=0)
-        if sampling.temperature == 0:
-            token = int(penalised(logits, recent, sampling.repetition_penalty).argmax())
-        else:
-            weights = probabilities(logits, recent, sampling)
-            token = int(torch.multinomial(weights, 1, generator=self._generator))
-        best = logprobs.topk(min(sampling.logprobs, len(logprobs)))
-        top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        return Choice(token, float(logprobs[token]), top)
+        values, ids = logprobs.topk(min(self.sampling.logprobs, len(logits)))
+        return Choice(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
+    def state(self) -> dict[str, int]:
+        """Return the state as JSON."""
+        return {"seed": self._seed, "draws": self._draws}
 
-def probabilities(logits: Tensor, recent: Tensor, sampling: Sampling) -> Tensor:
-    """Return the probabilities [vocabulary] from which a token is drawn, for a temperature above 0."""
-    scaled = penalised(logits, recent, sampling.repetition_penalty).double() / sampling.temperature
-    order = scaled.argsort(descending=True, stable=True)
-    ranked = scaled[order].softmax(dim=0)
-    keep = torch.ones_like(ranked, dtype=torch.bool)
-    if sampling.top_k:
-        keep[sampling.top_k :] = False
-        ranked = _renormalised(ranked, keep)
-    keep &= ranked.cumsum(dim=0) - ranked < sampling.top_p
-    ranked = _renormalised(ranked, keep)
-    keep &= ranked >= sampling.min_p * ranked[0]
-    return torch.zeros_like(ranked).scatter(0, order, _renormalised(ranked, keep))
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Resume from a state."""
+        self._seed, self._draws = int(state["seed"]), int(state["draws"])
 
 
 def penalised(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:
-    """Return logits [vocabulary] with those of recent tokens [n] made smaller by a penalty above 1."""
-    if penalty == 1.0 or not len(recent):
+    """Return logits [V] with those of recent tokens [n] lowered (Keskar et al., CTRL, 2019)."""
+    if penalty == 1:
         return logits
-    result, seen = logits.clone(), torch.tensor(sorted(set(recent.tolist())))
-    result[seen] = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
-    return result
+    recent = torch.unique(recent[recent < len(logits)])
+    found = logits[recent]
+    return logits.index_copy(0, recent, torch.where(found > 0, found / penalty, found * penalty))
 
 
-def _renormalised(probabilities: Tensor, keep: Tensor) -> Tensor:
-    kept = torch.where(keep, probabilities, 0.0)
-    return kept / kept.sum()
+def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Return logits [V] divided by the temperature, with tokens that the filters remove at negative infinity.
+
+    The most probable token always remains. Of tokens with equal logits, those of lower ids come first.
+    """
+    # Below 0, where no temperature above 0 overflows. A difference of 0 stays 0.
+    logits = logits - logits.max()
+    if sampling.temperature > 0:
+        logits = torch.where(logits == 0, 0.0, logits / sampling.temperature)
+    logits, order = logits.sort(descending=True, stable=True)
+    if sampling.top_k:
+        logits[sampling.top_k :] = -math.inf
+    if sampling.top_p < 1:
+        probabilities = logits.softmax(dim=0)
+        before = probabilities.cumsum(dim=0) - probabilities
+        before[0] = 0.0
+        logits = logits.masked_fill(before >= sampling.top_p, -math.inf)
+    if sampling.min_p:
+        logits = logits.masked_fill(logits < math.log(sampling.min_p), -math.inf)
+    return torch.empty_like(logits).scatter(0, order, logits)
+
+
+def _drawn(logits: Tensor, seed: int, draw: int) -> int:
+    """Return a draw from the softmax of logits [V]: the inverse of the cumulative distribution at a hash."""
+    signed = seed - 2**64 if seed >= 2**63 else seed
+    below = logits.softmax(dim=0).cumsum(dim=0)
+    at = uniform(hash_combine(torch.tensor(signed), draw)) * below[-1]
+    return int(torch.searchsorted(below, at))

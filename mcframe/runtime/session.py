@@ -103,7 +103,7 @@ class Session:
         tokens, focus = self.history.tokens, self.focus
         if not tokens:
             raise UserError("expected a history of one token or more, got none", remedy="Append a text first.")
-        with torch.no_grad():
+        with torch.inference_mode():
             if focus is None or self.appended:
                 self._take(self._refocus.first(tokens), None)
             elif tokens - focus.window.tokens >= self.config.refocus_every:

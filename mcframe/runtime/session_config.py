@@ -1,9 +1,10 @@
-"""Settings of a session, with defaults that follow from the context tree of the run."""
+"""Settings of a session: those that a run binds, and those that follow from its context tree."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mcframe.bounds import Count, NonNegative, NonNegativeInt, Seed
 from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError
 from mcframe.runtime.covered_window import recent_focus
@@ -11,27 +12,15 @@ from mcframe.runtime.covered_window import recent_focus
 
 @dataclass(frozen=True, kw_only=True)
 class SessionConfig:
-    """The size of a session's working context, and when it changes.
-
-    Attributes:
-        budget: The most entries of the working context.
-        sink: First blocks of the history that stay in the context as tokens.
-        tail: Recent tokens that stay raw.
-        refocus_every: R, tokens that are generated between two refocuses; the context grows by them.
-        refocus: Whether LensNet and the allocator choose the focus. False, or a run without LensNet: the most recent
-            tokens have the most detail.
-        hysteresis: Added to the scores of raw blocks and subtracted from those of gists after the first refocus of a
-            generation, so that a block is exchanged only for one that scores higher by twice this.
-        seed: Seed of allocators that draw.
-    """
+    """The size of a session's working context, and when it changes. `SessionDefaults` describes the attributes."""
 
     budget: int
     sink: int
     tail: int
     refocus_every: int
-    refocus: bool = True
-    hysteresis: float = 0.05
-    seed: int = 0
+    refocus: bool
+    hysteresis: float
+    seed: int
 
     @property
     def target(self) -> int:
@@ -71,21 +60,40 @@ class SessionConfig:
             recent_focus(own, self.budget * top * 2 + rest, self.target, levels)
 
 
-def session_config(tree: ContextTree, **options: int | float | bool | None) -> SessionConfig:
-    """Return the settings of a session, with the defaults of a tree for those that are missing or None.
+@dataclass(frozen=True, kw_only=True)
+class SessionDefaults:
+    """Sessions of a trained run, and histories in `long_context` (gin: `session`).
 
-    Args:
-        tree: The run's context tree. The defaults are a budget of T entries, a sink of one block or the run's, a
-            quarter of the budget for the tail, and a refocus every 8 blocks or a quarter of the budget.
-        **options: Attributes of `SessionConfig`.
+    Attributes:
+        budget: The most entries of the working context; None = T.
+        sink: First blocks of the history that stay raw; None = `context.sink`, at least 1 with a budget of 8 blocks.
+        tail: Recent tokens that stay raw; None = a quarter of the budget.
+        refocus_every: R, tokens that are generated between two refocuses; None = 8 blocks, at most a quarter of the
+            budget.
+        refocus: Whether LensNet and the allocator choose the focus; otherwise recent tokens have the most detail.
+        hysteresis: Raw blocks score this much more, and gists this much less, after the first refocus of a generation.
+        seed: Seed of allocators that draw.
     """
-    set_options = {name: value for name, value in options.items() if value is not None}
-    budget = int(set_options.get("budget", tree.window))
-    quarter = max(1, budget // 4 // tree.block_size * tree.block_size) if budget >= 4 * tree.block_size else 1
-    defaults: dict[str, int | float | bool] = {
-        "budget": budget,
-        "sink": max(1, tree.sink) if budget >= 8 * tree.block_size else tree.sink,
-        "tail": quarter,
-        "refocus_every": min(8 * tree.block_size, quarter),
-    }
-    return SessionConfig(**(defaults | set_options))  # type: ignore[arg-type]
+
+    budget: Count | None = None
+    sink: NonNegativeInt | None = None
+    tail: Count | None = None
+    refocus_every: Count | None = None
+    refocus: bool = True
+    hysteresis: NonNegative = 0.05
+    seed: Seed = 0
+
+    def config(self, tree: ContextTree) -> SessionConfig:
+        """Return the settings with those that are None derived from the run's context tree."""
+        size, budget = tree.block_size, tree.window if self.budget is None else self.budget
+        quarter = max(1, budget // 4 // size * size)
+        sink = max(1, tree.sink) if budget >= 8 * size else tree.sink
+        return SessionConfig(
+            budget=budget,
+            sink=sink if self.sink is None else self.sink,
+            tail=quarter if self.tail is None else self.tail,
+            refocus_every=min(8 * size, quarter) if self.refocus_every is None else self.refocus_every,
+            refocus=self.refocus,
+            hysteresis=self.hysteresis,
+            seed=self.seed,
+        )

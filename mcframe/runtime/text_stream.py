@@ -1,4 +1,4 @@
-"""Text of sampled tokens, passed on as soon as it is final: complete characters that do not begin a stop string."""
+"""Text of a stream of tokens: no half characters, and nothing of a stop string."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Literal
 
 from mcframe.hookspecs import Tokenizer
 
-_UNKNOWN = "\ufffd"
-_LONGEST_CHARACTER = 4
-"""Bytes of the longest character in UTF-8: an incomplete one has fewer."""
+_REPLACEMENT = "\ufffd"
+_LONGEST = 16
+"""Tokens that wait for the end of a character before a part of them is decoded for good; a character has 4 bytes."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A sampled token.
+    """A generated token.
 
     Attributes:
         token: Its id.
-        text: The text that is final with it; empty while a character or a stop string may be incomplete.
-        logprob: Its log-probability under the model, in nats.
-        top: The most likely tokens at its position, with log-probabilities.
-        finish_reason: Why the generation ends with it; None if it goes on.
+        text: The text that became final with it; empty while a character or a stop string may be incomplete.
+        logprob: Its log-probability in nats.
+        top: The most probable tokens and their log-probabilities, if requested.
+        finish_reason: "stop" after a stop string or the separator, "length" after the last token; else None.
     """
 
     token: int
@@ -33,51 +33,64 @@ class Piece:
 
 
 class TextStream:
-    """Decode tokens one after the other.
+    """Decode tokens one by one. The returned texts together are the decoded tokens up to the first stop string.
 
     Args:
-        tokenizer: Decodes tokens.
-        stop: Texts that end the stream; they are not part of it.
+        tokenizer: Decodes the tokens.
+        stop: Stop strings. Empty ones are ignored.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stop = tokenizer, [text for text in stop if text]
+        self.tokenizer, self.stop = tokenizer, tuple(filter(None, stop))
         self.stopped = False
-        """Whether a stop string occurred."""
-        self._tokens: list[int] = []  # those of characters that are not complete
-        self._held = ""  # text that may begin a stop string
+        """Whether a stop string has occurred."""
+        self._tokens: list[int] = []  # the last ones that were decoded for good, and those that were not
+        self._settled, self._returned = 0, 0  # tokens and characters of `_tokens` that are decoded for good
+        self._held = ""  # may be the beginning of a stop string
 
     def push(self, token: int) -> str:
-        """Return the text that is final with one more token."""
-        if self.stopped:
-            return ""
+        """Return the text that becomes final with a token; none once `stopped`."""
         self._tokens.append(token)
         text = self.tokenizer.decode(self._tokens)
-        if text.endswith(_UNKNOWN) and len(self._tokens) < _LONGEST_CHARACTER:
-            return ""
-        self._tokens.clear()
-        return self._without_stop(text)
+        complete = not text.endswith(_REPLACEMENT)
+        new = text[self._returned : len(text) if complete else -1]  # an incomplete character is one U+FFFD at the end
+        self._returned += len(new)
+        if complete:
+            # One token or more stay, because some tokenizers decode the first one differently.
+            self._tokens = self._tokens[self._settled :]
+            self._settled = len(self._tokens)
+            self._returned = len(self.tokenizer.decode(self._tokens))
+        elif len(self._tokens) > _LONGEST:
+            self._shorten(text)
+        return self._until_stop(new, final=False)
 
     def finish(self) -> str:
-        """Return what was held back: the stream ends."""
-        text = self.tokenizer.decode(self._tokens)
-        self._tokens.clear()
-        text = "" if self.stopped else self._without_stop(text)
-        held, self._held = self._held, ""
-        return text if self.stopped else text + held
+        """Return the rest of the text; an incomplete character is U+FFFD."""
+        rest = self.tokenizer.decode(self._tokens)[self._returned :]
+        self._tokens, self._settled, self._returned = [], 0, 0
+        return self._until_stop(rest, final=True)
 
-    def _without_stop(self, text: str) -> str:
-        """Return the held text and `text` up to a stop string, or to where one may begin."""
-        text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        held = max((_begins(text, stop) for stop in self.stop), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+    def _shorten(self, text: str) -> None:
+        """Remove tokens at the start if the rest decodes alone to the same text: bytes that are not UTF-8."""
+        for kept in range(4, 8):
+            first, last = self._tokens[:-kept], self._tokens[-kept:]
+            before = self.tokenizer.decode(first)
+            if len(before) <= self._returned and before + self.tokenizer.decode(last) == text:
+                self._tokens, self._settled, self._returned = last, 0, self._returned - len(before)
+                return
 
+    def _until_stop(self, new: str, final: bool) -> str:
+        """Return the text up to the first stop string, without an end that may be the beginning of one."""
+        if self.stopped:
+            return ""
+        text = self._held + new
+        found = [start for each in self.stop if (start := text.find(each)) >= 0]
+        self.stopped = bool(found)
+        keep = min(found) if found else len(text) if final else len(text) - self._beginning(text)
+        self._held = "" if found else text[keep:]
+        return text[:keep]
 
-def _begins(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` with which `stop` begins."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
+    def _beginning(self, text: str) -> int:
+        """Return the length of the longest end of a text with which a stop string begins."""
+        longest = min(len(text), max(map(len, self.stop), default=1) - 1)
+        return next((n for n in range(longest, 0, -1) if any(each.startswith(text[-n:]) for each in self.stop)), 0)

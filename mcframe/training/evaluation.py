@@ -29,4 +29,5 @@ def eval_model(
         has_lens=model.lensnet is not None,
         device=device,
         batch=run_config.micro_batch,
+        session=run_config.session,
     )

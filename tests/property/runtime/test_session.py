@@ -13,7 +13,7 @@ from mcframe.runtime.gist_encoder import history_shape
 from mcframe.runtime.history import History
 from mcframe.runtime.sampling import Sampling
 from mcframe.runtime.session import Session
-from mcframe.runtime.session_config import session_config
+from mcframe.runtime.session_config import SessionDefaults
 from mcframe_plugins.allocator import GreedyAllocator, HierarchicalAllocator
 from tests.support.modeling_builders import VOCABULARY
 from tests.support.runtime_models import Digits, recomputed_logits, small_model
@@ -33,7 +33,7 @@ def drawn(count: int, seed: int) -> torch.Tensor:
 
 def config_of(model, every=5, tail=4, sink=1, more=40, **options):
     budget = sink * model.tree.block_size + tail + every + more
-    return session_config(model.tree, budget=budget, sink=sink, tail=tail, refocus_every=every, **options)
+    return SessionDefaults(budget=budget, sink=sink, tail=tail, refocus_every=every, **options).config(model.tree)
 
 
 class Events(RuleBasedStateMachine):
