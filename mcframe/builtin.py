@@ -13,6 +13,7 @@ from mcframe.evaluation.gist_quality import GistQuality
 from mcframe.evaluation.long_context import LongContext
 from mcframe.hookspecs import Register, hookimpl
 from mcframe.metrics.prometheus_logger import PrometheusLogger
+from mcframe.modeling.bounded_positions import ClampedPositions, EntryPositions, LogarithmicPositions
 from mcframe.modeling.rope import GaussianRope
 
 mcframe_api = "0.1"
@@ -22,6 +23,9 @@ mcframe_api = "0.1"
 def register_plugins(register: Register) -> None:
     """Register positions, text sources, tokenizers, synthetic tasks, evaluations and loggers."""
     register("gaussian_rope", GaussianRope)
+    register("entry", EntryPositions)
+    register("logarithmic", LogarithmicPositions)
+    register("clamp", ClampedPositions)
     register("standard_library", StandardLibrary)
     register("local_files", LocalFiles)
     register("huggingface", HuggingFace)

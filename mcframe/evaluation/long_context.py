@@ -119,10 +119,10 @@ def _report(name: str, budget: int, found: Sequence[Scored], notes: list[str]) -
             gap = None if arm == reference else means.difference(f"nll {arm}", f"nll {reference}")
             rows.append([arm, round(scored.entries[arm]), accuracy, gap])
             lines.setdefault(arm, []).append((multiple, accuracy))
-            _put(metrics, f"eval/{name}/{scored.cursor}/{arm}/accuracy", accuracy)
+            _put(metrics, f"eval/{name}/after_{scored.cursor}/accuracy/{arm}", accuracy)
             if gap is not None:
                 losses.setdefault(arm, []).append((multiple, gap))
-                _put(metrics, f"eval/{name}/{scored.cursor}/{arm}/nll_gap", gap)
+                _put(metrics, f"eval/{name}/after_{scored.cursor}/nll_gap/{arm}", gap)
         chance = "" if scored.chance is None else f", chance {scored.chance:.3f}"
         title = f"{scored.cursor:,} tokens of history, {means.documents} documents, {means.targets} targets{chance}"
         tables.append(Table(title, ("arm", "entries", "accuracy", f"NLL - {reference}"), rows))

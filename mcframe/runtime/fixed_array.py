@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcframe.runtime.commit_log import write_at
+
 _GATHERS_UNTIL_RELEASE = 1024
+_KEPT_BYTES = 2**20
 
 
 class FixedArray:
@@ -24,7 +27,7 @@ class FixedArray:
         path: The file; None keeps all rows in memory.
         dtype: Type of a value.
         shape: Shape of a row.
-        rows: Rows of the file that count. What follows them is cut off.
+        rows: Rows of the file that count. What follows them is overwritten.
     """
 
     def __init__(self, path: Path | None, dtype: str, shape: tuple[int, ...] = (), rows: int = 0) -> None:
@@ -37,8 +40,11 @@ class FixedArray:
         self._pages: mmap.mmap | None = None
         self._gathers = 0
         self._file = None if path is None else path.open("r+b" if path.exists() else "w+b")
-        if self._file is not None:
-            self._file.truncate(rows * self.stride)
+
+    @property
+    def new_rows(self) -> int:
+        """Number of rows that are not written."""
+        return self._new_rows
 
     @property
     def rows(self) -> int:
@@ -88,31 +94,33 @@ class FixedArray:
             self._pages.madvise(mmap.MADV_DONTNEED)
         return np.frombuffer(self._pages, self.dtype).reshape(-1, *self.shape)
 
-    def flush(self) -> tuple[int, bytes]:
-        """Write the new rows; return the first of them and their bytes. `sync` makes them durable."""
-        if self._file is None or not self._new_rows:
-            return self.written, b""
-        first, content = self.written, self._new[: self._new_rows].tobytes()
-        os.pwrite(self._file.fileno(), content, first * self.stride)
+    def new_bytes(self) -> bytes:
+        """Return the bytes of the rows that are not written."""
+        return b"" if self._file is None else self._new[: self._new_rows].tobytes()
+
+    def write(self, content: bytes) -> None:
+        """Write the bytes of the new rows and wait until they are on the disk; `written_new` counts them as written."""
+        if self._file is not None and content:
+            os.ftruncate(self._file.fileno(), self.written * self.stride)  # what was not committed
+            write_at(self._file.fileno(), content, self.written * self.stride)
+            os.fsync(self._file.fileno())
+
+    def written_new(self) -> None:
+        """Count the new rows as written."""
         self.written, self._new_rows = self.written + self._new_rows, 0
-        self._new = self._new[:0] if len(self._new) > 65_536 else self._new
-        return first, content
+        if self._new.nbytes > _KEPT_BYTES:
+            self._new = np.empty((0, *self.shape), self.dtype)
 
     def replace(self, first: int, values: NDArray[Any]) -> None:
         """Overwrite written rows from `first` on."""
         assert self._file is not None
-        os.pwrite(self._file.fileno(), np.ascontiguousarray(values, self.dtype).tobytes(), first * self.stride)
+        write_at(self._file.fileno(), np.ascontiguousarray(values, self.dtype).tobytes(), first * self.stride)
         os.fsync(self._file.fileno())
 
     def bytes_of(self, first: int, last: int) -> bytes:
         """Return the bytes of written rows [first, last), as they are in the file."""
         assert self._file is not None
         return os.pread(self._file.fileno(), (last - first) * self.stride, first * self.stride)
-
-    def sync(self) -> None:
-        """Wait until what was written is on the disk."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file; rows that are not written are lost."""

@@ -4,36 +4,47 @@ Tokens are the truth. Gists are a cache: they are computed again where they are 
 
 The folder has one file of fixed-size rows an array, `meta.json` with types and shapes, and `commits.jsonl`, the log.
 Nothing in it is executed when it is read. A token takes `bytes_per_token` bytes. New rows are written at each commit:
-at the latest after `COMMIT_EVERY` tokens, first the rows, then the line of the log. A writer that is killed loses what
-it had not committed. Rows are compared with their checksum when they are first read.
+at the latest after `COMMIT_EVERY` tokens or `_COMMIT_BYTES` of gists, first the rows, then the line of the log. A
+writer that is killed loses what it had not committed; one that cannot write keeps its rows and may commit them later.
+Rows are compared with their checksum when they are first read.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mcframe.errors import UserError
-from mcframe.runtime.commit_log import Commit, CommitLog, Verified, checksum
+from mcframe.files import writing
+from mcframe.runtime.commit_log import Commit, Verified, checksum
 from mcframe.runtime.fixed_array import FixedArray
+from mcframe.runtime.history_folder import (
+    FORMAT,
+    LOG,
+    META,
+    array_file,
+    cut_remedy,
+    locked,
+    open_log,
+    read_meta,
+    write_meta,
+)  # fmt: skip
 
-FORMAT = "mcframe-history-1"
-META, LOG, LOCK = "meta.json", "commits.jsonl", "lock"
 COMMIT_EVERY = 4096
 """Tokens after which new rows are written without a call of `commit`."""
 
 _AT_ONCE = 65_536
-"""The most tokens of one commit."""
+"""The most tokens that are appended before a commit is considered."""
+_COMMIT_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,21 @@ class HistoryShape:
         return range(1, self.levels + 1 if self.with_gists else 1)
 
     @property
+    def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Type of a value and shape of a row of each array; the file of an array is `NAME.bin`."""
+        gist = ("float32", (self.slots, self.width))
+        found: dict[str, tuple[str, tuple[int, ...]]] = {"tokens": (self.token_dtype, ())}
+        found |= {f"lod{lod}": gist for lod in self.gist_levels}
+        return found | ({"nll": ("float32", ())} if self.with_nll else {})
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The content of `meta.json`: the attributes, and type and row shape of each file."""
+        arrays = self.arrays.items()
+        files = {f"{name}.bin": {"dtype": np.dtype(kind).str, "row": [*row]} for name, (kind, row) in arrays}
+        return {"format": FORMAT, **asdict(self), "files": files}
+
+    @property
     def bytes_per_token(self) -> float:
         """Bytes of the files a token: its id, its part of a gist of each level in float32, and its NLL."""
         gists = sum(4 * self.slots * self.width / self.block_size**lod for lod in self.gist_levels)
@@ -86,13 +112,11 @@ class History:
         self.shape, self.folder, self._lock = shape, folder, lock
         self.repair: Callable[[str, int, int], None] | None = None
         """Called with the name of an array, `lod1` or `nll`, and a range of damaged rows; it calls `overwrite`."""
-        self._log = None if folder is None else CommitLog(folder / LOG)
-        specs: dict[str, tuple[str, tuple[int, ...]]] = {"tokens": (shape.token_dtype, ())}
-        specs |= {f"lod{lod}": ("float32", (shape.slots, shape.width)) for lod in shape.gist_levels}
-        specs |= {"nll": ("float32", ())} if shape.with_nll else {}
-        if folder is not None and self._log is not None:
-            _forget_incomplete(folder, self._log, specs)
-        self._arrays = {name: self._opened(name, *spec) for name, spec in specs.items()}
+        self._log = None
+        if folder is not None:
+            strides = {name: FixedArray(None, *spec).stride for name, spec in shape.arrays.items()}
+            self._log = open_log(folder, strides, COMMIT_EVERY + _AT_ONCE)
+        self._arrays = {name: self._opened(name, *spec) for name, spec in shape.arrays.items()}
 
     @classmethod
     def create(cls, shape: HistoryShape, folder: Path | None = None) -> History:
@@ -103,15 +127,12 @@ class History:
         """
         if folder is None:
             return cls(shape, None, None)
-        if (folder / META).exists():
-            raise UserError(f"expected a new folder, got {folder}, which has a history", remedy="Pass another folder.")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = _locked(folder)
-            (folder / META).write_text(json.dumps({"format": FORMAT, **asdict(shape)}, indent=1))
-        except OSError as error:
-            raise UserError(f"{folder}: {error.strerror}", remedy="Pass a folder that can be written.") from error
-        return cls(shape, folder, lock)
+        if (folder / META).exists() or (folder / LOG).exists():
+            raise UserError(
+                f"expected a new folder, got {folder}, which has a history",
+                remedy=f"Pass another folder. Restore {META} from a copy if it is missing.",
+            )
+        return cls._locked(shape, folder)
 
     @classmethod
     def open(cls, folder: Path, shape: HistoryShape) -> History:
@@ -120,19 +141,27 @@ class History:
         Raises:
             UserError: The folder has no history, one of another tokenizer, damaged tokens, or another process uses it.
         """
-        saved = _meta(folder)
+        saved = read_meta(folder)
         for name, what in (("tokenizer", "tokenizer"), ("vocab_size", "vocabulary")):
             if saved.get(name) != getattr(shape, name):
                 raise UserError(
                     f"{folder}: expected a history of this run's {what}, got another one",
                     remedy="Open it with a run that has the same tokenizer, or begin a new history.",
                 )
-        lock = _locked(folder)
-        if saved != {"format": FORMAT, **asdict(shape)}:
-            for file in [*folder.glob("lod*.bin"), *folder.glob("nll.bin")]:
-                file.unlink()
-            (folder / META).write_text(json.dumps({"format": FORMAT, **asdict(shape)}, indent=1))
-        return cls(shape, folder, lock)
+        return cls._locked(shape, folder)
+
+    @classmethod
+    def _locked(cls, shape: HistoryShape, folder: Path) -> History:
+        """Return the history of a folder after locking it, which an error undoes."""
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = locked(folder)
+            try:
+                write_meta(folder, shape.meta)
+                return cls(shape, folder, lock)
+            except BaseException:
+                lock.release()
+                raise
 
     @property
     def tokens(self) -> int:
@@ -151,17 +180,21 @@ class History:
     def append(self, tokens: Tensor) -> None:
         """Append token ids [n], int64."""
         for first in range(0, len(tokens), _AT_ONCE):
-            self._arrays["tokens"].append(tokens[first : first + _AT_ONCE].numpy())
-            if self._arrays["tokens"].rows - self._arrays["tokens"].written >= COMMIT_EVERY:
-                self.commit()
+            self._append("tokens", tokens[first : first + _AT_ONCE].numpy())
 
     def append_gists(self, lod: int, gists: Tensor) -> None:
         """Append gists [n, G, D] of the next nodes of a level."""
-        self._arrays[f"lod{lod}"].append(gists.float().cpu().numpy())
+        self._append(f"lod{lod}", gists.float().cpu().numpy())
 
     def append_nll(self, nll: Tensor) -> None:
         """Append the uncompressed NLL [n], in nats, of the next tokens."""
-        self._arrays["nll"].append(nll.float().cpu().numpy())
+        self._append("nll", nll.float().cpu().numpy())
+
+    def _append(self, name: str, values: NDArray[Any]) -> None:
+        array = self._arrays[name]
+        array.append(values)
+        if array.new_rows * array.stride >= _COMMIT_BYTES or (name == "tokens" and array.new_rows >= COMMIT_EVERY):
+            self.commit()
 
     def overwrite(self, name: str, first: int, rows: Tensor) -> None:
         """Overwrite damaged rows [n, ...] of an array from the row `first` on."""
@@ -186,20 +219,30 @@ class History:
         return torch.from_numpy(np.concatenate((array.read(first, known), np.zeros(last - known, np.float32))))
 
     def commit(self) -> None:
-        """Write the new rows and a line of the log, and wait until they are on the disk."""
-        if self._log is None or all(array.rows == array.written for array in self._arrays.values()):
+        """Write the new rows and a line of the log, and wait until they are on the disk.
+
+        Raises:
+            UserError: They cannot be written. They are kept, so that a later commit may succeed.
+        """
+        if self._log is None:
             return
-        sums = {}
+        arrays = self._arrays
+        new = {name: array.new_bytes() for name, array in arrays.items()}
         try:
-            for name, array in self._arrays.items():
-                sums[name] = checksum(array.flush()[1])
-                array.sync()
-            self._log.append(Commit({name: array.written for name, array in self._arrays.items()}, sums))
+            if any(new.values()):
+                for name, content in new.items():
+                    arrays[name].write(content)
+                rows = {name: array.rows for name, array in arrays.items()}
+                self._log.append(Commit(rows, {name: checksum(content) for name, content in new.items()}))
+            else:
+                self._log.update()
         except OSError as error:
             raise UserError(
                 f"{self.folder}: the history cannot be written: {os.strerror(error.errno or 0)}",
                 remedy="Free space, or move the folder. What was committed before is kept.",
             ) from error
+        for array in arrays.values():
+            array.written_new()
 
     def close(self) -> None:
         """Close the files and release the folder. Rows that are not committed are lost."""
@@ -214,7 +257,7 @@ class History:
         """Return an array with the rows of the last commit."""
         if self.folder is None or self._log is None:
             return FixedArray(None, dtype, shape)
-        array = FixedArray(_file(self.folder, name), dtype, shape, self._log.rows(name))
+        array = FixedArray(array_file(self.folder, name), dtype, shape, self._log.rows(name))
         if array.rows:
             verified = Verified(self._log, name)
             array.check = lambda index: self._check(name, array, verified, index)
@@ -224,63 +267,16 @@ class History:
         """Compare the checksums of the parts of an array that hold these rows; repair gists that are damaged."""
         assert self._log is not None
         for part, first, last in verified.unchecked(index):
+            if checksum(array.bytes_of(first, last)) != self._log.commits[part].sums[name]:
+                if name == "tokens" or self.repair is None:
+                    raise self._damaged(array, part, first, last)
+                self.repair(name, first, last)
+                self._log.correct(part, name, array.bytes_of(first, last))
             verified.mark(part)
-            if first == last or checksum(array.bytes_of(first, last)) == self._log.commits[part].sums[name]:
-                continue
-            if name == "tokens" or self.repair is None:
-                raise UserError(
-                    f"{array.path}: rows {first:,} to {last - 1:,} (bytes {first * array.stride:,} to "
-                    f"{last * array.stride - 1:,}) are damaged: their checksum differs from that of {LOG}",
-                    remedy=f"Restore the file from a copy. The first {first:,} rows are not affected.",
-                )
-            self.repair(name, first, last)
-            self._log.correct(part, name, array.bytes_of(first, last))
 
-
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.bin"
-
-
-def _forget_incomplete(folder: Path, log: CommitLog, specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-    """Forget what is cached in files that are missing or cut off. Raises UserError if tokens are."""
-    lost = []
-    for name, (dtype, shape) in specs.items():
-        path, stride = _file(folder, name), FixedArray(None, dtype, shape).stride
-        found = path.stat().st_size // stride if path.exists() else 0
-        if found >= log.rows(name):
-            continue
-        if name == "tokens":
-            raise UserError(
-                f"{path}: expected {log.rows(name):,} tokens, got {found:,}",
-                remedy="Restore the file, or begin a new history.",
-            )
-        lost.append(name)
-    if lost:
-        log.forget(lost)
-
-
-def _meta(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / META).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"expected the folder of a history, got {folder}, without a readable {META}",
-            remedy="Pass a folder that a session has made.",
-        ) from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / META}: expected the format {FORMAT}", remedy="Open it with the version that wrote it."
+    def _damaged(self, array: FixedArray, part: int, first: int, last: int) -> UserError:
+        return UserError(
+            f"{array.path}: rows {first:,} to {last - 1:,} (bytes {first * array.stride:,} to "
+            f"{last * array.stride - 1:,}) are damaged: their checksum differs from that of {LOG}",
+            remedy=cut_remedy(part + 1, first),
         )
-    return found
-
-
-def _locked(folder: Path) -> FileLock:
-    """Return the lock of a folder, held. Raises UserError if another process holds it."""
-    lock = FileLock(folder / LOCK, thread_local=False)  # a server opens and closes in several threads
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"{folder} is in use by another session", remedy="Close that session, or open another folder."
-        ) from error
-    return lock

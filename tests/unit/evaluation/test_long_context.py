@@ -133,8 +133,8 @@ def test_it_reports_every_arm_at_every_length(model):
     arms = ("recency", "sink_recency", "bm25", "gists", "refocus", "oracle")
     for cursor in (38, 142):
         for arm in arms:
-            assert 0 <= result.metrics[f"eval/long_context/{cursor}/{arm}/accuracy"] <= 1
-            assert (f"eval/long_context/{cursor}/{arm}/nll_gap" in result.metrics) == (arm != "sink_recency")
+            assert 0 <= result.metrics[f"eval/long_context/after_{cursor}/accuracy/{arm}"] <= 1
+            assert (f"eval/long_context/after_{cursor}/nll_gap/{arm}" in result.metrics) == (arm != "sink_recency")
     assert [table.title.startswith("accuracy by the third") for table in result.tables] == [False, True] * 2
     assert "chance 0.333" in result.tables[0].title
 
