@@ -105,7 +105,7 @@ class Job:
         except RequestError as error:
             last = [error]
         except UserError as error:
-            last = [RequestError(500, str(error))]
+            last = [RequestError(500, f"{error.message}. {error.remedy}")]
         except Exception:
             LOGGER.exception("a request failed")
             last = [RequestError(500, "the server failed; its log has the cause")]

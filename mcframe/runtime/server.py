@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mcframe.errors import UserError
 from mcframe.runtime.api_requests import ChatRequest, CompletionRequest, RequestError, parsed
 from mcframe.runtime.generation import Item, Job, Served, error_event
 
@@ -52,7 +53,9 @@ class Server:
             Route("/v1/sessions", self._sessions),
             Route("/v1/sessions/{name}", self._session, methods=["GET", "DELETE"]),
         ]
-        handlers: dict[Any, Any] = {RequestError: _request_error, HTTPException: _http_error, Exception: _failure}
+        handlers: dict[Any, Any] = {
+            RequestError: _request_error, UserError: _user_error, HTTPException: _http_error, Exception: _failure
+        }  # fmt: skip
         guard = Middleware(_Guard, key=key, served=served)
         self.app = Starlette(
             routes=routes, exception_handlers=handlers, middleware=[guard], lifespan=self._lifespan
@@ -277,6 +280,10 @@ def _json(error: RequestError) -> JSONResponse:
 
 def _request_error(request: Request, error: RequestError) -> Response:
     return _json(error)
+
+
+def _user_error(request: Request, error: UserError) -> Response:
+    return _json(RequestError(500, f"{error.message}. {error.remedy}"))
 
 
 def _http_error(request: Request, error: HTTPException) -> Response:

@@ -71,6 +71,16 @@ def test_generate_continues_a_session(run):
 
 
 @pytest.mark.parametrize(
+    "record", ["", "{", "[]", '{"created": 1}', '{"created": 1, "tokens": 1, "transcript": {"x": 1}}']
+)
+def test_a_damaged_record_is_one_message(run, record):
+    (run / "sessions" / "s").mkdir(parents=True)
+    (run / "sessions" / "s" / "conversation.json").write_text(record)
+    found = invoke("generate", run, "--prompt", "a", "--session", "s")
+    assert (found.exit_code, "conversation.json: expected the record" in found.output) == (2, True)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("generate", "run"), "missing a text to continue"),
