@@ -326,3 +326,14 @@ def test_the_session_may_be_a_header(client, server):
     assert httpx.get(f"{server[0]}/v1/sessions/headed").json()["tokens"] == 4
     wrong = httpx.post(f"{server[0]}/v1/completions", json=body, headers={"X-Session-Id": "../x"})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "session")
+
+
+def test_requests_of_the_same_session_follow_each_other(client):
+    def count(_):
+        usage = complete(client, "ab", extra_body={"session": "queue"}, temperature=0).usage
+        return usage.prompt_tokens + usage.completion_tokens
+
+    with ThreadPoolExecutor(6) as pool:
+        total = sum(pool.map(count, range(6)))
+    answer = complete(client, "c", 1, extra_body={"session": "queue", "report": True})
+    assert answer.model_extra["mcframe"]["report"]["history"] == 1 + total + 2
