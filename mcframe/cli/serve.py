@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from contextlib import suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -108,7 +109,7 @@ def _listen(served: Served, host: str, port: int, key: str) -> int:
     )  # fmt: skip
 
     class Http(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: object) -> None:
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             served.closing.set()
             super().handle_exit(sig, frame)
 
