@@ -107,7 +107,7 @@ def test_a_chat_may_send_all_messages_or_new_ones(client):
         answer = client.chat.completions.create(
             model=NAME, messages=messages, max_tokens=8, seed=11, extra_body={"session": session}
         )
-        return {"role": "assistant", "content": answer.choices[0].message.content}, answer.usage.prompt_tokens
+        return answer.choices[0].message, answer.usage.prompt_tokens
 
     second = {"role": "user", "content": "four"}
     reply, _ = send("all", [TURN])
