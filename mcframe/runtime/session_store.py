@@ -188,7 +188,6 @@ class SessionStore:
             ) from error
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
-        (self.folder / name).mkdir(parents=True, exist_ok=True)
         with replaced(self._path(name)) as path:
             path.write_text(json.dumps(record), "utf-8")
 

@@ -105,6 +105,13 @@ def test_wrong_options_are_one_message(run, monkeypatch, arguments, message):
     assert "Traceback" not in found.output
 
 
+def test_a_folder_that_cannot_be_written_is_one_message(run):
+    (run / "sessions").touch()
+    for arguments, text in (("generate", "--prompt", "a"), ""), (("chat",), "a\n"):
+        found = invoke(arguments[0], run, *arguments[1:], "--session", "s", text=text)
+        assert (found.exit_code, "cannot be written" in found.output) == (2, True), found.output
+
+
 def test_serve_reports_a_port_that_is_in_use(run):
     busy = serve._bound("127.0.0.1", 0)
     busy.listen()
