@@ -6,11 +6,14 @@ from mcframe.data.sources import HuggingFace, StandardLibrary
 from mcframe.data.synthetic.induction import Induction
 from mcframe.data.synthetic.needle import Needle
 from mcframe.data.synthetic.recall import Recall
+from mcframe.data.synthetic.variable_tracking import VariableTracking
 from mcframe.data.tokenizers import BPE, Bytes
 from mcframe.evaluation.focus_quality import FocusQuality
 from mcframe.evaluation.gist_quality import GistQuality
+from mcframe.evaluation.long_context import LongContext
 from mcframe.hookspecs import Register, hookimpl
 from mcframe.metrics.prometheus_logger import PrometheusLogger
+from mcframe.modeling.bounded_positions import ClampedPositions, EntryPositions, LogarithmicPositions
 from mcframe.modeling.rope import GaussianRope
 
 mcframe_api = "0.1"
@@ -20,6 +23,9 @@ mcframe_api = "0.1"
 def register_plugins(register: Register) -> None:
     """Register positions, text sources, tokenizers, synthetic tasks, evaluations and loggers."""
     register("gaussian_rope", GaussianRope)
+    register("entry", EntryPositions)
+    register("logarithmic", LogarithmicPositions)
+    register("clamp", ClampedPositions)
     register("standard_library", StandardLibrary)
     register("local_files", LocalFiles)
     register("huggingface", HuggingFace)
@@ -28,7 +34,9 @@ def register_plugins(register: Register) -> None:
     register("bpe", BPE)
     register("recall", Recall)
     register("needle", Needle)
+    register("variable_tracking", VariableTracking)
     register("induction", Induction)
     register("gist_quality", GistQuality)
     register("focus_quality", FocusQuality)
+    register("long_context", LongContext)
     register("prometheus", PrometheusLogger)

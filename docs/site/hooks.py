@@ -13,7 +13,7 @@ from mcframe.metrics.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 COPIED = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
-API = ("hookspecs", "interfaces", "losses", "context", "modeling", "training")
+API = ("hookspecs", "interfaces", "losses", "context", "modeling", "runtime", "training")
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=[)#])")
 
 

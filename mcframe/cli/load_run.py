@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mcframe.config.gin_reader import GinReader
 from mcframe.config.run_config import Loaded, load_run_config
@@ -15,6 +17,11 @@ from mcframe.hookspecs import Tokenizer
 from mcframe.modeling.model import MegaContextModel
 from mcframe.registry.discovery import INSTALLED, PluginOptions
 from mcframe.registry.load_from_path import NotLoaded, Spec
+from mcframe.runtime.commit_log import checksum
+from mcframe.runtime.gist_encoder import history_shape
+from mcframe.runtime.history import History
+from mcframe.runtime.history_folder import META
+from mcframe.runtime.session import Session
 from mcframe.training.build import build_model
 from mcframe.training.checkpoint_folder import Checkpoint, find
 from mcframe.training.provenance import reopened
@@ -33,9 +40,27 @@ class TrainedRun:
     checkpoint: Checkpoint
     loaded: Loaded
 
+    def session(self, folder: Path | str | None = None, **options: Any) -> Session:
+        """Return a session of this model: a history without end, and text that is generated from it.
+
+        Args:
+            folder: Where the history is kept; a folder that has one is opened. None = in memory.
+            **options: Attributes of `SessionDefaults`, such as `budget`, in place of the run's bindings.
+
+        Raises:
+            UserError: The options do not fit together, or the folder has a history that does not fit this run.
+        """
+        config = replace(self.run_config.session, **options).config(self.model.tree)
+        weights = checksum(json.dumps(dict(self.checkpoint.facts), sort_keys=True).encode())
+        shape = history_shape(self.model, self.tokenizer.vocab_size, self.tokenizer.identity, weights)
+        path = None if folder is None else Path(folder)
+        known = path is not None and (path / META).exists()
+        history = History.open(path, shape) if path is not None and known else History.create(shape, path)
+        return Session(self.model, self.tokenizer, self.run_config.allocator, history, config)
+
 
 def load_run(
-    path: Path,
+    path: Path | str,
     files: Sequence[Path | str] = (),
     overrides: Sequence[str] = (),
     plugins: PluginOptions = INSTALLED,
@@ -54,26 +79,10 @@ def load_run(
     Raises:
         UserError: The run cannot be opened, or is not trusted and would need to be.
     """
-    checkpoint = find(path)
+    checkpoint = find(Path(path))
     archived = checkpoint.path.parent.name == "superseded"  # of a branch that the run no longer follows
     directory = checkpoint.path.parents[2 if archived else 1]
-    trusted, config = open_run(directory, trust), directory / BOUND
-    if not config.exists():
-        raise UserError(
-            f"missing {config}, which describes the checkpoint's model",
-            remedy="Restore the run's config.gin next to its folder checkpoints.",
-        )
-    config = config.resolve() if trust else config  # the reader refuses a link out of the run directory
-    options = reopened(directory, plugins, trusted=trusted)
-    if not trusted:
-        _check_paths(directory, config)
-    try:
-        loaded = load_run_config([config, *files], overrides, options)
-    except NotLoaded as error:
-        if error.spec in {str(Spec.parse(text)) for text in plugins.named}:
-            raise
-        # The plug-in is not on this command line: the run's provenance names it.
-        raise error.at(Location(directory / PROVENANCE)) from error
+    loaded = load_settings(directory, files, overrides, plugins, trust)
     run_config = loaded.run_config
     tokenizer = run_config.tokenizer()
     model = build_model(run_config, tokenizer.vocab_size)
@@ -85,6 +94,33 @@ def load_run(
             remedy="Remove overrides that change the model. Only bindings of evaluations and the allocator may differ.",
         ) from error
     return TrainedRun(run_config, tokenizer, model.eval(), checkpoint, loaded)
+
+
+def load_settings(
+    directory: Path,
+    files: Sequence[Path | str] = (),
+    overrides: Sequence[str] = (),
+    plugins: PluginOptions = INSTALLED,
+    trust: bool = False,
+) -> Loaded:
+    """Load the configuration of a run directory with its plug-ins; arguments and errors as for `load_run`."""
+    trusted, config = open_run(directory, trust), directory / BOUND
+    if not config.exists():
+        raise UserError(
+            f"missing {config}, which describes the run's model",
+            remedy="Restore the run's config.gin next to its folder checkpoints.",
+        )
+    config = config.resolve() if trust else config  # the reader refuses a link out of the run directory
+    options = reopened(directory, plugins, trusted=trusted)
+    if not trusted:
+        _check_paths(directory, config)
+    try:
+        return load_run_config([config, *files], overrides, options)
+    except NotLoaded as error:
+        if error.spec in {str(Spec.parse(text)) for text in plugins.named}:
+            raise
+        # The plug-in is not on this command line: the run's provenance names it.
+        raise error.at(Location(directory / PROVENANCE)) from error
 
 
 def _check_paths(directory: Path, config: Path) -> None:

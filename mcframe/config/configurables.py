@@ -37,8 +37,12 @@ class Configurable:
         return self.name if "." in self.name else f"mcframe.{self.name}"
 
     @cached_property
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self.factory)
+
+    @property
     def _all(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(self.factory).parameters
+        return self._signature.parameters
 
     @cached_property
     def supplied(self) -> tuple[str, ...]:
@@ -106,7 +110,7 @@ class Configurable:
                 record_settings(product, kwargs)
             return product
 
-        call.__signature__ = inspect.signature(self.factory)  # type: ignore[attr-defined]
+        call.__signature__ = self._signature  # type: ignore[attr-defined]
         return call
 
 
@@ -122,6 +126,7 @@ def _defined(cls: type) -> set[str]:
 
 
 _core: dict[str, Configurable] = {}
+_registered: dict[str, Configurable] = {}
 
 
 def register(kind: str, name: str, factory: Callable[..., Any]) -> None:
@@ -129,9 +134,8 @@ def register(kind: str, name: str, factory: Callable[..., Any]) -> None:
 
     Registering again is harmless; another factory of the same name replaces the first.
     """
-    configurable = Configurable(f"{kind}.{name}" if kind else name, factory, kind)
+    configurable = _in_gin(f"{kind}.{name}" if kind else name, factory, kind)
     _core[configurable.name] = configurable
-    _register_in_gin(configurable)
 
 
 def configurables(registry: Registry) -> dict[str, Configurable]:
@@ -140,14 +144,17 @@ def configurables(registry: Registry) -> dict[str, Configurable]:
     for kind, offered in registry.implementations.items():
         for entry in offered.values():
             name = f"{kind}.{entry.name}"
-            names[name] = Configurable(name, entry.factory, kind)
-            _register_in_gin(names[name])
+            names[name] = _in_gin(name, entry.factory, kind)
     return names
 
 
-def _register_in_gin(configurable: Configurable) -> None:
+def _in_gin(name: str, factory: Callable[..., Any], kind: str) -> Configurable:
+    """Return the configurable of a name, registered in gin unless gin has this factory already."""
+    known = _registered.get(name)
+    if known is not None and known.factory is factory and known.kind == kind:
+        return known
+    _registered[name] = new = Configurable(name, factory, kind)
     # gin refuses to register after a config is final, and to replace, unless both are declared as intended.
     with gin.unlock_config(), gin.config.interactive_mode():
-        gin.external_configurable(
-            configurable.checked(), name=configurable.selector, denylist=list(configurable.supplied) or None
-        )
+        gin.external_configurable(new.checked(), name=new.selector, denylist=list(new.supplied) or None)
+    return new

@@ -18,6 +18,7 @@ from mcframe.config.schema import (
     RunConfig,
 )
 from mcframe.config.training_schema import (
+    AnomalyConfig,
     CheckpointConfig,
     DeepSpeedConfig,
     EvaluationConfig,
@@ -33,6 +34,7 @@ from mcframe.registry.attribution import exits_as_errors, explain
 from mcframe.registry.discovery import INSTALLED, PluginOptions, discover
 from mcframe.registry.factory import PluginFactory
 from mcframe.registry.plugins import KINDS, Registered, Registry
+from mcframe.runtime.session_config import SessionDefaults
 
 SETTINGS = {
     "context": ContextConfig,
@@ -42,9 +44,11 @@ SETTINGS = {
     "data": DataConfig,
     "validation": ValidationConfig,
     "sampling": SamplingConfig,
+    "session": SessionDefaults,
     "evaluation": EvaluationConfig,
     "figures": FiguresConfig,
     "checkpoint": CheckpointConfig,
+    "anomaly": AnomalyConfig,
     "logging": LoggingConfig,
 }
 """Groups of settings that gin files bind by name: `context.window = 512`."""

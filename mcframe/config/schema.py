@@ -11,6 +11,7 @@ from pydantic import Field
 
 from mcframe.bounds import Count, Decay, NonNegativeInt, Positive, PositiveFraction, Seed
 from mcframe.config.training_schema import (
+    AnomalyConfig,
     CheckpointConfig,
     DeepSpeedConfig,
     EvaluationConfig,
@@ -21,7 +22,7 @@ from mcframe.config.training_schema import (
     ValidationConfig,
 )
 from mcframe.context.context_tree import ContextTree
-from mcframe.errors import UserError
+from mcframe.errors import UserError, require
 from mcframe.hookspecs import (
     Allocator,
     Callback,
@@ -43,6 +44,7 @@ from mcframe.hookspecs import (
 )
 from mcframe.losses.lens_targets import LensTargetsConfig
 from mcframe.modeling.gpt import GPT
+from mcframe.runtime.session_config import SessionDefaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ class ContextConfig:
         length_mixed: Draw every step's target between the annealed one and length_start, so that the model is trained
             on all lengths until the end.
         allow_unused_levels: Accept levels that no target length can ever use.
+        baseline_window: Tokens at the end of T that the uncompressed pass of a training step reads; None = T. Losses
+            and metrics that compare with it count the targets after those tokens only.
     """
 
     window: Count
@@ -77,6 +81,7 @@ class ContextConfig:
     length_anneal: PositiveFraction = 1.0
     length_mixed: bool = False
     allow_unused_levels: bool = False
+    baseline_window: Count | None = None
 
     def __post_init__(self) -> None:
         if self.window % self.block_size:
@@ -87,6 +92,13 @@ class ContextConfig:
                 binding="context.window",
             )
         _ = self.tree  # errors of the tree are raised here, so that they get a file and line
+        least = min(self.tail + 1, self.window)
+        require(
+            self.baseline_window is None or least <= self.baseline_window <= self.window,
+            "context.baseline_window",
+            self.baseline_window,
+            f"None or a number from {least}, the tail and the token before it, to context.window = {self.window}",
+        )
 
     @property
     def tree(self) -> ContextTree:
@@ -222,8 +234,10 @@ class RunConfig:
     validation: ValidationConfig
     evaluation: EvaluationConfig
     sampling: SamplingConfig
+    session: SessionDefaults
     figures: FiguresConfig
     checkpoint: CheckpointConfig
+    anomaly: AnomalyConfig
     logging: LoggingConfig
 
     def __post_init__(self) -> None:

@@ -41,11 +41,6 @@ class ContextTree:
                 binding="context.block_size",
                 remedy="set context.block_size to 2 or more, for example 32",
             )
-        if self.window < self.block_size:
-            raise UserError(
-                f"a window of {self.window} tokens does not hold one block of {self.block_size}",
-                remedy="raise context.window or lower context.block_size",
-            )
         if not 1 <= self.slots < self.block_size:
             raise UserError(
                 f"context.slots is {self.slots}; it must be at least 1 and below context.block_size "

@@ -41,6 +41,7 @@ class PairedNLL:
     baseline_nll  [R, L] the baseline's NLL at the same target, detached
     loss_mask     [R, L] bool: the entry predicts a target, and that target counts
     nearest       [R, L] index of the nearest gist entry on the left (last slot; itself for a gist), -1 without one
+    target_mask   [R, L] bool: the entry predicts a target that counts, whether the baseline predicts it or not
     """
 
     context: WorkingContext
@@ -48,6 +49,7 @@ class PairedNLL:
     baseline_nll: Tensor
     loss_mask: Tensor
     nearest: Tensor
+    target_mask: Tensor
 
     @property
     def delta(self) -> Tensor:
@@ -74,23 +76,35 @@ class PairedNLL:
         return self.context.token - self.of_nearest(self.context.end)
 
 
-def pair_nll(context: WorkingContext, nll: Tensor, baseline_nll: Tensor, counts: Tensor | None = None) -> PairedNLL:
+def pair_nll(
+    context: WorkingContext,
+    nll: Tensor,
+    baseline_nll: Tensor,
+    counts: Tensor | None = None,
+    targets: Tensor | None = None,
+) -> PairedNLL:
     """Pair the variants' NLL [R, L] with the baseline's [B, T] (position t scores token t + 1).
 
-    counts [B, T] bool: the targets that count; None for all.
+    counts [B, T] bool: the targets that count and that the baseline predicts; None for all.
+    targets [B, T] bool: the targets that count; None for the same.
     """
     rows = context.focus.shape[0]
     repeat = rows // baseline_nll.shape[0]
     baseline = baseline_nll.detach().repeat_interleave(repeat, dim=0)
     baseline_nll = baseline.gather(1, context.end - 1)
     predicts = context.predicts
-    loss_mask = predicts
-    if counts is not None:
-        loss_mask = predicts & counts.repeat_interleave(repeat, dim=0).gather(1, context.end - 1)
+
+    def masked(targets: Tensor | None, otherwise: Tensor) -> Tensor:
+        if targets is None:
+            return otherwise
+        return predicts & targets.repeat_interleave(repeat, dim=0).gather(1, context.end - 1)
+
+    loss_mask = masked(counts, predicts)
+    target_mask = masked(targets, loss_mask)
     index = torch.arange(context.length, device=nll.device).expand(rows, -1)
     marked = torch.where(predicts & (context.lod > 0), index, -1)
     nearest = marked.cummax(dim=1).values
-    return PairedNLL(context, nll, baseline_nll, loss_mask, nearest)
+    return PairedNLL(context, nll, baseline_nll, loss_mask, nearest, target_mask)
 
 
 def span_delta(pairing: PairedNLL) -> tuple[Tensor, Tensor]:

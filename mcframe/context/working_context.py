@@ -171,6 +171,11 @@ def raw_context(tree: ContextTree, rows: int, device: torch.device, length: int 
     )
 
 
+def last_entries(context: WorkingContext, first: int) -> WorkingContext:
+    """Return the context without its first entries."""
+    return replace(context, token=context.token[:, first:], lod=context.lod[:, first:], valid=context.valid[:, first:])
+
+
 def gather_embeddings(table: Tensor, context: WorkingContext) -> Tensor:
     """Embeddings of every entry, one differentiable gather.
 

@@ -5,5 +5,7 @@ eval_model      a model, run in batches on all ranks
 document_means  means with 95 % intervals over documents
 gist_quality    full, drop, mean, swap and gist under one focus
 focus_quality   random, recency, surprise, lens and oracle at one budget
-report          tables, JSON and charts of both
+history_arms    ways to fit a long history into one budget
+long_context    accuracy and NLL after long histories, by arm
+report          tables, JSON and charts
 """

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtrit  # scipy.stats would add a second to every start
 from torch import Tensor
 
 from mcframe.hookspecs import Interval
@@ -55,6 +54,8 @@ class DocumentMeans:
     """
 
     def __init__(self, values: Mapping[str, Tensor], documents: Tensor) -> None:
+        from scipy.special import stdtrit  # imported late: it takes a third of a second of every start
+
         _, owner = torch.unique(documents, return_inverse=True)
         self.targets = int(owner.numel())
         self.documents = int(owner.max()) + 1 if self.targets else 0

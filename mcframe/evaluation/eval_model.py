@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,13 @@ from mcframe.context.counter_rng import variant_seeds
 from mcframe.context.substitutions import Condition
 from mcframe.errors import UserError
 from mcframe.evaluation.eval_data import from_task, from_text
+from mcframe.evaluation.history_arms import HistoryArms
 from mcframe.hookspecs import Allocator, EvalData, EvalModel, SyntheticTask, TextSource, Tokenizer
+from mcframe.interfaces.evaluation import Arm, ArmScores
 from mcframe.modeling.model import MegaContextModel
+from mcframe.runtime.gist_encoder import history_shape
+from mcframe.runtime.history import History
+from mcframe.runtime.session_config import SessionDefaults
 
 
 class RanksDisagree(Exception):
@@ -49,7 +54,7 @@ class EngineEvalModel:
     text: Callable[[], TextSource]
     validation_fraction: float
     own_task: Callable[[ContextTree], SyntheticTask] | None
-    allocator: Allocator
+    allocator: Callable[[ContextTree], Allocator]
     vocab_size: int
     length: float
     has_gists: bool
@@ -58,12 +63,15 @@ class EngineEvalModel:
     batch: int
     windows: int | None = None
     seed: int = 0
+    session: SessionDefaults = field(default_factory=SessionDefaults)
     baselines: Mapping[str, EvalModel] = field(default_factory=dict)
     announced: Callable[[int], None] = _no_progress
     contexts_done: Callable[[int], None] = _no_progress
-    _texts: dict[int, EvalData] = field(default_factory=dict)
+    _texts: dict[tuple[int, int], EvalData] = field(default_factory=dict)
 
-    def held_out(self, windows: int, task: Callable[[ContextTree], SyntheticTask] | None = None) -> EvalData:
+    def held_out(
+        self, windows: int, task: Callable[[ContextTree], SyntheticTask] | None = None, length: int | None = None
+    ) -> EvalData:
         """Implement `EvalModel.held_out`.
 
         Raises:
@@ -72,12 +80,11 @@ class EngineEvalModel:
         count = self.windows or windows
         make = task or self.own_task
         if make is None:
-            if count not in self._texts:  # while training, a streaming source is read once for all evaluations
-                self._texts[count] = from_text(
-                    self.text(), self.tokenizer, self.tree.window, self.validation_fraction, count
-                )
-            return self._texts[count]
-        made = make(self.tree)
+            key = (count, length or self.tree.window)
+            if key not in self._texts:  # while training, a streaming source is read once for all evaluations
+                self._texts[key] = from_text(self.text(), self.tokenizer, key[1], self.validation_fraction, count)
+            return self._texts[key]
+        made = make(self.tree.with_window(length or self.tree.window))
         if made.vocab_size > self.vocab_size:
             raise UserError(
                 f"expected a task of at most {self.vocab_size:,} token ids, got {made.vocab_size:,}",
@@ -111,14 +118,43 @@ class EngineEvalModel:
         """Implement `EvalModel.refocus`."""
         assert self.has_lens, "a model without LensNet has no refocus"
         seeds = variant_seeds(self.seed, torch.arange(tokens.shape[0]), 1)[:, 0]
+        allocator = self.allocator(self.tree)
 
         def compute(some: Tensor, own: Tensor) -> Tensor:
-            focus: Tensor = self.model.refocus(some[:, :-1], self.allocator, budget, own)[0]
+            focus: Tensor = self.model.refocus(some[:, :-1], allocator, budget, own)[0]
             self.contexts_done(some.shape[0])
             return focus
 
         self.check_ranks(f"refocus of {tokens.shape[0]} sequences")
         return self._on_all_ranks(compute, self.batch, tokens, seeds)
+
+    @property
+    def budget(self) -> int:
+        """Implement `EvalModel.budget`."""
+        return self.session.config(self.tree).budget
+
+    def after_history(
+        self, tokens: Tensor, cursor: int, budget: int, evidence: Tensor | None = None
+    ) -> Mapping[Arm, ArmScores]:
+        """Implement `EvalModel.after_history`. Every rank computes all of it.
+
+        Raises:
+            UserError: No context of the budget holds sink, tail and the tokens that follow.
+        """
+        self.check_ranks(f"after_history of {len(tokens)} tokens")
+        words = self.own_task is None and evidence is None
+        arms = HistoryArms(
+            self.model,
+            self.allocator,
+            replace(self.session, budget=budget).config(self.tree),
+            lambda: History.create(history_shape(self.model, self.vocab_size)),
+            lambda text: (
+                self.tokenizer.decode(text.tolist()).lower().split() if words else list(map(str, text.tolist()))
+            ),
+        )
+        found = arms.score(tokens, cursor, evidence, arms.available(cursor, evidence is not None))
+        self.contexts_done(len(found))
+        return found
 
     def announce(self, contexts: int) -> None:
         """Implement `EvalModel.announce`."""

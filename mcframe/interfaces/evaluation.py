@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias, get_args
 
 from torch import Tensor
 
@@ -34,6 +34,27 @@ class EvalData:
     chance: float | None = None
 
 
+Arm: TypeAlias = Literal["recency", "sink_recency", "bm25", "gists", "refocus", "oracle", "full"]
+"""Name of a way to fit a long history into one budget; see docs/evaluation.md."""
+
+ARMS: Sequence[Arm] = get_args(Arm)
+
+
+@dataclass(frozen=True)
+class ArmScores:
+    """Scores of the tokens after a history, read in one of several ways.
+
+    Attributes:
+        nll: In nats [targets].
+        right: 1.0 where the most likely token is correct, else 0.0 [targets].
+        entries: Entries of the context that stands for the history.
+    """
+
+    nll: Tensor
+    right: Tensor
+    entries: int
+
+
 class EvalModel(Protocol):
     """A trained model for evaluations. Arguments and results are tensors on the CPU."""
 
@@ -48,6 +69,10 @@ class EvalModel(Protocol):
     @property
     def length(self) -> float:
         """Target length of the run's working contexts, as a fraction of the window."""
+
+    @property
+    def budget(self) -> int:
+        """Entries of a session's context, `session.budget`."""
 
     @property
     def seed(self) -> int:
@@ -65,8 +90,13 @@ class EvalModel(Protocol):
     def baselines(self) -> Mapping[str, EvalModel]:
         """Trained baselines: `drop`, trained with dropped blocks; `mean`, trained with mean embeddings as gists."""
 
-    def held_out(self, windows: int, task: Callable[[ContextTree], SyntheticTask] | None = None) -> EvalData:
-        """Return up to `windows` sequences of `task`; if it is None, of the run's own task or held-out text."""
+    def held_out(
+        self, windows: int, task: Callable[[ContextTree], SyntheticTask] | None = None, length: int | None = None
+    ) -> EvalData:
+        """Return up to `windows` sequences of `task`; if it is None, of the run's own task or held-out text.
+
+        They have `length` tokens, or T if it is None.
+        """
 
     def score(self, tokens: Tensor, focus: Tensor, condition: Condition = "gist") -> tuple[Tensor, Tensor]:
         """Score every target of every sequence under a focus.
@@ -83,6 +113,18 @@ class EvalModel(Protocol):
 
     def refocus(self, tokens: Tensor, budget: int) -> Tensor:
         """Return the focus [n, blocks] of LensNet and allocator for tokens [n, T + 1], of at most `budget` entries."""
+
+    def after_history(
+        self, tokens: Tensor, cursor: int, budget: int, evidence: Tensor | None = None
+    ) -> Mapping[Arm, ArmScores]:
+        """Score the tokens of one sequence from the cursor on, under every way to read what is before it.
+
+        Args:
+            tokens: [n + 1]; of any length.
+            cursor: Tokens of the history.
+            budget: Entries of a session's context, those for tokens that follow included.
+            evidence: Indices of the tokens that answers are found at [m]; None if unknown.
+        """
 
     def announce(self, contexts: int) -> None:
         """Add a number of working contexts to the total of the progress bar."""

@@ -38,7 +38,9 @@ class UncompressedPass:
         gist_inputs: What GistNet reads [B, T, D]: the embeddings, or the hidden states after `reads_layer` blocks.
         hidden: Final hidden states [B, T, D].
         nll: NLL of the targets [B, T], in nats.
-        loss_mask: The targets that count [B, T], bool.
+        loss_mask: The targets that count and that the pass predicts [B, T], bool.
+        target_mask: The targets that count [B, T], bool; more than `loss_mask` with `context.baseline_window`. Before
+            the tokens that the pass then reads, `hidden` and `nll` are 0.
     """
 
     inputs: Tensor
@@ -48,6 +50,7 @@ class UncompressedPass:
     hidden: Tensor
     nll: Tensor
     loss_mask: Tensor
+    target_mask: Tensor
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
 from mcframe.hookspecs import HeadShape, ParamGroup, Positions, TrainableModule, group_parameters
+from mcframe.modeling.kv_cache import KVCache
 from mcframe.modeling.rope import GaussianRope, rotate
 
 LOGITS_AT_ONCE = 2**28
@@ -57,20 +58,36 @@ class Attention(TrainableModule):
         """Return the parameter groups: the biases of gists are a table."""
         return group_parameters(self, embedding=[self.gist_bias_embed])
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, lod: Tensor) -> Tensor:
-        """x [R, L, D], cosine and sine [R or 1, 1 or H, L, head_width / 2], lod [R or 1, L] -> [R, L, D]."""
+    def forward(
+        self, x: Tensor, cosine: Tensor, sine: Tensor, lod: Tensor, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """x [R, L, D], cosine and sine [R or 1, 1 or H, L, head_width / 2], lod [R or 1, L] -> [R, L, D].
+
+        With a cache, R = 1 and the entries follow those in the cache; `layer` is the index there.
+        """
         rows, length, _ = x.shape
         shape = (rows, length, self.heads, self.head_width)
         query = rotate(rms_norm(self.query(x).view(shape).transpose(1, 2)), cosine, sine)
         key = rotate(rms_norm(self.key(x).view(shape).transpose(1, 2)), cosine, sine)
         value = self.value(x).view(shape).transpose(1, 2)
+        if cache is not None:
+            key, value, lod = cache.append(layer, key, value, lod)
         # Filling stands at the right, so the causal mask alone keeps every real entry from seeing it.
         if self.gist_bias_embed is None:
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            mixed = _causal_attention(query, key, value)
         else:
             mixed = _biased_attention(query, key, value, F.pad(self.gist_bias_embed, (0, 0, 1, 0))[lod])
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, length, -1))
         return out
+
+
+def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
+    """Causal attention of the last entries [R, H, n, W] to all entries [R, H, L, W], n up to L."""
+    new, total = query.shape[2], key.shape[2]
+    mask = None
+    if 1 < new < total:
+        mask = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=new == total, scale=scale)
 
 
 def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -85,8 +102,7 @@ def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -
     query = F.pad(torch.cat((query, torch.ones_like(query[..., :1])), dim=-1), (0, more - 1))
     key = F.pad(torch.cat((key, bias), dim=-1), (0, more - 1))
     value = F.pad(value, (0, more))
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1 / math.sqrt(width))
-    return mixed[..., :width]
+    return _causal_attention(query, key, value, scale=1 / math.sqrt(width))[..., :width]
 
 
 def _filling(width: int) -> int:
@@ -103,9 +119,11 @@ class Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, lod: Tensor) -> Tensor:
-        """x [R, L, D] -> [R, L, D]."""
-        x = x + self.attention(rms_norm(x), cosine, sine, lod)
+    def forward(
+        self, x: Tensor, cosine: Tensor, sine: Tensor, lod: Tensor, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """x [R, L, D] -> [R, L, D]; see `Attention`."""
+        x = x + self.attention(rms_norm(x), cosine, sine, lod, cache, layer)
         out: Tensor = x + self.down(F.relu(self.up(rms_norm(x))).square())
         return out
 
@@ -223,6 +241,27 @@ class GPT(TrainableModule):
             if number == layer:
                 kept = x
         return rms_norm(x), kept
+
+    def kv_cache(self, capacity: int) -> KVCache:
+        """Return an empty cache for `extend` of at most `capacity` entries."""
+        return KVCache(self.depth, self.heads, self.head_width, capacity, self.token_embed.weight)
+
+    def extend(self, embeddings: Tensor, lod: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
+        """Return the final hidden states [1, n, D] of entries that follow those in the cache, and store them there.
+
+        Equal to the last n states of `hidden` for all entries.
+
+        Args:
+            embeddings: Of the new entries [1, n, D].
+            lod: Their levels of detail [1, n].
+            rotation: Their cosines and sines [1, 1 or H, n, head_width / 2], as `positions` returns them.
+            cache: Keys and values of the entries before them.
+        """
+        x = rms_norm(embeddings) + self.lod_embed(lod)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, *rotation, lod, cache, layer)
+        cache.advance(lod.shape[1])
+        return rms_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., vocabulary], float32."""

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.entry_nll import mean_entry_nll
 from mcframe.context.substitutions import Condition, drop_gists, mean_table, scatter_to_targets, swap_gists
-from mcframe.context.working_context import WorkingContext, build_context, gather_embeddings, raw_context, trim_padding
+from mcframe.context.working_context import (
+    WorkingContext,
+    build_context,
+    gather_embeddings,
+    last_entries,
+    raw_context,
+    trim_padding,
+)
 from mcframe.hookspecs import Allocator, GistNet, LensNet, Sequences, UncompressedPass, VariantStrategy
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.node_table import build_node_table
@@ -78,19 +85,27 @@ class MegaContextModel(nn.Module):
         return self.gpt.hidden(self.gpt.embed(tokens), raw)
 
     # ---- node table ------------------------------------------------------------------------------
-    def uncompressed_pass(self, tokens: Tensor, loss_mask: Tensor | None = None) -> UncompressedPass:
+    def uncompressed_pass(
+        self, tokens: Tensor, loss_mask: Tensor | None = None, window: int | None = None
+    ) -> UncompressedPass:
         """Run the base model on uncompressed windows.
 
         Args:
             tokens: [B, T + 1].
             loss_mask: The targets that count [B, T], bool; None for all.
+            window: Tokens at the end that the base model reads; None for T.
         """
         inputs, next_tokens = tokens[:, :-1], tokens[:, 1:]
         embeddings = self.gpt.embed(inputs)
-        hidden, gist_inputs = self.gpt.states(embeddings, raw_context(self.tree, 1, tokens.device), self._gist_layer)
-        nll = self.gpt.nll(hidden, next_tokens)
-        mask = nll.new_ones(()).bool().expand_as(nll) if loss_mask is None else loss_mask
-        return UncompressedPass(inputs, next_tokens, embeddings, gist_inputs, hidden, nll, mask)
+        first = 0 if window is None else inputs.shape[1] - window
+        raw = last_entries(raw_context(self.tree, 1, tokens.device), first)
+        hidden, gist_inputs = self.gpt.states(embeddings[:, first:], raw, self._gist_layer)
+        nll = self.gpt.nll(hidden, next_tokens[:, first:])
+        if first:  # GistNet reads embeddings: the states of earlier tokens do not exist
+            gist_inputs, hidden, nll = embeddings, F.pad(hidden, (0, 0, first, 0)), F.pad(nll, (first, 0))
+        target_mask = nll.new_ones(()).bool().expand_as(nll) if loss_mask is None else loss_mask
+        mask = target_mask & (torch.arange(nll.shape[1], device=nll.device) >= first) if first else target_mask
+        return UncompressedPass(inputs, next_tokens, embeddings, gist_inputs, hidden, nll, mask, target_mask)
 
     @property
     def _gist_layer(self) -> int:

@@ -8,12 +8,14 @@ must load.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
+from typing import Any
 
 from mcframe.errors import UserError, did_you_mean
 from mcframe.hookspecs import ENTRY_POINT_GROUP, PROJECT
@@ -51,13 +53,14 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
             offers a name that is taken, or, with `--strict-plugins`, any plug-in is broken.
     """
     registry = Registry()
-    found = installed()
+    points = entry_points()
+    found = _sorted(points.select(group=ENTRY_POINT_GROUP))
     if PROJECT not in {_distribution(point)[0] for point in found}:
         raise UserError(
             "mcframe's own plug-ins are not installed: this looks like a bare checkout",
             remedy="run `pip install -e . -c constraints.txt` in the checkout",
         )
-    registry.misspelt += _misspelt_groups()
+    registry.misspelt += _misspelt_groups(points)
     _check_without(options.without, found)
     with redirect_stdout(sys.stderr):  # output of an import must not stand in the output of `--json`
         for point in found:
@@ -78,12 +81,15 @@ def discover(options: PluginOptions = INSTALLED) -> Registry:
 
 def installed() -> list[EntryPoint]:
     """Return the entry points of all installed plug-ins, sorted by package, without loading them."""
-    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (_distribution(point), point.name))
+    return _sorted(entry_points(group=ENTRY_POINT_GROUP))
 
 
-def _misspelt_groups() -> list[str]:
+def _sorted(points: Iterable[EntryPoint]) -> list[EntryPoint]:
+    return sorted(points, key=lambda point: (_distribution(point), point.name))
+
+
+def _misspelt_groups(points: Any) -> list[str]:
     """Return a line for each entry-point group that resembles mcframe's, and the package that has it."""
-    points = entry_points()
     near = difflib.get_close_matches(ENTRY_POINT_GROUP, points.groups, n=9, cutoff=0.8)
     near += [group for group in points.groups if _normal(group).startswith(PROJECT)]
     return [
@@ -137,7 +143,11 @@ def _normal(name: str) -> str:
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
     """Return name and version of the package; empty if an interrupted removal left no metadata."""
-    if point.dist is None:
-        return "", ""
-    metadata = dict(point.dist.metadata.json)
-    return str(metadata.get("name", "")), str(metadata.get("version", ""))
+    return ("", "") if point.dist is None else _name_and_version(point.dist)
+
+
+@functools.lru_cache(maxsize=64)  # the entry points of one search share the object of their package
+def _name_and_version(distribution: Distribution) -> tuple[str, str]:
+    metadata = distribution.metadata
+    name, version = (str((metadata.get_all(key) or [""])[0]) for key in ("Name", "Version"))
+    return name, version

@@ -32,7 +32,7 @@ class _SmallModel(EngineEvalModel):
         documents = torch.arange(WINDOWS)[:, None].expand(-1, size[1] + 1)
         return EvalData(tokens, documents, torch.ones(size, dtype=torch.bool))
 
-    def held_out(self, windows: int, task: object = None) -> EvalData:
+    def held_out(self, windows: int, task: object = None, length: int | None = None) -> EvalData:
         """Return the same sequences every time."""
         return self._sequences
 
@@ -42,7 +42,7 @@ def small_model(plugin: PluginUnderTest) -> EvalModel:
     model = step_with(plugin).eval().model
     return _SmallModel(
         model=model, tree=TREE, tokenizer=Bytes(), text=StandardLibrary, validation_fraction=0.1, own_task=None,
-        allocator=LowestFirst(TREE), vocab_size=model.gpt.vocab_size, length=0.75, has_gists=True, has_lens=True,
+        allocator=LowestFirst, vocab_size=model.gpt.vocab_size, length=0.75, has_gists=True, has_lens=True,
         device=torch.device("cpu"), batch=WINDOWS,
     )  # fmt: skip
 

@@ -22,6 +22,9 @@ except ModuleNotFoundError as error:
 SEEDS = st.integers(0, 2**31)
 """Seeds of random inputs."""
 
+PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
+"""The phases of hypothesis. Without the last one, the example of a failure is not made smaller."""
+
 
 def for_all(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], examples: int) -> None:
     """Call `check` with examples of `strategy`, the same ones in every session.
@@ -48,8 +51,7 @@ def for_all(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], exam
 
     options = settings(
         max_examples=examples, derandomize=True, database=None, deadline=None, print_blob=False,
-        suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
-        phases=(Phase.explicit, Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck), report_multiple_bugs=False, phases=PHASES,
     )  # fmt: skip
     try:
         options(given(strategy)(body))()

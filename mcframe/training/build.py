@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mcframe.config.schema import RunConfig
+from mcframe.config.schema import ContextConfig, RunConfig
 from mcframe.context.context_tree import ContextTree
 from mcframe.data.loader import open_training_stream, open_validation
 from mcframe.data.synthetic_stream import GeneratedWindows, held_out
@@ -174,7 +174,8 @@ def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
     stage = run_config.deepspeed.zero_stage
     for loss in losses:
         _check_stage(f"loss.{loss.name}", loss.max_zero_stage, stage, f"remove @loss.{loss.name} from run.losses")
-    step = TrainStep(model, losses, run_config.lens_targets)
+    baseline_window = _checked_baseline_window(run_config.context, model)
+    step = TrainStep(model, losses, run_config.lens_targets, baseline_window)
     weights = {f"loss.{loss.name}": loss.weight for loss in step.losses.each()}
     weighted = any(not isinstance(weight, int | float) or weight for weight in weights.values())
     require(weighted, "run.losses", weights, "a loss with a weight above 0 that this run computes")
@@ -239,6 +240,29 @@ def _check_model(model: MegaContextModel) -> None:
             binding="run.variants",
             remedy="set run.lensnet and run.gistnet, or another run.variants, such as @variants.random_collapse",
         )
+
+
+def _checked_baseline_window(context: ContextConfig, model: MegaContextModel) -> int | None:
+    """Return `context.baseline_window`, None for T.
+
+    Raises:
+        UserError: GistNet or LensNet reads the uncompressed pass at all tokens.
+    """
+    if context.baseline_window in (None, context.window):
+        return None
+    readers = {
+        "run.gistnet": ("the states of the base model (reads_layer)", model.gistnet and model.gistnet.reads_layer),
+        "run.lensnet": ("the uncompressed NLL (reads_nll)", model.lensnet and model.lensnet.reads_nll),
+    }
+    for name, (what, reads) in readers.items():
+        if reads:
+            raise UserError(
+                f"{name}: expected one that reads embeddings with context.baseline_window = {context.baseline_window}, "
+                f"got one that reads {what} of all {context.window} tokens",
+                binding="context.baseline_window",
+                remedy=f"Set context.baseline_window = None, or select another {name}.",
+            )
+    return context.baseline_window
 
 
 def _freeze(step: TrainStep, trainable: Sequence[str]) -> None:

@@ -22,11 +22,12 @@ def eval_model(
         text=run_config.text,
         validation_fraction=run_config.data.validation_fraction,
         own_task=run_config.task,
-        allocator=run_config.allocator(tree),
+        allocator=run_config.allocator,
         vocab_size=model.gpt.vocab_size,
         length=run_config.context.length_end,
         has_gists=model.gistnet is not None,
         has_lens=model.lensnet is not None,
         device=device,
         batch=run_config.micro_batch,
+        session=run_config.session,
     )

@@ -79,7 +79,7 @@ class StepFlops:
                 f"estimated from the lengths of its contexts: a plug-in does not run on the meta device "
                 f"({type(error).__name__}: {reason})"
             )
-            contexts = 1 + self._step.model.strategy.count * length / window
+            contexts = ((self._step.baseline_window or window) + self._step.model.strategy.count * length) / window
             total, recomputed = plain * contexts, 0.0
         return FlopCount(plain, total, max(0.0, recomputed))
 

@@ -50,13 +50,18 @@ class TrainStep(nn.Module):
         model: The model.
         losses: The losses of `run.losses`, in order.
         lens_targets: The targets of LensNet's losses.
+        baseline_window: Tokens at the end that the uncompressed pass reads; None for T.
     """
 
     def __init__(
-        self, model: MegaContextModel, losses: Sequence[Loss], lens_targets: LensTargetsConfig | None = None
+        self,
+        model: MegaContextModel,
+        losses: Sequence[Loss],
+        lens_targets: LensTargetsConfig | None = None,
+        baseline_window: int | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.baseline_window = model, baseline_window
         self.losses = LossTerms(losses, missing_parts(model))
         config = lens_targets or LensTargetsConfig()
         self.lens_targets = None if model.lensnet is None else LensTargets(config, model.strategy.count)
@@ -93,7 +98,7 @@ class TrainStep(nn.Module):
         """Return the loss of a micro-batch, a scalar, and its metrics."""
         model, timed = self.model, self.model.timed
         with timed("base"):
-            uncompressed = model.uncompressed_pass(batch.tokens, batch.loss_mask)
+            uncompressed = model.uncompressed_pass(batch.tokens, batch.loss_mask, self.baseline_window)
         metrics = StepMetrics(means={"train/loss_lod0": masked_sum(uncompressed.nll, uncompressed.loss_mask)})
         table = variants = None
         if model.strategy.count:
@@ -139,7 +144,7 @@ class TrainStep(nn.Module):
             nll, kl = gpt.nll_and_kl(hidden, targets, teacher)
         else:
             nll = gpt.nll(hidden, targets)
-        return pair_nll(context, nll, uncompressed.nll, uncompressed.loss_mask), kl
+        return pair_nll(context, nll, uncompressed.nll, uncompressed.loss_mask, uncompressed.target_mask), kl
 
     @torch.no_grad()
     def _drop(self, table: Tensor, context: WorkingContext, uncompressed: UncompressedPass) -> PairedNLL:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mcframe.errors import UserError
@@ -62,12 +63,14 @@ def start_from(step: TrainStep, path: str) -> str:
     loaded, new = [], []
     for prefix, title, module in _parts(step):
         saved = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if prefix == f"{MODEL}gpt.":
+            saved = _with_more_levels(module, saved)
         if mismatch := _mismatch(module, saved):
             if prefix == f"{MODEL}gpt.":
                 raise UserError(
                     f"run.start_from: the base model of {checkpoint.path} does not fit this run: {mismatch}",
                     binding="run.start_from",
-                    remedy="set the same gpt.* and context.levels in both runs, or remove run.start_from",
+                    remedy="set the same gpt.* in both runs and no fewer context.levels here, or remove run.start_from",
                 )
             new.append(title)
         else:
@@ -85,6 +88,15 @@ def _parts(step: TrainStep) -> list[tuple[str, str, nn.Module]]:
         for prefix, title, module in (*model, *losses)
         if module is not None and (title == TITLES["gpt"] or any(True for _ in module.parameters()))
     ]
+
+
+def _with_more_levels(module: nn.Module, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return saved weights of a base model with the module's own rows for levels of detail that it has in addition."""
+    own, grown = module.state_dict(), dict(saved)
+    for key, value in saved.items():
+        if key in own and key.endswith(("lod_embed.weight", "gist_bias_embed")):
+            grown[key] = torch.cat((value, own[key][len(value) :].to(value)))
+    return grown
 
 
 def _mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:

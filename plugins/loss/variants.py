@@ -25,4 +25,4 @@ class VariantNLL(Loss):
     def forward(self, view: StepView) -> LossTerm:
         """Return the mean NLL of each sequence's variants [B]."""
         paired = view.with_variants().paired
-        return LossTerm(view.by_sequence(masked_mean(paired.nll, paired.loss_mask, dim=1)))
+        return LossTerm(view.by_sequence(masked_mean(paired.nll, paired.target_mask, dim=1)))

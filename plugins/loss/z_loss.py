@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from mcframe.bounds import Count, NonNegative
 from mcframe.context.step_metrics import masked_mean
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
@@ -31,5 +33,6 @@ class ZLoss(Loss):
         """Return the loss of each sequence [B]; metric `log_z`: the mean log-sum-exp."""
         pass_, stride = view.uncompressed, self.stride
         log_z = view.logits(pass_.hidden[:, ::stride]).logsumexp(dim=-1)
-        loss = masked_mean(log_z.square(), pass_.loss_mask[:, ::stride], dim=1)
-        return LossTerm(loss, {"log_z": log_z.detach()})
+        mask = pass_.loss_mask[:, ::stride]
+        loss = masked_mean(log_z.square(), mask, dim=1)
+        return LossTerm(loss, {"log_z": torch.where(mask, log_z.detach(), torch.nan)})

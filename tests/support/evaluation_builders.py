@@ -30,7 +30,7 @@ class FixedEvalModel(EngineEvalModel):
 
     data: EvalData | None = None
 
-    def held_out(self, windows, task=None):
+    def held_out(self, windows, task=None, length=None):
         return self.data
 
 
@@ -42,7 +42,7 @@ def build_model(tree: oracle.Tree, seed: int = 0, **options: object) -> Step:
 def build_eval_model(model: Step, data: EvalData | None, **options: object) -> FixedEvalModel:
     arguments = {
         "model": model.model, "tree": model.tree, "tokenizer": Bytes(), "text": None, "validation_fraction": 0.1,
-        "own_task": None, "allocator": TopKAllocator(model.tree), "vocab_size": model.gpt.vocab_size, "length": 0.75,
+        "own_task": None, "allocator": TopKAllocator, "vocab_size": model.gpt.vocab_size, "length": 0.75,
         "has_gists": model.gistnet is not None, "has_lens": model.lensnet is not None,
         "device": torch.device("cpu"), "batch": 4, "data": data,
     }  # fmt: skip

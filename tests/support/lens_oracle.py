@@ -267,7 +267,7 @@ class Case:
         variants = VariantPass(lens.embeddings, lens.embeddings, self.paired, lens=lens)
         inputs = torch.zeros(len(self.focuses) // self.variants, 1)
         seeds = inputs.long().expand(-1, self.variants)
-        passed, no_model = UncompressedPass(*[inputs] * 7), [lambda *_: inputs] * 3
+        passed, no_model = UncompressedPass(*[inputs] * 8), [lambda *_: inputs] * 3
         view = StepView(self.context.tree, passed, None, variants, seeds, *no_model)
         total, metrics = torch.zeros((), dtype=torch.float64), lens_metrics(lens, self.paired)
         for loss in config.lens_losses(ModelShape(1, self.context.tree)):

@@ -1,8 +1,8 @@
 """Key-value recall (after MQAR: Arora et al., Zoology, arXiv 2312.04927), laid out in blocks.
 
-Every block before the questions contains `pairs` pairs of a key and its value; its other tokens are filler. The
-questions are keys, each followed by its value. The first question is the last token before the cursor, so that all
-answers are after it:
+Every block before the questions, or some of them at random, contains `pairs` pairs of a key and its value; all other
+tokens are filler. The questions are keys, each followed by its value. The first question is the last token before the
+cursor, so that all answers are after it:
 
     ..Aa..Bb|Cc....Dd|..Ee.Ff.|C cBbFfDd
                                 ^ cursor, after the first question
@@ -35,9 +35,11 @@ class Recall(SyntheticTask):
 
     Args:
         pairs: Pairs a block, 1 to K / 2.
+        pair_blocks: Blocks of a sequence that have pairs, at random among those that may be collapsed; None = every
+            block before the questions.
         keys: Keys of the vocabulary; at least as many as a sequence has pairs, because its keys are distinct.
         values: Values of the vocabulary; 2 or more.
-        question_blocks: Blocks that the questions of a sequence are about; None = all that may be collapsed.
+        question_blocks: Blocks that the questions of a sequence are about; None = all with pairs that may be collapsed.
         questions: Questions of a sequence; None = as many as fit.
     """
 
@@ -50,6 +52,7 @@ class Recall(SyntheticTask):
         values: Size = 16,
         question_blocks: Count | None = None,
         questions: Count | None = None,
+        pair_blocks: Count | None = None,
     ) -> None:
         self.tree, self.pairs, self.keys, self.values = tree, pairs, keys, values
         size = tree.block_size
@@ -58,13 +61,16 @@ class Recall(SyntheticTask):
         self.room = (tree.window - self.blocks * size) // 2
         self.questions = self.room if questions is None else questions
         self.collapsible = max(0, self.blocks - tree.sink)
-        self.question_blocks = self.collapsible if question_blocks is None else question_blocks
+        self.pair_blocks = pair_blocks
+        self.pairs_in_all = self.pairs * (self.blocks if pair_blocks is None else pair_blocks)
+        self.askable = self.collapsible if pair_blocks is None else pair_blocks
+        self.question_blocks = self.askable if question_blocks is None else question_blocks
         self.vocab_size = FIRST_KEY + keys + values
         self._check()
         self.chance = 1 / values
 
     def _check(self) -> None:
-        size, count = self.tree.block_size, self.blocks * self.pairs
+        size, count = self.tree.block_size, self.pairs_in_all
         if self.tree.cursor % size != 1 or self.blocks < 1 or self.room < 1:
             # The nearest cursor that fits, preferably not after the present one.
             block = max(1, min(self.blocks, (self.tree.window - 2) // size))
@@ -85,28 +91,32 @@ class Recall(SyntheticTask):
         for name, least, most, suffix in (
             ("pairs", 1, size // 2, ""),
             ("questions", 1, self.room, ", or None"),
-            ("question_blocks", 1, self.collapsible, ", or None"),
+            ("pair_blocks", 1, self.collapsible, ", or None"),
+            ("question_blocks", 1, self.askable, ", or None"),
             ("questions", 1, available, ", the pairs of the question blocks"),
         ):
             value = getattr(self, name)
-            require(least <= value <= most, f"task.recall.{name}", value, f"from {least} to {most}{suffix}")
+            if value is not None:
+                require(least <= value <= most, f"task.recall.{name}", value, f"from {least} to {most}{suffix}")
         require(self.keys >= count, "task.recall.keys", self.keys, f"{count} or more, a key for each pair")
         require(self.values >= 2, "task.recall.values", self.values, "2 or more")
 
     @property
     def identity(self) -> str:
         """A string that changes with everything that determines the sequences."""
-        return f"recall-1 {self.tree} {self.pairs} {self.keys} {self.values} {self.question_blocks} {self.questions}"
+        form = "recall-1" if self.pair_blocks is None else f"recall-2 {self.pair_blocks}"
+        return f"{form} {self.tree} {self.pairs} {self.keys} {self.values} {self.question_blocks} {self.questions}"
 
     def generate(self, seeds: Tensor) -> SyntheticBatch:
         """Return sequences [B, T + 1] for seeds [B]."""
-        rows, size, count = seeds.shape[0], self.tree.block_size, self.blocks * self.pairs
+        rows, size, count = seeds.shape[0], self.tree.block_size, self.pairs_in_all
         key = FIRST_KEY + random_keys(hash_combine(seeds, 1), self.keys).argsort(dim=1)[:, :count]
         value = FIRST_KEY + self.keys + (random_keys(hash_combine(seeds, 2), count) >> 1) % self.values
         # A block's pairs start at some of its even offsets, in order.
-        order = random_keys(hash_combine(hash_combine(seeds, 3)[:, None], torch.arange(self.blocks)), size // 2)
+        blocks = self._blocks_with_pairs(seeds)
+        order = random_keys(hash_combine(hash_combine(seeds, 3)[:, None], blocks), size // 2)
         offset = 2 * order.argsort(dim=2)[..., : self.pairs].sort(dim=2).values
-        start = (offset + size * torch.arange(self.blocks)[:, None]).flatten(1)
+        start = (offset + size * blocks[..., None]).flatten(1)
         pair = self._question_pairs(seeds)
         question = self.blocks * size + 2 * torch.arange(self.questions).expand(rows, -1)
         tokens = torch.full((rows, self.tree.window + 1), FILLER)
@@ -115,9 +125,17 @@ class Recall(SyntheticTask):
         evidence = torch.full((rows, self.tree.window), -1).scatter_(1, question, start.gather(1, pair) + 1)
         return SyntheticBatch(tokens, evidence >= 0, evidence)
 
+    def _blocks_with_pairs(self, seeds: Tensor) -> Tensor:
+        """Return the blocks that have pairs [B, n]."""
+        if self.pair_blocks is None:
+            return torch.arange(self.blocks).expand(seeds.shape[0], -1)
+        order = random_keys(hash_combine(seeds, 6), self.collapsible).argsort(dim=1)
+        return self.tree.sink + order[:, : self.pair_blocks].sort(dim=1).values
+
     def _question_pairs(self, seeds: Tensor) -> Tensor:
         """Return the pair that each question is about: distinct, from `question_blocks` blocks -> [B, questions]."""
-        blocks = random_keys(hash_combine(seeds, 4), self.collapsible).argsort(dim=1)[:, : self.question_blocks]
-        pair = ((blocks[..., None] + self.tree.sink) * self.pairs + torch.arange(self.pairs)).flatten(1)
+        blocks = random_keys(hash_combine(seeds, 4), self.askable).argsort(dim=1)[:, : self.question_blocks]
+        first = self.tree.sink if self.pair_blocks is None else 0
+        pair = ((blocks[..., None] + first) * self.pairs + torch.arange(self.pairs)).flatten(1)
         order = random_keys(hash_combine(seeds, 5), pair.shape[1]).argsort(dim=1)[:, : self.questions]
         return pair.gather(1, order)

@@ -21,15 +21,18 @@ def reference(task: Recall, seed: int) -> tuple[list[int], dict[int, int]]:
     tokens = [FILLER] * (tree.window + 1)
     keys = [FIRST_KEY + key for key in shuffled(mix(seed, 1), task.keys)]
     values = [FIRST_KEY + task.keys + (mix(mix(seed, 2), i) >> 1) % task.values for i in range(blocks * task.pairs)]
-    starts = {}
-    for block in range(blocks):
+    starts, free = {}, blocks - tree.sink
+    with_pairs = list(range(blocks))
+    if task.pair_blocks is not None:
+        with_pairs = sorted(tree.sink + block for block in shuffled(mix(seed, 6), free)[: task.pair_blocks])
+    for number, block in enumerate(with_pairs):
         slots = sorted(shuffled(mix(mix(seed, 3), block), size // 2)[: task.pairs])
         for i, slot in enumerate(slots):
-            pair = block * task.pairs + i
+            pair = number * task.pairs + i
             starts[pair] = block * size + 2 * slot
             tokens[starts[pair]], tokens[starts[pair] + 1] = keys[pair], values[pair]
-    free = blocks - tree.sink
-    chosen = [tree.sink + block for block in shuffled(mix(seed, 4), free)[: task.question_blocks]]
+    first = tree.sink if task.pair_blocks is None else 0
+    chosen = [first + block for block in shuffled(mix(seed, 4), len(with_pairs) - first)[: task.question_blocks]]
     pairs = [block * task.pairs + i for block in chosen for i in range(task.pairs)]
     order, evidence = [pairs[i] for i in shuffled(mix(seed, 5), len(pairs))], {}
     position = blocks * size
@@ -47,7 +50,9 @@ def tasks(draw) -> Recall:
     sink = draw(st.integers(0, 1))
     blocks = draw(st.integers(1 + sink, 6))
     pairs = draw(st.integers(1, size // 2))
-    question_blocks = draw(st.integers(1, blocks - sink))
+    pair_blocks = draw(st.none() | st.integers(1, blocks - sink))
+    askable = blocks - sink if pair_blocks is None else pair_blocks
+    question_blocks = draw(st.integers(1, askable))
     questions = draw(st.integers(1, question_blocks * pairs))
     tail = max(1, 2 * questions - draw(st.integers(0, 1)))  # an odd rest leaves a token of filler
     tree = ContextTree(blocks * size + 1 + tail, size, 1, 1, tail, sink)
@@ -56,8 +61,9 @@ def tasks(draw) -> Recall:
         pairs=pairs,
         keys=blocks * pairs + draw(st.integers(0, 5)),
         values=draw(st.integers(2, 6)),
-        question_blocks=None if question_blocks == blocks - sink and draw(st.booleans()) else question_blocks,
+        question_blocks=None if question_blocks == askable and draw(st.booleans()) else question_blocks,
         questions=draw(st.none() | st.integers(1, (tail + 1) // 2)),
+        pair_blocks=pair_blocks,
     )
 
 
@@ -81,7 +87,9 @@ def test_sequences_equal_the_reference(task, seed):
         assert questions[0] == tree.cursor - 1
         keys = range(FIRST_KEY, FIRST_KEY + task.keys)
         pairs = [t for t in range(tree.cursor - 1) if tokens[t] in keys]
-        assert len({tokens[t] for t in pairs}) == len(pairs) == (tree.cursor - 1) // size * task.pairs
+        assert len({tokens[t] for t in pairs}) == len(pairs) == task.pairs_in_all
+        if task.pair_blocks is not None:
+            assert len({t // size for t in pairs}) == task.pair_blocks
         assert all(t // size == (t + 1) // size for t in pairs), "a pair is in one block"
         for question in questions:
             assert [t + 1 for t in pairs if tokens[t] == tokens[question]] == [evidence[question]]

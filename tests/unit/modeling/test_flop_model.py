@@ -34,7 +34,8 @@ def build(tree: oracle.Tree = TREE, settings: LossConfig | None = None, **option
 
 
 def flops_of(step: Step) -> StepFlops:
-    return StepFlops(TrainStep(step.model, list(step.losses.each()), step.settings.lens_targets))
+    losses = list(step.losses.each())
+    return StepFlops(TrainStep(step.model, losses, step.settings.lens_targets, step.baseline_window))
 
 
 def compare(step: Step, tree: oracle.Tree, length: int, blocks: int = 1) -> FlopCount:
@@ -193,3 +194,11 @@ def test_counting_changes_nothing():
     flops_of(step).at(LENGTH)
     assert all(torch.equal(value, before[name]) for name, value in step.state_dict().items())
     assert all(parameter.grad is None for parameter in step.parameters())
+
+
+def test_a_shorter_uncompressed_pass_costs_less():
+    step = build(settings=LossConfig(lens=0.0), lensnet=None)
+    complete = compare(step, TREE, LENGTH).total
+    step.baseline_window = 32
+    saved = trained_pass(step, TREE.window) - trained_pass(step, 32)
+    assert complete - compare(step, TREE, LENGTH).total == pytest.approx(saved / TREE.window, rel=0.02)

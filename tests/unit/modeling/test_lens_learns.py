@@ -79,7 +79,7 @@ def lens_loss(lens: LensNet, batch: Batch, settings: LossConfig) -> tuple[Tensor
     nats = torch.tensor(settings.scale_nats)
     found = LensPass(context, batch.embeddings, scores, block_scores, delta, nats, pairs, uncompressed)
     variants = VariantPass(batch.embeddings, batch.embeddings, batch.paired, lens=found)
-    passed = UncompressedPass(*[batch.tokens] * 7)
+    passed = UncompressedPass(*[batch.tokens] * 8)
     view = StepView(TREE, passed, None, variants, batch.seeds, *[lambda *_: batch.tokens] * 3)
     losses = settings.lens_losses(SHAPE)
     total = sum(loss.weight * loss(view).loss.mean() for loss in losses) / settings.lens

@@ -7,10 +7,12 @@ from mcframe.testing import check_plugin
 from mcframe.testing.requirements import requirements_of
 from mcframe.testing.suites import BY_KIND
 
+INSTALLED = all_plugins().implementations
+
 
 def suite_of(kind):
     """Return a test class with a fixture of all plug-ins of a kind."""
-    names = [f"{kind}.{name}" for name in all_plugins().implementations[kind]]
+    names = [f"{kind}.{name}" for name in INSTALLED[kind]]
 
     class Test(BY_KIND[kind]):
         @pytest.fixture(params=names)

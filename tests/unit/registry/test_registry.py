@@ -158,10 +158,9 @@ def test_entry_points_of_two_packages_may_have_one_name(installed):
 
 def test_a_bare_checkout_names_the_command_to_install_it(site, monkeypatch):
     site.install("someone-else", GOOD.replace("{name}", "x"))
-    monkeypatch.setattr(
-        "mcframe.registry.discovery.entry_points",
-        lambda group: [point for point in importlib.metadata.entry_points(group=group) if point.dist.name != "mcframe"],
-    )
+    found = importlib.metadata.entry_points(group="mcframe.plugins")
+    others = [point for point in found if point.dist.name != "mcframe"]
+    monkeypatch.setattr("mcframe.registry.discovery.entry_points", lambda: importlib.metadata.EntryPoints(others))
     with pytest.raises(UserError, match="bare checkout") as caught:
         discover()
     assert "pip install -e . -c constraints.txt" in caught.value.remedy

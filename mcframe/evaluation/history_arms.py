@@ -1,0 +1,158 @@
+"""Ways to fit a long history into one budget of entries, scored on the tokens that follow it.
+
+Every arm has the same budget and the same following tokens. Arms without gists read a short text of raw tokens, with
+positions without gaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mcframe.context.context_tree import ContextTree
+from mcframe.context.working_context import WorkingContext, raw_context
+from mcframe.hookspecs import Allocator
+from mcframe.interfaces.evaluation import ARMS, Arm, ArmScores
+from mcframe.modeling.model import MegaContextModel
+from mcframe.runtime.covered_window import CoveredWindow, recent_focus
+from mcframe.runtime.entries import EntryReader
+from mcframe.runtime.gist_encoder import GistEncoder
+from mcframe.runtime.history import History
+from mcframe.runtime.refocus import Refocus
+from mcframe.runtime.session_config import SessionConfig
+
+
+class HistoryArms:
+    """Score the tokens after a history under several arms.
+
+    Args:
+        model: The trained model.
+        allocator: Makes the run's allocator for a tree.
+        config: The budget; `target` is that of the history's entries.
+        new_history: Makes an empty history.
+        terms: Returns the terms of a text for BM25.
+    """
+
+    def __init__(
+        self,
+        model: MegaContextModel,
+        allocator: Callable[[ContextTree], Allocator],
+        config: SessionConfig,
+        new_history: Callable[[], History],
+        terms: Callable[[Tensor], list[str]],
+    ) -> None:
+        self.terms = terms
+        self.model, self.allocator, self.config, self.new_history = model, allocator, config, new_history
+        self.device = model.gpt.token_embed.weight.device
+
+    def available(self, tokens: int, evidence: bool) -> list[Arm]:
+        """Return the arms that exist for a history of N tokens; the oracle needs to know the evidence."""
+        gists, lens = self.model.gistnet is not None, self.model.lensnet is not None
+        exists: Mapping[Arm, bool] = {
+            "recency": True,
+            "sink_recency": self.config.sink > 0,
+            "bm25": True,
+            "gists": gists,
+            "refocus": gists and lens,
+            "oracle": gists and evidence,
+            "full": tokens <= self.model.tree.window,
+        }
+        return [arm for arm in ARMS if exists[arm]]
+
+    @torch.no_grad()
+    def score(self, tokens: Tensor, cursor: int, evidence: Tensor | None, arms: Sequence[Arm]) -> dict[Arm, ArmScores]:
+        """Score the tokens from the cursor on.
+
+        Args:
+            tokens: [T + 1]; those before the cursor are the history.
+            cursor: Tokens of the history.
+            evidence: Indices of the history that the answers are found at [m]; for the oracle.
+            arms: The arms.
+        """
+        history = self.new_history()
+        history.append(tokens[:-1])
+        GistEncoder(self.model, history).catch_up()
+        reader = EntryReader(self.model, history)
+        found: dict[Arm, ArmScores] = {}
+        for arm in arms:
+            if arm in ("bm25", "full"):
+                size = self.model.tree.block_size
+                kept = (
+                    torch.arange(cursor) if arm == "full" else retrieved(tokens[:cursor], size, self.config, self.terms)
+                )
+                found[arm] = self._score_raw(tokens, cursor, kept)
+            else:
+                found[arm] = self._score_window(tokens, self._window(arm, cursor, reader, evidence), reader)
+        history.close()
+        return found
+
+    def _window(self, arm: Arm, cursor: int, reader: EntryReader, evidence: Tensor | None) -> CoveredWindow:
+        """Return the focus of an arm over a history of `cursor` tokens."""
+        config = replace(self.config, sink=0) if arm == "recency" else self.config
+        if arm in ("recency", "sink_recency"):
+            return recent_focus(config.tree(self.model.tree), cursor, config.target, 0, self.device)
+        scores = partial(evidence_scores, evidence=evidence) if arm == "oracle" else None
+        config = replace(config, refocus=arm != "gists")
+        return Refocus(self.model, reader, config, self.allocator, scores).first(cursor).window
+
+    def _score_window(self, tokens: Tensor, window: CoveredWindow, reader: EntryReader) -> ArmScores:
+        tail = len(tokens) - 1 - window.tokens
+        context = window.with_tail(tail, tail)
+        return self._score(tokens, context, reader.embeddings(context, window), window.entries)
+
+    def _score_raw(self, tokens: Tensor, cursor: int, kept: Tensor) -> ArmScores:
+        tail = tokens[cursor:-1]
+        read = torch.cat((tokens[kept], tail)).to(self.device)
+        tree = replace(self.model.tree, window=len(read), tail=len(tail))
+        return self._score(
+            tokens, raw_context(tree, 1, self.device, len(read)), self.model.gpt.embed(read[None]), len(kept)
+        )
+
+    def _score(self, tokens: Tensor, context: WorkingContext, embeddings: Tensor, entries: int) -> ArmScores:
+        hidden = self.model.gpt.hidden(embeddings, context)[:, entries - 1 :]
+        targets = tokens[len(tokens) - hidden.shape[1] :].to(self.device)
+        nll, right = self.model.gpt.nll_and_correct(hidden, targets[None])
+        return ArmScores(nll[0].cpu(), right[0].cpu(), entries)
+
+
+def evidence_scores(context: WorkingContext, window: CoveredWindow, evidence: Tensor | None) -> Tensor:
+    """Return 1 for entries whose node covers evidence, [1, L], and below 0 the less the more recent for the others."""
+    assert evidence is not None, "the oracle needs evidence"
+    start = window.history_index(context.start)[0]
+    covers = (start[:, None] <= evidence) & (evidence < start[:, None] + context.span[0][:, None])
+    age = 1 - (context.token[0] + 1) / context.tree.window
+    return torch.where(covers.any(dim=1), 1.0, -0.5 - 0.25 * age)[None]
+
+
+def retrieved(tokens: Tensor, size: int, config: SessionConfig, terms: Callable[[Tensor], list[str]]) -> Tensor:
+    """Return the tokens [entries] of the sink, of the blocks that BM25 ranks highest, and of the tail, in order.
+
+    The query is the tail. Robertson and Zaragoza (2009), with the defaults of `bm25s`.
+
+    Args:
+        tokens: The history [N].
+        size: Tokens of a block.
+        config: Budget, sink and tail.
+        terms: Returns the terms of a text.
+    """
+    import bm25s
+
+    count = len(tokens)
+    if count <= config.target:
+        return torch.arange(count)
+    border = (count - config.tail) // size * size
+    first = min(config.sink, border // size)
+    blocks = tokens[:border].view(-1, size)
+    room = (config.target - first * size - (count - border)) // size
+    index = bm25s.BM25()
+    index.index([terms(block) for block in blocks], show_progress=False)
+    scores = torch.from_numpy(index.get_scores(terms(tokens[border:])))
+    scores[:first] = torch.inf
+    # Between equal scores the more recent block is taken.
+    best = (len(scores) - 1 - scores.flip(0).argsort(descending=True, stable=True))[: first + max(0, room)]
+    chosen = (best.sort().values[:, None] * size + torch.arange(size)).flatten()
+    return torch.cat((chosen, torch.arange(border, count)))

@@ -1,0 +1,1 @@
+"""Use a trained model: a history without end, sessions over it, sampling."""
