@@ -19,7 +19,7 @@ import pytest
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support.forked_ranks import stop_server  # noqa: E402
-from tests.support.launches import ROOT, SMOKE, Launches, Site  # noqa: E402
+from tests.support.launches import ROOT, SMOKE, Launches, Site, clean_environment  # noqa: E402
 
 # Background jobs of a shell ignore Ctrl-C, and so would all processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,18 +43,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterat
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "launches"  # of all workers of pytest-xdist
     folder.mkdir(exist_ok=True)
-    dropped = ("WANDB_", "MCFRAME_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "PYTHONPATH", "DS_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    environment |= {
-        "MCFRAME_CACHE": str(folder / "cache"),
-        "NETRC": str(folder / "netrc"),
-        "WANDB_CONFIG_DIR": str(folder / "wandb"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "400",  # frames as wide as their longest line, so that a message can be searched for
-        "PYTHONUNBUFFERED": "1",
-    }
-    yield Launches(folder, environment)
+    yield Launches(folder, clean_environment(folder))
     stop_server()
 
 

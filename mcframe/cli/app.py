@@ -27,6 +27,7 @@ COMMANDS = {
     "serve": ("serve:serve", "Serve a trained model over OpenAI's API."),
     "eval": ("evaluate:evaluate", "Evaluate a trained model: what its gists keep, and where it focuses."),
     "sweep": ("sweep:sweep", "Train a grid of settings over several seeds and compare them."),
+    "replay": ("replay:replay", "Run the step of a saved anomaly again, such as a loss of NaN."),
     "review": ("review:review", "Review a run: a page with findings, figures and plots."),
     "compare": ("compare:compare", "Compare two runs or more at equal tokens."),
     "export": ("export:export", "Write the weights of a checkpoint as safetensors."),

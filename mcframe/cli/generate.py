@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,6 +40,7 @@ from mcframe.errors import UserError
 from mcframe.registry.discovery import PluginOptions
 from mcframe.runtime.sampling import Sampling
 from mcframe.runtime.session_store import Conversation, context_of
+from mcframe.runtime.text_stream import Piece
 from mcframe.safe_text import printable
 
 
@@ -80,24 +82,25 @@ def generate(
     store = store_of(trained, sessions, session_config_of(budget, sink, tail, refocus_every, no_refocus))
     with held(store, checked_name(session)) as conversation, trained.loaded.explaining():
         begin(conversation, text)
-        if prompt and not json_:
-            write(plain_text(prompt))
-        pieces = []
-        for piece in conversation.session.generate(tokens, sampling, stop):
-            pieces.append(piece)
-            if not json_:
-                write(piece.text)
-        conversation.transcript.pending = ""
+        pieces = conversation.session.generate(tokens, sampling, stop)
         if json_:
-            reason = pieces[-1].finish_reason
-            found = {"text": "".join(piece.text for piece in pieces), "finish_reason": reason}
-            write(
-                json.dumps({**found, "tokens": [asdict(each) for each in pieces], **context_of(conversation.session)})
-            )
+            write(json.dumps(_as_json([*pieces], conversation)))
+        else:
+            write(plain_text(prompt or ""))
+            for piece in pieces:
+                write(piece.text)
         write("\n")
+        conversation.transcript.pending = ""
         if report:
             print(report_line(conversation), file=sys.stderr)  # noqa: T201
     return 0
+
+
+def _as_json(pieces: Sequence[Piece], conversation: Conversation) -> dict[str, Any]:
+    """Return the text, its tokens, and the state of the session."""
+    text, reason = "".join(piece.text for piece in pieces), pieces[-1].finish_reason
+    tokens = [asdict(each) for each in pieces]
+    return {"text": text, "finish_reason": reason, "tokens": tokens, **context_of(conversation.session)}
 
 
 def begin(conversation: Conversation, text: str) -> None:

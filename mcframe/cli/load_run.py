@@ -82,23 +82,7 @@ def load_run(
     checkpoint = find(Path(path))
     archived = checkpoint.path.parent.name == "superseded"  # of a branch that the run no longer follows
     directory = checkpoint.path.parents[2 if archived else 1]
-    trusted, config = open_run(directory, trust), directory / BOUND
-    if not config.exists():
-        raise UserError(
-            f"missing {config}, which describes the checkpoint's model",
-            remedy="Restore the run's config.gin next to its folder checkpoints.",
-        )
-    config = config.resolve() if trust else config  # the reader refuses a link out of the run directory
-    options = reopened(directory, plugins, trusted=trusted)
-    if not trusted:
-        _check_paths(directory, config)
-    try:
-        loaded = load_run_config([config, *files], overrides, options)
-    except NotLoaded as error:
-        if error.spec in {str(Spec.parse(text)) for text in plugins.named}:
-            raise
-        # The plug-in is not on this command line: the run's provenance names it.
-        raise error.at(Location(directory / PROVENANCE)) from error
+    loaded = load_settings(directory, files, overrides, plugins, trust)
     run_config = loaded.run_config
     tokenizer = run_config.tokenizer()
     model = build_model(run_config, tokenizer.vocab_size)
@@ -110,6 +94,33 @@ def load_run(
             remedy="Remove overrides that change the model. Only bindings of evaluations and the allocator may differ.",
         ) from error
     return TrainedRun(run_config, tokenizer, model.eval(), checkpoint, loaded)
+
+
+def load_settings(
+    directory: Path,
+    files: Sequence[Path | str] = (),
+    overrides: Sequence[str] = (),
+    plugins: PluginOptions = INSTALLED,
+    trust: bool = False,
+) -> Loaded:
+    """Load the configuration of a run directory with its plug-ins; arguments and errors as for `load_run`."""
+    trusted, config = open_run(directory, trust), directory / BOUND
+    if not config.exists():
+        raise UserError(
+            f"missing {config}, which describes the run's model",
+            remedy="Restore the run's config.gin next to its folder checkpoints.",
+        )
+    config = config.resolve() if trust else config  # the reader refuses a link out of the run directory
+    options = reopened(directory, plugins, trusted=trusted)
+    if not trusted:
+        _check_paths(directory, config)
+    try:
+        return load_run_config([config, *files], overrides, options)
+    except NotLoaded as error:
+        if error.spec in {str(Spec.parse(text)) for text in plugins.named}:
+            raise
+        # The plug-in is not on this command line: the run's provenance names it.
+        raise error.at(Location(directory / PROVENANCE)) from error
 
 
 def _check_paths(directory: Path, config: Path) -> None:

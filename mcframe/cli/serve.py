@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from contextlib import suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -91,10 +92,10 @@ def serve(
     served = Served(
         name or _name(trained), trained.tokenizer, store, template, limits, ServerMetrics(), threading.Event()
     )  # fmt: skip
-    return _listen(served, host, port, key, local)
+    return _listen(served, host, port, key)
 
 
-def _listen(served: Served, host: str, port: int, key: str, local: bool) -> int:
+def _listen(served: Served, host: str, port: int, key: str) -> int:
     """Serve until a signal ends it; answers that are under way end within seconds, and sessions are saved."""
     import uvicorn
 
@@ -102,13 +103,13 @@ def _listen(served: Served, host: str, port: int, key: str, local: bool) -> int:
 
     listener = _bound(host, port)
     config = uvicorn.Config(
-        Server(served, key, local).app, log_level="warning", access_log=False, server_header=False,
+        Server(served, key).app, log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=_GRACE_S, timeout_keep_alive=30,
         limit_concurrency=max(64, 8 * served.limits.concurrent),
     )  # fmt: skip
 
     class Http(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: object) -> None:
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             served.closing.set()
             super().handle_exit(sig, frame)
 

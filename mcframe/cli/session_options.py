@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,7 +102,7 @@ def plain_text(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "replace")
 
 
-def held(store: SessionStore, name: str | None) -> Any:
+def held(store: SessionStore, name: str | None) -> AbstractContextManager[Conversation]:
     """Return a context that holds a session by name, saved at its end, or one in memory."""
     return store.stateless() if name is None else store.use(name, lambda: True)
 

@@ -18,6 +18,7 @@ from mcframe.config.schema import (
     RunConfig,
 )
 from mcframe.config.training_schema import (
+    AnomalyConfig,
     CheckpointConfig,
     DeepSpeedConfig,
     EvaluationConfig,
@@ -47,6 +48,7 @@ SETTINGS = {
     "evaluation": EvaluationConfig,
     "figures": FiguresConfig,
     "checkpoint": CheckpointConfig,
+    "anomaly": AnomalyConfig,
     "logging": LoggingConfig,
 }
 """Groups of settings that gin files bind by name: `context.window = 512`."""

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from mcframe.bounds import Count, Decay, NonNegativeInt, Positive, PositiveFraction, Seed
 from mcframe.config.training_schema import (
+    AnomalyConfig,
     CheckpointConfig,
     DeepSpeedConfig,
     EvaluationConfig,
@@ -236,6 +237,7 @@ class RunConfig:
     session: SessionDefaults
     figures: FiguresConfig
     checkpoint: CheckpointConfig
+    anomaly: AnomalyConfig
     logging: LoggingConfig
 
     def __post_init__(self) -> None:

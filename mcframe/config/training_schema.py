@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from mcframe.bounds import Count, NonNegative, NonNegativeInt, Positive, Repeats
 from mcframe.errors import UserError, require
@@ -132,6 +134,41 @@ class SamplingConfig:
     prompts: Sequence[str] = ("def ", "The ")
     length: Repeats = 64
     temperature: NonNegative = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnomalyConfig:
+    """Reaction to a loss or gradient that is not finite, and to spikes of the loss, on all ranks (gin: `anomaly`).
+
+    `skip` undoes the step on the device: weights, optimizer state and buffers stay as before it; step number, schedule
+    and data advance. It needs memory for one copy of them, and one more of the weights. `roll_back` loads the newest
+    checkpoint and trains from there without the batch of the step; a run writes one after its first step. Either is
+    found at the next log line, checkpoint or validation at the latest. `RUN/anomalies` has batch and weights, those of
+    the step or of the newest checkpoint, for `mcframe replay RUN`.
+
+    Attributes:
+        on_nonfinite: Reaction to a loss or gradient that is NaN or infinite on any rank.
+        on_spike: Reaction to a loss far above those of the steps before it.
+        spike_deviations: Least height of a spike above the mean of these losses, in standard deviations.
+        spike_nats: Least height of a spike above the mean of these losses, in nats.
+        spike_window: Number of these losses; a spike is recognised once half of them exist.
+        limit: Most steps that are skipped or rolled back within `limit_steps`; one more stops the run.
+        limit_steps: Steps over which `limit` counts.
+        keep: Newest anomalies whose batch and weights stay on disk.
+    """
+
+    on_nonfinite: Literal["stop", "skip", "roll_back"] = "stop"
+    on_spike: Literal["ignore", "stop", "skip", "roll_back"] = "ignore"
+    spike_deviations: Positive = 8.0
+    spike_nats: NonNegative = 0.5
+    spike_window: Annotated[int, Field(ge=4, le=65_536)] = 64
+    limit: NonNegativeInt = 3
+    limit_steps: Count = 1000
+    keep: Count = 3
+
+    def reacts(self, reaction: str) -> bool:
+        """Return whether this is the reaction to one of the two."""
+        return reaction in (self.on_nonfinite, self.on_spike)
 
 
 @dataclass(frozen=True, kw_only=True)

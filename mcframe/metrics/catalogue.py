@@ -74,7 +74,8 @@ DECLARED_METRICS = {
     # focus quality
     "eval/{evaluation}/at_{length}/gain/{condition}": ("fraction", "higher", "focus gain: 0 = random, 1 = oracle"),
     "eval/{evaluation}/after_{tokens}/accuracy/{arm}": ("fraction", "higher", "accuracy after a history of N tokens"),
-    "eval/{evaluation}/after_{tokens}/nll_gap/{arm}": ("nats", "lower", "NLL of an arm minus that of recency with a sink"),
+    "eval/{evaluation}/after_{tokens}/nll_gap/{arm}":
+        ("nats", "lower", "NLL of an arm minus that of recency with a sink"),
     "eval/{evaluation}/at_{length}/lens_minus/{condition}/{strategy}":
         ("nats", "lower", "NLL of lens minus NLL of the strategy"),
     "eval/{evaluation}/at_{length}/nll/{condition}/{strategy}": ("nats", "lower", "NLL after the cursor by strategy"),

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,10 +38,16 @@ class Loggers:
     Args:
         loggers: by the name for messages.
         required: name of the logger that must not fail.
+        reopen: opens all of them again for a run that resumes at a token count.
     """
 
-    def __init__(self, loggers: Mapping[str, MetricLogger], required: str = METRICS) -> None:
-        self._loggers, self._required = dict(loggers), required
+    def __init__(
+        self,
+        loggers: Mapping[str, MetricLogger],
+        required: str = METRICS,
+        reopen: Callable[..., Loggers] | None = None,
+    ) -> None:
+        self._loggers, self._required, self._reopen = dict(loggers), required, reopen
         self._closed = False
 
     @property
@@ -65,6 +72,17 @@ class Loggers:
     def histogram(self, tokens: int, name: str, histogram: Histogram) -> None:
         """Write a histogram to every logger."""
         self._each(lambda logger: logger.histogram(tokens, name, histogram))
+
+    def rewind(self, tokens: int) -> Loggers:
+        """Close all loggers and return them as a run has them that resumes at `tokens`: later rows are superseded."""
+        self.close()
+        if self._reopen is None:
+            return self
+        try:
+            return self._reopen(resume_tokens=tokens)
+        except Exception as error:  # noqa: BLE001 - of a plug-in, which opened before
+            _log.warning("the run continues without loggers of plug-ins: %s", last_line(error))
+            return self._reopen(resume_tokens=tokens, others={})
 
     def close(self) -> None:
         """Close every logger, at the first call."""
@@ -157,7 +175,10 @@ def open_loggers(
                 loggers[name.partition(" ")[0]] = _complete(build(start), start)
         except Exception as error:  # noqa: BLE001 - a service may raise any exception, and training does not need it
             _log.warning("%s did not start, and the run continues without it: %s", name, error)
-    return Loggers(loggers)
+    reopen = partial(
+        open_loggers, run_dir, rank=rank, tensorboard=tensorboard, wandb=wandb, config=config, others=others
+    )
+    return Loggers(loggers, reopen=reopen)
 
 
 def _complete(logger: TensorBoardLogger | WandbLogger, start: RunStart) -> MetricLogger:

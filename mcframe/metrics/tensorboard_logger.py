@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,6 +59,8 @@ class TensorBoardLogger(MetricLogger):
         self._directory = run.directory / DIRECTORY
         purge = 0 if run.resume_tokens is None else run.resume_tokens + 1
         self._recorded = set[tuple[int, str]]() if run.resume_tokens is None else _recorded(self._directory)
+        self._hook = threading.excepthook
+        threading.excepthook = self._without_traceback
         self._writer = SummaryWriter(str(self._directory), purge_step=purge)
         self._writer.add_custom_scalars(tensorboard_layout())
 
@@ -97,4 +100,13 @@ class TensorBoardLogger(MetricLogger):
 
     def close(self) -> None:
         """Close the event file."""
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            if threading.excepthook == self._without_traceback:
+                threading.excepthook = self._hook
+
+    def _without_traceback(self, failure: threading.ExceptHookArgs) -> None:
+        """Print nothing for the thread that writes the file: the next call raises its exception again."""
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self._hook(failure)

@@ -28,6 +28,8 @@ _MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled":
 _MODES |= {"run": "online", "dryrun": "offline"}  # older names in WANDB_MODE
 RUN_ID = "wandb_run_id.txt"
 _AXIS = "train/tokens"
+_SILENT_BYTES = 2**20
+"""Bytes of names in rows without growth of the offline file, until an error; wandb buffers 32 KiB."""
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +74,7 @@ class WandbLogger(MetricLogger):
             ),
         )
         self._online_from = self._run.starting_step if mode == "online" else 0
+        self._file, self._size, self._unwritten = Path(self._run.settings.sync_file), 0, 0
         self._run.define_metric(_AXIS)
         self._run.define_metric("*", step_metric=_AXIS)
 
@@ -91,6 +94,9 @@ class WandbLogger(MetricLogger):
     def write(self, tokens: int, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row; wandb merges two rows of the same step."""
         self._run.log({**metrics, _AXIS: tokens}, step=step)
+        self._unwritten += sum(map(len, metrics))
+        if self._offline is not None and self._unwritten > _SILENT_BYTES:
+            self._check_growth()
 
     def text(self, tokens: int, name: str, text: str) -> None:
         """Add a text to the row of the latest step."""
@@ -112,10 +118,19 @@ class WandbLogger(MetricLogger):
         Otherwise wandb ends it when the process exits, with a traceback where the launcher has ended it before.
         """
         try:
-            self._run.finish()
+            self._size = self._file.stat().st_size if self._offline is not None else 0
+            self._run.finish()  # which writes a last record
         finally:
             with contextlib.suppress(Exception):  # of a service that has ended already
                 self._teardown()
+        if self._offline is not None:  # the service has ended, and the file is complete
+            self._check_growth()
+
+    def _check_growth(self) -> None:
+        """Raise OSError unless the offline file has grown: wandb drops in silence what it cannot write."""
+        before, self._size, self._unwritten = self._size, self._file.stat().st_size, 0
+        if self._size <= before:
+            raise OSError(f"{self._file} does not grow; resuming the run adds what is missing")
 
 
 def _cut_earlier(run_dir: Path, step: int) -> set[int] | None:

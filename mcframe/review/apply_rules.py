@@ -17,7 +17,8 @@ RULES: dict[str, Callable[[Case], Finding | None]] = {
         context_rules.rising_lod_delta, context_rules.implausible_delta, context_rules.lens_uncorrelated,
         context_rules.gist_no_better,
         training_rules.misaligned_tokens, training_rules.stalled_loss, training_rules.spiking_loss,
-        training_rules.unmoved_weights, training_rules.not_finite, training_rules.held_out_in_training,
+        training_rules.unmoved_weights, training_rules.not_finite, training_rules.skipped_steps,
+        training_rules.held_out_in_training,
     )
 }  # fmt: skip
 """Rules by their names in rules.toml. A rule returns a finding or None, or raises SkipRule."""

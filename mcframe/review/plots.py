@@ -69,7 +69,7 @@ def draw(plot: Plot, runs: Mapping[str, Record]) -> Picture | None:
         svg, png = io.StringIO(), io.BytesIO()
         metadata: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
-        figure.set_layout_engine("none")  # the layout stays as it is; computing it takes as long as drawing
+        figure.set_layout_engine(None)  # the layout stays as it is; computing it takes longer than drawing
         figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     return Picture(plot.name, plot.title, _inline(svg.getvalue(), plot.title), png.getvalue())
 

@@ -80,6 +80,23 @@ def not_finite(case: Case) -> Finding | None:
     return case.finding("not_finite", title, evidence, step)
 
 
+def skipped_steps(case: Case) -> Finding | None:
+    """Find steps that were skipped, or from which the run returned to a checkpoint."""
+    counts = {name: case.run.get(f"train/{name}") for name in ("skipped_steps", "rollbacks")}
+    most = {name: int(series.highs.max()) for name, series in counts.items() if series is not None and len(series)}
+    if not any(most.values()):
+        return None
+    skipped, rollbacks = most.get("skipped_steps", 0), most.get("rollbacks", 0)
+    title = f"{skipped} step(s) were skipped, and {rollbacks} time(s) the run returned to a checkpoint."
+    evidence = tuple(
+        f"train/{name}: from step {series.steps[series.highs > 0][0]:,.0f} on"
+        for name, series in counts.items()
+        if series is not None and most.get(name)
+    )
+    step = "Run mcframe replay on the run directory: it names the module, or shows the loss of each term."
+    return case.finding("skipped_steps", title, evidence, step)
+
+
 def unmoved_weights(case: Case) -> Finding | None:
     """Find trained modules whose weights do not change."""
     rule, run = "unmoved_weights", case.run

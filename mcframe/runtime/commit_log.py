@@ -75,7 +75,7 @@ class CommitLog:
         self._outdated = True
 
     def update(self) -> None:
-        """Write the commits that were changed, in a new file that takes the place of the old one."""
+        """Write the commits that were changed, in a new file that replaces the old one."""
         if not self._outdated:
             return
         new = self._path.with_suffix(".new")

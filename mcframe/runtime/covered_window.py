@@ -112,9 +112,9 @@ def _recent_focus(tree: ContextTree, tokens: int, entries: int, levels: int) -> 
     least = entries
     for top in range(1, levels + 1):
         border = (tokens - tree.tail) // tree.block_size * tree.block_size
-        share = max(0, entries - sink - (tokens - border)) // top
+        zone_entries = max(0, entries - sink - (tokens - border)) // top
         while True:
-            starts = _zones(tree, border, share, top)
+            starts = _zones(tree, border, zone_entries, top)
             covers = starts[-1] <= sink
             if not covers and top < levels:
                 break  # one more level covers more
@@ -122,19 +122,19 @@ def _recent_focus(tree: ContextTree, tokens: int, entries: int, levels: int) -> 
             found = _covered(tree, tokens, dropped, starts)
             if found.entries <= entries:
                 return _filled(found, entries)
-            if share == 0:
+            if zone_entries == 0:
                 least = found.entries
                 break
-            share = max(0, share - max(1, (found.entries - entries) // top))
+            zone_entries = max(0, zone_entries - max(1, (found.entries - entries) // top))
     raise _too_few(entries, least)
 
 
-def _zones(tree: ContextTree, border: int, share: int, top: int) -> list[int]:
+def _zones(tree: ContextTree, border: int, zone_entries: int, top: int) -> list[int]:
     """Return the first tokens of the zones: the raw one, then LOD1 to `top`, none before the sink."""
     starts = [border]
     for lod in range(1, top + 1):
         unit = tree.span(lod + 1) if lod < top else tree.span(lod)
-        start = _ceil(starts[-1] - share // tree.slots * tree.span(lod), unit)
+        start = _ceil(starts[-1] - zone_entries // tree.slots * tree.span(lod), unit)
         if start > starts[-1]:
             start = starts[-1] // unit * unit
         starts.append(max(start, tree.sink * tree.block_size) if lod == top else start)

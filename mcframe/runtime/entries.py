@@ -13,7 +13,7 @@ from mcframe.runtime.covered_window import CoveredWindow
 
 
 class StoredHistory(Protocol):
-    """What a session reads of a history; `mcframe.runtime.history.History` has it."""
+    """The part of a history that a session reads; `mcframe.runtime.history.History` has it."""
 
     @property
     def tokens(self) -> int:

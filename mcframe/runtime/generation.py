@@ -105,7 +105,7 @@ class Job:
         except RequestError as error:
             last = [error]
         except UserError as error:
-            last = [RequestError(500, str(error))]
+            last = [RequestError(500, f"{error.message}. {error.remedy}")]
         except Exception:
             LOGGER.exception("a request failed")
             last = [RequestError(500, "the server failed; its log has the cause")]
@@ -118,11 +118,9 @@ class Job:
         request, store = self.request, self.served.store
         if request.session is not None:
             with store.use(request.session, self._ended) as conversation:
-                prompt = request.messages if isinstance(request, ChatRequest) else request.prompt[0]
-                return [self._choice(0, prompt, conversation)]
-        prompts: list[Prompt] = (
-            [request.messages] if isinstance(request, ChatRequest) else [*request.prompt]
-        )  # fmt: skip
+                first: Prompt = request.messages if isinstance(request, ChatRequest) else request.prompt[0]
+                return [self._choice(0, first, conversation)]
+        prompts: Sequence[Prompt] = [request.messages] if isinstance(request, ChatRequest) else request.prompt
         results = []
         for index, prompt in enumerate(each for each in prompts for _ in range(request.n)):
             with store.stateless() as conversation:
@@ -171,7 +169,7 @@ class Job:
                 )
             prompt = self.served.template.prompt(new, transcript.pending)
             transcript.add(new)
-        ids = tokenizer.encode_batch([prompt])[0] if isinstance(prompt, str) else list(prompt)  # type: ignore[arg-type]
+        ids = tokenizer.encode_batch([prompt])[0] if isinstance(prompt, str) else list(prompt)
         start = [] if session.history.tokens else [tokenizer.separator]
         session.append([*start, *ids])
         transcript.pending = ""

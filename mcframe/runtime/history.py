@@ -49,7 +49,7 @@ _COMMIT_BYTES = 2**24
 
 @dataclass(frozen=True)
 class HistoryShape:
-    """What the rows of a history are.
+    """The types and shapes of the rows of a history.
 
     Attributes:
         block_size: K.

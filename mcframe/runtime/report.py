@@ -1,4 +1,4 @@
-"""What a session reports: its history, the entries of its context, refocuses, and times."""
+"""The report of a session: its history, the entries of its context, refocuses, and times."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mcframe.errors import UserError
 from mcframe.runtime.api_requests import ChatRequest, CompletionRequest, RequestError, parsed
 from mcframe.runtime.generation import Item, Job, Served, error_event
 
@@ -34,11 +35,11 @@ class Server:
 
     Args:
         served: Model, sessions and limits.
-        key: The API key that requests must have; empty = none.
-        local: Whether only names of this machine are accepted as the host, which web pages of others cannot use.
+        key: The API key that requests must have. Without one only names of this machine are accepted as the host,
+            which pages of other sites cannot use.
     """
 
-    def __init__(self, served: Served, key: str = "", local: bool = True) -> None:
+    def __init__(self, served: Served, key: str = "") -> None:
         self.served, self.running = served, 0
         self._workers = ThreadPoolExecutor(served.limits.concurrent, "generate")
         routes = [
@@ -52,8 +53,10 @@ class Server:
             Route("/v1/sessions", self._sessions),
             Route("/v1/sessions/{name}", self._session, methods=["GET", "DELETE"]),
         ]
-        handlers: dict[Any, Any] = {RequestError: _request_error, HTTPException: _http_error, Exception: _failure}
-        guard = Middleware(_Guard, key=key, local=local, served=served)
+        handlers: dict[Any, Any] = {
+            RequestError: _request_error, UserError: _user_error, HTTPException: _http_error, Exception: _failure
+        }  # fmt: skip
+        guard = Middleware(_Guard, key=key, served=served)
         self.app = Starlette(
             routes=routes, exception_handlers=handlers, middleware=[guard], lifespan=self._lifespan
         )  # fmt: skip
@@ -202,8 +205,8 @@ class _Answer(Response):
 class _Guard:
     """Check the key, and that no web page of another site sends the request; count answers."""
 
-    def __init__(self, app: ASGIApp, key: str, local: bool, served: Served) -> None:
-        self.app, self._key, self._local, self._served = app, key, local, served
+    def __init__(self, app: ASGIApp, key: str, served: Served) -> None:
+        self.app, self._key, self._served = app, key, served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -222,7 +225,7 @@ class _Guard:
     def _error(self, request: Request) -> RequestError | None:
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
-        if self._local and _without_port(host) not in _LOCAL:
+        if not self._key and _without_port(host) not in _LOCAL:
             return RequestError(403, f"host: expected one of {', '.join(_LOCAL)}", code="host_not_allowed")
         if origin is not None and origin.split("://")[-1] != host:
             return RequestError(403, "origin: requests of other sites are refused", code="origin_not_allowed")
@@ -277,6 +280,10 @@ def _json(error: RequestError) -> JSONResponse:
 
 def _request_error(request: Request, error: RequestError) -> Response:
     return _json(error)
+
+
+def _user_error(request: Request, error: UserError) -> Response:
+    return _json(RequestError(500, f"{error.message}. {error.remedy}"))
 
 
 def _http_error(request: Request, error: HTTPException) -> Response:

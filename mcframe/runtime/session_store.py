@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mcframe.errors import UserError
 from mcframe.files import replaced
 from mcframe.runtime.api_requests import NAME, RequestError
 from mcframe.runtime.chat_template import Transcript
@@ -87,8 +88,7 @@ class SessionStore:
         """
         if not NAME.fullmatch(name) or not self._path(name).exists():
             raise RequestError(404, f"session: no session {name[:64]!r}", "session", "session_not_found")
-        saved = json.loads(self._path(name).read_text("utf-8"))
-        return {"id": name, "object": "session", "open": name in self._open, **saved}
+        return {"id": name, "object": "session", "open": name in self._open, **self._read(name)}
 
     def show(self, name: str) -> dict[str, Any]:
         """Return a record with the report and the context of a session that is open and idle."""
@@ -155,7 +155,7 @@ class SessionStore:
                 raise RequestError(429, message, "session", "too_many_sessions")
             if not known:  # counts from now on
                 self._write(name, {"created": int(time.time()), "tokens": 0, "transcript": asdict(Transcript())})
-        record = json.loads(self._path(name).read_text("utf-8"))
+        record = self._read(name)
         session = self.open_session(self.folder / name)
         conversation = Conversation(session, Transcript(**record["transcript"]), record["created"])
         with self._own:
@@ -171,8 +171,23 @@ class SessionStore:
         }  # fmt: skip
         self._write(name, record)
 
+    def _read(self, name: str) -> dict[str, Any]:
+        """Return the record of a session.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        path = self._path(name)
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            Transcript(**record["transcript"])
+            return {"created": int(record["created"]), "tokens": int(record["tokens"]), **record}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: expected the record of a session", remedy="Restore the file, or delete the folder."
+            ) from error
+
     def _write(self, name: str, record: dict[str, Any]) -> None:
-        (self.folder / name).mkdir(parents=True, exist_ok=True)
         with replaced(self._path(name)) as path:
             path.write_text(json.dumps(record), "utf-8")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -39,39 +38,6 @@ class Origin:
     what: str
     file: str = ""
     line: int = 0
-
-
-_MOST_STEPS = 256
-"""Steps whose micro-batches are kept on the device, where a run logs less often."""
-
-
-class RecentBatches:
-    """The micro-batches of the steps since the last log line, and their losses. Adding one reads nothing back."""
-
-    def __init__(self) -> None:
-        self._steps: deque[list[tuple[Any, Tensor]]] = deque(maxlen=_MOST_STEPS)
-
-    def begin_step(self) -> None:
-        """Start a step."""
-        self._steps.append([])
-
-    def add(self, batch: Any, loss: Tensor) -> None:
-        """Add a micro-batch and its loss."""
-        self._steps[-1].append((batch, loss.detach()))
-
-    def restart(self) -> None:
-        """Forget all steps but the last one: its gradient has not met a loss yet."""
-        while len(self._steps) > 1:
-            self._steps.popleft()
-
-    def first_bad_step(self) -> int:
-        """Return the index of the first step with a loss that is not finite, or of the last one. Synchronises."""
-        bad = (index for index, step in enumerate(self._steps) for _, loss in step if not bool(loss.isfinite()))
-        return next(bad, len(self._steps) - 1)
-
-    def suspects(self, step: int) -> list[Any]:
-        """Return the micro-batches of a step, after those of the step before it, whose gradient may be the origin."""
-        return [batch for each in list(self._steps)[max(0, step - 1) : step + 1] for batch, _ in each]
 
 
 def find_origin(step: nn.Module, batch: Any) -> Origin | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 import sys
@@ -232,7 +233,12 @@ class Engine:
         )
         limit = gradient_clipping(run_config, optimizer)
         self._clipping = PartClipping(self.wrapped, self.param_groups, limit) if limit else None
+        self._unclipped_norm: torch.Tensor | None = None
         self._reports_norm = not optimizer.replaces_gradients
+        if self.stage == 0 and run_config.anomaly.reacts("skip") and torch.cuda.is_available():
+            for group in self.optimizer.param_groups:
+                if "capturable" in group:  # torch's optimizers then count their steps on the device
+                    group["capturable"] = True
         # What the configuration sets, before any step or checkpoint changes it.
         self.group_options: list[dict[str, Any]] = [
             {name: value for name, value in group.items() if name not in ("params", "lr")}
@@ -275,12 +281,17 @@ class Engine:
         """
         with self._timed("backward"):
             self.wrapped.backward(loss)
-        if self.wrapped.is_gradient_accumulation_boundary():
+        if complete := self.wrapped.is_gradient_accumulation_boundary():
             if self.stage == 3:
                 self.watch.check()
             before_step()
         with self._timed("optimizer"):
+            if complete and self.stage == 0 and self._clipping is None:
+                gradients = [each.grad for each in self.step.parameters() if each.grad is not None]
+                self._unclipped_norm = torch.nn.utils.get_total_norm(gradients)
             self.wrapped.step()
+            if complete and self.overflowed:
+                self.scheduler.step()  # DeepSpeed skips the schedule with the step, from ZeRO 1 on
 
     @property
     def learning_rate(self) -> float:
@@ -304,9 +315,28 @@ class Engine:
             group["lr"] = rate
 
     @property
-    def skipped_a_step(self) -> bool:
-        """True if DeepSpeed skipped an update because of a gradient that is not finite, at ZeRO 1 to 3."""
-        return bool(self.wrapped.skipped_steps)
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that the plug-in has built. From ZeRO 1 on it holds DeepSpeed's flat partitions."""
+        built: torch.optim.Optimizer = self.scheduler.optimizer
+        return built
+
+    @property
+    def overflowed(self) -> bool:
+        """True if DeepSpeed skipped the last update because of a gradient that is not finite, at ZeRO 1 to 3."""
+        return bool(getattr(self.wrapped.optimizer, "overflow", False))
+
+    def checked_norm(self, device: torch.device) -> torch.Tensor:
+        """Return the norm of the last step's gradient, or of the update that replaces it, float64 on the device.
+
+        It is negative or not finite if the gradient has a value that is not finite. Does not synchronise with the host.
+        """
+        if self.overflowed:
+            norm: Any = math.inf
+        elif self._clipping is not None:
+            norm = self._clipping.total
+        else:
+            norm = self._unclipped_norm if self.stage == 0 else self.wrapped.get_global_grad_norm()
+        return torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float64, device=device)
 
     @property
     def gradient_norms(self) -> dict[str, torch.Tensor]:

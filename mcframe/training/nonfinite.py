@@ -17,20 +17,21 @@ from mcframe.registry.checks import ContractError
 from mcframe.training.anomaly import Origin, find_origin, restore, usable
 from mcframe.training.build import build_step, plugin_name
 from mcframe.training.checkpoint_folder import find
+from mcframe.training.recent_steps import RecentStep
 from mcframe.training.weights import load_weights, start_from
 
 if TYPE_CHECKING:
     from mcframe.training.trainer import Trainer
 
 
-def not_finite(trainer: Trainer, loss: float) -> Exception:
+def not_finite(trainer: Trainer, bad: RecentStep, loss: float) -> UserError | ContractError:
     """Return the error for a loss or a gradient that is not finite, with its origin if it can be found. Collective.
 
-    The micro-batches of the first bad step, and of the step before it, are run again. Weights that are no longer finite
+    The micro-batches of the bad step, and of the step before it, are run again. Weights that are no longer finite
     are replaced by those of the newest checkpoint, or by those at the start: the run ends in any case.
     """
-    tokens = f"after {trainer.state.tokens:,} tokens"
-    origin, weights, failure = _examine(trainer)
+    tokens = f"after {(bad.step + 1) * trainer.state.batch_tokens:,} tokens"
+    origin, weights, failure = _examine(trainer, bad)
     problem = f"the gradient is not finite {tokens}" if math.isfinite(loss) else f"the loss is {loss} {tokens}"
     kept = f"Earlier checkpoints are kept in {trainer.plan.directory / 'checkpoints'}."
     if origin is not None:
@@ -68,19 +69,18 @@ def failed_backward(trainer: Trainer, batch: Any, error: RuntimeError) -> Except
     return _error(trainer, origin, problem, "Correct the operation; --traceback prints the traceback.")
 
 
-def _examine(trainer: Trainer) -> tuple[Origin | None, str, str]:
+def _examine(trainer: Trainer, bad: RecentStep) -> tuple[Origin | None, str, str]:
     """Return the origin on the first rank that finds one, a description of the weights that were used, and an error.
 
     The error is that of a pass that failed for another reason, empty if there was none.
     """
     failure = ""
-    bad = min(_on_every_rank(trainer.recent.first_bad_step()))
     weights = "the present weights"
     with _complete_weights(trainer):
         if not all(_on_every_rank(usable(trainer.engine.step))):
             weights, earlier = _earlier_weights(trainer)
             restore(trainer.engine.step, earlier)
-    for batch in trainer.recent.suspects(bad):
+    for batch in trainer.anomalies.recent.suspects(bad):
         found = _on_every_rank(_quietly(trainer, batch))
         if origins := [origin for origin in found if isinstance(origin, Origin)]:
             return origins[0], weights, ""
@@ -138,7 +138,7 @@ def _plugin_of(trainer: Trainer, origin: Origin) -> Any:
     return None
 
 
-def _error(trainer: Trainer, origin: Origin, problem: str, remedy: str) -> Exception:
+def _error(trainer: Trainer, origin: Origin, problem: str, remedy: str) -> UserError | ContractError:
     """Return the error for an origin: of the plug-in, or of the module of mcframe."""
     location = Location(origin.file, origin.line) if origin.file else None
     path = origin.module.removeprefix("model.") or "the training step"

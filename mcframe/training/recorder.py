@@ -105,6 +105,13 @@ class Recorder:
         self.unshown = []
         return True
 
+    def rewind(self) -> None:
+        """Supersede what was reported after the present token count: the run has returned to a checkpoint."""
+        self.unshown, self._unlogged, self._resumed = [], [], self._state.tokens  # of its step, which has been shown
+        self.loggers = self.loggers.rewind(self._resumed)
+        if self._figures is not None:
+            self._figures = FigureRecorder(self._plan.directory, self._tree, self.loggers, self._resumed)
+
     @property
     def begun(self) -> bool:
         """True once the run writes to its directory."""

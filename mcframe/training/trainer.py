@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from mcframe.metrics.loggers import Loggers
 from mcframe.metrics.timers import Timers
 from mcframe.registry.attribution import exits_as_errors, last_line
 from mcframe.registry.lifecycle import Lifecycle
-from mcframe.training.anomaly import RecentBatches
+from mcframe.training.anomaly_response import AnomalyResponse
 from mcframe.training.budgets import check_budgets
 from mcframe.training.build import Components, training_stream, validation_windows
 from mcframe.training.callbacks.base import TrainerCallback
@@ -32,7 +31,7 @@ from mcframe.training.engine import Engine
 from mcframe.training.eval_mode import eval_mode
 from mcframe.training.evaluation import eval_model
 from mcframe.training.first_interval import FirstInterval
-from mcframe.training.nonfinite import failed_backward, not_finite
+from mcframe.training.nonfinite import failed_backward
 from mcframe.training.probe import probe_allocator, probe_plugins
 from mcframe.training.random_states import unchanged_random_states
 from mcframe.training.recorder import Recorder
@@ -78,7 +77,8 @@ class Trainer:
         self.state = TrainState(config.batch_tokens, config.steps)
         self.accumulator, self.timers = Accumulator(device), Timers(device)
         engine.time_with(self.timers.phase)
-        self.update_ratio, self.recent = UpdateRatio(engine.step, device), RecentBatches()
+        self.update_ratio = UpdateRatio(engine.step, device)
+        self.anomalies = AnomalyResponse(self, config.anomaly)
         self.plugins = plugins or PluginCallbacks()
         others = [*components.callbacks, *components.evaluations]
         self.first_interval = FirstInterval(engine.step, engine.watch, others, keep_watching=engine.stage == 3)
@@ -190,18 +190,18 @@ class Trainer:
         self.engine.step.begin_step(self.run_config.progress(self.state.step))
         self.learning_rate = self.engine.learning_rate
         self.plugins.begin_step()
-        self.recent.begin_step()
         step, tokens_after = self.state.step, self.state.tokens + self.state.batch_tokens
         timed = self.timers.phase
         with self.timers.step():
+            with timed("optimizer"):
+                self.anomalies.begin_step()
             for _ in range(self.engine.accumulation):
                 with timed("data"):
                     batch = self._next_batch(length)
                 loss, metrics = self.engine(batch)
-                self.recent.add(batch, loss)
                 self.first_interval.check_graph()
                 with timed("metrics"):
-                    self.accumulator.add(metrics)
+                    self.anomalies.add(batch, loss, metrics)
                     self.plugins.add(metrics)
                 try:
                     self.engine.backward_and_step(loss, lambda: self.plugins.after_backward(step, tokens_after))
@@ -210,11 +210,10 @@ class Trainer:
                         raise
                     raise failure from error
             self.engine.step.after_step()
+            with timed("optimizer"):
+                self.anomalies.end_step()
             self.plugins.after_step(step, tokens_after)
-        self.loss = loss.detach()
         self.state.advance()
-        if self.engine.skipped_a_step:
-            raise not_finite(self, 0.0)
         self.recorder.progress.update(self.state.tokens)
 
     def _next_batch(self, length: int) -> StepBatch:
@@ -237,6 +236,8 @@ class Trainer:
             each for each in self.callbacks
             if (each.due(self) or (save and each is self.save_checkpoint)) and not self.watchers.is_off(each.watches)
         ]  # fmt: skip
+        if (due or self.anomalies.urgent) and self.anomalies.resolve():
+            return
         if due and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # queued steps count as training
         self.throughput.pause()
@@ -286,7 +287,11 @@ class Trainer:
         for warning in self.first_interval.look(metrics, step - self.first_step, compressed):
             self.recorder.warn(warning)
 
-    def check_finite(self, loss: float, gradient_norm: float | None) -> None:
-        """Raise an error that names the origin unless loss and gradient are finite. Both must be equal on all ranks."""
-        if not math.isfinite(loss) or (gradient_norm is not None and not 0 <= gradient_norm < math.inf):
-            raise not_finite(self, loss)
+    def rewind(self) -> None:
+        """Continue from the earlier checkpoint that has been restored: what was reported after it is superseded."""
+        self.recorder.rewind()
+        for callback in self.callbacks:
+            callback.last_tokens = self.state.tokens
+        self.first_step, self.announced = min(self.first_step, self.state.step), self.state.step
+        self.timers.collect()
+        self.throughput.restart()

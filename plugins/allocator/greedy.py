@@ -45,6 +45,9 @@ class GreedyAllocator(Allocator):
         iterations: Rounds of scoring and allocating.
         cooldown: Rounds for which a changed block is not expanded again and is collapsed last.
         protected_tail: Recent tokens that stay raw, where more than `context.tail`.
+        keep_expanded: Collapse nodes that the round expands, or whose score is above expand_threshold, only if the
+            others at all levels do not suffice. False = level by level: a block that is expanded alone is the first to
+            be collapsed again, although gists elsewhere might be merged.
     """
 
     def __init__(
@@ -57,11 +60,12 @@ class GreedyAllocator(Allocator):
         iterations: Repeats = 2,
         cooldown: NonNegativeInt = 0,
         protected_tail: NonNegativeInt = 0,
+        keep_expanded: bool = False,
     ) -> None:
         self.tree = tree
         self.expand_threshold, self.collapse_threshold = expand_threshold, collapse_threshold
         self.replacements, self.iterations, self.cooldown = replacements, iterations, cooldown
-        self.protected_tail = protected_tail
+        self.protected_tail, self.keep_expanded = protected_tail, keep_expanded
         exact = tree.slots == 1 or tree.levels == 1
         self.fills_budget = exact and collapse_threshold >= 1 and protected_tail <= tree.tail
 
@@ -74,9 +78,13 @@ class GreedyAllocator(Allocator):
         focus = self._expand(context.focus, value, cooling, tree, seeds)
         # Blocks that have just changed are collapsed last; the budget holds all the same.
         order = value + _ABOVE_EVERY_SCORE * cooling
-        for lod in range(1, tree.levels + 1):
-            if tree.nodes(lod):
-                focus = self._collapse(focus, order, lengths(focus, tree) - budget, tree, lod, seeds)
+        free = torch.ones_like(cooling)
+        kept = (focus != context.focus) | (value > self.expand_threshold)
+        for may_collapse in (~kept, free) if self.keep_expanded else (free,):
+            for lod in range(1, tree.levels + 1):
+                if tree.nodes(lod):
+                    excess = lengths(focus, tree) - budget
+                    focus = self._collapse(focus, order, excess, tree, lod, seeds, may_collapse)
         return focus
 
     def noise(self, seeds: Tensor, nodes: int, lod: int) -> Tensor | float:
@@ -94,10 +102,17 @@ class GreedyAllocator(Allocator):
         return torch.where(chosen.gather(1, first), focus - 1, focus)
 
     def _collapse(
-        self, focus: Tensor, value: Tensor, excess: Tensor, tree: ContextTree, lod: int, seeds: Tensor
+        self,
+        focus: Tensor,
+        value: Tensor,
+        excess: Tensor,
+        tree: ContextTree,
+        lod: int,
+        seeds: Tensor,
+        may_collapse: Tensor,
     ) -> Tensor:
         """Raise to `lod` the lowest-scored groups one level below, as many as `excess` [R] entries require."""
-        together = (group_by_node(focus, tree, lod) == lod - 1).all(dim=-1)
+        together = ((group_by_node(focus, tree, lod) == lod - 1) & group_by_node(may_collapse, tree, lod)).all(dim=-1)
         allowed = together & compressible_nodes(tree, lod, focus.device)
         worth = group_by_node(value, tree, lod).mean(dim=-1)
         gain = tree.block_size * tree.slots_at(lod - 1) - tree.slots

@@ -8,7 +8,49 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from mcframe.errors import UserError
+from mcframe.training.checkpoint_folder import find, folder_name, newest
+from mcframe.training.run_directory import plan
+from tests.support.launches import STEP
+
 COMPLETE = "complete.json"
+
+
+def undetected(trained: Path, run_dir: Path, seed: int) -> tuple[str, str]:
+    """Corrupt the newest checkpoint of a copy of a run, or the one before.
+
+    Args:
+        trained: A run with a checkpoint after each of four steps.
+        run_dir: A folder for the copy, which is removed.
+        seed: Determines the corruption.
+
+    Returns:
+        What was done, and what failed to notice it: empty if all did.
+    """
+    older, middle, last = (folder_name(step * STEP) for step in (2, 3, 4))
+    for each in (older, middle, last):
+        shutil.copytree(trained / "checkpoints" / each, run_dir / "checkpoints" / each)
+    shutil.copy(trained / "checkpoints" / "run-id", run_dir / "checkpoints")
+    damaged, intact = (last, middle) if seed % 5 else (middle, last)
+    path = run_dir / "checkpoints" / damaged
+    done = corrupt(seed, path, run_dir / "checkpoints" / older)
+    found = newest(run_dir)
+    missed = [] if found is not None and found.path.name == intact else [f"resumption uses {found}"]
+    if damaged not in _message(lambda: find(path)):
+        missed.append(f"{damaged} is read")
+    stopped = _message(lambda: plan("smoke", run_dir, "auto", "stop"))
+    if damaged == last and not (last in stopped and middle in stopped):
+        missed.append("on_damage = 'stop' continues")
+    shutil.rmtree(run_dir)
+    return done, ", ".join(missed)
+
+
+def _message(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except UserError as error:
+        return f"{error.message} {error.remedy}" if error.remedy else ""
+    return ""
 
 
 def corrupt(seed: int, target: Path, other: Path) -> str:

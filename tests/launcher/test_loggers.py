@@ -7,6 +7,7 @@ import resource
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mcframe.hookspecs import Histogram, MetricLogger, RunStart
 from mcframe.metrics.jsonl_logger import METRICS
 from mcframe.metrics.loggers import open_loggers
 from mcframe.metrics.prometheus_logger import PrometheusLogger
+from mcframe.metrics.wandb_logger import WandbLogger
 from mcframe.registry.discovery import PluginOptions
 
 
@@ -137,6 +139,43 @@ def test_a_logger_that_raises_is_reported_closed_and_removed(tmp_path, caplog):
     assert len(messages) == 2  # `b` raised, too
     assert [call[0] for call in failing.calls] == ["text", "close"]
     assert "train/loss" in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_an_event_file_that_cannot_be_written_costs_one_warning(tmp_path, caplog, monkeypatch):
+    """TensorBoard writes in a thread of its own, whose exceptions Python prints as a traceback."""
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    loggers = open_loggers(tmp_path, rank=0, tensorboard=True, wandb="disabled", config={}, resume_tokens=None)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    for step in range(50):
+        loggers.write(step, step, {"train/loss": 3.0})
+    loggers.close()
+    assert caplog.text.count("TensorBoard failed, and the run continues without it: OSError") == 1
+    assert printed == []
+    assert threading.excepthook == printed.append
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 50
+
+
+def test_an_offline_file_of_wandb_that_does_not_grow_is_an_error(tmp_path):
+    """Its service drops in silence what it cannot write; tests/chaos/surroundings.py has the real one."""
+    logger, file = object.__new__(WandbLogger), tmp_path / "run.wandb"
+    file.write_bytes(b"header")
+    logger._offline, logger._file, logger._size, logger._unwritten = tmp_path, file, 0, 0
+    logger._run = SimpleNamespace(log=lambda *_, **__: None, finish=lambda: file.write_bytes(b"all records"))
+    logger._teardown = lambda: None
+    rows = {f"{'name' * 2000}/{number}": 1.0 for number in range(20)}
+    for step in range(13):  # 2 MiB
+        logger.write(step, step, rows)
+    with pytest.raises(OSError, match=r"run\.wandb does not grow"):
+        logger.write(13, 13, rows)
+    logger.close()  # it grows
+    logger._run.finish = lambda: None
+    with pytest.raises(OSError, match=r"run\.wandb does not grow"):
+        logger.close()
 
 
 def test_a_full_disk_is_an_error_and_closes_every_logger_once(tmp_path):

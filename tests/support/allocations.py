@@ -1,6 +1,7 @@
 """Calls of first-party allocators for tests."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -17,6 +18,7 @@ from tests.support.generators import focus_tensor, geometry_of
 
 KINDS = {
     "greedy": GreedyAllocator,
+    "greedy, keep_expanded": partial(GreedyAllocator, keep_expanded=True),
     "hierarchical": HierarchicalAllocator,
     "random": RandomAllocator,
     "recency": RecencyAllocator,

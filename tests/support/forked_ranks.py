@@ -28,6 +28,7 @@ class ForkedRanks:
 
     Attributes:
         pid: Process group of rank 0.
+        pids: Processes of the ranks.
         stdout: Output of all ranks.
     """
 
@@ -42,7 +43,8 @@ class ForkedRanks:
             process.start()
             self._ranks.append(process)
         sender.close()
-        self.pid = self._ranks[0].pid
+        self.pids = [process.pid for process in self._ranks]
+        self.pid = self.pids[0]
         self.stdout = os.fdopen(os.dup(receiver.fileno()), encoding="utf-8")
         receiver.close()
 

@@ -150,7 +150,7 @@ class Launches:
             arguments += ["--set", setting]
         if FORKS and not launcher:
             process = ForkedRanks(arguments, {**self.environment, **(environment or {})}, ranks, self.port())
-            return _outcome(process, run_dir, watch)
+            return outcome(process, run_dir, watch)
         command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
         command += ["--master_port", self.port(), self.script, *arguments]
         return self.execute(command, run_dir=run_dir, environment=environment, watch=watch)
@@ -165,20 +165,40 @@ class Launches:
         watch: Callable[[str, Process], None] | None = None,
     ) -> Result:
         """Execute a command in a process group of its own, as a terminal would, and wait for the complete group."""
-        process = subprocess.Popen(
-            list(command),
-            cwd=cwd,
-            env={**self.environment, **(environment or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-        return _outcome(process, run_dir or Path(), watch)
+        process = popen(command, {**self.environment, **(environment or {})}, cwd)
+        return outcome(process, run_dir or Path(), watch)
 
 
-def _outcome(process: Process, run_dir: Path, watch: Callable[[str, Process], None] | None) -> Result:
+def clean_environment(folder: Path) -> dict[str, str]:
+    """Return variables of runs with a token cache in a folder and without the user's settings."""
+    dropped = ("WANDB_", "MCFRAME_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "PYTHONPATH", "DS_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    return environment | {
+        "MCFRAME_CACHE": str(folder / "cache"),
+        "NETRC": str(folder / "netrc"),
+        "WANDB_CONFIG_DIR": str(folder / "wandb"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "400",  # frames as wide as their longest line, so that a message can be searched for
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def popen(command: Sequence[str], environment: Mapping[str, str], cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, with a pipe for all of its output."""
+    return subprocess.Popen(
+        list(command),
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,
+    )
+
+
+def outcome(process: Process, run_dir: Path, watch: Callable[[str, Process], None] | None) -> Result:
     """Read the output until every process that writes to it has ended; kill them after TIMEOUT_S."""
     passed = threading.Event()
 

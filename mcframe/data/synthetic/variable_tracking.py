@@ -1,6 +1,6 @@
 """Variable tracking (after RULER, arXiv 2404.06654): a chain of assignments, and a question for the last name's value.
 
-The first assignment of a chain gives a name a value, each further one gives a new name the value of the one before.
+The first assignment of a chain sets a name to a value, each further one sets a new name to the name before.
 Chains have different names and values. The assignments of a chain are in different blocks, in order. The question, a
 marker and the last name of the first chain, is right before the cursor, and the value right after it. With
 blocks of 8, two chains and one hop:
@@ -88,8 +88,8 @@ class VariableTracking(SyntheticTask):
         name = FIRST_KEY + random_keys(hash_combine(seeds, 1), self.names).argsort(dim=1)[:, : self.assignments]
         name = name.view(rows, self.chains, self.hops + 1)
         value = self.first_value + random_keys(hash_combine(seeds, 2), self.values).argsort(dim=1)[:, : self.chains]
-        given = torch.cat((value[..., None], name[..., :-1]), dim=2)  # what each name is set to
-        assignment = torch.stack((torch.full_like(name, MARKER), name, given), dim=-1)
+        source = torch.cat((value[..., None], name[..., :-1]), dim=2)  # what each name is set to
+        assignment = torch.stack((torch.full_like(name, MARKER), name, source), dim=-1)
         start = self._starts(seeds)
         tokens = self.first_filler + randint(random_keys(hash_combine(seeds, 3), self.tree.window + 1), self.filler)
         positions = start[..., None] + torch.arange(_ASSIGNMENT)

@@ -43,24 +43,25 @@ class SaveCheckpoint(TrainerCallback):
         self._saved: RunInfo | None = None  # the run at the checkpoint in flight
         self.last: Path | None = None
 
+    def due(self, trainer: Trainer) -> bool:
+        """Return whether it is due: after the first step, too, if the run may have to return to a checkpoint."""
+        first = self.last_tokens < 0 and trainer.state.step > 0 and trainer.run_config.anomaly.reacts("roll_back")
+        return first or super().due(trainer)
+
     def start(self, trainer: Trainer) -> None:
         """Restore the checkpoint of the plan, if there is one. Collective."""
         if trainer.plan.checkpoint is not None:
-            self._restore(trainer, trainer.plan.checkpoint)
+            self.restore(trainer, trainer.plan.checkpoint)
 
     def run(self, trainer: Trainer) -> None:
         """Write a checkpoint, or start to, if checkpoints are asynchronous. Waits for the one before.
 
         Raises:
-            UserError: Loss, gradient or state is not finite on some rank, so that no good checkpoint is replaced; or
-                the checkpoint before could not be written.
+            UserError: The state is not finite on some rank, so that no good checkpoint is replaced; or the checkpoint
+                before could not be written. Anomalies have been resolved: see `AnomalyResponse.resolve`.
         """
         started = time.monotonic()
         self.wait(trainer)
-        loss = trainer.loss.double()
-        dist.all_reduce(loss)
-        norm = trainer.engine.gradient_norms.get("train/grad_norm")
-        trainer.check_finite(float(loss) / dist.get_world_size(), None if norm is None else float(norm))
         states: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(states, trainer.loader.state())
         recorder = trainer.recorder
@@ -70,6 +71,7 @@ class SaveCheckpoint(TrainerCallback):
             "first": dict(recorder.first),
             "last": dict(recorder.last),
             "reports": trainer.reports(),
+            "anomalies": trainer.anomalies.state(),
         }
         trainer.accumulator.add(trainer.timers.collect())
         own = {
@@ -120,7 +122,7 @@ class SaveCheckpoint(TrainerCallback):
         """Let a checkpoint in flight become complete after an error of the run, if every rank may still write."""
         self._writer.give_up(0 if is_lost_connection(error) else _LAST_WAIT_S)
 
-    def _restore(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+    def restore(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
         """Resume from a checkpoint, which has been loaded before."""
         assert trainer.restored is not None
         shared, own = trainer.restored
@@ -132,6 +134,7 @@ class SaveCheckpoint(TrainerCallback):
         trainer.recorder.first, trainer.recorder.last = shared["first"], shared["last"]
         trainer.restore_reports(shared["reports"])
         trainer.loader.restore(shared["loader"])
+        trainer.anomalies.restore(shared.get("anomalies"))
         trainer.accumulator.restore(own["accumulator"])
         trainer.update_ratio.restore(own["weights"])
         trainer.plugins.restore(own["callbacks"])

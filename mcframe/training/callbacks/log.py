@@ -8,6 +8,7 @@ import torch
 from rich.text import Text
 
 from mcframe.context.step_metrics import StepMetrics
+from mcframe.training.anomaly_response import masked
 from mcframe.training.callbacks.base import TrainerCallback
 from mcframe.training.throughput import memory
 
@@ -19,16 +20,13 @@ class Log(TrainerCallback):
     """Read the accumulated metrics back, and write them to the loggers."""
 
     def run(self, trainer: Trainer) -> None:
-        """Log, and start the next interval.
-
-        Raises:
-            UserError: Loss or gradient is not finite. Both are reduced over ranks, so all of them stop together.
-        """
+        """Log, and start the next interval. The norm of the last step is omitted if that step was skipped."""
         accumulator, engine, state = trainer.accumulator, trainer.engine, trainer.state
         accumulator.add(trainer.timers.collect() | memory(trainer.device))
         accumulator.add(trainer.update_ratio.collect())
         norms = {name: norm.to(trainer.device, torch.float64) for name, norm in engine.gradient_norms.items()}
-        accumulator.add(StepMetrics(means={name: torch.stack((n, torch.ones_like(n))) for name, n in norms.items()}))
+        means = {name: torch.stack((norm, torch.ones_like(norm))) for name, norm in norms.items()}
+        accumulator.add(masked(StepMetrics(means=means), trainer.anomalies.good))
         # Waits for the device, so that the throughput below is that of finished work.
         reading = accumulator.read()
         recorder = trainer.recorder
@@ -41,8 +39,7 @@ class Log(TrainerCallback):
             "train/grad_accum_steps": float(engine.accumulation),
             "mc/grad_accum_steps": float(engine.accumulation),
         }
-        trainer.check_finite(metrics["train/loss"], metrics.get("train/grad_norm"))
-        trainer.recent.restart()
+        metrics |= trainer.anomalies.metrics()
         recorder.publish(metrics)
         trainer.warn_of_first_interval(metrics)
         recorder.record(reading)

@@ -123,6 +123,16 @@ def test_greedy_expands_one_level_above_the_threshold():
     assert greedy(values, focus, 44, expand_threshold=0.95) == focus
 
 
+def test_greedy_takes_entries_from_all_levels():
+    """At equal lengths, an expanded block stays raw: a gist of a higher level takes its entries back."""
+    values = dict.fromkeys(range(14), -0.1) | {4: 0.5, 6: -0.4, 7: -0.4, 8: -0.4}
+    focus = [1] * 12 + [0] * 2
+    assert greedy(values, focus, 20) == focus
+    assert greedy(values, focus, 20, keep_expanded=True) == [1] * 4 + [0] + [1] + [2] * 3 + [1] * 3 + [0] * 2
+    # Only if nothing else is left are blocks above the threshold collapsed.
+    assert greedy(dict.fromkeys(range(14), 0.5), focus, 20, keep_expanded=True) == focus
+
+
 def test_greedy_expands_no_more_nodes_than_replacements():
     focus = [1, 1, 0, 2, 2, 2] + [0] * 8
     values = {0: 0.4, 1: 0.6, 3: 0.9}

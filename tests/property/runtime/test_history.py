@@ -1,4 +1,4 @@
-"""Histories: an append-only list of tokens with gists, whatever the appends, the kills and the damage."""
+"""Histories: an append-only list of tokens with gists, after any appends, kills and damage."""
 
 from __future__ import annotations
 
@@ -133,10 +133,10 @@ def stored(folder, count=2500, lensnet=None):
 
 def test_damaged_gists_are_computed_again_and_damaged_tokens_are_an_error(tmp_path):
     model, shape = stored(tmp_path / "good")
-    whole = History.open(tmp_path / "good", shape)
-    expected = {lod: gists_of(whole, lod) for lod in (1, 2)}
-    tokens = whole.read_tokens(0, whole.tokens)
-    whole.close()
+    complete = History.open(tmp_path / "good", shape)
+    expected = {lod: gists_of(complete, lod) for lod in (1, 2)}
+    tokens = complete.read_tokens(0, complete.tokens)
+    complete.close()
     rng = random.Random(0)
     for number in range(24):
         folder = shutil.copytree(tmp_path / "good", tmp_path / f"bad{number}")

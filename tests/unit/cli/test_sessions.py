@@ -71,6 +71,16 @@ def test_generate_continues_a_session(run):
 
 
 @pytest.mark.parametrize(
+    "record", ["", "{", "[]", '{"created": 1}', '{"created": 1, "tokens": 1, "transcript": {"x": 1}}']
+)
+def test_a_damaged_record_is_one_message(run, record):
+    (run / "sessions" / "s").mkdir(parents=True)
+    (run / "sessions" / "s" / "conversation.json").write_text(record)
+    found = invoke("generate", run, "--prompt", "a", "--session", "s")
+    assert (found.exit_code, "conversation.json: expected the record" in found.output) == (2, True)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("generate", "run"), "missing a text to continue"),
@@ -93,6 +103,13 @@ def test_wrong_options_are_one_message(run, monkeypatch, arguments, message):
     assert found.exit_code == 2
     assert message in found.output
     assert "Traceback" not in found.output
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(run):
+    (run / "sessions").touch()
+    for arguments, text in (("generate", "--prompt", "a"), ""), (("chat",), "a\n"):
+        found = invoke(arguments[0], run, *arguments[1:], "--session", "s", text=text)
+        assert (found.exit_code, "cannot be written" in found.output) == (2, True), found.output
 
 
 def test_serve_reports_a_port_that_is_in_use(run):

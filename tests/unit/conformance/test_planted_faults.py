@@ -35,7 +35,7 @@ def registry():
 
 @pytest.fixture(autouse=True)
 def no_shrinking(monkeypatch):
-    """Which requirement fails does not depend on the size of the example that fails."""
+    """The requirement that fails does not depend on the size of the example that fails."""
     monkeypatch.setattr(examples, "PHASES", examples.PHASES[:-1])
 
 

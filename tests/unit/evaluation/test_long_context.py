@@ -1,4 +1,4 @@
-"""The evaluation long_context: each arm reads what it says, within one budget."""
+"""The evaluation long_context: each arm reads its own tokens, within one budget."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def arms_of(model, config):
 def plain_nll(model, tokens, focus):
     """Return the NLL after the cursor of tokens under a focus, by the path of training."""
     tree = replace(model.tree, window=len(tokens) - 1, tail=TAIL)
-    whole = model.__class__(model.gpt, model.gistnet, model.lensnet, model.strategy, tree).eval()
+    complete = model.__class__(model.gpt, model.gistnet, model.lensnet, model.strategy, tree).eval()
     focus = torch.nn.functional.pad(focus, (0, tree.blocks - focus.shape[1]))
     assert build_context(focus, tree).valid.any()
-    return whole.evaluate_focus(tokens[None], focus)[0][0, -TAIL - 1 :]
+    return complete.evaluate_focus(tokens[None], focus)[0][0, -TAIL - 1 :]
 
 
 def test_arms_with_gists_equal_the_path_of_training(model, tokens):
@@ -87,9 +87,9 @@ def test_arms_without_gists_read_the_last_tokens(model, config, tokens):
         assert config.target - 3 <= found[arm].entries <= config.target
         text = torch.cat((tokens[list(index)], tokens[CURSOR:]))
         tree = replace(model.tree, window=len(text) - 1, tail=TAIL)
-        whole = model.__class__(model.gpt, None, None, model.strategy, tree).eval()
+        complete = model.__class__(model.gpt, None, None, model.strategy, tree).eval()
         with torch.no_grad():
-            expected = whole.nll(text[None])[0, -TAIL - 1 :]
+            expected = complete.nll(text[None])[0, -TAIL - 1 :]
         torch.testing.assert_close(found[arm].nll, expected, atol=1e-4, rtol=1e-4)
     assert found["bm25"].entries <= config.target
 
@@ -108,7 +108,7 @@ def test_the_full_text_is_an_arm_while_it_fits(model, config, tokens):
 
 def test_bm25_selects_the_blocks_with_the_terms_of_the_tail(config):
     history = torch.arange(300) + 100
-    history[-2:] = torch.tensor([150, 170])  # the tail asks for tokens of blocks 16 and 23
+    history[-2:] = torch.tensor([150, 170])  # the tail has tokens of blocks 16 and 23
     kept = retrieved(history, 3, config, words).tolist()
     assert len(kept) <= config.target
     assert kept == sorted(kept)

@@ -137,6 +137,7 @@ FIRING = {
     "stalled_loss": {"train/loss_lod0": lambda v: np.where(np.arange(len(v)) < 80, v, v[80] + v - v)},
     "spiking_loss": {"train/loss_lod0": lambda v: np.where(np.arange(len(v)) == 120, v + 2, v)},
     "unmoved_weights": {"train/update_ratio/lensnet.read": lambda v: 0.0 * v},
+    "skipped_steps": {"train/rollbacks": lambda v: (np.arange(len(v)) > 50).astype(float)},
     "not_finite": {"train/grad_norm": lambda v: np.where(np.arange(len(v)) == 7, np.nan, 1.0)},
 }
 

@@ -37,6 +37,7 @@ def test_a_text_is_generated_and_the_context_shown(tmp_path):
             )
             wait(browser, f"!send.disabled && document.getElementById('text').textContent.length > {before} + 200")
             assert browser.value("error.textContent") == ""
+            assert browser.value("getComputedStyle(keyed).display") == "none"
             assert browser.value("strip.children.length") > 3
             assert "tokens" in browser.value("figures.textContent")
             assert browser.value("log.children.length") > 1

@@ -107,7 +107,7 @@ def test_a_chat_may_send_all_messages_or_new_ones(client):
         answer = client.chat.completions.create(
             model=NAME, messages=messages, max_tokens=8, seed=11, extra_body={"session": session}
         )
-        return {"role": "assistant", "content": answer.choices[0].message.content}, answer.usage.prompt_tokens
+        return answer.choices[0].message, answer.usage.prompt_tokens
 
     second = {"role": "user", "content": "four"}
     reply, _ = send("all", [TURN])
@@ -201,7 +201,12 @@ def test_limits(tmp_path):
         assert time.monotonic() - begin < 5
 
 
-def test_key_host_and_origin(tmp_path):
+def test_a_server_without_a_key_has_the_names_of_this_machine(server):
+    for host, status in (("localhost:80", 200), ("[::1]:80", 200), ("127.0.0.1", 200), ("evil.example", 403)):
+        assert httpx.get(f"{server[0]}/health", headers={"Host": host}).status_code == status, host
+
+
+def test_key_and_origin(tmp_path):
     with serving(tmp_path, key="sécret") as (address, _):
         with (
             openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0) as client,
@@ -211,7 +216,7 @@ def test_key_host_and_origin(tmp_path):
         right = {"Authorization": "Bearer sécret".encode()}
         for path, headers, status in (
             ("/v1/models", right, 200), ("/v1/models", {}, 401), ("/metrics", {}, 401), ("/", {}, 200),
-            ("/health", {}, 200), ("/health", {"Host": "evil.example"}, 403),
+            ("/health", {}, 200), ("/health", {"Host": "example"}, 200),
             ("/v1/models", {**right, "Origin": "http://evil.example"}, 403),
             ("/v1/models", {**right, "Origin": address}, 200),
         ):  # fmt: skip
@@ -321,3 +326,14 @@ def test_the_session_may_be_a_header(client, server):
     assert httpx.get(f"{server[0]}/v1/sessions/headed").json()["tokens"] == 4
     wrong = httpx.post(f"{server[0]}/v1/completions", json=body, headers={"X-Session-Id": "../x"})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "session")
+
+
+def test_requests_of_the_same_session_follow_each_other(client):
+    def count(_):
+        usage = complete(client, "ab", extra_body={"session": "queue"}, temperature=0).usage
+        return usage.prompt_tokens + usage.completion_tokens
+
+    with ThreadPoolExecutor(6) as pool:
+        total = sum(pool.map(count, range(6)))
+    answer = complete(client, "c", 1, extra_body={"session": "queue", "report": True})
+    assert answer.model_extra["mcframe"]["report"]["history"] == 1 + total + 2

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mcframe.hookspecs import Loss, LossTerm
-from mcframe.training.anomaly import RecentBatches, find_origin, restore, usable
+from mcframe.training.anomaly import find_origin, restore, usable
 from mcframe.training.train_step import StepBatch
 from tests.support.modeling_builders import TREE, random_tokens, seeds_for
 from tests.unit.training.test_probe import LENGTH, plain_step
@@ -121,17 +121,6 @@ def test_the_innermost_module_is_named(path, gradient):
     setattr(step.get_submodule(parent), name, Around(step.get_submodule(path)))
     origin = find_origin(step, BATCH)
     assert (origin.module, origin.gradient) == (f"{path}.spoils", gradient)
-
-
-def test_recent_batches_are_those_of_the_first_bad_step_and_the_one_before():
-    recent = RecentBatches()
-    for number, losses in enumerate(((1.0, 2.0), (1.0, 2.0), (1.0, torch.nan), (torch.nan, torch.nan))):
-        recent.begin_step()
-        for part, loss in enumerate(losses):
-            recent.add((number, part), torch.tensor(loss))
-    assert recent.suspects(recent.first_bad_step()) == [(1, 0), (1, 1), (2, 0), (2, 1)]
-    recent.restart()
-    assert recent.suspects(recent.first_bad_step()) == [(3, 0), (3, 1)]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e9])
