@@ -60,7 +60,7 @@ class GreedyAllocator(Allocator):
         iterations: Repeats = 2,
         cooldown: NonNegativeInt = 0,
         protected_tail: NonNegativeInt = 0,
-        keep_expanded: bool = False,
+        keep_expanded: bool = True,
     ) -> None:
         self.tree = tree
         self.expand_threshold, self.collapse_threshold = expand_threshold, collapse_threshold

@@ -44,6 +44,7 @@ class StochasticGreedyAllocator(GreedyAllocator):
     ) -> None:
         super().__init__(
             tree,
+            keep_expanded=temperature == 0,  # otherwise chance decides, not the side of the threshold
             expand_threshold=expand_threshold,
             collapse_threshold=collapse_threshold,
             replacements=replacements,

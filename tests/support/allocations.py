@@ -18,7 +18,7 @@ from tests.support.generators import focus_tensor, geometry_of
 
 KINDS = {
     "greedy": GreedyAllocator,
-    "greedy, keep_expanded": partial(GreedyAllocator, keep_expanded=True),
+    "greedy, level by level": partial(GreedyAllocator, keep_expanded=False),
     "hierarchical": HierarchicalAllocator,
     "random": RandomAllocator,
     "recency": RecencyAllocator,

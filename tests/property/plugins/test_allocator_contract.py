@@ -127,10 +127,10 @@ def test_greedy_takes_entries_from_all_levels():
     """At equal lengths, an expanded block stays raw: a gist of a higher level takes its entries back."""
     values = dict.fromkeys(range(14), -0.1) | {4: 0.5, 6: -0.4, 7: -0.4, 8: -0.4}
     focus = [1] * 12 + [0] * 2
-    assert greedy(values, focus, 20) == focus
-    assert greedy(values, focus, 20, keep_expanded=True) == [1] * 4 + [0] + [1] + [2] * 3 + [1] * 3 + [0] * 2
+    assert greedy(values, focus, 20, keep_expanded=False) == focus
+    assert greedy(values, focus, 20) == [1] * 4 + [0] + [1] + [2] * 3 + [1] * 3 + [0] * 2
     # Only if nothing else is left are blocks above the threshold collapsed.
-    assert greedy(dict.fromkeys(range(14), 0.5), focus, 20, keep_expanded=True) == focus
+    assert greedy(dict.fromkeys(range(14), 0.5), focus, 20) == focus
 
 
 def test_greedy_expands_no_more_nodes_than_replacements():
