@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
 
@@ -24,17 +23,13 @@ WINDOWS = 6
 class _SmallModel(EngineEvalModel):
     """A small untrained model that is evaluated on a few random sequences."""
 
-    @cached_property
-    def _sequences(self) -> EvalData:
+    def held_out(self, windows: int, task: object = None, length: int | None = None) -> EvalData:
+        """Return the same sequences every time."""
         generator = torch.Generator().manual_seed(0)
-        size = (WINDOWS, self.tree.window)
+        size = (WINDOWS, length or self.tree.window)
         tokens = torch.randint(self.vocab_size, (WINDOWS, size[1] + 1), generator=generator)
         documents = torch.arange(WINDOWS)[:, None].expand(-1, size[1] + 1)
         return EvalData(tokens, documents, torch.ones(size, dtype=torch.bool))
-
-    def held_out(self, windows: int, task: object = None, length: int | None = None) -> EvalData:
-        """Return the same sequences every time."""
-        return self._sequences
 
 
 def small_model(plugin: PluginUnderTest) -> EvalModel:
