@@ -50,7 +50,7 @@ class TrainedRun:
         Raises:
             UserError: The options do not fit together, or the folder has a history that does not fit this run.
         """
-        config = replace(self.run_config.session, **options).config(self.model.tree)
+        config = replace(self.run_config.session, **options).config(self.model.tree, self.model.gpt.positions.bounded)
         weights = checksum(json.dumps(dict(self.checkpoint.facts), sort_keys=True).encode())
         shape = history_shape(self.model, self.tokenizer.vocab_size, self.tokenizer.identity, weights)
         path = None if folder is None else Path(folder)

@@ -146,7 +146,7 @@ class EngineEvalModel:
         arms = HistoryArms(
             self.model,
             self.allocator,
-            replace(self.session, budget=budget).config(self.tree),
+            replace(self.session, budget=budget).config(self.tree, self.model.gpt.positions.bounded),
             lambda: History.create(history_shape(self.model, self.vocab_size)),
             lambda text: (
                 self.tokenizer.decode(text.tolist()).lower().split() if words else list(map(str, text.tolist()))

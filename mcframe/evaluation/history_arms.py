@@ -94,7 +94,7 @@ class HistoryArms:
         """Return the focus of an arm over a history of `cursor` tokens."""
         config = replace(self.config, sink=0) if arm == "recency" else self.config
         if arm in ("recency", "sink_recency"):
-            return recent_focus(config.tree(self.model.tree), cursor, config.target, 0, self.device)
+            return recent_focus(config.tree(self.model.tree), cursor, config.target, 0, device=self.device)
         scores = partial(evidence_scores, evidence=evidence) if arm == "oracle" else None
         config = replace(config, refocus=arm != "gists")
         return Refocus(self.model, reader, config, self.allocator, scores).first(cursor).window

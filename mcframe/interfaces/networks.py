@@ -113,6 +113,10 @@ class Positions(TrainableModule, ABC):
                 return ones, torch.zeros_like(ones)
     """
 
+    bounded: bool = False
+    """True where positions stay in the trained range after a history of any length. Otherwise sessions cover no more
+    than T tokens."""
+
     @abstractmethod
     def forward(self, context: WorkingContext) -> tuple[Tensor, Tensor]:
         """Return the rotation of every entry: cosine and sine, damped where an entry covers many positions.

@@ -30,6 +30,8 @@ class EntryPositions(Positions):
         base: Base of the rotary frequencies; the longest wavelength is 2 pi times this, in entries.
     """
 
+    bounded = True
+
     def __init__(self, shape: HeadShape, *, base: Base = 10_000.0) -> None:
         super().__init__()
         self.width, self.base = shape.width, base
@@ -47,12 +49,14 @@ class _BoundedDistance(Positions):
     their distances to each other, however far it is. Tokens after the cursor keep their positions.
     """
 
+    bounded = True
+
     def __init__(self, shape: HeadShape, *, base: Base = 10_000.0) -> None:
         super().__init__()
         self.width, self.base = shape.width, base
 
     @abstractmethod
-    def bounded(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+    def shortened(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distance in use, and its slope, at distances to the cursor in tokens, float32 [R, L]."""
 
     def forward(self, context: WorkingContext) -> tuple[Tensor, Tensor]:
@@ -63,7 +67,7 @@ class _BoundedDistance(Positions):
         within = context.start % tree.block_size + context.slot * width + (width - 1) / 2
         blocks = (within / tree.block_size).floor()
         block = context.start // tree.block_size + blocks.long()
-        distance, slope = self.bounded((tree.cursor - block * tree.block_size).float())
+        distance, slope = self.shortened((tree.cursor - block * tree.block_size).float())
         mu = within - blocks * tree.block_size - distance
         return gaussian_rotation(mu, sigma * slope, self.width, base=self.base)
 
@@ -83,7 +87,7 @@ class LogarithmicPositions(_BoundedDistance):
         super().__init__(shape, base=base)
         self.near = near
 
-    def bounded(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+    def shortened(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Return near + near * ln(d / near) beyond `near`, and its slope near / d."""
         ratio = (distance / self.near).clamp(min=1.0)
         return distance.clamp(max=self.near) + self.near * ratio.log(), 1 / ratio
@@ -101,6 +105,6 @@ class ClampedPositions(_BoundedDistance):
         super().__init__(shape, base=base)
         self.limit = limit
 
-    def bounded(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+    def shortened(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Return the smaller of the distance and `limit`, and its slope, 1 or 0."""
         return distance.clamp(max=self.limit), (distance <= self.limit).float()

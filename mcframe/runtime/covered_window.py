@@ -79,7 +79,12 @@ def block_context(focus: Tensor, tree: ContextTree) -> WorkingContext:
 
 
 def recent_focus(
-    tree: ContextTree, tokens: int, entries: int, levels: int, device: torch.device | str = "cpu"
+    tree: ContextTree,
+    tokens: int,
+    entries: int,
+    levels: int,
+    reach: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> CoveredWindow:
     """Return the focus that keeps recent tokens in the most detail, a function of the number of tokens alone.
 
@@ -92,13 +97,17 @@ def recent_focus(
         tokens: N, tokens of the history, 1 or more.
         entries: The most entries of the working context.
         levels: The highest LOD; 0 covers the sink and the most recent tokens, without gists.
+        reach: The most tokens that the context covers; older ones are dropped. None = no limit.
         device: Device of the focus.
 
     Raises:
         UserError: No such context has so few entries.
     """
-    window = _recent_focus(tree, tokens, entries, levels)
-    return replace(window, focus=window.focus.to(device))
+    top = tree.span(tree.levels)
+    most = max(0, tokens - tree.sink * tree.block_size - tree.tail - 1) // top * top
+    beyond = 0 if reach is None else min(most, _ceil(max(0, tokens - reach), top))
+    window = _recent_focus(tree, tokens - beyond, entries, levels)
+    return replace(window, dropped=window.dropped + beyond, focus=window.focus.to(device))
 
 
 def _recent_focus(tree: ContextTree, tokens: int, entries: int, levels: int) -> CoveredWindow:

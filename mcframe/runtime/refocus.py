@@ -84,7 +84,7 @@ class Refocus:
 
     def _recent(self, tokens: int) -> CoveredWindow:
         device = self.model.gpt.token_embed.weight.device
-        return recent_focus(self.tree, tokens, self.config.target, self.levels, device)
+        return recent_focus(self.tree, tokens, self.config.target, self.levels, self.config.reach, device)
 
     def _can_choose(self, window: CoveredWindow) -> bool:
         """Return whether there is a choice: everything is raw while the history fits."""

@@ -21,6 +21,7 @@ class SessionConfig:
     refocus: bool
     hysteresis: float
     seed: int
+    reach: int | None
 
     @property
     def target(self) -> int:
@@ -57,7 +58,7 @@ class SessionConfig:
         own = self.tree(tree)
         top = tree.span(tree.levels)
         for rest in range(0, top, max(1, top // 64)):  # every alignment of the history's end counts
-            recent_focus(own, self.budget * top * 2 + rest, self.target, levels)
+            recent_focus(own, self.budget * top * 2 + rest, self.target, levels, self.reach)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class SessionDefaults:
         refocus: Whether LensNet and the allocator choose the focus; otherwise recent tokens have the most detail.
         hysteresis: Raw blocks score this much more, and gists this much less, after the first refocus of a generation.
         seed: Seed of allocators that draw.
+        reach: The most tokens that the context covers. None = no limit if `run.positions` bounds distances, otherwise
+            T: a model does worse at distances that it was not trained on.
     """
 
     budget: Count | None = None
@@ -82,9 +85,15 @@ class SessionDefaults:
     refocus: bool = True
     hysteresis: NonNegative = 0.05
     seed: Seed = 0
+    reach: Count | None = None
 
-    def config(self, tree: ContextTree) -> SessionConfig:
-        """Return the settings with those that are None derived from the run's context tree."""
+    def config(self, tree: ContextTree, bounded: bool = True) -> SessionConfig:
+        """Return the settings with those that are None derived from the run.
+
+        Args:
+            tree: The run's context tree.
+            bounded: Whether its positions bound distances.
+        """
         size, budget = tree.block_size, tree.window if self.budget is None else self.budget
         quarter = max(1, budget // 4 // size * size)
         sink = max(1, tree.sink) if budget >= 8 * size else tree.sink
@@ -96,4 +105,5 @@ class SessionDefaults:
             refocus=self.refocus,
             hysteresis=self.hysteresis,
             seed=self.seed,
+            reach=tree.window if self.reach is None and not bounded else self.reach,
         )

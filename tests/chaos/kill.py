@@ -130,8 +130,8 @@ class Killer:
         self.kill.sent = bool(hit)
 
     def _is_hit(self, process: psutil.Process) -> bool:
-        words = arguments(process)
-        launcher = next((each for each in words if each.startswith("deepspeed.launcher.")), "")
+        command = arguments(process)
+        launcher = next((each for each in command if each.startswith("deepspeed.launcher.")), "")
         if self.kill.target == "group" or isinstance(self.process, ForkedRanks):
             return True
         if self.kill.target == "command":

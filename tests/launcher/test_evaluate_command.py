@@ -129,7 +129,10 @@ def test_a_task_that_does_not_fit_is_refused(evaluate, tmp_path):
     assert "context.tail = 15" in " ".join(result.output.split())
 
 
-QUICK = ("run.batch_tokens = 512", "run.total_tokens = 512", "validation.every = 0", "validation.windows = 4")
+QUICK = (
+    "run.batch_tokens = 512", "run.total_tokens = 512", "validation.every = 0", "validation.windows = 4",
+    "evaluation.gist_quality.windows = 8", "evaluation.gist_quality.lengths = (0.75,)",
+)  # fmt: skip
 
 
 def test_baselines(evaluate, launches, evaluated, tmp_path):

@@ -87,6 +87,21 @@ def test_block_context_equals_build_context(drawn, more):
     torch.testing.assert_close(block_context(found.focus, found.tree).token, found.token)
 
 
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(windows(), st.integers(1, 200))
+def test_no_more_than_the_reach_is_covered(drawn, reach):
+    tree, (tokens, budget, levels) = drawn
+    assume(tokens >= tree.block_size)
+    window = recent_focus(tree, tokens, budget, levels, reach)
+    least = tree.span(tree.levels) + tree.sink * tree.block_size + tree.tail + 1
+    assert window.tree.window <= max(reach, least)
+    assert window.tokens == tokens
+    assert window.entries <= budget
+    assert bool(is_valid(window.focus, window.tree).all())
+    if tokens <= reach:
+        assert torch.equal(window.focus, recent_focus(tree, tokens, budget, levels).focus)
+
+
 def test_a_longer_history_drops_more_and_costs_as_much():
     tree = ContextTree(8, 8, 3, 1, tail=8, sink=1)
     sizes = {}

@@ -49,7 +49,7 @@ def slow_distribution(logits: list[float], recent: list[int], sampling: Sampling
 
 
 @given(LOGITS.filter(lambda logits: max(logits) > -math.inf), st.data(), SETTINGS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_distribution_is_that_of_the_slow_filters(logits, data, sampling):
     recent = data.draw(st.lists(st.integers(0, len(logits) - 1), max_size=4))
     expected = slow_distribution(logits, recent, sampling)
@@ -72,9 +72,9 @@ def test_the_distribution_is_that_of_the_slow_filters(logits, data, sampling):
 def test_draws_have_the_frequencies_of_the_softmax():
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     sampler = Sampler(Sampling(temperature=1.0, seed=3))
-    drawn = torch.tensor([sampler.next(logits, torch.zeros(0, dtype=torch.int64)).token for _ in range(4000)])
+    drawn = torch.tensor([sampler.next(logits, torch.zeros(0, dtype=torch.int64)).token for _ in range(1000)])
     frequency = torch.bincount(drawn, minlength=4) / len(drawn)
-    assert torch.allclose(frequency, logits.softmax(0), atol=0.03)
+    assert torch.allclose(frequency, logits.softmax(0), atol=0.06)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 20))

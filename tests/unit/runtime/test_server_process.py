@@ -47,7 +47,7 @@ def continued(address: str, session: str, prompt: str = "b", tokens: int = 30) -
 
 
 def test_a_server_that_is_killed_continues_its_sessions(tmp_path):
-    prompts = ["a" * 150, "bc", "d"]
+    prompts = ["a" * 150, "bc"]
     with process(tmp_path / "undisturbed") as (address, _):
         expected = [continued(address, "s", prompt) for prompt in prompts]
     found = []
