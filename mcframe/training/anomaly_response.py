@@ -94,7 +94,8 @@ class AnomalyResponse:
             mean, deviation, spike = self._window.compare(loss, config.spike_deviations, config.spike_nats)
         nonfinite = ~loss.isfinite() | ~norm.isfinite() | (norm < 0)  # DeepSpeed writes -1 for infinity
         spike &= ~nonfinite
-        self._window.put(step.step, loss, ~(nonfinite | spike))
+        if config.on_spike != "ignore":  # otherwise a loss is that of this rank
+            self._window.put(step.step, loss, ~(nonfinite | spike))
         step.row = torch.stack((loss, mean, deviation, nonfinite.double(), spike.double()))
         if self._undo is not None:
             bad = [nonfinite] * (config.on_nonfinite == "skip") + [spike] * (config.on_spike == "skip")

@@ -4,6 +4,8 @@ import re
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from mcframe.training.state_files import read
 from mcframe_plugins.schedule.trapezoid import Trapezoid
@@ -121,3 +123,13 @@ def test_the_summary_counts_complete_parameters_at_zero_3(launches):
         assert row in split
     figures = [words.partition("FLOPs a token")[2][:60] for words in (plain, split)]
     assert figures[0] == figures[1]
+
+
+def test_state_that_ranks_share_is_equal_on_all_ranks(sharded_run):
+    """On resumption every rank takes that of one of them."""
+    folder = sorted((sharded_run.run_dir / "checkpoints").glob("tokens-*"))[-1]
+    one, other = (load_file(folder / f"rank-{rank}.safetensors") for rank in (0, 1))
+    shared = {name for name in one | other if name.startswith("shared/")}
+    assert "shared/anomalies/losses" in shared
+    differ = [name for name in sorted(shared) if not torch.equal(one[name].nan_to_num(-1), other[name].nan_to_num(-1))]
+    assert not differ
