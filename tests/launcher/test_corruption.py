@@ -64,12 +64,11 @@ class Poison(Callback):
     name = "poison"
 
     def on_start(self, run):
-        self.steps = 0
-        parameter = next(run.model.parameters())
-        parameter.register_hook(lambda gradient: gradient * float("nan") if self.steps == 1 else gradient)
+        self.parameter = next(run.model.parameters())
 
     def after_step(self, step):
-        self.steps = step.step + 1
+        if step.step == 1:
+            self.parameter.data.fill_(float("nan"))
 
 
 @hookimpl
@@ -79,10 +78,10 @@ def register_plugins(register):
 
 
 def test_state_that_is_not_finite_is_not_saved(launches, tmp_path):
-    """Muon reports no norm of the gradient, and the loss of the last step is that before its update."""
+    """The loss and the gradient of the last step are those before its update."""
     plugin = tmp_path / "poison.py"
     plugin.write_text(POISON)
-    settings = ("run.optimizer = @optimizer.muon", "run.callbacks = [@callback.poison]", "checkpoint.keep = 1")
+    settings = ("run.callbacks = [@callback.poison]", "checkpoint.keep = 1")
     result = launches.run(*EVERY_STEP, *settings, f"run.total_tokens = {2 * STEP}", options=("--plugin", str(plugin)))
     assert result.code == 2, result.output[-3000:]
     assert "is not finite on rank 0 after 1,024 tokens; no checkpoint is written" in result.text
