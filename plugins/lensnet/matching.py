@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mcframe.bounds import Count, Size
+from mcframe.bounds import Count, Positive, Size
 from mcframe.context.working_context import WorkingContext
 from mcframe.hookspecs import LensNet, ModelShape, ParamGroup, group_parameters
 from mcframe_plugins.layers import rms_norm
@@ -27,7 +27,9 @@ class MatchingLensNet(LensNet):
         gain: Initial factor of the product at every level.
     """
 
-    def __init__(self, shape: ModelShape, *, recent: Count = 1, width: Size | None = None, gain: float = 1.0) -> None:
+    def __init__(
+        self, shape: ModelShape, *, recent: Count = 1, width: Size | None = None, gain: Positive = 1.0
+    ) -> None:
         super().__init__()
         own = shape.width if width is None else width
         self.recent = recent

@@ -28,7 +28,9 @@ def run_dir(tmp_path):
     return path
 
 
-def test_an_offline_run_has_metrics_config_texts_images_and_histograms(run_dir, capfd):
+def test_an_offline_run_has_metrics_config_texts_images_and_histograms(run_dir, capfd, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openai"]:
+        monkeypatch.delitem(sys.modules, name)  # wandb advertises another package to those who import this one
     logger = WandbLogger(RunStart(run_dir, {"gpt.depth": 12, "run.gistnet": "@gistnet.mean"}, None), "offline")
     logger.write(2048, 1, {"train/loss": 5.5, "mc/gist_entry_delta/1": 0.625})
     logger.write(2048, 1, {"val/bpb": 7.9})

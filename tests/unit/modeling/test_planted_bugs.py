@@ -57,7 +57,7 @@ class Neighbour:
 BUGS = {
     "baseline shifted by one": (
         "pair_nll",
-        lambda context, nll, baseline, counts: pair_nll(context, nll, baseline.roll(1, dims=1), counts),
+        lambda context, nll, baseline, *masks: pair_nll(context, nll, baseline.roll(1, dims=1), *masks),
     ),
     "gist of the next block": (
         "gather_embeddings",
