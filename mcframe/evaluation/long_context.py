@@ -71,12 +71,11 @@ class LongContext(Evaluation):
         tree, size = model.tree, model.tree.block_size
         budget = self.budget or model.budget
         model.announce(len(self.multiples) * self.windows * len(ARMS))
-        result = EvalResult({})
         found = []
         for multiple in self.multiples:
             length = max(1, round((multiple * budget + tree.tail) / size)) * size
             found.append(_score(model, self.windows, self.task, length, budget))
-        return _report(self.name, budget, found, list(result.notes))
+        return _report(self.name, budget, found)
 
 
 def _score(
@@ -103,7 +102,7 @@ def _score(
     )
 
 
-def _report(name: str, budget: int, found: Sequence[Scored], notes: list[str]) -> EvalResult:
+def _report(name: str, budget: int, found: Sequence[Scored]) -> EvalResult:
     metrics: dict[str, float] = {}
     tables, lines, losses = [], dict[str, list[tuple[float, Interval]]](), dict[str, list[tuple[float, Interval]]]()
     for scored in found:
@@ -133,7 +132,7 @@ def _report(name: str, budget: int, found: Sequence[Scored], notes: list[str]) -
         ),
         Chart("nll", "NLL minus recency with a sink", "history / budget", "nats", losses, log_x=True),
     ]
-    return EvalResult(metrics, tables, charts, notes=notes)
+    return EvalResult(metrics, tables, charts)
 
 
 def _by_depth(scored: Scored) -> list[Table]:

@@ -43,7 +43,7 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(filter(None, stop))
         self.stopped = False
-        """Whether a stop string has occurred."""
+        """True once a stop string has occurred."""
         self._tokens: list[int] = []  # the last ones that were decoded for good, and those that were not
         self._settled, self._returned = 0, 0  # tokens and characters of `_tokens` that are decoded for good
         self._held = ""  # may be the beginning of a stop string

@@ -107,7 +107,7 @@ class AnomalyResponse:
 
     @property
     def urgent(self) -> bool:
-        """Whether DeepSpeed has found a gradient that is not finite, and the run stops or rolls back for it."""
+        """True if DeepSpeed has found a gradient that is not finite, and the run stops or rolls back for it."""
         return self._trainer.engine.overflowed and self._config.on_nonfinite != "skip"
 
     def resolve(self) -> bool:

@@ -73,7 +73,7 @@ OF_A_CHECKPOINT = ("checkpoint.py", "checkpoints.py", "update_ratio.py", "state_
 """Files that read tensors to save them, between the last step of an interval and its metrics."""
 
 
-def test_a_logging_interval_is_read_back_once(watched):
+def test_a_logging_interval_is_read_back_at_its_end_alone(watched):
     edges = []
     for metrics, seen in watched:
         edges += [read for read in seen["reads"] if read.startswith(("step_histograms.py", "step_undo.py"))]
