@@ -8,9 +8,7 @@ were divided.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from time import perf_counter
 from typing import Literal
 
@@ -19,7 +17,6 @@ from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError
-from mcframe.files import replaced
 from mcframe.hookspecs import Allocator, Tokenizer
 from mcframe.modeling.model import MegaContextModel
 from mcframe.runtime.decoder import Decoder
@@ -30,11 +27,8 @@ from mcframe.runtime.refocus import Focus, Refocus
 from mcframe.runtime.report import Counters, SessionReport
 from mcframe.runtime.sampling import Sampler, Sampling
 from mcframe.runtime.session_config import SessionConfig
-from mcframe.runtime.session_file import Span, from_json, spans, to_json
+from mcframe.runtime.session_file import Span, read_state, spans, write_state
 from mcframe.runtime.text_stream import Piece, TextStream
-
-STATE = "session.json"
-"""Name of the file with the focus, in the folder of the history."""
 
 
 class Session:
@@ -68,7 +62,7 @@ class Session:
         self._decoder = Decoder(model, entries, config.budget)
         self.focus: Focus | None = None
         self.appended = True
-        """Whether tokens were appended after the last refocus."""
+        """True if tokens were appended after the last refocus."""
         self.counters = Counters()
         self._encoder.catch_up()
         self._restore()
@@ -168,20 +162,16 @@ class Session:
                 "expected a session with a folder, got one in memory", remedy="Open the session with a folder."
             )
         self.history.commit()
-        state = None if self.focus is None or self.appended else to_json(self.focus)
-        with replaced(self.history.folder / STATE) as path:
-            path.write_text(json.dumps({"focus": state, "config": asdict(self.config)}))
+        focus = None if self.appended else self.focus
+        write_state(self.history.folder, self.history.tokens, self.config, focus)
 
     def _restore(self) -> None:
-        """Take the focus that was saved, if the settings are the same and no token was appended since."""
-        path = None if self.history.folder is None else self.history.folder / STATE
-        if path is None or not path.exists():
+        """Take the focus that was saved, if the settings and the number of tokens are the same."""
+        if self.history.folder is None:
             return
-        saved = json.loads(path.read_text())
-        if saved["focus"] is None or saved["config"] != asdict(self.config):
-            return
-        focus = from_json(saved["focus"], self.config.tree(self.model.tree), self._device)
-        if 0 <= self.history.tokens - focus.window.tokens <= self.config.refocus_every:
+        tree = self.config.tree(self.model.tree)
+        focus = read_state(self.history.folder, self.history.tokens, self.config, tree, self._device)
+        if focus is not None:
             self.focus, self.appended = focus, False
             self._decoder.follow(focus.window, self.config.refocus_every)
 

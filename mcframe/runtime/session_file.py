@@ -1,18 +1,29 @@
-"""A session's focus as JSON, and as a list of the nodes in its working context."""
+"""A session's focus as a file, and as a list of the nodes in its working context.
+
+The file is a cache: without it, or if it is damaged, a session chooses its focus from the history.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
+from mcframe.files import replaced
+from mcframe.runtime.commit_log import checksum
 from mcframe.runtime.covered_window import CoveredWindow
 from mcframe.runtime.refocus import Focus
+from mcframe.runtime.session_config import SessionConfig
+
+STATE = "session.json"
+"""Name of the file with the focus, in the folder of the history."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,46 @@ class Span:
     first: int
     tokens: int
     change: int
+
+
+def write_state(folder: Path, tokens: int, config: SessionConfig, focus: Focus | None) -> None:
+    """Write the focus of a session, None if it was not chosen yet.
+
+    Args:
+        folder: The folder of the history.
+        tokens: N, tokens of the history.
+        config: Settings of the session.
+        focus: The focus.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    state = json.dumps({"tokens": tokens, "config": asdict(config), "focus": None if focus is None else to_json(focus)})
+    with replaced(folder / STATE) as path:
+        path.write_text(json.dumps({"state": state, "sum": checksum(state.encode())}))
+
+
+def read_state(
+    folder: Path, tokens: int, config: SessionConfig, tree: ContextTree, device: torch.device
+) -> Focus | None:
+    """Return the focus that was saved with so many tokens and these settings; None if there is none.
+
+    Args:
+        folder: The folder of the history.
+        tokens: N, tokens of the history.
+        config: Settings of the session.
+        tree: Its tree; the window does not matter.
+        device: Device of the focus.
+    """
+    try:
+        saved = json.loads((folder / STATE).read_bytes())
+        intact = checksum(saved["state"].encode()) == saved["sum"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, cut off, or of an older version
+        return None
+    state = json.loads(saved["state"]) if intact else {}
+    if state.get("focus") is None or (state["tokens"], state["config"]) != (tokens, asdict(config)):
+        return None
+    return from_json(state["focus"], tree, device)
 
 
 def to_json(focus: Focus) -> dict[str, Any]:
@@ -95,4 +146,4 @@ def _blocks(runs: Sequence[Sequence[int]], count: int, device: torch.device) -> 
     values = list(each())
     if len(values) != count:
         raise ValueError(f"expected {count} blocks, got {len(values)}")
-    return torch.tensor([values], device=device)
+    return torch.tensor([values], dtype=torch.int64, device=device)
