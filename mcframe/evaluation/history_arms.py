@@ -6,9 +6,13 @@ positions without gaps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
+from statistics import median
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -24,6 +28,18 @@ from mcframe.runtime.gist_encoder import GistEncoder
 from mcframe.runtime.history import History
 from mcframe.runtime.refocus import Refocus
 from mcframe.runtime.session_config import SessionConfig
+
+_TIMED_TOKENS = 8
+"""The most tokens after a context whose reading is timed."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What an arm reads: a context with the tokens that follow, their embeddings, and its entries without those."""
+
+    context: WorkingContext
+    embeddings: Tensor
+    entries: int
 
 
 class HistoryArms:
@@ -76,17 +92,23 @@ class HistoryArms:
         history = self.new_history()
         history.append(tokens[:-1])
         GistEncoder(self.model, history).catch_up()
-        reader = EntryReader(self.model, history)
+        reader, shape = EntryReader(self.model, history), history.shape
         found: dict[Arm, ArmScores] = {}
         for arm in arms:
+            begin = perf_counter()
             if arm in ("bm25", "full"):
                 size = self.model.tree.block_size
                 kept = (
                     torch.arange(cursor) if arm == "full" else retrieved(tokens[:cursor], size, self.config, self.terms)
                 )
-                found[arm] = self._score_raw(tokens, cursor, kept)
+                read = self._raw(tokens, cursor, kept)
             else:
-                found[arm] = self._score_window(tokens, self._window(arm, cursor, reader, evidence), reader)
+                read = self._of_window(tokens, self._window(arm, cursor, reader, evidence), reader)
+            chosen_ms = (perf_counter() - begin) * 1000
+            kept_tokens = read.entries if arm in ("recency", "sink_recency") else cursor
+            with_gists = arm in ("gists", "refocus", "oracle")
+            disk = kept_tokens * (shape.bytes_per_token if with_gists else shape.token_bytes)
+            found[arm] = self._score(tokens, read, chosen_ms, round(disk))
         history.close()
         return found
 
@@ -99,24 +121,41 @@ class HistoryArms:
         config = replace(config, refocus=arm != "gists")
         return Refocus(self.model, reader, config, self.allocator, scores).first(cursor).window
 
-    def _score_window(self, tokens: Tensor, window: CoveredWindow, reader: EntryReader) -> ArmScores:
+    def _of_window(self, tokens: Tensor, window: CoveredWindow, reader: EntryReader) -> _Read:
         tail = len(tokens) - 1 - window.tokens
         context = window.with_tail(tail, tail)
-        return self._score(tokens, context, reader.embeddings(context, window), window.entries)
+        return _Read(context, reader.embeddings(context, window), window.entries)
 
-    def _score_raw(self, tokens: Tensor, cursor: int, kept: Tensor) -> ArmScores:
+    def _raw(self, tokens: Tensor, cursor: int, kept: Tensor) -> _Read:
         tail = tokens[cursor:-1]
         read = torch.cat((tokens[kept], tail)).to(self.device)
         tree = replace(self.model.tree, window=len(read), tail=len(tail))
-        return self._score(
-            tokens, raw_context(tree, 1, self.device, len(read)), self.model.gpt.embed(read[None]), len(kept)
-        )
+        return _Read(raw_context(tree, 1, self.device, len(read)), self.model.gpt.embed(read[None]), len(kept))
 
-    def _score(self, tokens: Tensor, context: WorkingContext, embeddings: Tensor, entries: int) -> ArmScores:
-        hidden = self.model.gpt.hidden(embeddings, context)[:, entries - 1 :]
+    def _score(self, tokens: Tensor, read: _Read, chosen_ms: float, disk_bytes: int) -> ArmScores:
+        hidden = self.model.gpt.hidden(read.embeddings, read.context)[:, read.entries - 1 :]
         targets = tokens[len(tokens) - hidden.shape[1] :].to(self.device)
         nll, right = self.model.gpt.nll_and_correct(hidden, targets[None])
-        return ArmScores(nll[0].cpu(), right[0].cpu(), entries)
+        first_ms, token_ms, cache_bytes = self._cost(read)
+        return ArmScores(
+            nll[0].cpu(), right[0].cpu(), read.entries, chosen_ms + first_ms, token_ms, cache_bytes, disk_bytes
+        )
+
+    def _cost(self, read: _Read) -> tuple[float, float, int]:
+        """Return the milliseconds to read a context and, in the median, a token after it, and the bytes of its cache.
+
+        The tokens are read one by one, as in a session. Waits for the device.
+        """
+        gpt, length = self.model.gpt, min(read.embeddings.shape[1], read.entries + _TIMED_TOKENS)
+        cache, rotation, lod = gpt.kv_cache(length), gpt.positions(read.context), read.context.lod
+        times = []
+        for first, last in pairwise([0, *range(read.entries, length + 1)]):
+            begin = perf_counter()
+            part = tuple(each[:, :, first:last] for each in rotation)
+            hidden = gpt.extend(read.embeddings[:, first:last], lod[:, first:last], (part[0], part[1]), cache)
+            gpt.logits(hidden[0, -1]).argmax().item()
+            times.append((perf_counter() - begin) * 1000)
+        return times[0], median(times[1:] or [math.nan]), cache.bytes_of(read.entries)
 
 
 def evidence_scores(context: WorkingContext, window: CoveredWindow, evidence: Tensor | None) -> Tensor:

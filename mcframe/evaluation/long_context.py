@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from mcframe.evaluation.document_means import DocumentMeans
 from mcframe.hookspecs import Chart, EvalModel, EvalResult, Evaluation, Interval, SyntheticTask, Table
 from mcframe.interfaces.evaluation import ARMS, Arm, ArmScores
 
+COSTS = ("first_ms", "token_ms", "cache_bytes", "disk_bytes")
+"""Attributes of `ArmScores`."""
 THIRDS = ("first", "middle", "last")
 """Parts of the history in which the evidence can be."""
 
@@ -31,6 +34,7 @@ class Scored:
         documents: Document of each target [targets].
         depth: Location of the evidence as a fraction of the history [targets]; NaN if unknown.
         entries: Arm -> mean entries of the context.
+        costs: Arm -> the medians of `COSTS`.
         chance: Fraction of the answers that a guess gets right; None for text.
     """
 
@@ -40,6 +44,7 @@ class Scored:
     documents: Tensor
     depth: Tensor
     entries: Mapping[Arm, float]
+    costs: Mapping[Arm, Sequence[float]]
     chance: float | None
 
 
@@ -98,6 +103,7 @@ def _score(
         documents=torch.cat([torch.full((int(mask.sum()),), number) for number, mask, _, _ in parts]),
         depth=torch.cat([depth[mask] for _, mask, depth, _ in parts]),
         entries={arm: sum(scores[arm].entries for *_, scores in parts) / len(parts) for arm in arms},
+        costs={arm: [median(getattr(scores[arm], cost) for *_, scores in parts) for cost in COSTS] for arm in arms},
         chance=data.chance,
     )
 
@@ -126,6 +132,12 @@ def _report(name: str, budget: int, found: Sequence[Scored]) -> EvalResult:
         title = f"{scored.cursor:,} tokens of history, {means.documents} documents, {means.targets} targets{chance}"
         tables.append(Table(title, ("arm", "entries", "accuracy", f"NLL - {reference}"), rows))
         tables += _by_depth(scored)
+        tables.append(_costs(scored))
+        for arm, values in scored.costs.items():
+            metrics |= {
+                f"eval/{name}/after_{scored.cursor}/{cost}/{arm}": value
+                for cost, value in zip(COSTS, values, strict=True)
+            }
     charts = [
         Chart(
             "accuracy", f"Accuracy after a history, {budget} entries", "history / budget", "accuracy", lines, log_x=True
@@ -151,6 +163,14 @@ def _by_depth(scored: Scored) -> list[Table]:
             )
         rows.append([arm, *cells])
     return [Table("accuracy by the third of the history that holds the evidence", ("arm", *THIRDS), rows)]
+
+
+def _costs(scored: Scored) -> Table:
+    rows: list[list[str | int | float | Interval | None]] = [
+        [arm, round(first, 2), round(token, 2), round(cache / 1024, 1), round(disk / 1024, 1)]
+        for arm, (first, token, cache, disk) in scored.costs.items()
+    ]
+    return Table("medians of the cost", ("arm", "first token, ms", "a token, ms", "cache, KiB", "disk, KiB"), rows)
 
 
 def _put(metrics: dict[str, float], name: str, interval: Interval) -> None:

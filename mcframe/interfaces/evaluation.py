@@ -48,11 +48,19 @@ class ArmScores:
         nll: In nats [targets].
         right: 1.0 where the most likely token is correct, else 0.0 [targets].
         entries: Entries of the context that stands for the history.
+        first_ms: Milliseconds to choose and read that context: the time to the first token.
+        token_ms: Milliseconds of a token after it.
+        cache_bytes: Keys and values of the context.
+        disk_bytes: The part of the history that must be kept.
     """
 
     nll: Tensor
     right: Tensor
     entries: int
+    first_ms: float
+    token_ms: float
+    cache_bytes: int
+    disk_bytes: int
 
 
 class EvalModel(Protocol):

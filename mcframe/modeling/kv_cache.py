@@ -28,6 +28,10 @@ class KVCache:
         assert 0 <= length <= self.length, f"cannot keep {length} of {self.length} entries"
         self.length = length
 
+    def bytes_of(self, length: int) -> int:
+        """Return the bytes of the keys and values of some entries."""
+        return (self._keys[:, :, :, :1].nbytes + self._values[:, :, :, :1].nbytes) * length
+
     def append(self, layer: int, keys: Tensor, values: Tensor, lod: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Store what a layer computed for new entries; return that of all entries.
 

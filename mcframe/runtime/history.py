@@ -79,6 +79,11 @@ class HistoryShape:
         return "uint16" if self.vocab_size <= 2**16 else "uint32"
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of a token id."""
+        return np.dtype(self.token_dtype).itemsize
+
+    @property
     def gist_levels(self) -> range:
         """Levels with gists."""
         return range(1, self.levels + 1 if self.with_gists else 1)
@@ -102,7 +107,7 @@ class HistoryShape:
     def bytes_per_token(self) -> float:
         """Bytes of the files a token: its id, its part of a gist of each level in float32, and its NLL."""
         gists = sum(4 * self.slots * self.width / self.block_size**lod for lod in self.gist_levels)
-        return float(np.dtype(self.token_dtype).itemsize + gists + 4 * self.with_nll)
+        return float(self.token_bytes + gists + 4 * self.with_nll)
 
 
 class History:

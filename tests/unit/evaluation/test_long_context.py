@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from mcframe.context.working_context import build_context
 from mcframe.data.synthetic.needle import Needle
 from mcframe.evaluation.eval_model import EngineEvalModel
 from mcframe.evaluation.history_arms import HistoryArms, retrieved
-from mcframe.evaluation.long_context import LongContext
+from mcframe.evaluation.long_context import COSTS, LongContext
 from mcframe.interfaces.evaluation import ARMS
 from mcframe.runtime.entries import EntryReader
 from mcframe.runtime.gist_encoder import GistEncoder, history_shape
@@ -106,6 +107,20 @@ def test_the_full_text_is_an_arm_while_it_fits(model, config, tokens):
     torch.testing.assert_close(found.nll, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_costs_are_those_of_the_entries_and_of_what_is_kept(model, config, tokens):
+    arms = arms_of(model, config)
+    arms.terms = lambda part: time.sleep(0.02) or words(part)
+    found = arms.score(tokens, CURSOR, None, ["sink_recency", "bm25", "gists"])
+    head, width = model.gpt.heads * model.gpt.head_width, model.gpt.width
+    gists = sum(4 * width * (CURSOR / 3**lod) for lod in (1, 2))
+    disk = {"sink_recency": 2 * found["sink_recency"].entries, "bm25": 2 * CURSOR, "gists": round(2 * CURSOR + gists)}
+    for arm, scores in found.items():
+        assert scores.cache_bytes == 2 * 4 * head * model.gpt.depth * scores.entries
+        assert scores.disk_bytes == disk[arm]
+        assert min(scores.first_ms, scores.token_ms) > 0
+    assert found["bm25"].first_ms > 20 * (CURSOR // 3)
+
+
 def test_bm25_selects_the_blocks_with_the_terms_of_the_tail(config):
     history = torch.arange(300) + 100
     history[-2:] = torch.tensor([150, 170])  # the tail has tokens of blocks 16 and 23
@@ -135,7 +150,9 @@ def test_it_reports_every_arm_at_every_length(model):
         for arm in arms:
             assert 0 <= result.metrics[f"eval/long_context/after_{cursor}/accuracy/{arm}"] <= 1
             assert (f"eval/long_context/after_{cursor}/nll_gap/{arm}" in result.metrics) == (arm != "sink_recency")
-    assert [table.title.startswith("accuracy by the third") for table in result.tables] == [False, True] * 2
+            costs = [result.metrics[f"eval/long_context/after_{cursor}/{cost}/{arm}"] for cost in COSTS]
+            assert 0 < min(costs) <= max(costs) < 1e6
+    assert [table.title.split(" of ")[0] for table in result.tables[1:3]] == ["accuracy by the third", "medians"]
     assert "chance 0.333" in result.tables[0].title
 
 
