@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 # Python puts this script's folder first on the path, where `data`, `testing` and others would shadow modules of other
@@ -14,6 +15,7 @@ from pathlib import Path
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
+from mcframe.completion import take_unfinished
 from mcframe.ending_signals import ParentWatch, handle_ending_signals
 from mcframe.errors import interrupted_code, raise_interrupt
 
@@ -21,6 +23,7 @@ from mcframe.errors import interrupted_code, raise_interrupt
 handle_ending_signals(raise_interrupt)
 
 if __name__ == "__main__":
+    unfinished = take_unfinished()
     try:
         ParentWatch().start()
         from mcframe.cli.streams import protect_streams
@@ -32,4 +35,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt as interrupt:
         code = interrupted_code(interrupt)
     handle_ending_signals(signal.SIG_IGN)  # the launcher ends the other ranks of a run that has not finished
+    if unfinished is not None and code == 0:
+        with suppress(OSError):
+            unfinished.unlink()
     sys.exit(code)

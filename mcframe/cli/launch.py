@@ -22,6 +22,7 @@ import typer
 import mcframe
 from mcframe.cli.run_options import Parser, arguments, launcher_arguments
 from mcframe.cli.user_errors import report_user_errors
+from mcframe.completion import Completion
 from mcframe.ending_signals import ONE_REQUEST_S, as_parent, ending_signals, handle_ending_signals
 from mcframe.environment import free_port
 from mcframe.errors import Location, UserError
@@ -91,7 +92,9 @@ class Launched:
         self._kill_at, self._killed = math.inf, False
         if sys.platform == "linux":  # the ranks of a launcher that was killed become children of this process
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._process = subprocess.Popen(command, env=environment)
+        self._completion = None if remote else Completion()
+        announced = environment if self._completion is None else self._completion.announce(environment)
+        self._process = subprocess.Popen(command, env=announced)
 
     def wait(self) -> int:
         """Wait for the launcher and all ranks. Return the exit code, 128 plus the number of a signal."""
@@ -104,7 +107,10 @@ class Launched:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            finished = self._completion is None or self._completion.end()
         code = max(map(_as_shell, (self._process.returncode, *self._codes)))
+        if not code and not finished:  # the process that starts the ranks was killed, before them or with them
+            code = 128 + signal.SIGKILL
         ending = {int(number) for number in before}
         if self._received and (self._killed or code - 128 in ending):
             return 128 + self._received[0]

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from mcframe.cli import launch
 from mcframe.cli.app import app
 from mcframe.cli.run_options import arguments
+from mcframe.completion import UNFINISHED
 from mcframe.environment import prepare_rank
 from mcframe.errors import UserError
 
@@ -25,6 +27,8 @@ def started(monkeypatch):
 
         def __init__(self, command, env):
             found.update(command=command[4:], env=env)
+            if UNFINISHED in env:
+                Path(env[UNFINISHED]).unlink()  # as rank 0 does
 
     monkeypatch.setattr(subprocess, "Popen", Ended)
     monkeypatch.setattr(launch, "handle_ending_signals", lambda handler: {})

@@ -1,5 +1,6 @@
 """Signals to `mcframe run` and to what it starts, with programs that stand for the launcher and a rank."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ LAUNCHER = """
 import subprocess, sys, time
 kind, *rest = sys.argv[1:]
 runs = kind == "deepspeed.launcher.runner"
-if "early" in rest[-1]:
+if "early" in rest[-1] or ("rankless" in rest[-1] and not runs):
     time.sleep(30)
 code = subprocess.call([sys.executable, *([sys.argv[0], "deepspeed.launcher.launch", *rest] if runs else rest)])
 sys.exit(max(code, 0) if runs else code)
@@ -28,20 +29,25 @@ sys.exit(max(code, 0) if runs else code)
 RANK = """
 import signal, sys, time
 from pathlib import Path
+from mcframe.completion import take_unfinished
 from mcframe.ending_signals import ParentWatch, handle_ending_signals
 from mcframe.errors import raise_interrupt
+unfinished = take_unfinished()
 mark = Path(sys.argv[-1])
 handle_ending_signals(raise_interrupt)
 ParentWatch().start()
 mark.write_text("ready")
 try:
-    time.sleep(30)
+    time.sleep(0.5 if "short" in mark.name else 30)
+    unfinished.unlink()
 except KeyboardInterrupt as interrupt:
     handle_ending_signals(signal.SIG_IGN)
     time.sleep(30 if "stubborn" in mark.name else 0.5)
     mark.write_text("saved")
     sys.exit(128 + interrupt.number)
 """
+BELOW = {"early": 1, "rankless": 2}
+"""Name of the mark -> the number of processes below the command in a run without a rank."""
 
 
 class Run:
@@ -53,11 +59,15 @@ class Run:
         self.mark = folder / name
         launcher = [sys.executable, folder / "deepspeed", "deepspeed.launcher.runner", folder / "rank.py", self.mark]
         self.process = subprocess.Popen(
-            [*before, sys.executable, "-c", COMMAND, folder / "rank.py", *launcher], start_new_session=True
+            [*before, sys.executable, "-c", COMMAND, folder / "rank.py", *launcher],
+            env={**os.environ, "RANK": "0", "TMPDIR": str(folder)},
+            start_new_session=True,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.below = []
         until = time.monotonic() + 20
-        while not (self.mark.exists() if name != "early" else self.below):
+        while not (self.mark.exists() if name not in BELOW else len(self.below) == BELOW[name]):
             assert time.monotonic() < until
             time.sleep(0.05)
             self.below = psutil.Process(self.process.pid).children(recursive=True)
@@ -122,6 +132,33 @@ def test_a_signal_before_there_are_ranks_ends_at_once(tmp_path):
     run = Run(tmp_path, "early")
     run.send("command", signal.SIGTERM)
     assert run.end() == (143, "")
+
+
+def test_a_launcher_that_is_killed_before_there_are_ranks_is_an_error(tmp_path):
+    """DeepSpeed's runner returns 0 then."""
+    run = Run(tmp_path, "rankless")
+    run.send("launch", signal.SIGKILL)
+    assert run.end() == (137, "")
+    assert run.process.stderr.read() == "a rank or the launcher was ended by signal 9\n"
+
+
+def test_a_launcher_that_is_killed_together_with_its_ranks_is_an_error(tmp_path):
+    run = Run(tmp_path)
+    run.send("command", signal.SIGSTOP)  # it finds both dead
+    run.send("launch", signal.SIGKILL)
+    run.send("rank", signal.SIGKILL)
+    time.sleep(0.5)
+    run.send("command", signal.SIGCONT)
+    assert run.end() == (137, "ready")
+    assert run.process.stderr.read() == "a rank or the launcher was ended by signal 9\n"
+
+
+def test_a_run_that_has_finished_is_none(tmp_path):
+    (tmp_path / "mcframe-unfinished-killed").touch()
+    run = Run(tmp_path, "short")
+    assert run.end() == (0, "ready")
+    assert run.process.stderr.read() == ""
+    assert list(tmp_path.glob("mcframe-unfinished-*")) == []
 
 
 def test_nohup_survives_the_terminal(tmp_path):
