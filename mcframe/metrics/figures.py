@@ -29,6 +29,11 @@ Floats = npt.NDArray[np.float64]
 
 _DPI = 110
 _WIDTH = 9.6
+# Inches. A layout computed by matplotlib would take longer than the drawing.
+_LEFT, _TOP, _BOTTOM = 0.7, 0.57, 0.5
+_BAR, _BAR_WIDTH, _BAR_LABELS = 0.1, 0.14, 0.72
+_COLUMN_GAP, _ROW_GAP = 0.25, 0.34
+_SCATTER_LEFT, _SCATTER_WIDTH = 0.68, 2.5
 _MAP = "cividis"
 _COLORS = ("#56606b", "#0072b2", "#d55e00", "#009e73")
 _MARKERS = ("o", "o", "s", "^")
@@ -71,7 +76,7 @@ def _contexts(history: History, tree: ContextTree, run: str) -> Figure | None:
         return None
     lods = range(1, tree.levels + 1)
     figure = _figure(0.9 + 2.9 * len(lods), "How often a block of the window is compressed", run)
-    grid = figure.subplots(len(lods), len(shown), squeeze=False, sharex=True, sharey=True)
+    grid = _panels(figure, len(lods), len(shown), sharex=True, sharey=True)
     positions: Floats = np.arange(tree.blocks + 1, dtype=np.float64) * tree.block_size
     for axes, lod in zip(grid, lods, strict=True):
         tables = [_fraction_of_contexts(history, name, lod) for name in shown]
@@ -95,7 +100,9 @@ def _lens(history: History, tree: ContextTree, run: str) -> Figure | None:
     if not shown:
         return None
     figure = _figure(3.5, "LensNet's scores", run)
-    *panels, scatter = figure.subplots(1, len(shown) + 1, width_ratios=[1.0] * len(shown) + [1.5])
+    panels = _panels(figure, 1, len(shown), right=_SCATTER_LEFT + _SCATTER_WIDTH)[0]
+    row, left = panels[0].get_position(), _WIDTH - _SCATTER_WIDTH - 0.1
+    scatter = figure.add_axes((left / _WIDTH, row.y0, _SCATTER_WIDTH / _WIDTH, row.height))
     _over_time(figure, panels, history, shown, "fraction of entries")
     for axis in panels[1:]:
         axis.sharey(panels[0])
@@ -114,7 +121,7 @@ def _gist_cost(history: History, tree: ContextTree, run: str) -> Figure | None:
     if not shown:
         return None
     figure = _figure(3.5, "ΔNLL: loss of compressed contexts against the full context", run)
-    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    panels = _panels(figure, 1, len(shown), sharey=True)[0]
     _over_time(figure, panels, history, shown, "fraction")
     bins = HISTOGRAMS[_DELTAS]
     low, high = _central_range([history.table(name, row)[1].sum(axis=0) for name, row, _ in shown], bins.edges)
@@ -166,7 +173,7 @@ def _over_time(
         axis.axhline(0, color="white", linestyle=":", linewidth=1)
         axis.set_title(title)
         axis.set_xlabel("dataset tokens")
-        _format_thousands(axis.xaxis)
+        _format_thousands(axis.xaxis, 4 if len(panels) < 4 else 2)
     _colorbar(figure, mesh, panels, label)
 
 
@@ -181,9 +188,24 @@ def _fraction_of_contexts(history: History, name: str, lod: int) -> Floats:
 def _figure(height: float, title: str, run: str) -> Figure:
     from matplotlib.figure import Figure as New
 
-    figure = New(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
-    figure.suptitle(f"{title} ({run})", parse_math=False)  # the name of a folder may contain `$`
+    figure = New(figsize=(_WIDTH, height), dpi=_DPI)
+    # The name of a folder may contain `$`.
+    figure.suptitle(f"{title} ({run})", y=1 - 0.06 / height, parse_math=False)
     return figure
+
+
+def _panels(figure: Figure, rows: int, columns: int, right: float = 0.0, **shared: Any) -> npt.NDArray[np.object_]:
+    """Return panels [rows, columns] with room for a colour bar, and `right` inches after it."""
+    height = figure.get_figheight()
+    wide = _WIDTH - _LEFT - _BAR - _BAR_WIDTH - _BAR_LABELS - right
+    high = height - _TOP - _BOTTOM
+    space = {
+        "left": _LEFT / _WIDTH, "right": (_LEFT + wide) / _WIDTH, "bottom": _BOTTOM / height, "top": 1 - _TOP / height,
+        "wspace": columns * _COLUMN_GAP / (wide - (columns - 1) * _COLUMN_GAP),
+        "hspace": rows * _ROW_GAP / (high - (rows - 1) * _ROW_GAP),
+    }  # fmt: skip
+    panels: npt.NDArray[np.object_] = figure.subplots(rows, columns, squeeze=False, gridspec_kw=space, **shared)
+    return panels
 
 
 def _pixels(figure: Figure) -> Image:
@@ -212,7 +234,9 @@ def _colorbar(figure: Figure, mesh: Any, panels: Sequence[Axes], label: str) -> 
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     ticks = [tick for tick in MaxNLocator(5).tick_values(0, mesh.norm.vmax) if tick <= mesh.norm.vmax]
-    bar = figure.colorbar(mesh, ax=list(panels), label=label, pad=0.02, aspect=20, ticks=ticks)
+    last = panels[-1].get_position()
+    bar_axes = figure.add_axes((last.x1 + _BAR / _WIDTH, last.y0, _BAR_WIDTH / _WIDTH, last.height))
+    bar = figure.colorbar(mesh, cax=bar_axes, label=label, ticks=ticks)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
@@ -236,8 +260,8 @@ def _entries(lod: int) -> str:
     return "raw tokens" if lod == 0 else f"gists of LOD{lod}"
 
 
-def _format_thousands(axis: Axis) -> None:
+def _format_thousands(axis: Axis, intervals: int = 4) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(4))
+    axis.set_major_locator(MaxNLocator(intervals))
     axis.set_major_formatter(EngFormatter(sep=""))

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage, stats
+from scipy import ndimage, special  # scipy.stats would take a second of every review
 
 from mcframe.review.series import Values
 
@@ -77,13 +77,17 @@ def rise_bounds(values: Values, level: float) -> Bounds | None:
     if n < MIN_VALUES:
         return None
     x = np.linspace(-0.5, 0.5, n)
-    line = stats.linregress(x, values)
-    size = effective_size(values - line.intercept - line.slope * x)
-    return None if size < 4 else _bounds(float(line.slope), float(line.stderr) * math.sqrt(n / size), size, 2, level)
+    # Least squares about the means: np.polyfit would return a slope of rounding errors for constant values.
+    centred, squares = values - values.mean(), float(x @ x)
+    slope = float(x @ centred) / squares
+    residuals = centred - slope * x
+    size = effective_size(residuals)
+    error = math.sqrt(float(residuals @ residuals) / (n - 2) / squares * n / size)
+    return None if size < 4 else _bounds(slope, error, size, 2, level)
 
 
 def _bounds(value: float, error: float, size: float, parameters: int, level: float) -> Bounds:
-    half = float(stats.t.ppf(0.5 + level / 2, max(1, round(size) - parameters))) * error
+    half = float(special.stdtrit(max(1, round(size) - parameters), 0.5 + level / 2)) * error
     return Bounds(value, value - half, value + half, size)
 
 
@@ -125,7 +129,7 @@ def find_stretch(values: Values, alpha: float) -> Stretch | None:
     scale, size = _noise(residuals)
     tiny = 1e-9 * max(1e-12, abs(float(points.mean())))
     score = level / (max(scale, tiny) * float(weights[best]))
-    if abs(score) <= stats.t.ppf(1 - alpha / (2 * len(inner)), max(8, round(size / 2))):
+    if abs(score) <= special.stdtrit(max(8, round(size / 2)), 1 - alpha / (2 * len(inner))):
         return None
     first, last = int(begin[best]) * stride, int(end[best]) * stride
     last = len(values) if last == n * stride else last
@@ -136,7 +140,7 @@ def find_stretch(values: Values, alpha: float) -> Stretch | None:
 def without_outliers(values: Values, deviations: float = 5.0) -> Values:
     """Return the values with those far from the median of five neighbours replaced by it. Steps are preserved."""
     middle = ndimage.median_filter(values, 5, mode="nearest")
-    scale = stats.median_abs_deviation(values - middle, scale="normal")
+    scale = _robust_deviation(values - middle)
     return np.where(np.abs(values - middle) > deviations * scale, middle, values)
 
 
@@ -149,8 +153,13 @@ def outliers(values: Values, alpha: float, width: int = 11) -> Values:
     if len(values) < MIN_VALUES:
         return np.zeros_like(values)
     above = values - ndimage.median_filter(values, width, mode="mirror")
-    limit = max(8.0, stats.t.ppf(1 - alpha / len(values), 200)) * stats.median_abs_deviation(above, scale="normal")
+    limit = max(8.0, special.stdtrit(200, 1 - alpha / len(values))) * _robust_deviation(above)
     return np.where(above > limit, above, 0.0)
+
+
+def _robust_deviation(values: Values) -> float:
+    """Return the median absolute deviation, scaled to the standard deviation of normal values."""
+    return float(np.median(np.abs(values - np.median(values))) / special.ndtri(0.75))
 
 
 def _noise(residuals: Values) -> tuple[float, float]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import signal
 
 STEPS = 170
 CONFIG = {
@@ -28,7 +28,8 @@ DIP = (60, 100)
 def noise(rng: np.random.Generator, n: int, rho: float = 0.3) -> np.ndarray:
     """Return an autoregression of unit variance, like the noise of a run's metrics."""
     drawn = rng.standard_normal(n + 50)
-    return signal.lfilter([np.sqrt(1 - rho**2)], [1, -rho], drawn)[50:]
+    scaled = (np.sqrt(1 - rho**2) * drawn).tolist()
+    return np.array(list(accumulate(scaled, lambda before, new: new + rho * before)))[50:]
 
 
 def healthy(seed: int = 0, n: int = STEPS, rho: float = 0.3, per_step: int = 12288) -> dict[str, np.ndarray]:

@@ -1,9 +1,12 @@
 """Data of the figures, its history over a run, and the drawn figures."""
 
+import itertools
 import json
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from mcframe.context.context_tree import ContextTree
@@ -180,6 +183,25 @@ def test_spans_and_their_correlation(known):
     assert [text.get_text() for text in scatter.get_legend().get_texts()] == ["LOD1", "LOD2"]
 
 
+def test_nothing_is_clipped_or_overlaps():
+    deep, known = ContextTree(window=2048, block_size=32, levels=3, tail=128), History()
+    rng = np.random.default_rng(0)
+    blocks, deltas = rng.multinomial(8, [0.25] * 4, deep.blocks).T, rng.integers(0, 9, (4, NATS_BINS.bins))
+    spans = np.stack((rng.uniform(-1, 1, 1024), rng.normal(0, 0.02, 1024), rng.integers(1, 4, 1024)), axis=1)
+    counts = {"mc/blocks/variants": blocks, "mc/blocks/lens": blocks[::-1], "mc/entry_delta": deltas}
+    counts |= {"mc/lens_score": rng.integers(0, 9, (4, SCORE_BINS.bins)), "mc/variant_delta": deltas[:1]}
+    known.add(987_654_321, Reading(counts=counts, points={"mc/spans": spans}))
+    with matplotlib.rc_context(figures._STYLE):
+        for draw in (figures._contexts, figures._lens, figures._gist_cost):
+            figure = draw(known, deep, "a run")
+            width, height = figure.get_size_inches()
+            drawn = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+            assert 0 <= drawn.x0 < drawn.x1 <= width
+            assert 0 <= drawn.y0 < drawn.y1 <= height
+            boxes = [axis.get_tightbbox() for axis in figure.axes]
+            assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2)), draw
+
+
 def test_records_logs_and_draws(tmp_path):
     run = tmp_path / r"$\frac$"  # titles contain the name of the run, which is not a formula
     run.mkdir()
@@ -202,7 +224,7 @@ def test_records_logs_and_draws(tmp_path):
         shown = logger.images[f"pictures/{name}", 2000]
         assert shown.dtype == np.uint8
         assert np.array_equal(shown, pixels)
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+        assert len(np.unique(pixels @ np.array([65536, 256, 1]))) > 50  # colours
 
 
 def test_continues_in_a_resumed_run(tmp_path):

@@ -14,7 +14,8 @@ from mcframe.cli.app import app
 from mcframe.errors import UserError
 from mcframe.review.apply_rules import apply_rules
 from mcframe.review.comparison import groups, named
-from mcframe.review.finding import Case
+from mcframe.review.finding import Case, Plot
+from mcframe.review.plots import draw
 from mcframe.review.record import read_run
 from mcframe.review.rules import read_rules
 from mcframe.review.tables import with_error
@@ -143,6 +144,19 @@ def test_a_healthy_run_with_its_baseline_own_rules_and_working_contexts(tmp_path
         '<span class="lod2">22</span><span class="cursor">|</span><span class="raw">··</span>  9 of 16 entries, 2 gists'
     ) in html
     assert "<script>alert(1)</script> & ·1|·  9 of 16" in "".join(page.text)
+
+
+def test_a_plot_is_as_high_as_its_legends(tmp_path):
+    run = read_run(write_run(tmp_path / "a run with a name longer than thirty characters", healthy()))
+    runs = {run.name: run, f"{run.name} again": run}
+    heights = []
+    for metrics in (("train/loss",), ("train/loss", *(name for name in run.series if name.startswith("mc/")))):
+        svg = draw(Plot("many", "Many", metrics), runs).svg
+        baselines = [float(y) for y in re.findall(r'<text [^>]* y="([-.0-9]+)"', svg)]
+        heights.append(float(re.search(r'viewBox="0 0 \S+ (\S+)"', svg)[1]))
+        assert 8 < min(baselines) < max(baselines) < heights[-1]
+    assert heights[0] == pytest.approx(72 * 2.9)
+    assert heights[1] > 2 * heights[0]
 
 
 @pytest.mark.parametrize(
