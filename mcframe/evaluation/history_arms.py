@@ -35,7 +35,7 @@ _TIMED_TOKENS = 8
 
 @dataclass(frozen=True)
 class _Read:
-    """What an arm reads: a context with the tokens that follow, their embeddings, and its entries without those."""
+    """The context of an arm with the tokens that follow, their embeddings, and its entries without those."""
 
     context: WorkingContext
     embeddings: Tensor
