@@ -14,6 +14,7 @@ from mcframe.evaluation.long_context import LongContext
 from mcframe.hookspecs import Register, hookimpl
 from mcframe.metrics.prometheus_logger import PrometheusLogger
 from mcframe.modeling.bounded_positions import ClampedPositions, EntryPositions, LogarithmicPositions
+from mcframe.modeling.gpt import GPT
 from mcframe.modeling.rope import GaussianRope
 
 mcframe_api = "0.1"
@@ -21,7 +22,8 @@ mcframe_api = "0.1"
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Register positions, text sources, tokenizers, synthetic tasks, evaluations and loggers."""
+    """Register base models, positions, text sources, tokenizers, synthetic tasks, evaluations and loggers."""
+    register("gpt", GPT)
     register("gaussian_rope", GaussianRope)
     register("entry", EntryPositions)
     register("logarithmic", LogarithmicPositions)

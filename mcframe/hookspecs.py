@@ -41,11 +41,14 @@ import pluggy
 
 from mcframe.context.preference_pairs import PreferencePairs
 from mcframe.context.step_metrics import StepMetrics
+from mcframe.interfaces.attention import causal_attention, causal_mask, rotate
+from mcframe.interfaces.base_model import BaseModel, BaseShape
 from mcframe.interfaces.callback import Callback, CallbackRun, CallbackStep, StopRun
 from mcframe.interfaces.data import SyntheticBatch, SyntheticTask, TextSource, Tokenizer
 from mcframe.interfaces.eval_result import Chart, EvalResult, Interval, Table
 from mcframe.interfaces.evaluation import EvalData, EvalModel, Evaluation
 from mcframe.interfaces.focus import Allocator, Sequences, VariantStrategy
+from mcframe.interfaces.kv_cache import KVCache
 from mcframe.interfaces.logger import Histogram, MetricLogger, RunStart
 from mcframe.interfaces.loss import LensPass, Loss, LossTerm, Need, StepView, UncompressedPass, VariantPass
 from mcframe.interfaces.networks import GistNet, HeadShape, LensNet, ModelShape, Positions
@@ -60,6 +63,8 @@ __all__ = [
     "INTERFACES",
     "PROJECT",
     "Allocator",
+    "BaseModel",
+    "BaseShape",
     "Callback",
     "CallbackRun",
     "CallbackStep",
@@ -73,6 +78,7 @@ __all__ = [
     "Histogram",
     "Hooks",
     "Interval",
+    "KVCache",
     "LensNet",
     "LensPass",
     "Loss",
@@ -103,8 +109,11 @@ __all__ = [
     "UpdateRule",
     "VariantPass",
     "VariantStrategy",
+    "causal_attention",
+    "causal_mask",
     "group_parameters",
     "hookimpl",
+    "rotate",
 ]  # fmt: skip
 
 API_VERSION = "0.1"
@@ -112,6 +121,7 @@ PROJECT = "mcframe"
 ENTRY_POINT_GROUP = "mcframe.plugins"
 
 INTERFACES: Mapping[str, type] = {
+    "base": BaseModel,
     "gistnet": GistNet,
     "lensnet": LensNet,
     "allocator": Allocator,

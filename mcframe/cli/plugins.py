@@ -28,7 +28,7 @@ from mcframe.cli.options import (
 )
 from mcframe.cli.streams import echo
 from mcframe.cli.user_errors import report_user_errors
-from mcframe.config.configurables import Configurable
+from mcframe.config.configurables import configurable_of
 from mcframe.config.parameters import gin_lines, parameters_of
 from mcframe.config.run_config import all_plugins, selecting_line
 from mcframe.errors import UserError, did_you_mean
@@ -154,7 +154,7 @@ def _from(plugin: Installed) -> str:
 
 def _show(registry: Registry, name: str, *, as_json: bool) -> int:
     entry = _find(registry, name.removeprefix("@"))
-    published = Configurable(f"{entry.kind}.{entry.name}", entry.factory, entry.kind)
+    published = configurable_of(entry)
     parameters, doc = parameters_of(published), inspect.getdoc(entry.factory) or ""
     facts = _origin(registry, entry)
     chosen = selecting_line(entry)

@@ -67,6 +67,9 @@ class Checker:
         configurable = self._names.get(binding.name)
         if configurable and binding.parameter in configurable.supplied:
             raise UserError(f"{full} is supplied by the framework and cannot be bound", remedy="Remove it.")
+        if configurable and configurable.name != binding.name:
+            short = f"{configurable.name}.{binding.parameter}"
+            raise UserError(f"{full} is written {short}", remedy=f"Replace {full} by {short}.")
         if configurable and (binding.parameter in configurable.parameters or configurable.accepts_any):
             return
         if renamed := new_binding(full):
@@ -191,7 +194,9 @@ class Checker:
     def _bound(self, scope: str | None, name: str) -> set[str]:
         """Return the parameters of a configurable that are bound in this scope; None stands for any scope."""
         return {
-            b.parameter for b in self._bindings.values() if b.name == name and (scope is None or within(b.scope, scope))
+            b.parameter
+            for b in self._bindings.values()
+            if b.name == self._names[name].name and (scope is None or within(b.scope, scope))
         }
 
 

@@ -15,12 +15,12 @@ import gin
 from mcframe.config.values import scoped
 from mcframe.data.cache import record_settings
 from mcframe.errors import UserError
-from mcframe.registry.plugins import Registry
+from mcframe.registry.plugins import Registered, Registry
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _SUPPLIED_NAMES = ("shape", "tree")
-_SUPPLIED_KINDS = ("gistnet", "lensnet", "allocator", "variants", "positions", "loss", "logger")
+_SUPPLIED_KINDS = ("base", "gistnet", "lensnet", "allocator", "variants", "positions", "loss", "logger")
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,16 @@ def _defined(cls: type) -> set[str]:
     return {name for base in cls.__mro__[:-1] for name in vars(base)}
 
 
+SHORT_NAMES = {"base.gpt": "gpt"}
+"""Plug-ins whose settings have a name without the kind: `run.base = @base.gpt`, but `gpt.depth = 12`."""
+
+
+def configurable_of(entry: Registered) -> Configurable:
+    """Return a registered plug-in under the name of its settings."""
+    name = f"{entry.kind}.{entry.name}"
+    return Configurable(SHORT_NAMES.get(name, name), entry.factory, entry.kind)
+
+
 _core: dict[str, Configurable] = {}
 _registered: dict[str, Configurable] = {}
 
@@ -143,8 +153,8 @@ def configurables(registry: Registry) -> dict[str, Configurable]:
     names = dict(_core)
     for kind, offered in registry.implementations.items():
         for entry in offered.values():
-            name = f"{kind}.{entry.name}"
-            names[name] = _in_gin(name, entry.factory, kind)
+            own = configurable_of(entry)
+            names[own.name] = names[f"{kind}.{entry.name}"] = _in_gin(own.name, own.factory, kind)
     return names
 
 

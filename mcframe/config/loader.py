@@ -11,7 +11,7 @@ from typing import Any
 import gin
 
 from mcframe.config.binding_checks import Checker, within
-from mcframe.config.configurables import Configurable, configurables
+from mcframe.config.configurables import SHORT_NAMES, Configurable, configurables
 from mcframe.config.gin_reader import GinReader, preset_folders
 from mcframe.config.parameters import parameters_of
 from mcframe.config.values import Binding, Macro, Reference, as_json, map_leaves, render, scoped
@@ -164,7 +164,9 @@ class Config:
             scope = "/".join(item.scopes)
             if item.configurable.selector == _MACRO:
                 return Macro(scope)
-            return Reference(scope, self._public(item.configurable.selector), item.evaluate)
+            name = self._public(item.configurable.selector)
+            full = next((full for full, short in SHORT_NAMES.items() if short == name), name)
+            return Reference(scope, full, item.evaluate)
 
         return render(map_leaves(leaf, value))
 

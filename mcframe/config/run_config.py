@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from mcframe.config.training_schema import (
     ValidationConfig,
 )
 from mcframe.losses.lens_targets import LensTargetsConfig
-from mcframe.modeling.gpt import GPT
 from mcframe.registry.attribution import exits_as_errors, explain
 from mcframe.registry.discovery import INSTALLED, PluginOptions, discover
 from mcframe.registry.factory import PluginFactory
@@ -53,13 +51,14 @@ SETTINGS = {
 }
 """Groups of settings that gin files bind by name: `context.window = 512`."""
 
-GIN_CONFIGURABLES = {**SETTINGS, "gpt": GPT, "run": RunConfig}
+GIN_CONFIGURABLES = {**SETTINGS, "run": RunConfig}
 """All that gin files bind of a run, except its plug-ins."""
 
 DEFAULT_LOSSES = ("loss.next_token", "loss.variants", "loss.delta_penalty", "loss.preference", "loss.balance")
 DEFAULTS = {
     "evaluations": ("evaluation.gist_quality", "evaluation.focus_quality"),
     "losses": DEFAULT_LOSSES,
+    "base": "base.gpt",
     "positions": "positions.gaussian_rope",
     "optimizer": "optimizer.adamw",
     "schedule": "schedule.trapezoid",
@@ -121,7 +120,7 @@ def load_run_config(
     loaded = load_config(files, overrides, registry, baseline)
     groups: dict[str, Any] = {name: loaded.build(name) for name in SETTINGS}
     groups["optimizer_config"] = groups.pop("optimizer")  # `run.optimizer` is the plug-in
-    run_config: RunConfig = loaded.build("run", gpt=partial(loaded.build, "gpt"), **groups)
+    run_config: RunConfig = loaded.build("run", **groups)
     with loaded.locating_errors():
         registry.enable_hooks(run_config.hooks)
     return Loaded(replace(run_config, **_factories(run_config, loaded, registry)), loaded, registry, baseline)

@@ -25,6 +25,8 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError, require
 from mcframe.hookspecs import (
     Allocator,
+    BaseModel,
+    BaseShape,
     Callback,
     Evaluation,
     GistNet,
@@ -43,7 +45,6 @@ from mcframe.hookspecs import (
     VariantStrategy,
 )
 from mcframe.losses.lens_targets import LensTargetsConfig
-from mcframe.modeling.gpt import GPT
 from mcframe.runtime.session_config import SessionDefaults
 
 
@@ -178,6 +179,7 @@ class RunConfig:
         tokenizer: Tokenizer.
         task: Synthetic task that replaces the text, for example `@task.recall`.
         evaluations: Evaluations of a trained model; None is `@evaluation.gist_quality` and `@evaluation.focus_quality`.
+        base: Base model; None is `@base.gpt`, whose settings are `gpt.*`.
         positions: Positions of the base model; None is `@positions.gaussian_rope`.
         losses: Terms of the loss, in order. None is next_token, variants, delta_penalty, preference and balance.
         extra_losses: Losses in addition to `losses`.
@@ -209,6 +211,7 @@ class RunConfig:
     tokenizer: Callable[[], Tokenizer]
     task: Callable[[ContextTree], SyntheticTask] | None = None
     evaluations: Sequence[Callable[[], Evaluation]] | None = None
+    base: Callable[[BaseShape], BaseModel] | None = None
     positions: Callable[[HeadShape], Positions] | None = None
     losses: Sequence[Callable[[ModelShape], Loss]] | None = None
     extra_losses: Sequence[Callable[[ModelShape], Loss]] = ()
@@ -225,7 +228,6 @@ class RunConfig:
     stall_seconds: Positive = 60.0
     start_from: str | None = None
     trainable: Sequence[Literal["base", "gistnet", "lensnet"]] = ("base", "gistnet", "lensnet")
-    gpt: Callable[[ContextTree, int, Callable[[HeadShape], Positions]], GPT]
     context: ContextConfig
     lens_targets: LensTargetsConfig
     optimizer_config: OptimizerConfig

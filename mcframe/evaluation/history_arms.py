@@ -63,7 +63,7 @@ class HistoryArms:
     ) -> None:
         self.terms = terms
         self.model, self.allocator, self.config, self.new_history = model, allocator, config, new_history
-        self.device = model.gpt.token_embed.weight.device
+        self.device = model.gpt.device
 
     def available(self, tokens: int, evidence: bool) -> list[Arm]:
         """Return the arms that exist for a history of N tokens; the oracle needs to know the evidence."""

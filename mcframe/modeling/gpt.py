@@ -7,7 +7,8 @@ Pre-norm without learned gains, QK-norm before positions rotate, squared ReLU, n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +16,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mcframe.bounds import Count, Size
-from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
-from mcframe.hookspecs import HeadShape, ParamGroup, Positions, TrainableModule, group_parameters
-from mcframe.modeling.kv_cache import KVCache
-from mcframe.modeling.rope import GaussianRope, rotate
-
-LOGITS_AT_ONCE = 2**28
-"""Logits held at a time; more are computed in chunks and again in the backward pass (1 GiB in float32)."""
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Return the number of parameters of a module, also at ZeRO 3, where a rank holds only partitions."""
-    return sum(int(getattr(p, "ds_numel", p.numel())) for p in module.parameters())
+from mcframe.hookspecs import (
+    BaseModel,
+    BaseShape,
+    HeadShape,
+    KVCache,
+    ParamGroup,
+    TrainableModule,
+    causal_attention,
+    group_parameters,
+    rotate,
+)
+from mcframe.interfaces.base_model import parameter_count
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -74,20 +75,11 @@ class Attention(TrainableModule):
             key, value, lod = cache.append(layer, key, value, lod)
         # Filling stands at the right, so the causal mask alone keeps every real entry from seeing it.
         if self.gist_bias_embed is None:
-            mixed = _causal_attention(query, key, value)
+            mixed = causal_attention(query, key, value)
         else:
             mixed = _biased_attention(query, key, value, F.pad(self.gist_bias_embed, (0, 0, 1, 0))[lod])
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, length, -1))
         return out
-
-
-def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
-    """Causal attention of the last entries [R, H, n, W] to all entries [R, H, L, W], n up to L."""
-    new, total = query.shape[2], key.shape[2]
-    mask = None
-    if 1 < new < total:
-        mask = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=new == total, scale=scale)
 
 
 def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -102,7 +94,7 @@ def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -
     query = F.pad(torch.cat((query, torch.ones_like(query[..., :1])), dim=-1), (0, more - 1))
     key = F.pad(torch.cat((key, bias), dim=-1), (0, more - 1))
     value = F.pad(value, (0, more))
-    return _causal_attention(query, key, value, scale=1 / math.sqrt(width))[..., :width]
+    return causal_attention(query, key, value, scale=1 / math.sqrt(width))[..., :width]
 
 
 def _filling(width: int) -> int:
@@ -128,7 +120,7 @@ class Block(nn.Module):
         return out
 
 
-class GPT(TrainableModule):
+class GPT(BaseModel):
     """The base model: a decoder-only transformer over the entries of a working context.
 
     Args:
@@ -145,9 +137,7 @@ class GPT(TrainableModule):
 
     def __init__(
         self,
-        tree: ContextTree,
-        tokenizer_vocab_size: int,
-        positions: Callable[[HeadShape], Positions] = GaussianRope,
+        shape: BaseShape,
         /,
         *,
         depth: Size,
@@ -159,7 +149,8 @@ class GPT(TrainableModule):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.vocab_size = _checked_vocab_size(vocab_size, tokenizer_vocab_size)
+        tree = shape.tree
+        self.vocab_size = _checked_vocab_size(vocab_size, shape.vocab_size)
         if head_width is None and width % (2 * heads):
             raise UserError(
                 f"gpt.width = {width} does not divide into gpt.heads = {heads} heads of even width",
@@ -175,12 +166,17 @@ class GPT(TrainableModule):
             )
         self.depth, self.width, self.heads = depth, width, heads
         self.activation_checkpointing = activation_checkpointing
-        self.positions = positions(HeadShape(heads, self.head_width, tree))
+        self.positions = shape.positions(HeadShape(heads, self.head_width, tree))
         self.token_embed = nn.Embedding(self.vocab_size, width)
         self.lod_embed = nn.Embedding(tree.levels + 1, width)
         self.blocks = nn.ModuleList(Block(width, heads, self.head_width, tree.levels, gist_bias) for _ in range(depth))
         self.lm_head = nn.Linear(width, self.vocab_size, bias=False)
         self.reset_parameters()
+
+    @staticmethod
+    def example_settings(folder: Path) -> dict[str, Any]:
+        """Return settings of a small model."""
+        return {"depth": 2, "width": 16, "heads": 2}
 
     def reset_parameters(self) -> None:
         """Matrices uniform with variance 1 / fan-in; what writes to the residual stream starts at zero."""
@@ -220,13 +216,6 @@ class GPT(TrainableModule):
         embeddings: Tensor = self.token_embed(tokens)
         return embeddings
 
-    def hidden(self, embeddings: Tensor, context: WorkingContext) -> Tensor:
-        """Final hidden states [R, L, D] of working contexts whose embeddings are [R, L, D].
-
-        `context` may have a single row that stands for all.
-        """
-        return self.states(embeddings, context)[0]
-
     def states(self, embeddings: Tensor, context: WorkingContext, layer: int = 0) -> tuple[Tensor, Tensor]:
         """Final hidden states, and the states after `layer` blocks (0: the embeddings as they came). Both [R, L, D]."""
         kept = embeddings
@@ -241,10 +230,6 @@ class GPT(TrainableModule):
             if number == layer:
                 kept = x
         return rms_norm(x), kept
-
-    def kv_cache(self, capacity: int) -> KVCache:
-        """Return an empty cache for `extend` of at most `capacity` entries."""
-        return KVCache(self.depth, self.heads, self.head_width, capacity, self.token_embed.weight)
 
     def extend(self, embeddings: Tensor, lod: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
         """Return the final hidden states [1, n, D] of entries that follow those in the cache, and store them there.
@@ -267,54 +252,6 @@ class GPT(TrainableModule):
         """Hidden states [..., D] -> logits [..., vocabulary], float32."""
         logits: Tensor = self.lm_head(hidden).float()
         return logits
-
-    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Negative log-likelihood in nats, float32 [R, L], of targets [R, L], from hidden states [R, L, D]."""
-        return self._chunked(self._nll, hidden, targets)
-
-    def nll_and_kl(self, hidden: Tensor, targets: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """NLL, and KL(teacher ‖ student) over the vocabulary, in nats, float32 [R, L] each.
-
-        `teacher` [R, L, D] are hidden states that predict the same targets; no gradient flows into them or through
-        their use of the head.
-        """
-        both = self._chunked(self._nll_and_kl, hidden, targets, teacher.detach())
-        return both[..., 0], both[..., 1]
-
-    def nll_and_correct(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """NLL in nats [R, L], and 1.0 where the likeliest token is the target, else 0.0 [R, L]."""
-        both = self._chunked(self._nll_and_correct, hidden, targets)
-        return both[..., 0], both[..., 1]
-
-    def _chunked(self, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """`compute` on inputs [R, L, ...] flattened to [n, ...] -> [R, L, ...].
-
-        Logits of a large vocabulary are never all in memory: chunks of rows are recomputed in the backward pass.
-        """
-        shape, count = inputs[0].shape[:2], max(1, LOGITS_AT_ONCE // self.vocab_size)
-        flat = [part.flatten(0, 1) for part in inputs]
-        if flat[0].shape[0] <= count:
-            result = compute(*flat)
-            return result.view(*shape, *result.shape[1:])
-        chunks = zip(*(torch.split(part, count) for part in flat), strict=True)
-        parts = [checkpoint(compute, *chunk, use_reentrant=False) for chunk in chunks]
-        result = torch.cat(parts)
-        return result.view(*shape, *result.shape[1:])
-
-    def _nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(hidden), targets, reduction="none")
-
-    def _nll_and_correct(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = self.logits(hidden)
-        nll = F.cross_entropy(logits, targets, reduction="none")
-        return torch.stack((nll, (logits.argmax(dim=-1) == targets).float()), dim=-1)
-
-    def _nll_and_kl(self, hidden: Tensor, targets: Tensor, teacher: Tensor) -> Tensor:
-        student = self.logits(hidden).log_softmax(dim=-1)
-        with torch.no_grad():
-            known = self.logits(teacher).log_softmax(dim=-1)
-        nll = -student.gather(1, targets[:, None])[:, 0]
-        return torch.stack((nll, (known.exp() * (known - student)).sum(dim=-1)), dim=-1)
 
 
 def _checked_vocab_size(vocab_size: Count | None, tokenizer_vocab_size: int) -> int:

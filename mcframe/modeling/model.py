@@ -21,8 +21,7 @@ from mcframe.context.working_context import (
     raw_context,
     trim_padding,
 )
-from mcframe.hookspecs import Allocator, GistNet, LensNet, Sequences, UncompressedPass, VariantStrategy
-from mcframe.modeling.gpt import GPT
+from mcframe.hookspecs import Allocator, BaseModel, GistNet, LensNet, Sequences, UncompressedPass, VariantStrategy
 from mcframe.modeling.node_table import build_node_table
 from mcframe.registry.checks import check_focus, check_shape
 
@@ -51,7 +50,7 @@ class MegaContextModel(nn.Module):
 
     def __init__(
         self,
-        gpt: GPT,
+        gpt: BaseModel,
         gistnet: GistNet | None,
         lensnet: LensNet | None,
         strategy: VariantStrategy,

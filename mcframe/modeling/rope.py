@@ -64,10 +64,3 @@ def gaussian_rotation(
         damping = torch.exp(-0.5 * (sigma.float()[:, None, :, None] * frequency) ** 2)
         cosine, sine = cosine * damping, sine * damping
     return cosine, sine
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate pairs (i, i + head_width / 2) of x [R, H, L, head_width]."""
-    first, second = x.chunk(2, dim=-1)
-    cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
-    return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)

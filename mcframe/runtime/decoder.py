@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mcframe.context.working_context import WorkingContext
-from mcframe.modeling.kv_cache import KVCache
+from mcframe.hookspecs import KVCache
 from mcframe.modeling.model import MegaContextModel
 from mcframe.runtime.covered_window import CoveredWindow
 from mcframe.runtime.entries import EntryReader

@@ -47,7 +47,7 @@ class EntryReader:
         if len(index) == 1 and not int(lod):  # a token that was sampled
             ids = self.history.read_tokens(int(index), int(index) + 1)
             return self.model.gpt.embed(ids[None].to(token.device))
-        result = self.model.gpt.token_embed.weight.new_empty(len(token), self.model.gpt.width)
+        result = torch.empty(len(token), self.model.gpt.width, dtype=self.model.gpt.dtype, device=self.model.gpt.device)
         token, lod = token.cpu(), lod.cpu()
         raw = lod == 0
         result[raw] = self.model.gpt.embed(self._tokens(index[raw])[None].to(result.device))[0]

@@ -51,7 +51,7 @@ class GistEncoder:
 
     def __init__(self, model: MegaContextModel, history: History) -> None:
         self.model, self.history, self.tree = model, history, model.tree
-        self.device = model.gpt.token_embed.weight.device
+        self.device = model.gpt.device
         self.segment = max(1, self.tree.window // 2 // self.tree.block_size) * self.tree.block_size
         history.repair = self._repair
         self._blocks_done = -1
@@ -127,7 +127,7 @@ class GistEncoder:
             children = self.history.read_gists(lod - 1, below).to(self.device).reshape(
                 1, nodes, tree.block_size * tree.slots, -1
             )  # fmt: skip
-        gists: Tensor = gistnet(children.to(self.model.gpt.token_embed.weight.dtype), lod)
+        gists: Tensor = gistnet(children.to(self.model.gpt.dtype), lod)
         return gists[0]
 
     def _pass(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ class Refocus:
         return _changes(focus, self._rounds(carried, 0, self.config.hysteresis))
 
     def _recent(self, tokens: int) -> CoveredWindow:
-        device = self.model.gpt.token_embed.weight.device
+        device = self.model.gpt.device
         return recent_focus(self.tree, tokens, self.config.target, self.levels, self.config.reach, device)
 
     def _can_choose(self, window: CoveredWindow) -> bool:

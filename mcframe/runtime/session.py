@@ -55,7 +55,7 @@ class Session:
     ) -> None:
         config.check(model.tree, 0 if model.gistnet is None else model.tree.levels)
         self.model, self.tokenizer, self.history, self.config = model, tokenizer, history, config
-        self._device = model.gpt.token_embed.weight.device
+        self._device = model.gpt.device
         self._encoder = GistEncoder(model, history)
         entries = EntryReader(model, history)
         self._refocus = Refocus(model, entries, config, allocator)

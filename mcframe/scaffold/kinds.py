@@ -22,6 +22,7 @@ class TemplateKind:
 
 
 TEMPLATES: Mapping[str, TemplateKind] = {
+    "base": TemplateKind("a decoder with one head a layer", "mix", "returns the result of a layer's network"),
     "gistnet": TemplateKind(
         "attention pooling of the children of a block", "weights", "weighs the children of a block"
     ),

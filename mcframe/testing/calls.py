@@ -16,8 +16,8 @@ from mcframe.context.counter_rng import variant_seeds
 from mcframe.context.working_context import WorkingContext, build_context, raw_context
 from mcframe.hookspecs import Sequences
 from mcframe.testing.examples import SEEDS, trees
-from mcframe.testing.plugin_under_test import PLAIN, PluginUnderTest
-from mcframe.testing.training_step import VOCABULARY, build_step, loss_term, some_tokens, step_seeds
+from mcframe.testing.plugin_under_test import PLAIN, VOCABULARY, PluginUnderTest
+from mcframe.testing.training_step import build_step, loss_term, some_tokens, step_seeds
 
 CONTEXTS = ("raw", "equal", "padded")
 """Uncompressed; of one length, as in a training step; of several lengths, padded at the right."""
@@ -108,6 +108,9 @@ class PluginCall:
             case "variants":
                 sequences = Sequences(inputs["tokens"], self.tree)
                 result = part.propose(sequences, inputs.get("scores"), self.number, inputs["seeds"])
+            case "base":
+                states = part.states(inputs["embeddings"], self.context)[0]
+                result = torch.where(self.context.valid[..., None], states, 0.0)
             case "positions":
                 result = torch.stack(part(self.context), dim=1)
             case _:
@@ -180,6 +183,12 @@ def _variants(part: Any, example: Example, width: int) -> Inputs:
     return {**inputs, **({"scores": scores} if part.needs_scores else {})}, None, length
 
 
+def _base(part: Any, example: Example, width: int) -> Inputs:
+    context = working_context(example)
+    embeddings = randn((example.rows, context.length, part.width), example.seed)
+    return {"embeddings": embeddings, **_tensors(context)}, context, 0
+
+
 def _positions(part: Any, example: Example, width: int) -> Inputs:
     context = working_context(example)
     return _tensors(context), context, 0
@@ -191,8 +200,8 @@ def _loss(part: Any, example: Example, width: int) -> Inputs:
 
 
 _INPUTS: Mapping[str, Callable[[Any, Example, int], Inputs]] = {
-    "gistnet": _gistnet, "lensnet": _lensnet, "allocator": _allocator, "variants": _variants, "positions": _positions,
-    "loss": _loss,
+    "base": _base, "gistnet": _gistnet, "lensnet": _lensnet, "allocator": _allocator, "variants": _variants,
+    "positions": _positions, "loss": _loss,
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ NETWORKS = ("gistnet", "lensnet")
 MODEL_PARTS = (*NETWORKS, "allocator", "variants")
 """The kinds that a model consists of; their factories take a shape or a tree."""
 
-CALLED_IN_STEPS = (*MODEL_PARTS, "positions", "loss")
+CALLED_IN_STEPS = (*MODEL_PARTS, "base", "positions", "loss")
 """The kinds that a training step calls, so that rows and devices concern them."""
 
 LIMITED_BY_ZERO = (*CALLED_IN_STEPS, "optimizer")
@@ -30,6 +30,7 @@ BUILT_BY_KIT = (
 """The kinds whose factories the kit can call. Only real runs build the others."""
 
 NOUNS: Mapping[str, str] = {
+    "base": "a base model",
     "gistnet": "a GistNet",
     "lensnet": "a LensNet",
     "allocator": "an allocator",
@@ -55,7 +56,7 @@ def noun(kind: str) -> str:
 
 def class_suffix(kind: str) -> str:
     """Return the name of the kind in class names: `GistNet`, `Allocator`."""
-    return {"gistnet": "GistNet", "lensnet": "LensNet"}.get(kind, kind.title())
+    return {"base": "BaseModel", "gistnet": "GistNet", "lensnet": "LensNet"}.get(kind, kind.title())
 
 
 def suite_name(kind: str) -> str:

@@ -76,7 +76,7 @@ def m3_batched(plugin: PluginUnderTest) -> None:
     expect(not loops, f"16, 32 and 64 blocks took {few}, {more} and {most} operations")
 
 
-@requirement("M4", "It can be built on any device and works there", *MODEL_PARTS, after=("M3",))
+@requirement("M4", "It can be built on any device and works there", *MODEL_PARTS, "base", after=("M3",))
 def m4_device(plugin: PluginUnderTest) -> None:
     """On the meta device, where `mcframe check` builds models, and on a GPU if there is one."""
     call = make_call(plugin, Example(SMALL))
@@ -91,7 +91,7 @@ def m4_device(plugin: PluginUnderTest) -> None:
         expect(found.shape == expected.shape, f"on {device} the result has the shape {list(found.shape)}")
 
 
-@requirement("M5", "It can be copied and pickled, and the copies work alike", *MODEL_PARTS, after=(*PURE, "P5"))
+@requirement("M5", "It can be copied and pickled, and the copies work alike", *MODEL_PARTS, "base", after=(*PURE, "P5"))
 def m5_copies(plugin: PluginUnderTest) -> None:
     """Loader processes, baselines and evaluations copy instances."""
     call = make_call(plugin, Example(SMALL))

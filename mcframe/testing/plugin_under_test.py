@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from mcframe.config import Config
-from mcframe.config.configurables import Configurable
+from mcframe.config.configurables import Configurable, configurable_of
 from mcframe.config.run_config import all_plugins, load_config
 from mcframe.config.values import as_literal, render
 from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError, did_you_mean
-from mcframe.hookspecs import HeadShape, ModelShape, RunStart
+from mcframe.hookspecs import BaseShape, HeadShape, ModelShape, RunStart
+from mcframe.modeling.rope import GaussianRope
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import Registered, Registry
 from mcframe.testing.assertions import describe, expect
@@ -34,6 +35,9 @@ PLAIN = ContextTree(window=50, block_size=4, levels=2, slots=1, tail=5)
 
 TASK_TREES = (ContextTree(window=96, block_size=16, tail=20), ContextTree(window=80, block_size=16, tail=15))
 """Trees of which a task must accept one: four compressible blocks, and some tokens or one for the question."""
+
+VOCABULARY = 13
+"""Entries of the tokenizer of a base model that is checked, and of the training steps of the kit."""
 
 EXAMPLE = "example_settings"
 """The attribute of a factory that returns settings to try it with: `example_settings(folder) -> {parameter: value}`."""
@@ -71,7 +75,7 @@ class PluginUnderTest:
     @property
     def configurable(self) -> Configurable:
         """Its factory with the parameters that a gin file may bind."""
-        return Configurable(self.name, self.entry.factory, self.kind)
+        return configurable_of(self.entry)
 
     @cached_property
     def bindings(self) -> tuple[str, ...]:
@@ -80,7 +84,7 @@ class PluginUnderTest:
         Raises:
             NotConforming: The declared example cannot be built.
         """
-        example = {f"{self.name}.{name}": value for name, value in _example(self.configurable).items()}
+        example = {f"{self.configurable.name}.{name}": value for name, value in _example(self.configurable).items()}
         if any(_binds(self.settings, key) for key in example):
             return self.settings
         return (*self.settings, *(f"{key} = {render(value)}" for key, value in example.items()))
@@ -88,7 +92,7 @@ class PluginUnderTest:
     @property
     def missing_settings(self) -> str:
         """The required bindings that are not set, as a sentence; empty if it can be built. Raises as `bindings`."""
-        required = [f"{self.name}.{name}" for name in self.configurable.required]
+        required = [f"{self.configurable.name}.{name}" for name in self.configurable.required]
         missing = [each for each in required if not _binds(self.bindings, each)]
         return f"it needs a setting: {', '.join(missing)}" if missing else ""
 
@@ -125,6 +129,8 @@ class PluginUnderTest:
         """Return the arguments that the framework passes by position."""
         if self.kind in (*NETWORKS, "loss"):
             return (ModelShape(self.width, tree),)
+        if self.kind == "base":
+            return (BaseShape(tree, VOCABULARY, GaussianRope),)
         if self.kind == "positions":
             return (HeadShape(2, self.width // 2, tree),)
         if self.kind == "logger":

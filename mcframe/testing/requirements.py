@@ -67,7 +67,7 @@ REQUIREMENTS: dict[str, Requirement] = {}
 """Every requirement by its id, in order of definition; `all_requirements` fills it."""
 
 MODULES = (
-    "any_kind", "loss", "model_parts", "networks", "focus", "learning", "positions", "data", "evaluation",
+    "any_kind", "loss", "model_parts", "base_model", "networks", "focus", "learning", "positions", "data", "evaluation",
     "logger", "callback", "optimizer", "runs",
 )  # fmt: skip
 """The modules that define requirements, in the order of the checks."""

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.context.working_context import WorkingContext, build_context, raw_context
-from mcframe.hookspecs import Allocator, LossTerm, ModelShape
+from mcframe.hookspecs import Allocator, BaseShape, LossTerm, ModelShape
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.model import MegaContextModel
+from mcframe.modeling.rope import GaussianRope
 from mcframe.testing.host_sync import random_states
-from mcframe.testing.plugin_under_test import PluginUnderTest
+from mcframe.testing.plugin_under_test import VOCABULARY, PluginUnderTest
 from mcframe.testing.reference import LinearGistNet, LinearLensNet, RandomNodes, ReferenceLoss
 from mcframe.training.train_step import StepBatch, TrainStep
 
@@ -26,15 +27,15 @@ TREE = ContextTree(window=70, block_size=4, levels=2, slots=1, tail=9)
 LENGTH = TREE.length((2, 1))
 """Two nodes of LOD1 and one of LOD2, or seven of LOD1."""
 
-VOCABULARY = 13
 ROWS = 3
 
 
 def build_step(kind: str, part: Any, width: int) -> TrainStep:
     """Return the module that a run trains, with `part` in its role if the kind belongs to the step."""
-    shape = ModelShape(width, TREE)
+    shape = ModelShape(part.width if kind == "base" else width, TREE)
     with random_states(0):
-        gpt = GPT(TREE, VOCABULARY, depth=2, width=width, heads=2)
+        base = BaseShape(TREE, VOCABULARY, GaussianRope)
+        gpt = part if kind == "base" else GPT(base, depth=2, width=width, heads=2)
         gistnet = part if kind == "gistnet" else LinearGistNet(shape)
         lensnet = part if kind == "lensnet" else LinearLensNet(shape)
         strategy = part if kind == "variants" else RandomNodes(TREE)

@@ -19,6 +19,8 @@ from mcframe.errors import UserError, require
 from mcframe.evaluation.runner import check_names
 from mcframe.hookspecs import (
     Allocator,
+    BaseModel,
+    BaseShape,
     Callback,
     Evaluation,
     HeadShape,
@@ -31,7 +33,7 @@ from mcframe.hookspecs import (
     TextSource,
     Tokenizer,
 )
-from mcframe.modeling.gpt import GPT, parameter_count
+from mcframe.interfaces.base_model import parameter_count
 from mcframe.modeling.model import MegaContextModel
 from mcframe.modeling.rope import GaussianRope
 from mcframe.registry.checks import raise_contract_error
@@ -190,7 +192,7 @@ def build_model(run_config: RunConfig, vocab_size: int) -> MegaContextModel:
     """Build the model for a tokenizer of `vocab_size` entries, on the default device."""
     tree, seed = run_config.context.tree, run_config.seed
     strategy = run_config.variants(tree)
-    gpt = _build_gpt(run_config, vocab_size)
+    gpt = _build_base(run_config, vocab_size)
     shape = ModelShape(gpt.width, tree)
     gistnet = lensnet = None
     if strategy.count:
@@ -204,13 +206,15 @@ def build_model(run_config: RunConfig, vocab_size: int) -> MegaContextModel:
     return model
 
 
-def _build_gpt(run_config: RunConfig, vocab_size: int) -> GPT:
-    build = run_config.positions or GaussianRope
+def _build_base(run_config: RunConfig, vocab_size: int) -> BaseModel:
+    build, base = run_config.positions or GaussianRope, run_config.base
+    assert base is not None  # load_run_config fills in the default
 
     def positions(shape: HeadShape) -> Positions:
         return seeded(run_config.seed, "positions", lambda: build(shape))
 
-    return seeded(run_config.seed, "gpt", lambda: run_config.gpt(run_config.context.tree, vocab_size, positions))
+    shape = BaseShape(run_config.context.tree, vocab_size, positions)
+    return seeded(run_config.seed, "gpt", lambda: base(shape))
 
 
 def _build_losses(run_config: RunConfig, shape: ModelShape) -> list[Loss]:

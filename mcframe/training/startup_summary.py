@@ -7,8 +7,8 @@ from rich.text import Text
 
 from mcframe.config.schema import RunConfig
 from mcframe.hookspecs import Optimizer, TextSource
+from mcframe.interfaces.base_model import parameter_count
 from mcframe.metrics.tables import FittedTable
-from mcframe.modeling.gpt import parameter_count
 from mcframe.safe_text import redacted
 from mcframe.training.build import Components, parameter_counts, plugin_name
 from mcframe.training.engine_config import gradient_clipping

@@ -14,6 +14,7 @@ _BETWEEN = re.compile(r"(<!-- requirements -->\n).*?(<!-- end of requirements --
 HEADINGS = {
     "P": "Every plug-in",
     "M": "Kinds that a training step calls",
+    "B": "Base models",
     "G": "GistNets",
     "L": "LensNets",
     "N": "GistNets and LensNets as modules",

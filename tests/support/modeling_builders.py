@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mcframe.context.working_context import WorkingContext, build_context
-from mcframe.hookspecs import GistNet, LensNet, Loss, ModelShape, Sequences, StepMetrics, VariantStrategy
+from mcframe.hookspecs import BaseShape, GistNet, LensNet, Loss, ModelShape, Sequences, StepMetrics, VariantStrategy
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.model import MegaContextModel
 from mcframe.modeling.rope import GaussianRope
@@ -93,7 +93,7 @@ def randomise(module: nn.Module, seed: int) -> None:
 def build_gpt(tree: oracle.Tree, seed: int = 0, **options: object) -> GPT:
     rotation = {"base": 100.0} | {key: options.pop(key) for key in ("placement", "smoothing") if key in options}
     settings = {"depth": 2, "width": 16, "heads": 2} | options
-    gpt = GPT(geometry_of(tree), VOCABULARY, partial(GaussianRope, **rotation), **settings)
+    gpt = GPT(BaseShape(geometry_of(tree), VOCABULARY, partial(GaussianRope, **rotation)), **settings)
     randomise(gpt, seed)
     return gpt
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mcframe.hookspecs import ModelShape
+from mcframe.hookspecs import BaseShape, ModelShape
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.model import MegaContextModel
+from mcframe.modeling.rope import GaussianRope
 from mcframe_plugins.gistnet import TransformerGistNet
 from mcframe_plugins.lensnet import TransformerLensNet
 from mcframe_plugins.variants import RandomCollapse
@@ -81,7 +82,7 @@ def real_step(
     torch.manual_seed(0)
     shape = ModelShape(16, geometry_of(tree))
     model = MegaContextModel(
-        GPT(shape.tree, VOCABULARY, depth=2, width=16, heads=2, gist_bias=gist_bias),
+        GPT(BaseShape(shape.tree, VOCABULARY, GaussianRope), depth=2, width=16, heads=2, gist_bias=gist_bias),
         TransformerGistNet(shape, layers=1, heads=2, **gist),
         TransformerLensNet(shape, layers=1, heads=2),
         RandomCollapse(shape.tree),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mcframe.config.configurables import Configurable
+from mcframe.config.configurables import Configurable, configurable_of
 from mcframe.config.parameters import Parameter, parameters_of
 from mcframe.config.run_config import GIN_CONFIGURABLES, PLUGIN_FIELDS, SETTINGS, all_plugins
 from mcframe.config.schema import MULTI_KINDS
@@ -28,12 +28,12 @@ def plugins() -> Iterator[tuple[str, list[Configurable]]]:
     """Yield each kind with the plug-ins of mcframe, in alphabetical order."""
     for kind, offered in all_plugins().implementations.items():
         own = [entry for entry in offered.values() if entry.distribution in ("", "mcframe")]
-        yield kind, [Configurable(f"{kind}.{e.name}", e.factory, kind) for e in sorted(own, key=lambda e: e.name)]
+        yield kind, [configurable_of(entry) for entry in sorted(own, key=lambda entry: entry.name)]
 
 
 def bindings(entry: Configurable) -> list[Parameter]:
     """Return what a gin file can bind. The other groups of settings are no bindings of `run`."""
-    groups = {f"run.{name}" for name in (*SETTINGS, "gpt", "optimizer_config")} - {"run.optimizer"}
+    groups = {f"run.{name}" for name in (*SETTINGS, "optimizer_config")} - {"run.optimizer"}
     return [parameter for parameter in parameters_of(entry) if parameter.binding not in groups]
 
 
@@ -97,7 +97,7 @@ def _default(parameter: Parameter) -> str:
 
 
 def _link(entry: Configurable) -> str:
-    return f"[`{entry.name.split('.')[1]}`](#{entry.name.replace('.', '')})"
+    return f"[`{entry.name.rpartition('.')[2]}`](#{entry.name.replace('.', '')})"
 
 
 def _cell(text: str) -> str:

@@ -11,12 +11,12 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from mcframe.config.configurables import Configurable
+from mcframe.config.configurables import Configurable, configurable_of
 from mcframe.config.run_config import GIN_CONFIGURABLES, PLUGIN_FIELDS, all_plugins, load_run_config
 from mcframe.config.schema import MULTI_KINDS
 from mcframe.config.values import Reference, render
 from mcframe.errors import UserError
-from mcframe.modeling.gpt import parameter_count
+from mcframe.interfaces.base_model import parameter_count
 from mcframe.training.build import build_evaluations, build_optimizer, build_schedule, build_step, build_task
 from mcframe.training.param_groups import param_groups
 from mcframe.training.train_step import StepBatch
@@ -63,7 +63,7 @@ def parameters():
     entries = [Configurable(name, factory, "") for name, factory in GIN_CONFIGURABLES.items()]
     names = {}
     for kind, offered in registry.implementations.items():
-        entries += [Configurable(f"{kind}.{each.name}", each.factory, kind) for each in offered.values()]
+        entries += [configurable_of(each) for each in offered.values()]
         names[kind] = [Reference("", f"{kind}.{name}", False) for name in offered]
     return [f"{entry.name}.{name}" for entry in entries for name in entry.parameters], names
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from mcframe.context.substitutions import drop_gists
 from mcframe.context.working_context import build_context
+from mcframe.hookspecs import BaseShape
 from mcframe.modeling.gpt import GPT, _biased_attention
+from mcframe.modeling.rope import GaussianRope
 from tests.support.modeling_builders import TREE, VOCABULARY, build_gpt, focus_tensor, geometry_of, mixed_context
 
 
@@ -102,7 +104,7 @@ def test_an_uncompressed_context_has_no_bias(embeddings):
 
 @pytest.mark.parametrize("start", [-8, -8.0, 0])
 def test_bias_starts_at_its_setting(start):
-    gpt = GPT(geometry_of(TREE), VOCABULARY, depth=2, width=16, heads=2, gist_bias=start)
+    gpt = GPT(BaseShape(geometry_of(TREE), VOCABULARY, GaussianRope), depth=2, width=16, heads=2, gist_bias=start)
     for block in gpt.blocks:
         assert block.attention.gist_bias_embed.dtype == torch.float32
         assert (block.attention.gist_bias_embed == start).all()

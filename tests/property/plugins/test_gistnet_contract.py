@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.hookspecs import GistNet, ModelShape
+from mcframe.hookspecs import BaseShape, GistNet, ModelShape
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.model import MegaContextModel
+from mcframe.modeling.rope import GaussianRope
 from mcframe_plugins.gistnet import ContextualGistNet, MeanGistNet, MultiheadGistNet, TransformerGistNet
 from mcframe_plugins.variants import NoVariants
 
@@ -81,7 +82,7 @@ def test_gists_of_a_node_table_depend_on_no_later_token(kind):
     """From tokens through the base model to the node table of LOD1 and LOD2; states of the base model among them."""
     torch.manual_seed(0)
     tree = ContextTree(27, 3, levels=2, tail=0)
-    gpt = GPT(tree, 11, depth=3, width=18, heads=3)
+    gpt = GPT(BaseShape(tree, 11, GaussianRope), depth=3, width=18, heads=3)
     for block in gpt.blocks:  # they start at zero, and then states are independent of their neighbours
         torch.nn.init.normal_(block.attention.out.weight, std=0.5)
     gistnet = KINDS[kind](ModelShape(18, tree))

@@ -12,6 +12,7 @@ from mcframe.testing.requirements import requirements_of
 from tests.support import (
     broken_additions,  # noqa: F401
     broken_allocators,  # noqa: F401
+    broken_bases,  # noqa: F401
     broken_data,  # noqa: F401
     broken_gistnets,  # noqa: F401
     broken_lensnets,

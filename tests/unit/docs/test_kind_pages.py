@@ -74,6 +74,19 @@ def learns(part):
     return len(parameters)
 
 
+def test_base(chosen):
+    components = chosen("base")
+    model, tree = components.model, components.tree
+    assert (type(model.gpt).__name__, model.gpt.width) == ("Shallow", 32)
+    tokens = torch.randint(0, model.gpt.vocab_size, (2, tree.window + 1))
+    seeds = variant_seeds(0, torch.arange(2), model.strategy.count)
+    loss, _ = components.step(StepBatch(tokens, seeds, components.run_config.variant_length(0)))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert learns(model.gpt) == 3
+    assert learns(model.gistnet)
+
+
 def test_gistnet(chosen):
     model, metrics, _ = step(chosen("gistnet"))
     assert learns(model.gistnet) == 2

@@ -21,7 +21,8 @@ from mcframe.cli.run_options import arguments
 from mcframe.config.run_config import all_plugins, load_run_config
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import random_keys, variant_seeds
-from mcframe.hookspecs import HeadShape, ModelShape, RunInfo, RunStart
+from mcframe.hookspecs import BaseShape, HeadShape, ModelShape, RunInfo, RunStart
+from mcframe.modeling.rope import GaussianRope
 from mcframe.registry.checks import check_product
 from mcframe.registry.hook_rules import API_ATTRIBUTE, api_fits
 from mcframe.training.build import build_step
@@ -142,7 +143,8 @@ def test_the_example_of_every_interface_is_valid(kind: str, interface: type) -> 
     arguments = {"shape": ModelShape(8, tree), "tree": tree, "run": RunStart(Path(), {}, None)}
     supplied = re.search(r"Factory: `factory\((\w*)\)`", text)
     assert supplied
-    shape = HeadShape(2, 4, tree) if kind == "positions" else arguments.get(supplied[1])
+    shapes = {"positions": HeadShape(2, 4, tree), "base": BaseShape(tree, 11, GaussianRope)}
+    shape = shapes.get(kind, arguments.get(supplied[1]))
     check_product(kind, scope[found[1]](*([shape] if supplied[1] else [])))
 
 

@@ -2,10 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import mcframe.modeling.gpt
+import mcframe.interfaces.attention
 from mcframe.context.working_context import raw_context
 from mcframe.errors import UserError
+from mcframe.hookspecs import BaseShape
 from mcframe.modeling.gpt import GPT
+from mcframe.modeling.rope import GaussianRope
 from tests.support.modeling_builders import TREE, build_gpt, geometry_of, mixed_context, random_tokens
 
 
@@ -68,7 +70,7 @@ def test_keys_are_normalised_before_the_rotation_damps_them(gpt):
         return original(query, key, value, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mcframe.modeling.gpt.F, "scaled_dot_product_attention", spy)
+        patch.setattr(mcframe.interfaces.attention.F, "scaled_dot_product_attention", spy)
         attention(x, cosine, sine, torch.zeros(1, 2, dtype=torch.long))
     norms = seen[0].norm(dim=-1)
     torch.testing.assert_close(norms[..., 1], 0.25 * norms[..., 0])
@@ -116,7 +118,7 @@ def test_activation_checkpointing_recomputes_the_blocks():
 
 
 def test_parameters_are_counted_as_documented():
-    gpt = GPT(geometry_of(TREE), 100, depth=3, width=32, heads=4)
+    gpt = GPT(BaseShape(geometry_of(TREE), 100, GaussianRope), depth=3, width=32, heads=4)
     blocks = 12 * 3 * 32**2
     assert gpt.non_embedding_parameters == blocks + 100 * 32
     assert sum(p.numel() for p in gpt.parameters()) == blocks + 2 * 100 * 32 + 3 * 32
@@ -124,7 +126,7 @@ def test_parameters_are_counted_as_documented():
 
 def test_an_untrained_model_is_near_uniform():
     torch.manual_seed(0)
-    gpt = GPT(geometry_of(TREE), 256, depth=2, width=64, heads=4)
+    gpt = GPT(BaseShape(geometry_of(TREE), 256, GaussianRope), depth=2, width=64, heads=4)
     tokens = torch.randint(256, (2, TREE.window + 1))
     hidden = gpt.hidden(gpt.embed(tokens[:, :-1]), raw_context(geometry_of(TREE), 1, tokens.device))
     assert gpt.nll(hidden, tokens[:, 1:]).mean().item() == pytest.approx(5.545, abs=0.1)
@@ -133,4 +135,4 @@ def test_an_untrained_model_is_near_uniform():
 @pytest.mark.parametrize("settings", [{"heads": 3}, {"heads": 16}, {"vocab_size": 5}])
 def test_settings_out_of_range(settings):
     with pytest.raises(UserError, match=r"gpt\."):
-        GPT(geometry_of(TREE), 10, **{"depth": 1, "width": 16, "heads": 2} | settings)
+        GPT(BaseShape(geometry_of(TREE), 10, GaussianRope), **{"depth": 1, "width": 16, "heads": 2} | settings)

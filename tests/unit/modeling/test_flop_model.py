@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcframe.hookspecs import LensNet, Loss, LossTerm
-from mcframe.modeling import gpt as base_model
-from mcframe.modeling.gpt import parameter_count
+from mcframe.interfaces import base_model
+from mcframe.interfaces.base_model import parameter_count
 from mcframe.training.flops import FlopCount, StepFlops
 from mcframe.training.throughput import ThroughputMeter
 from mcframe.training.train_step import TrainStep

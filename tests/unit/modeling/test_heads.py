@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import mcframe.modeling.gpt
+import mcframe.interfaces.base_model
 from mcframe.context.working_context import raw_context
 from tests.support.modeling_builders import TREE, VOCABULARY, build_gpt, geometry_of, random_tokens
 
@@ -30,7 +30,7 @@ def slow(gpt, hidden, targets, teacher):
 
 @pytest.mark.parametrize("at_once", [2**28, VOCABULARY * 4, 1])
 def test_rows_equal_those_in_float64(gpt, monkeypatch, at_once):
-    monkeypatch.setattr(mcframe.modeling.gpt, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(mcframe.interfaces.base_model, "LOGITS_AT_ONCE", at_once)
     hidden, targets, teacher = drawn(gpt)
     nll, divergence = gpt.nll_and_kl(hidden, targets, teacher)
     again, right = gpt.nll_and_correct(hidden, targets)
@@ -57,7 +57,7 @@ def test_chunks_change_no_gradient_and_the_teacher_gets_none(gpt, monkeypatch, h
     results = []
     weight = torch.randn(3, 11, generator=torch.Generator().manual_seed(3))
     for at_once in (2**28, VOCABULARY * 4, 1):
-        monkeypatch.setattr(mcframe.modeling.gpt, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(mcframe.interfaces.base_model, "LOGITS_AT_ONCE", at_once)
         gpt.zero_grad()
         hidden, targets, teacher = drawn(gpt)
         (HEADS[head](gpt, hidden, targets, teacher) * weight).sum().backward()

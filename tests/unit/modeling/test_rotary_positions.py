@@ -5,9 +5,9 @@ import torch
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.working_context import build_context, raw_context
-from mcframe.hookspecs import HeadShape, Positions
+from mcframe.hookspecs import BaseShape, HeadShape, Positions, rotate
 from mcframe.modeling.gpt import GPT
-from mcframe.modeling.rope import GaussianRope, gaussian_rotation, rotate
+from mcframe.modeling.rope import GaussianRope, gaussian_rotation
 
 
 @pytest.mark.parametrize("smoothing", [True, False])
@@ -101,7 +101,7 @@ class LearnedByHead(Positions):
 
 def test_third_party_positions_learn():
     torch.manual_seed(0)
-    gpt = GPT(TREE, 11, LearnedByHead, depth=1, width=12, heads=2)
+    gpt = GPT(BaseShape(TREE, 11, LearnedByHead), depth=1, width=12, heads=2)
     torch.nn.init.normal_(gpt.blocks[0].attention.out.weight)
     embeddings = torch.randn(2, 13, 12)
     gpt.hidden(embeddings, CONTEXT).sin().sum().backward()
@@ -112,7 +112,7 @@ def test_third_party_positions_learn():
 def test_order_enters_the_base_model_by_positions_alone():
     """One layer without rotation sees the entries before a position as a set."""
     torch.manual_seed(0)
-    gpt = GPT(TREE, 11, LearnedByHead, depth=1, width=12, heads=2)
+    gpt = GPT(BaseShape(TREE, 11, LearnedByHead), depth=1, width=12, heads=2)
     torch.nn.init.normal_(gpt.blocks[0].attention.out.weight)
     embeddings, raw = torch.randn(2, 16, 12), raw_context(TREE, 1, torch.device("cpu"))
     mixed = embeddings[:, [3, 1, 0, 2, *range(4, 16)]]

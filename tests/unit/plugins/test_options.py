@@ -3,7 +3,7 @@
 import pytest
 
 from mcframe.config.binding_checks import broken_bound
-from mcframe.config.configurables import Configurable
+from mcframe.config.configurables import Configurable, configurable_of
 from mcframe.config.parameters import bounds_text, parts
 from mcframe.config.run_config import GIN_CONFIGURABLES, all_plugins
 from mcframe.context.context_tree import ContextTree
@@ -66,14 +66,14 @@ OUT_OF_RANGE = [
 def configurable(name):
     if name in GIN_CONFIGURABLES:
         return Configurable(name, GIN_CONFIGURABLES[name], "")
-    kind, _, item = name.partition(".")
-    return Configurable(name, all_plugins().implementations[kind][item].factory, kind)
+    plugins = [each for offered in all_plugins().implementations.values() for each in offered.values()]
+    return next(found for each in plugins if (found := configurable_of(each)).name == name)
 
 
 def every_configurable():
     yield from map(configurable, GIN_CONFIGURABLES)
-    for kind, offered in all_plugins().implementations.items():
-        yield from (Configurable(f"{kind}.{e.name}", e.factory, kind) for e in offered.values() if e.distribution)
+    for offered in all_plugins().implementations.values():
+        yield from (configurable_of(each) for each in offered.values() if each.distribution)
 
 
 def test_every_number_has_bounds():

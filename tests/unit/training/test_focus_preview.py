@@ -3,9 +3,10 @@
 import torch
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.hookspecs import ModelShape, VariantStrategy
+from mcframe.hookspecs import BaseShape, ModelShape, VariantStrategy
 from mcframe.modeling.gpt import GPT
 from mcframe.modeling.model import MegaContextModel
+from mcframe.modeling.rope import GaussianRope
 from mcframe.training.sampling import focuses
 from mcframe_plugins.allocator.greedy import GreedyAllocator
 from mcframe_plugins.gistnet.mean import MeanGistNet
@@ -33,7 +34,7 @@ class Guided(VariantStrategy):
 
 def test_a_strategy_that_needs_scores_gets_them():
     strategy, shape = Guided(GEOMETRY), ModelShape(16, GEOMETRY)
-    gpt = GPT(GEOMETRY, 20, depth=1, width=16, heads=2)
+    gpt = GPT(BaseShape(GEOMETRY, 20, GaussianRope), depth=1, width=16, heads=2)
     model = MegaContextModel(gpt, MeanGistNet(shape), RecencyLensNet(shape), strategy, GEOMETRY)
     windows = torch.randint(20, (3, 33))
     cpu = torch.device("cpu")
