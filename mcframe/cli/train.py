@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,11 @@ from rich.console import Console
 
 from mcframe.cli.run_options import arguments
 from mcframe.cli.user_errors import report_user_errors
+from mcframe.cli.watched import Watched
 from mcframe.config.baselines import baseline_option, run_name
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.data.overlap import held_out_overlap
-from mcframe.errors import EXIT_USER_ERROR, UserError, is_lost_connection
+from mcframe.errors import UserError
 from mcframe.files import replaced
 from mcframe.metrics.loggers import Loggers, open_loggers
 from mcframe.metrics.summary import SUMMARY, is_reported
@@ -40,7 +41,6 @@ from mcframe.training.random_states import seed_random_states
 from mcframe.training.resume_rules import as_table, check_data, check_same_run, data_identity, differences
 from mcframe.training.run_directory import OPERATIVE, RunPlan, plan, remove_partial_files, write_provenance
 from mcframe.training.run_lock import RunLock
-from mcframe.training.stall import StallWatch
 from mcframe.training.startup_summary import describe
 from mcframe.training.trainer import Trainer
 from mcframe.training.weights import start_from
@@ -102,41 +102,30 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
     begun = None
     if run_config.start_from is not None and checkpoint is None:
         begun = start_from(components.step, run_config.start_from)
-    device = start_distributed()
-    with _take_directory(run_plan) as lock:
-        _check_shared(run_plan, loaded.registry)
-        engine = Engine(components, dist.get_world_size())
-        seed_random_states(run_config.seed, "train", dist.get_rank())
-        restored = None if checkpoint is None else _restore(checkpoint, components, engine, console)
-        _print_start(loaded, run_plan, components, engine, begun, device, console)
-        if changed:
-            console.print(as_table(changed), highlight=False)
-        with console.status("Reading and tokenising text"):
-            callbacks = PluginCallbacks(
-                components.callbacks, loaded.config.as_dict(), lambda error: explain(error, loaded.registry)
-            )
-            # Called after the first step: until then the run directory is as it was.
-            facts = dict[str, Any]()
-            record_start = functools.partial(_record_start, loaded, run_plan, lock, facts, console)
-            hooks = loaded.registry.hooks
-            trainer = Trainer(components, engine, run_plan, record_start, hooks, device, callbacks, restored)
-            if dist.get_rank() == 0 and run_config.task is None:
-                facts |= _overlap(components, trainer, console)
-        summary = _watched(trainer)
+    with Watched(run_config.stall_seconds) as watched:
+        device = start_distributed(watched.start_limit, watched.begin)
+        with _take_directory(run_plan) as lock:
+            _check_shared(run_plan, loaded.registry)
+            engine = Engine(components, dist.get_world_size())
+            seed_random_states(run_config.seed, "train", dist.get_rank())
+            restored = None if checkpoint is None else _restore(checkpoint, components, engine, console)
+            _print_start(loaded, run_plan, components, engine, begun, device, console)
+            if changed:
+                console.print(as_table(changed), highlight=False)
+            with console.status("Reading and tokenising text"):
+                callbacks = PluginCallbacks(
+                    components.callbacks, loaded.config.as_dict(), lambda error: explain(error, loaded.registry)
+                )
+                # Called after the first step: until then the run directory is as it was.
+                facts = dict[str, Any]()
+                record_start = functools.partial(_record_start, loaded, run_plan, lock, facts, console)
+                hooks = loaded.registry.hooks
+                trainer = Trainer(components, engine, run_plan, record_start, hooks, device, callbacks, restored)
+                if dist.get_rank() == 0 and run_config.task is None:
+                    facts |= _overlap(components, trainer, console)
+            watched.begin_training()
+            summary = trainer.run()
     return _print_end(loaded, trainer, summary, console)
-
-
-def _watched(trainer: Trainer) -> dict[str, Any]:
-    """Train, and end the process if ranks wait for each other. Return the summary."""
-    watch = _watch_for_stalls(dist.get_rank(), dist.get_world_size(), trainer.run_config.stall_seconds)
-    try:
-        return trainer.run()
-    except RuntimeError as error:
-        if is_lost_connection(error):
-            error.add_note(f"no sign of life of rank {', '.join(map(str, watch.lost()))}")
-        raise
-    finally:
-        watch.end()
 
 
 def _take_directory(run_plan: RunPlan) -> RunLock:
@@ -221,25 +210,6 @@ def _overlap(components: Components, trainer: Trainer, console: Console) -> dict
         return {}
     console.print(f"held-out text: {overlap}", highlight=False, soft_wrap=True)
     return {"held_out_overlap": asdict(overlap)}
-
-
-def _watch_for_stalls(rank: int, world_size: int, limit: float) -> StallWatch:
-    """Start to watch for ranks that the others wait for in vain. Such a wait cannot be left: the process ends."""
-
-    def end(error: UserError) -> None:
-        try:
-            report_user_errors(functools.partial(_raise, error), traceback=False)
-        finally:  # also where the message cannot be printed
-            os._exit(EXIT_USER_ERROR)
-
-    watch = StallWatch(dist.distributed_c10d._get_default_store(), rank, world_size, end, limit)
-    if world_size > 1:
-        watch.start()
-    return watch
-
-
-def _raise(error: UserError) -> NoReturn:
-    raise error
 
 
 def _print_start(

@@ -8,7 +8,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from mcframe.training.clipping import PartClipping
 from mcframe.training.engine_config import check_ranks, engine_config, gradient_clipping
 from mcframe.training.first_interval import GradientWatch
 from mcframe.training.param_groups import optimizer_groups, param_groups
+from mcframe.training.rendezvous import SharedBuffer, await_ranks
+from mcframe.training.stall import Store
 from mcframe.training.train_step import StepBatch, TrainStep
 
 _log = logging.getLogger(__name__)
@@ -97,8 +100,16 @@ def divide_cores() -> None:
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", "1"))))
 
 
-def start_distributed() -> torch.device:
-    """Join the process group, and return the device of this rank. Builds DeepSpeed's CPU op at the first start."""
+def start_distributed(limit: float = 300.0, met: Callable[[Store], object] | None = None) -> torch.device:
+    """Join the process group, and return the device of this rank. Builds DeepSpeed's CPU op at the first start.
+
+    Args:
+        limit: Seconds to wait for other ranks to start.
+        met: Called with a store of all ranks once several ranks have started.
+
+    Raises:
+        UserError: A rank or a compiler is missing, or another program has the port.
+    """
     cpu = not torch.cuda.is_available()
     rank = int(os.environ["RANK"])
     if cpu:
@@ -115,6 +126,9 @@ def start_distributed() -> torch.device:
                 "builds it, about a minute.",
                 flush=True,
             )
+    buffer = SharedBuffer(rank) if cpu and not dist.is_initialized() else None
+    if (store := _meet(rank, limit)) is not None and met is not None:
+        met(store)
     import deepspeed
     from deepspeed.utils import logger
 
@@ -125,8 +139,33 @@ def start_distributed() -> torch.device:
         _load_shared_memory_op()
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    try:
+    with _named_port(rank):
         deepspeed.init_distributed(verbose=False)
+    if cpu:
+        # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it.
+        torch.compiler.set_stance("force_eager")
+        barrier()
+        if buffer is not None:
+            buffer.remove()
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _meet(rank: int, limit: float) -> Store | None:
+    """Wait for all ranks, unless they are a group already, and return a store; None if this rank is the only one."""
+    if dist.is_initialized():
+        return None if dist.get_world_size() == 1 else dist.distributed_c10d._get_default_store()
+    if (world_size := int(os.environ["WORLD_SIZE"])) == 1:
+        return None
+    with _named_port(rank):
+        return await_ranks(rank, world_size, limit)
+
+
+@contextmanager
+def _named_port(rank: int) -> Iterator[None]:
+    """Name the port in errors of the network."""
+    try:
+        yield
     except dist.DistNetworkError as error:
         port = os.environ.get("MASTER_PORT", "29500")
         raise UserError(
@@ -134,12 +173,6 @@ def start_distributed() -> torch.device:
             remedy="If another run of this machine has the port, use deepspeed --master_port N mcframe/run.py ..., or "
             "`mcframe run`, which takes a free one.",
         ) from error
-    if cpu:
-        # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it.
-        torch.compiler.set_stance("force_eager")
-        _forget_shared_memory(rank)
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _load_shared_memory_op() -> None:
@@ -180,16 +213,6 @@ def _too_little_shared_memory() -> str:
     if ranks == 1 or not folder.is_dir() or (size := shutil.disk_usage(folder).total) >= needed:
         return ""
     return f"{folder} has {size >> 20} MiB, and {ranks} ranks need {needed >> 20} (docker run --shm-size)"
-
-
-def _forget_shared_memory(rank: int) -> None:
-    """Unlink the buffer of this rank in shared memory, 66 MiB that DeepSpeed would not free after a run.
-
-    Every rank has mapped the buffers by now and needs no name. A later run on the same port finds no old buffer.
-    """
-    barrier()
-    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
 
 
 def complete_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]], offload: bool) -> torch.optim.Optimizer:

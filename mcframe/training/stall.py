@@ -20,6 +20,10 @@ HANG_FACTOR = 5
 """Multiples of the limit after which a rank that still responds is taken for hung."""
 _TICKS = 12
 """Looks within the limit, at least; one a second otherwise."""
+START_S = 60.0
+"""The shortest time that a start waits for a rank that has not begun, or hangs."""
+_ENDED_S = 10.0
+"""Seconds in which the main thread notices that another rank has ended, and reports what it waited for."""
 _SILENT_S = 3.0
 """The shortest time without a sign of life that counts."""
 
@@ -29,7 +33,7 @@ _MAY_BE_SLOW = (
     f"{_MCFRAME}/training/callbacks/", f"{_MCFRAME}/evaluation/", f"{_MCFRAME}/data/", f"{_TORCH}/_dynamo/",
     f"{_TORCH}/_inductor/", f"{_MCFRAME}/metrics/", f"{_MCFRAME}/registry/lifecycle.py",
 )  # fmt: skip
-"""Code that one rank may run for long while the others wait: evaluations, checkpoints, loggers, data, compiling."""
+"""Code that one rank may run for long while others wait: evaluations, checkpoints, loggers, data, locks, compiling."""
 _WRITER = f"{_MCFRAME}/training/checkpoint_writer.py"
 
 
@@ -55,6 +59,15 @@ class Sign(NamedTuple):
     line: str
 
 
+FIRST_SIGN = "\n".join(map(str, Sign(0, "works", 0, "its start")))
+"""The sign of a rank that has started, before its watch."""
+
+
+def sign_keys(world_size: int, serial: int = 0) -> list[str]:
+    """Return the key of each rank's sign of life in the store."""
+    return [f"mcframe/signs/{serial}/{rank}" for rank in range(world_size)]
+
+
 class StallWatch(threading.Thread):
     """Publish from time to time what the main thread of this rank does, and look at the others while it waits.
 
@@ -66,23 +79,47 @@ class StallWatch(threading.Thread):
         world_size: The number of ranks.
         stalled: Called with the error if the wait of this rank will not end.
         limit: Seconds of waiting for a rank without a sign of life, or for ranks that wait at another line.
+        serial: Number of the run in this group of processes.
+        starts: Whether the run starts. The limit is then longer, and no process may end.
     """
 
     def __init__(
-        self, store: Store, rank: int, world_size: int, stalled: Callable[[UserError], None], limit: float
+        self,
+        store: Store,
+        rank: int,
+        world_size: int,
+        stalled: Callable[[UserError], None],
+        limit: float,
+        *,
+        serial: int = 0,
+        starts: bool = False,
     ) -> None:
         super().__init__(daemon=True, name="mcframe stall watch")
-        self._store, self._rank, self._stalled, self._limit = store, rank, stalled, limit
-        self._keys = [f"mcframe/signs/{rank}" for rank in range(world_size)]
-        self._tick = max(0.1, min(1.0, limit / _TICKS))
+        self._store, self._rank, self._stalled = store, rank, stalled
+        self._in_training, self._starts = limit, starts
+        self._keys = sign_keys(world_size, serial)
         self._main, self._ended = threading.main_thread().ident, threading.Event()
         self._held: object = None
         self._number, self._seconds = 0, 0.0
         self._seen: dict[int, tuple[int, float]] = {}
 
+    @property
+    def _limit(self) -> float:
+        return max(self._in_training, START_S / HANG_FACTOR) if self._starts else self._in_training
+
+    @property
+    def _tick(self) -> float:
+        return max(0.1, min(1.0, self._limit / _TICKS))
+
+    def begin_training(self) -> None:
+        """Note that the start is complete."""
+        self._starts = False
+
     def end(self) -> None:
-        """Stop looking."""
+        """Stop looking, and wait for the thread: at the end of the process, a call of the store would abort it."""
         self._ended.set()
+        if self.is_alive():
+            self.join()
 
     def run(self) -> None:
         """Look, until the end of the run or of its progress."""
@@ -94,7 +131,9 @@ class StallWatch(threading.Thread):
             try:
                 error = self.look(passed)
             except RuntimeError:  # the process that holds the store has ended
-                return
+                if not self._starts or self._ended.wait(_ENDED_S):
+                    return
+                error = ended_in_start_up(self._rank, len(self._keys))
             if error is not None and not self._ended.is_set():
                 self._stalled(error)
                 return
@@ -183,6 +222,14 @@ class StallWatch(threading.Thread):
                 remedy="Correct what runs at that line, or raise run.stall_seconds if it may take so long.",
             )
         return None
+
+
+def ended_in_start_up(rank: int, world_size: int) -> UserError:
+    """Return the error of a rank that waits for the process of the store, without limit in torch."""
+    return UserError(
+        f"rank 0 of {world_size} ended in start-up, which rank {rank} waited for",
+        remedy="Look for its error above, or for a process that was killed (`dmesg` shows it). Repeat the command.",
+    )
 
 
 def _ranks(ranks: Sequence[int]) -> str:

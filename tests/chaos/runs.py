@@ -39,7 +39,7 @@ class Configuration:
         return (
             f"run.batch_tokens = {STEP}", "run.micro_batch = 2", f"run.total_tokens = {STEPS * STEP}",
             f"logging.every = {STEP}", f"validation.every = {STEP}", "validation.windows = 8",
-            f"checkpoint.every = {2 * STEP}", "checkpoint.keep = 2",
+            f"checkpoint.every = {2 * STEP}", "checkpoint.keep = 2", "run.stall_seconds = 12",
             f"deepspeed.zero_stage = {self.stage}", f"checkpoint.asynchronous = {self.asynchronous}",
         )  # fmt: skip
 
@@ -114,7 +114,10 @@ def _timeless(value: object) -> object:
 
 
 def _names(run_dir: Path) -> set[str]:
+    """Return the names of files. Checkpoints are counted from the oldest: a signal may have saved a further one."""
     names = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
+    for number, path in enumerate(folders(run_dir)):
+        names = {name.replace(f"checkpoints/{path.name}", f"checkpoints/{number}") for name in names}
     return {name for name in names if not any(each in name for each in _CHANGES)}
 
 
