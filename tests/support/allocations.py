@@ -12,6 +12,7 @@ from mcframe_plugins.allocator import (
     RandomAllocator,
     RecencyAllocator,
     StochasticGreedyAllocator,
+    SwapAllocator,
     TopKAllocator,
 )
 from tests.support.generators import focus_tensor, geometry_of
@@ -23,6 +24,7 @@ KINDS = {
     "random": RandomAllocator,
     "recency": RecencyAllocator,
     "stochastic_greedy": StochasticGreedyAllocator,
+    "swap": SwapAllocator,
     "topk": TopKAllocator,
 }
 
