@@ -1,4 +1,4 @@
-"""Signals to a rank and to the command before the first step: one line, no traceback, and the exit code of the signal."""
+"""Signals to a rank or the command before the first step: one line, no traceback, the exit code of the signal."""
 
 import signal
 import subprocess
