@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from mcframe.errors import raise_interrupt
+from mcframe.errors import Interrupt, raise_interrupt
 
 PARENTS = "MCFRAME_PARENTS"
 """Environment variable with the mcframe commands above a process: HOST:PID, separated by commas."""
@@ -27,6 +27,7 @@ ONE_REQUEST_S = 0.5
 
 _LAUNCHERS = ("deepspeed", "torchrun")
 _POLL_S = 0.5
+_AGAIN_S = 0.05
 _STUCK_S = 5.0
 """Seconds after which a signal ends a rank whose start-up cannot handle it."""
 
@@ -45,6 +46,14 @@ def handle_ending_signals(handler: Handler) -> dict[signal.Signals, Any]:
     before = {number: signal.signal(number, handler) for number in ending}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ending)
     return before
+
+
+def raise_again(failure: sys.UnraisableHookArgs) -> None:
+    """Send the signal again whose exception Python has dropped, in a destructor or callback: a `sys.unraisablehook`."""
+    if isinstance(failure.exc_value, Interrupt):
+        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), failure.exc_value.number)).start()
+    else:
+        sys.__unraisablehook__(failure)
 
 
 def as_parent(environment: Mapping[str, str]) -> dict[str, str]:
@@ -85,6 +94,8 @@ class ParentWatch(threading.Thread):
                 time.sleep(_STUCK_S if received else 0)
                 # Nothing to save yet: the main thread may wait for a rank that has ended, where it handles no signal.
                 if received and signal.getsignal(signal.SIGTERM) is raise_interrupt:
+                    if os.environ.get("RANK", "0") == "0":
+                        os.write(2, b"interrupted\n")
                     os._exit(128 + min(received))
 
     def look(self) -> bool:

@@ -5,6 +5,7 @@ Every rank runs this. `mcframe run` starts the launcher with it.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -15,26 +16,38 @@ from pathlib import Path
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-from mcframe.completion import take_unfinished
-from mcframe.ending_signals import ParentWatch, handle_ending_signals
-from mcframe.errors import interrupted_code, raise_interrupt
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
-# The launcher may pass on a setting that ignores or blocks signals. A rank without anything to save must obey them.
-handle_ending_signals(raise_interrupt)
+
+def train() -> int:
+    """Train on this rank, and return the exit code. A rank without anything to save obeys every ending signal."""
+    from mcframe.ending_signals import ParentWatch, handle_ending_signals, raise_again
+    from mcframe.errors import raise_interrupt
+
+    sys.unraisablehook = raise_again
+    handle_ending_signals(raise_interrupt)  # the launcher may pass on a setting that ignores or blocks signals
+    ParentWatch().start()
+    from mcframe.cli.streams import protect_streams
+
+    protect_streams()
+    from mcframe.cli.train import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    unfinished = take_unfinished()
+    unfinished = None
     try:
-        ParentWatch().start()
-        from mcframe.cli.streams import protect_streams
+        from mcframe.completion import take_unfinished
 
-        protect_streams()
-        from mcframe.cli.train import main
-
-        code = main()
+        unfinished = take_unfinished()
+        code = train()
     except KeyboardInterrupt as interrupt:
-        code = interrupted_code(interrupt)
-    handle_ending_signals(signal.SIG_IGN)  # the launcher ends the other ranks of a run that has not finished
+        code = 128 + getattr(interrupt, "number", signal.SIGINT)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr)  # noqa: T201
+    for number in ENDING:  # the launcher ends the other ranks of a run that has not finished
+        signal.signal(number, signal.SIG_IGN)
     if unfinished is not None and code == 0:
         with suppress(OSError):
             unfinished.unlink()

@@ -15,7 +15,7 @@ from mcframe import __version__
 from mcframe.cli.streams import echo, lost_output, protect_streams
 from mcframe.cli.user_errors import show
 from mcframe.ending_signals import PARENTS, ParentWatch, handle_ending_signals
-from mcframe.errors import EXIT_USER_ERROR, UserError, raise_interrupt
+from mcframe.errors import EXIT_USER_ERROR, UserError, interrupted_code, raise_interrupt
 from mcframe.renamed import RENAMED_COMMANDS, RENAMED_OPTIONS
 
 COMMANDS = {
@@ -119,13 +119,16 @@ def main() -> None:
         interrupts.append(number)
         raise_interrupt(number)
 
-    handle_ending_signals(interrupt)
-    if PARENTS in os.environ:
-        ParentWatch().start()
-    protect_streams()
     code: Any = 0
     try:
+        handle_ending_signals(interrupt)
+        if PARENTS in os.environ:
+            ParentWatch().start()
+        protect_streams()
         app()
+    except KeyboardInterrupt as error:
+        code = interrupted_code(error)
+        print("interrupted", file=sys.stderr)  # noqa: T201
     except SystemExit as end:
         # While a command is imported, typer turns an interrupt into exit code 1.
         code = 128 + interrupts[0] if interrupts and end.code == 1 else end.code

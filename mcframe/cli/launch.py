@@ -113,6 +113,8 @@ class Launched:
             code = 128 + signal.SIGKILL
         ending = {int(number) for number in before}
         if self._received and (self._killed or code - 128 in ending):
+            if self._killed:
+                print("interrupted", file=sys.stderr)  # noqa: T201
             return 128 + self._received[0]
         if code > 128 and code - 128 not in ending:
             print(f"a rank or the launcher was ended by signal {code - 128}", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,80 @@
+"""Signals to a rank or the command before the first step: one line, no traceback, the exit code of the signal."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mcframe.ending_signals import ending_signals
+from tests.support.launches import SMOKE
+
+pytestmark = pytest.mark.launcher
+
+IN_A_DESTRUCTOR = """
+import signal, sys, time
+from mcframe.ending_signals import handle_ending_signals, raise_again
+from mcframe.errors import raise_interrupt
+sys.unraisablehook = raise_again
+handle_ending_signals(raise_interrupt)
+
+class Dropped:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+try:
+    Dropped()
+    time.sleep(20)
+except KeyboardInterrupt as interrupt:
+    sys.exit(128 + interrupt.number)
+"""
+
+
+@pytest.fixture
+def blocked():
+    """Ending signals are blocked, as `mcframe run` blocks them for its launcher and ranks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ended(command, environment, number, seconds):
+    """Send a signal some seconds after the start. Return exit code and output."""
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipe) as process:
+        time.sleep(seconds)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [("INT", 0.0), ("TERM", 0.7), ("HUP", 2.0), ("QUIT", 3.5),
+     *(pytest.param(name, moment / 4, marks=pytest.mark.matrix)
+       for name in ("INT", "TERM", "HUP", "QUIT") for moment in range(1, 16, 2))],
+)  # fmt: skip
+def test_a_rank_in_start_up_ends_with_one_line(launches, blocked, tmp_path, name, seconds):
+    number = getattr(signal, f"SIG{name}")
+    command = [sys.executable, launches.script, "--gin", str(SMOKE), "--run-dir", str(tmp_path / "run")]
+    code, output = ended(command, launches.environment, number, seconds)
+    assert "Traceback" not in output
+    assert code == 128 + number, output
+    assert output.splitlines().count("interrupted") == 1
+    assert not list(tmp_path.glob("run/checkpoints/.*"))
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("INT", 0.5), ("INT", 1.2), ("TERM", 3.0)])
+def test_a_command_without_ranks_ends_with_one_line(launches, tmp_path, name, seconds):
+    number = getattr(signal, f"SIG{name}")
+    command = [sys.executable, "-m", "mcframe", "run", "--gin", str(SMOKE), "--run-dir", str(tmp_path / "run")]
+    code, output = ended(command, launches.environment, number, seconds)
+    assert "Traceback" not in output
+    assert code in (128 + number, -number), output  # a shell reports both as 128 plus the number
+    assert len([line for line in output.splitlines() if "Setting accelerator" not in line]) <= 1
+
+
+def test_a_signal_whose_exception_python_drops_is_sent_again():
+    result = subprocess.run([sys.executable, "-c", IN_A_DESTRUCTOR], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (143, "")
