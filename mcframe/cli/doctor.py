@@ -8,8 +8,10 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
 
 import torch
+import typer
 from rich.console import Console
 
 from mcframe.cli.options import command
@@ -34,10 +36,12 @@ class Finding:
 
 
 @command
-def doctor() -> int:
+def doctor(
+    ranks: Annotated[int, typer.Option(min=1, help="Processes of a run; several on a CPU need a compiler.")] = 1,
+) -> int:
     """Check that this machine has everything that training needs. Exit code 1 if something is missing."""
     prepare_environment()
-    findings = [*_machine(), *_packages(), *_compiler(), *_services()]
+    findings = [*_machine(), *_packages(), *_compiler(ranks), *_services()]
     table = FittedTable(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(style="bold", no_wrap=True)
@@ -67,8 +71,8 @@ def _packages() -> Iterator[Finding]:
             yield Finding(name, "not installed", False, f"pip install {name}")
 
 
-def _compiler() -> Iterator[Finding]:
-    needed = not torch.cuda.is_available() and not shared_memory_op_cached()
+def _compiler(ranks: int) -> Iterator[Finding]:
+    needed = ranks > 1 and not torch.cuda.is_available() and not shared_memory_op_cached()
     for what, program, remedy in (
         ("C++ compiler", os.environ.get("CXX", "g++"), "Debian, Ubuntu: apt-get install g++"),
         ("ninja", "ninja", "pip install ninja"),
@@ -79,7 +83,7 @@ def _compiler() -> Iterator[Finding]:
         else:
             yield Finding(what, f"{program} was not found", False if needed else None, remedy)
     if not torch.cuda.is_available():
-        state = "built" if shared_memory_op_cached() else "will be built at the first start, about a minute"
+        state = "built" if shared_memory_op_cached() else "built at the first start of several ranks, in a minute"
         yield Finding("DeepSpeed CPU op", state)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mcframe.bounds import NonNegativeInt, Seed
@@ -44,7 +45,7 @@ class StandardLibrary(TextSource):
     @cached_property
     def identity(self) -> str:
         """A string that changes with the Python version and with every file's name and size."""
-        files = [(file.relative_to(self._root).as_posix(), file.stat().st_size) for file in self._files]
+        files = [(name, (self._root / name).stat().st_size) for name in self._files]
         return f"standard-library:{fingerprint([sys.version, files])}"
 
     def documents(self, epoch: int = 0) -> Iterator[str]:
@@ -53,8 +54,8 @@ class StandardLibrary(TextSource):
         Raises:
             UserError: No file matches the pattern.
         """
-        for file in self._files:
-            text = file.read_bytes().decode("utf-8", errors="replace")
+        for name in self._files:
+            text = (self._root / name).read_bytes().decode("utf-8", errors="replace")
             if text and not _is_table(text):
                 yield text
 
@@ -72,17 +73,22 @@ class StandardLibrary(TextSource):
         )
 
     @cached_property
-    def _files(self) -> list[Path]:
-        found = []
+    def _files(self) -> list[str]:
+        """The paths below the root, sorted."""
+        found, pattern = list[str](), PurePath(self._include)
         for folder, folders, names in os.walk(self._root):
             folders[:] = set(folders) - _NOT_THE_LIBRARY  # os.walk does not enter removed folders
-            found += [file for name in names if (file := Path(folder, name)).match(self._include)]
+            # By folder, because Path.match of every file takes six times as long.
+            if len(pattern.parts) < 2 or PurePath(folder).match(str(pattern.parent)):
+                below = PurePath(folder).relative_to(self._root).as_posix()
+                prefix = "" if below == "." else f"{below}/"
+                found += [prefix + name for name in fnmatch.filter(names, pattern.name)]
         if not found:
             raise UserError(
                 f"text.standard_library: expected files {self._include} in {self._root}, got none",
                 remedy="Change text.standard_library.include, or train on other files: run.text = @text.local_files.",
             )
-        return sorted(found, key=lambda file: file.relative_to(self._root).as_posix())
+        return sorted(found)
 
 
 _LITERAL_LINE = re.compile(r"""^[ \t]*[\[({+-]*[bru]*(?:'(?!'')|"(?!"")|\d).*$""", re.MULTILINE)

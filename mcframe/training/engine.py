@@ -36,6 +36,7 @@ from mcframe.training.stall import Store
 from mcframe.training.train_step import StepBatch, TrainStep
 
 _log = logging.getLogger(__name__)
+_SHARED_MEMORY_OP = "deepspeed_shm_comm"
 _SHARED_BUFFER = 66 * 2**20
 """Bytes in /dev/shm of a rank's buffer of DeepSpeed's CPU communication op."""
 
@@ -77,7 +78,7 @@ def extensions_directory() -> Path:
 
 def shared_memory_op_cached() -> bool:
     """Return whether DeepSpeed's CPU communication op is built for this installation."""
-    return any(extensions_directory().glob("**/deepspeed_shm_comm*/*.so"))
+    return any(extensions_directory().glob(f"**/{_SHARED_MEMORY_OP}*/*.so"))
 
 
 def check_compiler() -> str | None:
@@ -101,7 +102,9 @@ def divide_cores() -> None:
 
 
 def start_distributed(limit: float = 300.0, met: Callable[[Store], object] | None = None) -> torch.device:
-    """Join the process group, and return the device of this rank. Builds DeepSpeed's CPU op at the first start.
+    """Join the process group, and return the device of this rank.
+
+    Several ranks on CPUs build DeepSpeed's CPU op at the first start; a single one has no other to communicate with.
 
     Args:
         limit: Seconds to wait for other ranks to start.
@@ -111,14 +114,15 @@ def start_distributed(limit: float = 300.0, met: Callable[[Store], object] | Non
         UserError: A rank or a compiler is missing, or another program has the port.
     """
     cpu = not torch.cuda.is_available()
-    rank = int(os.environ["RANK"])
+    rank, alone = int(os.environ["RANK"]), os.environ["WORLD_SIZE"] == "1"
     if cpu:
         divide_cores()
-    if cpu and not shared_memory_op_cached():
+    if cpu and not alone and not shared_memory_op_cached():
         if missing := check_compiler():
             raise UserError(
-                f"DeepSpeed needs {missing} to build its CPU communication op",
-                remedy="Install g++ (apt-get install g++) and ninja (pip install ninja), then run `mcframe doctor`.",
+                f"DeepSpeed needs {missing} to build the CPU communication op of several ranks",
+                remedy="Install g++ (apt-get install g++) and ninja (pip install ninja), then run `mcframe doctor "
+                "--ranks 2`; or train with one rank.",
             )
         if rank == 0:
             print(  # noqa: T201
@@ -126,7 +130,7 @@ def start_distributed(limit: float = 300.0, met: Callable[[Store], object] | Non
                 "builds it, about a minute.",
                 flush=True,
             )
-    buffer = SharedBuffer(rank) if cpu and not dist.is_initialized() else None
+    buffer = SharedBuffer(rank) if cpu and not alone and not dist.is_initialized() else None
     if (store := _meet(rank, limit)) is not None and met is not None:
         met(store)
     import deepspeed
@@ -135,7 +139,10 @@ def start_distributed(limit: float = 300.0, met: Callable[[Store], object] | Non
     logger.setLevel(logging.WARNING)
     # torch prints a deprecation note for every collective of DeepSpeed.
     logging.getLogger("torch.distributed").addFilter(lambda record: "all_gather_into_tensor" not in record.getMessage())
-    if cpu:
+    if cpu and alone:
+        # Not read first: DeepSpeed would probe every op, and run a compiler for it.
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})[_SHARED_MEMORY_OP] = False
+    elif cpu:
         _load_shared_memory_op()
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -144,8 +151,8 @@ def start_distributed(limit: float = 300.0, met: Callable[[Store], object] | Non
     if cpu:
         # On a CPU, compiling Muon's small matrix products takes longer than a short run gains from it.
         torch.compiler.set_stance("force_eager")
-        barrier()
         if buffer is not None:
+            barrier()
             buffer.remove()
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())

@@ -16,7 +16,7 @@ from mcframe.errors import UserError
 from mcframe.training.build import build_optimizer
 from mcframe.training.engine import extensions_directory
 from mcframe.training.engine_config import RESERVED_DEEPSPEED_KEYS, engine_config
-from tests.support.shared_runs import PLAIN
+from tests.support.shared_runs import SHARDED
 
 launcher = pytest.mark.launcher
 
@@ -236,8 +236,6 @@ def test_at_zero_1_it_trains_with_one_backward_a_micro_batch_among_modules_calle
     result = launches.execute(
         command, run_dir=run_dir, cwd=site.folder, environment={**site.environment, **group}
     ).succeeded()
-    # DeepSpeed's buffer of 66 MiB, which it names by the port and never removes.
-    assert list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{group['MASTER_PORT']}_*")) == []
     assert len(result.curve("train/loss")) == STEPS
     for step in range(2, STEPS):  # around the first and the last step validation runs, forward only
         found = json.loads((run_dir / f"spy-{step}.json").read_text())
@@ -258,18 +256,12 @@ def test_each_installation_builds_the_op_in_a_folder_of_its_own(monkeypatch):
     assert extensions_directory() == Path("/chosen")
 
 
-START = """
-from mcframe.training.engine import prepare_environment, start_distributed
-prepare_environment()
-start_distributed()
-"""
-
 # Prints a line before it loads the op, and creates a file once loading has begun.
 REPORTING = """
 import sys
 from pathlib import Path
 
-from mcframe.training.engine import prepare_environment, start_distributed
+from mcframe.training.engine import _load_shared_memory_op, prepare_environment
 prepare_environment()
 from deepspeed.accelerator import get_accelerator
 
@@ -282,26 +274,40 @@ def reporting(self, **options):
 
 builder.load = reporting
 print("loading the op", flush=True)
-start_distributed()
+_load_shared_memory_op()
 """
 
 
 @pytest.fixture
 def built(launches, tmp_path):
     """A copy of the folder with the built op, for `TORCH_EXTENSIONS_DIR`."""
-    launches.shared(*PLAIN).succeeded()  # builds it
+    launches.shared(*SHARDED, ranks=2).succeeded()  # builds it
     return shutil.copytree(extensions_directory(), tmp_path / "extensions")
 
 
 @launcher
-def test_a_build_that_was_killed_does_not_block_a_start(launches, built):
+def test_a_build_that_was_killed_does_not_block_a_start(launches, built, monkeypatch):
     """A killed process leaves torch's own lock, which is a file."""
     (op,) = built.rglob("deepspeed_shm_comm.so")
     lock = op.with_name("lock")
     lock.touch()
-    command = ["timeout", "60", sys.executable, "-c", START]
-    assert launches.execute(command, environment={"TORCH_EXTENSIONS_DIR": str(built)}).code == 0
+    port = launches.port()
+    monkeypatch.setattr(launches, "port", lambda: port)
+    settings = (*SHORT, "run.total_tokens = 512")
+    launches.run(*settings, ranks=2, environment={"TORCH_EXTENSIONS_DIR": str(built)}).succeeded()
     assert not lock.exists()
+    # DeepSpeed's buffers of 66 MiB, which it names by the port and never removes.
+    assert list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*")) == []
+
+
+@launcher
+def test_one_rank_needs_no_compiler_and_builds_nothing(launches, tmp_path):
+    (tmp_path / "bin").mkdir()
+    environment = {"PATH": str(tmp_path / "bin"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
+    settings = (*SHORT, "run.total_tokens = 512")
+    result = launches.run(*settings, environment=environment).succeeded()
+    assert "building" not in result.text
+    assert not (tmp_path / "extensions").exists()
 
 
 @launcher
@@ -329,7 +335,7 @@ def test_a_start_waits_for_a_build_in_another_process(launches, built, tmp_path)
 def test_a_missing_compiler_is_a_clear_message(launches, tmp_path):
     (tmp_path / "bin").mkdir()
     environment = {"PATH": str(tmp_path / "bin"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
-    result = launches.run(*SHORT, environment=environment)
+    result = launches.run(*SHORT, ranks=2, environment=environment)
     assert result.code == 2, result.output[-6000:]
     assert "DeepSpeed needs a C++ compiler (g++ was not found)" in result.text
     assert "apt-get install g++" in result.text

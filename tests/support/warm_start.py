@@ -10,6 +10,8 @@ from mcframe.training.engine import prepare_environment
 _environment = dict(os.environ)
 prepare_environment()  # before DeepSpeed is imported
 
+import deepspeed  # noqa: E402
+
 _LOADED = (
     "mcframe.cli.train",
     "torch._dynamo",  # every optimizer imports it at its first step, for 3 s
@@ -26,9 +28,11 @@ _LOADED = (
     "scipy.special",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
+    "wandb.sdk.launch",  # every run of wandb imports it, for seconds when many modules are loaded
 )
 for _module in _LOADED:
     import_module(_module)
+_ = deepspeed.ops.__compatible_ops__  # probes every op with a compiler
 for _plugin in entry_points(group="mcframe.plugins"):
     _plugin.load()
 os.environ.clear()

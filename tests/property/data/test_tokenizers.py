@@ -70,7 +70,7 @@ def test_bpe_keeps_every_requirement(trained):
 
 def test_bpe_compresses_and_its_identity_follows_the_content(trained, tmp_path):
     tokenizer = BPE(400, file=str(trained))
-    text = (StandardLibrary("json/*.py")._files[0]).read_text()
+    text = next(StandardLibrary("json/*.py").documents())
     assert len(tokenizer.encode_batch([text])[0]) < 0.6 * len(text.encode())
     copy = tmp_path / "copy.json"
     copy.write_bytes(trained.read_bytes())
