@@ -82,7 +82,7 @@ def test_check_refuses_levels_that_never_occur_unless_allowed(mcframe, root):
 
 @pytest.mark.usefixtures("presets_are_checked_too")
 def test_presets_bind_nothing_unused(mcframe, root):
-    for name in ("smoke", "quickstart", "gists", "recall", "recall_32", "recall_focus"):
+    for name in ("smoke", "quickstart", "gists", "recall", "recall_32", "recall_focus", "longrecall_short"):
         assert unused(checked(mcframe, root / f"gin/{name}.gin")) == [], name
 
 

@@ -1,4 +1,4 @@
-"""The allocator `swap` against a slow twin that expands one gist after the other."""
+"""The allocator `swap` against a loop that expands one gist after the other."""
 
 from __future__ import annotations
 
