@@ -62,7 +62,7 @@ class ModelFiles:
         """The safetensors files of its weights.
 
         Raises:
-            UserError: There are none, or some are missing.
+            UserError: Some are missing.
         """
         index = self.folder / _INDEX
         names = sorted(set(_json(index)["weight_map"].values())) if index.exists() else [_SINGLE]
@@ -92,26 +92,26 @@ def model_files(path: str, *, needs_model: bool = True) -> ModelFiles:
         needs_model: Whether the folder must have more than a tokenizer.
 
     Raises:
-        UserError: There is no model, or it is not one that mcframe can read.
+        UserError: The model is missing, or mcframe cannot read it.
     """
-    place = _package_file(path) if path.startswith("package:") else user_path(path, "path")
-    if place.is_file() and place.suffix == ".gguf":
-        return ModelFiles(_converted(place), path)
-    if not place.is_dir():
-        if place.exists() or path.startswith("package:") or not _HUB_NAME.fullmatch(path):
-            got = "a file" if place.exists() else "no such file"
+    found = _package_file(path) if path.startswith("package:") else user_path(path, "path")
+    if found.is_file() and found.suffix == ".gguf":
+        return ModelFiles(_converted(found), path)
+    if not found.is_dir():
+        if found.exists() or path.startswith("package:") or not _HUB_NAME.fullmatch(path):
+            got = "a file" if found.exists() else "no such file"
             raise UserError(
                 f"expected the folder of a model, a GGUF file, or a name of the hub such as owner/model, got {got}:"
                 f" {path}",
                 remedy="Correct the path.",
             )
-        place = _downloaded(path)
-    if needs_model and not (place / "config.json").is_file():
+        found = _downloaded(path)
+    if needs_model and not (found / "config.json").is_file():
         raise UserError(
-            f"{place} is not the folder of a model: missing config.json",
+            f"{found} is not the folder of a model: missing config.json",
             remedy="Name the folder with config.json and the safetensors files.",
         )
-    return ModelFiles(place, path)
+    return ModelFiles(found, path)
 
 
 def check_architecture(files: ModelFiles) -> None:
@@ -176,16 +176,16 @@ def _json(file: Path) -> Any:
 
 def _package_file(path: str) -> Path:
     """Return the file that `package:NAME/FILE` names."""
-    name, _, wanted = path.removeprefix("package:").partition("/")
+    name, _, inside = path.removeprefix("package:").partition("/")
     try:
         files = importlib.metadata.files(name) or []
     except importlib.metadata.PackageNotFoundError:
         raise UserError(f"{path}: the package {name} is not installed", remedy=f"Run pip install {name}.") from None
-    found = [file for file in files if wanted and (str(file) == wanted or str(file).endswith(f"/{wanted}"))]
+    found = [file for file in files if inside and (str(file) == inside or str(file).endswith(f"/{inside}"))]
     if len(found) != 1:
         models = sorted(file.name for file in files if file.suffix == ".gguf")
         raise UserError(
-            f"{path}: expected one file {wanted!r} in the package, got {len(found)}",
+            f"{path}: expected one file {inside!r} in the package, got {len(found)}",
             remedy=f"Name one of its models: {', '.join(models) or 'none'}.",
         )
     return Path(str(found[0].locate())).resolve()
@@ -200,7 +200,7 @@ def _downloaded(name: str) -> Path:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{name}: there is no such folder, and the model cannot be downloaded: {reason}",
+            f"{name}: expected a folder, or a model that can be downloaded: {reason}",
             remedy="Correct the name, connect to the network, or download the model elsewhere and name its folder.",
         ) from error
 

@@ -28,7 +28,7 @@ def parameter_count(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class BaseShape:
-    """What a base model must fit: the tree, the tokenizer's number of entries, and the positions of the run.
+    """The shape that a base model must fit: the tree, the tokenizer's number of entries, and the positions of the run.
 
     `positions` builds the positions for a `HeadShape`.
     """

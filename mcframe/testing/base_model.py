@@ -17,7 +17,7 @@ from mcframe.testing.requirements import requirement
 from mcframe.testing.training_step import TREE, build_step, train
 
 GAPPED = ContextTree(window=48, block_size=8, levels=1, slots=1, tail=8)
-"""Blocks of 8: a compressed one leaves a gap of seven positions behind its gist."""
+"""Blocks of 8: a compressed one leaves a gap of seven positions after its gist."""
 
 
 @requirement(

@@ -77,7 +77,7 @@ class ForgetsItsCache(OneLayer):
 
 @breaks("B3", "base")
 class CutsAtGaps(OneLayer):
-    """Takes entries behind a gap between positions for another document."""
+    """Takes entries after a gap between positions for another document."""
 
     def states(self, embeddings, context, layer=0):
         mu, _ = context.positions()

@@ -165,7 +165,7 @@ def test_a_model_without_rotary_positions_is_refused(tmp_path):
         ("package:no-such-package/x.gguf", "the package no-such-package is not installed"),
         ("package:numpy/x.gguf", r"expected one file 'x\.gguf' in the package, got 0"),
         ("/no/such/folder", "got no such file: /no/such/folder"),
-        ("owner/model", "owner/model: there is no such folder, and the model cannot be downloaded"),
+        ("owner/model", "owner/model: expected a folder, or a model that can be downloaded"),
     ],
 )
 def test_a_path_that_leads_nowhere(path, message, monkeypatch):
