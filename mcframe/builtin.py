@@ -2,6 +2,7 @@
 
 from mcframe.data.local_files import LocalFiles
 from mcframe.data.mixture import Mixture
+from mcframe.data.pretrained_tokenizer import HuggingFaceTokenizer
 from mcframe.data.sources import HuggingFace, StandardLibrary
 from mcframe.data.synthetic.induction import Induction
 from mcframe.data.synthetic.needle import Needle
@@ -15,6 +16,7 @@ from mcframe.hookspecs import Register, hookimpl
 from mcframe.metrics.prometheus_logger import PrometheusLogger
 from mcframe.modeling.bounded_positions import ClampedPositions, EntryPositions, LogarithmicPositions
 from mcframe.modeling.gpt import GPT
+from mcframe.modeling.pretrained_base import HuggingFaceBase
 from mcframe.modeling.rope import GaussianRope
 
 mcframe_api = "0.1"
@@ -24,6 +26,7 @@ mcframe_api = "0.1"
 def register_plugins(register: Register) -> None:
     """Register base models, positions, text sources, tokenizers, synthetic tasks, evaluations and loggers."""
     register("gpt", GPT)
+    register("huggingface", HuggingFaceBase)
     register("gaussian_rope", GaussianRope)
     register("entry", EntryPositions)
     register("logarithmic", LogarithmicPositions)
@@ -34,6 +37,7 @@ def register_plugins(register: Register) -> None:
     register("mixture", Mixture)
     register("bytes", Bytes)
     register("bpe", BPE)
+    register("huggingface", HuggingFaceTokenizer)
     register("recall", Recall)
     register("needle", Needle)
     register("variable_tracking", VariableTracking)

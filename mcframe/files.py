@@ -37,6 +37,27 @@ def user_path(text: str | Path, name: str) -> Path:
         ) from error
 
 
+def cache_dir() -> Path:
+    """Return `$MCFRAME_CACHE`, else `~/.cache/mcframe`. The folder need not exist."""
+    return user_path(os.environ.get("MCFRAME_CACHE") or "~/.cache/mcframe", "MCFRAME_CACHE")
+
+
+def make_folder(folder: Path) -> Path:
+    """Create `folder` with its parents if it is missing, and return it.
+
+    Raises:
+        UserError: The folder cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {folder}: {error.strerror}",
+            remedy="Set MCFRAME_CACHE to a folder with write permission.",
+        ) from error
+    return folder
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Yield the path of a new file, which replaces `path` at the end of the block unless the block raises.

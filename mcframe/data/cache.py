@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,31 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mcframe.errors import UserError
-from mcframe.files import replaced, user_path
+from mcframe.files import cache_dir, make_folder, replaced
 from mcframe.hookspecs import PROJECT, TextSource, Tokenizer
 
+__all__ = ["cache_dir", "cache_key", "fingerprint", "make_folder", "record_settings", "remembered"]
+
 _SETTINGS = "_mcframe_settings"
-
-
-def cache_dir() -> Path:
-    """Return `$MCFRAME_CACHE`, else `~/.cache/mcframe`. The folder need not exist."""
-    return user_path(os.environ.get("MCFRAME_CACHE") or "~/.cache/mcframe", "MCFRAME_CACHE")
-
-
-def make_folder(folder: Path) -> Path:
-    """Create `folder` with its parents if it is missing, and return it.
-
-    Raises:
-        UserError: The folder cannot be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the folder {folder}: {error.strerror}",
-            remedy="Set MCFRAME_CACHE to a folder with write permission.",
-        ) from error
-    return folder
 
 
 def remembered(name: str, key: object, measure: Callable[[], Any]) -> Any:

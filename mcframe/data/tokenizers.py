@@ -110,7 +110,7 @@ class BPE(Tokenizer):
         A tokenizer that alters text would make losses a byte incomparable.
         """
         lengths = self.byte_lengths()
-        for text in (*_PROBES, *(f"a {each} b{each}" for each in self._added.values())):
+        for text in (*PROBES, *(f"a {each} b{each}" for each in self._added.values())):
             ids = self.encode_batch([text])[0]
             found = self.decode(ids)
             if found != text or int(lengths[ids].sum()) != len(text.encode()):
@@ -130,7 +130,7 @@ class BPE(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text. Half a surrogate pair, which has no UTF-8, becomes a question mark."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast([_valid(text) for text in texts])]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast([valid_text(text) for text in texts])]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of these ids without separators. Bytes that are not UTF-8 become U+FFFD."""
@@ -145,18 +145,18 @@ class BPE(Tokenizer):
 
         Added entries are written as they are.
         """
-        alphabet = _alphabet()
+        letters = alphabet()
         entries = [b""] * self.vocab_size
         for entry, index in self._tokenizer.get_vocab().items():
             if index in self._added:
                 entries[index] = self._added[index].encode()
             else:
-                entries[index] = b"".join(alphabet.get(character, character.encode()) for character in entry)
+                entries[index] = b"".join(letters.get(character, character.encode()) for character in entry)
         entries[self.separator] = b""
         return entries
 
 
-_PROBES = (
+PROBES = (
     "Hello World", " two  spaces\tTab ", "\n\r\n line\u2028", "it's 12,345.60 don't", "a\x00b\x7f\ufeff",
     "e\u0301 \u00e9 \ufb01 \uff21 \u212b \u00a0x", "\u4f60\u597d \U0001f600\u200d\u2642", "\u0130I\u0131i \u00df\u1e9e",
     "`` \u201cquoted\u201d -- \u2026",
@@ -164,7 +164,7 @@ _PROBES = (
 """Texts that normalizers, prefix spaces, stripping and clean-up change."""
 
 
-def _alphabet() -> dict[str, bytes]:
+def alphabet() -> dict[str, bytes]:
     """Return the byte of each character of the byte-level alphabet (GPT-2, Radford et al., 2019)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(_BYTES) if byte not in printable]
@@ -265,14 +265,15 @@ def _counted(
     read = 0
     for batch in batched(documents):
         read += sum(map(len, batch))
-        yield [_valid(text) for text in batch]
+        yield [valid_text(text) for text in batch]
         if progress:
             progress(read)
         if limit is not None and read >= limit:
             return
 
 
-def _valid(text: str) -> str:
+def valid_text(text: str) -> str:
+    """Return the text with question marks for halves of surrogate pairs, which have no UTF-8."""
     return text.encode("utf-8", errors="replace").decode()
 
 

@@ -90,11 +90,16 @@ class LensNet(TrainableModule, ABC):
 
 @dataclass(frozen=True)
 class HeadShape:
-    """The shape that positions must fit: number of attention heads, width of a head (even), and the tree."""
+    """The shape that positions must fit: number of attention heads, width of a head (even), and the tree.
+
+    `frequencies` are those that a pretrained base model rotates with, one a pair, in radians a token; None if it is
+    trained from scratch.
+    """
 
     heads: int
     width: int
     tree: ContextTree
+    frequencies: tuple[float, ...] | None = None
 
 
 class Positions(TrainableModule, ABC):

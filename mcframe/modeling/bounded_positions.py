@@ -7,18 +7,14 @@ them. Positions are counted from the cursor in integers, so that angles are exac
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mcframe.bounds import Positive
 from mcframe.context.working_context import WorkingContext
 from mcframe.hookspecs import HeadShape, Positions
-from mcframe.modeling.rope import gaussian_rotation
-
-Base = Annotated[float, Field(gt=1)]
+from mcframe.modeling.rope import Base, gaussian_rotation
 
 
 class EntryPositions(Positions):
@@ -27,19 +23,23 @@ class EntryPositions(Positions):
     Positions are below the number of entries, however long the history is. They do not depend on the cursor.
 
     Args:
-        base: Base of the rotary frequencies; the longest wavelength is 2 pi times this, in entries.
+        base: Base of the rotary frequencies; the longest wavelength is 2 pi times this, in entries. None = the
+            frequencies of a pretrained base model, else 10,000.
     """
 
     bounded = True
 
-    def __init__(self, shape: HeadShape, *, base: Base = 10_000.0) -> None:
+    def __init__(self, shape: HeadShape, *, base: Base | None = None) -> None:
         super().__init__()
-        self.width, self.base = shape.width, base
+        self.width, self.frequencies = shape.width, shape.frequencies if base is None else None
+        self.base = 10_000.0 if base is None else base
 
     def forward(self, context: WorkingContext) -> tuple[Tensor, Tensor]:
         """Entries [R, L] -> cosine, sine [R, 1, L, width / 2], float32."""
         index = torch.arange(context.length, device=context.token.device).expand_as(context.token)
-        return gaussian_rotation(index, index, self.width, base=self.base, smoothing=False)
+        return gaussian_rotation(
+            index, index, self.width, base=self.base, smoothing=False, frequencies=self.frequencies
+        )
 
 
 class _BoundedDistance(Positions):
@@ -51,9 +51,10 @@ class _BoundedDistance(Positions):
 
     bounded = True
 
-    def __init__(self, shape: HeadShape, *, base: Base = 10_000.0) -> None:
+    def __init__(self, shape: HeadShape, *, base: Base | None = None) -> None:
         super().__init__()
-        self.width, self.base = shape.width, base
+        self.width, self.frequencies = shape.width, shape.frequencies if base is None else None
+        self.base = 10_000.0 if base is None else base
 
     @abstractmethod
     def shortened(self, distance: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +70,7 @@ class _BoundedDistance(Positions):
         block = context.start // tree.block_size + blocks.long()
         distance, slope = self.shortened((tree.cursor - block * tree.block_size).float())
         mu = within - blocks * tree.block_size - distance
-        return gaussian_rotation(mu, sigma * slope, self.width, base=self.base)
+        return gaussian_rotation(mu, sigma * slope, self.width, base=self.base, frequencies=self.frequencies)
 
 
 class LogarithmicPositions(_BoundedDistance):
@@ -80,10 +81,11 @@ class LogarithmicPositions(_BoundedDistance):
 
     Args:
         near: The largest distance that is exact, in tokens.
-        base: Base of the rotary frequencies; the longest wavelength is 2 pi times this, in tokens.
+        base: Base of the rotary frequencies; the longest wavelength is 2 pi times this, in tokens. None = the
+            frequencies of a pretrained base model, else 10,000.
     """
 
-    def __init__(self, shape: HeadShape, *, near: Positive = 1024.0, base: Base = 10_000.0) -> None:
+    def __init__(self, shape: HeadShape, *, near: Positive = 1024.0, base: Base | None = None) -> None:
         super().__init__(shape, base=base)
         self.near = near
 
@@ -98,10 +100,11 @@ class ClampedPositions(_BoundedDistance):
 
     Args:
         limit: The largest distance of a block, in tokens; farther blocks are put there, gists without a spread.
-        base: Base of the rotary frequencies; the longest wavelength is 2 pi times this, in tokens.
+        base: Base of the rotary frequencies; the longest wavelength is 2 pi times this, in tokens. None = the
+            frequencies of a pretrained base model, else 10,000.
     """
 
-    def __init__(self, shape: HeadShape, *, limit: Positive = 1024.0, base: Base = 10_000.0) -> None:
+    def __init__(self, shape: HeadShape, *, limit: Positive = 1024.0, base: Base | None = None) -> None:
         super().__init__(shape, base=base)
         self.limit = limit
 
