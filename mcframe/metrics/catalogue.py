@@ -74,8 +74,6 @@ DECLARED_METRICS = {
     # focus quality
     "eval/{evaluation}/at_{length}/gain/{condition}": ("fraction", "higher", "focus gain: 0 = random, 1 = oracle"),
     "eval/{evaluation}/after_{tokens}/accuracy/{arm}": ("fraction", "higher", "accuracy after a history of N tokens"),
-    "eval/{evaluation}/after_{tokens}/first_ms/{arm}": ("ms", "lower", "to choose and read the context"),
-    "eval/{evaluation}/after_{tokens}/token_ms/{arm}": ("ms", "lower", "of a token after it"),
     "eval/{evaluation}/after_{tokens}/cache_bytes/{arm}": ("bytes", "lower", "keys and values of the context"),
     "eval/{evaluation}/after_{tokens}/disk_bytes/{arm}": ("bytes", "lower", "what is kept of the history"),
     "eval/{evaluation}/after_{tokens}/nll_gap/{arm}":

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcframe.bounds import NonNegativeInt, Repeats
+from mcframe.bounds import Fraction, NonNegativeInt, Repeats
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import (
     block_means,
@@ -46,7 +46,7 @@ class SwapAllocator(GreedyAllocator):
         self,
         tree: ContextTree,
         *,
-        expand_threshold: float = 0.0,
+        expand_threshold: Fraction = 0.0,
         settled: NonNegativeInt = 16,
         iterations: Repeats = 2,
     ) -> None:

