@@ -227,6 +227,9 @@ def corrupted(runs: Runs, folder: Path, options: argparse.Namespace) -> Iterator
 
 def main() -> int:
     """Disturb runs, and print a table."""
+    # Background jobs of a shell ignore Ctrl-C, those of nohup a closed terminal, and so would all runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
