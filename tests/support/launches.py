@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-import torch
 from filelock import FileLock
 
 from mcframe.metrics.catalogue import OF_THE_MACHINE
@@ -36,8 +35,6 @@ EVERY_STEP = (
     "validation.windows = 4",
 )  # fmt: skip
 FOUR_STEPS = (*EVERY_STEP, "checkpoint.keep = 9", f"run.total_tokens = {4 * STEP}")
-FORKS = not torch.cuda.is_available()
-"""Whether ranks can be forked: a forked process cannot use a GPU."""
 
 Process: TypeAlias = "subprocess.Popen[str] | ForkedRanks"
 
@@ -148,7 +145,7 @@ class Launches:
         arguments = ["--gin", str(gin), "--run-dir", str(run_dir), *options]
         for setting in settings:
             arguments += ["--set", setting]
-        if FORKS and not launcher:
+        if not launcher and _forks():
             process = ForkedRanks(arguments, {**self.environment, **(environment or {})}, ranks, self.port())
             return outcome(process, run_dir, watch)
         command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
@@ -167,6 +164,13 @@ class Launches:
         """Execute a command in a process group of its own, as a terminal would, and wait for the complete group."""
         process = popen(command, {**self.environment, **(environment or {})}, cwd)
         return outcome(process, run_dir or Path(), watch)
+
+
+def _forks() -> bool:
+    """Return whether ranks can be forked: a forked process cannot use a GPU."""
+    import torch  # not at the start: the process that only distributes the tests imports this module
+
+    return not torch.cuda.is_available()
 
 
 def clean_environment(folder: Path) -> dict[str, str]:

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from mcframe.evaluation.document_means import DocumentMeans
 
@@ -31,6 +30,8 @@ def slow_interval(values, documents):
     part = [len(each) / len(values) for each in members]
     off = [(sum(each) - mean * len(each)) / len(values) for each in members]
     error = math.sqrt(sum(r * r / (1 - p) for r, p in zip(off, part, strict=True)))
+    from scipy import stats  # takes a second
+
     t = stats.t.ppf(0.975, 1 / sum(p * p for p in part) - 1)
     skew = 2.25 * sum(r**3 for r in off) / sum(r * r for r in off) ** 1.5
     skew = min(0.4, max(-0.4, skew))

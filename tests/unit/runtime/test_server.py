@@ -7,7 +7,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import openai
 import pytest
 
 from mcframe.runtime.sampling import Sampling
@@ -28,6 +27,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(server):
+    import openai  # takes a second
+
     with openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0) as found:
         yield found
 
@@ -103,6 +104,8 @@ def test_a_session_continues_and_shows_its_context(client, server):
 
 
 def test_a_chat_may_send_all_messages_or_new_ones(client):
+    import openai  # takes a second
+
     def send(session, messages):
         answer = client.chat.completions.create(
             model=NAME, messages=messages, max_tokens=8, seed=11, extra_body={"session": session}
@@ -139,6 +142,8 @@ def test_two_sessions_at_once_never_mix(client):
 
 
 def test_sessions_outlive_the_server_even_when_others_are_open(tmp_path):
+    import openai  # takes a second
+
     def story_of(address, name):
         with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
             return complete(client, "b", extra_body={"session": name}).choices[0].text
@@ -207,6 +212,8 @@ def test_a_server_without_a_key_has_the_names_of_this_machine(server):
 
 
 def test_key_and_origin(tmp_path):
+    import openai  # takes a second
+
     with serving(tmp_path, key="sécret") as (address, _):
         with (
             openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0) as client,
