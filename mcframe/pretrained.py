@@ -114,6 +114,17 @@ def model_files(path: str, *, needs_model: bool = True) -> ModelFiles:
     return ModelFiles(found, path)
 
 
+def neutral_token(files: ModelFiles) -> int:
+    """Return the id of a newline, which stands for no content; 0 without a tokenizer."""
+    import tokenizers
+
+    file = files.folder / "tokenizer.json"
+    if not file.is_file():
+        return 0
+    ids: list[int] = tokenizers.Tokenizer.from_file(str(file)).encode("\n", add_special_tokens=False).ids
+    return ids[-1] if ids else 0
+
+
 def check_architecture(files: ModelFiles) -> None:
     """Raise UserError unless the architecture is one of `ARCHITECTURES`."""
     if files.architecture not in ARCHITECTURES:

@@ -81,6 +81,9 @@ class BaseModel(TrainableModule, ABC):
     """The positions, built by `shape.positions` for `heads` and `head_width`."""
     activation_checkpointing: bool = False
     """Whether layers are recomputed in the backward pass."""
+    external_weights: frozenset[str] = frozenset()
+    """Names of frozen parameters that are read from files of the user; checkpoints omit them. The state dict must omit
+    them, too, and its extra state should have a checksum."""
 
     # ---- what a base model implements ------------------------------------------------------------
     @abstractmethod
@@ -138,6 +141,10 @@ class BaseModel(TrainableModule, ABC):
         """Return an empty cache for `extend` of at most `capacity` entries."""
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         return KVCache(self.depth, self.kv_heads, self.head_width, capacity, like)
+
+    def neutral_embedding(self) -> Tensor:
+        """Return an embedding [D] that stands for no content: where gists of an adapter start. 0 by default."""
+        return torch.zeros(self.width, dtype=self.dtype, device=self.device)
 
     def hidden(self, embeddings: Tensor, context: WorkingContext) -> Tensor:
         """Return the final hidden states [R, L, D] of working contexts whose embeddings are [R, L, D]."""

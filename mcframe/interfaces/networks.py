@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -14,10 +14,14 @@ from mcframe.interfaces.param_groups import TrainableModule
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The shape that a network must fit: the base model's width D and the tree."""
+    """The shape that a network must fit: the base model's width D and the tree.
+
+    `neutral` is an embedding [D] of the base model that stands for no content; None outside of a model.
+    """
 
     width: int
     tree: ContextTree
+    neutral: Tensor | None = field(default=None, compare=False)
 
 
 class GistNet(TrainableModule, ABC):

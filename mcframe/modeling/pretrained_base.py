@@ -8,18 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mcframe.bounds import Positive, Size
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError, require
-from mcframe.hookspecs import BaseModel, BaseShape, HeadShape, KVCache, causal_mask
-from mcframe.pretrained import ModelFiles, check_architecture, model_files, naming, quiet_transformers
+from mcframe.hookspecs import BaseModel, BaseShape, HeadShape, KVCache, ParamGroup, causal_mask, group_parameters
+from mcframe.pretrained import (
+    ModelFiles,
+    check_architecture,
+    model_files,
+    naming,
+    needs_extra,
+    neutral_token,
+    quiet_transformers,
+)
 
 _PATH = "base.huggingface.path"
+_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose frequencies do not depend on the length of a context."""
 
@@ -27,15 +37,32 @@ _ROTATIONS = ("default", "linear", "llama3", "yarn")
 class HuggingFaceBase(BaseModel):
     """A pretrained decoder of transformers with rotary positions: Llama, Mistral, Qwen2, Qwen3, SmolLM3.
 
-    Needs the extra `pretrained`. Its weights are read as float32.
+    Needs the extra `pretrained`. Its weights are read as float32. Checkpoints omit what is frozen, with a checksum of
+    the files that have it.
+
+    Source:
+        LoRA (Hu et al., 2021), by peft.
 
     Args:
         path: A folder with config.json and safetensors files, a GGUF file, `package:NAME/FILE` (a file of an installed
             package), or a name of the hub.
+        trained: nothing: the model is frozen. lora: low-rank changes of all maps of its layers. all: every weight.
+        lora_rank: Rank of the changes.
+        lora_alpha: Factor on the changes, times lora_rank.
         activation_checkpointing: Recompute layers in the backward pass (non-reentrant): less memory, more time.
     """
 
-    def __init__(self, shape: BaseShape, /, *, path: str, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        shape: BaseShape,
+        /,
+        *,
+        path: str,
+        trained: Literal["nothing", "lora", "all"] = "nothing",
+        lora_rank: Size = 16,
+        lora_alpha: Positive = 32.0,
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         with naming(_PATH):
             files = model_files(path)
@@ -51,6 +78,20 @@ class HuggingFaceBase(BaseModel):
         self.positions = shape.positions(HeadShape(self.heads, self.head_width, shape.tree, frequencies))
         self.token_embed, self.layers, self.norm = decoder.embed_tokens, decoder.layers, decoder.norm
         self.lm_head = model.lm_head
+        self.files = files
+        if trained != "all":
+            self.requires_grad_(False)
+            self.positions.requires_grad_(True)
+            if trained == "lora":
+                _add_lora(self.layers, lora_rank, lora_alpha)
+            own = {id(each) for each in self.positions.parameters()}
+            self.external_weights = frozenset(
+                name
+                for name, each in self.named_parameters(remove_duplicate=False)
+                if not each.requires_grad and id(each) not in own
+            )
+        self.register_state_dict_post_hook(_omit_external)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_add_external)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def example_settings(folder: Path) -> dict[str, Any]:
@@ -70,6 +111,30 @@ class HuggingFaceBase(BaseModel):
         """Heads of keys and values."""
         heads: int = self._kv_heads
         return heads
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameter groups: the head is a table of tokens, and often the same one."""
+        return group_parameters(self, embedding=[self.lm_head])
+
+    def neutral_embedding(self) -> Tensor:
+        """Return the embedding [D] of a newline."""
+        embedding: Tensor = self.token_embed.weight[neutral_token(self.files)].detach().clone()
+        return embedding
+
+    def get_extra_state(self) -> dict[str, str]:
+        """Return a checksum of the files that have the frozen weights."""
+        return {"digest": self.files.digest if self.external_weights else ""}
+
+    def set_extra_state(self, state: Mapping[str, str]) -> None:
+        """Compare the files with those of a checkpoint. Raises UserError if they differ."""
+        saved, own = state["digest"], self.get_extra_state()["digest"]
+        if saved != own:
+            raise UserError(
+                f"{self.files.origin}: expected the files with which the checkpoint was trained, checksum "
+                f"{saved or 'of no files'}, got {own or 'a model whose weights are in the checkpoint'}",
+                remedy=f"Set {_PATH} to the same model, and base.huggingface.trained as in that run.",
+                binding=_PATH,
+            )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, D] of tokens [B, T]."""
@@ -150,6 +215,29 @@ def _loaded(files: ModelFiles) -> Any:
             remedy="Download the model again, with all of its files.",
         )
     return model
+
+
+def _add_lora(layers: nn.ModuleList, rank: int, alpha: float) -> None:
+    """Add low-rank changes to every map of the layers."""
+    with needs_extra():
+        import peft
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(_MAPS), bias="none")
+    peft.inject_adapter_in_model(config, layers)
+
+
+def _omit_external(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
+    """Remove what is read from files from a state dict."""
+    assert isinstance(module, HuggingFaceBase)
+    for name in module.external_weights:
+        state.pop(f"{prefix}{name}", None)
+
+
+def _add_external(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Add what was read from files to a state dict that is loaded."""
+    assert isinstance(module, HuggingFaceBase)
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in module.external_weights:
+            state.setdefault(f"{prefix}{name}", parameter.detach())
 
 
 def _check_fit(files: ModelFiles, config: Any, shape: BaseShape) -> None:

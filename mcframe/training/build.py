@@ -193,7 +193,7 @@ def build_model(run_config: RunConfig, vocab_size: int) -> MegaContextModel:
     tree, seed = run_config.context.tree, run_config.seed
     strategy = run_config.variants(tree)
     gpt = _build_base(run_config, vocab_size)
-    shape = ModelShape(gpt.width, tree)
+    shape = ModelShape(gpt.width, tree, gpt.neutral_embedding())
     gistnet = lensnet = None
     if strategy.count:
         run_config.context.check_levels()

@@ -29,6 +29,7 @@ from mcframe.registry.checks import raise_contract_error
 from mcframe.training.build import Components, lr_factor
 from mcframe.training.clipping import PartClipping
 from mcframe.training.engine_config import check_ranks, engine_config, gradient_clipping
+from mcframe.training.external_weights import check_external, external_digests
 from mcframe.training.first_interval import GradientWatch
 from mcframe.training.param_groups import optimizer_groups, param_groups
 from mcframe.training.rendezvous import SharedBuffer, await_ranks
@@ -254,6 +255,8 @@ class Engine:
         self._schedule, self._steps = components.schedule, run_config.steps
         offload = run_config.deepspeed.offload_optimizer
         groups = optimizer_groups(step, self.param_groups)
+        dtype = torch.bfloat16 if run_config.deepspeed.precision == "bf16" else torch.float32
+        read = external_digests(components.model.gpt, dtype)
         self.wrapped, _, _, self.scheduler = deepspeed.initialize(
             model=step,
             config=self.config,
@@ -261,6 +264,7 @@ class Engine:
             # Of anything but a plain function, LambdaLR would store the attributes in checkpoints.
             lr_scheduler=lambda built: LambdaLR(built, lambda step: self._lr_factor(step)),
         )
+        check_external(read, self.model.gpt, dtype)
         limit = gradient_clipping(run_config, optimizer)
         self._clipping = PartClipping(self.wrapped, self.param_groups, limit) if limit else None
         self._unclipped_norm: torch.Tensor | None = None

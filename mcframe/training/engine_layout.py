@@ -79,6 +79,11 @@ def is_trained(parameter: nn.Parameter) -> bool:
     return parameter.requires_grad and size_of(parameter) > 0
 
 
+def external(engine: Engine) -> set[str]:
+    """Return the names of parameters that checkpoints omit: frozen ones that the base model reads from files."""
+    return {f"model.gpt.{name}" for name in engine.model.gpt.external_weights}
+
+
 def base_optimizer(engine: Engine) -> torch.optim.Optimizer:
     """Return the optimizer whose `state` holds the states: DeepSpeed replaces Adagrad's object at ZeRO 1 to 3."""
     wrapped = engine.wrapped.optimizer
@@ -156,8 +161,8 @@ def _muon_spans(engine: Engine, number: int) -> tuple[Span, ...]:
 
 
 def frozen_holders(engine: Engine) -> list[Holder]:
-    """Return the parameters that the optimizer does not update."""
-    return _parameter_holders(engine, trained=False)
+    """Return the parameters that the optimizer does not update, without those that checkpoints omit."""
+    return [each for each in _parameter_holders(engine, trained=False) if each.spans[0].name not in external(engine)]
 
 
 def copies(engine: Engine) -> list[Holder]:

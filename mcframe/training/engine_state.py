@@ -23,6 +23,7 @@ from mcframe.training.engine_layout import (
     base_optimizer,
     complete_groups,
     copies,
+    external,
     frozen_holders,
     partitioned,
     shape_of,
@@ -45,7 +46,7 @@ def take(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     tensors: dict[str, Tensor] = {}
     pieces: dict[str, tuple[str, int]] = {}
-    shapes = {name: shape_of(parameter) for name, parameter in engine.step.named_parameters()}
+    shapes = _shapes(engine)
     trained, mine = trained_holders(engine), _assigned(engine)
     by_element = _states_by_element(trained)
     held = []
@@ -99,6 +100,12 @@ def weights(state: SavedState) -> dict[str, Any]:
     found |= {name: found[first].clone() for name, first in common["tied"].items()}
     found |= state.value(0, "module")
     return found
+
+
+def _shapes(engine: Engine) -> dict[str, list[int]]:
+    """Return the shape of each parameter that a checkpoint has."""
+    omitted = external(engine)
+    return {name: shape_of(each) for name, each in engine.step.named_parameters() if name not in omitted}
 
 
 def _assigned(engine: Engine) -> set[str]:
@@ -162,7 +169,7 @@ def _common(engine: Engine, shapes: Mapping[str, Any], tensors: dict[str, Tensor
     tied = {
         name: first[id(parameter)]
         for name, parameter in engine.step.named_parameters(remove_duplicate=False)
-        if name != first[id(parameter)]
+        if name != first[id(parameter)] and name not in external(engine)
     }
     module = dict(_buffers(engine))
     options = [{key: value for key, value in group.items() if key != "params"} for group in _groups(engine)]
@@ -208,7 +215,7 @@ def _extra_states(engine: Engine) -> dict[str, Any]:
 
 def _check_shapes(engine: Engine, saved: Mapping[str, Sequence[int]]) -> None:
     """Raise ValueError unless the saved parameters are those of the engine."""
-    shapes = {name: shape_of(parameter) for name, parameter in engine.step.named_parameters()}
+    shapes = _shapes(engine)
     if different := sorted(shapes.keys() ^ saved.keys()):
         raise ValueError(f"{different[0]} exists in one of the models only")
     for name, shape in shapes.items():

@@ -24,13 +24,14 @@ def memory_estimate(step: TrainStep, optimizer: Optimizer, run_config: RunConfig
     groups = param_groups(step, optimizer, run_config.optimizer_config)
     states = sum(4 * group.rule.states * group.count for group in groups)
     weight = 2 if half else 4
-    master = 4 * parameters if half or stage else 0  # ZeRO holds a flat float32 copy of the weights
+    trained = sum(group.count for group in groups)
+    master = 4 * trained if half or stage else 0  # ZeRO holds a flat float32 copy of the trained weights
     ranks = {
         name: world_size if stage >= least else 1 for name, least in (("optimizer", 1), ("grad", 2), ("weight", 3))
     }
     return {
         "weights": parameters * weight / ranks["weight"],
-        "gradients": parameters * weight / ranks["grad"],
+        "gradients": trained * weight / ranks["grad"],
         "optimizer": (states + master) / ranks["optimizer"],
     }
 

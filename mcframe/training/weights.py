@@ -64,6 +64,8 @@ def start_from(step: TrainStep, path: str) -> str:
     for prefix, title, module in _parts(step):
         saved = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if prefix == f"{MODEL}gpt.":
+            if saved and not any(isinstance(value, Tensor) for value in saved.values()):
+                continue  # frozen there, and read from its files here as well
             saved = _with_more_levels(module, saved)
         if mismatch := _mismatch(module, saved):
             if prefix == f"{MODEL}gpt.":
