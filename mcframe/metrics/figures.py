@@ -38,7 +38,10 @@ _MAP = "cividis"
 _COLORS = ("#56606b", "#0072b2", "#d55e00", "#009e73")
 _MARKERS = ("o", "o", "s", "^")
 _NATS_TICKS = (-10, -3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10)
-_STYLE: dict[Any, Any] = {"font.size": 9.0, "axes.titlesize": 9.5, "figure.titlesize": 11.0}
+_STYLE: dict[Any, Any] = {
+    "font.size": 9.0, "axes.titlesize": 9.5, "figure.titlesize": 11.0,
+    "axes.titley": 1.0,  # otherwise matplotlib measures all labels of an axis to put its title above them
+}  # fmt: skip
 _SOURCES = {"mc/blocks/variants": "variants in training", "mc/blocks/lens": "LensNet's focus on held-out windows"}
 _SCORES, _DELTAS, _VARIANTS = "mc/lens_score", "mc/entry_delta", "mc/variant_delta"
 

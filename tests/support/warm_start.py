@@ -28,7 +28,6 @@ _LOADED = (
     "scipy.special",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
-    "wandb.sdk.launch",  # every run of wandb imports it, for seconds when many modules are loaded
 )
 for _module in _LOADED:
     import_module(_module)
