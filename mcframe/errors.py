@@ -89,6 +89,13 @@ class Interrupt(KeyboardInterrupt):
         self.number = number
 
 
+def interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Return the interrupt that an error is, or that it replaced: libraries turn one into an error of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def interrupted_code(error: KeyboardInterrupt) -> int:
     """Return the exit code after an interrupt, 128 plus the number of the signal."""
     return 128 + getattr(error, "number", signal.SIGINT)

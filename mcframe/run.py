@@ -42,8 +42,12 @@ if __name__ == "__main__":
 
         unfinished = take_unfinished()
         code = train()
-    except KeyboardInterrupt as interrupt:
-        code = 128 + getattr(interrupt, "number", signal.SIGINT)
+    except (KeyboardInterrupt, Exception) as error:
+        from mcframe.errors import interrupt_of, interrupted_code
+
+        if (interrupt := interrupt_of(error)) is None:
+            raise
+        code = interrupted_code(interrupt)
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr)  # noqa: T201
     for number in ENDING:  # the launcher ends the other ranks of a run that has not finished

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from mcframe.errors import EXIT_USER_ERROR, UserError, interrupted_code, is_lost_connection
+from mcframe.errors import EXIT_USER_ERROR, UserError, interrupt_of, interrupted_code, is_lost_connection
 from mcframe.files import is_full, unwritable
 from mcframe.safe_text import redacted
 
@@ -82,6 +82,13 @@ def _reported_elsewhere() -> bool:
     return False
 
 
+def _interrupted(interrupt: KeyboardInterrupt) -> int:
+    """Print one line for all ranks, and return the exit code of a signal."""
+    if os.environ.get("RANK", "0") == "0":
+        print("interrupted", file=sys.stderr)  # noqa: T201
+    return interrupted_code(interrupt)
+
+
 def _lost_connection(error: Exception) -> UserError:
     return UserError(
         f"rank {os.environ.get('RANK', '0')} lost the other ranks"
@@ -124,12 +131,12 @@ def report_user_errors(action: Callable[[], int], *, traceback: bool) -> int:
     except KeyboardInterrupt as interrupt:
         if traceback:
             raise
-        if os.environ.get("RANK", "0") == "0":
-            print("interrupted", file=sys.stderr)  # noqa: T201
-        return interrupted_code(interrupt)
+        return _interrupted(interrupt)
     except Exception as failure:
         if traceback:
             raise
+        if (replaced := interrupt_of(failure)) is not None:
+            return _interrupted(replaced)
         error = _as_user_error(failure)
         if error is None and is_lost_connection(failure) and os.environ.get("WORLD_SIZE", "1") != "1":
             if _reported_elsewhere():

@@ -85,6 +85,33 @@ def test_a_command_without_ranks_ends_with_one_line(launches, tmp_path, name, se
     assert len([line for line in output.splitlines() if "Setting accelerator" not in line]) <= 1
 
 
+REPLACES_IT = """
+import importlib.abc, runpy, signal, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == MODULE:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except BaseException:
+                raise ImportError("a library replaces what interrupts it")
+
+sys.meta_path.insert(0, Finder())
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["mcframe.cli.train", "deepspeed"])
+def test_a_library_that_replaces_the_exception_changes_nothing(launches, tmp_path, module):
+    """An import before and in the part that reports errors."""
+    (tmp_path / "start.py").write_text(f"MODULE = {module!r}\n{REPLACES_IT}")
+    command = [sys.executable, tmp_path / "start.py", launches.script, "--gin", SMOKE, "--run-dir", tmp_path / "run"]
+    result = subprocess.run([*map(str, command)], env=launches.environment, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (143, "interrupted")
+    assert "Traceback" not in result.stderr
+
+
 def test_a_signal_whose_exception_python_drops_is_sent_again():
     result = subprocess.run([sys.executable, "-c", IN_A_DESTRUCTOR], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (143, "")
