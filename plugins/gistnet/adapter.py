@@ -16,7 +16,7 @@ from mcframe_plugins.layers import rms_norm
 class AdapterGistNet(GistNet):
     """A neutral embedding, plus a small network of the base model's states, pooled by a learned query a slot.
 
-    The network's last map starts at 0: gists start as embeddings of a newline, as harmless as dropping. The mean of the
+    The network's last map starts at 0: gists start as embeddings of a newline, which the model knows. The mean of the
     embeddings, the start of the other GistNets, costs a pretrained model nats a token.
 
     Source:
