@@ -1,6 +1,6 @@
 """Time and memory of sessions after a short and a long history, in one process.
 
-    python benchmarks/decoding.py RUN [--short 4000] [--long 1000000] [--bulk 0] [--tokens 512] [--rounds 5]
+    python benchmarks/decoding.py RUN [--short 4000] [--long 1000000] [--bulk 0] [--tokens 512] [--rounds 5] [--budget B]
 
 The sessions generate in turns. Printed are medians of the rounds, in processor time.
 """
@@ -83,14 +83,16 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     for name, default in (("short", 4000), ("long", 1_000_000), ("bulk", 0), ("tokens", 512), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--budget", type=int, help="default: session.budget of the run")
     options = parser.parse_args()
+    sizes = {} if options.budget is None else {"budget": options.budget}
     run, process = mcframe.load_run(options.run, trust=True), psutil.Process()
     with tempfile.TemporaryDirectory() as folder:
         sessions, memory = {}, {}
         for name, count in (("short", options.short), ("long", options.long), ("bulk", options.bulk)):
             if not count:
                 continue
-            session = run.session(Path(folder) / name)
+            session = run.session(Path(folder) / name, **sizes)
             print(session.config if name == "short" else "")
             rate = fill(session, count)
             session.save()
