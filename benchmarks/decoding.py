@@ -1,6 +1,7 @@
 """Time and memory of sessions after a short and a long history, in one process.
 
-    python benchmarks/decoding.py RUN [--short 4000] [--long 1000000] [--bulk 0] [--tokens 512] [--rounds 5] [--budget B]
+    python benchmarks/decoding.py RUN [--short 4000] [--long 1000000] [--bulk 0] [--tokens 512] [--rounds 5]
+                                  [--budget B]
 
 The sessions generate in turns. Printed are medians of the rounds, in processor time.
 """
