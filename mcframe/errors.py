@@ -89,6 +89,10 @@ class Interrupt(KeyboardInterrupt):
         self.number = number
 
 
+interrupts: list[Interrupt] = []
+"""Those that were raised in this process, dropped ones included: an import that loses one fails later, without it."""
+
+
 def interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
     """Return the interrupt that an error is, or that it replaced: libraries turn one into an error of their own."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
@@ -103,6 +107,7 @@ def interrupted_code(error: KeyboardInterrupt) -> int:
 
 def raise_interrupt(number: int = signal.SIGINT, frame: object = None) -> NoReturn:
     """Raise Interrupt: the handler of the signals that end a command."""
+    interrupts.append(Interrupt(number))
     raise Interrupt(number)
 
 

@@ -43,9 +43,9 @@ if __name__ == "__main__":
         unfinished = take_unfinished()
         code = train()
     except (KeyboardInterrupt, Exception) as error:
-        from mcframe.errors import interrupt_of, interrupted_code
+        from mcframe.errors import interrupt_of, interrupted_code, interrupts
 
-        if (interrupt := interrupt_of(error)) is None:
+        if (interrupt := interrupt_of(error) or next(iter(interrupts), None)) is None:
             raise
         code = interrupted_code(interrupt)
         if os.environ.get("RANK", "0") == "0":

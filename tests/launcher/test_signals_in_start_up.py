@@ -94,7 +94,9 @@ class Finder(importlib.abc.MetaPathFinder):
             try:
                 signal.raise_signal(signal.SIGTERM)
             except BaseException:
-                raise ImportError("a library replaces what interrupts it")
+                if not LATER:
+                    raise ImportError("a library replaces what interrupts it")
+            raise ImportError("it is imported again")
 
 sys.meta_path.insert(0, Finder())
 del sys.argv[0]
@@ -102,10 +104,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("module", ["mcframe.cli.train", "deepspeed"])
-def test_a_library_that_replaces_the_exception_changes_nothing(launches, tmp_path, module):
+def test_a_library_that_replaces_the_exception_changes_nothing(launches, tmp_path, module, later):
     """An import before and in the part that reports errors."""
-    (tmp_path / "start.py").write_text(f"MODULE = {module!r}\n{REPLACES_IT}")
+    (tmp_path / "start.py").write_text(f"MODULE, LATER = {module!r}, {later}\n{REPLACES_IT}")
     command = [sys.executable, tmp_path / "start.py", launches.script, "--gin", SMOKE, "--run-dir", tmp_path / "run"]
     result = subprocess.run([*map(str, command)], env=launches.environment, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr.splitlines()[-1]) == (143, "interrupted")
