@@ -80,7 +80,7 @@ class BaseModel(TrainableModule, ABC):
     positions: Positions
     """The positions, built by `shape.positions` for `heads` and `head_width`."""
     activation_checkpointing: bool = False
-    """Whether layers are recomputed in the backward pass."""
+    """True if layers are recomputed in the backward pass."""
     external_weights: frozenset[str] = frozenset()
     """Names of frozen parameters that are read from files of the user; checkpoints omit them. The state dict must omit
     them, too, and its extra state should have a checksum."""

@@ -15,6 +15,7 @@ from mcframe_plugins.allocator import (
     SwapAllocator,
     TopKAllocator,
 )
+from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of
 
 KINDS = {
@@ -38,6 +39,17 @@ def allocate(allocator, tree, focuses, scores, budget, age=None, seeds=None):
     assert found.dtype == torch.long
     assert torch.equal(found, allocator.allocate(of_entries, context, budget, seeds))
     return found.tolist()
+
+
+TREE = oracle.Tree(window=44, block_size=3, levels=2, slots=1, tail=8, sink=0)  # 14 blocks, 12 of them free
+
+
+def by_block(values):
+    """Return scores [1, T] of `TREE` from a mapping of blocks to values; 0 elsewhere."""
+    scores = torch.zeros(1, TREE.window)
+    for block, value in values.items():
+        scores[0, 3 * block : 3 * block + 3] = value
+    return scores
 
 
 def random_scores(tree, rows, seed):

@@ -12,7 +12,7 @@ from mcframe.context.working_context import raw_context
 from mcframe.errors import UserError
 from mcframe_plugins.allocator import GreedyAllocator, TopKAllocator
 from tests.support import oracle
-from tests.support.allocations import KINDS, allocate, random_scores
+from tests.support.allocations import KINDS, TREE, allocate, by_block, random_scores
 from tests.support.generators import SOME, focused_trees, geometry_of
 
 EXACT = ("hierarchical", "random", "recency")
@@ -95,16 +95,6 @@ def test_topk_keeps_raw_blocks_at_equal_scores():
 
 
 # ---- greedy ----------------------------------------------------------------------------------------
-TREE = oracle.Tree(window=44, block_size=3, levels=2, slots=1, tail=8, sink=0)  # 14 blocks, 12 of them free
-
-
-def by_block(values):
-    scores = torch.zeros(1, TREE.window)
-    for block, value in values.items():
-        scores[0, 3 * block : 3 * block + 3] = value
-    return scores
-
-
 def greedy(values, focus, budget, age=None, **options):
     allocator = GreedyAllocator(geometry_of(TREE), **options)
     return allocate(allocator, TREE, [focus], by_block(values), budget, age)[0]

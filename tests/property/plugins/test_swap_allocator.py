@@ -12,17 +12,8 @@ from mcframe.context.focus_ops import block_means
 from mcframe.context.working_context import build_context
 from mcframe_plugins.allocator import SwapAllocator
 from tests.support import oracle
-from tests.support.allocations import allocate, random_scores
+from tests.support.allocations import TREE, allocate, by_block, random_scores
 from tests.support.generators import focus_tensor, focused_trees, geometry_of
-
-TREE = oracle.Tree(window=44, block_size=3, levels=2, slots=1, tail=8, sink=0)  # 14 blocks, 12 of them free
-
-
-def by_block(values):
-    scores = torch.zeros(1, TREE.window)
-    for block, value in values.items():
-        scores[0, 3 * block : 3 * block + 3] = value
-    return scores
 
 
 def swap(values, focus, budget, age=None, **options):
