@@ -29,7 +29,7 @@ from mcframe.training.build import (
     parameter_counts,
 )
 from mcframe.training.checkpoint_folder import find
-from mcframe.training.engine_config import check_ranks
+from mcframe.training.engine_config import check_ranks, checked_micro_batch
 from mcframe.training.flops import StepFlops
 from mcframe.training.probe import probe_focuses
 from mcframe.training.startup_summary import describe_text, describe_variants, memory_estimate, omitted
@@ -74,6 +74,7 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str],
     vocab_size = _vocab_size(loaded, console)
     with torch.device("meta"):
         step = build_step(run_config, vocab_size)
+    checked_micro_batch(run_config, ranks, step.baseline_every)
     variants = step.model.strategy.count
     allocator = run_config.allocator(run_config.context.tree)
     text = run_config.text()

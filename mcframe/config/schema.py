@@ -68,6 +68,8 @@ class ContextConfig:
         allow_unused_levels: Accept levels that no target length can ever use.
         baseline_window: Tokens at the end of T that the uncompressed pass of a training step reads; None = T. Losses
             and metrics that compare with it count the targets after those tokens only.
+        baseline_every: One of so many sequences has the uncompressed pass in a training step with variants; a divisor
+            of the micro-batch. The others have the losses that compare with nothing, such as `@loss.variants`, alone.
     """
 
     window: Count
@@ -83,6 +85,7 @@ class ContextConfig:
     length_mixed: bool = False
     allow_unused_levels: bool = False
     baseline_window: Count | None = None
+    baseline_every: Count = 1
 
     def __post_init__(self) -> None:
         if self.window % self.block_size:

@@ -40,7 +40,8 @@ class UncompressedPass:
         nll: NLL of the targets [B, T], in nats.
         loss_mask: The targets that count and that the pass predicts [B, T], bool.
         target_mask: The targets that count [B, T], bool; more than `loss_mask` with `context.baseline_window`. Before
-            the tokens that the pass then reads, `hidden` and `nll` are 0.
+            the tokens that the pass then reads, `hidden` and `nll` are 0. In sequences without the pass
+            (`context.baseline_every`) they are NaN, and `loss_mask` is empty.
     """
 
     inputs: Tensor
@@ -190,6 +191,11 @@ class Loss(TrainableModule, ABC):
 
     part: Literal["base", "gistnet", "lensnet"] | None = None
     """The part of the model that the parameters of this loss belong to: they are frozen with it by `run.trainable`."""
+
+    compares: bool = True
+    """False where the loss compares with nothing: it reads neither `hidden` nor `nll` of the uncompressed pass, no
+    `loss_mask`, and nothing of LensNet. It is also computed for sequences without that pass
+    (`context.baseline_every`)."""
 
     max_zero_stage: int = 3
     """The highest ZeRO stage that the loss supports."""

@@ -66,17 +66,26 @@ class LossTerms(nn.ModuleDict):
         """Return whether any loss requires `need`."""
         return any(need in loss.needs for loss in self.each())
 
-    def forward(self, view: StepView, timed: PhaseTimer = no_timer) -> tuple[Tensor, StepMetrics]:
-        """Return the weighted sum of the losses, a scalar, and their metrics."""
+    def forward(
+        self, view: StepView, timed: PhaseTimer = no_timer, bare: StepView | None = None
+    ) -> tuple[Tensor, StepMetrics]:
+        """Return the weighted sum of the losses, a scalar, and their metrics.
+
+        Args:
+            view: The sequences that have the uncompressed pass.
+            timed: Times phases.
+            bare: The sequences that have not. Losses that compare do not count them.
+        """
         total, metrics = view.uncompressed.nll.new_zeros(()), StepMetrics()
         lens = total.detach()
         for loss in self.each():
             of_lens = "scores" in loss.needs
             with timed("lens" if of_lens else "losses"):
                 term = loss(view)
-                value = loss.weight * term.loss.float().mean()
+                values = term.loss if bare is None or loss.compares else torch.cat((term.loss, loss(bare).loss))
+                value = loss.weight * values.float().mean()
                 total = total + value
-                metrics |= _logged(loss.name, term.loss, term.metrics)
+                metrics |= _logged(loss.name, values, term.metrics)
                 lens = lens + value.detach() if of_lens else lens
         if self.require("scores"):
             metrics.means["mc/lens_loss"] = masked_sum(lens[None], torch.ones_like(lens[None], dtype=torch.bool))

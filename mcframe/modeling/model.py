@@ -106,6 +106,20 @@ class MegaContextModel(nn.Module):
         mask = target_mask & (torch.arange(nll.shape[1], device=nll.device) >= first) if first else target_mask
         return UncompressedPass(inputs, next_tokens, embeddings, gist_inputs, hidden, nll, mask, target_mask)
 
+    def no_pass(self, tokens: Tensor, loss_mask: Tensor | None = None) -> UncompressedPass:
+        """Return an uncompressed pass without the base model: it predicts nothing, `nll` and `hidden` are NaN.
+
+        Args:
+            tokens: [B, T + 1].
+            loss_mask: The targets that count [B, T], bool; None for all.
+        """
+        inputs, embeddings = tokens[:, :-1], self.gpt.embed(tokens[:, :-1])
+        nothing = torch.zeros_like(inputs, dtype=torch.bool)
+        target_mask = ~nothing if loss_mask is None else loss_mask
+        nan = embeddings.new_full((), torch.nan)  # a loss that reads them all the same is found
+        hidden, nll = nan.expand_as(embeddings), nan.float().expand_as(inputs)
+        return UncompressedPass(inputs, tokens[:, 1:], embeddings, embeddings, hidden, nll, nothing, target_mask)
+
     @property
     def _gist_layer(self) -> int:
         return 0 if self.gistnet is None else self.gistnet.reads_layer

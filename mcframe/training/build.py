@@ -176,8 +176,8 @@ def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
     stage = run_config.deepspeed.zero_stage
     for loss in losses:
         _check_stage(f"loss.{loss.name}", loss.max_zero_stage, stage, f"remove @loss.{loss.name} from run.losses")
-    baseline_window = _checked_baseline_window(run_config.context, model)
-    step = TrainStep(model, losses, run_config.lens_targets, baseline_window)
+    baseline_window, baseline_every = _checked_baseline(run_config.context, model)
+    step = TrainStep(model, losses, run_config.lens_targets, baseline_window, baseline_every)
     weights = {f"loss.{loss.name}": loss.weight for loss in step.losses.each()}
     weighted = any(not isinstance(weight, int | float) or weight for weight in weights.values())
     require(weighted, "run.losses", weights, "a loss with a weight above 0 that this run computes")
@@ -246,27 +246,29 @@ def _check_model(model: MegaContextModel) -> None:
         )
 
 
-def _checked_baseline_window(context: ContextConfig, model: MegaContextModel) -> int | None:
-    """Return `context.baseline_window`, None for T.
+def _checked_baseline(context: ContextConfig, model: MegaContextModel) -> tuple[int | None, int]:
+    """Return the tokens of the uncompressed pass, None for T, and how many sequences share one such pass.
 
     Raises:
-        UserError: GistNet or LensNet reads the uncompressed pass at all tokens.
+        UserError: GistNet or LensNet reads that pass at all tokens.
     """
-    if context.baseline_window in (None, context.window):
-        return None
+    window = None if context.baseline_window == context.window else context.baseline_window
+    every = context.baseline_every if model.strategy.count else 1  # the plain baseline has nothing else
+    limits = {"context.baseline_window": (window, None), "context.baseline_every": (every, 1)}
+    limited = {name: (value, free) for name, (value, free) in limits.items() if value != free}
     readers = {
         "run.gistnet": ("the states of the base model (reads_layer)", model.gistnet and model.gistnet.reads_layer),
         "run.lensnet": ("the uncompressed NLL (reads_nll)", model.lensnet and model.lensnet.reads_nll),
     }
     for name, (what, reads) in readers.items():
-        if reads:
+        for limit, (value, free) in limited.items() if reads else ():
             raise UserError(
-                f"{name}: expected one that reads embeddings with context.baseline_window = {context.baseline_window}, "
-                f"got one that reads {what} of all {context.window} tokens",
-                binding="context.baseline_window",
-                remedy=f"Set context.baseline_window = None, or select another {name}.",
+                f"{name}: expected one that reads embeddings with {limit} = {value}, got one that reads {what} of all "
+                f"{context.window} tokens of every sequence",
+                binding=limit,
+                remedy=f"Set {limit} = {free}, or select another {name}.",
             )
-    return context.baseline_window
+    return window, every
 
 
 def _freeze(step: TrainStep, trainable: Sequence[str]) -> None:

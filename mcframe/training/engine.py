@@ -20,7 +20,6 @@ from filelock import FileLock
 from torch.optim.lr_scheduler import LambdaLR
 
 from mcframe.context.step_metrics import StepMetrics
-from mcframe.data.loader import micro_batch_for
 from mcframe.environment import prepare_rank
 from mcframe.errors import UserError
 from mcframe.hookspecs import Optimizer
@@ -28,7 +27,7 @@ from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.registry.checks import raise_contract_error
 from mcframe.training.build import Components, lr_factor
 from mcframe.training.clipping import PartClipping
-from mcframe.training.engine_config import check_ranks, engine_config, gradient_clipping
+from mcframe.training.engine_config import check_ranks, checked_micro_batch, engine_config, gradient_clipping
 from mcframe.training.external_weights import check_external, external_digests
 from mcframe.training.first_interval import GradientWatch
 from mcframe.training.param_groups import optimizer_groups, param_groups
@@ -244,7 +243,7 @@ class Engine:
 
         step, run_config, optimizer = components.step, components.run_config, components.optimizer
         check_ranks(run_config, world_size)
-        self.micro_batch = micro_batch_for(run_config.sequences // world_size, run_config.micro_batch)
+        self.micro_batch = checked_micro_batch(run_config, world_size, step.baseline_every)
         self.accumulation = run_config.sequences // (self.micro_batch * world_size)
         self.config = engine_config(run_config, optimizer, self.micro_batch, self.accumulation)
         self.stage = run_config.deepspeed.zero_stage

@@ -7,6 +7,7 @@ from typing import Any
 
 from mcframe.config.schema import RunConfig
 from mcframe.config.training_schema import DeepSpeedConfig
+from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError, require
 from mcframe.hookspecs import Optimizer
 from mcframe.training.deepspeed_settings import check_settings
@@ -124,3 +125,21 @@ def check_ranks(run_config: RunConfig, world_size: int) -> None:
         f"a multiple of {world_size} ranks times context.window = {window}",
         f"Set run.batch_tokens = {near}, or start another number of ranks.",
     )
+
+
+def checked_micro_batch(run_config: RunConfig, world_size: int, every: int) -> int:
+    """Return the sequences of a forward pass on a rank.
+
+    Raises:
+        UserError: They are no multiple of `every`, of which one has the uncompressed pass.
+    """
+    size = micro_batch_for(run_config.sequences // world_size, run_config.micro_batch)
+    require(
+        size % every == 0,
+        "context.baseline_every",
+        every,
+        f"a divisor of the micro-batch of {size} sequences",
+        f"Set run.micro_batch and run.batch_tokens so that a micro-batch has a multiple of {every} sequences, or "
+        "context.baseline_every = 1.",
+    )
+    return size

@@ -50,14 +50,16 @@ class StepFlops:
         self._known: dict[tuple[int, ...], FlopCount] = {}
         self.notes: dict[str, str] = {}
 
-    def at(self, length: int, progress: float = 0.0, micro_batch: int = 1) -> FlopCount:
+    def at(self, length: int, progress: float = 0.0, micro_batch: int | None = None) -> FlopCount:
         """Return the FLOPs of a step.
 
         Args:
             length: Entries of each variant; 0 without variants.
             progress: Fraction of training that is done, for losses with a curriculum.
-            micro_batch: Sequences of a forward pass. With more, logits are computed in chunks and recomputed.
+            micro_batch: Sequences of a forward pass. With more, logits are computed in chunks and recomputed. None for
+                as few as have the cost of the average.
         """
+        micro_batch = micro_batch or self._step.baseline_every
         self._step.begin_step(progress)
         key = (length, micro_batch, *(loss.stage for loss in self._step.losses.each()))
         if key not in self._known:
@@ -79,7 +81,8 @@ class StepFlops:
                 f"estimated from the lengths of its contexts: a plug-in does not run on the meta device "
                 f"({type(error).__name__}: {reason})"
             )
-            contexts = ((self._step.baseline_window or window) + self._step.model.strategy.count * length) / window
+            baseline = (self._step.baseline_window or window) / self._step.baseline_every
+            contexts = (baseline + self._step.model.strategy.count * length) / window
             total, recomputed = plain * contexts, 0.0
         return FlopCount(plain, total, max(0.0, recomputed))
 

@@ -79,8 +79,9 @@ def describe_text(run_config: RunConfig, text: TextSource) -> dict[str, str]:
 def omitted(step: TrainStep) -> dict[str, str]:
     """Return the parts that a run omits: tokens of the uncompressed pass, GistNet or LensNet, losses without inputs."""
     rows, model = {}, step.model
-    if step.baseline_window is not None:
-        rows["uncompressed pass"] = f"the last {step.baseline_window:,} of {model.tree.window:,} tokens"
+    if step.baseline_window is not None or step.baseline_every > 1:
+        tokens = f"the last {step.baseline_window or model.tree.window:,} of {model.tree.window:,} tokens"
+        rows["uncompressed pass"] = f"{tokens}, in one of {step.baseline_every} sequences"
     if model.strategy.count and model.gistnet is None:
         rows["GistNet"] = "none; collapsed blocks are dropped"
     if model.strategy.count and model.lensnet is None:

@@ -42,6 +42,19 @@ class StepBatch:
     length: int
     loss_mask: Tensor | None = None
 
+    def divided(self, every: int) -> tuple[StepBatch, StepBatch | None]:
+        """Return the first of every `every` sequences, and the others; None where there are none."""
+        if every == 1 or self.tokens.shape[0] == 1:
+            return self, None
+        count = self.tokens.shape[0]
+        others = torch.arange(count - -(-count // every), device=self.tokens.device)
+        others = others + others // (every - 1) + 1
+        mask = self.loss_mask
+        return (
+            StepBatch(self.tokens[::every], self.seeds[::every], self.length, None if mask is None else mask[::every]),
+            StepBatch(self.tokens[others], self.seeds[others], self.length, None if mask is None else mask[others]),
+        )
+
 
 class TrainStep(nn.Module):
     """The module that DeepSpeed trains.
@@ -51,6 +64,7 @@ class TrainStep(nn.Module):
         losses: The losses of `run.losses`, in order.
         lens_targets: The targets of LensNet's losses.
         baseline_window: Tokens at the end that the uncompressed pass reads; None for T.
+        baseline_every: One of so many sequences has the uncompressed pass.
     """
 
     def __init__(
@@ -59,9 +73,10 @@ class TrainStep(nn.Module):
         losses: Sequence[Loss],
         lens_targets: LensTargetsConfig | None = None,
         baseline_window: int | None = None,
+        baseline_every: int = 1,
     ) -> None:
         super().__init__()
-        self.model, self.baseline_window = model, baseline_window
+        self.model, self.baseline_window, self.baseline_every = model, baseline_window, baseline_every
         self.losses = LossTerms(losses, missing_parts(model))
         config = lens_targets or LensTargetsConfig()
         self.lens_targets = None if model.lensnet is None else LensTargets(config, model.strategy.count)
@@ -97,6 +112,7 @@ class TrainStep(nn.Module):
     def forward(self, batch: StepBatch) -> tuple[Tensor, StepMetrics]:
         """Return the loss of a micro-batch, a scalar, and its metrics."""
         model, timed = self.model, self.model.timed
+        batch, others = batch.divided(self.baseline_every)
         with timed("base"):
             uncompressed = model.uncompressed_pass(batch.tokens, batch.loss_mask, self.baseline_window)
         metrics = StepMetrics(means={"train/loss_lod0": masked_sum(uncompressed.nll, uncompressed.loss_mask)})
@@ -106,14 +122,31 @@ class TrainStep(nn.Module):
                 table = model.node_table(uncompressed.embeddings, uncompressed.gist_inputs)
             variants = self._variants(uncompressed, table, batch)
             metrics |= self._variant_metrics(variants, batch.seeds)
-        gpt = model.gpt
-        view = StepView(
-            model.tree, uncompressed, table, variants, batch.seeds, gpt.nll, gpt.logits, gpt.hidden
-        )  # fmt: skip
-        loss, more = self.losses(view, timed)
+        bare = None if others is None else self._without_baseline(others)
+        loss, more = self.losses(self._view(uncompressed, table, variants, batch.seeds), timed, bare)
         return loss, metrics | more
 
-    def _variants(self, uncompressed: UncompressedPass, table: Tensor, batch: StepBatch) -> VariantPass:
+    def _view(
+        self, uncompressed: UncompressedPass, table: Tensor | None, variants: VariantPass | None, seeds: Tensor
+    ) -> StepView:
+        gpt = self.model.gpt
+        return StepView(self.model.tree, uncompressed, table, variants, seeds, gpt.nll, gpt.logits, gpt.hidden)
+
+    def _without_baseline(self, batch: StepBatch) -> StepView:
+        """Return the variants of sequences without the uncompressed pass, for losses that compare with nothing."""
+        model = self.model
+        with model.timed("build"):
+            uncompressed = model.no_pass(batch.tokens, batch.loss_mask)
+            table = model.node_table(uncompressed.embeddings, uncompressed.embeddings)
+        context, entries, hidden = self._contexts(uncompressed, table, batch)
+        with model.timed("variant"):
+            paired, _ = self._pair(hidden, context, uncompressed, with_kl=False)
+        return self._view(uncompressed, table, VariantPass(entries, hidden, paired), batch.seeds)
+
+    def _contexts(
+        self, uncompressed: UncompressedPass, table: Tensor, batch: StepBatch
+    ) -> tuple[WorkingContext, Tensor, Tensor]:
+        """Return the proposed variants: contexts, embeddings of their entries and final states [R, L, D]."""
         model, timed = self.model, self.model.timed
         focus = model.propose_from(uncompressed.inputs, table, batch.seeds, batch.length, uncompressed.nll)
         with timed("sampling"):
@@ -122,8 +155,13 @@ class TrainStep(nn.Module):
         with timed("pack"):
             entries = gather_embeddings(table, context)
         with timed("variant"):
-            hidden = model.gpt.hidden(entries, context)
-            paired, kl = self._pair(hidden, context, uncompressed)
+            return context, entries, model.gpt.hidden(entries, context)
+
+    def _variants(self, uncompressed: UncompressedPass, table: Tensor, batch: StepBatch) -> VariantPass:
+        model, timed = self.model, self.model.timed
+        context, entries, hidden = self._contexts(uncompressed, table, batch)
+        with timed("variant"):
+            paired, kl = self._pair(hidden, context, uncompressed, with_kl=self._needs_kl)
             dropped = self._drop(table, context, uncompressed) if self.needs_dropped else None
         lens = None
         if model.lensnet is not None:
@@ -131,14 +169,14 @@ class TrainStep(nn.Module):
         return VariantPass(entries, hidden, paired, kl, dropped, lens)
 
     def _pair(
-        self, hidden: Tensor, context: WorkingContext, uncompressed: UncompressedPass
+        self, hidden: Tensor, context: WorkingContext, uncompressed: UncompressedPass, *, with_kl: bool
     ) -> tuple[PairedNLL, Tensor | None]:
-        """Pair the variants' NLL with the uncompressed NLL at the same targets; with the KL [R, L] if required."""
+        """Pair the variants' NLL with the uncompressed NLL at the same targets; with the KL [R, L] if `with_kl`."""
         gpt = self.model.gpt
         repeat = context.focus.shape[0] // uncompressed.nll.shape[0]
         targets = context.targets(uncompressed.next_tokens.repeat_interleave(repeat, dim=0))
         kl = None
-        if self._needs_kl:
+        if with_kl:
             index = (context.end - 1)[..., None].expand(-1, -1, hidden.shape[-1])
             teacher = uncompressed.hidden.detach().repeat_interleave(repeat, dim=0).gather(1, index)
             nll, kl = gpt.nll_and_kl(hidden, targets, teacher)

@@ -22,7 +22,7 @@ class BagOfTokens(Loss):
         weight: Factor in the total.
     """
 
-    name, needs = "bag_of_tokens", ("variants", "gists")
+    name, needs, compares = "bag_of_tokens", ("variants", "gists"), False
 
     def __init__(self, shape: ModelShape, *, weight: NonNegative = 0.1) -> None:
         super().__init__()

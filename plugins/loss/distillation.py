@@ -28,13 +28,22 @@ class Distillation(Loss):
         weight: Factor in the total.
         contrast: Additional weight of targets that lose without the collapsed blocks. Above 0 it costs one more pass of
             the variants.
+        gist_targets: Also compare what gists predict: the first token after their span. A pretrained base model spends
+            most of a gist on that token, and learns the rest later: set False there.
     """
 
     name, needs = "distillation", ("variants", "kl")
 
-    def __init__(self, shape: ModelShape, *, weight: NonNegative = 1.0, contrast: NonNegative = 0.0) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        weight: NonNegative = 1.0,
+        contrast: NonNegative = 0.0,
+        gist_targets: bool = True,
+    ) -> None:
         super().__init__()
-        self.weight, self.contrast = weight, contrast
+        self.weight, self.contrast, self.gist_targets = weight, contrast, gist_targets
         if contrast:
             self.needs = ("variants", "kl", "dropped")
 
@@ -47,6 +56,7 @@ class Distillation(Loss):
         if self.contrast and dropped is not None:
             cost = scatter_to_targets(dropped.delta, dropped.context, missing=0.0)
             weight = weight + self.contrast * torch.tanh(torch.relu(cost.gather(1, paired.context.end - 1)))
-        weight = torch.where(paired.loss_mask, weight, 0.0)
+        counts = paired.loss_mask if self.gist_targets else paired.loss_mask & (paired.context.lod == 0)
+        weight = torch.where(counts, weight, 0.0)
         mean = (kl * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-6)
-        return LossTerm(view.by_sequence(mean), StepMetrics(means={"mc/gist_kl": masked_sum(kl, paired.loss_mask)}))
+        return LossTerm(view.by_sequence(mean), StepMetrics(means={"mc/gist_kl": masked_sum(kl, counts)}))

@@ -44,7 +44,7 @@ class Reconstruction(Loss):
         fraction: Fraction of a sequence's blocks that are reconstructed in a step.
     """
 
-    name, needs, part = "reconstruction", ("variants", "gists"), "gistnet"
+    name, needs, part, compares = "reconstruction", ("variants", "gists"), "gistnet", False
 
     def __init__(
         self,

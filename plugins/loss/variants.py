@@ -16,7 +16,7 @@ class VariantNLL(Loss):
         weight: Factor in the total.
     """
 
-    name = "variants"
+    name, compares = "variants", False
 
     def __init__(self, shape: ModelShape, *, weight: NonNegative = 1.0) -> None:
         super().__init__()

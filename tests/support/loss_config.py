@@ -30,6 +30,7 @@ class LossConfig:
     delta_penalty: float = 0.1
     distillation: float = 0.0
     contrast: float = 0.0
+    gist_targets: bool = True
     reconstruction: float = 0.0
     blocks: Sequence[int] = (1, 2, 4)
     fraction: float = 0.5
@@ -66,7 +67,11 @@ class LossConfig:
             DeltaPenalty(shape, weight=self.delta_penalty),
         ]
         if self.distillation:
-            found.append(Distillation(shape, weight=self.distillation, contrast=self.contrast))
+            found.append(
+                Distillation(
+                    shape, weight=self.distillation, contrast=self.contrast, gist_targets=self.gist_targets
+                )
+            )  # fmt: skip
         if self.reconstruction:
             found.append(Reconstruction(shape, weight=self.reconstruction, blocks=self.blocks, fraction=self.fraction))
         return found + self.lens_losses(shape)

@@ -248,7 +248,7 @@ class SlowStep:
     def distillation(self, variant: Variant, outcome: Outcome) -> Tensor:
         """Mean KL, weighted by what dropping the gists costs at the same target."""
         cost = {j.entry.end: max(0.0, number(j.delta)) for j in variant.dropped} if self.gistnet is not None else {}
-        ends = [j.entry.end for j in variant.entry_deltas]
+        ends = [j.entry.end for j in variant.entry_deltas if self.settings.gist_targets or not j.entry.lod]
         outcome.divergences += [number(variant.divergence[end]) for end in ends]
         weights = [1 + self.settings.contrast * math.tanh(cost.get(end, 0.0)) for end in ends]
         total = sum(w * variant.divergence[end] for w, end in zip(weights, ends, strict=True))

@@ -11,7 +11,7 @@ from mcframe.config.schema import ContextConfig
 from mcframe.errors import UserError
 from mcframe.hookspecs import ModelShape
 from mcframe.modeling.model import MegaContextModel
-from mcframe.training.build import _checked_baseline_window
+from mcframe.training.build import _checked_baseline
 from mcframe_plugins.loss.z_loss import ZLoss
 from tests.support.generators import SOME, geometry_of
 from tests.support.loss_config import LossConfig
@@ -104,10 +104,14 @@ def test_networks_that_read_the_pass_are_refused(gistnet, lensnet):
     model = step_and_batch(gistnet, lensnet)[0].model
     context = ContextConfig(window=48, block_size=4, tail=5, baseline_window=47)
     with pytest.raises(UserError, match="expected one that reads embeddings") as caught:
-        _checked_baseline_window(context, model)
+        _checked_baseline(context, model)
     assert caught.value.binding == "context.baseline_window"
-    assert _checked_baseline_window(replace(context, baseline_window=48), model) is None
-    assert _checked_baseline_window(replace(context, baseline_window=None), model) is None
+    assert _checked_baseline(replace(context, baseline_window=48), model) == (None, 1)
+    complete = replace(context, baseline_window=None)
+    assert _checked_baseline(complete, model) == (None, 1)
+    with pytest.raises(UserError, match="expected one that reads embeddings") as caught:
+        _checked_baseline(replace(complete, baseline_every=2), model)
+    assert caught.value.binding == "context.baseline_every"
 
 
 @pytest.mark.parametrize("window", [5, 49])

@@ -43,6 +43,10 @@ CASES = {
     "end of gists, not smoothed": {"gistnet": "mean", "placement": "end", "smoothing": False},
     "all": {"settings": ALL, "sequences": 2, "gradients": True, "masked": True, "gist_bias": -0.5},
     "distillation": {"settings": LossConfig(**ONLY | {"distillation": 1.0}), "gradients": True},
+    "distillation of tokens": {
+        "settings": LossConfig(**ONLY | {"distillation": 1.0, "contrast": 2.0}, gist_targets=False),
+        "gradients": True,
+    },
     "reconstruction": {"settings": LossConfig(**ONLY | {"reconstruction": 1.0}), "gradients": True},
     "penalty": {"settings": LossConfig(**ONLY | {"delta_penalty": 1.0}), "gradients": True},
     "weak contrast": {"settings": LossConfig(distillation=1.0, contrast=0.5)},
