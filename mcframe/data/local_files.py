@@ -78,11 +78,18 @@ class LocalFiles(TextSource):
         Raises:
             UserError: A path is missing, a file cannot be read, or no file has text.
         """
+        return (text for text, _ in self.positioned_documents(epoch))
+
+    def positioned_documents(self, epoch: int = 0, after: Any = None) -> Iterator[tuple[str, Any]]:
+        """Yield the documents after a position: [files before, documents of the file]. Files before are not read."""
+        first, passed = after or (0, 0)
         found, counts = find_files(self._paths), Counter[str]()
-        for file in found.files:
-            yield from read_file(file, self._text_field, self._encoding, counts)
+        for index, file in enumerate(found.files[first:], first):
+            texts = enumerate(read_file(file, self._text_field, self._encoding, counts), 1)
+            yield from ((text, [index, number]) for number, text in texts if number > passed)
+            passed = 0
             _check_whole(file)
-        if not counts["documents"]:
+        if not after and not counts["documents"]:
             raise _no_text(found, counts)
 
     def describe(self) -> str:

@@ -6,10 +6,11 @@ import itertools
 import random
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from mcframe.bounds import Positive, Seed
-from mcframe.data import plugin_checks
 from mcframe.data.cache import cache_key, fingerprint
+from mcframe.data.positions import Position, positioned
 from mcframe.data.sources import StandardLibrary
 from mcframe.errors import UserError
 from mcframe.hookspecs import TextSource
@@ -60,14 +61,22 @@ class Mixture(TextSource):
 
     def documents(self, epoch: int = 0) -> Iterator[str]:
         """Yield documents. The source of each is a function of the seed, the epoch and the document's number."""
-        iterators = [plugin_checks.documents(source, epoch) for source in self._sources]
+        return (text for text, _ in self.positioned_documents(epoch))
+
+    def positioned_documents(self, epoch: int = 0, after: Any = None) -> Iterator[tuple[str, Any]]:
+        """Yield the documents after a position: [documents, the position in each source]."""
+        drawn, before = after or (0, [None] * len(self._sources))
+        positions: list[Position | None] = list(before)
+        iterators = [positioned(*each) for each in zip(self._sources, itertools.repeat(epoch), positions)]
         bounds = list(itertools.accumulate(self._weights))
-        for draw in itertools.count():
+        for draw in itertools.count(drawn):
             point = random.Random(f"mixture/{self._seed}/{epoch}/{draw}").random() * bounds[-1]
-            document = next(iterators[min(bisect(bounds, point), len(bounds) - 1)], None)
-            if document is None:
+            index = min(bisect(bounds, point), len(bounds) - 1)
+            found = next(iterators[index], None)
+            if found is None:
                 return
-            yield document
+            text, positions[index] = found
+            yield text, [draw + 1, list(positions)]
 
 
 def _checked(source: object) -> TextSource:

@@ -38,14 +38,17 @@ def _texts(source: TextSource, epoch: int) -> Iterator[str]:
         Thread(target=lambda: _report_slow(source, lambda: count, finished), daemon=True).start()
     try:
         for document in source.documents(epoch):
-            if not isinstance(document, str):
-                raise_contract_error(
-                    source, "documents", f"expected texts (str), got a value of type {type(document).__name__}"
-                )
+            check_text(source, "documents", document)
             count += 1
             yield document
     finally:
         finished.set()
+
+
+def check_text(source: TextSource, method: str, document: object) -> None:
+    """Raise ContractError unless a document is a text."""
+    if not isinstance(document, str):
+        raise_contract_error(source, method, f"expected texts (str), got a value of type {type(document).__name__}")
 
 
 def _report_slow(source: TextSource, count: Callable[[], int], finished: Event) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -151,8 +151,20 @@ class HuggingFace(TextSource):
         Raises:
             UserError: The data set cannot be found, reached or read, or has no rows.
         """
+        return (text for text, _ in self._read(epoch, None))
+
+    def positioned_documents(self, epoch: int = 0, after: Any = None) -> Iterator[tuple[str, Any]] | None:
+        """Return the documents after a position of the library; None if they are shuffled: a buffer has no position."""
+        return None if self._shuffle_buffer or not self.streaming else self._read(epoch, after)
+
+    def _read(self, epoch: int, after: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
+        """Yield the documents after a position, each with the position after it (None if the set is not streamed).
+
+        A position of another version of the library is passed by reading the rows before it.
+        """
         import datasets
 
+        passed: Mapping[str, Any] = after or {"rows": 0}
         try:
             rows = datasets.load_dataset(
                 self._name, self._subset, split=self._split, revision=self._revision, streaming=self.streaming
@@ -160,7 +172,13 @@ class HuggingFace(TextSource):
             if self.streaming and self._shuffle_buffer:
                 rows = rows.shuffle(seed=self._seed, buffer_size=self._shuffle_buffer)
                 rows.set_epoch(epoch)
-            yield from _texts(rows, self._text_field)
+            known = passed.get("datasets") == datasets.__version__
+            if known:
+                rows.load_state_dict(passed["state"])
+            for number, text in _texts(rows, self._text_field, passed["rows"] if known else 0):
+                if number > passed["rows"]:
+                    state = {"state": rows.state_dict()} if self.streaming else {}
+                    yield text, {"rows": number, "datasets": datasets.__version__, **state}
         except UserError:
             raise
         except Exception as error:  # the library raises errors of many kinds, StopIteration for a set without rows
@@ -180,19 +198,24 @@ def write_sums(folder: Path) -> None:
     (folder / "sums.jsonl").write_text("\n".join(rows), "utf-8")
 
 
-def _texts(rows: Iterable[dict[str, Any]], field: str) -> Iterator[str]:
-    """Yield the texts of a data set's rows, except empty ones.
+def _texts(rows: Iterable[dict[str, Any]], field: str, passed: int) -> Iterator[tuple[int, str]]:
+    """Yield the texts of a data set's rows, except empty ones, each with the number of rows up to it.
+
+    Args:
+        rows: The rows.
+        field: The field of the text.
+        passed: Rows before the first one here.
 
     Raises:
         UserError: A row has no such field, or the field holds another type.
     """
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, passed + 1):
         try:
             text = text_of(row, field)
         except UserError as error:
             raise UserError(
-                f"row {number:,}: {error.message}",
+                f"row {number - 1:,}: {error.message}",
                 remedy="Set text.huggingface.text_field to the field that holds the text.",
             ) from None
         if text:
-            yield text
+            yield number, text

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from math import gcd
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mcframe.data import plugin_checks
 from mcframe.data.packing import Counted, Tokens, batched, gather_windows, separated, window_count
+from mcframe.data.positions import positioned
 from mcframe.data.split import check_fraction, documents_of, empty_split, is_validation
 from mcframe.data.window_stream import check_same_stream
 from mcframe.errors import UserError
@@ -30,6 +31,8 @@ from mcframe.hookspecs import TextSource, Tokenizer
 LANES = 64
 _READ_AHEAD = 64
 """Documents that are tokenised together."""
+_MARKED = 64
+"""Documents between two positions in the source that are kept."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,14 @@ class _Document:
     epoch: int
     index: int
     tokens: Tokens
+
+
+class _Mark(NamedTuple):
+    """A position in the source: the epoch, the documents of it that are passed, the source's own position."""
+
+    epoch: int
+    passed: int
+    own: Any
 
 
 @dataclass
@@ -84,8 +95,8 @@ class _Lane:
 class StreamedWindows:
     """The training windows of a streaming source, for this rank's sequences `i % world_size == rank`.
 
-    `state` has four numbers a lane and no tokens. To resume, the source is read again from the document of the hindmost
-    lane.
+    `state` has four numbers a lane, a position in the source and no tokens. To resume, the source is read from that
+    position, which is at most `_MARKED` documents before the document of the hindmost lane.
     """
 
     def __init__(
@@ -106,7 +117,7 @@ class StreamedWindows:
         common = gcd(lanes, world_size)
         self._lanes = {lane: _Lane() for lane in range(rank % common, lanes, common)}
         self._identity = source.identity
-        self._documents = self._read(0)
+        self._start(_Mark(0, 0, None))
 
     def take(self, indices: Sequence[int]) -> Tensor:
         """Return the sequences with these growing global indices -> int64 [n, T + 1].
@@ -130,9 +141,15 @@ class StreamedWindows:
         return torch.from_numpy(taken)
 
     def state(self) -> dict[str, Any]:
-        """Return this rank's lanes, each as [lane, windows, epoch, document, offset], in values of JSON."""
+        """Return this rank's lanes and the position in the source, in values of JSON.
+
+        A lane is [lane, windows, epoch, document, offset], the position [epoch, documents passed, source's own].
+        """
         lanes = [[i, lane.windows, lane.epoch, lane.document, lane.offset] for i, lane in self._lanes.items()]
-        return {**self._shape, "lanes": lanes}
+        hindmost = min((lane.epoch, lane.document) for lane in self._lanes.values())
+        while len(self._marks) > 1 and self._marks[1][:2] <= hindmost:
+            self._marks.popleft()
+        return {**self._shape, "lanes": lanes, "source": list(self._marks[0])}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the merged state of any number of ranks.
@@ -145,18 +162,26 @@ class StreamedWindows:
         for index in self._lanes:
             windows, epoch, document, offset = positions[index]
             self._lanes[index] = _Lane(epoch, document, offset, windows)
-        self._documents = self._read(min(lane.epoch for lane in self._lanes.values()))
+        hindmost = min((lane.epoch, lane.document) for lane in self._lanes.values())
+        self._start(_Mark(*state.get("source", (*hindmost, None))))  # older checkpoints have no position
 
     @staticmethod
     def merge(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return one state made from those of all ranks: of each lane, the position furthest along it.
 
-        A lane's position is a function of the windows passed, so that the furthest one is valid for every rank.
+        A lane's position is a function of the windows passed, so that the furthest one is valid for every rank. So is
+        the earliest position in the source: it is not after any lane.
         """
         lanes: dict[int, list[int]] = {}
         for lane in (lane for state in states for lane in state["lanes"]):
             lanes[lane[0]] = max(lane, lanes.get(lane[0], lane))
-        return {**states[0], "lanes": [lanes[index] for index in sorted(lanes)]}
+        source = min((state["source"] for state in states), key=lambda position: position[:2])
+        return {**states[0], "lanes": [lanes[index] for index in sorted(lanes)], "source": source}
+
+    def _start(self, mark: _Mark) -> None:
+        """Read from a position on."""
+        self._marks = deque([mark])
+        self._documents = self._read(mark)
 
     def _fill(self, lane: _Lane) -> None:
         """Read documents until `lane` holds a window."""
@@ -168,21 +193,26 @@ class StreamedWindows:
             for (owner, epoch, index, _), ids in zip(batch, tokens, strict=True):
                 owner.append(_Document(epoch, index, ids))
 
-    def _read(self, first_epoch: int) -> Iterator[tuple[_Lane, int, int, str]]:
-        """Yield this rank's training documents from that epoch on without end, except those that their lane has passed.
+    def _read(self, mark: _Mark) -> Iterator[tuple[_Lane, int, int, str]]:
+        """Yield this rank's training documents from there on without end, except those that their lane has passed.
 
         Yields:
             The lane, the epoch, the index of the document in it, and the text.
         """
-        for epoch in count(first_epoch):
-            if epoch > first_epoch and self._source.identity != self._identity:
+        for epoch in count(mark.epoch):
+            if epoch > mark.epoch and self._source.identity != self._identity:
                 raise UserError(
                     f"the text has changed since the run started, at the start of epoch {epoch:,}: its documents would "
                     "be others than those that the position counts",
                     remedy="Restore the text and repeat the command, or start a new run with --resume never.",
                 )
             found = False
-            for index, text in enumerate(plugin_checks.documents(self._source, epoch)):
+            passed, own = (mark.passed, mark.own) if epoch == mark.epoch else (0, None)
+            for text, after in positioned(self._source, epoch, [passed, own]):
+                index = passed
+                if index % _MARKED == 0 and (epoch, index) > self._marks[-1][:2]:
+                    self._marks.append(_Mark(epoch, index, own))
+                passed, own = after
                 lane = self._lanes.get((index + epoch) % self._shape["lane_count"])
                 if lane is None or (epoch, index) < (lane.epoch, lane.document) or is_validation(text, self._fraction):
                     continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -36,6 +37,13 @@ class TextSource(ABC):
 
         Raises UserError where there is nothing to read.
         """
+
+    def positioned_documents(self, epoch: int = 0, after: Any = None) -> Iterator[tuple[str, Any]] | None:
+        """The documents after position `after` (None: all), each with the position after it, in values of JSON.
+
+        None if the source can only be read from the start of an epoch; a resumed run then reads it again.
+        """
+        return None
 
     def describe(self) -> str:
         """The number of documents, and what is skipped, for the start-up summary and `mcframe check`; may be empty.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -54,6 +55,22 @@ def d2_reproducible(plugin: PluginUnderTest) -> None:
         expect(first_documents(plugin.build(), epoch) == documents, f"another instance has another epoch {epoch}")
     expect_identity(plugin.specimen, plugin.build())
     expect(isinstance(plugin.specimen.streaming, bool), f"streaming is {plugin.specimen.streaming!r}")
+
+
+@requirement("D3", "A position continues with the documents that follow it", "text", after=("D2",))
+def d3_positions(plugin: PluginUnderTest) -> None:
+    """Positions of `positioned_documents` are values of JSON, for another instance. Sources without are omitted."""
+    for epoch in (0, 1):
+        pairs = plugin.specimen.positioned_documents(epoch)
+        if pairs is None:
+            return
+        found, documents = list(islice(pairs, 20)), first_documents(plugin.specimen, epoch)
+        expect([text for text, _ in found] == documents, f"epoch {epoch} has other documents than `documents`")
+        for number, (_, position) in enumerate(found[:-1], 1):
+            after = plugin.build().positioned_documents(epoch, json.loads(json.dumps(position)))
+            expect(after is not None, f"epoch {epoch}: it has positions, and returns None for {position}")
+            following = [text for text, _ in islice(after, len(found) - number)]
+            expect(following == documents[number:], f"epoch {epoch}: other documents follow {position}")
 
 
 # ---- tokenizers ------------------------------------------------------------------------------------

@@ -199,6 +199,23 @@ def test_the_command_interrupted_at_ctrl_c_equals_uninterrupted(launches, settin
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize("buffer", [None, 0, 5])
+def test_streamed_text_resumed_twice_equals_uninterrupted(launches, settings, tmp_path, buffer):
+    """Local files, a data set, and one whose shuffle buffer has no position."""
+    more = (*settings, "text.local_files.streaming = True")
+    if buffer is not None:
+        name = next(each for each in settings if each.startswith("text.local_files.paths")).replace(
+            "local_files.paths", "huggingface.name"
+        )
+        more = (*settings, "run.text = @text.huggingface", name, f"text.huggingface.shuffle_buffer = {buffer}")
+    reference = launches.run(*more).succeeded()
+    for stop in ("SIGINT:0:3", "SIGINT:0:7", "SIGINT:0:0"):
+        result = launches.run(*more, run_dir=tmp_path / "run", environment=stopper(stop))
+        assert result.text.count("has no position to resume from") == int(buffer == 5 and stop != "SIGINT:0:3")
+    assert_equal(result, reference)
+
+
+@pytest.mark.matrix
 def test_ranks_save_although_the_launcher_ends_at_ctrl_c(launches, settings, one, tmp_path):
     run_dir = tmp_path / "run"
     result = launches.run(*settings, launcher=True, run_dir=run_dir, watch=press_ctrl_c)

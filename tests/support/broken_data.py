@@ -65,6 +65,41 @@ class NamesItself(ThreePoems):
         return f"poems-{self.identity_}"
 
 
+@keeps("text")
+class CountedPoems(ThreePoems):
+    """A position is the number of poems."""
+
+    def positioned_documents(self, epoch=0, after=None):
+        return ((poem, number) for number, poem in enumerate(self.documents(epoch), 1) if number > (after or 0))
+
+
+@breaks("D3", "text")
+class RepeatsAPoem(ThreePoems):
+    """The position is that before the document."""
+
+    def positioned_documents(self, epoch=0, after=None):
+        return ((poem, number) for number, poem in enumerate(self.documents(epoch)) if number >= (after or 0))
+
+
+@breaks("D3", "text")
+class KeepsItsPlace(ThreePoems):
+    """The position is in the source, not in what it returns."""
+
+    def positioned_documents(self, epoch=0, after=None):
+        if after is None:
+            self.rest = iter([(poem, "here") for poem in self.documents(epoch)])
+        return getattr(self, "rest", iter(()))
+
+
+@breaks("D3", "text")
+class DropsTheShuffle(ThreePoems):
+    """Other documents than those of `documents`."""
+
+    def positioned_documents(self, epoch=0, after=None):
+        poems = ["one", "two two", "three three three"]
+        return ((poem, number) for number, poem in enumerate(poems, 1) if number > (after or 0))
+
+
 @keeps("tokenizer")
 class Letters(Bytes):
     """UTF-8 bytes, the separator first."""

@@ -8,10 +8,11 @@ from mcframe.hookspecs import TextSource
 
 
 class MemorySource(TextSource):
-    def __init__(self, texts, streaming=False, shuffled=False):
+    def __init__(self, texts, streaming=False, shuffled=False, positions=False):
         self.texts = list(texts)
         self.streaming = streaming
         self.shuffled = shuffled
+        self.positions = positions
         self.read = 0
 
     @property
@@ -19,12 +20,18 @@ class MemorySource(TextSource):
         return fingerprint(self.texts)
 
     def documents(self, epoch=0):
+        return (text for text, _ in self._read(epoch, 0))
+
+    def positioned_documents(self, epoch=0, after=None):
+        return self._read(epoch, after or 0) if self.positions else None
+
+    def _read(self, epoch, passed):
         texts = list(self.texts)
         if self.shuffled:
             random.Random(epoch).shuffle(texts)
-        for text in texts:
+        for number, text in enumerate(texts[passed:], passed + 1):
             self.read += 1
-            yield text
+            yield text, number
 
 
 def some_texts(count, seed=0, longest=60):

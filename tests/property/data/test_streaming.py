@@ -5,6 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mcframe.data.loader import Loader
 from mcframe.data.split import is_validation
 from mcframe.data.streaming import StreamedWindows, first_validation_windows
 from mcframe.data.tokenizers import Bytes
@@ -48,14 +49,21 @@ RUNS = st.lists(st.tuples(st.integers(1, 7), st.integers(0, 9)), min_size=1, max
 
 
 @settings(deadline=None, max_examples=40)
-@given(runs=RUNS, lanes=st.sampled_from([1, 4, 6]), texts=st.integers(1, 60), shuffled=st.booleans())
-@example(runs=[(1, 9), (3, 9), (2, 9)], lanes=6, texts=60, shuffled=True)
-@example(runs=[(4, 9), (5, 0), (1, 9)], lanes=4, texts=1, shuffled=False)
-@example(runs=[(4, 9)], lanes=4, texts=1, shuffled=True)
-@example(runs=[(6, 9)], lanes=6, texts=2, shuffled=True)
-def test_ranks_may_change_at_every_interruption(runs, lanes, texts, shuffled):
+@given(
+    runs=RUNS,
+    lanes=st.sampled_from([1, 4, 6]),
+    texts=st.integers(1, 60),
+    shuffled=st.booleans(),
+    positions=st.booleans(),
+)
+@example(runs=[(1, 9), (3, 9), (2, 9)], lanes=6, texts=60, shuffled=True, positions=True)
+@example(runs=[(4, 9), (5, 0), (1, 9)], lanes=4, texts=1, shuffled=False, positions=True)
+@example(runs=[(4, 9)], lanes=4, texts=1, shuffled=True, positions=False)
+@example(runs=[(6, 9)], lanes=6, texts=2, shuffled=True, positions=True)
+def test_ranks_may_change_at_every_interruption(runs, lanes, texts, shuffled, positions):
     """Each run has another number of ranks, takes some steps, and continues from the merged state of the run before."""
-    source = MemorySource([f"start {lanes}", *TEXTS[:texts]], streaming=True, shuffled=shuffled)
+    every = [f"start {lanes}", *TEXTS[:texts]]
+    source = MemorySource(every, streaming=True, shuffled=shuffled, positions=positions)
     if all(is_validation(text, FRACTION) for text in source.texts):
         return
     position, state, taken = 0, None, {}
@@ -111,6 +119,59 @@ def test_resuming_reads_from_the_positions_of_the_lanes(counting, encoded):
     encoded.clear()
     assert resumed.take(range(3_000, 3_010)).equal(one.take(range(3_000, 3_010)))
     assert len(encoded) <= 64
+
+
+def test_resuming_twice_reads_only_what_follows_and_continues_bit_for_bit():
+    """A loader on two ranks, then on one, then on two again, against the uninterrupted sequences."""
+    texts = [f"document {i:05} {'word ' * (i % 7)}" for i in range(8_000)]
+    expected = StreamedWindows(MemorySource(texts), Bytes(), WINDOW, 0.0, lanes=4).take(range(18_100))
+    state, position = None, 0
+    for world, sequences in ((2, 6_000), (1, 6_000), (2, 6_000), (1, 100)):
+        sources = [MemorySource(texts, streaming=True, positions=True) for _ in range(world)]
+        loaders = [
+            Loader(
+                StreamedWindows(source, Bytes(), WINDOW, 0.0, rank=rank, world_size=world, lanes=4),
+                batch_sequences=100, micro_batch=100 // world, rank=rank, world_size=world, prefetch=0,
+            )
+            for rank, source in enumerate(sources)
+        ]  # fmt: skip
+        for loader in loaders:
+            if state:
+                loader.restore(state)
+        position += sequences
+        passed = state["stream"]["source"][1] if state else 0
+        for _ in range(sequences // 100):
+            batches = [next(loader) for loader in loaders]
+            for batch in batches:
+                assert batch.tokens.equal(expected[batch.indices])
+        state = json.loads(json.dumps(loaders[0].merge([loader.state() for loader in loaders])))
+        foremost = max(document for _, _, _, document, _ in state["stream"]["lanes"])
+        hindmost = min(document for _, _, _, document, _ in state["stream"]["lanes"])
+        assert hindmost - 64 < state["stream"]["source"][1] <= hindmost
+        for source in sources:  # a batch of documents and one micro-batch are read ahead
+            assert foremost - passed < source.read <= foremost - passed + 256
+        for loader in loaders:
+            loader.close()
+    assert (position, passed > 2_000) == (18_100, True)
+
+
+def test_a_source_without_positions_is_read_again_in_the_open(caplog):
+    texts = [f"document {i:05}" for i in range(2_000)]
+    for positions in (False, True):
+        source = MemorySource(texts, streaming=True, positions=positions)
+        one, resumed = (StreamedWindows(source, Bytes(), WINDOW, 0.0, lanes=4) for _ in range(2))
+        one.take(range(3_000))
+        state, older = one.state(), {key: value for key, value in one.state().items() if key != "source"}
+        following = one.take(range(3_000, 3_010))
+        for saved in (state, older):
+            caplog.clear()
+            source.read = 0
+            resumed.restore(saved)
+            assert resumed.take(range(3_000, 3_010)).equal(following)
+            again = not positions or saved is older
+            assert source.read == pytest.approx(1_500 if again else 100, abs=200)
+            lines = [line for line in caplog.messages if "MemorySource has no position to resume from" in line]
+            assert len(lines) == again
 
 
 def test_an_index_that_has_passed_or_belongs_to_another_rank_is_an_error():
