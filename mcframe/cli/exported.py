@@ -111,7 +111,7 @@ def bindings(checkpoint: Checkpoint) -> list[str]:
 
 
 def load_parts(model: MegaContextModel, checkpoint: Checkpoint) -> None:
-    """Load the weights beside the base model. Raises UserError if the base model is another one."""
+    """Load the weights next to the base model. Raises UserError if the base model is another one."""
     base, folder = model.gpt, checkpoint.path.parent
     assert isinstance(base, HuggingFaceBase)
     if base.files.digest != checkpoint.facts["base"]:

@@ -42,7 +42,7 @@ def write_base(base: HuggingFaceBase, folder: Path) -> None:
 
 
 def copy_small_files(source: Path, folder: Path) -> None:
-    """Copy what a model's folder has besides configuration and weights, such as the tokenizer."""
+    """Copy the other files of a model, such as the tokenizer."""
     for pattern in _COPIED:
         for file in source.glob(pattern):
             if file.is_file() and file.name not in _NOT_COPIED:
@@ -68,8 +68,8 @@ def merged_weights(base: HuggingFaceBase) -> dict[str, Tensor]:
 def reads_positions_alike(base: HuggingFaceBase) -> bool:
     """Return whether the run's positions rotate an uncompressed context as transformers does."""
     raw = raw_context(base.tree, 1, torch.device("cpu"))
-    place, spread = raw.positions("centre")
-    own = gaussian_rotation(place, spread, base.head_width, frequencies=base.frequencies)
+    mean, spread = raw.positions("centre")
+    own = gaussian_rotation(mean, spread, base.head_width, frequencies=base.frequencies)
     return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(own, base.positions(raw), strict=True))
 
 

@@ -17,7 +17,7 @@ _NAMES = {
 
 
 def write_gguf(folder: Path, file: Path) -> Path:
-    """Write the float32 Llama in a folder, and the tokenizer beside it, as a GGUF file."""
+    """Write the float32 Llama in a folder, and the tokenizer next to it, as a GGUF file."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     config, writer = model.config, gguf.GGUFWriter(file, "llama")
     head = config.hidden_size // config.num_attention_heads
@@ -65,9 +65,9 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
 
 def _renamed(name: str) -> str:
     """Return the name of a weight in GGUF files."""
-    whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    if name in whole:
-        return whole[name]
+    fixed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    if name in fixed:
+        return fixed[name]
     if name == "lm_head.weight":
         return "output.weight"
     _, _, layer, rest = name.split(".", 3)

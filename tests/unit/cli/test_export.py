@@ -1,4 +1,4 @@
-"""`mcframe export` of pretrained base models: a folder that transformers reads alone, and mcframe as a whole."""
+"""`mcframe export` of pretrained base models: a folder that transformers reads alone, and mcframe completely."""
 
 from __future__ import annotations
 
