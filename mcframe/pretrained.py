@@ -231,7 +231,7 @@ def _convert(file: Path, folder: Path) -> None:
     """Write configuration, float32 weights and tokenizer of a GGUF file."""
     transformers = quiet_transformers()
     with needs_extra():
-        import gguf  # noqa: F401 - transformers needs it
+        import gguf
     named = {"gguf_file": file.name, "local_files_only": True}
     model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **named)
     save_model(model, str(folder / _SINGLE), metadata={"format": "pt"})
@@ -239,7 +239,11 @@ def _convert(file: Path, folder: Path) -> None:
         vars(model.config).pop(name, None)
     model.config.architectures = [type(model).__name__]
     model.config.to_json_file(str(folder / "config.json"), use_diff=False)
-    transformers.AutoTokenizer.from_pretrained(file.parent, **named).save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **named)
+    end = gguf.GGUFReader(file).get_field("tokenizer.ggml.eos_token_id")
+    if tokenizer.eos_token is None and end is not None:  # transformers takes id 0 for none
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(int(end.contents()))
+    tokenizer.save_pretrained(folder)
 
 
 def _once(work: Callable[[], None], file: Path) -> None:

@@ -65,7 +65,7 @@ def evaluate(
         "windows": windows,
         "device": str(device),
     }
-    for path in write(results, facts, out or trained.checkpoint.path.parents[1] / FOLDER):
+    for path in write(results, facts, out or trained.directory / FOLDER):
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
     return 0
 
@@ -128,7 +128,7 @@ def _results(
 def _run_info(trained: TrainedRun) -> RunInfo:
     checkpoint, run_config = trained.checkpoint, trained.run_config
     return RunInfo(
-        directory=checkpoint.path.parents[1], rank=0, world_size=1, tokens=checkpoint.tokens,
+        directory=trained.directory, rank=0, world_size=1, tokens=checkpoint.tokens,
         step=checkpoint.tokens // run_config.batch_tokens, total_tokens=run_config.steps * run_config.batch_tokens,
     )  # fmt: skip
 

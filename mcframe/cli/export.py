@@ -10,22 +10,47 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mcframe import __version__
+from mcframe.cli.exported import write_export
+from mcframe.cli.load_run import load_run
 from mcframe.cli.options import Run, Trust, command
 from mcframe.cli.streams import echo
+from mcframe.errors import UserError
 from mcframe.files import replaced
+from mcframe.modeling.pretrained_base import HuggingFaceBase
+from mcframe.registry.discovery import PluginOptions
 from mcframe.training.checkpoint_folder import find
 from mcframe.training.run_directory import BOUND
 from mcframe.training.weights import load_weights, model_weights
 from mcframe.trust import check_links
 
+_FILE = ".safetensors"
+
 
 @command
 def export(
+    plugins: PluginOptions,
     run: Run,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path("model.safetensors"),
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", help="The file to write; for a pretrained base model, or a new folder.")
+    ] = Path("model.safetensors"),
+    copy_base: Annotated[bool, typer.Option("--copy-base", help="Copy a frozen base model into the folder.")] = False,
     trust: Trust = False,
 ) -> int:
-    """Write a checkpoint's weights, float32, as safetensors; the run's configuration goes into its metadata."""
+    """Write a checkpoint's weights, float32, as safetensors; the run's configuration goes into the metadata.
+
+    For a pretrained base model, a PATH not ending in .safetensors is a folder that transformers and mcframe load.
+    """
+    if out.suffix != _FILE:
+        trained = load_run(run, plugins=plugins, trust=trust)
+        if isinstance(trained.model.gpt, HuggingFaceBase):
+            line = write_export(trained, out, copy_base)
+            echo(f"{out}: after {trained.checkpoint.tokens:,} tokens; {line}")
+            return 0
+    if copy_base:
+        raise UserError(
+            f"--copy-base: expected --out FOLDER and a pretrained base model, got {out}",
+            remedy="Pass --out with a path that does not end in .safetensors, or remove --copy-base.",
+        )
     checkpoint = find(run)
     check_links(checkpoint.path.parents[1], trust)
     state = model_weights(load_weights(checkpoint))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mcframe.cli import exported
 from mcframe.config.gin_reader import GinReader
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.config.schema import RunConfig
@@ -40,6 +41,11 @@ class TrainedRun:
     checkpoint: Checkpoint
     loaded: Loaded
 
+    @property
+    def directory(self) -> Path:
+        """The run directory, or the folder that `mcframe export` wrote."""
+        return next(parent for parent in self.checkpoint.path.parents if (parent / BOUND).exists())
+
     def session(self, folder: Path | str | None = None, **options: Any) -> Session:
         """Return a session of this model: a history without end, and text that is generated from it.
 
@@ -66,10 +72,10 @@ def load_run(
     plugins: PluginOptions = INSTALLED,
     trust: bool = False,
 ) -> TrainedRun:
-    """Open a run directory (its newest checkpoint) or one checkpoint of it.
+    """Open a run directory (its newest checkpoint), one checkpoint of it, or a folder that `mcframe export` wrote.
 
     Args:
-        path: The run directory or the checkpoint.
+        path: The run directory, the checkpoint or the folder.
         files: Gin files that are read on top of the run's own configuration.
         overrides: `--set` bindings that are read on top of both.
         plugins: Plug-ins on top of those that were passed to the run.
@@ -79,15 +85,26 @@ def load_run(
     Raises:
         UserError: The run cannot be opened, or is not trusted and would need to be.
     """
-    checkpoint = find(Path(path))
+    if exported.is_export(path := Path(path)):
+        checkpoint = exported.read_manifest(path)
+        loaded = load_settings(path, files, [*exported.bindings(checkpoint), *overrides], plugins, trust)
+        return _opened(checkpoint, loaded)
+    checkpoint = find(path)
     archived = checkpoint.path.parent.name == "superseded"  # of a branch that the run no longer follows
     directory = checkpoint.path.parents[2 if archived else 1]
-    loaded = load_settings(directory, files, overrides, plugins, trust)
+    return _opened(checkpoint, load_settings(directory, files, overrides, plugins, trust))
+
+
+def _opened(checkpoint: Checkpoint, loaded: Loaded) -> TrainedRun:
+    """Build the model of a configuration and load its weights."""
     run_config = loaded.run_config
     tokenizer = run_config.tokenizer()
     model = build_model(run_config, tokenizer.vocab_size)
     try:
-        model.load_state_dict(model_weights(load_weights(checkpoint)))
+        if exported.is_export(checkpoint.path.parent):
+            exported.load_parts(model, checkpoint)
+        else:
+            model.load_state_dict(model_weights(load_weights(checkpoint)))
     except RuntimeError as error:
         raise UserError(
             f"{checkpoint.path} does not fit this configuration: {str(error).splitlines()[1].strip()}",

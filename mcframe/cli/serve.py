@@ -147,7 +147,4 @@ def _is_local(host: str) -> bool:
 
 def _name(trained: TrainedRun) -> str:
     """Return the name of a run's folder."""
-    from mcframe.training.run_directory import BOUND
-
-    path = trained.checkpoint.path.resolve()
-    return next(parent.name for parent in path.parents if (parent / BOUND).exists())
+    return trained.directory.resolve().name

@@ -16,7 +16,6 @@ from mcframe.runtime.api_requests import NAME
 from mcframe.runtime.chat_template import ChatTemplate
 from mcframe.runtime.session import Session
 from mcframe.runtime.session_store import Conversation, SessionStore
-from mcframe.training.run_directory import BOUND
 
 FOLDER = "sessions"
 
@@ -53,14 +52,12 @@ def store_of(
         most: The most that are kept.
         most_open: The most that stay open between requests.
     """
-    path = trained.checkpoint.path
-    run = next(parent for parent in path.parents if (parent / BOUND).exists())
 
     def open_session(at: Path | None) -> Session:
         with trained.loaded.explaining():
             return trained.session(at, **config)
 
-    return SessionStore(run / FOLDER if folder is None else folder, open_session, most, most_open)
+    return SessionStore(trained.directory / FOLDER if folder is None else folder, open_session, most, most_open)
 
 
 def session_config_of(

@@ -74,8 +74,8 @@ class HuggingFaceBase(BaseModel):
         self.head_width = getattr(config, "head_dim", None) or self.width // self.heads
         self.activation_checkpointing = activation_checkpointing
         _check_fit(files, config, shape)
-        frequencies, self.rotation_scale = _rotation(files, decoder)
-        self.positions = shape.positions(HeadShape(self.heads, self.head_width, shape.tree, frequencies))
+        self.tree, (self.frequencies, self.rotation_scale) = shape.tree, _rotation(files, decoder)
+        self.positions = shape.positions(HeadShape(self.heads, self.head_width, shape.tree, self.frequencies))
         self.token_embed, self.layers, self.norm = decoder.embed_tokens, decoder.layers, decoder.norm
         self.lm_head = model.lm_head
         self.files = files

@@ -22,11 +22,10 @@ from tests.support.serving import opener
 def run(tmp_path, monkeypatch):
     """A run directory; commands open it with a small random model."""
     directory = tmp_path / "run"
-    checkpoint = directory / "checkpoints" / "tokens-1"
-    checkpoint.mkdir(parents=True)
+    directory.mkdir()
     (directory / "config.gin").touch()
     trained = SimpleNamespace(
-        checkpoint=SimpleNamespace(path=checkpoint), tokenizer=Digits(), session=lambda at, **options: opener()(at),
+        directory=directory, tokenizer=Digits(), session=lambda at, **options: opener()(at),
         loaded=SimpleNamespace(explaining=nullcontext),
     )  # fmt: skip
     for module in (generate, chat, serve):
