@@ -74,7 +74,7 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str],
     vocab_size = _vocab_size(loaded, console)
     with torch.device("meta"):
         step = build_step(run_config, vocab_size)
-    checked_micro_batch(run_config, ranks, step.baseline_every)
+    checked_micro_batch(run_config, ranks, step)
     variants = step.model.strategy.count
     allocator = run_config.allocator(run_config.context.tree)
     text = run_config.text()

@@ -70,6 +70,8 @@ class ContextConfig:
             and metrics that compare with it count the targets after those tokens only.
         baseline_every: One of so many sequences has the uncompressed pass in a training step with variants; a divisor
             of the micro-batch. The others have the losses that compare with nothing, such as `@loss.variants`, alone.
+        variants_every: One of so many sequences has variants in a training step; a divisor of the micro-batch. The
+            others have the losses that require nothing, such as `@loss.next_token`, alone.
     """
 
     window: Count
@@ -86,6 +88,7 @@ class ContextConfig:
     allow_unused_levels: bool = False
     baseline_window: Count | None = None
     baseline_every: Count = 1
+    variants_every: Count = 1
 
     def __post_init__(self) -> None:
         if self.window % self.block_size:
@@ -102,6 +105,13 @@ class ContextConfig:
             "context.baseline_window",
             self.baseline_window,
             f"None or a number from {least}, the tail and the token before it, to context.window = {self.window}",
+        )
+        require(
+            1 in (self.baseline_every, self.variants_every),
+            "context.variants_every",
+            self.variants_every,
+            f"1 together with context.baseline_every = {self.baseline_every}",
+            "Set one of them to 1: a sequence has the uncompressed pass, variants, or both.",
         )
 
     @property

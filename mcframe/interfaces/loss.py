@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from torch import Tensor, nn
@@ -52,6 +52,10 @@ class UncompressedPass:
     nll: Tensor
     loss_mask: Tensor
     target_mask: Tensor
+
+    def every(self, step: int) -> UncompressedPass:
+        """Return the pass over the first of every `step` sequences."""
+        return UncompressedPass(*(getattr(self, each.name)[::step] for each in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -67,21 +67,26 @@ class LossTerms(nn.ModuleDict):
         return any(need in loss.needs for loss in self.each())
 
     def forward(
-        self, view: StepView, timed: PhaseTimer = no_timer, bare: StepView | None = None
+        self,
+        view: StepView,
+        timed: PhaseTimer = no_timer,
+        bare: StepView | None = None,
+        plain: StepView | None = None,
     ) -> tuple[Tensor, StepMetrics]:
         """Return the weighted sum of the losses, a scalar, and their metrics.
 
         Args:
-            view: The sequences that have the uncompressed pass.
+            view: The sequences that have the uncompressed pass and variants.
             timed: Times phases.
-            bare: The sequences that have not. Losses that compare do not count them.
+            bare: Sequences without the uncompressed pass, in addition. Losses that compare do not count them.
+            plain: All sequences, without variants, for losses that require nothing. None where all have variants.
         """
         total, metrics = view.uncompressed.nll.new_zeros(()), StepMetrics()
         lens = total.detach()
         for loss in self.each():
             of_lens = "scores" in loss.needs
             with timed("lens" if of_lens else "losses"):
-                term = loss(view)
+                term = loss(view if plain is None or loss.needs else plain)
                 values = term.loss if bare is None or loss.compares else torch.cat((term.loss, loss(bare).loss))
                 value = loss.weight * values.float().mean()
                 total = total + value

@@ -177,7 +177,8 @@ def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
     for loss in losses:
         _check_stage(f"loss.{loss.name}", loss.max_zero_stage, stage, f"remove @loss.{loss.name} from run.losses")
     baseline_window, baseline_every = _checked_baseline(run_config.context, model)
-    step = TrainStep(model, losses, run_config.lens_targets, baseline_window, baseline_every)
+    variants_every = run_config.context.variants_every if model.strategy.count else 1
+    step = TrainStep(model, losses, run_config.lens_targets, baseline_window, baseline_every, variants_every)
     weights = {f"loss.{loss.name}": loss.weight for loss in step.losses.each()}
     weighted = any(not isinstance(weight, int | float) or weight for weight in weights.values())
     require(weighted, "run.losses", weights, "a loss with a weight above 0 that this run computes")

@@ -243,7 +243,7 @@ class Engine:
 
         step, run_config, optimizer = components.step, components.run_config, components.optimizer
         check_ranks(run_config, world_size)
-        self.micro_batch = checked_micro_batch(run_config, world_size, step.baseline_every)
+        self.micro_batch = checked_micro_batch(run_config, world_size, step)
         self.accumulation = run_config.sequences // (self.micro_batch * world_size)
         self.config = engine_config(run_config, optimizer, self.micro_batch, self.accumulation)
         self.stage = run_config.deepspeed.zero_stage

@@ -11,6 +11,7 @@ from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError, require
 from mcframe.hookspecs import Optimizer
 from mcframe.training.deepspeed_settings import check_settings
+from mcframe.training.train_step import TrainStep
 
 RESERVED_DEEPSPEED_KEYS = {
     "train_batch_size": "run.batch_tokens",
@@ -127,19 +128,21 @@ def check_ranks(run_config: RunConfig, world_size: int) -> None:
     )
 
 
-def checked_micro_batch(run_config: RunConfig, world_size: int, every: int) -> int:
+def checked_micro_batch(run_config: RunConfig, world_size: int, step: TrainStep) -> int:
     """Return the sequences of a forward pass on a rank.
 
     Raises:
-        UserError: They are no multiple of `every`, of which one has the uncompressed pass.
+        UserError: They cannot be divided into those with and without the uncompressed pass or variants.
     """
     size = micro_batch_for(run_config.sequences // world_size, run_config.micro_batch)
-    require(
-        size % every == 0,
-        "context.baseline_every",
-        every,
-        f"a divisor of the micro-batch of {size} sequences",
-        f"Set run.micro_batch and run.batch_tokens so that a micro-batch has a multiple of {every} sequences, or "
-        "context.baseline_every = 1.",
-    )
+    for name in ("baseline_every", "variants_every"):
+        every = getattr(step, name)
+        require(
+            size % every == 0,
+            f"context.{name}",
+            every,
+            f"a divisor of the micro-batch of {size} sequences",
+            f"Set run.micro_batch and run.batch_tokens so that a micro-batch has a multiple of {every} sequences, or "
+            f"context.{name} = 1.",
+        )
     return size

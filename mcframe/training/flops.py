@@ -59,7 +59,7 @@ class StepFlops:
             micro_batch: Sequences of a forward pass. With more, logits are computed in chunks and recomputed. None for
                 as few as have the cost of the average.
         """
-        micro_batch = micro_batch or self._step.baseline_every
+        micro_batch = micro_batch or self._step.baseline_every * self._step.variants_every
         self._step.begin_step(progress)
         key = (length, micro_batch, *(loss.stage for loss in self._step.losses.each()))
         if key not in self._known:
@@ -82,7 +82,8 @@ class StepFlops:
                 f"({type(error).__name__}: {reason})"
             )
             baseline = (self._step.baseline_window or window) / self._step.baseline_every
-            contexts = (baseline + self._step.model.strategy.count * length) / window
+            variants = self._step.model.strategy.count / self._step.variants_every
+            contexts = (baseline + variants * length) / window
             total, recomputed = plain * contexts, 0.0
         return FlopCount(plain, total, max(0.0, recomputed))
 

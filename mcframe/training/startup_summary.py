@@ -95,7 +95,9 @@ def describe_variants(run_config: RunConfig, count: int) -> str:
     """Return the number of variants of a sequence, and their lengths, as text."""
     first, last = run_config.extreme_lengths
     mixed = "; every step draws between the two" if run_config.context.length_mixed else ""
-    return f"{count} a sequence, of {first:,} entries at the start, {last:,} at the end{mixed}"
+    every = run_config.context.variants_every
+    sequences = "a sequence" if every == 1 else f"in one of {every} sequences"
+    return f"{count} {sequences}, of {first:,} entries at the start, {last:,} at the end{mixed}"
 
 
 def _clock(components: Components) -> dict[str, str]:

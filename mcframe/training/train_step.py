@@ -65,6 +65,7 @@ class TrainStep(nn.Module):
         lens_targets: The targets of LensNet's losses.
         baseline_window: Tokens at the end that the uncompressed pass reads; None for T.
         baseline_every: One of so many sequences has the uncompressed pass.
+        variants_every: One of so many sequences has variants.
     """
 
     def __init__(
@@ -74,9 +75,11 @@ class TrainStep(nn.Module):
         lens_targets: LensTargetsConfig | None = None,
         baseline_window: int | None = None,
         baseline_every: int = 1,
+        variants_every: int = 1,
     ) -> None:
         super().__init__()
-        self.model, self.baseline_window, self.baseline_every = model, baseline_window, baseline_every
+        self.model, self.baseline_window = model, baseline_window
+        self.baseline_every, self.variants_every = baseline_every, variants_every
         self.losses = LossTerms(losses, missing_parts(model))
         config = lens_targets or LensTargetsConfig()
         self.lens_targets = None if model.lensnet is None else LensTargets(config, model.strategy.count)
@@ -116,14 +119,17 @@ class TrainStep(nn.Module):
         with timed("base"):
             uncompressed = model.uncompressed_pass(batch.tokens, batch.loss_mask, self.baseline_window)
         metrics = StepMetrics(means={"train/loss_lod0": masked_sum(uncompressed.nll, uncompressed.loss_mask)})
-        table = variants = None
+        table = variants = plain = None
+        if self.variants_every > 1:
+            plain = self._view(uncompressed, None, None, batch.seeds)
+            uncompressed, batch = uncompressed.every(self.variants_every), batch.divided(self.variants_every)[0]
         if model.strategy.count:
             with timed("build"):
                 table = model.node_table(uncompressed.embeddings, uncompressed.gist_inputs)
             variants = self._variants(uncompressed, table, batch)
             metrics |= self._variant_metrics(variants, batch.seeds)
         bare = None if others is None else self._without_baseline(others)
-        loss, more = self.losses(self._view(uncompressed, table, variants, batch.seeds), timed, bare)
+        loss, more = self.losses(self._view(uncompressed, table, variants, batch.seeds), timed, bare, plain)
         return loss, metrics | more
 
     def _view(

@@ -1,4 +1,4 @@
-"""The uncompressed pass of one of several sequences: the others count in losses that compare with nothing, alone."""
+"""The uncompressed pass, or variants, in one of several sequences: which losses and metrics count the others."""
 
 from types import SimpleNamespace
 
@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcframe.config.schema import ContextConfig
 from mcframe.errors import UserError
 from mcframe.hookspecs import Loss, LossTerm, ModelShape
 from mcframe.training.engine_config import checked_micro_batch
@@ -134,9 +135,52 @@ def test_a_pass_of_fewer_sequences_costs_less():
     assert limited == one.at(batch.length, micro_batch=6).total < 0.85 * complete
 
 
+@pytest.mark.parametrize("every", [2, 3])
+def test_what_requires_variants_is_that_of_the_sequences_with_them(every):
+    losses = [ZLoss(ModelShape(16, geometry_of(TREE)), weight=0.1)]
+    step, batch = step_of(LossConfig(reconstruction=0.5, blocks=(1,), distillation=0.5), losses=losses)
+    complete, part = run(step, batch)[0], run(step, batch.divided(every)[0])[0]
+    step.variants_every = every
+    mixed = run(step, batch)[0]
+    of_all = {"loss/next_token", "loss/z_loss", "loss/z_loss/log_z", "train/loss_lod0"}
+    totals = {"loss", "train/loss"}
+    equal(*({name: found[name] for name in of_all} for found in (mixed, complete)))
+    equal(*({name: each for name, each in found.items() if name not in of_all | totals} for found in (mixed, part)))
+    changed = sum((complete[name] / complete[name][1] - part[name] / part[name][1])[0] * weight
+                  for name, weight in (("loss/next_token", 1.0), ("loss/z_loss", 0.1)))  # fmt: skip
+    torch.testing.assert_close(mixed["loss"], part["loss"] + changed)
+
+
+def test_variants_of_a_quarter_of_the_sequences_cost_little():
+    step, batch = step_of(LossConfig(lens=0.0), lensnet=None)
+    losses = list(step.losses.each())
+    count = StepFlops(TrainStep(step.model, losses, variants_every=4))
+    complete, quarter = StepFlops(TrainStep(step.model, losses)).at(batch.length), count.at(batch.length)
+    assert not count.notes
+    plain = StepFlops(TrainStep(step.model, [each for each in losses if not each.needs])).at(0)
+    more = complete.total - plain.total
+    assert quarter.total == pytest.approx(complete.total - 0.75 * more, rel=0.1)
+
+
+def test_a_step_with_variants_in_some_sequences_is_one_graph():
+    step, batch = step_of(LossConfig())
+    step.variants_every = 2
+    eager = run(step, batch)[0]["loss"]
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    loss, _ = compiled(batch.tokens, batch.seeds, batch.length, batch.loss_mask)
+    torch.testing.assert_close(loss.detach(), eager)
+
+
 def test_a_micro_batch_that_cannot_be_divided_is_refused():
     config = SimpleNamespace(sequences=12, micro_batch=6)
-    assert checked_micro_batch(config, 1, 3) == 6
-    with pytest.raises(UserError, match="expected a divisor of the micro-batch of 6 sequences, got 4") as caught:
-        checked_micro_batch(config, 1, 4)
-    assert caught.value.binding == "context.baseline_every"
+    assert checked_micro_batch(config, 1, SimpleNamespace(baseline_every=3, variants_every=1)) == 6
+    for name in ("baseline_every", "variants_every"):
+        step = SimpleNamespace(**{"baseline_every": 1, "variants_every": 1, name: 4})
+        with pytest.raises(UserError, match="expected a divisor of the micro-batch of 6 sequences, got 4") as caught:
+            checked_micro_batch(config, 1, step)
+        assert caught.value.binding == f"context.{name}"
+
+
+def test_a_sequence_with_neither_is_refused():
+    with pytest.raises(UserError, match=r"expected 1 together with context\.baseline_every = 2, got 2"):
+        ContextConfig(window=48, block_size=4, tail=5, baseline_every=2, variants_every=2)
