@@ -1,5 +1,6 @@
 """The implementations that mcframe registers itself; plug-ins under `plugins/` register the others."""
 
+from mcframe.data.chat_files import ChatFiles
 from mcframe.data.local_files import LocalFiles
 from mcframe.data.mixture import Mixture
 from mcframe.data.pretrained_tokenizer import HuggingFaceTokenizer
@@ -33,6 +34,7 @@ def register_plugins(register: Register) -> None:
     register("clamp", ClampedPositions)
     register("standard_library", StandardLibrary)
     register("local_files", LocalFiles)
+    register("chat", ChatFiles)
     register("huggingface", HuggingFace)
     register("mixture", Mixture)
     register("bytes", Bytes)

@@ -44,7 +44,7 @@ from mcframe.context.step_metrics import StepMetrics
 from mcframe.interfaces.attention import causal_attention, causal_mask, rotate
 from mcframe.interfaces.base_model import BaseModel, BaseShape
 from mcframe.interfaces.callback import Callback, CallbackRun, CallbackStep, StopRun
-from mcframe.interfaces.data import SyntheticBatch, SyntheticTask, TextSource, Tokenizer
+from mcframe.interfaces.data import Chat, Message, SyntheticBatch, SyntheticTask, TextSource, Tokenizer
 from mcframe.interfaces.eval_result import Chart, EvalResult, Interval, Table
 from mcframe.interfaces.evaluation import EvalData, EvalModel, Evaluation
 from mcframe.interfaces.focus import Allocator, Sequences, VariantStrategy
@@ -69,6 +69,7 @@ __all__ = [
     "CallbackRun",
     "CallbackStep",
     "Chart",
+    "Chat",
     "EvalData",
     "EvalModel",
     "EvalResult",
@@ -83,6 +84,7 @@ __all__ = [
     "LensPass",
     "Loss",
     "LossTerm",
+    "Message",
     "MetricLogger",
     "ModelShape",
     "Need",

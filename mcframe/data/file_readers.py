@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from mcframe.data.file_search import TextFile, named
 from mcframe.errors import Location, UserError
+from mcframe.hookspecs import Chat
 
 TOLERATED = 1000
 """One in so many characters may be invalid, and is replaced by U+FFFD; with more, the file is refused."""
@@ -23,19 +24,22 @@ _MARKS = {
 }  # fmt: skip
 """Byte order marks; that of UTF-16-LE is the beginning of that of UTF-32-LE, which is therefore compared first."""
 
-_Reader = Callable[[TextFile, str, str | None, Counter[str]], Iterator[str | None]]
+RowReader = Callable[[dict[str, Any]], str | None]
+"""Returns the document of a row of a .jsonl file."""
+_Reader = Callable[[TextFile, str | RowReader, str | None, Counter[str]], Iterator[str | None]]
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _FIELD = "Set text.local_files.text_field to the field that holds the text."
 _REPAIR = "Repair the file, or remove it from text.local_files.paths."
 
 
-def read_file(file: TextFile, field: str, encoding: str | None, counts: Counter[str]) -> Iterator[str]:
+def read_file(file: TextFile, field: str | RowReader, encoding: str | None, counts: Counter[str]) -> Iterator[str]:
     """Yield the texts of a file, except empty ones.
 
     Args:
         file: The file.
-        field: Field of the text in .jsonl and .parquet rows; dots separate the names of nested fields.
+        field: Field of the text in .jsonl and .parquet rows; dots separate the names of nested fields. Or a function of
+            .jsonl rows, which are then the only ones.
         encoding: Encoding of a file that is not UTF-8 and has no byte order mark; None refuses such a file.
         counts: Receives the numbers of `documents`, of `empty` ones and of `replaced` characters.
 
@@ -45,9 +49,15 @@ def read_file(file: TextFile, field: str, encoding: str | None, counts: Counter[
     import pyarrow
 
     readers: dict[str, _Reader] = {"text": _text, "jsonl": _jsonl, "parquet": _parquet}
+    if callable(field) and file.kind != "jsonl":
+        raise UserError(
+            "expected .jsonl files, one JSON object a line, got another kind",
+            remedy=_REPAIR,
+            location=Location(named([file.path])),
+        )
     try:
         for text in readers[file.kind](file, field, encoding, counts):
-            valid, replaced = _SURROGATES.subn("\ufffd", text or "")
+            valid, replaced = valid_text(text or "")
             counts["replaced"] += replaced
             counts["documents" if valid else "empty"] += 1
             if valid:
@@ -57,6 +67,11 @@ def read_file(file: TextFile, field: str, encoding: str | None, counts: Counter[
         raise UserError(
             f"cannot read the file: {problem}", remedy=_REPAIR, location=Location(named([file.path]))
         ) from error
+
+
+def valid_text(text: str) -> tuple[str, int]:
+    """Return a text with U+FFFD for lone surrogates, and their number; a chat has none in its messages."""
+    return (text, 0) if isinstance(text, Chat) else _SURROGATES.subn("\ufffd", text)
 
 
 def text_of(row: dict[str, Any], field: str) -> str | None:
@@ -140,7 +155,7 @@ def _open(file: TextFile) -> IO[bytes]:
     return io.BufferedReader(pyarrow.CompressedInputStream(stream, file.codec))
 
 
-def _text(file: TextFile, _: str, encoding: str | None, counts: Counter[str]) -> Iterator[str]:
+def _text(file: TextFile, _: object, encoding: str | None, counts: Counter[str]) -> Iterator[str]:
     """Yield a file as one document."""
     with _open(file) as stream:
         raw = stream.read()
@@ -152,7 +167,7 @@ def _text(file: TextFile, _: str, encoding: str | None, counts: Counter[str]) ->
     yield text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _jsonl(file: TextFile, field: str, encoding: str | None, counts: Counter[str]) -> Iterator[str | None]:
+def _jsonl(file: TextFile, field: str | RowReader, encoding: str | None, counts: Counter[str]) -> Iterator[str | None]:
     """Yield the text of one JSON object a line."""
     with _open(file) as stream:
         for number, raw in enumerate(_lines(stream, encoding), 1):
@@ -160,7 +175,8 @@ def _jsonl(file: TextFile, field: str, encoding: str | None, counts: Counter[str
                 line, replaced = decoded(raw, encoding) if isinstance(raw, bytes) else (raw, 0)
                 counts["replaced"] += replaced
                 if line.strip():
-                    yield text_of(_row(line.strip()), field)
+                    row = _row(line.strip())
+                    yield field(row) if callable(field) else text_of(row, field)
             except UserError as error:
                 raise error.at(Location(named([file.path]), number)) from None
 
@@ -195,9 +211,11 @@ def _row(line: str) -> dict[str, Any]:
     raise UserError(f"expected one JSON object a line, got {problem}", remedy="Repair the line, or remove it.")
 
 
-def _parquet(file: TextFile, field: str, *_: object) -> Iterator[str | None]:
+def _parquet(file: TextFile, field: str | RowReader, *_: object) -> Iterator[str | None]:
     """Yield the texts of one column, row group by row group."""
     import pyarrow.parquet
+
+    assert isinstance(field, str)
 
     # Pages are read one by one: a column of a row group may have hundreds of megabytes.
     paged = {"pre_buffer": False, "buffer_size": 2**20}

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mcframe.data.packing import unpacked
 from mcframe.data.split import check_fraction, empty_split
 from mcframe.data.streaming import StreamedWindows, first_validation_windows
 from mcframe.data.token_file import ShuffledWindows, token_file
@@ -135,7 +136,7 @@ class Loader:
         end = position + self._span
         indices = range(position + (self._rank - position) % self._world_size, end, self._world_size)
         taken = self._stream.take(indices)
-        tokens, loss_mask = (taken.tokens, taken.loss_mask) if isinstance(taken, SyntheticBatch) else (taken, None)
+        tokens, loss_mask = (taken.tokens, taken.loss_mask) if isinstance(taken, SyntheticBatch) else unpacked(taken)
         parts = tokens, torch.tensor(indices, dtype=torch.int64), loss_mask
         batch = Batch(*(part.pin_memory() if self._pin and part is not None else part for part in parts))  # type: ignore[arg-type]
         return batch, {"position": end, "stream": self._stream.state()}
@@ -175,20 +176,22 @@ def open_training_stream(
     return ShuffledWindows(token_file(source, tokenizer, split="train", fraction=validation_fraction), window, seed)
 
 
-def open_validation(source: TextSource, tokenizer: Tokenizer, window: int, fraction: float, count: int) -> Tensor:
+def open_validation(
+    source: TextSource, tokenizer: Tokenizer, window: int, fraction: float, count: int
+) -> tuple[Tensor, Tensor | None]:
     """Return up to `count` validation windows -> int64 [n, T + 1], the same on every rank and in every run.
 
-    They are spread evenly over the held-out documents, so that no single document decides the result. Of a streaming
-    source they are the first ones.
+    Their loss mask [n, T] is None if every target is scored. They are spread evenly over the held-out documents, so
+    that no single document decides the result. Of a streaming source they are the first ones.
 
     Raises:
-        UserError: The held-out documents do not fill one window.
+        UserError: The held-out documents do not fill one window, or no answer is in the windows.
     """
     check_fraction(fraction)
     if fraction == 0:
         raise empty_split("validation", fraction, 0)
     if source.streaming:
-        return first_validation_windows(source, tokenizer, window, fraction, count)
+        return _with_answers(first_validation_windows(source, tokenizer, window, fraction, count))
     file = token_file(source, tokenizer, split="validation", fraction=fraction)
     available = file.windows(window)
     if not available:
@@ -197,7 +200,17 @@ def open_validation(source: TextSource, tokenizer: Tokenizer, window: int, fract
             f"{file.length:,}",
             remedy="Raise data.validation_fraction, or train on more text.",
         )
-    return file.gather(validation_indices(available, count), window)
+    return _with_answers(file.gather(validation_indices(available, count), window))
+
+
+def _with_answers(windows: Tensor) -> tuple[Tensor, Tensor | None]:
+    tokens, loss_mask = unpacked(windows)
+    if loss_mask is not None and not loss_mask.any():
+        raise UserError(
+            f"validation split: expected answers, got {len(tokens):,} sequences of T = {tokens.shape[1] - 1:,} without",
+            remedy="Raise validation.windows, data.validation_fraction or context.window.",
+        )
+    return tokens, loss_mask
 
 
 def validation_indices(available: int, count: int) -> NDArray[np.int64]:

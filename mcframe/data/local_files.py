@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mcframe.data.cache import fingerprint
-from mcframe.data.file_readers import read_file
+from mcframe.data.file_readers import RowReader, read_file
 from mcframe.data.file_search import FoundFiles, TextFile, find_files, named
 from mcframe.data.single_document import divided
 from mcframe.data.sources import write_sums
 from mcframe.errors import Location, UserError
 from mcframe.files import user_path
-from mcframe.hookspecs import TextSource
+from mcframe.hookspecs import Chat, TextSource
 
 READERS = 2
 """Part of the identity: raise it when the same files result in other documents."""
@@ -51,6 +51,7 @@ class LocalFiles(TextSource):
             for path in ([paths] if isinstance(paths, str) else paths)
         ]
         self._text_field, self._encoding = text_field, encoding
+        self._row: str | RowReader = text_field
         try:
             b" ".decode(encoding or "utf-8", "replace")
         except (LookupError, ValueError):
@@ -85,7 +86,7 @@ class LocalFiles(TextSource):
         first, passed = after or (0, 0)
         found, counts = find_files(self._paths), Counter[str]()
         for index, file in enumerate(found.files[first:], first):
-            texts = enumerate(read_file(file, self._text_field, self._encoding, counts), 1)
+            texts = enumerate(read_file(file, self._row, self._encoding, counts), 1)
             yield from ((text, [index, number]) for number, text in texts if number > passed)
             passed = 0
             _check_whole(file)
@@ -101,7 +102,7 @@ class LocalFiles(TextSource):
         replaced, without = list[Path](), list[Path]()
         for file in found.files:
             before, left = counts.copy(), max(_SURVEY * file.size // found.bytes, _SURVEY // len(found.files))
-            for text in read_file(file, self._text_field, self._encoding, counts):
+            for text in read_file(file, self._row, self._encoding, counts):
                 first, left = first or text, left - len(text)
                 if left < 0:
                     complete = False
@@ -118,7 +119,7 @@ class LocalFiles(TextSource):
             f"{_number(counts['replaced'], 'invalid character')} replaced ({named(replaced)})" if replaced else "",
             found.describe_skipped(),
         ]
-        if complete and counts["documents"] == 1:
+        if complete and counts["documents"] == 1 and not isinstance(first, Chat):
             pieces = sum(1 for _ in divided(iter([first])))
             parts[0] = f"1 document, divided at ends of paragraphs or lines into {_number(pieces, 'document')}"
         return "; ".join(filter(None, parts))

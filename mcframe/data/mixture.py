@@ -37,6 +37,7 @@ class Mixture(TextSource):
         self._weights = [1.0] * len(self._sources) if weights is None else [float(each) for each in weights]
         self._seed = seed
         self.streaming = any(source.streaming for source in self._sources)
+        self.chats = any(source.chats for source in self._sources)
         if len(self._weights) != len(self._sources):
             raise UserError(
                 f"text.mixture.weights: expected {len(self._sources)} weights, one for each source, got "

@@ -3,6 +3,9 @@
 A separator follows every document. Window i is `stream[i * T : i * T + T + 1]`. Neighbours have one token in common,
 the last target of one and the first input of the next, so that every token but the first is predicted once. Tokens at
 the end that do not fill a window are dropped.
+
+In a stream of chats, an id that is not scored as a target has the bit `UNSCORED`. The loss mask is therefore packed,
+cached, shuffled and streamed with the tokens; `unpacked` separates the two.
 """
 
 from __future__ import annotations
@@ -15,20 +18,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcframe.data.plugin_checks import encoded
-from mcframe.hookspecs import Tokenizer
+from mcframe.data.plugin_checks import UNSCORED, encoded, encoded_chats
+from mcframe.hookspecs import Chat, Tokenizer
 
 Tokens = NDArray[np.unsignedinteger[Any]]
 
 
-def token_type(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
-    """Return the narrowest type that holds every id: uint16 up to 65,536 entries, uint32 above."""
-    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+def token_type(vocab_size: int, chats: bool = False) -> np.dtype[np.unsignedinteger[Any]]:
+    """Return the narrowest type that holds every id: uint16 up to 65,536 entries, uint32 above and for chats."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 and not chats else np.uint32)
 
 
-def separated(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
-    """Return the ids of each text, with the separator after them."""
-    return encoded(tokenizer, texts, token_type(tokenizer.vocab_size))
+def separated(tokenizer: Tokenizer, texts: Sequence[str], chats: bool = False) -> list[Tokens]:
+    """Return the ids of each text, with the separator after them; with loss masks if there may be chats."""
+    kind = token_type(tokenizer.vocab_size, chats)
+    if not chats:
+        return encoded(tokenizer, texts, kind)
+    plain = iter(encoded(tokenizer, [text for text in texts if not isinstance(text, Chat)], kind))
+    talks = iter(encoded_chats(tokenizer, [text for text in texts if isinstance(text, Chat)], kind))
+    return [next(talks if isinstance(text, Chat) else plain) for text in texts]
+
+
+def unpacked(windows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the tokens of windows [n, T + 1], and their loss mask [n, T], bool; None if every target is scored."""
+    unscored = windows >= UNSCORED
+    if not unscored.any():
+        return windows, None
+    return windows % UNSCORED, ~unscored[:, 1:]
 
 
 class Counted:

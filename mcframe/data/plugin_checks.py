@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mcframe.data.single_document import divided
-from mcframe.hookspecs import SyntheticBatch, SyntheticTask, TextSource, Tokenizer
+from mcframe.hookspecs import Chat, SyntheticBatch, SyntheticTask, TextSource, Tokenizer
 from mcframe.registry.checks import check_shape, raise_contract_error
 
 _log = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ SLOW = 60.0
 """Seconds after which a source that is not streamed is reported to be still read, again whenever they double."""
 
 Ids = np.unsignedinteger[Any]
+UNSCORED = 2**31
+"""Bit of an id in a stream of chats that is not scored as a target."""
 
 
 def documents(source: TextSource, epoch: int = 0) -> Iterator[str]:
@@ -69,21 +71,40 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[str], kind: np.dtype[Ids]) -> 
     Raises:
         ContractError: The number of lists is not that of texts, or an id is not in the vocabulary.
     """
-    found = tokenizer.encode_batch(texts)
-    if len(found) != len(texts):
-        raise_contract_error(
-            tokenizer, "encode_batch", f"expected {len(texts)} lists of ids, one a text, got {len(found)}"
-        )
+    return _arrays(tokenizer, "encode_batch", tokenizer.encode_batch(texts), len(texts), kind)
+
+
+def encoded_chats(tokenizer: Tokenizer, chats: Sequence[Chat], kind: np.dtype[Ids]) -> list[NDArray[Ids]]:
+    """Return the ids of each chat, with the separator after them; all but those of answers have the bit `UNSCORED`.
+
+    Raises:
+        ContractError: The number of lists is not that of chats, or an id is not in the vocabulary.
+    """
+    found = tokenizer.encode_chats(chats)
+    ids = [[each for part, _ in parts for each in part] for parts in found]
+    arrays = _arrays(tokenizer, "encode_chats", ids, len(chats), kind)
+    for array, parts in zip(arrays, found, strict=True):
+        answers = np.repeat([answer for _, answer in parts], [len(part) for part, _ in parts])
+        array[:-1][~answers.astype(bool)] |= kind.type(UNSCORED)
+        array[-1] |= kind.type(UNSCORED)
+    return arrays
+
+
+def _arrays(
+    tokenizer: Tokenizer, method: str, found: Sequence[Sequence[int]], count: int, kind: np.dtype[Ids]
+) -> list[NDArray[Ids]]:
+    """Return lists of ids as arrays, with the separator after each."""
+    if len(found) != count:
+        raise_contract_error(tokenizer, method, f"expected {count} lists of ids, one a text, got {len(found)}")
     try:
         arrays = [np.array([*ids, tokenizer.separator], dtype=kind) for ids in found]
     except OverflowError as error:
-        raise_contract_error(tokenizer, "encode_batch", f"expected ids from 0 on, got another number: {error}")
+        raise_contract_error(tokenizer, method, f"expected ids from 0 on, got another number: {error}")
     highest = max((int(array.max()) for array in arrays), default=0)
     if highest >= tokenizer.vocab_size:
         raise_contract_error(
-            tokenizer, "encode_batch",
-            f"expected ids and separator below vocab_size = {tokenizer.vocab_size}, got {highest}",
-        )  # fmt: skip
+            tokenizer, method, f"expected ids and separator below vocab_size = {tokenizer.vocab_size}, got {highest}"
+        )
     return arrays
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcframe.data.chat_templates import ChatTemplate, chat_template
 from mcframe.data.sources import StandardLibrary
 from mcframe.data.tokenizers import PROBES, SEPARATOR, alphabet, train_bpe, valid_text
 from mcframe.errors import UserError, require
-from mcframe.hookspecs import Tokenizer
+from mcframe.hookspecs import Chat, Tokenizer
 from mcframe.pretrained import model_files, naming
 
 _PATH = "tokenizer.huggingface.path"
@@ -54,6 +56,7 @@ class HuggingFaceTokenizer(Tokenizer):
         entries: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(entries.values()) + 1
         self.separator = entries[_end_of_text(folder, entries)]
+        self._folder, self._content = folder, content
         self._bytes = _entry_bytes(entries, json.loads(content).get("added_tokens") or (), self.vocab_size)
         self.identity = f"huggingface:{blake2b(content, digest_size=16).hexdigest()}:{self.separator}"
         self._check_round_trip(path)
@@ -69,6 +72,53 @@ class HuggingFaceTokenizer(Tokenizer):
         """Return the ids of each text. Half a surrogate pair, which has no UTF-8, becomes a question mark."""
         valid = [valid_text(text) for text in texts]
         return [found.ids for found in self._tokenizer.encode_batch_fast(valid, add_special_tokens=False)]
+
+    @property
+    def chat_format(self) -> str:
+        """A string that changes with the chat template."""
+        return self._template.digest if self._template else super().chat_format
+
+    def encode_chats(self, chats: Sequence[Chat]) -> list[list[tuple[list[int], bool]]]:
+        """Return the parts of each chat by the chat template, and whether they are of an answer.
+
+        An answer includes the special token that ends it. Special tokens that a message spells are ordinary text.
+        """
+        template = self._template
+        if template is None:
+            return super().encode_chats(chats)
+        by_plain = iter(super().encode_chats([chat for chat in chats if chat.plain]))
+        texts = iter(self.encode_batch([each.content for chat in chats if not chat.plain for each in chat.messages]))
+        return [next(by_plain) if chat.plain else self._parts(template, chat, texts) for chat in chats]
+
+    def _parts(self, template: ChatTemplate, chat: Chat, texts: Iterator[list[int]]) -> list[tuple[list[int], bool]]:
+        """Return the parts of a chat; the ids of its messages are the next of `texts`."""
+        ids = [next(texts) for _ in chat.messages]
+        parts: list[tuple[list[int], bool]] = []
+        ending = False
+        for each in template.layout(tuple(role for role, _ in chat.messages)):
+            if isinstance(each, int):
+                ending = chat.messages[each].role == "assistant"
+                parts.append((ids[each], ending))
+                continue
+            added = self._template_ids(each)
+            end = next((at + 1 for at, token in enumerate(added) if not self._bytes[token]), 0) if ending else 0
+            parts += [part for part in ((added[:end], True), (added[end:], False)) if part[0]]
+            ending = False
+        return parts
+
+    @cached_property
+    def _template(self) -> ChatTemplate | None:
+        return chat_template(self._folder)
+
+    @cached_property
+    def _template_ids(self) -> Callable[[str], list[int]]:
+        """Return the ids of a text of the template, whose special tokens are such."""
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer.from_str(self._content.decode())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return lru_cache(maxsize=4096)(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of these ids without special tokens. Bytes that are not UTF-8 become U+FFFD."""

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 
+from mcframe.hookspecs import Chat
+
 _BOUNDARIES = (re.compile(r"\n[ \t]*\n+"), re.compile(r"\n"), re.compile(r"(?<=[.!?])\s"), re.compile(r"\s"))
 """Ends of a paragraph, line, sentence and word, the preferred one first."""
 
@@ -18,8 +20,8 @@ def divided(documents: Iterator[str]) -> Iterator[str]:
     first, second = next(documents, None), next(documents, None)
     if first is None:
         return
-    if second is not None:
-        yield from chain([first, second], documents)
+    if second is not None or isinstance(first, Chat):
+        yield from chain([first, second] if second is not None else [first], documents)
         return
     yield from pieces(first, max(len(first) // 1000, min(4000, len(first) // 64), 1))
 

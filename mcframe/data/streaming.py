@@ -120,7 +120,7 @@ class StreamedWindows:
         self._start(_Mark(0, 0, None))
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """Return the sequences with these growing global indices -> int64 [n, T + 1].
+        """Return the sequences with these growing global indices -> int64 [n, T + 1], for `unpacked`.
 
         Raises:
             ValueError: An index has been passed or belongs to another rank.
@@ -189,7 +189,7 @@ class StreamedWindows:
             batch = list(islice(self._documents, _READ_AHEAD))
             if not batch:
                 raise RuntimeError("the document stream has failed before and cannot continue")
-            tokens = separated(self._tokenizer, [text for *_, text in batch])
+            tokens = separated(self._tokenizer, [text for *_, text in batch], self._source.chats)
             for (owner, epoch, index, _), ids in zip(batch, tokens, strict=True):
                 owner.append(_Document(epoch, index, ids))
 
@@ -229,6 +229,8 @@ def first_validation_windows(
 ) -> Tensor:
     """Return the first `count` validation windows among the stream's first `scan` documents -> int64 [n, T + 1].
 
+    They are for `unpacked`.
+
     Raises:
         UserError: These documents do not fill one window.
     """
@@ -237,7 +239,7 @@ def first_validation_windows(
     parts: list[Tokens] = []
     length = 0
     for batch in batched(documents_of(head, "validation", fraction), documents=16):
-        parts += separated(tokenizer, batch)
+        parts += separated(tokenizer, batch, source.chats)
         length = sum(map(len, parts))
         if window_count(length, window) >= count:
             break

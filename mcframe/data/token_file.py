@@ -59,7 +59,7 @@ class TokenFile:
         return window_count(self.length, window)
 
     def gather(self, indices: Sequence[int] | NDArray[np.int64], window: int) -> Tensor:
-        """Return windows `indices` in stream order -> int64 [n, window + 1].
+        """Return windows `indices` in stream order -> int64 [n, window + 1], for `unpacked`.
 
         Raises:
             IndexError: An index is outside the file.
@@ -90,28 +90,29 @@ def token_file(source: TextSource, tokenizer: Tokenizer, *, split: Split, fracti
         UserError: The split has no documents.
     """
     check_fraction(fraction)
-    name = fingerprint([FORMAT, cache_key(source), cache_key(tokenizer), split, fraction])
+    chats = [tokenizer.chat_format] if source.chats else []
+    name = fingerprint([FORMAT, cache_key(source), cache_key(tokenizer), split, fraction, *chats])
     path = cache_dir() / "tokens" / f"{name}.npy"
     if not path.exists():
         make_folder(path.parent)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():  # another process may have written it while this one waited
                 counted = Counted(plugin_checks.documents(source))
-                if not _write(path, split_documents(source, counted, split, fraction), tokenizer):
+                if not _write(path, split_documents(source, counted, split, fraction), tokenizer, source.chats):
                     raise empty_split(split, fraction, counted.count)
     return TokenFile(path)
 
 
-def _write(path: Path, documents: Iterable[str], tokenizer: Tokenizer) -> int:
+def _write(path: Path, documents: Iterable[str], tokenizer: Tokenizer, chats: bool) -> int:
     """Tokenise into `path` and return the number of tokens; without tokens, no file is written."""
-    kind = token_type(tokenizer.vocab_size)
+    kind = token_type(tokenizer.vocab_size, chats)
     partial = path.with_suffix(".partial")  # the caller's lock excludes other writers
     length = 0
     try:
         with partial.open("wb") as file:
             _write_header(file, kind, length)
             for batch in batched(documents):
-                stream = np.concatenate(separated(tokenizer, batch))
+                stream = np.concatenate(separated(tokenizer, batch, chats))
                 with writing(path):
                     file.write(stream.data)
                 length += len(stream)
@@ -156,7 +157,7 @@ class ShuffledWindows(StatelessWindows):
         self._permutation: tuple[int, NDArray[np.int64]] = (0, self._order(0))
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """Return the sequences with these global indices, in any order -> int64 [n, T + 1]."""
+        """Return the sequences with these global indices, in any order -> int64 [n, T + 1], for `unpacked`."""
         epochs, positions = np.divmod(np.asarray(indices, dtype=np.int64), self.count)
         rows = np.empty_like(positions)
         for epoch in np.unique(epochs):

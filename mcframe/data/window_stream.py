@@ -19,7 +19,7 @@ class WindowStream(Protocol):
     """T."""
 
     def take(self, indices: Sequence[int]) -> Tensor | SyntheticBatch:
-        """Return sequences [n, T + 1] int64; those of a task come with a loss mask.
+        """Return sequences [n, T + 1] int64, for `packing.unpacked`; those of a task come with a loss mask.
 
         Args:
             indices: growing global indices, all of this rank.

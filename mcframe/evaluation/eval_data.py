@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mcframe.data import synthetic_stream
 from mcframe.data.loader import open_validation, validation_indices
+from mcframe.data.packing import unpacked
 from mcframe.data.token_file import TokenFile, token_file
 from mcframe.hookspecs import EvalData, SyntheticTask, TextSource, Tokenizer
 
@@ -33,7 +33,7 @@ def from_text(source: TextSource, tokenizer: Tokenizer, window: int, fraction: f
     Raises:
         UserError: No document is held out.
     """
-    tokens = open_validation(source, tokenizer, window, fraction, count)
+    tokens, answers = open_validation(source, tokenizer, window, fraction, count)
     separator = tokens[:, :-1] == tokenizer.separator
     if source.streaming:  # each window begins where the previous one ended
         before = separator.sum(dim=1).cumsum(0) - separator.sum(dim=1)
@@ -42,7 +42,7 @@ def from_text(source: TextSource, tokenizer: Tokenizer, window: int, fraction: f
         counts = np.concatenate([[0], *_separators(file, window, tokenizer.separator)])
         before = torch.from_numpy(counts.cumsum()[validation_indices(file.windows(window), count)])
     inside = torch.cat((torch.zeros_like(separator[:, :1], dtype=torch.long), separator.long().cumsum(dim=1)), dim=1)
-    loss_mask = torch.ones_like(separator)
+    loss_mask = torch.ones_like(separator) if answers is None else answers
     return EvalData(tokens, before[:, None] + inside, loss_mask)
 
 
@@ -57,5 +57,5 @@ def _separators(file: TokenFile, window: int, separator: int) -> Iterator[NDArra
     """Yield the number of separators in each window, without its last token, with which the next window begins."""
     total = file.windows(window)
     for first in range(0, total, _AT_ONCE):
-        tokens: Tensor = file.gather(range(first, min(first + _AT_ONCE, total)), window)
+        tokens, _ = unpacked(file.gather(range(first, min(first + _AT_ONCE, total)), window))
         yield (tokens[:, :-1] == separator).sum(dim=1).numpy()

@@ -5,9 +5,47 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+TURNS = {"user": "User:", "assistant": "Assistant:"}
+"""Beginnings of plain turns by role; those of other roles begin with `SYSTEM`. `mcframe chat` has the same."""
+SYSTEM = "System:"
+
+
+class Message(NamedTuple):
+    """A message of a chat: role (system, user, assistant) and text."""
+
+    role: str
+    content: str
+
+
+class Chat(str):
+    """A document of messages. As a text it is its plain turns, by which it is split and compared.
+
+    Attributes:
+        messages: The messages.
+        plain: Tokenise it as plain turns also if the tokenizer has a chat template.
+    """
+
+    messages: tuple[Message, ...]
+    plain: bool
+
+    def __new__(cls, messages: Sequence[Message], plain: bool = False) -> Chat:
+        """Return the chat of these messages."""
+        chat = super().__new__(cls, "".join(text for text, _ in plain_turns(messages)))
+        chat.messages, chat.plain = tuple(messages), plain
+        return chat
+
+
+def plain_turns(messages: Sequence[Message]) -> list[tuple[str, bool]]:
+    """Return the parts of plain turns, such as `User: text`, and whether each is an answer."""
+    parts: list[tuple[str, bool]] = []
+    for role, content in messages:
+        label, answer = TURNS.get(role, SYSTEM), role == "assistant"
+        parts += [(label, False), (f" {content}\n", True)] if answer else [(f"{label} {content}\n", False)]
+    return parts
 
 
 class TextSource(ABC):
@@ -25,6 +63,8 @@ class TextSource(ABC):
 
     streaming: bool = False
     """True where documents are read while training instead of being tokenised once and cached."""
+    chats: bool = False
+    """True where documents may be `Chat`s: of these, the answers alone are scored."""
 
     @property
     @abstractmethod
@@ -83,6 +123,17 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without separators."""
+
+    @property
+    def chat_format(self) -> str:
+        """A string that changes whenever `encode_chats` does, for the same `identity`; names the token cache."""
+        return "plain turns"
+
+    def encode_chats(self, chats: Sequence[Chat]) -> list[list[tuple[list[int], bool]]]:
+        """The parts of each chat: token ids, and whether they are of an answer. Plain turns by default."""
+        turns = [plain_turns(chat.messages) for chat in chats]
+        ids = iter(self.encode_batch([text for parts in turns for text, _ in parts]))
+        return [[(next(ids), answer) for _, answer in parts] for parts in turns]
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:

@@ -325,11 +325,10 @@ def validation_windows(components: Components) -> tuple[Tensor, Tensor | None]:
     if components.task is not None:
         batch = held_out(components.task, config.validation.windows)
         return batch.tokens, batch.loss_mask
-    windows = open_validation(
+    return open_validation(
         components.text, components.tokenizer, config.context.window, config.data.validation_fraction,
         config.validation.windows,
     )  # fmt: skip
-    return windows, None
 
 
 def parameter_counts(step: TrainStep) -> dict[str, int]:

@@ -172,9 +172,9 @@ def test_a_step_must_divide_into_micro_batches(loaders, world, sequences_, micro
 @pytest.mark.parametrize("streaming", [False, True])
 def test_validation_is_held_out_and_the_same_every_time(streaming):
     source = MemorySource(TEXTS, streaming=streaming)
-    found = open_validation(source, Bytes(), WINDOW, 0.3, 4)
+    found = open_validation(source, Bytes(), WINDOW, 0.3, 4)[0]
     held_out = [i for t in documents_in(source, "validation", 0.3) for i in (*t.encode(), 256)]
-    everything = open_validation(source, Bytes(), WINDOW, 0.3, 10_000)
+    everything = open_validation(source, Bytes(), WINDOW, 0.3, 10_000)[0]
     count = (len(held_out) - 1) // WINDOW
     assert everything.tolist() == [held_out[i * WINDOW : i * WINDOW + WINDOW + 1] for i in range(count)]
     # Spread over all windows, first and last included. The end of a stream is unknown, so that the first ones are used.

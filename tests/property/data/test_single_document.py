@@ -43,7 +43,7 @@ def test_several_documents_stay_as_they_are(texts):
 def test_one_document_can_be_trained_on_and_held_out(text, streaming):
     source = MemorySource([text + str(streaming)], streaming=streaming)
     assert 30 <= len(list(plugin_checks.documents(source))) <= 1000
-    assert open_validation(source, Bytes(), 16, 0.5, 4).shape == (4, 17)
+    assert open_validation(source, Bytes(), 16, 0.5, 4)[0].shape == (4, 17)
     assert open_training_stream(source, Bytes(), 16, 0, 0.5).take([0]).shape == (1, 17)
 
 

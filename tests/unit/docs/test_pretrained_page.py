@@ -38,5 +38,5 @@ def test_the_preset_collapses_what_it_states(tmp_path):
     config = load_run_config(["smollm2.gin"], []).run_config
     tree, length = config.context.tree, config.variant_length(0)
     collapsed = (tree.window - length) // tree.saving(1)
-    assert (collapsed, tree.cursor // tree.block_size) == (14, 24)
-    assert config.steps * config.sequences == 1000
+    assert (collapsed, tree.cursor // tree.block_size) == (18, 24)
+    assert config.steps * config.sequences == 1900

@@ -38,7 +38,7 @@ def test_documents_of_tokens(streaming, count, monkeypatch):
     monkeypatch.setattr(eval_data, "_AT_ONCE", 3)
     source, window = MemorySource(some_texts(60, seed=3, longest=20), streaming=streaming), 16
     data = from_text(source, Bytes(), window, FRACTION, count)
-    assert torch.equal(data.tokens, open_validation(source, Bytes(), window, FRACTION, count))
+    assert torch.equal(data.tokens, open_validation(source, Bytes(), window, FRACTION, count)[0])
     assert bool(data.loss_mask.all())
     assert data.loss_mask.shape == (data.tokens.shape[0], window)
     complete = stream(source)
