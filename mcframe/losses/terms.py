@@ -92,9 +92,10 @@ class LossTerms(nn.ModuleDict):
                 total = total + value
                 metrics |= _logged(loss.name, values, term.metrics)
                 lens = lens + value.detach() if of_lens else lens
+        sequences = view.uncompressed.nll.shape[0]
         if self.require("scores"):
-            metrics.means["mc/lens_loss"] = masked_sum(lens[None], torch.ones_like(lens[None], dtype=torch.bool))
-        metrics.means["train/loss"] = masked_sum(total[None], torch.ones_like(total[None], dtype=torch.bool))
+            metrics.means["mc/lens_loss"] = _weighted(lens, sequences)
+        metrics.means["train/loss"] = _weighted(total, sequences)
         return total, metrics
 
     def setup(self, parts: Mapping[str, nn.Module]) -> None:
@@ -111,6 +112,15 @@ class LossTerms(nn.ModuleDict):
         """Let every loss update its state; see `Loss.after_step`."""
         for loss in self.each():
             loss.after_step(parts)
+
+
+def _weighted(loss: Tensor, sequences: int) -> Tensor:
+    """Return [2]: the sum over the sequences of a micro-batch, of a mean over them, and their number.
+
+    In float64, so that the quotient is the mean to the bit. Every sequence has the same weight in an interval, also
+    where the ranks, and with them the micro-batches, have changed within it.
+    """
+    return torch.stack((loss.detach().double(), torch.ones_like(loss, dtype=torch.float64))) * sequences
 
 
 def _logged(name: str, loss: Tensor, metrics: Mapping[str, Tensor] | StepMetrics) -> StepMetrics:

@@ -138,10 +138,7 @@ class Accumulator:
 
     @staticmethod
     def merge(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return one state for every rank of another number of ranks, made from those of all ranks before.
-
-        Means over micro-batches, such as `train/loss`, weight those before and after equally, also of different sizes.
-        """
+        """Return one state for every rank of another number of ranks, made from those of all ranks before."""
         merged = {tuple(key): value for key, value in states[0]["earlier"]}  # equal on all ranks
         for key, value in ((tuple(key), value.double().numpy()) for state in states for key, value in state["held"]):
             merged[key] = _joined(key, merged[key], value) if key in merged else value

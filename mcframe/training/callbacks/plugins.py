@@ -126,7 +126,7 @@ class PluginCallbacks:
     def _report(self, call: Callable[[Callback, CallbackStep], Any], step: int, tokens: int) -> None:
         if not self._callbacks:
             return
-        view = CallbackStep(step, tokens, {name: value[0] / value[1] for name, value in self._sums.items()})
+        view = CallbackStep(step, tokens, {name: (value[0] / value[1]).float() for name, value in self._sums.items()})
 
         def one(callback: Callback) -> None:
             values = call(callback, view) or {}

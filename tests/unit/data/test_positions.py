@@ -73,7 +73,7 @@ def test_every_position_continues_with_what_follows(folder, name):
 def counted(monkeypatch, module, name):
     """Return the list of calls of a function, each with its first argument."""
     calls, function = [], getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *given: (calls.append(given[0]), function(*given))[1])
+    monkeypatch.setattr(module, name, lambda *values: (calls.append(values[0]), function(*values))[1])
     return calls
 
 
