@@ -55,6 +55,9 @@ def arguments(*parents: argparse.ArgumentParser) -> Parser:
     )
     parser.add_argument("--strict-plugins", action="store_true", help="fail if any plug-in is broken")
     parser.add_argument("--trust", action="store_true", help="resume a run whose folder has links out of it")
+    parser.add_argument(
+        "--profile", action="store_true", help="profile steps 4 to 6: a trace in RUN/profile, and a table"
+    )
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     return parser

@@ -32,6 +32,7 @@ from mcframe.registry.plugins import Registry
 from mcframe.training.build import Components, build_components
 from mcframe.training.callbacks.checkpoint import CHECKPOINT_MS, SaveCheckpoint
 from mcframe.training.callbacks.plugins import PluginCallbacks
+from mcframe.training.callbacks.profile import Profile
 from mcframe.training.checkpoint_folder import Checkpoint
 from mcframe.training.checkpoint_writer import archive, remove_leftovers
 from mcframe.training.checkpoints import load
@@ -89,10 +90,10 @@ def train_in_group(options: argparse.Namespace) -> int:
         )
         return 0
     with loaded.explaining():
-        return run(loaded, run_plan, console)
+        return run(loaded, run_plan, console, profile=options.profile)
 
 
-def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
+def run(loaded: Loaded, run_plan: RunPlan, console: Console, *, profile: bool = False) -> int:
     """Build the parts of a run in order and train. Return the exit code."""
     run_config, checkpoint = loaded.run_config, run_plan.checkpoint
     changed = differences(checkpoint, loaded.config) if checkpoint is not None else []
@@ -121,6 +122,8 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console) -> int:
                 record_start = functools.partial(_record_start, loaded, run_plan, lock, facts, console)
                 hooks = loaded.registry.hooks
                 trainer = Trainer(components, engine, run_plan, record_start, hooks, device, callbacks, restored)
+                if profile:
+                    trainer.watch_with(Profile())
                 if dist.get_rank() == 0 and run_config.task is None:
                     facts |= _overlap(components, trainer, console)
             watched.begin_training()

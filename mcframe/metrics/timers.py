@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Protocol, cast
 
 import torch
+from torch.profiler import record_function
 
 from mcframe.context.step_metrics import StepMetrics
 
@@ -136,7 +137,8 @@ class Timers:
             return
         assert name in PHASES, name
         start = self._mark()
-        yield
+        with record_function(name):  # a span in profiles
+            yield
         self._pending.append((name, start, self._mark()))
 
     def collect(self) -> StepMetrics:

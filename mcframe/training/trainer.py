@@ -108,6 +108,11 @@ class Trainer:
         own = [each.watches for each in self.callbacks if each.watches]
         self.watchers.declare(*own, CONTEXTS, *map(subject, components.evaluations))
 
+    def watch_with(self, callback: TrainerCallback) -> None:
+        """Add a callback that only watches. Call it before `run`, on every rank."""
+        self.callbacks.append(callback)
+        self.watchers.declare(callback.watches)
+
     def run(self) -> dict[str, Any]:
         """Train to the end or until a stop is requested. Return the summary."""
         recorder = self.recorder
@@ -273,7 +278,7 @@ class Trainer:
     def restore_reports(self, reports: Mapping[str, Any]) -> None:
         """Restore the result of `reports`."""
         for callback in self.callbacks:
-            callback.last_tokens = reports["done"][type(callback).__name__]
+            callback.last_tokens = reports["done"].get(type(callback).__name__, callback.last_tokens)
         self.log.last_tokens = self.state.tokens  # it comes before the checkpoint, and needs a step
         self.recorder.unshown = [dict(metrics) for metrics in reports["metrics"]]
         self.reported_before = reports["shown"]
