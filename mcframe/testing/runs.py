@@ -16,7 +16,7 @@ from mcframe.testing.plugin_under_test import PLAIN, PluginUnderTest
 from mcframe.testing.requirements import requirement
 from mcframe.testing.trainings import Trained, on_one_rank, on_two_ranks, plugin_options, trained
 from mcframe.training.build import build_model
-from mcframe.training.engine import check_compiler
+from mcframe.training.compiler import check_compiler
 
 CURVES = ("train/loss", "train/loss_lod0", "mc/tail_delta")
 TOLERANCE = 1e-3

@@ -27,6 +27,7 @@ from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.registry.checks import raise_contract_error
 from mcframe.training.build import Components, lr_factor
 from mcframe.training.clipping import PartClipping
+from mcframe.training.compiler import INSTALL, check_compiler, op_not_built
 from mcframe.training.engine_config import check_ranks, checked_micro_batch, engine_config, gradient_clipping
 from mcframe.training.external_weights import check_external, external_digests
 from mcframe.training.first_interval import GradientWatch
@@ -81,16 +82,6 @@ def shared_memory_op_cached() -> bool:
     return any(extensions_directory().glob(f"**/{_SHARED_MEMORY_OP}*/*.so"))
 
 
-def check_compiler() -> str | None:
-    """Return what is missing on this machine to build the CPU communication op, or None."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        return f"a C++ compiler ({compiler} was not found)"
-    if shutil.which("ninja") is None:
-        return "ninja"
-    return None
-
-
 def divide_cores() -> None:
     """Divide the cores of this machine among its ranks, unless OMP_NUM_THREADS is set.
 
@@ -121,8 +112,7 @@ def start_distributed(limit: float = 300.0, met: Callable[[Store], object] | Non
         if missing := check_compiler():
             raise UserError(
                 f"DeepSpeed needs {missing} to build the CPU communication op of several ranks",
-                remedy="Install g++ (apt-get install g++) and ninja (pip install ninja), then run `mcframe doctor "
-                "--ranks 2`; or train with one rank.",
+                remedy=f"{INSTALL}, then run `mcframe doctor --ranks 2`; or train with one rank.",
             )
         if rank == 0:
             print(  # noqa: T201
@@ -223,9 +213,19 @@ def _too_little_shared_memory() -> str:
 
 
 def complete_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]], offload: bool) -> torch.optim.Optimizer:
-    """Return the built optimizer. Raises ContractError unless it holds every parameter of the groups."""
+    """Return the built optimizer.
+
+    Raises:
+        ContractError: It does not hold every parameter of the groups.
+        UserError: An op of DeepSpeed that it uses cannot be built on this machine.
+    """
     expected = {id(parameter) for group in groups for parameter in group["params"]}
-    built = optimizer.build(groups, offload)
+    try:
+        built = optimizer.build(groups, offload)
+    except Exception as error:
+        if (failure := op_not_built(error, type(optimizer).__name__)) is None:
+            raise
+        raise failure from error
     held = {id(parameter) for group in built.param_groups for parameter in group["params"]}
     if missing := expected - held:
         raise_contract_error(

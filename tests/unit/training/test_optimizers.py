@@ -81,3 +81,20 @@ def test_an_optimizer_that_omits_parameters_is_refused():
     assert len(complete_optimizer(AdamW(), groups(), False).param_groups) == 2
     with pytest.raises(ContractError, match="of all 2 parameters, got one without 1 of them"):
         complete_optimizer(First(), groups(), False)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed's wheel may hold the op of a GPU")
+def test_a_missing_compiler_is_reported_in_one_message(tmp_path, monkeypatch, offload):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    groups = [{"params": [nn.Parameter(torch.zeros(2))], "rule": None, "lr": 0.1}]
+    with pytest.raises(UserError, match=r"optimizer AdamW: .*a C\+\+ compiler \(g\+\+ was not found\)") as caught:
+        complete_optimizer(AdamW(fused=True), groups, offload)
+    assert "set `fused` of the optimizer to False" in caught.value.remedy
+
+
+def test_another_error_of_an_optimizer_is_not_taken_for_a_missing_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotImplementedError):
+        complete_optimizer(Shampoo(), [{"params": [nn.Parameter(torch.zeros(2))]}], False)
