@@ -12,6 +12,7 @@ from mcframe.data.synthetic.variable_tracking import VariableTracking
 from mcframe.data.tokenizers import BPE, Bytes
 from mcframe.evaluation.focus_quality import FocusQuality
 from mcframe.evaluation.gist_quality import GistQuality
+from mcframe.evaluation.harness_callback import HarnessTasks
 from mcframe.evaluation.long_context import LongContext
 from mcframe.hookspecs import Register, hookimpl
 from mcframe.metrics.prometheus_logger import PrometheusLogger
@@ -25,7 +26,7 @@ mcframe_api = "0.1"
 
 @hookimpl
 def register_plugins(register: Register) -> None:
-    """Register base models, positions, text sources, tokenizers, synthetic tasks, evaluations and loggers."""
+    """Register base models, positions, text sources, tokenizers, tasks, evaluations, callbacks and loggers."""
     register("gpt", GPT)
     register("huggingface", HuggingFaceBase)
     register("gaussian_rope", GaussianRope)
@@ -47,4 +48,5 @@ def register_plugins(register: Register) -> None:
     register("gist_quality", GistQuality)
     register("focus_quality", FocusQuality)
     register("long_context", LongContext)
+    register("lm_eval", HarnessTasks)
     register("prometheus", PrometheusLogger)

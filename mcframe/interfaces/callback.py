@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from mcframe.context.context_tree import ContextTree
+from mcframe.interfaces.data import Tokenizer
+from mcframe.interfaces.focus import Allocator
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class CallbackRun:
         rank: This rank.
         world_size: The number of ranks.
         total_tokens: Dataset tokens of the complete run.
+        tokenizer: The tokenizer.
+        allocator: Makes the run's allocator for a tree.
     """
 
     model: nn.Module
@@ -32,6 +38,8 @@ class CallbackRun:
     rank: int
     world_size: int
     total_tokens: int
+    tokenizer: Tokenizer | None = None
+    allocator: Callable[[ContextTree], Allocator] | None = None
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ class Trainer:
         try:
             self.recorder.hooks.run_started(self.recorder.info())
             with unchanged_random_states():  # a resumed run must draw what the uninterrupted one draws
-                self.plugins.start(self.engine.step, self.recorder.info())
+                tokenizer, allocator = self.components.tokenizer, self.run_config.allocator
+                self.plugins.start(self.engine.step, self.recorder.info(), tokenizer, allocator)
             self._probe()
             self._report_again()
             self._run_callbacks(stop_signal)

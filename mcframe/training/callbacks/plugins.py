@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcframe.context.context_tree import ContextTree
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.errors import UserError, require
-from mcframe.hookspecs import Callback, CallbackRun, CallbackStep, RunInfo
+from mcframe.hookspecs import Allocator, Callback, CallbackRun, CallbackStep, RunInfo, Tokenizer
 from mcframe.metrics.accumulator import Accumulator
 from mcframe.training.state_files import encode
 from mcframe.training.stop_signal import StopSignal
@@ -53,17 +54,26 @@ class PluginCallbacks:
         self._sums: dict[str, Tensor] = {}
         self._pending: list[tuple[str, StepMetrics]] = []
 
-    def start(self, step: TrainStep, info: RunInfo) -> None:
+    def start(
+        self,
+        step: TrainStep,
+        info: RunInfo,
+        tokenizer: Tokenizer | None = None,
+        allocator: Callable[[ContextTree], Allocator] | None = None,
+    ) -> None:
         """Announce the run.
 
         Args:
             step: The module that is trained.
             info: The run as lifecycle hooks see it.
+            tokenizer: The tokenizer.
+            allocator: Makes the run's allocator for a tree.
         """
         losses = {loss.name: loss for loss in step.losses.each()}
         run = CallbackRun(
-            step.model, losses, self._config, info.directory, info.rank, info.world_size, info.total_tokens
-        )
+            step.model, losses, self._config, info.directory, info.rank, info.world_size, info.total_tokens,
+            tokenizer, allocator,
+        )  # fmt: skip
         self._each(lambda callback: callback.on_start(run))
 
     def begin_step(self) -> None:

@@ -1,4 +1,4 @@
-"""Chats through packing, cache, shuffling and streaming: tokens and scored targets equal those of a slow twin."""
+"""Chats through packing, cache, shuffling and streaming: tokens and scored targets equal those of a slow baseline."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Chats(MemorySource):
     chats = True
 
 
-def twin(documents):
+def slow_stream(documents):
     """Return (id, scored) of every token of the stream, one byte after the other."""
     stream = []
     for document in documents:
@@ -50,9 +50,9 @@ def chat(*messages, **options):
 
 @given(st.lists(st.one_of(chats, texts), min_size=1, max_size=6), st.integers(1, 9))
 @settings(deadline=None, max_examples=60)
-def test_windows_are_those_of_the_twin(drawn, window):
+def test_windows_are_those_of_the_slow_baseline(drawn, window):
     documents = [each if isinstance(each, str) else chat(*each) for each in drawn]
-    stream, expected = np.concatenate(separated(Bytes(), documents, chats=True)), twin(documents)
+    stream, expected = np.concatenate(separated(Bytes(), documents, chats=True)), slow_stream(documents)
     count = (len(expected) - 1) // window
     tokens, loss_mask = unpacked(gather_windows(stream, range(count), window))
     loss_mask = torch.ones(count, window, dtype=torch.bool) if loss_mask is None else loss_mask
