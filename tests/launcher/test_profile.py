@@ -1,4 +1,4 @@
-"""`--profile`: the steps that are recorded on every rank, and a run that goes on without it."""
+"""`--profile`: the steps that are recorded on every rank, and a run that resumes without it."""
 
 import gzip
 import json

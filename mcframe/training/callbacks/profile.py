@@ -83,7 +83,7 @@ def _table(events: Any, cuda: bool) -> FittedTable:
     )
     total = sum(getattr(event, time) for event in rows) or 1.0
     table = FittedTable(title="Operations that take longest")
-    for name, justify in (("operation", "left"), ("calls", "right"), ("ms", "right"), ("share", "right")):
+    for name, justify in (("operation", "left"), ("calls", "right"), ("ms", "right"), ("fraction", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for event in rows[:_ROWS]:
         spent = getattr(event, time)
