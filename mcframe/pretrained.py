@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from filelock import FileLock
 from safetensors.torch import save_model
 
 from mcframe.errors import UserError
-from mcframe.files import cache_dir, make_folder, user_path
+from mcframe.files import cache_dir, make_folder, replaced, user_path
 
 ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -29,7 +29,9 @@ ARCHITECTURES = (
 """Architectures that are tested: decoders with rotary positions."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_READ = ("*.json", "*.safetensors", "*.model")
+_WEIGHTS, _SMALL = ("*.safetensors",), ("*.json", "*.model", "*.jinja", "*.txt")
+_KNOWN = Path(__file__).with_name("pretrained_configs.json")
+"""Configurations of models of the hub, by name, for plans without a download."""
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _EXTRA = "pip install 'mcframe[pretrained]'"
 
@@ -105,13 +107,30 @@ def model_files(path: str, *, needs_model: bool = True) -> ModelFiles:
                 f" {path}",
                 remedy="Correct the path.",
             )
-        found = _downloaded(path)
+        found = _downloaded(path, (*_SMALL, *(_WEIGHTS if needs_model else ())))
     if needs_model and not (found / "config.json").is_file():
         raise UserError(
             f"{found} is not the folder of a model: missing config.json",
             remedy="Name the folder with config.json and the safetensors files.",
         )
     return ModelFiles(found, path)
+
+
+def planned_files(path: str) -> ModelFiles:
+    """Return files with the configuration of a model; no weights are downloaded or read.
+
+    A model of the hub whose configuration mcframe has needs no network.
+    """
+    if path.startswith("package:") or not _HUB_NAME.fullmatch(path) or user_path(path, "path").exists():
+        return model_files(path)
+    known: dict[str, Any] = _json(_KNOWN)
+    if path not in known:
+        return model_files(path, needs_model=False)
+    folder = cache_dir() / "pretrained" / "plans" / path.replace("/", "--")
+    make_folder(folder)
+    with replaced(folder / "config.json") as partial:
+        partial.write_text(json.dumps(known[path]), "utf-8")
+    return ModelFiles(folder, path)
 
 
 def neutral_token(files: ModelFiles) -> int:
@@ -202,12 +221,12 @@ def _package_file(path: str) -> Path:
     return Path(str(found[0].locate())).resolve()
 
 
-def _downloaded(name: str) -> Path:
-    """Return the folder of a model of the hub in Hugging Face's cache."""
+def _downloaded(name: str, patterns: Sequence[str]) -> Path:
+    """Return the folder of a model of the hub in Hugging Face's cache, with the files of these patterns."""
     with needs_extra():
         import huggingface_hub as hub
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=list(_READ)))
+        return Path(hub.snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(

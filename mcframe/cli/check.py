@@ -18,6 +18,7 @@ from mcframe.errors import UserError
 from mcframe.files import user_path
 from mcframe.hookspecs import Allocator, Optimizer
 from mcframe.metrics.tables import FittedTable
+from mcframe.pretrained import planned_files
 from mcframe.registry.discovery import PluginOptions
 from mcframe.training.budgets import check_budgets
 from mcframe.training.build import (
@@ -128,11 +129,14 @@ def _probe(run_config: RunConfig, step: TrainStep, allocator: Allocator) -> list
 
 
 def _vocab_size(loaded: Loaded, console: Console) -> int:
-    """Return the tokenizer's size, or the bound `gpt.vocab_size` if the tokenizer is not trained yet."""
+    """Return the tokenizer's size; if it is not trained or downloaded yet, that of the base model."""
     try:
         return loaded.run_config.tokenizer().vocab_size
     except UserError as error:
-        stated = loaded.config.as_dict().get("gpt.vocab_size")
+        bound = loaded.config.as_dict()
+        stated = bound.get("gpt.vocab_size")
+        if bound.get("run.base") == "@base.huggingface" and (path := bound.get("base.huggingface.path")):
+            stated = planned_files(path).config.get("vocab_size")
         if not isinstance(stated, int):
             raise
         console.print(f"note: {error.message}\n  → {error.remedy}", style="yellow", highlight=False)

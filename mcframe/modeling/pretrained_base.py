@@ -25,6 +25,7 @@ from mcframe.pretrained import (
     naming,
     needs_extra,
     neutral_token,
+    planned_files,
     quiet_transformers,
 )
 
@@ -65,7 +66,7 @@ class HuggingFaceBase(BaseModel):
     ) -> None:
         super().__init__()
         with naming(_PATH):
-            files = model_files(path)
+            files = planned_files(path) if _without_data() else model_files(path)
             check_architecture(files)
             model = _loaded(files)
         config, decoder = model.config, model.model
@@ -192,13 +193,19 @@ class _LayerCache:
         return keys, values
 
 
+def _without_data() -> bool:
+    """Return whether modules are built on the meta device."""
+    return torch.get_default_device().type == "meta"
+
+
 def _loaded(files: ModelFiles) -> Any:
     """Return the model of transformers with its weights, or without data on the meta device."""
     transformers = quiet_transformers()
-    names, options = files.weight_files, {"attn_implementation": "sdpa", "dtype": torch.float32}
-    if torch.get_default_device().type == "meta":
+    options = {"attn_implementation": "sdpa", "dtype": torch.float32}
+    if _without_data():
         config = transformers.AutoConfig.from_pretrained(files.folder, local_files_only=True)
         return transformers.AutoModelForCausalLM.from_config(config, **options)
+    names = files.weight_files
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             files.folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
