@@ -65,6 +65,7 @@ def without_metrics(trainer: Trainer) -> Iterator[None]:
             stack.enter_context(patch.object(module, name, lambda *_: StepMetrics()))
         for module in (train_step, terms):
             stack.enter_context(patch.object(module, "masked_sum", lambda *_, **__: zero))
+        stack.enter_context(patch.object(terms, "_weighted", lambda *_: zero))
         stack.enter_context(patch.object(trainer.accumulator, "add", lambda _: None))
         stack.enter_context(patch.object(trainer.timers, "phase", no_timer))
         stack.enter_context(patch.object(trainer.timers, "step", nullcontext))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def export(
 
     For a pretrained base model, a PATH not ending in .safetensors is a folder that transformers and mcframe load.
     """
-    if out.suffix != _FILE:
+    if out.suffix != _FILE and _names_pretrained(run):
         trained = load_run(run, plugins=plugins, trust=trust)
         if isinstance(trained.model.gpt, HuggingFaceBase):
             line = write_export(trained, out, copy_base)
@@ -64,3 +65,11 @@ def export(
     count = sum(tensor.numel() for tensor in weights.values())
     echo(f"{out}: {len(weights)} tensors, {count:,} parameters, after {checkpoint.tokens:,} tokens")
     return 0
+
+
+def _names_pretrained(run: Path) -> bool:
+    """Return whether the configuration of a run, read as text, has a pretrained base model: nothing is executed."""
+    found = next((each for each in (run, *run.resolve().parents) if (each / BOUND).is_file()), None)
+    return found is not None and bool(
+        re.search(r"^run\.base = @base\.huggingface\b", (found / BOUND).read_text("utf-8"), re.M)
+    )

@@ -41,10 +41,10 @@ def separated(tokenizer: Tokenizer, texts: Sequence[str], chats: bool = False) -
 
 def unpacked(windows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the tokens of windows [n, T + 1], and their loss mask [n, T], bool; None if every target is scored."""
-    unscored = windows >= UNSCORED
+    unscored = np.from_dlpack(windows) >= UNSCORED  # windows come from the host: nothing is read from a device
     if not unscored.any():
         return windows, None
-    return windows % UNSCORED, ~unscored[:, 1:]
+    return windows % UNSCORED, torch.from_numpy(~unscored[:, 1:])
 
 
 class Counted:

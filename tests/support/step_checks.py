@@ -47,7 +47,7 @@ def check_against_the_slow_step(
     rows = None if loss_mask is None else loss_mask.tolist()
     reference = slow.losses(tokens.tolist(), focuses, rows, groups, rebuild)
     assert loss.item() == pytest.approx(reference.loss.item(), abs=1e-5, rel=1e-5)
-    check_statistics(statistics, reference, tree, model)
+    check_statistics(statistics, reference, tree, model, sequences)
     if gradients:
         loss.backward()
         reference.loss.backward()
@@ -105,17 +105,17 @@ def check_lens_metrics(found: StepMetrics, figures: LensFigures, *, pairs: bool)
     return set(means)
 
 
-def check_statistics(found: StepMetrics, reference: Outcome, tree: oracle.Tree, model: Step) -> None:
+def check_statistics(found: StepMetrics, reference: Outcome, tree: oracle.Tree, model: Step, sequences: int) -> None:
     rows = [(e, [j._replace(nll=number(j.nll), delta=number(j.delta)) for j in js]) for e, js in reference.rows]
     means = oracle.metrics(tree, rows)
     advantages = means.pop("mc/adv_delta")
-    means |= {"train/loss": [reference.loss.item()], "train/loss_lod0": reference.baseline}
+    means |= {"train/loss": [reference.loss.item()] * sequences, "train/loss_lod0": reference.baseline}
     if model.settings.distillation:
         means["mc/gist_kl"] = reference.divergences
     if model.reconstruction is not None:
         means["mc/reconstruction_loss"] = reference.reconstruction
     if model.lensnet is not None:
-        means["mc/lens_loss"] = [reference.parts["lens"].item()]
+        means["mc/lens_loss"] = [reference.parts["lens"].item()] * sequences
     if model.settings.attribution:
         means["mc/attribution_agreement"] = reference.attributed
     check_means(found, means)
