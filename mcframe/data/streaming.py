@@ -175,8 +175,10 @@ class StreamedWindows:
         lanes: dict[int, list[int]] = {}
         for lane in (lane for state in states for lane in state["lanes"]):
             lanes[lane[0]] = max(lane, lanes.get(lane[0], lane))
-        source = min((state["source"] for state in states), key=lambda position: position[:2])
-        return {**states[0], "lanes": [lanes[index] for index in sorted(lanes)], "source": source}
+        merged = {**states[0], "lanes": [lanes[index] for index in sorted(lanes)]}
+        if all("source" in state for state in states):  # older checkpoints have no position
+            merged["source"] = min((state["source"] for state in states), key=lambda position: position[:2])
+        return merged
 
     def _start(self, mark: _Mark) -> None:
         """Read from a position on."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol, cast
 
 import torch
+from torch.autograd import profiler
 from torch.profiler import record_function
 
 from mcframe.context.step_metrics import StepMetrics
@@ -137,7 +138,7 @@ class Timers:
             return
         assert name in PHASES, name
         start = self._mark()
-        with record_function(name):  # a span in profiles
+        with record_function(name) if profiler._is_profiler_enabled else nullcontext():  # a span in profiles
             yield
         self._pending.append((name, start, self._mark()))
 

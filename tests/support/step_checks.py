@@ -59,6 +59,15 @@ def check_against_the_slow_step(
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-3, msg=f"gradient of {name}")
 
 
+def check_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """The same names have the same values, NaN included."""
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(
+            one[name], other[name], equal_nan=True, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
 def random_mask(tree: oracle.Tree, sequences: int, seed: int) -> Tensor:
     """About half of the targets; the last sequence has one alone, before the cursor."""
     mask = torch.rand(sequences, tree.window, generator=torch.Generator().manual_seed(seed)) < 0.5

@@ -166,7 +166,7 @@ def test_a_source_without_positions_is_read_again_in_the_open(caplog):
         for saved in (state, older):
             caplog.clear()
             source.read = 0
-            resumed.restore(saved)
+            resumed.restore(StreamedWindows.merge([saved, saved]))
             assert resumed.take(range(3_000, 3_010)).equal(following)
             again = not positions or saved is older
             assert source.read == pytest.approx(1_500 if again else 100, abs=200)

@@ -17,6 +17,7 @@ from tests.support.generators import SOME, geometry_of
 from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import random_tokens, seeds_for, step_of_fixed_variants
 from tests.support.oracle import Tree
+from tests.support.step_checks import check_equal
 
 TREE = Tree(window=48, block_size=4, levels=2, slots=1, tail=5, sink=1)
 EVERY_LOSS = LossConfig(
@@ -41,18 +42,10 @@ def run(step, batch, window):
     return {"loss": loss.detach(), **metrics.means, **metrics.samples}, gradients
 
 
-def equal(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(
-            one[name], other[name], equal_nan=True, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
 def test_the_complete_window_is_the_default():
     step, batch = step_and_batch(settings=EVERY_LOSS)
     for one, other in zip(run(step, batch, None), run(step, batch, TREE.window), strict=True):
-        equal(one, other)
+        check_equal(one, other)
 
 
 @SOME
@@ -88,7 +81,7 @@ def test_nothing_counts_where_the_pass_did_not_read(monkeypatch, window):
 
     monkeypatch.setattr(MegaContextModel, "uncompressed_pass", disturbed)
     for one, other in zip(clean, run(step, batch, window), strict=True):
-        equal(one, other)
+        check_equal(one, other)
 
 
 def test_variants_learn_from_targets_without_an_uncompressed_prediction():

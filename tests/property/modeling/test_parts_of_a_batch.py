@@ -19,6 +19,7 @@ from tests.support.generators import SOME, geometry_of
 from tests.support.loss_config import LossConfig
 from tests.support.modeling_builders import random_tokens, seeds_for, step_of_fixed_variants
 from tests.support.oracle import Tree
+from tests.support.step_checks import check_equal
 
 TREE = Tree(window=48, block_size=4, levels=2, slots=1, tail=5, sink=1)
 COMPARING = LossConfig(
@@ -49,14 +50,6 @@ def run(step, batch):
     return {"loss": loss.detach(), **metrics.means, **metrics.samples}, gradients
 
 
-def equal(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(
-            one[name], other[name], equal_nan=True, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
 @SOME
 @given(st.integers(1, 9), st.integers(1, 9), st.booleans())
 def test_every_sequence_is_in_one_part(count, every, masked):
@@ -84,8 +77,8 @@ def test_what_compares_is_that_of_the_sequences_with_the_pass(every):
     own = ("loss/variants", "loss")
     assert not torch.allclose(mixed[0]["loss/variants"], alone[0]["loss/variants"])  # of all sequences
     torch.testing.assert_close(mixed[0]["loss"], alone[0]["loss"])  # its weight is 0
-    equal(*({name: each for name, each in part[0].items() if name not in own} for part in (mixed, alone)))
-    equal(mixed[1], alone[1])
+    check_equal(*({name: each for name, each in part[0].items() if name not in own} for part in (mixed, alone)))
+    check_equal(mixed[1], alone[1])
 
 
 @pytest.mark.parametrize("every", [2, 3, 6])
@@ -98,7 +91,7 @@ def test_what_compares_with_nothing_is_that_of_all_sequences(every):
     for name in ("loss", "loss/variants", "loss/bag_of_tokens", "loss/reconstruction"):
         torch.testing.assert_close(limited[0][name], complete[0][name])
     assert limited[0]["train/loss_lod0"][1] == batch.loss_mask[::every].sum() < complete[0]["train/loss_lod0"][1]
-    equal(limited[1], complete[1])
+    check_equal(limited[1], complete[1])
 
 
 def test_a_loss_compares_unless_it_says_otherwise():
@@ -144,8 +137,10 @@ def test_what_requires_variants_is_that_of_the_sequences_with_them(every):
     mixed = run(step, batch)[0]
     of_all = {"loss/next_token", "loss/z_loss", "loss/z_loss/log_z", "train/loss_lod0"}
     totals = {"loss", "train/loss"}
-    equal(*({name: found[name] for name in of_all} for found in (mixed, complete)))
-    equal(*({name: each for name, each in found.items() if name not in of_all | totals} for found in (mixed, part)))
+    check_equal(*({name: found[name] for name in of_all} for found in (mixed, complete)))
+    check_equal(
+        *({name: each for name, each in found.items() if name not in of_all | totals} for found in (mixed, part))
+    )
     changed = sum((complete[name] / complete[name][1] - part[name] / part[name][1])[0] * weight
                   for name, weight in (("loss/next_token", 1.0), ("loss/z_loss", 0.1)))  # fmt: skip
     torch.testing.assert_close(mixed["loss"], part["loss"] + changed)
