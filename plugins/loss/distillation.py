@@ -28,8 +28,7 @@ class Distillation(Loss):
         weight: Factor in the total.
         contrast: Additional weight of targets that lose without the collapsed blocks. Above 0 it costs one more pass of
             the variants.
-        gist_targets: Also compare what gists predict: the first token after their span. A pretrained base model spends
-            most of a gist on that token, and learns the rest later: set False there.
+        gist_targets: Also compare what gists predict: the first token after their span. False counts tokens alone.
     """
 
     name, needs = "distillation", ("variants", "kl")
