@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +63,18 @@ class LowRankChanges:
         if self.acts.numel() == 0:
             return torch.zeros_like(change)
         return change * self.acts.to(change.dtype)
+
+
+def changes_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of the changes in a module, by name."""
+    return {name: each.detach() for name, each in module.named_parameters() if ".lora_" in name}
+
+
+@torch.no_grad()
+def set_changes(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set the weights that `changes_of` returned."""
+    for name, each in changes_of(module).items():
+        each.copy_(weights[name])
 
 
 def _from_first_gist(lod: Tensor) -> Tensor:

@@ -111,6 +111,11 @@ class HuggingFaceBase(BaseModel):
         return {"path": str(folder)}
 
     @property
+    def reads_gists(self) -> bool:
+        """Whether low-rank changes act from the first gist of a context on."""
+        return self._lora is not None and self._lora.from_gist
+
+    @property
     def kv_heads(self) -> int:
         """Heads of keys and values."""
         heads: int = self._kv_heads
@@ -179,7 +184,7 @@ class HuggingFaceBase(BaseModel):
         return logits
 
     def _layer(self, block: nn.Module, acts: Tensor | None, x: Tensor, **options: Any) -> Tensor:
-        """Run a layer; its low-rank changes act as `acts` says, here and where the backward pass repeats it."""
+        """Run a layer; its low-rank changes act where `acts` is 1, here and where the backward pass repeats it."""
         if self._lora is not None:
             self._lora.acts = acts
         states: Tensor = block(x, **options)
