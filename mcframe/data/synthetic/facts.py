@@ -79,8 +79,8 @@ class Facts(SyntheticTask):
         self.tree, self.facts = tree, facts
         source, self.tokenizer = (text or StandardLibrary)(), (tokenizer or Bytes)()
         self.vocab_size = self.tokenizer.vocab_size
-        _check_places(statement, question, answer)
-        self.before, after = _chat(self.tokenizer, question)
+        _check_slots(statement, question, answer)
+        self.before, after = _chat(self.tokenizer)
         self._statement, self._question, self.names, self.values = _forms(
             self.tokenizer, statement, (question, after, answer), names, values
         )
@@ -110,15 +110,15 @@ class Facts(SyntheticTask):
         tokens = self.prose[start[:, None] + torch.arange(self.tree.window + 1)]
         name = random_keys(hash_combine(seeds, 2), len(self.names)).argsort(dim=1)[:, : self.facts]
         value = randint(random_keys(hash_combine(seeds, 3), self.facts), len(self.values))
-        asked = randint(hash_combine(seeds, 4), self.facts)[:, None]
+        chosen = randint(hash_combine(seeds, 4), self.facts)[:, None]
         begin = self._starts(seeds)
         statements = self._statement.filled(name, value)
         positions = begin[..., None] + torch.arange(statements.shape[2])
         tokens.scatter_(1, positions.flatten(1), statements.flatten(1))
         tokens[:, : len(self.before)] = torch.tensor(self.before, dtype=torch.int64)
         value_slots = torch.tensor(self._statement.slots["value"])
-        evidence = begin.gather(1, asked) + value_slots
-        tokens[:, cursor - question.length : cursor] = question.filled(name.gather(1, asked))[:, 0]
+        evidence = begin.gather(1, chosen) + value_slots
+        tokens[:, cursor - question.length : cursor] = question.filled(name.gather(1, chosen))[:, 0]
         tokens[:, cursor : cursor + len(value_slots)] = tokens.gather(1, evidence)
         return single_answer(self.tree, tokens, evidence)
 
@@ -147,7 +147,7 @@ class Facts(SyntheticTask):
 
 @dataclass(frozen=True)
 class _Form:
-    """A text as tokens, with places for a word.
+    """A text as tokens, with slots for a word.
 
     Attributes:
         ids: Its tokens.
@@ -178,7 +178,7 @@ def _forms(
     names: Sequence[str],
     values: Sequence[str],
 ) -> tuple[_Form, _Form, list[str], list[str]]:
-    """Return statement and question, up to the value, as tokens, and the names and values that have places in both.
+    """Return statement and question, up to the value, as tokens, and the names and values that fit both.
 
     Args:
         tokenizer: The tokenizer.
@@ -192,24 +192,26 @@ def _forms(
         return tokenizer.encode_batch([text.replace(_NAME, name).replace(_VALUE, value)])[0]
 
     def texts(name: str, value: str) -> tuple[list[int], list[int]]:
-        asked, after, answer = question
-        return encoded(statement, name, value), [*encoded(asked, name, ""), *after, *encoded(answer, name, value)]
+        form, after, answer = question
+        return encoded(statement, name, value), [*encoded(form, name, ""), *after, *encoded(answer, name, value)]
 
-    names, (name_told, name_asked) = _alike({name: texts(name, values[0]) for name in names})
-    values, (told, asked) = _alike({value: texts(names[0], value) for value in values})
+    names, (name_in_statement, name_in_question) = _alike({name: texts(name, values[0]) for name in names})
+    values, (in_statement, in_question) = _alike({value: texts(names[0], value) for value in values})
     require(len(values) >= 2, "task.facts.values", len(values), f"2 {_ALIKE}")
     both = [texts(names[0], value) for value in values]
-    answers = [[each[i] for i in told] for each, _ in both]
-    first = asked[0] if asked else 0
-    ends = bool(told) and all(each[first:] == answer for (_, each), answer in zip(both, answers, strict=True))
+    answers = [[each[i] for i in in_statement] for each, _ in both]
+    first = in_question[0] if in_question else 0
+    ends = bool(in_statement) and all(each[first:] == answer for (_, each), answer in zip(both, answers, strict=True))
     rule = f"a text that ends with {_VALUE} in the tokens of the statement, whose tokens follow one another"
-    require(ends and told == [*range(told[0], told[-1] + 1)], "task.facts.answer", question[2], rule)
+    require(
+        ends and in_statement == [*range(in_statement[0], in_statement[-1] + 1)], "task.facts.answer", question[2], rule
+    )
     by_name = [texts(name, values[0]) for name in names]
-    pairs = zip(zip(*by_name, strict=True), (name_told, name_asked), strict=True)
+    pairs = zip(zip(*by_name, strict=True), (name_in_statement, name_in_question), strict=True)
     named = [[[each[i] for i in slots] for each in own] for own, slots in pairs]
     return (
-        _Form(both[0][0], {"name": name_told, "value": told}, {"name": named[0], "value": answers}),
-        _Form(both[0][1][:first], {"name": name_asked}, {"name": named[1]}),
+        _Form(both[0][0], {"name": name_in_statement, "value": in_statement}, {"name": named[0], "value": answers}),
+        _Form(both[0][1][:first], {"name": name_in_question}, {"name": named[1]}),
         names,
         values,
     )
@@ -232,17 +234,17 @@ def _alike(texts: dict[str, tuple[list[int], ...]]) -> tuple[list[str], tuple[li
     return words, tuple(list(each) for each in slots)
 
 
-def _check_places(statement: str, question: str, answer: str) -> None:
-    """Raise UserError unless each text has its places once."""
-    for name, text, places in (
+def _check_slots(statement: str, question: str, answer: str) -> None:
+    """Raise UserError unless each text has its slots once."""
+    for name, text, slots in (
         ("statement", statement, (_NAME, _VALUE)), ("question", question, (_NAME,)), ("answer", answer, (_VALUE,)),
     ):  # fmt: skip
-        found = all(text.count(place) == 1 for place in places)
-        require(found, f"task.facts.{name}", text, f"a text with {' and '.join(places)}, each once")
+        found = all(text.count(slot) == 1 for slot in slots)
+        require(found, f"task.facts.{name}", text, f"a text with {' and '.join(slots)}, each once")
     require(answer.endswith(_VALUE), "task.facts.answer", answer, f"a text that ends with {_VALUE}")
 
 
-def _chat(tokenizer: Tokenizer, question: str) -> tuple[list[int], list[int]]:
+def _chat(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Return the tokens before and after the message of a user by the chat template; none without one."""
     start = tokenizer.chat_prompt((), [Message("user", "")])
     end = tokenizer.chat_prompt(("user",), [])

@@ -42,22 +42,22 @@ def tasks(draw) -> Facts:
 
 
 def reference(task: Facts, seed: int) -> tuple[str, int]:
-    """Return a sequence as text, and the position of the value that is asked for."""
+    """Return a sequence as text, and the position of the value of the question."""
     tree, cursor = task.tree, task.tree.cursor
     prose = "".join(f"{each}\n\n" for each in PROSE)
     start = below(mix(seed, 1), len(prose) - tree.window)
     text = list(prose[start : start + tree.window + 1])
     names = [task.names[i] for i in shuffled(mix(seed, 2), len(task.names))[: task.facts]]
     values = [task.values[i] for i in many_below(mix(seed, 3), task.facts, len(task.values))]
-    asked = below(mix(seed, 4), task.facts)
+    chosen = below(mix(seed, 4), task.facts)
     first, last = tree.sink * tree.block_size, cursor // tree.block_size * tree.block_size
     part = (last - first) // task.facts
     offsets = many_below(mix(seed, 5), task.facts, part - 5 + 1)
     begins = [first + number * part + offset for number, offset in enumerate(offsets)]
     for begin, name, value in zip(begins, names, values, strict=True):
         text[begin : begin + 5] = f"<{name}:{value}>"
-    text[cursor - 3 : cursor + 1] = f"{names[asked]}?:{values[asked]}"
-    return "".join(text), begins[asked] + 3
+    text[cursor - 3 : cursor + 1] = f"{names[chosen]}?:{values[chosen]}"
+    return "".join(text), begins[chosen] + 3
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -94,9 +94,9 @@ def test_a_chat_asks_in_the_message_of_a_user(folder):
         before, _, after = text.rpartition("<|im_end|>\n<|im_start|>assistant\nThe code word of ")
         name, _, answer = after.partition(' is "')
         assert before.endswith(f"\n\nWhat is the code word of {name}?")
-        told = before.partition(f' The code word of {name} is "')[2].partition('"')[0]
-        assert answer.startswith(told)
-        assert told in task.values
+        stated = before.partition(f' The code word of {name} is "')[2].partition('"')[0]
+        assert answer.startswith(stated)
+        assert stated in task.values
         assert before.count("<|im_end|>") == 0
 
 
