@@ -25,7 +25,7 @@ from mcframe.bounds import Size
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, randint, random_keys
 from mcframe.data.sources import StandardLibrary
-from mcframe.data.synthetic.layout import check_room, collapsible, single_answer
+from mcframe.data.synthetic.layout import collapsible, single_answer
 from mcframe.data.tokenizers import Bytes
 from mcframe.errors import require
 from mcframe.hookspecs import Message, SyntheticBatch, SyntheticTask, TextSource, Tokenizer
@@ -47,8 +47,8 @@ _ALIKE = "or more of equally many tokens"
 class Facts(SyntheticTask):
     """Facts about names in prose, and a question for one of them.
 
-    The question, up to the value, stands in the block of the cursor, so T - `context.tail` must leave as many tokens
-    when divided by K. Training and held-out sequences have the same prose and other facts.
+    The question, up to the value, ends at the cursor. Its tokens in the block of the cursor are never collapsed; in
+    sessions those of the tail. Training and held-out sequences have the same prose and other facts.
 
     Args:
         text: The prose; None = `@text.standard_library`.
@@ -132,14 +132,16 @@ class Facts(SyntheticTask):
     def _room(self) -> tuple[int, int]:
         """Return the first and the last token, exclusive, that facts may stand on."""
         blocks, size = collapsible(self.tree), self.tree.block_size
-        return max(blocks.start * size, len(self.before)), blocks.stop * size
+        last = min(blocks.stop * size, self.tree.cursor - self._question.length)
+        return max(blocks.start * size, len(self.before)), last
 
     def _check_sizes(self, facts: int) -> None:
         require(
             len(self.names) >= facts, "task.facts.names", len(self.names), f"{facts} or more of equally many tokens"
         )
         require(len(self.values) >= 2, "task.facts.values", len(self.values), "2 or more of equally many tokens")
-        check_room(self.tree, "facts", self._question.length, len(self._statement.slots["value"]))
+        value, tail = len(self._statement.slots["value"]), self.tree.tail
+        require(value <= tail + 1, "context.tail", tail, f"{value - 1} or more, for a value of {value} tokens")
         first, last = self._room()
         most = max(0, last - first) // self._statement.length
         require(facts <= most, "task.facts.facts", facts, f"at most {most}, which fit before the question")

@@ -34,11 +34,9 @@ def task_of(tree=TREE, **options):
 def tasks(draw) -> Facts:
     size, sink = draw(st.integers(8, 14)), draw(st.integers(0, 1))
     blocks, tail = draw(st.integers(4, 8)), draw(st.integers(1, 9))
-    cursor = (sink + blocks) * size + draw(st.integers(3, size - 1))
+    cursor = (sink + blocks) * size + draw(st.integers(0, size - 1))
     tree = ContextTree(cursor + tail, size, 1, 1, tail, sink)
-    return task_of(
-        tree, facts=draw(st.integers(1, blocks * size // 5)) if blocks * size < 25 else draw(st.integers(1, 5))
-    )
+    return task_of(tree, facts=draw(st.integers(1, min(5, (blocks * size - 3) // 5))))
 
 
 def reference(task: Facts, seed: int) -> tuple[str, int]:
@@ -50,7 +48,7 @@ def reference(task: Facts, seed: int) -> tuple[str, int]:
     names = [task.names[i] for i in shuffled(mix(seed, 2), len(task.names))[: task.facts]]
     values = [task.values[i] for i in many_below(mix(seed, 3), task.facts, len(task.values))]
     chosen = below(mix(seed, 4), task.facts)
-    first, last = tree.sink * tree.block_size, cursor // tree.block_size * tree.block_size
+    first, last = tree.sink * tree.block_size, min(cursor // tree.block_size * tree.block_size, cursor - 3)
     part = (last - first) // task.facts
     offsets = many_below(mix(seed, 5), task.facts, part - 5 + 1)
     begins = [first + number * part + offset for number, offset in enumerate(offsets)]
@@ -115,7 +113,7 @@ def test_words_that_cannot_be_exchanged_are_left_out():
         ({"values": ["a", "bc"], "facts": 2}, "task.facts.values: expected 2 or more"),
         ({"statement": "{name}"}, "task.facts.statement: expected a text with"),
         ({"answer": "{value}."}, "task.facts.answer: expected a text that ends"),
-        ({"answer": ".{value}", "question": "a question that is too long {name}"}, "the facts task"),
+        ({"tree": ContextTree(133, 12, tail=1), "values": ["one", "two"]}, "context.tail: expected 2 or more"),
         ({"text": lambda: MemorySource(["short"])}, "task.facts.text: expected a text of"),
         ({"tree": ContextTree(window=37, block_size=12, tail=10), "facts": 5}, "task.facts.facts: expected at most"),
     ],
