@@ -23,9 +23,9 @@ import mcframe
 from mcframe.cli.run_options import Parser, arguments, launcher_arguments
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.completion import Completion
-from mcframe.ending_signals import ONE_REQUEST_S, as_parent, ending_signals, handle_ending_signals
+from mcframe.ending_signals import as_parent, ending_signals, handle_ending_signals
 from mcframe.environment import free_port
-from mcframe.errors import Location, UserError
+from mcframe.errors import ONE_REQUEST_S, Location, UserError
 from mcframe.files import user_path
 
 _MEETING = ("--master_port", "--master_addr", "--hostfile", "-H", "--no_ssh", "--node_rank")
