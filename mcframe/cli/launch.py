@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,6 +195,12 @@ def _launcher_options(written: str, ranks: int | None) -> tuple[list[str], dict[
         _check_hosts(file)
         options += ["--hostfile", str(file)]
     named = {option.partition("=")[0] for option in options}
+    if hosts.hostfile is not None and not named & {"--no_ssh", "--launcher"} and shutil.which("pdsh") is None:
+        raise UserError(
+            "--hostfile: the launcher starts other machines through pdsh, which was not found",
+            remedy="Install it (apt-get install pdsh), or start the command on each machine with --launcher "
+            "'--hostfile FILE --no_ssh --node_rank N --master_addr NAME'.",
+        )
     if not named & set(_MEETING):
         # Two runs on one machine must not use DeepSpeed's default port both.
         options += ["--master_port", str(free_port())]

@@ -43,6 +43,7 @@ class DeepSpeedConfig:
         precision: fp32, or bf16 with fp32 master weights, which needs ZeRO 1 or higher.
         offload_optimizer: Keep the optimizer's state in the CPU's memory; needs ZeRO 1 or higher.
         offload_parameters: Keep parameters in the CPU's memory; needs ZeRO 3.
+        tf32: On a GPU, round the operands of float32 matrix products to TF32, 10 bits of mantissa; else all 23 count.
         settings: Any keys of DeepSpeed's JSON; they override those that mcframe sets.
     """
 
@@ -50,6 +51,7 @@ class DeepSpeedConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    tf32: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
