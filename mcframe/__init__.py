@@ -15,9 +15,9 @@ __version__: str
 def __getattr__(name: str) -> Any:
     """Import `load_run`, which needs torch, and read the version on first use."""
     if name == "load_run":
-        from mcframe.cli.load_run import load_run
+        from importlib import import_module
 
-        return load_run
+        return import_module("mcframe.cli.load_run").load_run
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
