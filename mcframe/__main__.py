@@ -1,15 +1,25 @@
 """The `mcframe` command, and `python -m mcframe` where its script is not on the path."""
 
+import os
 import signal
 
 
 def main() -> None:
-    """Run the command. Until it handles signals, a Ctrl-C ends it without a traceback."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Run the command. Until the command handles signals, one ends it at once, with one line."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     from mcframe.cli.app import main as run
 
     run()
+
+
+def _end(number: int, frame: object) -> None:
+    """End this process, in which nothing has begun: an exception would be lost in some imports."""
+    try:
+        os.write(2, b"interrupted\n")
+    finally:
+        os._exit(128 + number)
 
 
 if __name__ == "__main__":

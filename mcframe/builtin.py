@@ -5,6 +5,7 @@ from mcframe.data.local_files import LocalFiles
 from mcframe.data.mixture import Mixture
 from mcframe.data.pretrained_tokenizer import HuggingFaceTokenizer
 from mcframe.data.sources import HuggingFace, StandardLibrary
+from mcframe.data.synthetic.facts import Facts
 from mcframe.data.synthetic.induction import Induction
 from mcframe.data.synthetic.needle import Needle
 from mcframe.data.synthetic.recall import Recall
@@ -42,6 +43,7 @@ def register_plugins(register: Register) -> None:
     register("bpe", BPE)
     register("huggingface", HuggingFaceTokenizer)
     register("recall", Recall)
+    register("facts", Facts)
     register("needle", Needle)
     register("variable_tracking", VariableTracking)
     register("induction", Induction)

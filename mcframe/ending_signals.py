@@ -17,17 +17,13 @@ from typing import Any
 
 import psutil
 
-from mcframe.errors import Interrupt, raise_interrupt
+from mcframe.errors import ONE_REQUEST_S, Interrupt, raise_interrupt
 
 PARENTS = "MCFRAME_PARENTS"
 """Environment variable with the mcframe commands above a process: HOST:PID, separated by commas."""
 
-ONE_REQUEST_S = 0.5
-"""Seconds within which several signals are one request: a Ctrl-C may arrive from the terminal and from a command."""
-
 _LAUNCHERS = ("deepspeed", "torchrun")
 _POLL_S = 0.5
-_AGAIN_S = 0.05
 _STUCK_S = 5.0
 """Seconds after which a signal ends a rank whose start-up cannot handle it."""
 
@@ -51,7 +47,7 @@ def handle_ending_signals(handler: Handler) -> dict[signal.Signals, Any]:
 def raise_again(failure: sys.UnraisableHookArgs) -> None:
     """Send the signal again whose exception Python has dropped, in a destructor or callback: a `sys.unraisablehook`."""
     if isinstance(failure.exc_value, Interrupt):
-        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), failure.exc_value.number)).start()
+        threading.Timer(ONE_REQUEST_S, os.kill, (os.getpid(), failure.exc_value.number)).start()
     else:
         sys.__unraisablehook__(failure)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import re
 import signal
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 """128 plus the number of SIGINT, as shells report it."""
+
+ONE_REQUEST_S = 0.5
+"""Seconds within which several signals are one request: a Ctrl-C may arrive from the terminal and from a command."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Interrupt(KeyboardInterrupt):
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
-        self.number = number
+        self.number, self.raised = number, time.monotonic()
 
 
 interrupts: list[Interrupt] = []
@@ -105,8 +108,13 @@ def interrupted_code(error: KeyboardInterrupt) -> int:
     return 128 + getattr(error, "number", signal.SIGINT)
 
 
-def raise_interrupt(number: int = signal.SIGINT, frame: object = None) -> NoReturn:
-    """Raise Interrupt: the handler of the signals that end a command."""
+def raise_interrupt(number: int = signal.SIGINT, frame: object = None) -> None:
+    """Raise Interrupt: the handler of the signals that end a command.
+
+    A signal of the same request as the last Interrupt raises nothing: it would interrupt what handles that one.
+    """
+    if interrupts and time.monotonic() - interrupts[-1].raised < ONE_REQUEST_S:
+        return
     interrupts.append(Interrupt(number))
     raise Interrupt(number)
 

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from mcframe import __version__
 from mcframe.cli.streams import echo, lost_output, protect_streams
 from mcframe.cli.user_errors import show
-from mcframe.ending_signals import PARENTS, ParentWatch, handle_ending_signals
+from mcframe.ending_signals import PARENTS, ParentWatch, handle_ending_signals, raise_again
 from mcframe.errors import EXIT_USER_ERROR, UserError, interrupted_code, raise_interrupt
 from mcframe.renamed import RENAMED_COMMANDS, RENAMED_OPTIONS
 
@@ -30,6 +30,7 @@ COMMANDS = {
     "replay": ("replay:replay", "Run the step of a saved anomaly again, such as a loss of NaN."),
     "review": ("review:review", "Review a run: a page with findings, figures and plots."),
     "compare": ("compare:compare", "Compare two runs or more at equal tokens."),
+    "bench": ("bench:bench", "Time a step against its plain baseline and the floor of its matrix products."),
     "export": ("export:export", "Write the weights of a checkpoint as safetensors."),
     "tokenizer": ("tokenizer:tokenizer", "Train and cache the tokenizer of a gin file."),
     "doctor": ("doctor:doctor", "Check that this machine has everything that training needs."),
@@ -62,6 +63,13 @@ class LazyGroup(TyperGroup):
         if name in COMMANDS:
             self.commands[name] = _command(name)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call a command. typer ends an interrupted one without a line, and with code 130 for every signal."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise SystemExit(_interrupted(error)) from None
 
 
 def _command(name: str) -> Any:
@@ -111,25 +119,27 @@ for _name, (_target, _help) in COMMANDS.items():
     app.command(_name, help=_help)(lambda: None)
 
 
+def _interrupted(error: KeyboardInterrupt) -> int:
+    print("interrupted", file=sys.stderr)  # noqa: T201
+    return interrupted_code(error)
+
+
 def main() -> None:
     """Run the console script."""
-    interrupts: list[int] = []
-
-    def interrupt(number: int, frame: object) -> None:
-        interrupts.append(number)
-        raise_interrupt(number)
-
+    # Nothing has begun yet, and a signal ends this process. Later imports would lose its exception, or replace it.
+    for name in COMMANDS.keys() & set(sys.argv[1:2]):
+        _command(name)
+    import_module("pydantic.type_adapter")  # typer needs it later
     code: Any = 0
     try:
-        handle_ending_signals(interrupt)
+        sys.unraisablehook = raise_again
+        handle_ending_signals(raise_interrupt)
         if PARENTS in os.environ:
             ParentWatch().start()
         protect_streams()
         app()
     except KeyboardInterrupt as error:
-        code = interrupted_code(error)
-        print("interrupted", file=sys.stderr)  # noqa: T201
+        code = _interrupted(error)
     except SystemExit as end:
-        # While a command is imported, typer turns an interrupt into exit code 1.
-        code = 128 + interrupts[0] if interrupts and end.code == 1 else end.code
+        code = end.code
     sys.exit(code or lost_output())

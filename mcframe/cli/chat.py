@@ -21,6 +21,7 @@ from mcframe.cli.session_options import (
     Name,
     NoRefocus,
     Penalty,
+    Plain,
     RefocusEvery,
     Seed,
     Sessions,
@@ -31,6 +32,7 @@ from mcframe.cli.session_options import (
     TopK,
     TopP,
     User,
+    chat_labels,
     chat_template,
     checked_name,
     plain_text,
@@ -73,14 +75,16 @@ def chat(
     seed: Seed = None,
     user: User = ChatTemplate.user,
     assistant: Assistant = ChatTemplate.assistant,
+    plain: Plain = False,
     strip: Annotated[bool, typer.Option("--strip", help="Show the working context after each answer.")] = False,
     trust: Trust = False,
 ) -> int:
     """Chat with a model. The history has no end: /context shows what of it is in the context, and in what detail."""
-    template = chat_template(user, assistant)
     options = {"repetition_penalty": repetition_penalty, "temperature": temperature, "top_k": top_k}
     sampling = Sampling(**options, top_p=top_p, min_p=min_p, seed=seed)  # type: ignore[arg-type]
+    labels = chat_labels(user, assistant)
     trained = load_run(run, plugins=plugins, trust=trust)
+    template = chat_template(trained, labels, plain=plain)
     store = store_of(trained, sessions, session_config_of(budget, sink, tail, refocus_every, no_refocus))
     talk = Chat(store, template, sampling, tokens, strip)
     talk.open(checked_name(session))
@@ -172,19 +176,19 @@ class Chat:
             return
         session, transcript, answer = self.conversation.session, self.conversation.transcript, AnswerText()
         message = PlainMessage("user", line)
-        begin(self.conversation, self.template.prompt([message], transcript.pending))
+        begin(self.conversation, self.template.prompt([message], transcript.pending, transcript.roles))
         transcript.add([message])
         write(f"{self.template.assistant} ")
         sampling = self.sampling
         if sampling.seed is not None:
             sampling = Sampling(**{**vars(sampling), "seed": (sampling.seed + transcript.messages) % 2**64})
         with _interruptible() as stopped:
-            for piece in session.generate(self.tokens, sampling, self.template.stop):
+            for piece in session.generate(self.tokens, sampling, self.template.stop, self.template.ends):
                 write(answer.add(piece.token, piece.text))
                 if stopped:
                     break
         write("\n")
-        transcript.pending = answer.pending(session.tokenizer)
+        transcript.pending = self.template.pending(answer, session.tokenizer)
         transcript.add([PlainMessage("assistant", answer.text)])
         if self.strip:
             self._context()

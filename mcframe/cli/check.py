@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mcframe.cli.options import Set, command
+from mcframe.cli.vocabulary import vocabulary
 from mcframe.config.baselines import baseline_option
 from mcframe.config.run_config import PLUGIN_FIELDS, Loaded, load_run_config
 from mcframe.config.schema import RunConfig
@@ -18,7 +19,6 @@ from mcframe.errors import UserError
 from mcframe.files import user_path
 from mcframe.hookspecs import Allocator, Optimizer
 from mcframe.metrics.tables import FittedTable
-from mcframe.pretrained import planned_files
 from mcframe.registry.discovery import PluginOptions
 from mcframe.training.budgets import check_budgets
 from mcframe.training.build import (
@@ -72,7 +72,10 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str],
     """Build the parts on the meta device and return the rows of the table, and warnings."""
     run_config = loaded.run_config
     check_ranks(run_config, ranks)
-    vocab_size = _vocab_size(loaded, console)
+    vocab_size = vocabulary(
+        loaded,
+        lambda error: console.print(f"note: {error.message}\n  → {error.remedy}", style="yellow", highlight=False),
+    )
     with torch.device("meta"):
         step = build_step(run_config, vocab_size)
     checked_micro_batch(run_config, ranks, step)
@@ -126,21 +129,6 @@ def _probe(run_config: RunConfig, step: TrainStep, allocator: Allocator) -> list
         return []
     lengths = (run_config.variant_length(0), *run_config.extreme_lengths)
     return probe_focuses(run_config.variants(tree), allocator, tree, lengths, pairs=step.losses.require("pairs"))
-
-
-def _vocab_size(loaded: Loaded, console: Console) -> int:
-    """Return the tokenizer's size; if it is not trained or downloaded yet, that of the base model."""
-    try:
-        return loaded.run_config.tokenizer().vocab_size
-    except UserError as error:
-        bound = loaded.config.as_dict()
-        stated = bound.get("gpt.vocab_size")
-        if bound.get("run.base") == "@base.huggingface" and (path := bound.get("base.huggingface.path")):
-            stated = planned_files(path).config.get("vocab_size")
-        if not isinstance(stated, int):
-            raise
-        console.print(f"note: {error.message}\n  → {error.remedy}", style="yellow", highlight=False)
-        return stated
 
 
 def _plugins(loaded: Loaded) -> str:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from mcframe import __version__
 from mcframe.errors import UserError
 from mcframe.files import unwritable
+from mcframe.modeling.low_rank import changes_of, set_changes
 from mcframe.modeling.model import MegaContextModel
 from mcframe.modeling.pretrained_base import HuggingFaceBase
+from mcframe.modeling.pretrained_export import copy_base, reads_positions_alike, write_base
 from mcframe.training.checkpoint_folder import Checkpoint, checksum
 from mcframe.training.provenance import FOLDER as PLUGINS
 from mcframe.training.run_directory import BOUND, PROVENANCE
@@ -42,7 +44,8 @@ def write_export(trained: TrainedRun, folder: Path, copy: bool) -> str:
     """Write base model, GistNet and LensNet of a run into a new folder.
 
     Args:
-        trained: The run. Its low-rank changes are merged by this.
+        trained: The run. Its low-rank changes are merged by this, but for changes that act from the first gist on: a
+            model of transformers has no gists, so they are written next to it.
         folder: The folder, which must not exist or be empty.
         copy: Whether the files of a frozen base model are copied. A base model that was trained is always written.
 
@@ -52,8 +55,6 @@ def write_export(trained: TrainedRun, folder: Path, copy: bool) -> str:
     Raises:
         UserError: The folder is not empty or cannot be written, or a part has a state that is not of tensors.
     """
-    from mcframe.modeling.pretrained_export import copy_base, reads_positions_alike, write_base
-
     model, base = trained.model, trained.model.gpt
     assert isinstance(base, HuggingFaceBase)
     parts, source, changed = _parts(model), str(base.files.origin), _is_changed(base)
@@ -70,7 +71,7 @@ def write_export(trained: TrainedRun, folder: Path, copy: bool) -> str:
         files = type(base.files)(partial, source) if moved else base.files
         facts = {
             "format": FORMAT, "mcframe": __version__, "tokens": trained.checkpoint.tokens, "here": moved,
-            "run": trained.checkpoint.facts["run"], "base": files.digest,
+            "run": trained.checkpoint.facts["run"], "base": files.digest, "merged": changed,
             "files": {name: checksum(partial / name) for name in names},
         }  # fmt: skip
         (partial / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
@@ -107,7 +108,8 @@ def bindings(checkpoint: Checkpoint) -> list[str]:
     """Return the bindings that an exported folder replaces."""
     here = repr(str(checkpoint.path.parent.resolve()))
     found = [f"{name} = {here}" for name in checkpoint.facts["here"]]
-    return [*found, "base.huggingface.trained = 'nothing'"] if found else []
+    merged = checkpoint.facts.get("merged", bool(found))
+    return [*found, "base.huggingface.trained = 'nothing'"] if merged else found
 
 
 def load_parts(model: MegaContextModel, checkpoint: Checkpoint) -> None:
@@ -123,12 +125,21 @@ def load_parts(model: MegaContextModel, checkpoint: Checkpoint) -> None:
         )
     for name, module in _modules(model).items():
         file = f"{name}.safetensors"
+        if isinstance(module, HuggingFaceBase):
+            set_changes(module, load_file(folder / file))
+            continue
         module.load_state_dict(load_file(folder / file) if file in checkpoint.facts["files"] else {})
 
 
 def _modules(model: MegaContextModel) -> Mapping[str, nn.Module]:
     """Return the modules of mcframe by the names of their files."""
-    found = {"positions": model.gpt.positions, "gistnet": model.gistnet, "lensnet": model.lensnet}
+    assert isinstance(model.gpt, HuggingFaceBase)
+    found: dict[str, nn.Module | None] = {
+        "positions": model.gpt.positions,
+        "gistnet": model.gistnet,
+        "lensnet": model.lensnet,
+        "changes": model.gpt if model.gpt.reads_gists else None,
+    }
     return {name: module for name, module in found.items() if module is not None}
 
 
@@ -136,7 +147,7 @@ def _parts(model: MegaContextModel) -> dict[str, dict[str, Tensor]]:
     """Return copies of the weights of each module."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, module in _modules(model).items():
-        state = module.state_dict()
+        state = changes_of(module) if isinstance(module, HuggingFaceBase) else module.state_dict()
         if others := [key for key, value in state.items() if not isinstance(value, Tensor)]:
             raise UserError(
                 f"{name}: expected a state of tensors, got {others[0]} of type {type(state[others[0]]).__name__}",
@@ -147,8 +158,9 @@ def _parts(model: MegaContextModel) -> dict[str, dict[str, Tensor]]:
 
 
 def _is_changed(base: HuggingFaceBase) -> bool:
-    """Return whether weights of the base model were trained."""
-    return any(each.requires_grad for part in (base.layers, base.lm_head) for each in part.parameters())
+    """Return whether weights of the base model were trained, and changed for every context."""
+    parts = (base.layers, base.lm_head)
+    return not base.reads_gists and any(each.requires_grad for part in parts for each in part.parameters())
 
 
 def _same_tokenizer(trained: TrainedRun, source: str) -> bool:

@@ -103,11 +103,11 @@ def _as_json(pieces: Sequence[Piece], conversation: Conversation) -> dict[str, A
     return {"text": text, "finish_reason": reason, "tokens": tokens, **context_of(conversation.session)}
 
 
-def begin(conversation: Conversation, text: str) -> None:
-    """Append a text to the history of a session, which begins with the separator."""
+def begin(conversation: Conversation, prompt: str | list[int]) -> None:
+    """Append a text or token ids to the history of a session, which begins with the separator."""
     session = conversation.session
     start = [] if session.history.tokens else [session.tokenizer.separator]
-    session.append([*start, *session.tokenizer.encode_batch([text])[0]])
+    session.append([*start, *(session.tokenizer.encode_batch([prompt])[0] if isinstance(prompt, str) else prompt)])
 
 
 def write(text: str) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,9 @@ import mcframe
 from mcframe.cli.run_options import Parser, arguments, launcher_arguments
 from mcframe.cli.user_errors import report_user_errors
 from mcframe.completion import Completion
-from mcframe.ending_signals import ONE_REQUEST_S, as_parent, ending_signals, handle_ending_signals
+from mcframe.ending_signals import as_parent, ending_signals, handle_ending_signals
 from mcframe.environment import free_port
-from mcframe.errors import Location, UserError
+from mcframe.errors import ONE_REQUEST_S, Location, UserError
 from mcframe.files import user_path
 
 _MEETING = ("--master_port", "--master_addr", "--hostfile", "-H", "--no_ssh", "--node_rank")
@@ -194,6 +195,12 @@ def _launcher_options(written: str, ranks: int | None) -> tuple[list[str], dict[
         _check_hosts(file)
         options += ["--hostfile", str(file)]
     named = {option.partition("=")[0] for option in options}
+    if hosts.hostfile is not None and not named & {"--no_ssh", "--launcher"} and shutil.which("pdsh") is None:
+        raise UserError(
+            "--hostfile: the launcher starts other machines through pdsh, which was not found",
+            remedy="Install it (apt-get install pdsh), or start the command on each machine with --launcher "
+            "'--hostfile FILE --no_ssh --node_rank N --master_addr NAME'.",
+        )
     if not named & set(_MEETING):
         # Two runs on one machine must not use DeepSpeed's default port both.
         options += ["--master_port", str(free_port())]

@@ -18,12 +18,14 @@ from mcframe.cli.session_options import (
     Assistant,
     Budget,
     NoRefocus,
+    Plain,
     RefocusEvery,
     Sessions,
     Sink,
     System,
     Tail,
     User,
+    chat_labels,
     chat_template,
     session_config_of,
     store_of,
@@ -55,6 +57,7 @@ def serve(
     name: Annotated[str | None, typer.Option(help="Name of the model; default: the run's folder.")] = None,
     user: User = ChatTemplate.user,
     assistant: Assistant = ChatTemplate.assistant,
+    plain: Plain = False,
     system_label: System = ChatTemplate.system,
     concurrent: Annotated[int, typer.Option(min=1, help="Requests at a time; more get 429.")] = 16,
     body_mib: Annotated[int, typer.Option("--body-mib", min=1, help="Largest body; larger ones get 413.")] = 16,
@@ -84,8 +87,9 @@ def serve(
         concurrent=concurrent, body_bytes=body_mib * 2**20, sessions=max_sessions, open_sessions=open_sessions,
         tokens=max_tokens, seconds=seconds,
     )  # fmt: skip
-    template = chat_template(user, assistant, system_label)
+    labels = chat_labels(user, assistant, system_label)
     trained = load_run(run, plugins=plugins, trust=trust)
+    template = chat_template(trained, labels, plain=plain)
     config = session_config_of(budget, sink, tail, refocus_every, no_refocus)
     store = store_of(trained, sessions, config, max_sessions, open_sessions)
     store.open_session(None).close()  # settings that do not fit the run are reported at once

@@ -13,7 +13,7 @@ import typer
 from mcframe.cli.load_run import TrainedRun
 from mcframe.errors import UserError
 from mcframe.runtime.api_requests import NAME
-from mcframe.runtime.chat_template import ChatTemplate
+from mcframe.runtime.chat_template import ChatTemplate, ModelTemplate
 from mcframe.runtime.session import Session
 from mcframe.runtime.session_store import Conversation, SessionStore
 
@@ -37,6 +37,7 @@ Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Makes rece
 Seed = Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="Seed of the draws; default: a new one.")]
 User = Annotated[str, typer.Option("--user", metavar="TEXT", help="Begins a turn of the user.")]
 Assistant = Annotated[str, typer.Option("--assistant", metavar="TEXT", help="Begins an answer.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Write plain turns, not the chat template of the tokenizer.")]
 System = Annotated[str, typer.Option("--system-label", metavar="TEXT", help="Begins an instruction.")]
 
 
@@ -69,8 +70,8 @@ def session_config_of(
     return found | ({"refocus": False} if no_refocus else {})
 
 
-def chat_template(user: str, assistant: str, system: str = ChatTemplate.system) -> ChatTemplate:
-    """Return the template of these labels.
+def chat_labels(user: str, assistant: str, system: str = ChatTemplate.system) -> ChatTemplate:
+    """Return plain turns with these labels.
 
     Raises:
         UserError: A label is empty.
@@ -79,6 +80,18 @@ def chat_template(user: str, assistant: str, system: str = ChatTemplate.system) 
         if not label.strip():
             raise UserError(f"{option}: expected a text, got {label!r}", remedy=f"Pass a label such as {option} 'Q:'.")
     return ChatTemplate(user, assistant, system)
+
+
+def chat_template(trained: TrainedRun, labels: ChatTemplate, *, plain: bool) -> ChatTemplate:
+    """Return the chat template of the run's tokenizer, or plain turns.
+
+    Plain turns are written if the tokenizer has no chat template, labels were passed, the run was tuned on plain turns,
+    or `plain`.
+    """
+    if plain or labels != ChatTemplate() or not trained.tokenizer.has_chat_template:
+        return labels
+    tuned_on_plain_turns = trained.loaded.config.as_dict().get("text.chat.template") == "plain"
+    return labels if tuned_on_plain_turns else ModelTemplate(tokenizer=trained.tokenizer)
 
 
 def checked_name(name: str | None) -> str | None:

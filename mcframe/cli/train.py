@@ -37,6 +37,8 @@ from mcframe.training.checkpoint_folder import Checkpoint
 from mcframe.training.checkpoint_writer import archive, remove_leftovers
 from mcframe.training.checkpoints import load
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
+from mcframe.training.gpu import set_float32_products
+from mcframe.training.micro_batch import AUTO, with_micro_batch
 from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, write_record
 from mcframe.training.random_states import seed_random_states
 from mcframe.training.resume_rules import as_table, check_data, check_same_run, data_identity, differences
@@ -105,8 +107,12 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console, *, profile: bool = 
         begun = start_from(components.step, run_config.start_from)
     with Watched(run_config.stall_seconds) as watched:
         device = start_distributed(watched.start_limit, watched.begin)
+        set_float32_products(device, run_config.deepspeed.tf32)
         with _take_directory(run_plan) as lock:
             _check_shared(run_plan, loaded.registry)
+            if run_config.micro_batch == AUTO:
+                with console.status("Looking for the largest micro-batch that fits"):
+                    components = with_micro_batch(components, device, dist.get_world_size())
             engine = Engine(components, dist.get_world_size())
             seed_random_states(run_config.seed, "train", dist.get_rank())
             restored = None if checkpoint is None else _restore(checkpoint, components, engine, console)

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from mcframe.config.configurables import Configurable
 from mcframe.config.values import as_literal
@@ -73,7 +73,7 @@ def type_text(annotation: Any) -> str:
         return f"{type_text(get_args(annotation)[0])} {'of ' if bounds[:1].isdigit() else ''}{bounds}".rstrip()
     if inspect.isclass(annotation) and not get_args(annotation):
         return annotation.__name__
-    if type(None) in get_args(annotation) or " | " in str(annotation):
+    if type(None) in get_args(annotation) or get_origin(annotation) is Union or " | " in str(annotation):
         members = [type_text(each) for each in get_args(annotation)]
         return (", or " if any(map(bounds_text, get_args(annotation))) else " or ").join(members)
     # Without the modules of its names, and with bounds as text.

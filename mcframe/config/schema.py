@@ -210,7 +210,8 @@ class RunConfig:
         batch_tokens: Dataset tokens of an optimizer step over all ranks; a multiple of `context.window`,
             and a number of sequences that divides among the ranks.
         micro_batch: The most sequences of a forward pass on a rank; the largest divisor up to it is used, and
-            the rest is gradient accumulation.
+            the rest is gradient accumulation. 'auto' tries powers of two at each start and keeps the largest that fits
+            the memory of every rank: of a GPU, or of a CPU under `ulimit -v`.
         seed: Determines data order, variants and initialisation.
         stall_seconds: Seconds that a rank waits for one without a sign of life before it ends the run; 5 times as many
             for one that still responds, unless it evaluates, saves, reads data or compiles.
@@ -236,7 +237,7 @@ class RunConfig:
     total_tokens: Count | None = None
     total_steps: Count | None = None
     batch_tokens: Count
-    micro_batch: Count = 8
+    micro_batch: Count | Literal["auto"] = 8
     seed: Seed = 0
     stall_seconds: Positive = 60.0
     start_from: str | None = None
@@ -285,6 +286,11 @@ class RunConfig:
     def sequences(self) -> int:
         """Sequences of one optimizer step over all ranks."""
         return self.batch_tokens // self.context.window
+
+    @property
+    def micro_batch_limit(self) -> int:
+        """The most sequences of a forward pass on a rank; 8 where 'auto' is not resolved, without training."""
+        return 8 if self.micro_batch == "auto" else self.micro_batch
 
     def progress(self, step: int) -> float:
         """Return the fraction of training done before optimizer step `step`: 0 at the first, 1 at the last."""

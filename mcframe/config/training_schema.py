@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mcframe.bounds import Count, NonNegative, NonNegativeInt, Positive, Repeats
+from mcframe.bounds import Count, Fraction, NonNegative, NonNegativeInt, Positive, Repeats
 from mcframe.errors import UserError, require
 
 
@@ -23,12 +23,15 @@ class OptimizerConfig:
             0 for no clipping. None is 1.0, and 0 with `@optimizer.muon`: clipping would act on Muon's orthogonalised
             update, at some ZeRO stages and not at others.
         lr_scale: Factors on the learning rates of parts: {'base': 0.1, 'gistnet': 1.0, 'lensnet': 1.0}.
+        lr_start: Fractions of training before which the learning rate of a part is 0: {'base': 0.5} trains the other
+            parts first.
     """
 
     lr: Positive = 3e-3
     weight_decay: NonNegative = 0.0
     gradient_clipping: NonNegative | None = None
     lr_scale: Mapping[Literal["base", "gistnet", "lensnet"], NonNegative] = field(default_factory=dict)
+    lr_start: Mapping[Literal["base", "gistnet", "lensnet"], Fraction] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class DeepSpeedConfig:
         precision: fp32, or bf16 with fp32 master weights, which needs ZeRO 1 or higher.
         offload_optimizer: Keep the optimizer's state in the CPU's memory; needs ZeRO 1 or higher.
         offload_parameters: Keep parameters in the CPU's memory; needs ZeRO 3.
+        tf32: On a GPU, round the operands of float32 matrix products to TF32, 10 bits of mantissa; else all 23 count.
         settings: Any keys of DeepSpeed's JSON; they override those that mcframe sets.
     """
 
@@ -47,6 +51,7 @@ class DeepSpeedConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    tf32: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ class WorkingContext:
               no rounds are counted
     nll       [R, L] float32, nats: how hard the uncompressed model found the tokens of the entry's node, see
               `entry_nll.mean_entry_nll`; None but where a LensNet `reads_nll`
+    compressed  False where it is known that no entry is a gist
     """
 
     tree: ContextTree
@@ -39,6 +40,7 @@ class WorkingContext:
     padded: bool
     age: Tensor | None = None
     nll: Tensor | None = None
+    compressed: bool = True
 
     @property
     def length(self) -> int:
@@ -168,6 +170,7 @@ def raw_context(tree: ContextTree, rows: int, device: torch.device, length: int 
         lod=torch.zeros_like(token),
         valid=torch.ones_like(token, dtype=torch.bool),
         padded=False,
+        compressed=False,
     )
 
 

@@ -23,7 +23,7 @@ class ChatFiles(LocalFiles):
 
     A row is `{"messages": [{"role": "user", "content": "..."}, ...]}`, with an answer of the role assistant, or
     `{"document": "...", "question": "...", "answer": "..."}`. Chats become tokens by the tokenizer's chat template, or
-    as plain turns, `User: ...` and `Assistant: ...`, which `mcframe chat` writes.
+    as plain turns, `User: ...` and `Assistant: ...`.
 
     Args:
         paths: As for `@text.local_files`: files, and folders with everything in them; .gz, .zst, .bz2 and .lz4 too.

@@ -38,8 +38,12 @@ class ChatTemplate:
         """A hash of the template."""
         return blake2b(json.dumps([self._source, self._specials]).encode(), digest_size=16).hexdigest()
 
-    def _layout(self, roles: tuple[str, ...]) -> list[str | int]:
+    def _layout(self, roles: tuple[str, ...], answering: bool = False) -> list[str | int]:
         """Return what stands in a chat with these roles, in order: text of the template, and numbers of messages.
+
+        Args:
+            roles: The roles of the messages.
+            answering: Whether the beginning of another answer follows.
 
         Raises:
             UserError: The template refuses these roles, or omits or repeats a message.
@@ -48,7 +52,9 @@ class ChatTemplate:
             from transformers.utils.chat_template_utils import render_jinja_template
         messages = [{"role": role, "content": f"{_OPEN}{number}{_CLOSE}"} for number, role in enumerate(roles)]
         try:
-            ((text,), _) = render_jinja_template([messages], chat_template=self._source, **self._specials)
+            ((text,), _) = render_jinja_template(
+                [messages], chat_template=self._source, add_generation_prompt=answering, **self._specials
+            )
         except Exception as error:  # templates raise errors of their own
             raise self._refused(roles, str(error) or type(error).__name__) from error
         parts: list[str | int] = [int(each) if odd % 2 else each for odd, each in enumerate(_MARK.split(text))]

@@ -16,7 +16,7 @@ from mcframe.data.chat_templates import ChatTemplate, chat_template
 from mcframe.data.sources import StandardLibrary
 from mcframe.data.tokenizers import PROBES, SEPARATOR, alphabet, train_bpe, valid_text
 from mcframe.errors import UserError, require
-from mcframe.hookspecs import Chat, Tokenizer
+from mcframe.hookspecs import Chat, Message, Tokenizer
 from mcframe.pretrained import model_files, naming
 
 _PATH = "tokenizer.huggingface.path"
@@ -105,6 +105,30 @@ class HuggingFaceTokenizer(Tokenizer):
             parts += [part for part in ((added[:end], True), (added[end:], False)) if part[0]]
             ending = False
         return parts
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the folder has a chat template."""
+        return self._template is not None
+
+    def chat_prompt(self, roles: Sequence[str], messages: Sequence[Message]) -> list[int] | None:
+        """Return the ids of chat messages by the chat template, up to the beginning of an answer."""
+        template, before = self._template, len(roles)
+        if template is None:
+            return None
+        layout = template.layout((*roles, *(role for role, _ in messages)), True)
+        ids = self.encode_batch([content for _, content in messages])
+        new = layout[layout.index(before - 1) + 1 :] if before else layout
+        return [i for each in new for i in (ids[each - before] if isinstance(each, int) else self._template_ids(each))]
+
+    @cached_property
+    def chat_end(self) -> int:
+        """The special token with which the chat template ends an answer."""
+        if self._template is None:
+            return self.separator
+        layout = self._template.layout(("user", "assistant"))
+        after = [i for each in layout[layout.index(1) + 1 :] for i in self._template_ids(str(each))]
+        return next((i for i in after if not self._bytes[i]), self.separator)
 
     @cached_property
     def _template(self) -> ChatTemplate | None:

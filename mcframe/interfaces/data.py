@@ -135,6 +135,23 @@ class Tokenizer(ABC):
         ids = iter(self.encode_batch([text for parts in turns for text, _ in parts]))
         return [[(next(ids), answer) for _, answer in parts] for parts in turns]
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat_prompt` returns ids."""
+        return False
+
+    def chat_prompt(self, roles: Sequence[str], messages: Sequence[Message]) -> list[int] | None:
+        """Token ids of chat messages after messages of these roles, up to the beginning of an answer.
+
+        After an answer they begin with `chat_end`. None without a chat template: plain turns are written.
+        """
+        return None
+
+    @property
+    def chat_end(self) -> int:
+        """The id that ends an answer of the chat template."""
+        return self.separator
+
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids; bytes that are no UTF-8 become U+FFFD."""

@@ -23,6 +23,11 @@ class KVCache:
         self._values = torch.empty_like(self._keys)
         self._lods = torch.zeros(1, capacity, dtype=torch.long, device=like.device)
 
+    @property
+    def lods(self) -> Tensor:
+        """Levels of detail of the entries that were read [1, length]."""
+        return self._lods[:, : self.length]
+
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` entries."""
         assert 0 <= length <= self.length, f"cannot keep {length} of {self.length} entries"

@@ -18,19 +18,18 @@ from mcframe.bounds import Positive, Size
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError, require
 from mcframe.hookspecs import BaseModel, BaseShape, HeadShape, KVCache, ParamGroup, causal_mask, group_parameters
+from mcframe.modeling.low_rank import LowRankChanges
 from mcframe.pretrained import (
     ModelFiles,
     check_architecture,
     model_files,
     naming,
-    needs_extra,
     neutral_token,
     planned_files,
     quiet_transformers,
 )
 
 _PATH = "base.huggingface.path"
-_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose frequencies do not depend on the length of a context."""
 
@@ -50,6 +49,8 @@ class HuggingFaceBase(BaseModel):
         trained: nothing: the model is frozen. lora: low-rank changes of all maps of its layers. all: every weight.
         lora_rank: Rank of the changes.
         lora_alpha: Factor on the changes, times lora_rank.
+        lora_from: start: the changes act on every entry. gist: on the first gist of a context and what follows, so
+            that a context without gists is read as the pretrained model reads it.
         activation_checkpointing: Recompute layers in the backward pass (non-reentrant): less memory, more time.
     """
 
@@ -62,6 +63,7 @@ class HuggingFaceBase(BaseModel):
         trained: Literal["nothing", "lora", "all"] = "nothing",
         lora_rank: Size = 16,
         lora_alpha: Positive = 32.0,
+        lora_from: Literal["start", "gist"] = "start",
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -80,11 +82,12 @@ class HuggingFaceBase(BaseModel):
         self.token_embed, self.layers, self.norm = decoder.embed_tokens, decoder.layers, decoder.norm
         self.lm_head = model.lm_head
         self.files = files
+        self._lora: LowRankChanges | None = None
         if trained != "all":
             self.requires_grad_(False)
             self.positions.requires_grad_(True)
             if trained == "lora":
-                _add_lora(self.layers, lora_rank, lora_alpha)
+                self._lora = LowRankChanges(self.layers, lora_rank, lora_alpha, from_gist=lora_from == "gist")
             own = {id(each) for each in self.positions.parameters()}
             self.external_weights = frozenset(
                 name
@@ -106,6 +109,11 @@ class HuggingFaceBase(BaseModel):
             torch.default_generator.manual_seed(0)
             transformers.LlamaForCausalLM(config).save_pretrained(folder)
         return {"path": str(folder)}
+
+    @property
+    def reads_gists(self) -> bool:
+        """Whether low-rank changes act from the first gist of a context on."""
+        return self._lora is not None and self._lora.from_gist
 
     @property
     def kv_heads(self) -> int:
@@ -146,11 +154,12 @@ class HuggingFaceBase(BaseModel):
         """Return the final states, normalised, and the states after `layer` layers, [R, L, D] each."""
         x = kept = embeddings
         rotation = self._factors(self.positions(context), x)
+        acts = None if self._lora is None else self._lora.acts_on(context)
         for number, block in enumerate(self.layers, start=1):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, position_embeddings=rotation, use_reentrant=False)
+                x = checkpoint(self._layer, block, acts, x, position_embeddings=rotation, use_reentrant=False)
             else:
-                x = block(x, position_embeddings=rotation)
+                x = self._layer(block, acts, x, position_embeddings=rotation)
             if number == layer:
                 kept = x
         return self.norm(x), kept
@@ -161,8 +170,10 @@ class HuggingFaceBase(BaseModel):
         mask = causal_mask(count, cache.length + count, x.device)
         mask = None if mask is None else mask[None, None]
         factors = self._factors(rotation, x)
+        acts = None if self._lora is None else self._lora.acts_after(cache.lods, lod)
         for block in self.layers:
-            x = block(x, attention_mask=mask, position_embeddings=factors, cache=_LayerCache(cache, lod))
+            held = _LayerCache(cache, lod)
+            x = self._layer(block, acts, x, attention_mask=mask, position_embeddings=factors, cache=held)
         cache.advance(count)
         states: Tensor = self.norm(x)
         return states
@@ -171,6 +182,13 @@ class HuggingFaceBase(BaseModel):
         """Return logits [..., vocabulary], float32, of states [..., D]."""
         logits: Tensor = self.lm_head(hidden).float()
         return logits
+
+    def _layer(self, block: nn.Module, acts: Tensor | None, x: Tensor, **options: Any) -> Tensor:
+        """Run a layer; its low-rank changes act where `acts` is 1, here and where the backward pass repeats it."""
+        if self._lora is not None:
+            self._lora.acts = acts
+        states: Tensor = block(x, **options)
+        return states
 
     def _factors(self, rotation: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [R or 1, L, head_width] in the form that transformers multiplies with."""
@@ -222,14 +240,6 @@ def _loaded(files: ModelFiles) -> Any:
             remedy="Download the model again, with all of its files.",
         )
     return model
-
-
-def _add_lora(layers: nn.ModuleList, rank: int, alpha: float) -> None:
-    """Add low-rank changes to every map of the layers."""
-    with needs_extra():
-        import peft
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(_MAPS), bias="none")
-    peft.inject_adapter_in_model(config, layers)
 
 
 def _omit_external(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:

@@ -1,4 +1,4 @@
-"""Chat messages as plain text turns, and the recognition of a transcript that a session already holds."""
+"""Chat messages as plain turns or by a tokenizer's template, and the recognition of a transcript in a session."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mcframe.hookspecs import Message as ChatMessage
 from mcframe.hookspecs import Tokenizer
 
 
@@ -20,6 +21,11 @@ class Message(Protocol):
     @property
     def content(self) -> str:
         """Return the text."""
+
+
+def role_of(message: Message) -> str:
+    """Return the role of a message as chat templates name it."""
+    return "system" if message.role == "developer" else message.role
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,18 @@ class ChatTemplate:
         """Texts that end an answer: the beginning of another turn."""
         return [f"\n{self.user}", f"\n{self.assistant}"]
 
-    def prompt(self, messages: Sequence[Message], pending: str | None = None) -> str:
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return ()
+
+    def prompt(self, messages: Sequence[Message], pending: str | None = None, roles: Sequence[str] = ()) -> str:
         """Return messages as text, up to the beginning of the answer.
 
         Args:
             messages: The messages.
             pending: None at the start of a history; else the text at its end that belongs to the next turn.
+            roles: The roles of the messages before, which plain turns do not need.
         """
         labels = {"user": self.user, "assistant": self.assistant}
         turns = [f"{labels.get(each.role, self.system)} {each.content}\n" for each in messages]
@@ -55,6 +67,47 @@ class ChatTemplate:
             return text
         text = f"\n{text}"
         return text.removeprefix(pending)
+
+    def pending(self, answer: AnswerText, tokenizer: Tokenizer) -> str:
+        """Return the text at the end of the history that begins the next turn."""
+        if answer.tokens and answer.tokens[-1] == tokenizer.separator:
+            return "\n"  # the document has ended, as a line does
+        generated = tokenizer.decode(answer.tokens)
+        return generated[generated.find(answer.text) + len(answer.text) :]
+
+
+@dataclass(frozen=True)
+class ModelTemplate(ChatTemplate):
+    """The chat template of a pretrained model's tokenizer. The labels are shown in a terminal alone.
+
+    Attributes:
+        tokenizer: A tokenizer with a chat template.
+    """
+
+    tokenizer: Tokenizer = field(kw_only=True)
+
+    @property
+    def stop(self) -> list[str]:
+        """Texts that end an answer: none, a token does."""
+        return []
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The token that ends an answer."""
+        return (self.tokenizer.chat_end,)
+
+    def prompt(  # type: ignore[override]
+        self, messages: Sequence[Message], pending: str | None = None, roles: Sequence[str] = ()
+    ) -> list[int]:
+        """Return messages as token ids, up to the beginning of the answer; see `ChatTemplate.prompt`."""
+        named = [ChatMessage(role_of(each), each.content) for each in messages]
+        ids = self.tokenizer.chat_prompt(roles, named)
+        assert ids is not None, "a tokenizer without a chat template"
+        return ids[1:] if roles and pending and ids[0] == self.tokenizer.chat_end else ids
+
+    def pending(self, answer: AnswerText, tokenizer: Tokenizer) -> str:
+        """Return a line feed if the token that ends an answer is in the history, else nothing."""
+        return "\n" if answer.tokens and answer.tokens[-1] == tokenizer.chat_end else ""
 
 
 @dataclass
@@ -65,11 +118,13 @@ class Transcript:
         messages: Number of messages.
         digest: Hash of their roles and contents.
         pending: Text at the end of the history that begins the next turn; None before the first one.
+        roles: The roles of the messages, for chat templates.
     """
 
     messages: int = 0
     digest: str = ""
     pending: str | None = None
+    roles: Sequence[str] = ()
 
     def new(self, messages: Sequence[Message]) -> Sequence[Message] | None:
         """Return the messages that the session does not hold.
@@ -91,6 +146,7 @@ class Transcript:
             text = "\0".join((self.digest, each.role, each.content))
             self.digest = hashlib.sha256(text.encode()).hexdigest()
             self.messages += 1
+            self.roles = (*self.roles, role_of(each))
 
 
 @dataclass
@@ -111,13 +167,6 @@ class AnswerText:
         new = text if self.text else text.lstrip()
         self.text += new
         return new
-
-    def pending(self, tokenizer: Tokenizer) -> str:
-        """Return the text at the end of the history that begins the next turn."""
-        if self.tokens and self.tokens[-1] == tokenizer.separator:
-            return "\n"  # the document has ended, as a line does
-        generated = tokenizer.decode(self.tokens)
-        return generated[generated.find(self.text) + len(self.text) :]
 
 
 @dataclass(frozen=True)

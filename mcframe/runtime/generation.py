@@ -136,7 +136,8 @@ class Job:
         if self.request.stream and self.form.chat:
             self.emit(self.form.first(index))
         refocuses = session.counters.refocuses
-        for piece in session.generate(self._limit, self.request.sampling(index % self.request.n), stop):
+        ends = self.served.template.ends if self.form.chat else ()
+        for piece in session.generate(self._limit, self.request.sampling(index % self.request.n), stop, ends):
             text = answer.add(piece.token, piece.text) if self.form.chat else piece.text
             reason = piece.finish_reason or ("length" if self._ended() else None)
             self._extra = {}
@@ -167,7 +168,10 @@ class Job:
                     "messages",
                     "transcript_differs",
                 )
-            prompt = self.served.template.prompt(new, transcript.pending)
+            try:
+                prompt = self.served.template.prompt(new, transcript.pending, transcript.roles)
+            except UserError as error:  # the chat template of a model refuses an order of roles
+                raise RequestError(400, f"messages: {error.message}", "messages") from error
             transcript.add(new)
         ids = tokenizer.encode_batch([prompt])[0] if isinstance(prompt, str) else list(prompt)
         start = [] if session.history.tokens else [tokenizer.separator]
@@ -180,7 +184,7 @@ class Job:
         """Keep the answer in the transcript of a chat."""
         if not self.form.chat:
             return
-        conversation.transcript.pending = answer.pending(self.served.tokenizer)
+        conversation.transcript.pending = self.served.template.pending(answer, self.served.tokenizer)
         conversation.transcript.add([PlainMessage("assistant", result.text)])
 
     def _count(self, piece: Piece, begin: float, first: bool) -> None:

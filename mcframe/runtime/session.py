@@ -109,7 +109,13 @@ class Session:
         self.focus, self.appended = focus, False
         self._decoder.follow(focus.window, self.config.refocus_every)
 
-    def generate(self, max_tokens: int, sampling: Sampling | None = None, stop: Sequence[str] = ()) -> Iterator[Piece]:
+    def generate(
+        self,
+        max_tokens: int,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        ends: Sequence[int] = (),
+    ) -> Iterator[Piece]:
         """Sample tokens and append them to the history.
 
         A model that was trained on documents ends with the separator, which is appended as well.
@@ -118,6 +124,7 @@ class Session:
             max_tokens: The most tokens.
             sampling: Temperature and filters; None = the defaults of `Sampling`.
             stop: Texts that end the generation. They are not part of the returned text.
+            ends: Tokens that end it as the separator does.
 
         Yields:
             A piece for each token: the text that is final with it, and log-probabilities.
@@ -127,7 +134,7 @@ class Session:
         for number in range(1, max_tokens + 1):
             choice = sampler.next(self.next_logits()[: self.tokenizer.vocab_size], self._recent())
             self._push(choice.token)
-            ended = choice.token == self.tokenizer.separator
+            ended = choice.token in (self.tokenizer.separator, *ends)
             text = stream.push(choice.token)
             reason: Literal["stop", "length"] | None
             reason = "stop" if stream.stopped or ended else "length" if number == max_tokens else None

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mcframe.ending_signals import ONE_REQUEST_S, as_parent, handle_ending_signals
+from mcframe.ending_signals import as_parent, handle_ending_signals
+from mcframe.errors import ONE_REQUEST_S
 
 State = Literal["waiting", "running", "done", "failed", "interrupted", "skipped"]
 Launch = tuple[Sequence[str], Mapping[str, str]]

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from mcframe.errors import UserError
 from mcframe.files import is_full
 from mcframe.registry.attribution import last_line
@@ -99,9 +101,13 @@ class CheckpointWriter:
         store: The store of the process group.
         rank: This rank. Rank 0 renames the folder and deletes old checkpoints.
         world_size: The number of ranks.
+
+    Attributes:
+        buffers: Memory of the state that is written, by name; the next checkpoint is copied to it.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int) -> None:
+        self.buffers: dict[str, Tensor] = {}
         self._store, self._rank, self._world_size = store, rank, world_size
         self._thread: threading.Thread | None = None
         self._given_up = threading.Event()

@@ -48,7 +48,7 @@ def save(
         UserError: A tensor is not finite on some rank.
     """
     rank, tokens = dist.get_rank(), position["tokens"]
-    tensors, state = take(engine)
+    tensors, state = take(engine, writer.buffers)
     check_finite(tensors, tokens, run_dir)
     for key, value in {"shared": shared, "own": {**own, "random": random_states()}}.items():
         state[key] = state_files.encode(value, key, tensors)

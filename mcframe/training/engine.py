@@ -31,7 +31,8 @@ from mcframe.training.compiler import INSTALL, check_compiler, op_not_built
 from mcframe.training.engine_config import check_ranks, checked_micro_batch, engine_config, gradient_clipping
 from mcframe.training.external_weights import check_external, external_digests
 from mcframe.training.first_interval import GradientWatch
-from mcframe.training.param_groups import optimizer_groups, param_groups
+from mcframe.training.gpu import prepare_allocator
+from mcframe.training.param_groups import lr_factors, optimizer_groups, param_groups, with_starts
 from mcframe.training.rendezvous import SharedBuffer, await_ranks
 from mcframe.training.stall import Store
 from mcframe.training.train_step import StepBatch, TrainStep
@@ -55,6 +56,7 @@ def prepare_environment() -> None:
     prepare_rank()
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # DeepSpeed's launcher numbers the ranks of a CPU in it
+    prepare_allocator()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_directory()))
@@ -259,9 +261,9 @@ class Engine:
         self.wrapped, _, _, self.scheduler = deepspeed.initialize(
             model=step,
             config=self.config,
-            optimizer=lambda _: complete_optimizer(optimizer, groups, offload),
+            optimizer=lambda _: with_starts(complete_optimizer(optimizer, groups, offload), self.param_groups),
             # Of anything but a plain function, LambdaLR would store the attributes in checkpoints.
-            lr_scheduler=lambda built: LambdaLR(built, lambda step: self._lr_factor(step)),
+            lr_scheduler=lambda built: LambdaLR(built, lr_factors(built.param_groups, self._lr_factor, self._steps)),
         )
         check_external(read, self.model.gpt, dtype)
         limit = gradient_clipping(run_config, optimizer)
@@ -342,8 +344,8 @@ class Engine:
         for group, was, now in zip(groups, before or self.group_options, self.group_options, strict=True):
             group.update({name: value for name, value in now.items() if name not in was or was[name] != value})
         self.scheduler.base_lrs[:] = [options["initial_lr"] for options in self.group_options]
-        factor = self._lr_factor(self.scheduler.last_epoch)
-        self.scheduler._last_lr = [base * factor for base in self.scheduler.base_lrs]
+        pairs = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+        self.scheduler._last_lr = [base * factor(self.scheduler.last_epoch) for base, factor in pairs]
         for group, rate in zip(groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 

@@ -134,7 +134,9 @@ def checked_micro_batch(run_config: RunConfig, world_size: int, step: TrainStep)
     Raises:
         UserError: They cannot be divided into those with and without the uncompressed pass or variants.
     """
-    size = micro_batch_for(run_config.sequences // world_size, run_config.micro_batch)
+    own = run_config.sequences // world_size
+    # 'auto' is a number before there is an engine; until then all of a rank's sequences are checked.
+    size = micro_batch_for(own, own if run_config.micro_batch == "auto" else run_config.micro_batch)
     for name in ("baseline_every", "variants_every"):
         every = getattr(step, name)
         require(

@@ -38,12 +38,18 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 _MISSING = object()
 
 
-def take(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def take(engine: Engine, buffers: dict[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return this rank's part of the state: tensors, copied to the CPU, and values of JSON. Call it between steps.
+
+    Args:
+        engine: The engine.
+        buffers: Memory to copy to, filled here and overwritten by the next call with it: new memory costs several times
+            the copy itself.
 
     Raises:
         UserError: The optimizer or a module has a state of a type that cannot be saved.
     """
+    buffers = {} if buffers is None else buffers
     tensors: dict[str, Tensor] = {}
     pieces: dict[str, tuple[str, int]] = {}
     shapes = _shapes(engine)
@@ -52,18 +58,18 @@ def take(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:
     held = []
     for holder in trained:
         if engine.stage or holder.spans[0].name in mine:
-            _copy(holder.tensor, "weights", holder.spans, shapes, tensors, pieces)
+            _copy(holder.tensor, "weights", holder.spans, shapes, tensors, pieces, buffers)
             values: dict[str, Any] = {}
             for state, value in holder.state.items():
                 if state in by_element:
-                    _copy(value, f"optimizer/{state}", holder.written(state), shapes, tensors, pieces)
+                    _copy(value, f"optimizer/{state}", holder.written(state), shapes, tensors, pieces, buffers)
                 else:
                     values[state] = _encoded(engine, value, f"optimizer/{state}", tensors)
             spans = [[span.name, span.start, span.length] for span in holder.spans]
             held.append({"spans": spans, "values": values, "by_element": sorted(by_element & holder.state.keys())})
     for holder in frozen_holders(engine):
         if engine.stage == 3 or holder.spans[0].name in mine:
-            _copy(holder.tensor, "weights", holder.spans, shapes, tensors, pieces)
+            _copy(holder.tensor, "weights", holder.spans, shapes, tensors, pieces, buffers)
     facts = {"world_size": dist.get_world_size(), "zero_stage": engine.stage, "pieces": pieces, "held": held}
     return tensors, facts | (_common(engine, shapes, tensors) if dist.get_rank() == 0 else {})
 
@@ -136,9 +142,17 @@ def _copy(
     shapes: Mapping[str, Sequence[int]],
     tensors: dict[str, Tensor],
     pieces: dict[str, tuple[str, int]],
+    buffers: dict[str, Tensor],
 ) -> None:
     """Copy a tensor to the CPU at once, and add its spans as pieces of entries `kind/PARAMETER`."""
-    copied = tensor.detach().to("cpu", copy=True).contiguous().view(-1)
+    if not spans:
+        return
+    buffer = f"{kind}/{spans[0].name}@{spans[0].start}"
+    copied = buffers.get(buffer)
+    if copied is None or (copied.numel(), copied.dtype) != (tensor.numel(), tensor.dtype):
+        copied = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        buffers[buffer] = copied
+    copied.view(tensor.shape).copy_(tensor.detach())
     for name, start, length, offset in spans:
         entry, complete = f"{kind}/{name}", length == _numel(shapes[name])
         if length or (complete and start == 0):

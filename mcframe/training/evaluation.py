@@ -28,6 +28,6 @@ def eval_model(
         has_gists=model.gistnet is not None,
         has_lens=model.lensnet is not None,
         device=device,
-        batch=run_config.micro_batch,
+        batch=run_config.micro_batch_limit,
         session=run_config.session,
     )

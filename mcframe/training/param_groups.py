@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from mcframe.config.training_schema import OptimizerConfig
@@ -25,6 +26,7 @@ class PartGroup:
         rule: The optimizer's treatment of them.
         lr: Peak learning rate, with all factors.
         weight_decay: Weight decay.
+        start: Fraction of training before which the learning rate is 0.
     """
 
     part: str
@@ -32,6 +34,7 @@ class PartGroup:
     rule: UpdateRule
     lr: float
     weight_decay: float
+    start: float = 0.0
 
     @property
     def count(self) -> int:
@@ -40,7 +43,8 @@ class PartGroup:
 
     def __str__(self) -> str:
         name = f"{self.part} {self.group.role}"
-        return f"{name}: {self.count:,} parameters, {self.rule.name} at learning rate {self.lr:g}"
+        start = f" after {self.start:.0%} of training" if self.start else ""
+        return f"{name}: {self.count:,} parameters, {self.rule.name} at learning rate {self.lr:g}{start}"
 
 
 def param_groups(step: TrainStep, optimizer: Optimizer, config: OptimizerConfig) -> list[PartGroup]:
@@ -50,7 +54,7 @@ def param_groups(step: TrainStep, optimizer: Optimizer, config: OptimizerConfig)
         UserError: A trained parameter is in no group or in more than one.
     """
     found = []
-    scales = dict[str, float](config.lr_scale.items())
+    scales, starts = dict[str, float](config.lr_scale.items()), dict[str, float](config.lr_start.items())
     for part, scaled_as, module in step.named_parts():
         for group in _declared(module):
             trained = tuple(each for each in group.parameters if each.requires_grad)
@@ -60,7 +64,8 @@ def param_groups(step: TrainStep, optimizer: Optimizer, config: OptimizerConfig)
             scale = group.lr_scale * scales.get(scaled_as or "", 1.0)
             trained_group = ParamGroup(group.role, trained, group.weight_decay, group.lr_scale)
             decay = config.weight_decay if group.weight_decay else 0.0
-            found.append(PartGroup(part, trained_group, rule, rule.lr * scale, decay))
+            start = starts.get(scaled_as or "", 0.0)
+            found.append(PartGroup(part, trained_group, rule, rule.lr * scale, decay, start))
     _check_complete(step, found)
     return found
 
@@ -79,6 +84,31 @@ def optimizer_groups(step: TrainStep, groups: Sequence[PartGroup]) -> list[dict[
             options = {"rule": group.rule.name, "lr": group.lr, "weight_decay": group.weight_decay}
             merged.setdefault(declared, {"params": [], **options})["params"].append(parameter)
     return list(merged.values())
+
+
+def with_starts(optimizer: torch.optim.Optimizer, groups: Sequence[PartGroup]) -> torch.optim.Optimizer:
+    """Note the `start` of each part in the groups of an optimizer, which holds the parameters themselves."""
+    starts = {id(each): group.start for group in groups for each in group.group.parameters}
+    for group in optimizer.param_groups:
+        group["start"] = starts[id(group["params"][0])] if group["params"] else 0.0
+    return optimizer
+
+
+def lr_factors(
+    groups: Sequence[dict[str, Any]], factor: Callable[[int], float], steps: int
+) -> list[Callable[[int], float]]:
+    """Return the factor on the learning rate of each group of an optimizer, as functions of the step.
+
+    Args:
+        groups: The optimizer's groups.
+        factor: The schedule's factor.
+        steps: Steps of the run.
+    """
+
+    def of(group: dict[str, Any]) -> Callable[[int], float]:
+        return lambda step: factor(step) if step >= group.get("start", 0.0) * steps else 0.0
+
+    return [of(group) for group in groups]
 
 
 def _declared(module: nn.Module) -> Sequence[ParamGroup]:

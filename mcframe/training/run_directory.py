@@ -116,17 +116,17 @@ def _origin() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": {
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "ranks": int(os.environ.get("WORLD_SIZE", "1")),
         },
         "versions": {name: version(name) for name in ("mcframe", "torch", "deepspeed", "gin-config", "pluggy")},
-        "revision": _revision(),
+        "revision": revision(),
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the name of the processor, or of its architecture."""
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -136,7 +136,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _revision() -> str | None:
+def revision() -> str | None:
     """Return the git revision of the source, with `+` if files differ from it; None outside a checkout."""
     source = Path(__file__).resolve().parents[2]
     if not (source / ".git").exists():

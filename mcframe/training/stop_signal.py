@@ -10,8 +10,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from mcframe.ending_signals import ONE_REQUEST_S, handle_ending_signals
-from mcframe.errors import raise_interrupt
+from mcframe.ending_signals import handle_ending_signals
+from mcframe.errors import ONE_REQUEST_S, raise_interrupt
 
 
 class StopSignal:

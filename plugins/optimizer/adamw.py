@@ -34,18 +34,23 @@ class AdamW(Optimizer):
         return UpdateRule("AdamW", lr)
 
     def build(self, groups: list[dict[str, Any]], offload: bool) -> torch.optim.Optimizer:
-        """Return torch's AdamW, or DeepSpeed's if `fused`."""
-        implementation, mode = adam_implementation(self.fused, offload)
+        """Return torch's AdamW, with its fused kernel on a GPU, or DeepSpeed's if `fused`."""
+        implementation, mode = adam_implementation(self.fused, offload, on_gpu(groups))
         for group in groups:
             del group["rule"]
         optimizer: torch.optim.Optimizer = implementation(groups, **self.options, **mode)
         return optimizer
 
 
-def adam_implementation(fused: bool, offload: bool) -> tuple[Any, dict[str, Any]]:
-    """Return a class of Adam, and the option that selects decoupled weight decay."""
+def on_gpu(groups: Sequence[dict[str, Any]]) -> bool:
+    """Return whether all parameters are on a GPU."""
+    return all(parameter.device.type == "cuda" for group in groups for parameter in group["params"])
+
+
+def adam_implementation(fused: bool, offload: bool, on_gpu: bool) -> tuple[Any, dict[str, Any]]:
+    """Return a class of Adam, and its options: decoupled weight decay, and on a GPU one kernel for an update."""
     if not fused:
-        return torch.optim.AdamW, {}
+        return torch.optim.AdamW, {"fused": True} if on_gpu and not offload else {}
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
     return (DeepSpeedCPUAdam, {"adamw_mode": True}) if offload else (FusedAdam, {"adam_w_mode": True})

@@ -8,7 +8,7 @@ import torch
 
 from mcframe.bounds import Decay, Positive
 from mcframe.hookspecs import Optimizer, Role, UpdateRule
-from mcframe_plugins.optimizer.adamw import Betas, adam_implementation
+from mcframe_plugins.optimizer.adamw import Betas, adam_implementation, on_gpu
 
 
 class Muon(Optimizer):
@@ -59,6 +59,6 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 parameter.use_muon = group["use_muon"]  # ZeRO reads it
         groups.sort(key=lambda group: not group["use_muon"])
-        adam, mode = adam_implementation(self.fused, offload)
+        adam, mode = adam_implementation(self.fused, offload, on_gpu(groups))
         muon: torch.optim.Optimizer = MuonWithAuxAdam(groups, adam_optimizer=adam, adam_optimizer_kwargs=mode)
         return muon

@@ -4,6 +4,9 @@ import textwrap
 
 import pytest
 
+from mcframe.training import state_files
+from mcframe.training.engine_state import weights
+
 pytestmark = pytest.mark.launcher
 
 STEP = 1024
@@ -53,3 +56,23 @@ def test_a_third_party_optimizer_and_schedule_train_and_resume(launches, tmp_pat
     options = (*options, "--resume", str(middle))
     resumed = launches.run(*settings, options=options, run_dir=complete.run_dir).succeeded()
     assert resumed.curve("train/loss") == losses
+
+
+@pytest.mark.parametrize(("stage", "optimizer"), [(0, "adamw"), (1, "muon"), (3, "adamw")])
+def test_a_part_trains_from_its_start_on(stage, optimizer, launches):
+    settings = (
+        f"run.optimizer = @optimizer.{optimizer}", "optimizer.lr_start = {'base': 0.5}",
+        f"deepspeed.zero_stage = {stage}", f"run.total_tokens = {4 * STEP}", f"checkpoint.every = {STEP}",
+        "checkpoint.keep = 4", "validation.windows = 4",
+    )  # fmt: skip
+    result = launches.run(*settings).succeeded()
+    assert "after 50% of training" in " ".join(result.text.replace("│", " ").split())
+    folders = sorted((result.run_dir / "checkpoints").glob("tokens-*"))
+    first, second, third, _ = (weights(state_files.read(folder)) for folder in folders)
+
+    def moved(one, other, part):
+        return {bool((one[name] != other[name]).any()) for name in one if name.startswith(part) and one[name].numel()}
+
+    assert moved(first, second, "model.gpt") == {False}
+    assert True in moved(first, second, "model.gistnet")
+    assert True in moved(second, third, "model.gpt")

@@ -7,6 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mcframe.cli.app import app
+from mcframe.sweep.grid import read_grid
+from mcframe.sweep.plan import plan
 from mcframe.sweep.table import DATA, PAGE, PICTURE
 
 pytestmark = pytest.mark.launcher
@@ -79,9 +81,27 @@ def sweep_here(folder, monkeypatch, launches):
     return run
 
 
-def test_a_grid_is_compared(sweep, sweep_here):
+@pytest.fixture
+def train_base(launches, folder, sweep_here):
+    """Train the row base of a grid in a forked rank, which starts faster, as the sweep would."""
+
+    def train(grid):
+        code, text = sweep_here(grid, "--list")  # writes the grid, and makes its plug-ins known
+        assert code == 0, text
+        base, _ = plan(read_grid(folder / "grid.toml"), folder / "out", ["base", "mean"], [0])
+        environment = {"PYTHONPATH": str(folder / "site")}
+        launches.run(*base.bindings, run_dir=base.directory, environment=environment).succeeded()
+
+    return train
+
+
+@pytest.mark.parametrize("finished", [1, pytest.param(0, marks=pytest.mark.matrix)])
+def test_a_grid_is_compared(sweep, sweep_here, train_base, finished):
     grid = GRID.replace("broken =", "# broken =")
+    if finished:
+        train_base(grid)
     result = sweep(grid, "--jobs", "2")
+    assert f"{finished} finished, {2 - finished} job(s) to do" in result.text
     assert result.code == 0, result.output
     out = result.run_dir
     check_table(out)

@@ -2,8 +2,8 @@
 
 import ast
 import json
+import os
 import shutil
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -13,9 +13,11 @@ from filelock import FileLock
 
 from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
+from mcframe.training import engine
 from mcframe.training.build import build_optimizer
 from mcframe.training.engine import extensions_directory
 from mcframe.training.engine_config import RESERVED_DEEPSPEED_KEYS, engine_config
+from tests.support.forked_ranks import CONTEXT
 from tests.support.shared_runs import SHARDED
 
 launcher = pytest.mark.launcher
@@ -256,26 +258,22 @@ def test_each_installation_builds_the_op_in_a_folder_of_its_own(monkeypatch):
     assert extensions_directory() == Path("/chosen")
 
 
-# Prints a line before it loads the op, and creates a file once loading has begun.
-REPORTING = """
-import sys
-from pathlib import Path
+def load_op(environment, begun, sender):
+    """Load the op; send a message before, and create a file once loading has begun."""
+    os.environ.update(environment)
+    engine.prepare_environment()
+    from deepspeed.accelerator import get_accelerator
 
-from mcframe.training.engine import _load_shared_memory_op, prepare_environment
-prepare_environment()
-from deepspeed.accelerator import get_accelerator
+    builder = type(get_accelerator().create_op_builder("ShareMemCommBuilder"))
+    load = builder.load
 
-builder = type(get_accelerator().create_op_builder("ShareMemCommBuilder"))
-load = builder.load
+    def reporting(self, **options):
+        begun.touch()
+        return load(self, **options)
 
-def reporting(self, **options):
-    Path(sys.argv[1]).touch()
-    return load(self, **options)
-
-builder.load = reporting
-print("loading the op", flush=True)
-_load_shared_memory_op()
-"""
+    builder.load = reporting
+    sender.send("loading the op")
+    engine._load_shared_memory_op()
 
 
 @pytest.fixture
@@ -313,19 +311,19 @@ def test_one_rank_needs_no_compiler_and_builds_nothing(launches, tmp_path):
 @launcher
 def test_a_start_waits_for_a_build_in_another_process(launches, built, tmp_path):
     environment = {**launches.environment, "TORCH_EXTENSIONS_DIR": str(built)}
-    begun = tmp_path / "begun"
-    command = [sys.executable, "-c", REPORTING, str(begun)]
-    with (
-        FileLock(built / "mcframe.lock") as lock,
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process,
-    ):
+    begun, (receiver, sender) = tmp_path / "begun", CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=load_op, args=(environment, begun, sender))
+    with FileLock(built / "mcframe.lock") as lock:
+        process.start()
+        sender.close()
         try:
-            assert any("loading the op" in line for line in process.stdout)
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(3)
+            assert receiver.recv() == "loading the op"
+            process.join(3)
+            assert process.is_alive()
             assert not begun.exists()
             lock.release()
-            assert process.wait(120) == 0
+            process.join(120)
+            assert process.exitcode == 0
             assert begun.exists()
         finally:
             process.kill()

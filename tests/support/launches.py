@@ -188,6 +188,13 @@ def clean_environment(folder: Path) -> dict[str, str]:
     }
 
 
+def handles(pid: int, number: int) -> bool:
+    """Return whether a process has a handler of a signal; Python itself has none of SIGTERM."""
+    lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(caught >> (number - 1) & 1)
+
+
 def popen(command: Sequence[str], environment: Mapping[str, str], cwd: Path = ROOT) -> subprocess.Popen[str]:
     """Start a command in a process group of its own, with a pipe for all of its output."""
     return subprocess.Popen(

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mcframe.context.step_histograms import MAX_POINTS, NO_POINT, top_points
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.metrics.accumulator import Accumulator, Reading
+from tests.support.layouts import in_ranks
 
 FIELDS = ("means", "roots", "sums", "samples", "moments", "counts", "points")
 
@@ -249,27 +249,23 @@ def test_resuming_with_other_blocks_discards_the_counts_of_the_checkpoint():
 
 
 # ---- ranks ---------------------------------------------------------------------------------------
-def two_ranks(rank, rendezvous):
-    expected = filled(range(8)).read()
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    try:
-        accumulator = filled(range(rank, 8, 2))
-        readings = [None, None]
-        dist.all_gather_object(readings, accumulator.read())
-        assert_same(*readings)
-        assert_same(readings[rank], expected, rel=1e-12)
-        resumed, again = Accumulator(), Accumulator()  # of three ranks, and once more before it is read
-        resumed.restore(Accumulator.merge([filled(seeds).state() for seeds in ([0, 1, 2], [3, 4], [5])]))
-        resumed.add(micro_batch(6 + rank))
-        again.restore(resumed.state())
-        assert_same(again.read(), expected, rel=1e-12)
-        assert again.read().metrics == {}
-        accumulator.add(micro_batch(0, pairs=3 + rank))
-        with pytest.raises(RuntimeError, match="ranks disagree"):
-            accumulator.read()
-    finally:
-        dist.destroy_process_group()
+def read_on_a_rank(alone):
+    """Compare what this rank reads with what one rank alone reads of all micro-batches."""
+    rank, readings = dist.get_rank(), [None, None]
+    accumulator = filled(range(rank, 8, 2))
+    dist.all_gather_object(readings, accumulator.read())
+    assert_same(*readings)
+    assert_same(readings[rank], alone, rel=1e-12)
+    resumed, again = Accumulator(), Accumulator()  # of three ranks, and once more before it is read
+    resumed.restore(Accumulator.merge([filled(seeds).state() for seeds in ([0, 1, 2], [3, 4], [5])]))
+    resumed.add(micro_batch(6 + rank))
+    again.restore(resumed.state())
+    assert_same(again.read(), alone, rel=1e-12)
+    assert again.read().metrics == {}
+    accumulator.add(micro_batch(0, pairs=3 + rank))
+    with pytest.raises(RuntimeError, match="ranks disagree"):
+        accumulator.read()
 
 
-def test_two_ranks_read_what_one_rank_reads_of_the_union(tmp_path):
-    mp.spawn(two_ranks, (str(tmp_path / "rendezvous"),), nprocs=2)
+def test_two_ranks_read_what_one_rank_reads_of_the_union():
+    in_ranks(read_on_a_rank, 2, filled(range(8)).read())

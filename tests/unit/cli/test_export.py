@@ -104,6 +104,24 @@ def test_a_frozen_base_stays_where_it_is_unless_copied(models, tmp_path):
     assert small.directory == tmp_path / "small"
 
 
+@torch.no_grad()
+def test_changes_that_read_gists_are_written_beside_the_frozen_base(models, tmp_path):
+    settings = settings_of(models["llama"], "lora", "base.huggingface.lora_from = 'gist'")
+    model = write_run(tmp_path / "run", settings).model.eval()
+    tokens = tokens_for(model.tree)
+    expected = scores(model, tokens)
+    assert "frozen, stays in" in exported(tmp_path / "run", tmp_path / "small")
+    assert "copied" in exported(tmp_path / "run", tmp_path / "complete", "--copy-base")
+    for name in ("small", "complete"):
+        found = scores(mcframe.load_run(tmp_path / name).model, tokens)
+        torch.testing.assert_close(found, expected, equal_nan=True, atol=1e-5, rtol=1e-5)
+    alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "complete")
+    torch.testing.assert_close(alone(tokens[:, :-1]).logits, expected[0], atol=1e-5, rtol=1e-5)
+    for part in model.gpt.layers.parameters():
+        part.mul_(0.0 if part.requires_grad else 1.0)
+    assert (scores(model, tokens)[1] - expected[1]).nan_to_num().abs().max() > 1e-3
+
+
 def test_other_positions_are_noted(models, tmp_path):
     write_run(tmp_path / "run", settings_of(models["llama"], "lora", "positions.gaussian_rope.base = 500.0"))
     assert "other positions than this run" in exported(tmp_path / "run", tmp_path / "out")

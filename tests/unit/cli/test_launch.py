@@ -77,6 +77,18 @@ def test_a_host_file_that_cannot_be_used_is_an_error(started, tmp_path, monkeypa
     assert not started
 
 
+def test_other_machines_need_pdsh(started, tmp_path, monkeypatch):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("a slots=1\nb slots=1\n", "utf-8")
+    monkeypatch.setattr(launch.shutil, "which", lambda name: None)
+    result = run("--launcher", f"--hostfile {hosts}", "--gin", "a.gin")
+    assert result.exit_code == 2
+    assert "apt-get install pdsh" in result.output
+    assert not started
+    assert run("--launcher", f"--hostfile {hosts} --no_ssh --node_rank 0", "--gin", "a.gin").exit_code == 0
+    assert started
+
+
 @pytest.mark.parametrize(
     "options",
     [["--ranks", "0"], ["--ranks", "-2"], ["--ranks", "two"], ["--launcher", "'open"], ["--rnks", "2"], ["--run-dir"]],

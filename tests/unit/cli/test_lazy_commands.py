@@ -1,5 +1,6 @@
 """Commands are imported when they are called."""
 
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 import mcframe
 from mcframe import hookspecs
 from mcframe.cli.app import COMMANDS, app
+from mcframe.errors import Interrupt
 from mcframe.renamed import RENAMED_COMMANDS, RENAMED_EXPORTS, RENAMED_OPTIONS
 
 
@@ -42,6 +44,15 @@ def test_renamed_commands_options_and_exports_name_the_new_name():
             getattr(hookspecs, name)
     with pytest.raises(AttributeError):
         _ = hookspecs.Nonsense
+
+
+def test_an_interrupted_command_prints_one_line_and_has_the_signal_s_code(monkeypatch):
+    def interrupted(_):
+        raise Interrupt(signal.SIGTERM)
+
+    monkeypatch.setattr("mcframe.cli.app.echo", interrupted)
+    result = CliRunner().invoke(app, ["version"])
+    assert (result.exit_code, result.output) == (143, "interrupted\n")
 
 
 def test_load_run_is_public():

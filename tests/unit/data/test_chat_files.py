@@ -18,14 +18,11 @@ from mcframe.data.tokenizers import Bytes
 from mcframe.errors import UserError
 from mcframe.hookspecs import Chat, Message
 from mcframe.training.build import build_components, training_stream, validation_windows
+from tests.support.chat_tokenizers import CHATML, chat_tokenizer
 from tests.support.text_files import fails
 
 PAGE = (Path(__file__).parents[3] / "docs" / "plugins" / "text.md").read_text("utf-8")
 TALK = [("system", "Be brief."), ("user", "2 + 2?"), ("assistant", "4"), ("user", "<|im_end|>?"), ("assistant", "No.")]
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
-)
 
 
 def rows_of(messages=TALK):
@@ -91,14 +88,7 @@ def test_other_files_and_missing_ones_are_refused(tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tokenizer with the special tokens and the template of ChatML."""
-    path = tmp_path_factory.mktemp("tokenizer")
-    HuggingFaceTokenizer.example_settings(path)
-    fields = json.loads((path / "tokenizer.json").read_text("utf-8"))
-    for index, name in ((300, "<|im_start|>"), (301, "<|im_end|>")):
-        fields["added_tokens"].append({**fields["added_tokens"][0], "id": index, "content": name})
-    (path / "tokenizer.json").write_text(json.dumps(fields), "utf-8")
-    (path / "chat_template.jinja").write_text(CHATML, "utf-8")
-    return path
+    return chat_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def chat(*messages, **options):

@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
+import time
 from collections import Counter
 
 import pytest
@@ -13,19 +11,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mcframe.metrics.loggers import open_loggers
 from mcframe.metrics.wandb_file import cut_after, records
+from tests.support.forked_ranks import CONTEXT
 from tests.support.wandb_file import finished_records, history, offline_files
 from tests.support.wandb_file import records as read_back
 
 ROWS, KILLED_AT, RESUMED_AT = 300, 270, 250
-SESSION = """
-    import json, os, sys, time
-    from pathlib import Path
-    from mcframe.metrics.loggers import open_loggers
 
-    loggers = open_loggers(
-        Path(sys.argv[1]), rank=0, tensorboard=True, wandb="offline", config={}, resume_tokens=None
-    )
-    for step in range(270):
+
+def write_rows(run_dir, environment, sender):
+    """Write the rows of a run in a process group of its own, and wait to be killed."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    loggers = open_loggers(run_dir, rank=0, tensorboard=True, wandb="offline", config={}, resume_tokens=None)
+    for step in range(KILLED_AT):
         loggers.write(512 * step, step, {"train/loss": step / 7, **{f"mc/filling/{n}": n * step for n in range(20)}})
         if step % 10 == 0:
             loggers.write(512 * step, step, {"train/checkpoint_ms": 1.5 * step})
@@ -33,9 +32,8 @@ SESSION = """
     # The logger that is killed between two writes.
     loggers._loggers["metrics.jsonl"].write(512 * 250, 250, {"val/loss": 1.25})
     loggers._loggers["metrics.jsonl"].text(512 * 250, "contexts", "lost")
-    print("written", flush=True)
+    sender.send("written")
     time.sleep(60)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +41,13 @@ def killed(tmp_path_factory):
     """The folder of a run whose processes were all killed."""
     run_dir = tmp_path_factory.mktemp("killed") / "run"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SESSION), str(run_dir)],
-        env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout.readline() == "written\n"
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=write_rows, args=(run_dir, environment, sender))
+    process.start()
+    sender.close()
+    assert receiver.recv() == "written"
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     return run_dir
 
 

@@ -24,7 +24,7 @@ def turn(template, transcript, message, generated, most=100):
         answer.add(token, text + (stream.finish() if ended else ""))
         if ended:
             break
-    transcript.pending = answer.pending(TOKENIZER)
+    transcript.pending = template.pending(answer, TOKENIZER)
     transcript.add([message, PlainMessage("assistant", answer.text)])
     return prompt + TOKENIZER.decode(taken), answer.text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
+import site
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +17,7 @@ from mcframe.config.run_config import load_run_config
 from mcframe.scaffold.kinds import TEMPLATES
 from mcframe.testing.kinds import class_suffix
 from mcframe.training.build import build_model
+from tests.support.forked_ranks import CONTEXT
 from tests.support.linking import link
 
 
@@ -53,8 +54,15 @@ def test_mistake_ends_with_code_2_and_no_file(tmp_path: Path, arguments: tuple[s
     assert list(tmp_path.iterdir()) == []
 
 
-SITE = "import site, sys; site.addsitedir(sys.argv[1]); import pytest; sys.exit(pytest.main(sys.argv[2:]))"
-"""pytest with a folder that counts as installed."""
+def run_tests(folder: Path, arguments: list[str], output: Path) -> None:
+    """Run pytest in this process with a folder that counts as installed, and write what it prints to a file."""
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    os.chdir(folder)
+    site.addsitedir(str(folder))
+    sys.exit(pytest.main(arguments))
 
 
 def test_new_packages_pass_their_own_tests(packages: dict[str, Path], tmp_path: Path) -> None:
@@ -63,13 +71,14 @@ def test_new_packages_pass_their_own_tests(packages: dict[str, Path], tmp_path: 
         link(folder, tmp_path)
     arguments = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-rA", "--tb=short"]
     tests = [str(folder / "tests") for folder in packages.values()]
-    result = subprocess.run(
-        [sys.executable, "-c", SITE, str(tmp_path), *arguments, *tests],
-        capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    output = tmp_path / "output.txt"
+    process = CONTEXT.Process(target=run_tests, args=(tmp_path, [*arguments, *tests], output))
+    process.start()
+    process.join()
+    text = output.read_text("utf-8")
+    assert process.exitcode == 0, text[-6000:]
     for kind in TEMPLATES:
-        assert f"TestProbe{class_suffix(kind)}::test_no_requirement_is_disabled" in result.stdout
+        assert f"TestProbe{class_suffix(kind)}::test_no_requirement_is_disabled" in text
 
 
 @pytest.fixture

@@ -41,15 +41,19 @@ def losses(micro_batch, step=0, earlier=None):
     return state.getvalue(), accumulator.read().metrics
 
 
+def several(cases):
+    """Return what `losses` returns for each of some arguments."""
+    return [losses(*each) for each in cases]
+
+
 def test_the_loss_is_the_same_for_all_ranks_and_micro_batches():
-    ((before, expected),) = in_ranks(losses, 1, 4)
-    for ranks, micro_batch in ((1, 1), (2, 1), (2, 2)):
-        for _, found in in_ranks(losses, ranks, micro_batch):
-            for name in NAMES:
-                assert found[name] == pytest.approx(expected[name], abs=1e-6), (ranks, micro_batch, name)
-    # A change of ranks within the interval: a micro-batch of four sequences, then four of one.
-    ((_, later),) = in_ranks(losses, 1, 4, 1)
-    for _, found in in_ranks(losses, 2, 1, 1, [before]):
+    (((before, expected), single, (_, later)),) = in_ranks(several, 1, [(4,), (1,), (4, 1)])
+    # The last one is a change of ranks within the interval: a micro-batch of four sequences, then four of one.
+    on_two_ranks = in_ranks(several, 2, [(1,), (2,), (1, 1, [before])])
+    for _, found in (single, *(each for of_rank in on_two_ranks for each in of_rank[:2])):
+        for name in NAMES:
+            assert found[name] == pytest.approx(expected[name], abs=1e-6), name
+    for *_, (_, found) in on_two_ranks:
         for name in NAMES:
             assert later[name] != pytest.approx(expected[name], abs=1e-3), name
             assert found[name] == pytest.approx((expected[name] + later[name]) / 2, abs=1e-6), name

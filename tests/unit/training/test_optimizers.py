@@ -14,7 +14,7 @@ from mcframe.hookspecs import Optimizer, Schedule
 from mcframe.registry.checks import ContractError
 from mcframe.training.build import build_optimizer, build_schedule, plugin_name
 from mcframe.training.engine import Engine, complete_optimizer
-from mcframe_plugins.optimizer.adamw import AdamW
+from mcframe_plugins.optimizer.adamw import AdamW, adam_implementation, on_gpu
 from mcframe_plugins.schedule.trapezoid import Trapezoid
 
 
@@ -36,6 +36,15 @@ def test_an_optimizer_limits_the_zero_stage(smoke):
         else:
             with pytest.raises(UserError, match=r"optimizer\.shampoo: expected ZeRO stage 0 or lower, got 1"):
                 build_optimizer(config)
+
+
+def test_a_gpu_updates_parameters_with_one_kernel():
+    on_a_gpu = [{"params": [SimpleNamespace(device=torch.device("cuda", 0))]}]
+    mixed = [*on_a_gpu, {"params": [nn.Parameter(torch.zeros(2))]}]
+    assert [on_gpu(on_a_gpu), on_gpu(mixed)] == [True, False]
+    assert adam_implementation(False, False, True) == (torch.optim.AdamW, {"fused": True})
+    for offload, here in ((True, True), (False, False)):
+        assert adam_implementation(False, offload, here) == (torch.optim.AdamW, {})
 
 
 def test_adamw_and_the_trapezoid_are_the_defaults(smoke):

@@ -8,7 +8,7 @@ from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
 from mcframe.hookspecs import Loss, LossTerm, ParamGroup, TrainableModule, group_parameters
 from mcframe.training.build import build_optimizer, build_step
-from mcframe.training.param_groups import optimizer_groups, param_groups
+from mcframe.training.param_groups import lr_factors, optimizer_groups, param_groups, with_starts
 from mcframe.training.train_step import TrainStep
 
 MUON = ("run.optimizer = @optimizer.muon", "optimizer.muon.lr = 0.02", "optimizer.lr = 0.004")
@@ -81,6 +81,19 @@ def test_parts_have_learning_rates_of_their_own(smoke):
     assert {id(p) for p in own["params"]} == gistnet
     with pytest.raises(UserError, match="lr_scale"):
         load_run_config([smoke], ("optimizer.lr_scale = {'gpt': 1.0}",))
+
+
+def test_a_part_that_starts_later_has_a_rate_of_zero_until_then(smoke):
+    config = load_run_config([smoke], ("optimizer.lr_start = {'base': 0.5}",)).run_config
+    step, optimizer = build_step(config, 257), build_optimizer(config)
+    groups = param_groups(step, optimizer, config.optimizer_config)
+    built = with_starts(optimizer.build(optimizer_groups(step, groups), False), groups)
+    base = {id(p) for p in step.model.gpt.parameters()}
+    factors = lr_factors(built.param_groups, lambda step: 0.25, 10)
+    for group, factor in zip(built.param_groups, factors, strict=True):
+        rates = [factor(number) for number in (0, 4, 5, 9)]
+        assert rates == ([0.0, 0.0, 0.25, 0.25] if id(group["params"][0]) in base else [0.25] * 4)
+    assert {str(group).endswith("after 50% of training") for group in groups if group.part == "base"} == {True}
 
 
 class Table(TrainableModule):

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -11,18 +9,10 @@ import pytest
 
 from mcframe.environment import free_port
 from mcframe.errors import UserError
-from mcframe.training import rendezvous
+from mcframe.training import engine, rendezvous, stall
 from mcframe.training.rendezvous import SharedBuffer, await_ranks
-
-BUFFER = """
-import sys, time
-from pathlib import Path
-from mcframe.training import rendezvous
-rendezvous._FOLDER = Path(sys.argv[1])
-buffer = rendezvous.SharedBuffer(0)
-print("created", flush=True)
-time.sleep(30)
-"""
+from mcframe.training.stall import StallWatch
+from tests.support.forked_ranks import CONTEXT
 
 
 @pytest.fixture
@@ -66,54 +56,63 @@ def test_rank_0_which_holds_the_store_is_named(port):
     assert meet(1, of=2, limit=0.5) == {1: "rank 0 of 2 did not start within 0.5 s after rank 1"}
 
 
+def hold_a_buffer(folder, environment, sender):
+    """Create a buffer, and wait to be killed."""
+    os.environ.update(environment)
+    rendezvous._FOLDER = folder
+    buffer = SharedBuffer(0)
+    sender.send("created")
+    time.sleep(30)
+    del buffer
+
+
 def test_a_buffer_of_a_killed_process_is_removed_at_the_next_start(port, monkeypatch, tmp_path):
     monkeypatch.setattr(rendezvous, "_FOLDER", tmp_path)
     foreign = tmp_path / f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_1_0"  # of plain DeepSpeed
     foreign.touch()
     os.truncate(foreign, 66 * 2**20 + 8)
-    with subprocess.Popen(
-        [sys.executable, "-c", BUFFER, str(tmp_path)],
-        env={**os.environ, "MASTER_PORT": "2"},
-        stdout=subprocess.PIPE,
-    ) as other:
-        assert other.stdout.readline() == b"created\n"
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    other = CONTEXT.Process(target=hold_a_buffer, args=(tmp_path, {**os.environ, "MASTER_PORT": "2"}, sender))
+    other.start()
+    sender.close()
+    try:
+        assert receiver.recv() == "created"
         (file,) = set(tmp_path.iterdir()) - {foreign}
         buffer = SharedBuffer(0)
         assert file.exists()  # its process runs
         own = set(tmp_path.iterdir()) - {foreign, file}
         assert len(own) == 1
         buffer.remove()
-        other.send_signal(signal.SIGKILL)
+    finally:
+        other.kill()
+        other.join()
     SharedBuffer(1).remove()
     assert list(tmp_path.iterdir()) == [foreign]
 
 
-STARTS = """
-import os, sys, threading, time
-import mcframe.training.engine as engine
-from mcframe.training.stall import StallWatch
+def starts(rank, environment, ended, number, sender):
+    """Form a group of two ranks. One of them sends itself a signal meanwhile, the other one the error."""
 
-def stalled(error):
-    print(error.message, flush=True)
-    os._exit(3)
+    def stalled(error):
+        sender.send(error.message)
+        os._exit(3)
 
-def met(store):
-    rank = int(os.environ["RANK"])
-    watch = StallWatch(store, rank, 2, stalled, 1.0, starts=True)
-    watch.start()
-    if rank == int(sys.argv[1]):
-        os.kill(os.getpid(), int(sys.argv[2]))
+    def met(store):
+        StallWatch(store, rank, 2, stalled, 1.0, starts=True).start()
+        if rank == ended:
+            os.kill(os.getpid(), number)
 
-engine.prepare_environment()
-engine.start_distributed(60.0, met)
-"""
+    os.environ.update(environment)
+    stall.START_S = 4.0 * stall.HANG_FACTOR  # a start waits for four seconds
+    engine.prepare_environment()
+    engine.start_distributed(60.0, met)
 
 
 @pytest.mark.launcher
 @pytest.mark.parametrize(
     ("rank", "number", "message"),
-    [(1, signal.SIGKILL, "rank 1 of 2 stopped: no sign of life while rank 0 waited for 12 s"),
-     pytest.param(1, signal.SIGSTOP, "rank 1 of 2 stopped: no sign of life while rank 0 waited for 12 s",
+    [(1, signal.SIGKILL, "rank 1 of 2 stopped: no sign of life while rank 0 waited for 4 s"),
+     pytest.param(1, signal.SIGSTOP, "rank 1 of 2 stopped: no sign of life while rank 0 waited for 4 s",
                   marks=pytest.mark.matrix),
      pytest.param(0, signal.SIGKILL, "rank 0 of 2 ended in start-up, which rank 1 waited for",
                   marks=pytest.mark.matrix)],
@@ -121,17 +120,19 @@ engine.start_distributed(60.0, met)
 def test_a_rank_that_ends_or_stops_while_the_group_forms_is_named(port, rank, number, message):
     """torch would wait for half an hour."""
     group = {**os.environ, "WORLD_SIZE": "2", "LOCAL_SIZE": "2", "LOCAL_RANK": "0"}
-    command = [sys.executable, "-c", STARTS, str(rank), str(int(number))]
+    receiver, sender = CONTEXT.Pipe(duplex=False)
     ranks = [
-        subprocess.Popen(command, env={**group, "RANK": str(each)}, stdout=subprocess.PIPE, text=True)
+        CONTEXT.Process(target=starts, args=(each, {**group, "RANK": str(each)}, rank, int(number), sender))
         for each in (0, 1)
     ]
-    began = time.monotonic()
+    for each in ranks:
+        each.start()
+    sender.close()
     try:
-        output, _ = ranks[1 - rank].communicate(timeout=90)
+        ranks[1 - rank].join(90)
+        assert ranks[1 - rank].exitcode == 3
+        assert receiver.poll()
+        assert message in receiver.recv()
     finally:
         for each in ranks:
             each.kill()
-    assert ranks[1 - rank].returncode == 3, output
-    assert message in output
-    assert time.monotonic() - began < 80

@@ -1,31 +1,43 @@
 """Ranks for which the others wait in vain are named; slow ones are not."""
 
-import subprocess
+import os
+import signal
 import sys
 import threading
 import time
 
 import pytest
+import torch
 import torch.distributed as dist
 
+from mcframe.environment import free_port
 from mcframe.training import stall
 from mcframe.training.checkpoint_writer import CheckpointWriter, WriteJob, prepare_folder
 from mcframe.training.stall import HANG_FACTOR, StallWatch
+from tests.support.forked_ranks import CONTEXT
 
 LIMIT = 20.0
-# Groups of two ranks that wait for each other; in each, one rank is stopped.
-GROUPS = """
-import os, signal, sys, time
-import torch
-import torch.distributed as dist
-from mcframe.environment import free_port
-from mcframe.training.stall import StallWatch
 
-def stalled(error):
-    print(error.message, flush=True)
-    os._exit(3)
 
-def train(rank, stopped, port):
+def groups(sender):
+    """Fork two groups of two ranks that wait for each other; in each, one rank is stopped. Send what is noticed."""
+    for stopped in (0, 1):
+        port, ranks = free_port(), []
+        for rank in (0, 1):
+            ranks.append(os.fork())
+            if not ranks[-1]:
+                wait_in_a_group(rank, stopped, port, sender)
+                os._exit(0)
+        _, status = os.waitpid(ranks[1 - stopped], 0)
+        sender.send(os.waitstatus_to_exitcode(status))
+        os.kill(ranks[stopped], signal.SIGKILL)
+
+
+def wait_in_a_group(rank, stopped, port, sender):
+    def stalled(error):
+        sender.send(error.message)
+        os._exit(3)
+
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     StallWatch(dist.distributed_c10d._get_default_store(), rank, 2, stalled, 3.0).start()
     dist.barrier()
@@ -33,18 +45,6 @@ def train(rank, stopped, port):
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGSTOP)
     dist.all_reduce(torch.ones(1))
-
-for stopped in (0, 1):
-    port, ranks = free_port(), []
-    for rank in (0, 1):
-        ranks.append(os.fork())
-        if not ranks[-1]:
-            train(rank, stopped, port)
-            os._exit(0)
-    _, status = os.waitpid(ranks[1 - stopped], 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-    os.kill(ranks[stopped], signal.SIGKILL)
-"""
 
 
 class Store(dict):
@@ -172,8 +172,13 @@ def test_a_lost_rank_is_named(ranks, monkeypatch):
 
 def test_a_stopped_process_is_named():
     """Rank 0 holds the store of the group."""
-    result = subprocess.run([sys.executable, "-c", GROUPS], capture_output=True, text=True, timeout=120, check=True)
-    first, code, second, other_code = result.stdout.splitlines()
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=groups, args=(sender,))
+    process.start()
+    sender.close()
+    process.join(120)
+    assert process.exitcode == 0
+    first, code, second, other_code = (receiver.recv() for _ in range(4))
     assert first.startswith("rank 0 of 2 stopped: no sign of life while rank 1 waited for 3 s")
     assert second.startswith("rank 1 of 2 stopped: no sign of life while rank 0 waited for 3 s")
-    assert (code, other_code) == ("3", "3")
+    assert (code, other_code) == (3, 3)

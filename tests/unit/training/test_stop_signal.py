@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from mcframe import errors
 from mcframe.ending_signals import handle_ending_signals
 from mcframe.errors import Interrupt, raise_interrupt
 from mcframe.training import stop_signal
@@ -14,6 +15,7 @@ from mcframe.training.stop_signal import StopSignal
 def clock(monkeypatch):
     """Handlers of a rank before training, and a clock that a test sets."""
     now = [100.0]
+    monkeypatch.setattr(errors, "interrupts", [])
     monkeypatch.setattr(stop_signal.time, "monotonic", lambda: now[0])
     before = handle_ending_signals(raise_interrupt)
     yield now

@@ -1,0 +1,202 @@
+"""Steps of a configuration on random tokens, timed against its plain baseline and the arithmetic floor of both."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from statistics import median
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+from mcframe.config.schema import RunConfig
+from mcframe.context.counter_rng import variant_seeds
+from mcframe.metrics.flops import device_peak
+from mcframe.metrics.timers import STEP, HostMark, Mark, Timers, device_mark
+from mcframe.training.arithmetic import Floor, recorded_products
+from mcframe.training.build import Components, build_optimizer, build_schedule, build_step
+from mcframe.training.engine import Engine
+from mcframe.training.flops import StepFlops
+from mcframe.training.gpu import set_float32_products
+from mcframe.training.micro_batch import with_micro_batch
+from mcframe.training.run_directory import processor
+from mcframe.training.train_step import StepBatch
+
+_WARM_UP = 2
+STEP_TIMERS = (
+    "train/base_ms", "mc/build_ms", "mc/variant_ms", "mc/variant_pack_ms", "mc/lens_ms", "train/losses_ms",
+    "train/backward_ms", "train/optimizer_ms",
+)  # fmt: skip
+"""The timers of a step without data, metrics and sums."""
+
+
+class ProcessMark(HostMark):
+    """This moment on the clock of the process's own processor time, which other processes disturb less."""
+
+    def __init__(self) -> None:
+        self.seconds = time.process_time()
+
+
+def clock(device: torch.device, ranks: int) -> tuple[str, Callable[[], Mark]]:
+    """Return the name of the clock of a device, and what makes its marks. Ranks that wait for others use the wall's."""
+    if device.type == "cuda":
+        return "device", device_mark
+    return ("processor", ProcessMark) if ranks == 1 else ("wall", HostMark)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return the machine that figures belong to: they are compared with those of the same one alone."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {
+        "device": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "deepspeed": version("deepspeed"),
+    }
+
+
+class BenchedStep:
+    """One optimizer step of a configuration, repeated on the same random tokens.
+
+    It has everything of a step of a run but reading text, accumulating metrics and looking for anomalies.
+
+    Args:
+        run_config: The configuration.
+        vocab_size: Entries of the vocabulary.
+        device: The device of this rank.
+    """
+
+    def __init__(self, run_config: RunConfig, vocab_size: int, device: torch.device) -> None:
+        ranks = dist.get_world_size()
+        step = build_step(run_config, vocab_size)
+        unused = cast(Any, None)  # nothing of a step reads text
+        components = Components(
+            run_config=run_config, tree=run_config.context.tree, text=unused, tokenizer=unused, task=None, step=step,
+            flops=StepFlops(step), allocator=unused, evaluations=(), callbacks=(),
+            optimizer=build_optimizer(run_config), schedule=build_schedule(run_config),
+        )  # fmt: skip
+        count = step.model.strategy.count
+        set_float32_products(device, run_config.deepspeed.tf32)
+        components = with_micro_batch(components, device, ranks)
+        self.length = run_config.variant_length(0) if count else 0
+        self.tokens = run_config.batch_tokens
+        self.device, self.ranks = device, ranks
+        self.clock, self._mark = clock(device, ranks)
+        self.engine = Engine(components, ranks)
+        micro = self.engine.micro_batch
+        self.flops = components.flops.at(self.length, micro_batch=micro).total * self.tokens
+        self.timers = Timers(device, self._mark)
+        self.engine.time_with(self.timers.phase)
+        generator = torch.Generator().manual_seed(dist.get_rank())
+        shape = (micro, run_config.context.window + 1)
+        tokens = torch.randint(vocab_size, shape, generator=generator).to(device)
+        seeds = variant_seeds(run_config.seed, torch.arange(micro, device=device), count)
+        self._batch = StepBatch(tokens, seeds, self.length)
+        self._progress = run_config.progress(0)
+
+    def run(self) -> None:
+        """Run one step."""
+        self.engine.step.begin_step(self._progress)
+        with self.timers.step():
+            for _ in range(self.engine.accumulation):
+                loss, _ = self.engine(self._batch)
+                self.engine.backward_and_step(loss, lambda: None)
+        self.engine.step.after_step()
+
+    def timed(self) -> dict[str, float]:
+        """Run one step, and return its timers in ms."""
+        self.run()
+        means = self.timers.collect().means
+        return {name: float(value[0] / value[1]) for name, value in means.items()}
+
+    def floor(self) -> Floor:
+        """Run one step, and return its products."""
+        with recorded_products() as products:
+            self.run()
+        self.timers.collect()
+        return Floor(products, self.device, self._mark)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Medians over the rounds. Ratios are medians of the ratios within a round.
+
+    Attributes:
+        figures: Name -> figure: times in ms, ratios without a unit.
+        phases: Timer -> ms, of the step.
+        baseline_phases: Timer -> ms, of the baseline.
+    """
+
+    figures: dict[str, float]
+    phases: dict[str, float]
+    baseline_phases: dict[str, float]
+
+
+def measure(step: BenchedStep, baseline: BenchedStep, rounds: int) -> Measurement:
+    """Time steps of both and their floors in turn.
+
+    Args:
+        step: The step of a configuration.
+        baseline: That of its plain baseline.
+        rounds: Steps of each; their order alternates.
+    """
+    both = (step, baseline)
+    for each in both:
+        for _ in range(_WARM_UP):
+            each.timed()
+    floors = {each: each.floor() for each in both}
+    for floor in floors.values():
+        floor.milliseconds()
+    if step.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(step.device)
+    times: dict[BenchedStep, list[dict[str, float]]] = {each: [] for each in both}
+    alone: dict[BenchedStep, list[float]] = {each: [] for each in both}
+    for number in range(rounds):
+        for each in both if number % 2 else both[::-1]:
+            times[each].append(each.timed())
+            alone[each].append(floors[each].milliseconds())
+    return _medians(step, baseline, times, alone)
+
+
+def _medians(
+    step: BenchedStep,
+    baseline: BenchedStep,
+    times: dict[BenchedStep, list[dict[str, float]]],
+    alone: dict[BenchedStep, list[float]],
+) -> Measurement:
+    own, plain = ([each[STEP] for each in times[which]] for which in (step, baseline))
+    figures = {
+        "step_ms": median(own),
+        "baseline_ms": median(plain),
+        "floor_ms": median(alone[step]),
+        "baseline_floor_ms": median(alone[baseline]),
+        "step/baseline": _ratio(own, plain),
+        "step/floor": _ratio(own, alone[step]),
+        "baseline/floor": _ratio(plain, alone[baseline]),
+        "flops/baseline": step.flops / baseline.flops,
+        "tokens_per_second": 1000 * step.tokens / median(own),
+        "baseline_tokens_per_second": 1000 * baseline.tokens / median(plain),
+    }
+    if step.device.type == "cuda":
+        figures["memory_gib"] = torch.cuda.max_memory_allocated(step.device) / 2**30
+        peak = device_peak(torch.cuda.get_device_name(step.device), _dtype(step))
+        if peak is not None:
+            figures["mfu"] = step.flops / (figures["step_ms"] / 1000) / (peak * step.ranks)
+            figures["baseline_mfu"] = baseline.flops / (figures["baseline_ms"] / 1000) / (peak * step.ranks)
+    return Measurement(figures, *({
+        name: median(each.get(name, 0.0) for each in times[which]) for name in (*STEP_TIMERS, STEP)
+        if any(name in each for each in times[which])
+    } for which in (step, baseline)))  # fmt: skip
+
+
+def _dtype(step: BenchedStep) -> torch.dtype:
+    return next(each.dtype for each in step.engine.model.parameters())
+
+
+def _ratio(over: list[float], under: list[float]) -> float:
+    return median(a / b if b else float("nan") for a, b in zip(over, under, strict=True))
