@@ -17,8 +17,11 @@ from mcframe.interfaces.kv_cache import KVCache
 from mcframe.interfaces.networks import HeadShape, Positions
 from mcframe.interfaces.param_groups import TrainableModule
 
-LOGITS_AT_ONCE = 2**28
-"""Logits held at a time; more are computed in chunks and again in the backward pass (1 GiB in float32)."""
+LOGITS_AT_ONCE = 2**26
+"""Logits computed in one piece (256 MiB in float32), so that nothing is computed twice."""
+CHUNKS_AT_ONCE = 4
+"""More logits are computed in chunks of `LOGITS_AT_ONCE / CHUNKS_AT_ONCE`, and again in the backward pass. A chunk
+takes three times its memory for the NLL, and five times with the KL."""
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -173,11 +176,11 @@ class BaseModel(TrainableModule, ABC):
 
         Logits of a large vocabulary are never all in memory: chunks of rows are recomputed in the backward pass.
         """
-        shape, count = inputs[0].shape[:2], max(1, LOGITS_AT_ONCE // self.vocab_size)
-        flat = [part.flatten(0, 1) for part in inputs]
-        if flat[0].shape[0] <= count:
+        shape, flat = inputs[0].shape[:2], [part.flatten(0, 1) for part in inputs]
+        if flat[0].shape[0] * self.vocab_size <= LOGITS_AT_ONCE:
             result = compute(*flat)
             return result.view(*shape, *result.shape[1:])
+        count = max(1, LOGITS_AT_ONCE // CHUNKS_AT_ONCE // self.vocab_size)
         chunks = zip(*(torch.split(part, count) for part in flat), strict=True)
         parts = [checkpoint(compute, *chunk, use_reentrant=False) for chunk in chunks]
         result = torch.cat(parts)
