@@ -151,6 +151,18 @@ def test_the_same_bit_for_bit_at_every_stage(tmp_path, optimizer, ranks, stages)
         assert [name for name in found if not equal(found[name], expected[name])] == [], (kind, stage)
 
 
+BF16, OFFLOAD = "deepspeed.precision = 'bf16'", "deepspeed.offload_optimizer = True"
+
+
+@pytest.mark.parametrize(("setting", "name"), [(BF16, "precision"), (OFFLOAD, "offload_optimizer")])
+def test_what_zero_0_cannot_do_is_refused_at_the_start(launches, setting, name):
+    found = launches.run(*PLAIN, setting, "anomaly.on_nonfinite = 'skip'", options=PLUGIN)
+    assert (found.code, found.errors) == (2, 1)
+    assert f"deepspeed.{name}" in found.text
+    assert "deepspeed.zero_stage" in found.text
+    assert not (found.run_dir / "config.gin").exists()
+
+
 def test_a_skipped_step_counts_and_is_reported(skipped):
     assert rows(skipped, "train/skipped_steps") == [0, 0, 1, 1, 1]
     assert all(math.isfinite(value) for name in ("train/loss", "train/grad_norm") for value in rows(skipped, name))
