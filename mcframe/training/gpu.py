@@ -1,4 +1,4 @@
-"""What is set for every process that trains on a GPU."""
+"""Settings of every process that trains on a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is set for processes on a GPU."""
+"""Settings of processes on a GPU."""
 
 import os
 
