@@ -29,7 +29,9 @@ def settings_of(folder, trained="nothing"):
     return (
         "run.base = @base.huggingface", f"base.huggingface.path = '{folder}'",
         f"base.huggingface.trained = '{trained}'", "run.gistnet = @gistnet.adapter", "gistnet.adapter.layer = 2",
-        "gpt.width = 32",
+        "gpt.width = 32", "run.extra_losses = []",
+        # At ZeRO 3 DeepSpeed reads the list of all later modules after each module, up to this distance.
+        "deepspeed.settings = {'zero_optimization': {'stage3_max_reuse_distance': 0}}",
     )  # fmt: skip
 
 
