@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import pytest
 import torch
@@ -32,6 +33,34 @@ def small_step(tree: oracle.Tree = TREE, strategy=RandomCollapse, **options) -> 
 
 def batch_of(tree: oracle.Tree, length: int, number: int = 0, sequences: int = 2) -> StepBatch:
     return StepBatch(random_tokens(tree, sequences, number), seeds_for(sequences, 2) + number, length)
+
+
+def curve(step: TrainStep, steps: int = 4) -> torch.Tensor:
+    """Return the losses of steps of gradient descent."""
+    losses = []
+    for number in range(steps):
+        loss, metrics = step(batch_of(TREE, 21, number))
+        step.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in step.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.01 * parameter.grad
+        step.after_step()
+        losses += [loss.detach(), metrics.means["mc/lens_loss"][0]]
+    return torch.stack(losses)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++")
+def test_inductors_losses_equal_eager_ones():
+    eager, compiled = small_step(gistnet="mean"), small_step(gistnet="mean")
+    compiled.compiled = CompiledStep(True)
+    with torch.compiler.set_stance("force_eager"):  # as on a CPU in training
+        losses = curve(compiled)
+    expected = curve(eager)
+    assert compiled.compiled.graphs == 1
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
+    assert expected[-2] < expected[0] - 0.01, "the steps train"
 
 
 def test_the_lengths_of_run10_need_eight_graphs(caplog):
