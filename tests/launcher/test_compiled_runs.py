@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.launches import FOUR_STEPS, STEP
 
-pytestmark = pytest.mark.launcher
+pytestmark = [pytest.mark.launcher, pytest.mark.matrix]
 
 EAGER = (*FOUR_STEPS, "context.length_steps = 2", "deepspeed.zero_stage = 2")
 COMPILED = (*EAGER, "run.compile = 'eager'")

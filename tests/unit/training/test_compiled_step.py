@@ -63,6 +63,7 @@ def test_inductors_losses_equal_eager_ones():
     assert expected[-2] < expected[0] - 0.01, "the steps train"
 
 
+@pytest.mark.matrix
 def test_the_lengths_of_run10_need_eight_graphs(caplog):
     config = load_run_config(["run10.gin"], ["run.compile = 'eager'"]).run_config
     assert config.context.tree == geometry_of(RUN10)
