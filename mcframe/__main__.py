@@ -7,7 +7,7 @@ import signal
 def main() -> None:
     """Run the command. Until the command handles signals, one ends it at once, with one line."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _end)
     from mcframe.cli.app import main as run
 

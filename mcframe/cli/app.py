@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Literal
 
@@ -46,6 +48,20 @@ _MARKUP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >
 """In a narrower terminal, the tables of a formatted help would have columns of a few letters."""
 
 
+@contextmanager
+def _interrupts_reported() -> Iterator[None]:
+    """End an interrupted command with a line and the signal's exit code. typer has no line, and code 130 for all."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise SystemExit(_interrupted(error)) from None
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    print("interrupted", file=sys.stderr)  # noqa: T201
+    return interrupted_code(error)
+
+
 class LazyGroup(TyperGroup):
     """A group that imports a command when it is called. Its help needs only the table above."""
 
@@ -64,12 +80,15 @@ class LazyGroup(TyperGroup):
             self.commands[name] = _command(name)
         return super().resolve_command(ctx, args)
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the arguments."""
+        with _interrupts_reported():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:
-        """Call a command. typer ends an interrupted one without a line, and with code 130 for every signal."""
-        try:
+        """Call a command."""
+        with _interrupts_reported():
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            raise SystemExit(_interrupted(error)) from None
 
 
 def _command(name: str) -> Any:
@@ -117,11 +136,6 @@ def version() -> None:
 
 for _name, (_target, _help) in COMMANDS.items():
     app.command(_name, help=_help)(lambda: None)
-
-
-def _interrupted(error: KeyboardInterrupt) -> int:
-    print("interrupted", file=sys.stderr)  # noqa: T201
-    return interrupted_code(error)
 
 
 def main() -> None:

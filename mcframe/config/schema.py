@@ -65,6 +65,8 @@ class ContextConfig:
         length_anneal: Fraction of training over which the target moves from length_start to length_end.
         length_mixed: Draw every step's target between the annealed one and length_start, so that the model is trained
             on all lengths until the end.
+        length_steps: Number of evenly spaced targets of which every step takes the nearest, if more lengths than that
+            can occur. None = all lengths, or 8 with run.compile, which compiles a graph for each.
         allow_unused_levels: Accept levels that no target length can ever use.
         baseline_window: Tokens at the end of T that the uncompressed pass of a training step reads; None = T. Losses
             and metrics that compare with it count the targets after those tokens only.
@@ -85,6 +87,7 @@ class ContextConfig:
     length_end: PositiveFraction = 0.75
     length_anneal: PositiveFraction = 1.0
     length_mixed: bool = False
+    length_steps: Count | None = None
     allow_unused_levels: bool = False
     baseline_window: Count | None = None
     baseline_every: Count = 1
@@ -125,6 +128,25 @@ class ContextConfig:
         length = self.length_start + (self.length_end - self.length_start) * progress
         # 0.9 * 2048 is 1843.1999...: rounding must not cost an entry.
         return int(length * self.window + 1e-9)
+
+    def rounded(self, target: int, steps: int) -> int:
+        """Return the nearest of `steps` evenly spaced targets, or the target if no more lengths than that can occur."""
+        low, high = self.targets[0], self.targets[-1]
+        if self._occur_at_most(steps):
+            return target
+        if steps == 1:
+            return high
+        nearest = (2 * (target - low) * (steps - 1) + (high - low)) // (2 * (high - low))
+        return low + (high - low) * nearest // (steps - 1)
+
+    def _occur_at_most(self, count: int) -> bool:
+        """Return whether the targets have at most so many reachable lengths."""
+        low, high = (self.tree.reachable_length(each) for each in (self.targets[0], self.targets[-1]))
+        for _ in range(count):
+            if high <= low:
+                return True
+            high = self.tree.reachable_length(high - 1)
+        return False
 
     @property
     def targets(self) -> list[int]:
@@ -172,6 +194,9 @@ class DataConfig:
     document_mask: bool = False
 
 
+GRAPHS = 8
+"""Graphs that a compiled run may need, and lengths of variants where `context.length_steps` is None."""
+
 MULTI_KINDS: Mapping[str, str] = {
     "evaluation": "evaluations",
     "loss": "losses",
@@ -214,6 +239,9 @@ class RunConfig:
         micro_batch: The most sequences of a forward pass on a rank; the largest divisor up to it is used, and
             the rest is gradient accumulation. 'auto' tries powers of two at each start and keeps the largest that fits
             the memory of every rank: of a GPU, or of a CPU under `ulimit -v`.
+        compile: Compile the training step with torch.compile, a graph for each length of variants, at ZeRO 0 to 2.
+            True, 'default' or 'max-autotune-no-cudagraphs' of its modes, or its backend 'eager', which only traces:
+            it shows what cannot be compiled, and needs no C++ compiler.
         seed: Determines data order, variants and initialisation.
         stall_seconds: Seconds that a rank waits for one without a sign of life before it ends the run; 5 times as many
             for one that still responds, unless it evaluates, saves, reads data or compiles.
@@ -240,6 +268,7 @@ class RunConfig:
     total_steps: Count | None = None
     batch_tokens: Count
     micro_batch: Count | Literal["auto"] = 8
+    compile: Literal[False, True, "default", "max-autotune-no-cudagraphs", "eager"] = False
     seed: Seed = 0
     stall_seconds: Positive = 60.0
     start_from: str | None = None
@@ -307,7 +336,7 @@ class RunConfig:
     def extreme_lengths(self) -> tuple[int, int]:
         """Entries of a variant at the first target and at the last."""
         context = self.context
-        first, last = (context.tree.reachable_length(context.target(fraction)) for fraction in (0.0, 1.0))
+        first, last = (self._length(context.target(fraction)) for fraction in (0.0, 1.0))
         return first, last
 
     def variant_length(self, step: int) -> int:
@@ -318,4 +347,9 @@ class RunConfig:
             low, high = min(first, target), max(first, target)
             # A function of seed and step alone: the same on every rank and after resuming.
             target = low + random.Random(f"length/{self.seed}/{step}").randrange(high - low + 1)
-        return self.context.tree.reachable_length(target)
+        return self._length(target)
+
+    def _length(self, target: int) -> int:
+        """Return the entries of a variant for a target: the largest reachable length under it, after `length_steps`."""
+        steps = self.context.length_steps or (GRAPHS if self.compile else None)
+        return self.context.tree.reachable_length(target if steps is None else self.context.rounded(target, steps))

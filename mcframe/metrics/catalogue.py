@@ -20,7 +20,7 @@ from typing import Literal
 
 Better = Literal["lower", "higher", "neither"]
 
-OF_THE_MACHINE = ("time", "tok_per_sec", "_ms", "mfu", "hfu", "_gib_max")
+OF_THE_MACHINE = ("time", "tok_per_sec", "_ms", "mfu", "hfu", "_gib_max", "compile_s", "compiled_graphs")
 """Suffixes of metrics that depend on the machine; equal runs differ in them."""
 
 

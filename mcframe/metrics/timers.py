@@ -23,6 +23,7 @@ _CONTROLLER, _OVERHEAD = "mc/controller_ms", "mc/overhead_ms"
 PHASES: dict[str, tuple[str, ...]] = {
     "data": ("train/data_ms",),
     "base": ("train/base_ms",),
+    "forward": ("train/forward_ms",),
     "build": ("mc/build_ms", _CONTROLLER),
     "sampling": ("mc/variant_ms", _CONTROLLER, _OVERHEAD),
     "variant": ("mc/variant_ms", _CONTROLLER),
@@ -56,6 +57,7 @@ DECLARED_METRICS = {
     "train/step_ms": ("ms", "lower", "an optimizer step with its data, timed as one interval"),
     "train/data_ms": ("ms", "lower", "part of mc/other_ms: waiting for sequences and moving them to the device"),
     "train/base_ms": ("ms", "lower", "part of mc/other_ms: the uncompressed forward pass and its loss"),
+    "train/forward_ms": ("ms", "lower", "the forward pass of a step that is one graph (run.compile), without phases"),
     "train/losses_ms": ("ms", "lower", "part of mc/other_ms: losses with forward passes of their own"),
     "train/metrics_ms": ("ms", "lower", "part of mc/other_ms: computing and accumulating metrics"),
     "train/backward_ms": ("ms", "lower", "part of mc/other_ms: the backward pass of all parts"),

@@ -64,6 +64,10 @@ def _on_device(frequencies: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(frequencies, dtype=torch.float32, device=device)
 
 
+# torch.compile would trace through the cache, and build the tensor in every step.
+vars(_on_device.__wrapped__)["_dynamo_marked_constant"] = True
+
+
 def gaussian_rotation(
     mu: Tensor,
     sigma: Tensor,

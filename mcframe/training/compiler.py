@@ -1,10 +1,13 @@
-"""The compiler that DeepSpeed's ops need at their first start."""
+"""The compiler that DeepSpeed's ops need at their first start, and torch.compile for every graph."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import traceback
+from importlib.util import find_spec
+
+import torch
 
 from mcframe.errors import UserError
 
@@ -19,6 +22,24 @@ def check_compiler() -> str | None:
     if shutil.which("ninja") is None:
         return "ninja"
     return None
+
+
+def check_inductor(setting: bool | str) -> None:
+    """Raise UserError if a compiler is missing that `run.compile` needs."""
+    if setting == "eager":
+        return
+    missing = None
+    if shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
+        missing = f"a C++ compiler ({compiler} was not found)"
+    elif torch.cuda.is_available() and find_spec("triton") is None:
+        missing = "Triton"
+    if missing:
+        raise UserError(
+            f"run.compile needs {missing}",
+            remedy="Install g++ (apt-get install g++), on a GPU also Triton (pip install triton), or set run.compile = "
+            "False.",
+            binding="run.compile",
+        )
 
 
 def op_not_built(error: Exception, optimizer: str) -> UserError | None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from mcframe.modeling.model import MegaContextModel, PhaseTimer, no_timer
 from mcframe.registry.checks import raise_contract_error
 from mcframe.training.build import Components, lr_factor
 from mcframe.training.clipping import PartClipping
+from mcframe.training.compiled_step import CompiledStep
 from mcframe.training.compiler import INSTALL, check_compiler, op_not_built
 from mcframe.training.engine_config import check_ranks, checked_micro_batch, engine_config, gradient_clipping
 from mcframe.training.external_weights import check_external, external_digests
@@ -245,6 +246,7 @@ class Engine:
 
         step, run_config, optimizer = components.step, components.run_config, components.optimizer
         check_ranks(run_config, world_size)
+        self.compiled = step.compiled = CompiledStep(run_config.compile) if run_config.compile else None
         self.micro_batch = checked_micro_batch(run_config, world_size, step)
         self.accumulation = run_config.sequences // (self.micro_batch * world_size)
         self.config = engine_config(run_config, optimizer, self.micro_batch, self.accumulation)
@@ -286,7 +288,8 @@ class Engine:
 
     def __call__(self, batch: StepBatch) -> tuple[torch.Tensor, StepMetrics]:
         """Return loss and metrics of a micro-batch."""
-        loss, metrics = self.wrapped(batch)
+        with nullcontext() if self.compiled is None else self._timed("forward"):
+            loss, metrics = self.wrapped(batch)
         return loss, metrics
 
     @property
@@ -303,7 +306,8 @@ class Engine:
     def time_with(self, timed: PhaseTimer) -> None:
         """Time the phases of a step with `timed`; see `mcframe.metrics.timers.PHASES`."""
         self._timed = timed
-        self.step.time_with(timed)
+        if self.compiled is None:  # one graph has no phases
+            self.step.time_with(timed)
 
     def backward_and_step(self, loss: torch.Tensor, before_step: Callable[[], None]) -> None:
         """Run one backward pass of a micro-batch, and the optimizer's step if the batch is complete.

@@ -58,7 +58,12 @@ def engine_config(run_config: RunConfig, optimizer: Optimizer, micro_batch: int,
 
 
 def check_engine_config(run_config: RunConfig, optimizer: Optimizer) -> None:
-    """Raise UserError unless DeepSpeed accepts `deepspeed.settings`, for any number of ranks."""
+    """Raise UserError unless DeepSpeed accepts `deepspeed.settings`, for any number of ranks, and `run.compile`."""
+    stage = run_config.deepspeed.zero_stage
+    require(
+        stage < 3 or not run_config.compile, "run.compile", run_config.compile, "False at ZeRO 3",
+        "Set run.compile = False, or deepspeed.zero_stage to 0, 1 or 2: hooks that gather weights cannot be compiled.",
+    )  # fmt: skip
     check_settings(
         run_config.deepspeed.settings, engine_config(run_config, optimizer, 1, run_config.sequences)
     )  # fmt: skip

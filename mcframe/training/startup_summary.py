@@ -11,6 +11,7 @@ from mcframe.interfaces.base_model import parameter_count
 from mcframe.metrics.tables import FittedTable
 from mcframe.safe_text import redacted
 from mcframe.training.build import Components, parameter_counts, plugin_name
+from mcframe.training.compiled_step import describe_compile
 from mcframe.training.engine_config import gradient_clipping
 from mcframe.training.flops import StepFlops
 from mcframe.training.param_groups import param_groups
@@ -106,6 +107,7 @@ def _clock(components: Components) -> dict[str, str]:
         "steps": f"{run_config.steps:,} of {run_config.batch_tokens:,} tokens ({run_config.sequences} sequences), "
         f"{run_config.steps * run_config.batch_tokens:,} in all",
         "optimizer": _optimizer(components),
+        **({"compiles": describe_compile(run_config, components.model.strategy.count)} if run_config.compile else {}),
     }
 
 

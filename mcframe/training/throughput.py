@@ -49,6 +49,10 @@ class ThroughputMeter:
         """Training resumes."""
         self._paused += time.monotonic() - self._pause
 
+    def exclude(self, seconds: float) -> None:
+        """Exclude seconds that have passed."""
+        self._paused += seconds
+
     def metrics(self, report: Callable[[str], None]) -> dict[str, float]:
         """Return tokens per second; MFU if the device's peak is known, and HFU if something is recomputed.
 

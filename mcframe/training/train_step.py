@@ -6,7 +6,7 @@ rows, blocks or entries, and nothing is read back to the host, so that the forwa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,9 @@ class TrainStep(nn.Module):
         baseline_window: Tokens at the end that the uncompressed pass reads; None for T.
         baseline_every: One of so many sequences has the uncompressed pass.
         variants_every: One of so many sequences has variants.
+
+    Attributes:
+        compiled: Replaces `compute` in training, if set.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class TrainStep(nn.Module):
             self.losses.require("dropped") or (model.lensnet is not None and config.condition == "drop")
         )
         self.losses.setup(model.parts)
+        self.compiled: Callable[[TrainStep, StepBatch], tuple[Tensor, StepMetrics]] | None = None
 
     def named_parts(self) -> Iterator[tuple[str, str | None, nn.Module]]:
         """Iterate over the parts of the model and the losses: name, part of the model that is trained, and module."""
@@ -120,6 +124,10 @@ class TrainStep(nn.Module):
 
     def forward(self, batch: StepBatch) -> tuple[Tensor, StepMetrics]:
         """Return the loss of a micro-batch, a scalar, and its metrics."""
+        return self.compute(batch) if self.compiled is None or not self.training else self.compiled(self, batch)
+
+    def compute(self, batch: StepBatch) -> tuple[Tensor, StepMetrics]:
+        """Return what `forward` does, operation by operation."""
         model, timed = self.model, self.model.timed
         batch, others = batch.divided(self.baseline_every)
         with timed("base"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.text import Text
 
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.data.loader import Loader
@@ -184,6 +185,12 @@ class Trainer:
             tokens = self.held_out[:2].to(self.device)
             for warning in probe_plugins(self.engine.step, self.engine, tokens, lengths):
                 self.recorder.warn(warning)
+            if self.engine.compiled is not None:
+                # One graph hides the results of plug-ins.
+                with unchanged_random_states():
+                    seeds = variant_seeds(config.seed, torch.arange(len(tokens), device=self.device), count)
+                    self.engine(StepBatch(tokens, seeds, lengths[0]))
+                self.first_interval.check_graph()
         if count:
             allocator = self.components.allocator
             for warning in check_budgets(config, allocator, self.components.evaluations):
@@ -219,6 +226,9 @@ class Trainer:
             with timed("optimizer"):
                 self.anomalies.end_step()
             self.plugins.after_step(step, tokens_after)
+        for seconds, note in () if self.engine.compiled is None else self.engine.compiled.notes():
+            self.throughput.exclude(seconds)
+            self.recorder.progress.message(Text(note))
         self.state.advance()
         self.recorder.progress.update(self.state.tokens)
 

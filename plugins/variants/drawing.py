@@ -81,6 +81,10 @@ def mixes(tree: ContextTree, length: int, device: torch.device, coarsest_first: 
     return torch.tensor(found, device=device)
 
 
+# torch.compile would trace through the cache, and build the tensor in every step.
+vars(mixes.__wrapped__)["_dynamo_marked_constant"] = True
+
+
 def random_order(seeds: Tensor, tree: ContextTree) -> Order:
     """Return priorities that are hashes of the seeds [...] of the variants."""
     return lambda lod: random_keys(hash_combine(seeds, lod), tree.nodes(lod))

@@ -1,6 +1,7 @@
 """Kill runs at random moments, resume them with the same command, and compare the end with the undisturbed run.
 
-    python -m tests.chaos.kill [--kills 100] [--seed 1] [--forked 0] [--corruptions 300] [--report FILE]
+    python -m tests.chaos.kill [--kills 100] [--seed 1] [--forked 0] [--corruptions 300] [--starts 50]
+        [--report FILE]
 
 Each run is killed up to four times. Ctrl-C ends the runs, and the report has what was done until then.
 """
@@ -28,6 +29,7 @@ import psutil
 
 from tests.chaos.corrupt import undetected
 from tests.chaos.runs import Configuration, Runs, arguments, damage, ended, processes, survivors
+from tests.chaos.starts import interrupted_starts
 from tests.chaos.surroundings import SURROUNDINGS
 from tests.support.forked_ranks import ForkedRanks, stop_server
 from tests.support.launches import FOUR_STEPS, Launches, Process, Result, clean_environment
@@ -227,9 +229,10 @@ def corrupted(runs: Runs, folder: Path, options: argparse.Namespace) -> Iterator
 
 def main() -> int:
     """Disturb runs, and print a table."""
-    # Background jobs of a shell ignore Ctrl-C, those of nohup a closed terminal, and so would all runs.
+    # Background jobs of a shell ignore Ctrl-C and SIGQUIT, those of nohup a closed terminal, and so would all runs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for number in (signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
@@ -237,6 +240,7 @@ def main() -> int:
         "--forked", type=float, default=0.0, help="fraction of starts without launcher; a third of the time"
     )
     parser.add_argument("--corruptions", type=int, default=300)
+    parser.add_argument("--starts", type=int, default=50, help="starts that are interrupted within their first seconds")
     parser.add_argument("--surroundings", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--report", type=Path, default=Path("chaos.json"))
     options = parser.parse_args()
@@ -244,6 +248,7 @@ def main() -> int:
     runs, draw = Runs(Launches(folder, clean_environment(folder))), random.Random(options.seed)
     rows: list[dict[str, object]] = []
     parts = [killed_runs(runs, folder, draw, options), corrupted(runs, folder, options)]
+    parts.append(interrupted_starts(runs, folder, draw, options.starts))
     parts += [disturb(runs, folder) for disturb in SURROUNDINGS if options.surroundings]
     started = time.monotonic()
     try:

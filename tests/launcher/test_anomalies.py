@@ -151,6 +151,37 @@ def test_the_same_bit_for_bit_at_every_stage(tmp_path, optimizer, ranks, stages)
         assert [name for name in found if not equal(found[name], expected[name])] == [], (kind, stage)
 
 
+BF16, OFFLOAD = "deepspeed.precision = 'bf16'", "deepspeed.offload_optimizer = True"
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("more", [(BF16,), (OFFLOAD,), (BF16, OFFLOAD)], ids=["bf16", "offload", "both"])
+def test_a_skipped_step_leaves_no_trace_in_bf16_and_with_offload(tmp_path, optimizer, ranks, more):
+    """Weights, master weights and states, bit for bit; at ZeRO 0 DeepSpeed has neither, and a start is refused."""
+    kinds = ["without", *(kind for kind in KINDS if "skipped" in kind)]
+    runs = list(itertools.product(kinds, (1, 2, 3)))
+    codes = in_ranks(train_all, ranks, tmp_path, runs, [f"run.optimizer = @optimizer.{optimizer}", *more])
+    assert codes == [[0] * len(runs)] * ranks
+    for kind, stage in runs:
+        expected, steps = final_state(directory(tmp_path, "without", stage))
+        found, done = final_state(directory(tmp_path, kind, stage))
+        assert done == steps + ("skipped" in kind)
+        assert found.keys() == expected.keys()
+        assert [name for name in found if not equal(found[name], expected[name])] == [], (kind, stage)
+        assert rows(directory(tmp_path, kind, stage), "train/skipped_steps")[-1:] == [1] * ("skipped" in kind)
+
+
+@pytest.mark.parametrize(("setting", "name"), [(BF16, "precision"), (OFFLOAD, "offload_optimizer")])
+def test_what_zero_0_cannot_do_is_refused_at_the_start(launches, setting, name):
+    found = launches.run(*PLAIN, setting, "anomaly.on_nonfinite = 'skip'", options=PLUGIN)
+    assert (found.code, found.errors) == (2, 1)
+    assert f"deepspeed.{name}" in found.text
+    assert "deepspeed.zero_stage" in found.text
+    assert not (found.run_dir / "config.gin").exists()
+
+
 def test_a_skipped_step_counts_and_is_reported(skipped):
     assert rows(skipped, "train/skipped_steps") == [0, 0, 1, 1, 1]
     assert all(math.isfinite(value) for name in ("train/loss", "train/grad_norm") for value in rows(skipped, name))

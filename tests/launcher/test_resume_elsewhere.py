@@ -61,9 +61,14 @@ def options_of(checkpoint):
 @pytest.mark.parametrize(
     ("optimizer", "stage", "settings"),
     [
-        ("adamw", 0, {"optimizer.weight_decay": 0.1, "optimizer.adamw.betas": (0.8, 0.9)}),
-        pytest.param(
-            "adamw", 2, {"optimizer.weight_decay": 0.1, "optimizer.adamw.betas": (0.8, 0.9)}, marks=pytest.mark.matrix
+        *(
+            pytest.param(
+                "adamw",
+                stage,
+                {"optimizer.weight_decay": 0.1, "optimizer.adamw.betas": (0.8, 0.9)},
+                marks=pytest.mark.matrix,
+            )
+            for stage in (0, 2)
         ),
         ("muon", 1, {"optimizer.weight_decay": 0.1, "optimizer.muon.lr": 0.01, "optimizer.muon.momentum": 0.5}),
     ],
@@ -116,7 +121,10 @@ def test_an_older_checkpoint_begins_a_branch_and_keeps_the_other(launches, train
 
 
 def test_the_summary_counts_complete_parameters_at_zero_3(launches):
-    short = ("run.total_tokens = 1024", "validation.every = 0", "validation.windows = 4", "gpt.width = 256")
+    short = (
+        "run.batch_tokens = 256", "run.total_tokens = 256", "validation.every = 0", "validation.windows = 4",
+        "gpt.width = 256",
+    )  # fmt: skip
     plain, split = (launches.run(*short, f"deepspeed.zero_stage = {stage}").succeeded().text for stage in (0, 3))
     for row in ("base model 1.7 M parameters", "G plain"):
         assert row in plain

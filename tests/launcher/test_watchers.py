@@ -100,7 +100,7 @@ def lines(run_dir):
     return [(row["tokens"], name) for row in rows for name in row if name not in ("tokens", "step", "time")]
 
 
-@pytest.mark.parametrize("ranks", [2, 1])
+@pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=pytest.mark.matrix)])
 def test_what_watches_never_ends_a_run_whichever_rank_it_fails_on(launches, added, ranks):
     options = added(FAILING)
     result = launches.run(

@@ -40,6 +40,8 @@ class Log(TrainerCallback):
             "mc/grad_accum_steps": float(engine.accumulation),
         }
         metrics |= trainer.anomalies.metrics()
+        if engine.compiled is not None:
+            metrics |= engine.compiled.metrics()
         recorder.publish(metrics)
         trainer.warn_of_first_interval(metrics)
         recorder.record(reading)

@@ -34,14 +34,14 @@ def test_trees(tree):
 
 
 CASES = {
-    "defaults": {"sequences": 2},
+    "defaults": {"sequences": 2, "depth": 2},
     "two sequences": {"settings": LENS, "sequences": 2, "gradients": True},
     "three variants": {"settings": LENS, "variants": 3},
     "one variant": {"settings": LossConfig(lens=1.0), "variants": 1},
     "span utility": {"settings": LossConfig(lens=1.0, kind="span_utility")},
     "start of gists": {"gistnet": "mean", "placement": "start"},
     "end of gists, not smoothed": {"gistnet": "mean", "placement": "end", "smoothing": False},
-    "all": {"settings": ALL, "sequences": 2, "gradients": True, "masked": True, "gist_bias": -0.5},
+    "all": {"settings": ALL, "sequences": 2, "gradients": True, "masked": True, "gist_bias": -0.5, "depth": 2},
     "distillation": {"settings": LossConfig(**ONLY | {"distillation": 1.0}), "gradients": True},
     "distillation of tokens": {
         "settings": LossConfig(**ONLY | {"distillation": 1.0, "contrast": 2.0}, gist_targets=False),
@@ -55,8 +55,8 @@ CASES = {
     "attribution by drop": {"settings": LossConfig(lens=1.0, attribution=0.5, condition="drop"), "variants": 3},
     "compared by drop": {"settings": DROP, "variants": 3},
     "compared by drop, masked": {"settings": DROP, "variants": 3, "sequences": 2, "masked": True},
-    "gists of states": {"settings": ALL, "gistnet": "states", "gradients": True},
-    "gists of last states": {"settings": ALL, "gistnet": "last states"},
+    "gists of states": {"settings": ALL, "gistnet": "states", "gradients": True, "depth": 2},
+    "gists of last states": {"settings": ALL, "gistnet": "last states", "depth": 2},
     "gists of tokens": {"settings": ALL, "gistnet": "tokens", "gradients": True},
     "mean gists": {"settings": ALL, "gistnet": "mean"},
     # Collapsed blocks are dropped.
@@ -70,7 +70,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_step(case):
-    check_against_the_slow_step(TREE, **{"variants": 2, "seed": 4 + list(CASES).index(case)} | CASES[case])
+    defaults = {"variants": 2, "seed": 4 + list(CASES).index(case), "depth": 1}
+    check_against_the_slow_step(TREE, **defaults | CASES[case])
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)

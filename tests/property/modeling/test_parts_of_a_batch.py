@@ -158,7 +158,7 @@ def test_variants_of_a_quarter_of_the_sequences_cost_little():
 
 
 def test_a_step_with_variants_in_some_sequences_is_one_graph():
-    step, batch = step_of(LossConfig())
+    step, batch = step_of(LossConfig(), depth=1)
     step.variants_every = 2
     eager = run(step, batch)[0]["loss"]
     compiled = torch.compile(step, fullgraph=True, backend="eager")

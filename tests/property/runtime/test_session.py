@@ -69,7 +69,7 @@ class Events(RuleBasedStateMachine):
         self.session.close()
         self.session = self.open(History.open(self.folder, self.shape))
 
-    @rule(count=st.sampled_from([1, 2, 30, 150]), seed=st.integers(0, 1000))
+    @rule(count=st.sampled_from([1, 2, 30, 90]), seed=st.integers(0, 1000))
     def append(self, count, seed):
         self.session.append(drawn(count, seed))
         self.tokens = torch.cat((self.tokens, drawn(count, seed)))

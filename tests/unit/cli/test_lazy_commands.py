@@ -46,11 +46,12 @@ def test_renamed_commands_options_and_exports_name_the_new_name():
         _ = hookspecs.Nonsense
 
 
-def test_an_interrupted_command_prints_one_line_and_has_the_signal_s_code(monkeypatch):
-    def interrupted(_):
+@pytest.mark.parametrize("function", ["mcframe.cli.app.echo", "typer.core.TyperGroup.parse_args"])
+def test_an_interrupted_command_prints_one_line_and_has_the_signal_s_code(monkeypatch, function):
+    def interrupted(*_):
         raise Interrupt(signal.SIGTERM)
 
-    monkeypatch.setattr("mcframe.cli.app.echo", interrupted)
+    monkeypatch.setattr(function, interrupted)
     result = CliRunner().invoke(app, ["version"])
     assert (result.exit_code, result.output) == (143, "interrupted\n")
 

@@ -17,21 +17,25 @@ FILE = str(Path(__file__).resolve().parents[2] / "support" / "broken_in_runs.py"
 SLOW = [id for id, each in all_requirements().items() if each.slow]
 
 
-def plugin(name):
-    return find(name, registry=installed_plugins((FILE,)))
+def plugin(name, settings=()):
+    return find(name, settings, registry=installed_plugins((FILE,)))
 
 
-def failures(name, ids=SLOW):
+def failures(name, ids=SLOW, settings=()):
     """Return the messages of the requirements that the plug-in breaks."""
-    found, broken = plugin(name), {}
+    found, broken = plugin(name, settings), {}
     results = [check_requirement(found, each, broken) for each in requirements_of(found.kind) if each.id in ids]
     return {each.requirement: each.message for each in results if each.outcome == "failed"}
+
+
+SMALL = ("gpt.depth = 1", "gpt.width = 32")
 
 
 @pytest.fixture(scope="module")
 def runs():
     """Runs of several plug-ins on one rank, from one start of a process."""
-    sound, idle, forgetful = (on_one_rank(plugin(f"gistnet.broken_{name}")) for name in ("sound", "idle", "forgetful"))
+    names = ("sound", "idle", "forgetful")
+    sound, idle, forgetful = (on_one_rank(plugin(f"gistnet.broken_{name}", SMALL)) for name in names)
     return trained(*sound, idle[0], *forgetful)
 
 
@@ -45,7 +49,7 @@ ON_ONE_RANK = [
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize(("name", "requirement", "detail"), ON_ONE_RANK)
 def test_on_one_rank(name, requirement, detail):
-    found = failures(f"gistnet.broken_{name}", ("R1", "R2"))
+    found = failures(f"gistnet.broken_{name}", ("R1", "R2"), SMALL)
     assert list(found) == ([requirement] if requirement else [])
     assert detail in found.get(requirement, "")
 

@@ -6,12 +6,15 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from mcframe.cli.app import app
+from mcframe.training.flops import StepFlops
+from tests.support.forked_ranks import uncounted
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "catalogue.md").read_text("utf-8")
 
 
-def test_the_example_is_built(tmp_path):
+def test_the_example_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(StepFlops, "_run", uncounted)
     example = re.search(r"```gin\n(.*?)```", PAGE, re.DOTALL).group(1)
     (tmp_path / "mine.gin").write_text(example, "utf-8")
     checked = CliRunner().invoke(app, ["check", str(tmp_path / "mine.gin")])

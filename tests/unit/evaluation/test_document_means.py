@@ -113,8 +113,12 @@ def coverage(repeats, count, documents_of, **options):
     return covered / repeats
 
 
-@pytest.mark.parametrize("count", [9, 31, 41])
-@pytest.mark.parametrize("tail", [None, 3], ids=["normal", "heavy"])
+@pytest.mark.parametrize(
+    ("count", "tail"),
+    [(9, 3), (41, None), *(pytest.param(*each, marks=pytest.mark.matrix) for each in (
+        (9, None), (31, None), (31, 3), (41, 3)
+    ))],
+)  # fmt: skip
 def test_intervals_hold_their_level_with_few_documents(count, tail):
     """400 repeats: two standard errors are 0.022. benchmarks/interval_coverage.py has more, of other distributions."""
     found = coverage(400, count, lambda documents: documents, tail=tail)

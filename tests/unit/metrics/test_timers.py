@@ -80,7 +80,7 @@ def test_each_timer_is_the_sum_that_its_definition_names():
         "mc/other_ms": step - controller,
         "mc/overhead_ms": MS["sampling"] + MS["pack"] + MS["metrics"] + MS["lens bookkeeping"],
         "train/step_ms": step,
-        **{f"train/{n}_ms": MS[n] for n in ("data", "base", "losses", "metrics", "backward", "optimizer")},
+        **{f"train/{n}_ms": MS[n] for n in ("data", "base", "forward", "losses", "metrics", "backward", "optimizer")},
     }
 
 

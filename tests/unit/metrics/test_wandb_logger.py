@@ -103,6 +103,7 @@ def test_an_unknown_mode_is_a_user_error(monkeypatch, mode, environment):
 
 LOGINS = """
 import os, sys
+import wandb
 from mcframe.metrics.wandb_logger import resolve_mode
 
 for key, home in zip(sys.argv[1::2], sys.argv[2::2], strict=True):

@@ -68,7 +68,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", ["plain", "every loss"])
+@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.matrix), "every loss"])
 def test_every_pass_of_a_loss_is_counted(name):
     compare(build(settings=SETTINGS[name]), TREE, LENGTH, blocks=4)
 
@@ -102,7 +102,9 @@ def test_frozen_parts_have_no_backward_pass(trainable):
     assert compare(step, TREE, LENGTH).total < everything
 
 
-@pytest.mark.parametrize("name", ["contrast", pytest.param("every loss", marks=pytest.mark.matrix)])
+@pytest.mark.parametrize(
+    "name", ["plain", *(pytest.param(each, marks=pytest.mark.matrix) for each in ("contrast", "every loss"))]
+)
 def test_recomputation_is_counted_apart(name, monkeypatch):
     settings = SETTINGS[name]
     plain = compare(build(settings=settings), TREE, LENGTH, blocks=2)

@@ -121,7 +121,7 @@ def measure(lens: LensNet, settings: LossConfig) -> tuple[float, float]:
     return agreed / pairs, (means[0] - means[1]).item()
 
 
-@pytest.mark.parametrize("kind", ["preference", "span_difference"])
+@pytest.mark.parametrize("kind", ["preference", pytest.param("span_difference", marks=pytest.mark.matrix)])
 def test_content_is_learned(kind):
     settings = LossConfig(kind=kind, scale_nats=0.3, utility_scale=0.6)
     agreement, contrast = measure(train(settings), settings)

@@ -8,6 +8,8 @@ from mcframe.testing.requirements import requirements_of
 from mcframe.testing.suites import BY_KIND
 
 INSTALLED = all_plugins().implementations
+SMALLER = {"evaluation": ("evaluation.long_context.multiples = (1, 4)", "evaluation.long_context.windows = 8")}
+"""Bindings by kind with which checks take less time."""
 
 
 def suite_of(kind):
@@ -15,6 +17,8 @@ def suite_of(kind):
     names = [f"{kind}.{name}" for name in INSTALLED[kind]]
 
     class Test(BY_KIND[kind]):
+        settings = SMALLER.get(kind, ())
+
         @pytest.fixture(params=names)
         def plugin(self, request):
             return request.param
@@ -33,9 +37,7 @@ ODD = [
     ("gistnet.multihead", "layers = 0", "queries = 2", "residual = False"),
     ("gistnet.contextual", "layers = 1", "window = 2", "pooling = 'query'"),
     ("gistnet.contextual", "window = 1", "pooling = 'heads'", "residual = False"),
-    ("gistnet.contextual", "layers = 1", "window = 1", "from_tokens = False"),
     ("gistnet.contextual", "layers = 0", "base_layer = 1", "from_tokens = False"),
-    ("lensnet.transformer", "layers = 1", "width = 8"),
     ("lensnet.transformer", "layers = 1", "surprise = True"),
     ("lensnet.mlp", "hidden = 6", "layers = 3", "surprise = True", "embeddings = True"),
     ("allocator.greedy", "expand_threshold = 0.2", "collapse_threshold = 0.5", "replacements = 1", "cooldown = 1"),
@@ -44,8 +46,16 @@ ODD = [
     ("variants.single_span", "count = 3"),
 ]
 
+MORE = [
+    ("gistnet.contextual", "layers = 1", "window = 1", "from_tokens = False"),
+    ("lensnet.transformer", "layers = 1", "width = 8"),
+]
+"""Further combinations."""
 
-@pytest.mark.parametrize("case", ODD, ids=lambda case: " ".join(case))
+
+@pytest.mark.parametrize(
+    "case", [*ODD, *(pytest.param(case, marks=pytest.mark.matrix) for case in MORE)], ids=lambda case: " ".join(case)
+)
 def test_other_options_conform(case):
     """The requirements of the kind; those of every module and every part are checked with the defaults."""
     name, *options = case

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import openai
 import psutil
 import pytest
 
@@ -41,12 +40,16 @@ def process(folder: Path, **limits: float) -> Iterator[tuple[str, multiprocessin
 
 
 def continued(address: str, session: str, prompt: str = "b", tokens: int = 30) -> str:
+    import openai  # takes a second, also of processes that collect this test and do not run it
+
     with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
         options = {"model": NAME, "max_tokens": tokens, "temperature": 0, "extra_body": {"session": session}}
         return client.completions.create(prompt=prompt, **options).choices[0].text
 
 
 def test_a_server_that_is_killed_continues_its_sessions(tmp_path):
+    import openai
+
     prompts = ["a" * 150, "bc"]
     with process(tmp_path / "undisturbed") as (address, _):
         expected = [continued(address, "s", prompt) for prompt in prompts]
@@ -64,6 +67,8 @@ def test_a_server_that_is_killed_continues_its_sessions(tmp_path):
 
 @pytest.mark.matrix
 def test_sixteen_clients_for_a_minute(tmp_path):
+    import openai
+
     with process(tmp_path, sessions=100_000) as (address, server):
         found, sizes = psutil.Process(server.pid), []
         end = time.monotonic() + SOAK_S

@@ -10,7 +10,9 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.errors import UserError
 from mcframe.training.budgets import check_budgets, out_of_reach
 from mcframe.training.build import build_evaluations
+from mcframe.training.flops import StepFlops
 from mcframe_plugins.allocator import GreedyAllocator, TopKAllocator
+from tests.support.forked_ranks import uncounted
 
 # With LOD1 alone, the shortest context of the smoke preset has 44 of 128 entries.
 FLAT = ("run.allocator = @allocator.topk",)
@@ -68,7 +70,8 @@ def test_an_allocator_is_tried_unless_its_levels_say_enough():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_check_reports_them(smoke):
+def test_check_reports_them(smoke, monkeypatch):
+    monkeypatch.setattr(StepFlops, "_run", uncounted)
     result = CliRunner().invoke(app, ["check", str(smoke), *(f"--set={each}" for each in (*FLAT, *SHORT))])
     assert result.exit_code == 2
     assert "does not reach the 38 entries of context.length_end" in " ".join(result.output.replace("│", "").split())

@@ -68,13 +68,20 @@ def assert_carried(folder, before, after):
         assert losses == pytest.approx(before[source], abs=0 if source == target else TOLERANCE), (source, target)
 
 
+def with_each(function, arguments):
+    """Return what a function returns for the arguments of each optimizer, from one start of the ranks."""
+    return {name: function(*those, chosen(name)) for name, those in arguments.items()}
+
+
 def test_states_are_carried_between_ranks_and_stages(tmp_path):
     """Muon has its momentum elsewhere at ZeRO 1 on two ranks; AdamW's partitions at ZeRO 3 end in padding."""
     folders = {"muon": tmp_path / "muon", "adamw": tmp_path / "adamw"}
-    before = {name: in_ranks(train_and_save, 2, path, [1], chosen(name))[0] for name, path in folders.items()}
+    saved = {name: (path, [1]) for name, path in folders.items()}
+    loaded = {name: (path, [((2, 1), 3 if name == "muon" else 0)]) for name, path in folders.items()}
+    before = in_ranks(with_each, 2, train_and_save, saved)[0]
+    after = in_ranks(with_each, 1, load_and_train, loaded)[0]
     for name, path in folders.items():
-        pairs = [((2, 1), 3 if name == "muon" else 0)]
-        assert_carried(path, before[name], in_ranks(load_and_train, 1, path, pairs, chosen(name))[0])
+        assert_carried(path, before[name], after[name])
 
 
 @pytest.mark.matrix

@@ -222,7 +222,7 @@ def test_focuses_are_probed_without_a_model():
 
 def test_the_step_is_one_graph():
     """With every loss and pass, and attributed calls: `fullgraph=True` fails at the first graph break."""
-    step = plain_step(settings=EVERYTHING)
+    step = plain_step(settings=EVERYTHING, depth=1)
     model = step.model
     for kind, plugin in (
         ("gistnet", model.gistnet), ("lensnet", model.lensnet), ("variants", model.strategy),
@@ -235,7 +235,7 @@ def test_the_step_is_one_graph():
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="eager")
     loss, metrics = compiled(batch)
-    expected, same = plain_step(settings=EVERYTHING)(batch)
+    expected, same = plain_step(settings=EVERYTHING, depth=1)(batch)
     torch.testing.assert_close(loss, expected)
     assert metrics.means.keys() == same.means.keys()
     loss.backward()
