@@ -41,7 +41,7 @@ import pluggy
 
 from mcframe.context.preference_pairs import PreferencePairs
 from mcframe.context.step_metrics import StepMetrics
-from mcframe.interfaces.attention import causal_attention, causal_mask, rotate
+from mcframe.interfaces.attention import causal_attention, causal_mask, document_mask, rotate
 from mcframe.interfaces.base_model import BaseModel, BaseShape
 from mcframe.interfaces.callback import Callback, CallbackRun, CallbackStep, StopRun
 from mcframe.interfaces.data import Chat, Message, SyntheticBatch, SyntheticTask, TextSource, Tokenizer
@@ -113,6 +113,7 @@ __all__ = [
     "VariantStrategy",
     "causal_attention",
     "causal_mask",
+    "document_mask",
     "group_parameters",
     "hookimpl",
     "rotate",

@@ -99,7 +99,7 @@ def _opened(checkpoint: Checkpoint, loaded: Loaded) -> TrainedRun:
     """Build the model of a configuration and load its weights."""
     run_config = loaded.run_config
     tokenizer = run_config.tokenizer()
-    model = build_model(run_config, tokenizer.vocab_size)
+    model = build_model(run_config, tokenizer.vocab_size, tokenizer.separator)
     try:
         if exported.is_export(checkpoint.path.parent):
             exported.load_parts(model, checkpoint)

@@ -48,7 +48,8 @@ def replay(
     echo(f"step {facts.step}, {facts.reaction.replace('_', ' ')}: {facts.problem}")
     with loaded.explaining():
         seed_random_states(loaded.run_config.seed, "build")
-        module = build_step(loaded.run_config, loaded.run_config.tokenizer().vocab_size).train()
+        tokenizer = loaded.run_config.tokenizer()
+        module = build_step(loaded.run_config, tokenizer.vocab_size, tokenizer.separator).train()
         origin, rows = _repeat(run, record, loaded.run_config, module)
     Console().print(_table(rows))
     same = all(then == now or (math.isnan(then) and math.isnan(now)) for _, _, then, now, _ in rows)

@@ -187,9 +187,11 @@ class DataConfig:
 
     Attributes:
         validation_fraction: Fraction of documents held out for validation; near-duplicates are held out together.
+        document_mask: Attention, gists and LensNet do not cross the documents of a window.
     """
 
     validation_fraction: Decay = 0.02
+    document_mask: bool = False
 
 
 GRAPHS = 8

@@ -40,7 +40,8 @@ class PairedNLL:
     nll           [R, L] NLL of the variants' entries, in nats
     baseline_nll  [R, L] the baseline's NLL at the same target, detached
     loss_mask     [R, L] bool: the entry predicts a target, and that target counts
-    nearest       [R, L] index of the nearest gist entry on the left (last slot; itself for a gist), -1 without one
+    nearest       [R, L] index of the nearest gist entry on the left (last slot; itself for a gist), -1 without one in
+                  the entry's document
     target_mask   [R, L] bool: the entry predicts a target that counts, whether the baseline predicts it or not
     """
 
@@ -104,6 +105,8 @@ def pair_nll(
     index = torch.arange(context.length, device=nll.device).expand(rows, -1)
     marked = torch.where(predicts & (context.lod > 0), index, -1)
     nearest = marked.cummax(dim=1).values
+    if (document := context.document) is not None:
+        nearest = torch.where(document.gather(1, nearest.clamp(min=0)) == document, nearest, -1)
     return PairedNLL(context, nll, baseline_nll, loss_mask, nearest, target_mask)
 
 

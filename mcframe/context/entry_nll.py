@@ -1,7 +1,8 @@
 """Mean uncompressed NLL, in nats, of the tokens before the cursor that an entry or a block covers.
 
 NLL at position t is for predicting token t + 1. The first token of a window is no target. Tokens from the cursor on are
-excluded, so that nothing after the cursor can change a score.
+excluded, so that nothing after the cursor can change a score. Where documents are masked, so are tokens of another
+document than the entry's, and the separator that begins a document: the document before it predicts it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def mean_entry_nll(nll: Tensor, context: WorkingContext) -> Tensor:
     """
     rows = context.focus.shape[0]
     each = nll.detach().repeat_interleave(rows // nll.shape[0], dim=0)
-    return _means(each, context.start, context.end, context.tree)
+    return _means(each, context.start, context.end, context.tree, context.documents)
 
 
 def mean_block_nll(nll: Tensor, tree: ContextTree) -> Tensor:
@@ -36,12 +37,18 @@ def counts(context: WorkingContext) -> Tensor:
     return context.valid & (context.end > 1) & (context.start < context.tree.cursor)
 
 
-def _means(nll: Tensor, start: Tensor, end: Tensor, tree: ContextTree) -> Tensor:
+def _means(nll: Tensor, start: Tensor, end: Tensor, tree: ContextTree, documents: Tensor | None = None) -> Tensor:
     """Means over tokens `start` to `end` - 1, both [n, m]: differences of running sums, in float64 to keep tokens."""
     position = torch.arange(tree.window, device=nll.device)
-    counted = (position > 0) & (position < tree.cursor)
+    counted = ((position > 0) & (position < tree.cursor)).expand_as(nll)
+    if documents is not None:
+        begins = documents.diff(dim=1, prepend=documents[:, :1]) != 0
+        counted = counted & ~begins
+        first = torch.where(begins, position, 0).cummax(dim=1).values  # first token of each token's document
+        start = torch.maximum(start, first.gather(1, end - 1))
     of_token = torch.where(counted, F.pad(nll[:, :-1], (1, 0)), 0.0).double()
     total = F.pad(of_token.cumsum(dim=1), (1, 0))
-    number = F.pad(counted.cumsum(dim=0), (1, 0))
-    mean = (total.gather(1, end) - total.gather(1, start)) / (number[end] - number[start]).clamp(min=1)
+    number = F.pad(counted.cumsum(dim=1), (1, 0))
+    count = number.gather(1, end) - number.gather(1, start)
+    mean = (total.gather(1, end) - total.gather(1, start)) / count.clamp(min=1)
     return mean.float()

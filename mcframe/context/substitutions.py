@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.context.working_context import WorkingContext
+from mcframe.context.working_context import WorkingContext, own_children
 
 Condition = Literal["full", "gist", "drop", "mean", "swap"]
 """What stands for a collapsed block: its tokens, its gist, nothing, its mean embedding, another document's gist."""
@@ -61,13 +61,18 @@ def mean_gists(children: Tensor, tree: ContextTree, lod: int) -> Tensor:
     return slot_means(children, tree.slots, edges.diff().repeat(tree.block_size).to(children.dtype))
 
 
-def mean_table(tokens: Tensor, tree: ContextTree) -> Tensor:
-    """The node table whose gists are mean embeddings: tokens [B, T, D] -> [B, table_rows, D]."""
+def mean_table(tokens: Tensor, tree: ContextTree, documents: Tensor | None = None) -> Tensor:
+    """The node table whose gists are mean embeddings: tokens [B, T, D] -> [B, table_rows, D].
+
+    With the document of every token [B, T], embeddings of other documents than the node's are 0.
+    """
     levels = [tokens]
     for lod in range(1, tree.levels + 1):
         if nodes := tree.nodes(lod):
             size = tree.block_size * tree.slots_at(lod - 1)
             children = levels[-1][:, : nodes * size].reshape(len(tokens), nodes, size, -1)
+            if documents is not None:
+                children = torch.where(own_children(documents, tree, lod, size), children, 0.0)
             levels.append(mean_gists(children, tree, lod).flatten(1, 2))
     return torch.cat(levels, dim=1)
 

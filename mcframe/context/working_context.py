@@ -30,6 +30,7 @@ class WorkingContext:
     nll       [R, L] float32, nats: how hard the uncompressed model found the tokens of the entry's node, see
               `entry_nll.mean_entry_nll`; None but where a LensNet `reads_nll`
     compressed  False where it is known that no entry is a gist
+    documents [R, T] int64, the document of every token (`document_numbers`); None where documents are not masked
     """
 
     tree: ContextTree
@@ -41,6 +42,7 @@ class WorkingContext:
     age: Tensor | None = None
     nll: Tensor | None = None
     compressed: bool = True
+    documents: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -86,6 +88,16 @@ class WorkingContext:
             offset = offset + (self.lod >= lod) * below
         return offset + self.slots * (self.token // self.span) + self.slot
 
+    @property
+    def document(self) -> Tensor | None:
+        """[R, L] document of the entry, that of the last token it covers; None where documents are not masked.
+
+        Entries read entries of their own document alone. R is the number of sequences if the context serves all.
+        """
+        if self.documents is None:
+            return None
+        return self.documents.gather(1, (self.end - 1).expand(self.documents.shape[0], -1))
+
     def targets(self, next_tokens: Tensor) -> Tensor:
         """Return target ids [R, L] from next_tokens [R, T], the token after each; undefined where not `predicts`."""
         return next_tokens.gather(1, self.end - 1)
@@ -109,6 +121,39 @@ class WorkingContext:
         valid = self.valid[:, :keep] & (self.token[:, :keep] < self.tree.cursor)
         nll = None if self.nll is None else self.nll[:, :keep]
         return replace(self, token=self.token[:, :keep], lod=self.lod[:, :keep], valid=valid, nll=nll)
+
+
+def document_numbers(tokens: Tensor, separator: int) -> Tensor:
+    """Return the document of every token of windows, counted from 0: tokens [B, T] -> int64 [B, T].
+
+    A separator begins a document. As the target of the token before it, it ends one: no target crosses documents.
+    """
+    return (tokens == separator).cumsum(dim=1)
+
+
+def with_documents(context: WorkingContext, documents: Tensor | None) -> WorkingContext:
+    """Return the context with the documents of its tokens [B, T]; row r belongs to sequence r // (R // B)."""
+    if documents is None:
+        return context
+    repeat = max(1, context.focus.shape[0] // documents.shape[0])
+    return replace(context, documents=documents.repeat_interleave(repeat, dim=0))
+
+
+def own_children(documents: Tensor, tree: ContextTree, lod: int, children: int) -> Tensor:
+    """Return which children of the nodes at `lod` are of their node's document, bool [B, nodes, children, 1].
+
+    Args:
+        documents: The document of every token [B, T].
+        tree: The context tree.
+        lod: Level of the nodes, 1 or more.
+        children: Embeddings that a node is made of: K * slots(lod - 1), or K**lod tokens.
+    """
+    nodes, span = tree.nodes(lod), tree.span(lod)
+    of_token = documents[:, : nodes * span].reshape(-1, nodes, span)
+    slots = 1 if children == span else tree.slots_at(lod - 1)
+    width = span * slots // children
+    of_child = of_token[..., width - 1 :: width].repeat_interleave(slots, dim=2)
+    return (of_child == of_token[..., -1:])[..., None]
 
 
 def block_lods_to_tokens(focus: Tensor, tree: ContextTree) -> Tensor:

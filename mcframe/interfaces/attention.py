@@ -21,8 +21,26 @@ def causal_mask(new: int, total: int, device: torch.device) -> Tensor | None:
     return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
-    """Causal attention of the last entries [R, H, n, W] to all entries [R, H, L, W], n up to L."""
+def document_mask(document: Tensor | None) -> Tensor | None:
+    """Return which entries an entry may read, bool [R, 1, L, L]: those up to itself of its own document.
+
+    Args:
+        document: Of each entry [R, L] (`WorkingContext.document`). Without documents None is returned.
+    """
+    if document is None:
+        return None
+    return (document[:, None, :, None] == document[:, None, None, :]).tril()
+
+
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Causal attention of the last entries [R, H, n, W] to all entries [R, H, L, W], n up to L.
+
+    `mask` is that of `document_mask`, or None.
+    """
     new, total = query.shape[2], key.shape[2]
+    if mask is not None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     mask = causal_mask(new, total, query.device)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=new == total, scale=scale)

@@ -84,6 +84,8 @@ class BaseModel(TrainableModule, ABC):
     """The positions, built by `shape.positions` for `heads` and `head_width`."""
     activation_checkpointing: bool = False
     """True if layers are recomputed in the backward pass."""
+    masks_documents: bool = False
+    """True if `states` masks documents: an entry reads the entries of its own `context.document` alone."""
     external_weights: frozenset[str] = frozenset()
     """Names of frozen parameters that are read from files of the user; checkpoints omit them. The state dict must omit
     them, too, and its extra state should have a checksum."""

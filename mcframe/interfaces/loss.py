@@ -130,6 +130,12 @@ class StepView:
     logits: Callable[[Tensor], Tensor]
     run_base: Callable[[Tensor, WorkingContext], Tensor]
 
+    @property
+    def documents(self) -> Tensor | None:
+        """The document of every token [B, T]; None where documents are not masked, and without variants."""
+        documents = None if self.variants is None else self.variants.paired.context.documents
+        return None if documents is None else documents[:: self.seeds.shape[1]]
+
     def by_sequence(self, values: Tensor) -> Tensor:
         """Return the mean over the variants of each sequence: values [R] or [R, ...] -> [B]."""
         return values.reshape(self.uncompressed.inputs.shape[0], -1).mean(dim=1)

@@ -49,6 +49,10 @@ class GistNet(TrainableModule, ABC):
     reads_tokens: bool = False
     """True where gists of every level are made from tokens (`K**lod` children) instead of the gists one level below."""
 
+    masks_documents: bool | None = None
+    """True if a gist depends on the children of its own node alone; states of the base model may depend on more. None:
+    if `context_blocks` is 0. Required by `data.document_mask`, where children of other documents are 0."""
+
     @abstractmethod
     def forward(self, children: Tensor, lod: int) -> Tensor:
         """Return the gists of every node at `lod`.
@@ -79,6 +83,10 @@ class LensNet(TrainableModule, ABC):
     reads_nll: bool = False
     """True where it needs `context.nll`, each entry's NLL under the uncompressed model in nats. An attribute of the
     class or of an instance. Training has that pass anyway; refocusing runs it again for such a LensNet."""
+
+    masks_documents: bool = False
+    """True if the score of an entry depends on entries of its own `context.document` alone. Required by
+    `data.document_mask`."""
 
     @abstractmethod
     def forward(self, context: WorkingContext, embeddings: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from mcframe.hookspecs import (
     ParamGroup,
     TrainableModule,
     causal_attention,
+    document_mask,
     group_parameters,
     rotate,
 )
@@ -60,11 +61,19 @@ class Attention(TrainableModule):
         return group_parameters(self, embedding=[self.gist_bias_embed])
 
     def forward(
-        self, x: Tensor, cosine: Tensor, sine: Tensor, lod: Tensor, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        lod: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """x [R, L, D], cosine and sine [R or 1, 1 or H, L, head_width / 2], lod [R or 1, L] -> [R, L, D].
 
-        With a cache, R = 1 and the entries follow those in the cache; `layer` is the index there.
+        `mask` is that of `document_mask`. With a cache, R = 1 and the entries follow those in the cache; `layer` is
+        the index there.
         """
         rows, length, _ = x.shape
         shape = (rows, length, self.heads, self.head_width)
@@ -75,14 +84,14 @@ class Attention(TrainableModule):
             key, value, lod = cache.append(layer, key, value, lod)
         # Filling stands at the right, so the causal mask alone keeps every real entry from seeing it.
         if self.gist_bias_embed is None:
-            mixed = causal_attention(query, key, value)
+            mixed = causal_attention(query, key, value, mask=mask)
         else:
-            mixed = _biased_attention(query, key, value, F.pad(self.gist_bias_embed, (0, 0, 1, 0))[lod])
+            mixed = _biased_attention(query, key, value, F.pad(self.gist_bias_embed, (0, 0, 1, 0))[lod], mask)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, length, -1))
         return out
 
 
-def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
     """Causal attention with a bias [R or 1, L, H] on the logit of each key.
 
     The bias travels as one more dimension of queries (1) and keys, so that every fused kernel serves; widths stay a
@@ -94,7 +103,7 @@ def _biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -
     query = F.pad(torch.cat((query, torch.ones_like(query[..., :1])), dim=-1), (0, more - 1))
     key = F.pad(torch.cat((key, bias), dim=-1), (0, more - 1))
     value = F.pad(value, (0, more))
-    return causal_attention(query, key, value, scale=1 / math.sqrt(width))[..., :width]
+    return causal_attention(query, key, value, scale=1 / math.sqrt(width), mask=mask)[..., :width]
 
 
 def _filling(width: int) -> int:
@@ -112,10 +121,17 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * width, width, bias=False)
 
     def forward(
-        self, x: Tensor, cosine: Tensor, sine: Tensor, lod: Tensor, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        lod: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """x [R, L, D] -> [R, L, D]; see `Attention`."""
-        x = x + self.attention(rms_norm(x), cosine, sine, lod, cache, layer)
+        x = x + self.attention(rms_norm(x), cosine, sine, lod, mask, cache, layer)
         out: Tensor = x + self.down(F.relu(self.up(rms_norm(x))).square())
         return out
 
@@ -134,6 +150,8 @@ class GPT(BaseModel):
             no bias. With -8 gists are unseen until training finds a use for them.
         activation_checkpointing: Recompute layers in the backward pass (non-reentrant): less memory, more time.
     """
+
+    masks_documents = True
 
     def __init__(
         self,
@@ -222,11 +240,12 @@ class GPT(BaseModel):
         # Normalising the input throws a gist's norm away; the LOD embedding is added after it.
         x = rms_norm(embeddings) + self.lod_embed(context.lod)
         cosine, sine = self.positions(context)
+        mask = document_mask(context.document)
         for number, block in enumerate(self.blocks, start=1):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cosine, sine, context.lod, use_reentrant=False)
+                x = checkpoint(block, x, cosine, sine, context.lod, mask, use_reentrant=False)
             else:
-                x = block(x, cosine, sine, context.lod)
+                x = block(x, cosine, sine, context.lod, mask)
             if number == layer:
                 kept = x
         return rms_norm(x), kept
@@ -244,7 +263,7 @@ class GPT(BaseModel):
         """
         x = rms_norm(embeddings) + self.lod_embed(lod)
         for layer, block in enumerate(self.blocks):
-            x = block(x, *rotation, lod, cache, layer)
+            x = block(x, *rotation, lod, None, cache, layer)
         cache.advance(lod.shape[1])
         return rms_norm(x)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mcframe.context.working_context import WorkingContext
+from mcframe.interfaces.attention import document_mask
 from mcframe.pretrained import needs_extra
 
 _MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -49,6 +50,8 @@ class LowRankChanges:
             return None
         if not context.compressed:
             return context.lod.new_empty(0)
+        if (mask := document_mask(context.document)) is not None:
+            return (mask[:, 0] & (context.lod > 0)[:, None]).any(dim=-1)[..., None].float()
         return _from_first_gist(context.lod)
 
     def acts_after(self, before: Tensor, lod: Tensor) -> Tensor | None:

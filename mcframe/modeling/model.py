@@ -16,10 +16,12 @@ from mcframe.context.substitutions import Condition, drop_gists, mean_table, sca
 from mcframe.context.working_context import (
     WorkingContext,
     build_context,
+    document_numbers,
     gather_embeddings,
     last_entries,
     raw_context,
     trim_padding,
+    with_documents,
 )
 from mcframe.hookspecs import Allocator, BaseModel, GistNet, LensNet, Sequences, UncompressedPass, VariantStrategy
 from mcframe.modeling.node_table import build_node_table
@@ -46,6 +48,7 @@ class MegaContextModel(nn.Module):
         lensnet: Scores entries; None without focus.
         strategy: Proposes the variants that training compares.
         tree: The context tree.
+        separator: The token that begins a document; attention, gists and LensNet do not cross documents. None: they do.
     """
 
     def __init__(
@@ -55,10 +58,11 @@ class MegaContextModel(nn.Module):
         lensnet: LensNet | None,
         strategy: VariantStrategy,
         tree: ContextTree,
+        separator: int | None = None,
     ) -> None:
         super().__init__()
         self.gpt, self.gistnet, self.lensnet = gpt, gistnet, lensnet
-        self.strategy, self.tree = strategy, tree
+        self.strategy, self.tree, self.separator = strategy, tree, separator
         self.timed: PhaseTimer = no_timer
 
     @property
@@ -80,8 +84,16 @@ class MegaContextModel(nn.Module):
         return self.gpt.nll(self._uncompressed_hidden(tokens[:, :-1]), tokens[:, 1:])
 
     def _uncompressed_hidden(self, tokens: Tensor) -> Tensor:
-        raw = raw_context(self.tree, 1, tokens.device, tokens.shape[1])
+        raw = self.with_documents(raw_context(self.tree, 1, tokens.device, tokens.shape[1]), tokens)
         return self.gpt.hidden(self.gpt.embed(tokens), raw)
+
+    def documents(self, tokens: Tensor) -> Tensor | None:
+        """Return the document of every token [B, L] of tokens [B, L]; None where documents are not masked."""
+        return None if self.separator is None else document_numbers(tokens, self.separator)
+
+    def with_documents(self, context: WorkingContext, inputs: Tensor) -> WorkingContext:
+        """Return a context of inputs [B, T] that masks their documents, if documents are masked."""
+        return with_documents(context, self.documents(inputs))
 
     # ---- node table ------------------------------------------------------------------------------
     def uncompressed_pass(
@@ -97,7 +109,7 @@ class MegaContextModel(nn.Module):
         inputs, next_tokens = tokens[:, :-1], tokens[:, 1:]
         embeddings = self.gpt.embed(inputs)
         first = 0 if window is None else inputs.shape[1] - window
-        raw = last_entries(raw_context(self.tree, 1, tokens.device), first)
+        raw = last_entries(self.with_documents(raw_context(self.tree, 1, tokens.device), inputs), first)
         hidden, gist_inputs = self.gpt.states(embeddings[:, first:], raw, self._gist_layer)
         nll = self.gpt.nll(hidden, next_tokens[:, first:])
         if first:  # GistNet reads embeddings: the states of earlier tokens do not exist
@@ -124,16 +136,17 @@ class MegaContextModel(nn.Module):
     def _gist_layer(self) -> int:
         return 0 if self.gistnet is None else self.gistnet.reads_layer
 
-    def node_table(self, embeddings: Tensor, gist_inputs: Tensor) -> Tensor:
+    def node_table(self, embeddings: Tensor, gist_inputs: Tensor, inputs: Tensor) -> Tensor:
         """Return the node table [B, rows, D]; without a GistNet it holds the tokens alone.
 
         Args:
             embeddings: Token embeddings [B, T, D].
             gist_inputs: What GistNet reads for each token [B, T, D].
+            inputs: Token ids [B, T].
         """
         if self.gistnet is None:
             return embeddings
-        return build_node_table(embeddings, self.gistnet, self.tree, gist_inputs)
+        return build_node_table(embeddings, self.gistnet, self.tree, gist_inputs, self.documents(inputs))
 
     def encode(self, inputs: Tensor, *, with_nll: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the node table of inputs [B, T], and the NLL that a LensNet with `reads_nll` needs.
@@ -147,11 +160,11 @@ class MegaContextModel(nn.Module):
         gist_inputs, nll = embeddings, None
         with_nll = with_nll and self.lensnet is not None and self.lensnet.reads_nll
         if self._gist_layer or with_nll:
-            raw = raw_context(self.tree, 1, inputs.device)
+            raw = self.with_documents(raw_context(self.tree, 1, inputs.device), inputs)
             hidden, gist_inputs = self.gpt.states(embeddings, raw, self._gist_layer)
             if with_nll:
                 nll = F.pad(self.gpt.nll(hidden[:, :-1], inputs[:, 1:]), (0, 1))
-        return self.node_table(embeddings, gist_inputs), nll
+        return self.node_table(embeddings, gist_inputs, inputs), nll
 
     # ---- variants and focus ----------------------------------------------------------------------
     def propose(self, inputs: Tensor, seeds: Tensor, length: int) -> Tensor:
@@ -173,7 +186,7 @@ class MegaContextModel(nn.Module):
         """
         scores = None
         if self.strategy.needs_scores:
-            raw = raw_context(self.tree, inputs.shape[0], inputs.device)
+            raw = self.with_documents(raw_context(self.tree, inputs.shape[0], inputs.device), inputs)
             with torch.no_grad(), self.timed("variant"):
                 scores = self.scores(raw, table, nll)
         with self.timed("sampling"):
@@ -214,7 +227,7 @@ class MegaContextModel(nn.Module):
             ContractError: The allocator returns something else than a valid focus.
         """
         table, nll = self.encode(inputs, with_nll=True)
-        context = raw_context(self.tree, inputs.shape[0], inputs.device)
+        context = self.with_documents(raw_context(self.tree, inputs.shape[0], inputs.device), inputs)
         age = torch.full_like(context.focus, torch.iinfo(torch.int32).max)
         rounds = torch.zeros_like(seeds)
         for _ in range(allocator.iterations):
@@ -224,7 +237,7 @@ class MegaContextModel(nn.Module):
             changed = focus != context.focus
             rounds += changed.any(dim=1)
             age = torch.where(changed, 0, age + 1)
-            context = replace(build_context(focus, self.tree), age=age)
+            context = replace(self.with_documents(build_context(focus, self.tree), inputs), age=age)
         return context.focus, rounds
 
     def evaluate_focus(
@@ -249,7 +262,7 @@ class MegaContextModel(nn.Module):
             focus = torch.zeros_like(focus)
         elif condition != "mean" and self.gistnet is None:
             condition = "drop"
-        context = build_context(focus, self.tree)
+        context = self.with_documents(build_context(focus, self.tree), inputs)
         if condition in ("full", "drop"):
             context = drop_gists(context)
         table = self._substituted_table(inputs, condition, swap)
@@ -262,7 +275,7 @@ class MegaContextModel(nn.Module):
         if condition in ("full", "drop"):
             return self.gpt.embed(inputs)
         if condition == "mean":
-            return mean_table(self.gpt.embed(inputs), self.tree)
+            return mean_table(self.gpt.embed(inputs), self.tree, self.documents(inputs))
         table = self.encode(inputs)[0]
         if condition == "swap":
             assert swap is not None, "the condition 'swap' needs the sequences whose gists are read"

@@ -17,7 +17,16 @@ from torch.utils.checkpoint import checkpoint
 from mcframe.bounds import Positive, Size
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError, require
-from mcframe.hookspecs import BaseModel, BaseShape, HeadShape, KVCache, ParamGroup, causal_mask, group_parameters
+from mcframe.hookspecs import (
+    BaseModel,
+    BaseShape,
+    HeadShape,
+    KVCache,
+    ParamGroup,
+    causal_mask,
+    document_mask,
+    group_parameters,
+)
 from mcframe.modeling.low_rank import LowRankChanges
 from mcframe.pretrained import (
     ModelFiles,
@@ -53,6 +62,8 @@ class HuggingFaceBase(BaseModel):
             that a context without gists is read as the pretrained model reads it.
         activation_checkpointing: Recompute layers in the backward pass (non-reentrant): less memory, more time.
     """
+
+    masks_documents = True
 
     def __init__(
         self,
@@ -153,13 +164,14 @@ class HuggingFaceBase(BaseModel):
     def states(self, embeddings: Tensor, context: WorkingContext, layer: int = 0) -> tuple[Tensor, Tensor]:
         """Return the final states, normalised, and the states after `layer` layers, [R, L, D] each."""
         x = kept = embeddings
-        rotation = self._factors(self.positions(context), x)
+        factors = self._factors(self.positions(context), x)
+        options: dict[str, Any] = {"attention_mask": document_mask(context.document), "position_embeddings": factors}
         acts = None if self._lora is None else self._lora.acts_on(context)
         for number, block in enumerate(self.layers, start=1):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._layer, block, acts, x, position_embeddings=rotation, use_reentrant=False)
+                x = checkpoint(self._layer, block, acts, x, **options, use_reentrant=False)
             else:
-                x = self._layer(block, acts, x, position_embeddings=rotation)
+                x = self._layer(block, acts, x, **options)
             if number == layer:
                 kept = x
         return self.norm(x), kept

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.context.working_context import WorkingContext, build_context
+from mcframe.context.working_context import WorkingContext, build_context, with_documents
 from mcframe.testing.assertions import expect
 from mcframe.testing.calls import Example, PluginCall, calls, make_call
 from mcframe.testing.host_sync import same
@@ -84,6 +84,22 @@ def b4_cache(plugin: PluginUnderTest) -> None:
         read(count)
     cache.truncate(3)
     read(context.length)
+
+
+@requirement("B6", "With `masks_documents`, an entry reads its own document alone", "base", after=("B2", "B3"))
+def b6_documents(plugin: PluginUnderTest) -> None:
+    """Other embeddings in one of three documents, over compressed blocks."""
+    part, context, embeddings = _gapped(plugin)
+    if not part.masks_documents:
+        return
+    context = with_documents(context, torch.arange(GAPPED.window)[None] // 17)
+    of_entry = context.document
+    assert of_entry is not None
+    for document in range(3):
+        own = of_entry == document
+        moved = torch.where(own[..., None], -embeddings, embeddings)
+        before, after = (part.states(each, context)[0][~own] for each in (embeddings, moved))
+        expect(same(after, before), f"document {document} changes states of others: use `context.document`")
 
 
 @requirement("B5", "Gradients reach the embeddings and every trained parameter", "base", after=("B1", "M1"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.context.working_context import build_context
+from mcframe.context.working_context import build_context, with_documents
 from mcframe.hookspecs import TrainableModule
 from mcframe.testing.assertions import expect
 from mcframe.testing.calls import Example, PluginCall, calls, make_call, perturbed, randn
@@ -85,8 +85,9 @@ def neighbouring_nodes(plugin: PluginUnderTest) -> st.SearchStrategy[Any]:
     over=neighbouring_nodes, examples=4, after=("G1", "G2", *PURE),
 )  # fmt: skip
 def g3_bounded(call: PluginCall) -> None:
-    """By perturbation and by gradient, node by node."""
+    """By perturbation and by gradient, node by node. On none before it with `masks_documents`."""
     window, nodes = call.part.context_blocks, call.inputs["children"].shape[1]
+    window = 0 if call.part.masks_documents else window
     for node in range(nodes):
         before = range(0 if window is None else max(0, node - window))
         for side, others in {"after it": range(node + 1, nodes), f"outside of {window} blocks": before}.items():
@@ -187,6 +188,27 @@ def l3_hindsight(plugin: PluginUnderTest) -> None:
         one, two = (lens_scores(model, each, context) for each in (tokens, other))
         moved = _largest((one - two)[context.before_cursor().valid])
         expect(moved < 1e-5, f"tokens after the cursor change scores of the {name} context by up to {moved:.2g}")
+
+
+@requirement(
+    "L4", "With `masks_documents`, a score depends on entries of its own document alone", "lensnet",
+    over=calls, after=("L1", "M2"),
+)  # fmt: skip
+def l4_documents(call: PluginCall) -> None:
+    """Other embeddings in one of three documents."""
+    if not call.part.masks_documents:
+        return
+    rows, window = call.context.focus.shape[0], call.tree.window
+    context = with_documents(call.context, (torch.arange(window) * 3 // window).expand(rows, -1))
+    embeddings = call.inputs["embeddings"]
+    of_entry = context.document
+    assert of_entry is not None
+    for document in range(3):
+        own = of_entry == document
+        before = call.part(context, embeddings)
+        after = call.part(context, torch.where(own[..., None], 1 - embeddings, embeddings))
+        moved = _largest((after - before)[~own & context.valid])
+        expect(moved < 1e-4, f"document {document} changes scores of others by up to {moved:.2g}")
 
 
 def _largest(values: Tensor) -> float:

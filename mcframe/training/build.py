@@ -102,7 +102,7 @@ def build_components(run_config: RunConfig) -> Components:
         UserError: Components do not fit each other.
     """
     tokenizer = run_config.tokenizer()
-    step = build_step(run_config, tokenizer.vocab_size)
+    step = build_step(run_config, tokenizer.vocab_size, tokenizer.separator)
     tree = run_config.context.tree
     return Components(
         run_config=run_config,
@@ -169,9 +169,9 @@ def _check_stage(name: str, highest: int, stage: int, otherwise: str) -> None:
     require(stage <= highest, name, stage, f"ZeRO stage {highest} or lower", remedy)
 
 
-def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
-    """Build model and losses for a tokenizer of `vocab_size` entries, on the default device."""
-    model = build_model(run_config, vocab_size)
+def build_step(run_config: RunConfig, vocab_size: int, separator: int = 0) -> TrainStep:
+    """Build model and losses for a tokenizer of `vocab_size` entries, on the default device; see `build_model`."""
+    model = build_model(run_config, vocab_size, separator)
     losses = _build_losses(run_config, ModelShape(model.gpt.width, model.tree))
     stage = run_config.deepspeed.zero_stage
     for loss in losses:
@@ -189,8 +189,11 @@ def build_step(run_config: RunConfig, vocab_size: int) -> TrainStep:
     return step
 
 
-def build_model(run_config: RunConfig, vocab_size: int) -> MegaContextModel:
-    """Build the model for a tokenizer of `vocab_size` entries, on the default device."""
+def build_model(run_config: RunConfig, vocab_size: int, separator: int = 0) -> MegaContextModel:
+    """Build the model for a tokenizer of `vocab_size` entries, on the default device.
+
+    `separator` is the tokenizer's, which `data.document_mask` reads; any number if only shapes matter.
+    """
     tree, seed = run_config.context.tree, run_config.seed
     strategy = run_config.variants(tree)
     gpt = _build_base(run_config, vocab_size)
@@ -202,8 +205,11 @@ def build_model(run_config: RunConfig, vocab_size: int) -> MegaContextModel:
             gistnet = seeded(seed, "gistnet", lambda: build_gistnet(shape))
         if (build_lensnet := run_config.lensnet) is not None and gistnet is not None:
             lensnet = seeded(seed, "lensnet", lambda: build_lensnet(shape))
-    model = MegaContextModel(gpt, gistnet, lensnet, strategy, tree)
+    masked = run_config.data.document_mask
+    model = MegaContextModel(gpt, gistnet, lensnet, strategy, tree, separator if masked else None)
     _check_model(model)
+    if masked:
+        _check_document_mask(run_config, model)
     return model
 
 
@@ -244,6 +250,27 @@ def _check_model(model: MegaContextModel) -> None:
             "LensNet",
             binding="run.variants",
             remedy="set run.lensnet and run.gistnet, or another run.variants, such as @variants.random_collapse",
+        )
+
+
+def _check_document_mask(run_config: RunConfig, model: MegaContextModel) -> None:
+    """Raise UserError if a part of the run reads across documents."""
+    gistnet, lensnet = model.gistnet, model.lensnet
+    masks = {f"run.base ({type(model.gpt).__name__})": model.gpt.masks_documents}
+    if gistnet is not None:
+        own = gistnet.masks_documents
+        masks[f"run.gistnet ({type(gistnet).__name__})"] = gistnet.context_blocks == 0 if own is None else own
+    if lensnet is not None:
+        masks[f"run.lensnet ({type(lensnet).__name__})"] = lensnet.masks_documents
+    across = [name for name, own in masks.items() if not own]
+    if run_config.task is not None:
+        across.append("run.task, which has no documents")
+    if across:
+        raise UserError(
+            f"data.document_mask: expected parts that do not read across documents, got {' and '.join(across)}",
+            binding="data.document_mask",
+            remedy="Set data.document_mask = False, or select others, such as @gistnet.transformer and "
+            "@lensnet.transformer.",
         )
 
 

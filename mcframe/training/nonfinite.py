@@ -101,7 +101,7 @@ def _earlier_weights(trainer: Trainer) -> tuple[str, Mapping[str, Tensor]]:
     if (last := trainer.save_checkpoint.last) is not None:
         return f"the weights of {last.name}", load_weights(find(last))
     config = trainer.run_config
-    step = build_step(config, trainer.components.tokenizer.vocab_size)
+    step = build_step(config, trainer.components.tokenizer.vocab_size, trainer.components.tokenizer.separator)
     if config.start_from is not None:
         start_from(step, config.start_from)
     return "the weights at the start", step.state_dict()

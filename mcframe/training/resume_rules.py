@@ -24,6 +24,7 @@ RULES = (
     (r"run\.start_from", IGNORED),  # the checkpoint has its own weights
     (r"gpt\.gist_bias", IGNORED),  # an initial value
     (r"gpt\.activation_checkpointing", APPLIED),
+    (r"data\.document_mask", REFUSED),
     (r"run\.(text|tokenizer|task)|(text|tokenizer|task)\..*|data\..*", DATA),
     (r"run\.(batch_tokens|seed|gistnet|lensnet|positions|optimizer|trainable)", REFUSED),
     (r"(gpt|gistnet|lensnet|positions)\..*", REFUSED),

@@ -17,7 +17,13 @@ from mcframe.context.focus_ops import block_means
 from mcframe.context.step_histograms import context_histograms, lens_histograms
 from mcframe.context.step_metrics import StepMetrics, masked_sum
 from mcframe.context.substitutions import drop_gists
-from mcframe.context.working_context import WorkingContext, build_context, gather_embeddings, raw_context
+from mcframe.context.working_context import (
+    WorkingContext,
+    build_context,
+    gather_embeddings,
+    raw_context,
+    with_documents,
+)
 from mcframe.hookspecs import LensPass, Loss, StepView, UncompressedPass, VariantPass
 from mcframe.interfaces.loss import Need
 from mcframe.losses.lens_metrics import lens_metrics
@@ -133,7 +139,7 @@ class TrainStep(nn.Module):
             uncompressed, batch = uncompressed.every(self.variants_every), batch.divided(self.variants_every)[0]
         if model.strategy.count:
             with timed("build"):
-                table = model.node_table(uncompressed.embeddings, uncompressed.gist_inputs)
+                table = model.node_table(uncompressed.embeddings, uncompressed.gist_inputs, uncompressed.inputs)
             variants = self._variants(uncompressed, table, batch)
             metrics |= self._variant_metrics(variants, batch.seeds)
         bare = None if others is None else self._without_baseline(others)
@@ -151,7 +157,7 @@ class TrainStep(nn.Module):
         model = self.model
         with model.timed("build"):
             uncompressed = model.no_pass(batch.tokens, batch.loss_mask)
-            table = model.node_table(uncompressed.embeddings, uncompressed.embeddings)
+            table = model.node_table(uncompressed.embeddings, uncompressed.embeddings, uncompressed.inputs)
         context, entries, hidden = self._contexts(uncompressed, table, batch)
         with model.timed("variant"):
             paired, _ = self._pair(hidden, context, uncompressed, with_kl=False)
@@ -164,7 +170,7 @@ class TrainStep(nn.Module):
         model, timed = self.model, self.model.timed
         focus = model.propose_from(uncompressed.inputs, table, batch.seeds, batch.length, uncompressed.nll)
         with timed("sampling"):
-            context = build_context(focus, model.tree, batch.length)
+            context = model.with_documents(build_context(focus, model.tree, batch.length), uncompressed.inputs)
             context = drop_gists(context) if model.gistnet is None else context
         with timed("pack"):
             entries = gather_embeddings(table, context)
@@ -227,6 +233,8 @@ class TrainStep(nn.Module):
             uncompressed_scores = None
             if self._needs_uncompressed_scores:
                 raw = raw_context(model.tree, table.shape[0], table.device)
+                documents = None if prefix.documents is None else prefix.documents[:: seeds.shape[1]]
+                raw = with_documents(raw, documents)
                 uncompressed_scores = block_means(model.scores(raw, table, nll), raw.before_cursor())
         with model.timed("lens bookkeeping"):
             compared = dropped if dropped is not None and targets.config.condition == "drop" else paired

@@ -29,7 +29,7 @@ class AdapterGistNet(GistNet):
     """
 
     context_blocks = None
-    reads_tokens = True
+    reads_tokens = masks_documents = True
 
     def __init__(self, shape: ModelShape, *, layer: Size = 8, hidden: Size = 2) -> None:
         super().__init__()

@@ -65,6 +65,7 @@ class ContextualGistNet(PooledGistNet):
         )  # fmt: skip
         self.context_blocks = None if base_layer else layers * window
         self.reads_layer, self.reads_tokens = base_layer, from_tokens
+        self.masks_documents = layers * window == 0
         self.block_size, self.head_width = tree.block_size, width // heads
         self.window, self.pooling = window, pooling
         if pooling == "query":

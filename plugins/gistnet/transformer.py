@@ -49,7 +49,7 @@ class TransformerGistNet(PooledGistNet):
             slot_table=pooling != "mean",
         )  # fmt: skip
         if base_layer:
-            self.context_blocks, self.reads_layer = None, base_layer
+            self.context_blocks, self.reads_layer, self.masks_documents = None, base_layer, True
         self.pooling = pooling
         if pooling == "query":
             self.pool = Layer(shape.width, heads)

@@ -29,6 +29,8 @@ class MLPLensNet(LensNet):
         embeddings: Read the entry's embedding in addition to its features.
     """
 
+    masks_documents = True
+
     def __init__(
         self,
         shape: ModelShape,

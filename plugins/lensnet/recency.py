@@ -15,6 +15,8 @@ class RecencyLensNet(LensNet):
         StreamingLLM (Xiao et al., 2024).
     """
 
+    masks_documents = True
+
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
 

@@ -28,6 +28,8 @@ class TransformerLensNet(LensNet):
         surprise: Read also the uncompressed NLL of each entry's tokens, as the LensNet `surprise` does.
     """
 
+    masks_documents = True
+
     def __init__(
         self,
         shape: ModelShape,
@@ -57,6 +59,9 @@ class TransformerLensNet(LensNet):
         features = entry_features(context, surprise=self.reads_nll).to(embeddings.dtype)
         x = self.read(rms_norm(embeddings)) + self.feature_embed(features) + self.lod_embed[context.lod]
         mask = context.valid[:, None, None, :] if context.padded else None
+        if (document := context.document) is not None:
+            same = (document[:, None, :, None] == document[:, None, None, :]) & context.valid[:, None, None, :]
+            mask = same | torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)  # no row without a key
         for layer in self.layers:
             x = layer(x, mask=mask)
         scores: Tensor = self.score_embed(rms_norm(x)).squeeze(-1).tanh()

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mcframe.bounds import NonNegative
+from mcframe.context.step_metrics import masked_mean
+from mcframe.context.working_context import own_children
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
 
@@ -37,4 +39,7 @@ class BagOfTokens(Loss):
         hidden = self.map(F.rms_norm(gists, gists.shape[-1:]))
         blocks = view.uncompressed.inputs[:, : nodes * tree.block_size].unflatten(1, (nodes, tree.block_size))
         log_probability = view.logits(hidden).log_softmax(dim=-1)
-        return LossTerm(-log_probability.gather(2, blocks).mean(dim=(1, 2)))
+        nll = -log_probability.gather(2, blocks)
+        if view.documents is None:
+            return LossTerm(nll.mean(dim=(1, 2)))
+        return LossTerm(masked_mean(nll, own_children(view.documents, tree, 1, tree.block_size)[..., 0], dim=(1, 2)))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mcframe.bounds import Count, NonNegative, PositiveFraction
 from mcframe.context.counter_rng import hash_combine, random_keys
-from mcframe.context.step_metrics import StepMetrics, masked_sum
-from mcframe.context.working_context import build_context
+from mcframe.context.step_metrics import StepMetrics, masked_mean, masked_sum
+from mcframe.context.working_context import build_context, own_children, with_documents
 from mcframe.errors import UserError
 from mcframe.hookspecs import Loss, LossTerm, ModelShape, StepView
 
@@ -71,13 +71,15 @@ class Reconstruction(Loss):
     def forward(self, view: StepView) -> LossTerm:
         """Return the mean NLL of each sequence [B]."""
         nll = self.reconstruct(view)
-        figure = masked_sum(nll, torch.ones_like(nll, dtype=torch.bool))
-        return LossTerm(nll.mean(dim=(1, 2)), StepMetrics(means={"mc/reconstruction_loss": figure}))
+        known = torch.ones_like(nll, dtype=torch.bool) if view.documents is None else ~nll.isnan()
+        figure = masked_sum(nll, known)
+        return LossTerm(masked_mean(nll, known, dim=(1, 2)), StepMetrics(means={"mc/reconstruction_loss": figure}))
 
     def reconstruct(self, view: StepView) -> Tensor:
         """Return the NLL in nats, float32 [B, groups, blocks * K], of groups of neighbouring LOD1 blocks.
 
-        The first seed of each sequence selects its groups.
+        The first seed of each sequence selects its groups. NaN for tokens of a document that its block's gist does not
+        cover: where documents are masked, it covers the last one of the block.
         """
         tree, table, blocks, tokens = view.tree, view.with_table(), self.stages[self.stage], view.uncompressed.inputs
         size, groups = blocks * tree.block_size, tree.nodes(1) // blocks
@@ -91,8 +93,14 @@ class Reconstruction(Loss):
         doubled = replace(tree, window=2 * size, levels=1, tail=size, sink=0)
         focus = torch.arange(2 * blocks, device=table.device).lt(blocks).long()[None]
         context = build_context(focus, doubled, slots + size)
+        if (documents := view.documents) is not None:
+            own = _select(documents[:, : groups * size, None], group, size)[..., 0]
+            context = with_documents(context, torch.cat((own, own[:, :1], own[:, :-1]), dim=1))
         hidden = view.run_base(torch.cat((gists, begin, embeddings[:, :-1]), dim=1), context)
         nll = view.nll(hidden[:, slots:], _select(tokens[:, : groups * size, None], group, size)[..., 0])
+        if documents is not None:
+            covered = own_children(documents, tree, 1, tree.block_size).flatten(1, 2)
+            nll = torch.where(_select(covered[:, : groups * size], group, size)[..., 0], nll, torch.nan)
         return nll.view(*group.shape, size)
 
 

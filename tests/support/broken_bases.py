@@ -91,6 +91,13 @@ class CutsAtGaps(OneLayer):
         return final, final if layer else embeddings
 
 
+@breaks("B6", "base")
+class ReadsAllDocuments(OneLayer):
+    """Declares a mask that it does not apply."""
+
+    masks_documents = True
+
+
 @breaks("B5", "base")
 class CutsGradients(OneLayer):
     """Reads embeddings as constants."""

@@ -51,6 +51,17 @@ class ReadsTheNext(LinearGistNet):
 
 
 @breaks("G3", "gistnet")
+class MasksNoDocuments(LinearGistNet):
+    """Reads the block before its own, and declares that it masks documents."""
+
+    context_blocks, masks_documents = 1, True
+
+    def forward(self, children, lod):
+        before = torch.cat((torch.zeros_like(children[:, :1]), children[:, :-1]), dim=1)
+        return super().forward(children + 0.5 * before, lod)
+
+
+@breaks("G3", "gistnet")
 class NormalisesOverNodes(LinearGistNet):
     """One scale for the sequence, so later nodes affect earlier ones."""
 

@@ -47,6 +47,20 @@ class CountsThePadding(LinearLensNet):
         return super().forward(context, embeddings) * (1 - 1 / (2 + context.length))
 
 
+@breaks("L4", "lensnet")
+class ComparesDocuments(LinearLensNet):
+    """Subtracts the mean of all entries, and declares that it masks documents."""
+
+    masks_documents = True
+
+    def forward(self, context, embeddings):
+        valid = context.valid[..., None]
+        mean = torch.where(valid, embeddings, 0.0).sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(
+            min=1
+        )
+        return super().forward(context, embeddings - mean)
+
+
 HOOKS = []
 """The registered hooks; tests remove them."""
 _seen = {"last": torch.zeros(())}

@@ -134,6 +134,7 @@ def build_step(
     settings: LossConfig | None = None,
     losses: Sequence[Loss] = (),
     seed: int = 0,
+    separator: int | None = None,
     **options: object,
 ) -> Step:
     """Build a small step with random weights; `losses` are added to those of the settings."""
@@ -150,7 +151,8 @@ def build_step(
         with torch.no_grad():
             for parameter in lens.parameters():
                 parameter.mul_(0.2)
-    return assemble(MegaContextModel(gpt, gist, lens, strategy, shape.tree), settings, [*built, *losses])
+    model = MegaContextModel(gpt, gist, lens, strategy, shape.tree, separator)
+    return assemble(model, settings, [*built, *losses])
 
 
 def assemble(model: MegaContextModel, settings: LossConfig, losses: Sequence[Loss] | None = None) -> Step:

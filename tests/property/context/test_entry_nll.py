@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcframe.context.entry_nll import counts, mean_block_nll, mean_entry_nll
-from mcframe.context.working_context import build_context
+from mcframe.context.working_context import build_context, with_documents
 from tests.support import oracle
 from tests.support.generators import MANY, focus_tensor, focused_trees, geometry_of
 
@@ -37,6 +37,26 @@ def test_an_entry_has_the_mean_of_its_nodes_tokens(case, variants, seed, padded)
         assert counted_at[row, : len(entries)].tolist() == [bool(each) for each in counted]
         assert not found[row, len(entries) :].any()
         assert not counted_at[row, len(entries) :].any()
+
+
+@MANY
+@given(focused_trees(), st.integers(0, 2**32), st.data())
+def test_tokens_of_other_documents_are_excluded(case, seed, data):
+    """So is the first token of a document, which the document before it predicts."""
+    tree, focuses = case
+    torch.manual_seed(seed)
+    nll = torch.rand(len(focuses), tree.window) * 9
+    starts = data.draw(st.sets(st.integers(1, tree.window - 1), max_size=4)) if tree.window > 1 else set()
+    documents = torch.tensor([sum(start <= t for start in starts) for t in range(tree.window)])
+    context = build_context(focus_tensor(focuses), geometry_of(tree))
+    context = with_documents(context, documents.expand(len(focuses), -1)).before_cursor()
+    found = mean_entry_nll(nll, context)
+    for row, focus in enumerate(focuses):
+        entries = [e for e in oracle.build_context(tree, focus) if e.end <= tree.cursor]
+        for index, entry in enumerate(entries):
+            first = max([entry.start, *(start + 1 for start in starts if start < entry.end)])
+            own = nll_of(tree, nll[row].tolist(), first, entry.end)
+            assert found[row, index].item() == pytest.approx(oracle.mean(own), abs=1e-5)
 
 
 @MANY

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from mcframe.context.context_tree import ContextTree
-from mcframe.context.working_context import build_context, raw_context
+from mcframe.context.working_context import build_context, raw_context, with_documents
 from mcframe.errors import UserError
 from mcframe.hookspecs import BaseShape, HeadShape, ModelShape
 from mcframe.modeling.bounded_positions import EntryPositions
@@ -66,6 +66,25 @@ def test_the_first_entry_reaches_the_last_over_gaps(name, tmp_path):
     moved[:, 0] *= -1
     difference = base.hidden(moved, context)[0, -1] - base.hidden(embeddings, context)[0, -1]
     assert difference.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+@torch.no_grad()
+def test_an_entry_reads_its_own_document_alone(name, tmp_path):
+    base, documents = base_of(saved(name, tmp_path)), torch.arange(TREE.window)[None] // 20
+    focus = torch.zeros(1, TREE.blocks, dtype=torch.long)
+    focus[0, 1] = 1
+    context = with_documents(build_context(focus, TREE, TREE.length((1, 0))), documents)
+    embeddings = torch.randn(1, context.length, base.width, generator=torch.Generator().manual_seed(0))
+    own = context.document[0] == 1
+    moved = torch.where(own[:, None], -embeddings, embeddings)
+    before, after = (base.hidden(each, context)[0] for each in (embeddings, moved))
+    torch.testing.assert_close(after[~own], before[~own], atol=1e-6, rtol=1e-6)
+    assert (after - before)[own].abs().amax(dim=-1).min() > 1e-4
+    alone = replace(
+        context, token=context.token[:, own], lod=context.lod[:, own], valid=context.valid[:, own], documents=None
+    )
+    torch.testing.assert_close(base.hidden(embeddings[:, own], alone)[0], before[own], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ def reconstructed(step, tokens, blocks):
     model, loss = step.model, step.reconstruction
     loss.stages, loss.stage = (blocks,), 0
     passed = model.uncompressed_pass(tokens)
-    table = model.node_table(passed.embeddings, passed.gist_inputs)
+    table = model.node_table(passed.embeddings, passed.gist_inputs, passed.inputs)
     gpt, seeds = model.gpt, torch.tensor([[1], [2], [3]])
     return loss.reconstruct(StepView(model.tree, passed, table, None, seeds, gpt.nll, gpt.logits, gpt.hidden))
 

@@ -29,7 +29,13 @@ def test_what_is_applied_is_listed(smoke):
 
 @pytest.mark.parametrize(
     "setting",
-    ["run.optimizer = @optimizer.muon", "run.variants = @variants.none", "gpt.gist_bias = 0.0", "gpt.depth = 3"],
+    [
+        "run.optimizer = @optimizer.muon",
+        "run.variants = @variants.none",
+        "gpt.gist_bias = 0.0",
+        "gpt.depth = 3",
+        "data.document_mask = True",
+    ],
 )
 def test_what_changes_the_model_or_its_state_is_refused(smoke, setting):
     with pytest.raises(UserError, match="a resumed run cannot change") as caught:
