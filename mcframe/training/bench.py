@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from statistics import median
 from typing import Any, cast
@@ -19,6 +19,7 @@ from mcframe.metrics.flops import device_peak
 from mcframe.metrics.timers import STEP, HostMark, Mark, Timers, device_mark
 from mcframe.training.arithmetic import Floor, recorded_products
 from mcframe.training.build import Components, build_optimizer, build_schedule, build_step
+from mcframe.training.communication import PERSISTENT, Collectives, Exchange, exchange
 from mcframe.training.engine import Engine
 from mcframe.training.flops import StepFlops
 from mcframe.training.gpu import set_float32_products
@@ -114,6 +115,30 @@ class BenchedStep:
         means = self.timers.collect().means
         return {name: float(value[0] / value[1]) for name, value in means.items()}
 
+    def communicated(self) -> dict[str, int]:
+        """Run one step, and return the bytes of the messages of each collective."""
+        with torch.compiler.set_stance("force_eager"), Collectives() as collectives:
+            self.run()
+        self.timers.collect()
+        return dict(collectives.bytes)
+
+    def exchanged(self) -> Exchange:
+        """Return the messages of a step by the formula."""
+        counts = [getattr(each, "ds_numel", each.numel()) for each in self._trained]
+        width = 2 if self.engine.config["bf16"]["enabled"] else 4
+        large = sum(count for count in counts if count > PERSISTENT)
+        return exchange(
+            trained=sum(counts),
+            large=large,
+            width=width,
+            stage=self.engine.stage,
+            accumulation=self.engine.accumulation,
+        )
+
+    @property
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [each for each in self.engine.step.parameters() if each.requires_grad]
+
     def floor(self) -> Floor:
         """Run one step, and return its products."""
         with recorded_products() as products:
@@ -130,11 +155,13 @@ class Measurement:
         figures: Name -> figure: times in ms, ratios without a unit.
         phases: Timer -> ms, of the step.
         baseline_phases: Timer -> ms, of the baseline.
+        communicated: Collective -> bytes of the messages of a step; empty with one rank.
     """
 
     figures: dict[str, float]
     phases: dict[str, float]
     baseline_phases: dict[str, float]
+    communicated: dict[str, int] = field(default_factory=dict)
 
 
 def measure(step: BenchedStep, baseline: BenchedStep, rounds: int) -> Measurement:
@@ -160,7 +187,11 @@ def measure(step: BenchedStep, baseline: BenchedStep, rounds: int) -> Measuremen
         for each in both if number % 2 else both[::-1]:
             times[each].append(each.timed())
             alone[each].append(floors[each].milliseconds())
-    return _medians(step, baseline, times, alone)
+    measured = _medians(step, baseline, times, alone)
+    if step.ranks == 1:
+        return measured
+    formula = {"formula_bytes": step.exchanged().sent(step.ranks)}
+    return replace(measured, figures=measured.figures | formula, communicated=step.communicated())
 
 
 def _medians(
@@ -188,10 +219,14 @@ def _medians(
         if peak is not None:
             figures["mfu"] = step.flops / (figures["step_ms"] / 1000) / (peak * step.ranks)
             figures["baseline_mfu"] = baseline.flops / (figures["baseline_ms"] / 1000) / (peak * step.ranks)
-    return Measurement(figures, *({
-        name: median(each.get(name, 0.0) for each in times[which]) for name in (*STEP_TIMERS, STEP)
-        if any(name in each for each in times[which])
-    } for which in (step, baseline)))  # fmt: skip
+    phases, baseline_phases = (_phases(times[which]) for which in (step, baseline))
+    return Measurement(figures, phases, baseline_phases)
+
+
+def _phases(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Return the medians of the timers that any step has."""
+    shown = [name for name in (*STEP_TIMERS, STEP) if any(name in each for each in steps)]
+    return {name: median(each.get(name, 0.0) for each in steps) for name in shown}
 
 
 def _dtype(step: BenchedStep) -> torch.dtype:
