@@ -1,4 +1,4 @@
-"""What ranks send each other in a step: measured, and by a formula."""
+"""Bytes that ranks send each other in a step: measured, and by a formula."""
 
 from __future__ import annotations
 
