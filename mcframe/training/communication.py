@@ -1,4 +1,4 @@
-"""The bytes that ranks send each other in a step: measured, and by a formula."""
+"""Bytes that ranks send each other in a step: measured, and by a formula."""
 
 from __future__ import annotations
 

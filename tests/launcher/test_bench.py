@@ -40,6 +40,8 @@ def test_ranks_and_a_regression(launches, tmp_path):
     bench(launches, *options).succeeded()
     row = json.loads(history.read_text("utf-8"))
     assert (row["ranks"], row["clock"]) == (2, "wall")
+    sent = sum((2 if name == "allreduce" else 1) * size for name, size in row["communicated"].items()) / 2
+    assert sent == pytest.approx(row["figures"]["formula_bytes"], rel=1e-3)
     row["figures"]["step/baseline"] /= 10
     history.write_text(json.dumps(row) + "\n", "utf-8")
     again = bench(launches, *options)
