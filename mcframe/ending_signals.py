@@ -72,6 +72,8 @@ class ParentWatch(threading.Thread):
         if not launchers and any(each.startswith("--local_rank") for each in sys.argv[1:]):
             self._launchers.append(None)  # the launcher that passed the option has ended already
         self._commands = [_process(int(pid)) for pid in _pids(os.environ.get(PARENTS, ""))]
+        if self._commands and launchers and not any(map(_is_runner, launchers)):
+            self._launchers.append(None)  # killed before this rank started: a command starts no launcher without it
         self._mask = sum(1 << number - 1 for number in ending_signals())
         self._received, writer = os.pipe()
         for end in (self._received, writer):
@@ -117,6 +119,13 @@ def _process(pid: int) -> psutil.Process | None:
     with suppress(psutil.Error):
         return psutil.Process(pid)
     return None
+
+
+def _is_runner(process: psutil.Process) -> bool:
+    """Return whether a launcher is not the one that DeepSpeed's runner starts on each machine."""
+    with suppress(psutil.Error):
+        return "deepspeed.launcher.launch" not in process.cmdline()[:4]
+    return False
 
 
 def _is_launcher(process: psutil.Process) -> bool:

@@ -23,6 +23,7 @@ kind, *rest = sys.argv[1:]
 runs = kind == "deepspeed.launcher.runner"
 if "early" in rest[-1] or ("rankless" in rest[-1] and not runs):
     time.sleep(30)
+time.sleep(3 * ("slow" in rest[-1] and not runs))
 code = subprocess.call([sys.executable, *([sys.argv[0], "deepspeed.launcher.launch", *rest] if runs else rest)])
 sys.exit(max(code, 0) if runs else code)
 """
@@ -35,9 +36,9 @@ from mcframe.errors import raise_interrupt
 unfinished = take_unfinished()
 mark = Path(sys.argv[-1])
 handle_ending_signals(raise_interrupt)
-ParentWatch().start()
-mark.write_text("ready")
 try:
+    ParentWatch().start()
+    mark.write_text("ready")
     time.sleep(0.5 if "short" in mark.name else 30)
     unfinished.unlink()
 except KeyboardInterrupt as interrupt:
@@ -46,7 +47,7 @@ except KeyboardInterrupt as interrupt:
     mark.write_text("saved")
     sys.exit(128 + interrupt.number)
 """
-BELOW = {"early": 1, "rankless": 2}
+BELOW = {"early": 1, "rankless": 2, "slow": 2}
 """Name of the mark -> the number of processes below the command in a run without a rank."""
 
 
@@ -116,6 +117,12 @@ def test_ranks_of_a_killed_command_save_and_end(tmp_path):
     run.send("command", signal.SIGKILL)
     assert run.end()[0] == -signal.SIGKILL
     assert run.mark.read_text() == "saved"
+
+
+def test_a_rank_whose_runner_was_killed_before_it_started_saves_and_ends(tmp_path):
+    run = Run(tmp_path, "slow")
+    run.send("runner", signal.SIGKILL)
+    assert run.end() == (143, "saved")
 
 
 def test_a_second_ctrl_c_ends_a_rank_that_does_not(tmp_path):
