@@ -23,6 +23,7 @@ ELSEWHERE = {
     "mc/adv_delta_undefined", "mc/preference_corr_undefined",  # logged where a mean is undefined
     "loss/{loss}", "loss/{loss}/{figure}", "callback/{callback}/{figure}",  # of plug-ins that this run does not use
     "train/rollbacks",  # of a run that may roll back
+    "train/compile_s", "train/compiled_graphs", "train/forward_ms",  # of a run that compiles its step
 }  # fmt: skip
 """Metrics that this run need not log. Evaluations log theirs elsewhere."""
 

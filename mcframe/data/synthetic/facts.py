@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcframe.bounds import Size
+from mcframe.bounds import Count, Size
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, randint, random_keys
 from mcframe.data.sources import StandardLibrary
@@ -69,7 +69,7 @@ class Facts(SyntheticTask):
         text: Callable[[], TextSource] | None = None,
         tokenizer: Callable[[], Tokenizer] | None = None,
         facts: Size = 4,
-        prose_tokens: Size = 500_000,
+        prose_tokens: Count = 500_000,
         statement: str = ' The code word of {name} is "{value}".',
         question: str = "\n\nWhat is the code word of {name}?",
         answer: str = 'The code word of {name} is "{value}',

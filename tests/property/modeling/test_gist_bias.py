@@ -37,7 +37,7 @@ def test_it_is_an_additive_mask(width, heads, length, shared, seed):
     generator = torch.Generator().manual_seed(seed)
     query, key, value = (torch.randn(2, heads, length, width, generator=generator) for _ in range(3))
     bias = 3 * torch.randn(1 if shared else 2, length, heads, generator=generator)
-    found = _biased_attention(query, key, value, bias)
+    found = _biased_attention(query, key, value, bias, None)
     expected = attended(query, key, value, bias.expand(2, -1, -1))
     assert found.shape == expected.shape
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
