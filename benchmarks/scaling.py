@@ -35,7 +35,7 @@ GPU, MFU, A_NODE = "NVIDIA H100 80GB HBM3", 0.45, 8
 INSIDE, BETWEEN = 450e9, 50e9
 """Bytes a second that a GPU sends to others of its node (NVLink 4), and to other nodes (a 400 Gb/s card a GPU)."""
 CALLS = 4.0
-"""How often a micro-batch gathers a weight at ZeRO 3: forward and backward of the uncompressed pass and of variants."""
+"""Gathers of a weight in a micro-batch at ZeRO 3: forward and backward of the uncompressed pass and of variants."""
 SIZES = ((8, 114_688), (64, 131_072))
 """GPUs, and tokens of a step that their number divides."""
 

@@ -108,7 +108,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the folder has a chat template."""
+        """True if the folder has a chat template."""
         return self._template is not None
 
     def chat_prompt(self, roles: Sequence[str], messages: Sequence[Message]) -> list[int] | None:

@@ -137,7 +137,7 @@ class Tokenizer(ABC):
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `chat_prompt` returns ids."""
+        """True if `chat_prompt` returns ids."""
         return False
 
     def chat_prompt(self, roles: Sequence[str], messages: Sequence[Message]) -> list[int] | None:

@@ -36,13 +36,12 @@ class LowRankChanges:
             import peft
         config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(_MAPS), bias="none")
         peft.inject_adapter_in_model(config, layers)
-        self.from_gist, self.acts = from_gist, None
+        self.from_gist = from_gist
+        self.acts: Tensor | None = None
         if from_gist:
             for name, module in layers.named_modules():
                 if name.endswith("lora_B.default"):
                     module.register_forward_hook(self._gate)
-
-    acts: Tensor | None
 
     def acts_on(self, context: WorkingContext) -> Tensor | None:
         """Return `acts` for a context. A context without gists has an empty tensor: no gradient is computed."""

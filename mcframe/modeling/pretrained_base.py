@@ -123,7 +123,7 @@ class HuggingFaceBase(BaseModel):
 
     @property
     def reads_gists(self) -> bool:
-        """Whether low-rank changes act from the first gist of a context on."""
+        """True if low-rank changes act from the first gist of a context on."""
         return self._lora is not None and self._lora.from_gist
 
     @property

@@ -52,8 +52,10 @@ class ChatTemplate:
         """Tokens that end an answer."""
         return ()
 
-    def prompt(self, messages: Sequence[Message], pending: str | None = None, roles: Sequence[str] = ()) -> str:
-        """Return messages as text, up to the beginning of the answer.
+    def prompt(
+        self, messages: Sequence[Message], pending: str | None = None, roles: Sequence[str] = ()
+    ) -> str | list[int]:
+        """Return messages as text or token ids, up to the beginning of the answer.
 
         Args:
             messages: The messages.
@@ -96,9 +98,7 @@ class ModelTemplate(ChatTemplate):
         """The token that ends an answer."""
         return (self.tokenizer.chat_end,)
 
-    def prompt(  # type: ignore[override]
-        self, messages: Sequence[Message], pending: str | None = None, roles: Sequence[str] = ()
-    ) -> list[int]:
+    def prompt(self, messages: Sequence[Message], pending: str | None = None, roles: Sequence[str] = ()) -> list[int]:
         """Return messages as token ids, up to the beginning of the answer; see `ChatTemplate.prompt`."""
         named = [ChatMessage(role_of(each), each.content) for each in messages]
         ids = self.tokenizer.chat_prompt(roles, named)
