@@ -17,6 +17,7 @@ from mcframe.config.run_config import load_run_config
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.training.build import build_step
 from mcframe.training.compiled_step import CompiledStep
+from mcframe.training.device_settings import keep_freed_memory
 from mcframe.training.train_step import StepBatch, TrainStep
 
 BYTES_AND_SEPARATOR = 257
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--steps", type=int, default=9)
     options = parser.parse_args()
+    keep_freed_memory()
     run_config = load_run_config([options.gin], options.set).run_config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with device:

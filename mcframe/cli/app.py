@@ -32,7 +32,7 @@ COMMANDS = {
     "replay": ("replay:replay", "Run the step of a saved anomaly again, such as a loss of NaN."),
     "review": ("review:review", "Review a run: a page with findings, figures and plots."),
     "compare": ("compare:compare", "Compare two runs or more at equal tokens."),
-    "bench": ("bench:bench", "Time a step against its plain baseline and the floor of its matrix products."),
+    "bench": ("bench:bench", "Time a step against its plain baseline and the floor of its networks."),
     "export": ("export:export", "Write the weights of a checkpoint as safetensors."),
     "tokenizer": ("tokenizer:tokenizer", "Train and cache the tokenizer of a gin file."),
     "doctor": ("doctor:doctor", "Check that this machine has everything that training needs."),

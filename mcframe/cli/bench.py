@@ -1,4 +1,4 @@
-"""`mcframe bench`: the time of a step against its plain baseline and the floor of its matrix products."""
+"""`mcframe bench`: the time of a step against its plain baseline and the floor of its networks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def bench(
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Rise of a ratio that is a regression.")] = 0.05,
 ) -> int:
-    """Time a step, its plain baseline and the matrix products of both, on random tokens. Exit code 1: regressions."""
+    """Time a step, its plain baseline and the networks of both alone, on random tokens. Exit code 1: regressions."""
     prepare = ["--ranks", str(ranks), "--rounds", str(rounds), "--tolerance", str(tolerance)]
     for name, values in (("--set", set_), ("--case", case)):
         prepare += [part for value in values for part in (name, value)]

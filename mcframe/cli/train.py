@@ -36,8 +36,8 @@ from mcframe.training.callbacks.profile import Profile
 from mcframe.training.checkpoint_folder import Checkpoint
 from mcframe.training.checkpoint_writer import archive, remove_leftovers
 from mcframe.training.checkpoints import load
+from mcframe.training.device_settings import set_float32_products
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
-from mcframe.training.gpu import set_float32_products
 from mcframe.training.micro_batch import AUTO, with_micro_batch
 from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, write_record
 from mcframe.training.random_states import seed_random_states

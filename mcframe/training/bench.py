@@ -1,10 +1,11 @@
-"""Steps of a configuration on random tokens, timed against its plain baseline and the arithmetic floor of both."""
+"""Steps of a configuration on random tokens, timed against its plain baseline and the networks of both alone."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from statistics import median
@@ -17,20 +18,21 @@ from mcframe.config.schema import RunConfig
 from mcframe.context.counter_rng import variant_seeds
 from mcframe.metrics.flops import device_peak
 from mcframe.metrics.timers import STEP, HostMark, Mark, Timers, device_mark
-from mcframe.training.arithmetic import Floor, recorded_products
 from mcframe.training.build import Components, build_optimizer, build_schedule, build_step
 from mcframe.training.communication import PERSISTENT, Collectives, Exchange, exchange
+from mcframe.training.device_settings import set_float32_products
 from mcframe.training.engine import Engine
+from mcframe.training.floor import Floor
 from mcframe.training.flops import StepFlops
-from mcframe.training.gpu import set_float32_products
 from mcframe.training.micro_batch import with_micro_batch
 from mcframe.training.run_directory import processor
 from mcframe.training.train_step import StepBatch
 
 _WARM_UP = 2
+_OPTIMIZER = "train/optimizer_ms"
 STEP_TIMERS = (
     "train/base_ms", "mc/build_ms", "mc/variant_ms", "mc/variant_pack_ms", "mc/lens_ms", "train/losses_ms",
-    "train/backward_ms", "train/optimizer_ms",
+    "train/backward_ms", _OPTIMIZER,
 )  # fmt: skip
 """The timers of a step without data, metrics and sums."""
 
@@ -84,6 +86,7 @@ class BenchedStep:
         count = step.model.strategy.count
         set_float32_products(device, run_config.deepspeed.tf32)
         components = with_micro_batch(components, device, ranks)
+        self._alone = deepcopy(step)  # an engine would reduce its gradients, and partition its weights
         self.length = run_config.variant_length(0) if count else 0
         self.tokens = run_config.batch_tokens
         self.device, self.ranks = device, ranks
@@ -136,15 +139,17 @@ class BenchedStep:
         )
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return next(each.dtype for each in self.engine.model.parameters())
+
+    @property
     def _trained(self) -> list[torch.nn.Parameter]:
         return [each for each in self.engine.step.parameters() if each.requires_grad]
 
     def floor(self) -> Floor:
-        """Run one step, and return its products."""
-        with recorded_products() as products:
-            self.run()
-        self.timers.collect()
-        return Floor(products, self.device, self._mark)
+        """Return the floor of a micro-batch, with weights of its own."""
+        return Floor(self._alone.to(self.device, self.dtype), self._batch, self._mark)
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,8 @@ class Measurement:
     """Medians over the rounds. Ratios are medians of the ratios within a round.
 
     Attributes:
-        figures: Name -> figure: times in ms, ratios without a unit.
+        figures: Name -> figure: times in ms, ratios without a unit; `step/floor` and `baseline/floor` without the
+            optimizer, which the floor does not have.
         phases: Timer -> ms, of the step.
         baseline_phases: Timer -> ms, of the baseline.
         communicated: Collective -> bytes of the messages of a step; empty with one rank.
@@ -186,7 +192,7 @@ def measure(step: BenchedStep, baseline: BenchedStep, rounds: int) -> Measuremen
     for number in range(rounds):
         for each in both if number % 2 else both[::-1]:
             times[each].append(each.timed())
-            alone[each].append(floors[each].milliseconds())
+            alone[each].append(floors[each].milliseconds() * each.engine.accumulation)
     measured = _medians(step, baseline, times, alone)
     if step.ranks == 1:
         return measured
@@ -201,21 +207,22 @@ def _medians(
     alone: dict[BenchedStep, list[float]],
 ) -> Measurement:
     own, plain = ([each[STEP] for each in times[which]] for which in (step, baseline))
+    passes, plain_passes = ([each[STEP] - each[_OPTIMIZER] for each in times[which]] for which in (step, baseline))
     figures = {
         "step_ms": median(own),
         "baseline_ms": median(plain),
         "floor_ms": median(alone[step]),
         "baseline_floor_ms": median(alone[baseline]),
         "step/baseline": _ratio(own, plain),
-        "step/floor": _ratio(own, alone[step]),
-        "baseline/floor": _ratio(plain, alone[baseline]),
+        "step/floor": _ratio(passes, alone[step]),
+        "baseline/floor": _ratio(plain_passes, alone[baseline]),
         "flops/baseline": step.flops / baseline.flops,
         "tokens_per_second": 1000 * step.tokens / median(own),
         "baseline_tokens_per_second": 1000 * baseline.tokens / median(plain),
     }
     if step.device.type == "cuda":
         figures["memory_gib"] = torch.cuda.max_memory_allocated(step.device) / 2**30
-        peak = device_peak(torch.cuda.get_device_name(step.device), _dtype(step))
+        peak = device_peak(torch.cuda.get_device_name(step.device), step.dtype)
         if peak is not None:
             figures["mfu"] = step.flops / (figures["step_ms"] / 1000) / (peak * step.ranks)
             figures["baseline_mfu"] = baseline.flops / (figures["baseline_ms"] / 1000) / (peak * step.ranks)
@@ -227,10 +234,6 @@ def _phases(steps: list[dict[str, float]]) -> dict[str, float]:
     """Return the medians of the timers that any step has."""
     shown = [name for name in (*STEP_TIMERS, STEP) if any(name in each for each in steps)]
     return {name: median(each.get(name, 0.0) for each in steps) for name in shown}
-
-
-def _dtype(step: BenchedStep) -> torch.dtype:
-    return next(each.dtype for each in step.engine.model.parameters())
 
 
 def _ratio(over: list[float], under: list[float]) -> float:

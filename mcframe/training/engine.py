@@ -29,10 +29,10 @@ from mcframe.training.build import Components, lr_factor
 from mcframe.training.clipping import PartClipping
 from mcframe.training.compiled_step import CompiledStep
 from mcframe.training.compiler import INSTALL, check_compiler, op_not_built
+from mcframe.training.device_settings import keep_freed_memory, prepare_allocator
 from mcframe.training.engine_config import check_ranks, checked_micro_batch, engine_config, gradient_clipping
 from mcframe.training.external_weights import check_external, external_digests
 from mcframe.training.first_interval import GradientWatch
-from mcframe.training.gpu import prepare_allocator
 from mcframe.training.param_groups import lr_factors, optimizer_groups, param_groups, with_starts
 from mcframe.training.rendezvous import SharedBuffer, await_ranks
 from mcframe.training.stall import Store
@@ -58,6 +58,7 @@ def prepare_environment() -> None:
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # DeepSpeed's launcher numbers the ranks of a CPU in it
     prepare_allocator()
+    keep_freed_memory()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_directory()))

@@ -1,0 +1,106 @@
+"""The floor of a step: its networks alone, forward and backward, on exactly the inputs that the step gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from mcframe.training.train_step import StepBatch, TrainStep
+
+_METHODS = {"base": ("embed", "states", "logits", "nll", "nll_and_kl", "nll_and_correct")}
+"""What is called of a part, besides `forward`."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a network.
+
+    Attributes:
+        function: What was called.
+        args: Its positional arguments; tensors are cut from the graph that made them.
+        kwargs: Its keyword arguments, likewise.
+        trains: True if gradients flow back through it.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    trains: bool
+
+    def run(self) -> None:
+        """Run it forward, and backward from a gradient of ones if gradients flow back through it."""
+        args, kwargs = tree_map_only(Tensor, _leaf, (self.args, self.kwargs))
+        with torch.set_grad_enabled(self.trains):
+            outputs = [each for each in tree_leaves(self.function(*args, **kwargs)) if isinstance(each, Tensor)]
+        ends = [each for each in outputs if each.grad_fn is not None]
+        if ends:
+            torch.autograd.backward(ends, [torch.ones_like(each) for each in ends])
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+class Floor:
+    """The networks of a step alone: neither contexts nor losses over them, metrics, DeepSpeed or an optimizer.
+
+    Args:
+        step: A step of its own, which no engine holds: gradients stay in its parameters.
+        batch: A micro-batch. The step runs on it once, eagerly, and its calls of networks are recorded.
+        mark: Makes a mark at this moment; see `mcframe.metrics.timers.Timers`.
+    """
+
+    def __init__(self, step: TrainStep, batch: StepBatch, mark: Callable[[], Any]) -> None:
+        self._step, self._mark = step, mark
+        step.begin_step(0.0)
+        with recorded_calls(step) as self.calls:
+            step.compute(batch)
+
+    def milliseconds(self) -> float:
+        """Return the time of all calls."""
+        self._step.zero_grad()
+        start = self._mark()
+        for call in self.calls:
+            call.run()
+        end = self._mark()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+
+@contextmanager
+def recorded_calls(step: TrainStep) -> Iterator[list[Call]]:
+    """Record the calls of the parts of a model in the body, not those that they make themselves."""
+    calls: list[Call] = []
+    inside = False
+
+    def recorder(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return function(*args, **kwargs)
+            inside = True
+            try:
+                own_args, own_kwargs = tree_map_only(Tensor, _leaf, (args, kwargs))
+                calls.append(Call(function, own_args, own_kwargs, torch.is_grad_enabled()))
+                return function(*args, **kwargs)
+            finally:
+                inside = False
+
+        return call
+
+    replaced: list[tuple[nn.Module, str]] = []
+    try:
+        for name, part in step.model.parts.items():
+            for method in ("forward", *_METHODS.get(name, ())):
+                setattr(part, method, recorder(getattr(part, method)))
+                replaced.append((part, method))
+        yield calls
+    finally:
+        for part, method in replaced:
+            delattr(part, method)
