@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from mcframe.cli.bench_history import compare, read_history
 from mcframe.cli.options import Set, command
@@ -142,7 +143,7 @@ def _table(rows: list[dict[str, Any]]) -> FittedTable:
     for name in columns:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(row["case"], *(format(row["figures"][key], digits) for key, digits in columns.values()))
+        table.add_row(escape(row["case"]), *(format(row["figures"][key], digits) for key, digits in columns.values()))
     return table
 
 
@@ -151,7 +152,7 @@ def _phase_table(rows: list[dict[str, Any]]) -> FittedTable:
     table = FittedTable(title="Phases, ms (those of the baseline)", title_justify="left")
     table.add_column("phase", no_wrap=True)
     for row in rows:
-        table.add_column(row["case"], justify="right")
+        table.add_column(escape(row["case"]), justify="right")
     for timer, name in (*_PHASES.items(), (None, "rest")):
         cells = [(_spent(row["phases"], timer), _spent(row["baseline_phases"], timer)) for row in rows]
         if any(any(cell) for cell in cells):

