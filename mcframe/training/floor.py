@@ -1,4 +1,4 @@
-"""The floor of a step: its networks alone, forward and backward, on exactly the inputs that the step gives them."""
+"""The floor of a step: its networks alone, forward and backward, on exactly the inputs of the step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from mcframe.training.train_step import StepBatch, TrainStep
 
 _METHODS = {"base": ("embed", "states", "logits", "nll", "nll_and_kl", "nll_and_correct")}
-"""What is called of a part, besides `forward`."""
+"""What is called of a part, next to `forward`."""
 
 
 @dataclass(frozen=True)
