@@ -37,6 +37,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def exempt_imports() -> None:
+    """Exempt what earlier files have imported, too."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def launches(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Launches]:
     """Real runs, with a token cache of their own and without the user's settings."""
