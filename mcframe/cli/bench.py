@@ -55,6 +55,8 @@ def bench(
     tolerance: Annotated[float, typer.Option(min=0.0, help="Rise of a ratio that is a regression.")] = 0.05,
 ) -> int:
     """Time a step, its plain baseline and the networks of both alone, on random tokens. Exit code 1: regressions."""
+    for text in case:  # a wrong one would be found after the figures of those before it
+        load_run_config([file], [*set_, *_bindings(text)], plugins)
     prepare = ["--ranks", str(ranks), "--rounds", str(rounds), "--tolerance", str(tolerance)]
     for name, values in (("--set", set_), ("--case", case)):
         prepare += [part for value in values for part in (name, value)]

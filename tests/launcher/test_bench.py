@@ -1,7 +1,6 @@
 """`mcframe bench` on real steps."""
 
 import json
-import sys
 
 import pytest
 
@@ -9,7 +8,7 @@ pytestmark = pytest.mark.launcher
 
 
 def bench(launches, *options):
-    return launches.execute([sys.executable, "-m", "mcframe", "bench", "gin/smoke.gin", *options])
+    return launches.command("bench", "gin/smoke.gin", *options)
 
 
 def test_settings_are_compared_with_their_baseline_and_floor(launches, tmp_path):

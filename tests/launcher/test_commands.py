@@ -244,7 +244,8 @@ def test_the_stored_config_equals_the_original(plain_run, smoke):
 @launcher
 def test_the_baseline_reads_the_same_tokens_in_the_same_order(launches, smoke, untrained_run):
     full = untrained_run
-    baseline = launches.run(*UNTRAINED, options=["--baseline"]).succeeded()
+    plain = ("logging.wandb = 'disabled'", "figures.every = 0", "logging.tensorboard = False")
+    baseline = launches.run(*UNTRAINED, *plain, options=["--baseline"]).succeeded()
     for name in ("train/tokens_per_step", "train/tokens", "train/loss_lod0", "val/loss"):
         assert baseline.curve(name) == full.curve(name)
         assert len(full.curve(name)) >= 4

@@ -126,8 +126,9 @@ def patient(monkeypatch, launches):
     monkeypatch.setenv("PYTHON", sys.executable)
 
 
-def test_the_rehearsal_trains_and_decodes(tmp_path, patient):
-    results, own = rehearse(tmp_path, "--only", "run10", "--only", "decode")
+def checked(results):
+    """Check the figures and the section of the parts run10 and decode."""
+    own = {part["name"]: part for part in results["parts"]}
     assert {name: part["status"] for name, part in own.items()} == {"run10": "ok", "decode": "ok"}, results
     figures = own["run10"]["figures"]
     assert figures["train/tok_per_sec"] > 0
@@ -138,6 +139,30 @@ def test_the_rehearsal_trains_and_decodes(tmp_path, patient):
     assert text.startswith("**Rehearsal")
     assert re.search(r"\| tokens/s \| [\d,]+ \|", text)
     assert "a generated token" in text
+
+
+def test_figures_of_training_and_decoding(tmp_path, launches, monkeypatch, capsys):
+    """The two commands of a rehearsal without the start of interpreters."""
+    train, decode = (part for part in parts.parts(tmp_path, True) if part.name in ("run10", "decode"))
+    (command,), (decoding,) = train.commands, decode.commands
+    at = len(parts.MCFRAME) + 1
+    assert (*parts.MCFRAME, "run", "--gin") == tuple(command[: at + 1])
+    options = arguments().parse_args(command[at:])
+    run_dir = options.run_dir
+    trained = launches.run(*options.set, gin=options.gin[0], run_dir=run_dir, options=["--resume", "never"]).succeeded()
+    monkeypatch.setattr(sys, "argv", decoding[2:])
+    import_module(decoding[2]).main()
+    results = [
+        {"name": part.name, "status": "ok", "seconds": 1.0, "figures": part.figures([output]), "tail": ""}
+        for part, output in ((train, trained.output), (decode, capsys.readouterr().out))
+    ]
+    checked({"machine": {"error": "not read"}, "started": "now", "rehearsal": True, "parts": results})
+
+
+@pytest.mark.matrix
+def test_the_rehearsal_trains_and_decodes(tmp_path, patient):
+    results, _ = rehearse(tmp_path, "--only", "run10", "--only", "decode")
+    checked(results)
 
 
 @pytest.mark.matrix

@@ -52,9 +52,13 @@ def ended(command, environment, number, seconds, handled=False):
     return process.returncode, output
 
 
+LATER = (("HUP", 2.0), ("QUIT", 3.5))
+"""Moments that long imports of the default tests reach, too, in a part of their own below."""
+
+
 @pytest.mark.parametrize(
     ("name", "seconds"),
-    [("INT", 0.0), ("TERM", 0.7), ("HUP", 2.0), ("QUIT", 3.5),
+    [("INT", 0.0), ("TERM", 0.7), *(pytest.param(*each, marks=pytest.mark.matrix) for each in LATER),
      *(pytest.param(name, moment / 4, marks=pytest.mark.matrix)
        for name in ("INT", "TERM", "HUP", "QUIT") for moment in range(1, 16, 2))],
 )  # fmt: skip
@@ -68,7 +72,9 @@ def test_a_rank_in_start_up_ends_with_one_line(launches, blocked, tmp_path, name
     assert not list(tmp_path.glob("run/checkpoints/.*"))
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("INT", 0.0), ("HUP", 0.1), ("QUIT", 0.3), ("INT", 0.7), ("TERM", 2.5)])
+@pytest.mark.parametrize(("name", "seconds"), [
+    ("INT", 0.0), ("HUP", 0.1), ("QUIT", 0.3), ("INT", 0.7), pytest.param("TERM", 2.5, marks=pytest.mark.matrix),
+])  # fmt: skip
 def test_a_command_without_ranks_ends_with_one_line(launches, tmp_path, name, seconds):
     number = getattr(signal, f"SIG{name}")
     command = [sys.executable, "-m", "mcframe", "run", "--gin", str(SMOKE), "--run-dir", str(tmp_path / "run")]
@@ -96,8 +102,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("later", [False, True])
-@pytest.mark.parametrize("module", ["mcframe.cli.train", "deepspeed"])
+@pytest.mark.parametrize(
+    ("module", "later"),
+    [("mcframe.cli.train", False), ("deepspeed", True),
+     *(pytest.param(*each, marks=pytest.mark.matrix) for each in (("mcframe.cli.train", True), ("deepspeed", False)))],
+)  # fmt: skip
 def test_a_library_that_replaces_the_exception_changes_nothing(launches, tmp_path, module, later):
     """An import before and in the part that reports errors."""
     (tmp_path / "start.py").write_text(f"MODULE, LATER = {module!r}, {later}\n{REPLACES_IT}")

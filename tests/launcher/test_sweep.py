@@ -1,7 +1,6 @@
 """`mcframe sweep` with real runs: compared, changed, interrupted and resumed, and with a row that fails."""
 
 import json
-import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -59,9 +58,9 @@ def sweep(launches, folder, new_site):
 
     def run(grid, *options, stop=False):
         (folder / "grid.toml").write_text(grid, "utf-8")
-        command = [sys.executable, "-m", "mcframe", "sweep", str(folder / "grid.toml"), "--out", str(folder / "out")]
+        command = ["sweep", str(folder / "grid.toml"), "--out", str(folder / "out"), *options]
         environment = {**site.environment, "STOP_PARENT": "yes" if stop else ""}
-        return launches.execute([*command, *options], run_dir=folder / "out", environment=environment)
+        return launches.command(*command, run_dir=folder / "out", environment=environment)
 
     return run
 

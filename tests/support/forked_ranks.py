@@ -1,4 +1,4 @@
-"""Ranks of a training run, forked from a process that has imported torch and DeepSpeed.
+"""Ranks of a training run, and commands, forked from a process that has imported torch and DeepSpeed.
 
 A rank that the launcher starts spends 8 s of a core on imports, and 3 s on counting FLOPs. A forked rank does neither:
 it reports the estimate that a run prints where FLOPs cannot be counted.
@@ -26,6 +26,12 @@ CONTEXT.set_forkserver_preload(["tests.support.warm_start"])
 class ForkedRanks:
     """Processes that train together, with the part of the interface of `subprocess.Popen` that tests use.
 
+    Args:
+        arguments: Options of `mcframe/run.py`; without ranks, command and options of `mcframe`.
+        environment: Variables of every process.
+        ranks: Processes that train. 0: one process, of a command.
+        port: Port of the ranks.
+
     Attributes:
         pid: Process group of rank 0.
         pids: Processes of the ranks.
@@ -37,9 +43,9 @@ class ForkedRanks:
         receiver, sender = CONTEXT.Pipe(duplex=False)
         self._lock = threading.Lock()
         self._ranks = []
-        for rank in range(ranks):
-            own = {**environment, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            process = CONTEXT.Process(target=_train, args=(list(arguments), own, sender))
+        for rank in range(max(ranks, 1)):
+            own = {**environment, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks else dict(environment)
+            process = CONTEXT.Process(target=_train if ranks else _call, args=(list(arguments), own, sender))
             process.start()
             self._ranks.append(process)
         sender.close()
@@ -85,22 +91,38 @@ def _train(arguments: list[str], environment: dict[str, str], output: Connection
     from mcframe.errors import raise_interrupt
     from mcframe.training.flops import StepFlops
 
+    _become(["mcframe/run.py", *arguments], environment, output)
+    signal.signal(signal.SIGINT, raise_interrupt)
+    StepFlops._run = uncounted
+    code = main(arguments)
+    atexit._run_exitfuncs()  # multiprocessing skips them
+    sys.exit(code)
+
+
+def _call(arguments: list[str], environment: dict[str, str], output: Connection) -> None:
+    """Do in this process what `mcframe ARGUMENTS` does in a new one."""
+    from mcframe.cli.app import main
+
+    _become(["mcframe", *arguments], environment, output)
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()
+
+
+def _become(argv: list[str], environment: dict[str, str], output: Connection) -> None:
+    """Give this process a session, output, environment, folder and arguments of its own."""
     os.setsid()
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     output.close()
-    sys.stdout = sys.stderr = open(1, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
-    signal.signal(signal.SIGINT, raise_interrupt)
+    sys.stdout, sys.stderr = (open(each, "w", buffering=1, encoding="utf-8", closefd=False) for each in (1, 2))  # noqa: SIM115
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
     if "PYTHONPATH" in environment:
         sys.path.insert(0, environment["PYTHONPATH"])
-    sys.argv = ["mcframe/run.py", *arguments]
-    StepFlops._run = uncounted
-    code = main(arguments)
-    atexit._run_exitfuncs()  # multiprocessing skips them
-    sys.exit(code)
+    sys.argv = argv
 
 
 def uncounted(*_: object) -> float:

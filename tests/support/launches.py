@@ -152,6 +152,16 @@ class Launches:
         command += ["--master_port", self.port(), self.script, *arguments]
         return self.execute(command, run_dir=run_dir, environment=environment, watch=watch)
 
+    def command(
+        self, *arguments: str, run_dir: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> Result:
+        """Return the result of `mcframe ARGUMENTS`, which takes no start of an interpreter where it can be forked."""
+        if _forks():
+            process = ForkedRanks(arguments, {**self.environment, **(environment or {})}, 0, "")
+            return outcome(process, run_dir or Path(), None)
+        command = [sys.executable, "-m", "mcframe", *arguments]
+        return self.execute(command, run_dir=run_dir, environment=environment)
+
     def execute(
         self,
         command: Sequence[str],

@@ -11,7 +11,9 @@ import pytest
 
 COMMAND = """
 import os, signal, sys
+from mcframe.cli import launch
 from mcframe.cli.launch import Launched
+launch._POLL_S, launch._AT_ONCE_S = 0.05, 1.0
 from mcframe.ending_signals import as_parent, ending_signals
 signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
 sys.exit(Launched(sys.argv[2:], as_parent(os.environ), sys.argv[1], remote=False).wait())
@@ -23,16 +25,18 @@ kind, *rest = sys.argv[1:]
 runs = kind == "deepspeed.launcher.runner"
 if "early" in rest[-1] or ("rankless" in rest[-1] and not runs):
     time.sleep(30)
-time.sleep(3 * ("slow" in rest[-1] and not runs))
+time.sleep("slow" in rest[-1] and not runs)
 code = subprocess.call([sys.executable, *([sys.argv[0], "deepspeed.launcher.launch", *rest] if runs else rest)])
 sys.exit(max(code, 0) if runs else code)
 """
 RANK = """
 import signal, sys, time
 from pathlib import Path
+from mcframe import ending_signals
 from mcframe.completion import take_unfinished
 from mcframe.ending_signals import ParentWatch, handle_ending_signals
 from mcframe.errors import raise_interrupt
+ending_signals._POLL_S = 0.1
 unfinished = take_unfinished()
 mark = Path(sys.argv[-1])
 handle_ending_signals(raise_interrupt)
@@ -43,7 +47,7 @@ try:
     unfinished.unlink()
 except KeyboardInterrupt as interrupt:
     handle_ending_signals(signal.SIG_IGN)
-    time.sleep(30 if "stubborn" in mark.name else 0.5)
+    time.sleep(30 if "stubborn" in mark.name else 0.3)
     mark.write_text("saved")
     sys.exit(128 + interrupt.number)
 """
@@ -52,7 +56,7 @@ BELOW = {"early": 1, "rankless": 2, "slow": 2}
 
 
 class Run:
-    """A command, two launchers and a rank that saves for half a second."""
+    """A command, two launchers and a rank that takes a moment to save. All look more often than by default."""
 
     def __init__(self, folder, name="mark", before=()):
         (folder / "rank.py").write_text(RANK)
@@ -70,7 +74,7 @@ class Run:
         until = time.monotonic() + 20
         while not (self.mark.exists() if name not in BELOW else len(self.below) == BELOW[name]):
             assert time.monotonic() < until
-            time.sleep(0.05)
+            time.sleep(0.02)
             self.below = psutil.Process(self.process.pid).children(recursive=True)
         self.below = psutil.Process(self.process.pid).children(recursive=True)
 
@@ -171,7 +175,7 @@ def test_a_run_that_has_finished_is_none(tmp_path):
 def test_nohup_survives_the_terminal(tmp_path):
     run = Run(tmp_path, before=("nohup",))
     run.send("group", signal.SIGHUP)
-    time.sleep(1)
+    time.sleep(0.5)
     assert run.process.poll() is None
     run.send("command", signal.SIGTERM)
     assert run.end() == (143, "saved")

@@ -103,7 +103,7 @@ def starts(rank, environment, ended, number, sender):
             os.kill(os.getpid(), number)
 
     os.environ.update(environment)
-    stall.START_S = 4.0 * stall.HANG_FACTOR  # a start waits for four seconds
+    stall.START_S = 2.0 * stall.HANG_FACTOR  # a start waits for two seconds
     engine.prepare_environment()
     engine.start_distributed(60.0, met)
 
@@ -111,8 +111,8 @@ def starts(rank, environment, ended, number, sender):
 @pytest.mark.launcher
 @pytest.mark.parametrize(
     ("rank", "number", "message"),
-    [(1, signal.SIGKILL, "rank 1 of 2 stopped: no sign of life while rank 0 waited for 4 s"),
-     pytest.param(1, signal.SIGSTOP, "rank 1 of 2 stopped: no sign of life while rank 0 waited for 4 s",
+    [(1, signal.SIGKILL, "rank 1 of 2 stopped: no sign of life while rank 0 waited for 2 s"),
+     pytest.param(1, signal.SIGSTOP, "rank 1 of 2 stopped: no sign of life while rank 0 waited for 2 s",
                   marks=pytest.mark.matrix),
      pytest.param(0, signal.SIGKILL, "rank 0 of 2 ended in start-up, which rank 1 waited for",
                   marks=pytest.mark.matrix)],
