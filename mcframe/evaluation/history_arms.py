@@ -103,7 +103,8 @@ class HistoryArms:
                 )
                 read = self._raw(tokens, cursor, kept)
             else:
-                read = self._of_window(tokens, self._window(arm, cursor, reader, evidence), reader)
+                drops = self.config.drop_gists and arm != "gists"
+                read = self._of_window(tokens, self._window(arm, cursor, reader, evidence), reader, drops)
             chosen_ms = (perf_counter() - begin) * 1000
             kept_tokens = read.entries if arm in ("recency", "sink_recency") else cursor
             with_gists = arm in ("gists", "refocus", "oracle")
@@ -121,10 +122,10 @@ class HistoryArms:
         config = replace(config, refocus=arm != "gists")
         return Refocus(self.model, reader, config, self.allocator, scores).first(cursor).window
 
-    def _of_window(self, tokens: Tensor, window: CoveredWindow, reader: EntryReader) -> _Read:
+    def _of_window(self, tokens: Tensor, window: CoveredWindow, reader: EntryReader, drops: bool) -> _Read:
         tail = len(tokens) - 1 - window.tokens
-        context = window.with_tail(tail, tail)
-        return _Read(context, reader.embeddings(context, window), window.entries)
+        context = window.with_tail(tail, tail, drop_gists=drops)
+        return _Read(context, reader.embeddings(context, window), context.length - tail)
 
     def _raw(self, tokens: Tensor, cursor: int, kept: Tensor) -> _Read:
         tail = tokens[cursor:-1]
