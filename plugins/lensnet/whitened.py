@@ -77,10 +77,10 @@ class WhitenedLensNet(LensNet):
         """
         tree, asking = context.tree, block_means(last.float(), context) > 0
         own = block_means(similarity, context).clamp(min=0.0).masked_fill(asking, 0.0)
-        own = torch.maximum(own, self.spread * nn.functional.pad(own[:, :-1], (1, 0)))
         block = torch.arange(own.shape[1], device=own.device)
-        highest = own.masked_fill(asking | (block < tree.sink), 0.0).amax(dim=1, keepdim=True)
-        relative = (own / highest.clamp(min=_LEAST)).clamp(max=1.0).masked_fill(asking, 1.0)
+        highest = own.masked_fill(block < tree.sink, 0.0).amax(dim=1, keepdim=True)
+        spread = torch.maximum(own, self.spread * nn.functional.pad(own[:, :-1], (1, 0)))
+        relative = (spread / highest.clamp(min=_LEAST)).clamp(max=1.0).masked_fill(asking, 1.0)
         return relative + self.recency * block / max(1, tree.cursor // tree.block_size)
 
     def _similarity(self, x: Tensor, tokens: Tensor, query: Tensor) -> Tensor:

@@ -46,8 +46,7 @@ def reference(lens: WhitenedLensNet, tree: ContextTree, nodes: list[tuple[int, i
         for own, asks in zip(covering, asking, strict=True)
     ]
     spread = [max(own, lens.spread * before) for own, before in zip(means, [0.0, *means], strict=False)]
-    free = [block for block in range(tree.blocks) if not asking[block] and block >= tree.sink]
-    highest = max([1e-4, *(spread[block] for block in free)])
+    highest = max([1e-4, *means[tree.sink :]])
     scores = []
     for start, lod in nodes:
         block, relative = start // size, 1.0
@@ -84,6 +83,20 @@ def test_scores_equal_a_loop_over_entries(recent, case, seed):
     assert scores.isfinite().all()
 
 
+def test_the_sink_hides_no_other_block():
+    """It stays raw in any case; here it is the most similar block."""
+    torch.manual_seed(0)
+    tree = ContextTree(window=20, block_size=2, tail=2, sink=2)
+    prefix = build_context(torch.tensor([[0, 0, *[1, 0, 1, 1, 0, 1, 0], 0]]), tree).before_cursor()
+    embeddings = torch.randn(*prefix.token.shape, WIDTH)
+    count = int(prefix.valid.sum())
+    embeddings[0, :4] += 2 * embeddings[0, count - 3 : count].mean(dim=0)
+    lens = WhitenedLensNet(ModelShape(WIDTH, tree), recent=3)
+    nodes = list(zip(prefix.start[0, :count].tolist(), prefix.lod[0, :count].tolist(), strict=True))
+    own = reference(lens, tree, nodes, embeddings[0, :count])
+    torch.testing.assert_close(lens(prefix, embeddings)[0, :count], torch.tensor(own), atol=5e-3, rtol=5e-3)
+
+
 @pytest.mark.parametrize("lod", [0, 1])
 def test_a_rare_word_of_the_question_finds_its_block_and_the_next(lod):
     """Without training, raw or as means of blocks, although each block shares frequent words with the question."""
@@ -96,11 +109,12 @@ def test_a_rare_word_of_the_question_finds_its_block_and_the_next(lod):
     table, focus = words[ids], torch.zeros(1, 101, dtype=torch.long)
     focus[0, :99] = lod
     context = trim_padding(build_context(focus, tree)).before_cursor()
-    entries = table[:396] if lod == 0 else table[:396].unflatten(0, (99, 4)).mean(dim=1)
+    blocks = table[:396] if lod == 0 else table[:396].unflatten(0, (99, 4)).mean(dim=1)
+    entries = torch.cat((blocks, table[396:]))[None]
 
     def found(ridge):
         lens = WhitenedLensNet(ModelShape(64, tree), recent=4, ridge=ridge)
-        scores = lens(context, torch.cat((entries, table[396:]))[None])[0]
+        scores = lens(context, entries)[0]
         return {block for block, score in zip((context.start[0] // 4).tolist(), scores, strict=True) if score > 0}
 
     assert found(ridge=0.1) == {30, 31, 99}
