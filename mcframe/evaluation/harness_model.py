@@ -121,8 +121,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         window = Refocus(self._model, reader, self._config, self._allocator).first(history.tokens).window
         after = self._padded(texts)
         more = after.shape[1] - 1
-        context = window.with_tail(more, more)
-        before = reader.embeddings(window.with_tail(0, 0), window)
+        context = window.with_tail(more, more, drop_gists=self._config.drop_gists)
+        before = reader.embeddings(window.with_tail(0, drop_gists=self._config.drop_gists), window)
         rows = (before.expand(len(texts), -1, -1), gpt.embed(after[:, :-1]))
         hidden = gpt.hidden(torch.cat(rows, dim=1), context)[:, before.shape[1] - 1 :]
         return self._scores(hidden, after, [0] * len(texts), [len(text) for text in texts])

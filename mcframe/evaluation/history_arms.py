@@ -103,7 +103,8 @@ class HistoryArms:
                 )
                 read = self._raw(tokens, cursor, kept)
             else:
-                read = self._of_window(tokens, self._window(arm, cursor, reader, evidence), reader)
+                drops = self.config.drop_gists and arm != "gists"
+                read = self._of_window(tokens, self._window(arm, cursor, reader, evidence), reader, drops)
             chosen_ms = (perf_counter() - begin) * 1000
             kept_tokens = read.entries if arm in ("recency", "sink_recency") else cursor
             with_gists = arm in ("gists", "refocus", "oracle")
@@ -121,10 +122,10 @@ class HistoryArms:
         config = replace(config, refocus=arm != "gists")
         return Refocus(self.model, reader, config, self.allocator, scores).first(cursor).window
 
-    def _of_window(self, tokens: Tensor, window: CoveredWindow, reader: EntryReader) -> _Read:
+    def _of_window(self, tokens: Tensor, window: CoveredWindow, reader: EntryReader, drops: bool) -> _Read:
         tail = len(tokens) - 1 - window.tokens
-        context = window.with_tail(tail, tail)
-        return _Read(context, reader.embeddings(context, window), window.entries)
+        context = window.with_tail(tail, tail, drop_gists=drops)
+        return _Read(context, reader.embeddings(context, window), context.length - tail)
 
     def _raw(self, tokens: Tensor, cursor: int, kept: Tensor) -> _Read:
         tail = tokens[cursor:-1]
@@ -133,29 +134,37 @@ class HistoryArms:
         return _Read(raw_context(tree, 1, self.device, len(read)), self.model.gpt.embed(read[None]), len(kept))
 
     def _score(self, tokens: Tensor, read: _Read, chosen_ms: float, disk_bytes: int) -> ArmScores:
-        hidden = self.model.gpt.hidden(read.embeddings, read.context)[:, read.entries - 1 :]
+        hidden, times, cache_bytes = self._states(read)
         targets = tokens[len(tokens) - hidden.shape[1] :].to(self.device)
         nll, right = self.model.gpt.nll_and_correct(hidden, targets[None])
-        first_ms, token_ms, cache_bytes = self._cost(read)
-        return ArmScores(
-            nll[0].cpu(), right[0].cpu(), read.entries, chosen_ms + first_ms, token_ms, cache_bytes, disk_bytes
-        )
+        first_ms, token_ms = chosen_ms + times[0], median(times[1:] or [math.nan])
+        return ArmScores(nll[0].cpu(), right[0].cpu(), read.entries, first_ms, token_ms, cache_bytes, disk_bytes)
 
-    def _cost(self, read: _Read) -> tuple[float, float, int]:
-        """Return the milliseconds to read a context and, in the median, a token after it, and the bytes of its cache.
+    def _states(self, read: _Read) -> tuple[Tensor, list[float], int]:
+        """Read a context and the tokens after it as in a session, the first of them one by one.
 
-        The tokens are read one by one, as in a session. Waits for the device.
+        Waits for the device.
+
+        Returns:
+            The final states of the last entry and of the tokens after it [1, n, D]; the milliseconds that the context,
+            and each of up to `_TIMED_TOKENS` tokens after it, took; the bytes of the cache of the context.
         """
-        gpt, length = self.model.gpt, min(read.embeddings.shape[1], read.entries + _TIMED_TOKENS)
+        gpt, length = self.model.gpt, read.embeddings.shape[1]
         cache, rotation, lod = gpt.kv_cache(length), gpt.positions(read.context), read.context.lod
-        times = []
-        for first, last in pairwise([0, *range(read.entries, length + 1)]):
+        timed = min(length, read.entries + _TIMED_TOKENS)
+        states, times = [], []
+        for first, last in pairwise(sorted({0, *range(read.entries, timed + 1), length})):
             begin = perf_counter()
             part = tuple(each[:, :, first:last] for each in rotation)
             hidden = gpt.extend(read.embeddings[:, first:last], lod[:, first:last], (part[0], part[1]), cache)
             gpt.logits(hidden[0, -1]).argmax().item()
             times.append((perf_counter() - begin) * 1000)
-        return times[0], median(times[1:] or [math.nan]), cache.bytes_of(read.entries)
+            states.append(hidden)
+        return (
+            torch.cat(states, dim=1)[:, read.entries - 1 :],
+            times[: timed - read.entries + 1],
+            cache.bytes_of(read.entries),
+        )
 
 
 def evidence_scores(context: WorkingContext, window: CoveredWindow, evidence: Tensor | None) -> Tensor:

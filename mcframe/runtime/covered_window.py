@@ -48,10 +48,18 @@ class CoveredWindow:
         """Return the indices in the history of tokens of the window, int64."""
         return torch.where(token < self.tree.sink * self.tree.block_size, token, token + self.dropped)
 
-    def with_tail(self, tail: int, more: int = 0) -> WorkingContext:
-        """Return the working context followed by `more` raw tokens, with the cursor `tail` tokens before the end."""
+    def with_tail(self, tail: int, more: int = 0, *, drop_gists: bool = False) -> WorkingContext:
+        """Return the working context followed by `more` raw tokens, with the cursor `tail` tokens before the end.
+
+        With `drop_gists` its raw entries alone.
+        """
         tree = replace(self.tree, window=self.tree.window + more, tail=tail)
-        return block_context(F.pad(self.focus, (0, tree.blocks - self.tree.blocks)), tree)
+        context = block_context(F.pad(self.focus, (0, tree.blocks - self.tree.blocks)), tree)
+        if not drop_gists:
+            return context
+        raw = (context.lod[0] == 0).nonzero()[:, 0]
+        token, lod, valid = (each[:, raw] for each in (context.token, context.lod, context.valid))
+        return replace(context, token=token, lod=lod, valid=valid, compressed=False)
 
 
 def block_context(focus: Tensor, tree: ContextTree) -> WorkingContext:

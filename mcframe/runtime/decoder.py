@@ -46,10 +46,13 @@ class Decoder:
         model: The trained model.
         entries: Reads embeddings of entries.
         capacity: The most entries.
+        drop_gists: Read raw entries alone.
     """
 
-    def __init__(self, model: MegaContextModel, entries: EntryReader, capacity: int) -> None:
-        self.model, self.reader = model, entries
+    def __init__(
+        self, model: MegaContextModel, entries: EntryReader, capacity: int, *, drop_gists: bool = False
+    ) -> None:
+        self.model, self.reader, self.drop_gists = model, entries, drop_gists
         self.cache: KVCache = model.gpt.kv_cache(capacity)
         self.plan: Plan | None = None
         self.read_entries = 0
@@ -57,7 +60,7 @@ class Decoder:
 
     def follow(self, window: CoveredWindow, more: int) -> None:
         """Take a new focus, for at most `more` tokens after it; keep the entries with which the old context begins."""
-        context = window.with_tail(more, more)
+        context = window.with_tail(more, more, drop_gists=self.drop_gists)
         rotation = self.model.gpt.positions(context)
         plan = Plan(window, context, window.history_index(context.token[0]), rotation)
         self.cache.truncate(self._common(plan))

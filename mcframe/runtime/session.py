@@ -59,7 +59,7 @@ class Session:
         self._encoder = GistEncoder(model, history)
         entries = EntryReader(model, history)
         self._refocus = Refocus(model, entries, config, allocator)
-        self._decoder = Decoder(model, entries, config.budget)
+        self._decoder = Decoder(model, entries, config.budget, drop_gists=config.drop_gists)
         self.focus: Focus | None = None
         self.appended = True
         """True if tokens were appended after the last refocus."""

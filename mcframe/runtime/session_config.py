@@ -22,6 +22,7 @@ class SessionConfig:
     hysteresis: float
     seed: int
     reach: int | None
+    drop_gists: bool
 
     @property
     def target(self) -> int:
@@ -76,6 +77,7 @@ class SessionDefaults:
         seed: Seed of allocators that draw.
         reach: The most tokens that the context covers. None = no limit if `run.positions` bounds distances, otherwise
             T: a model does worse at distances that it was not trained on.
+        drop_gists: The base model does not read gists: they only serve LensNet.
     """
 
     budget: Count | None = None
@@ -86,6 +88,7 @@ class SessionDefaults:
     hysteresis: NonNegative = 0.05
     seed: Seed = 0
     reach: Count | None = None
+    drop_gists: bool = False
 
     def config(self, tree: ContextTree, bounded: bool = True) -> SessionConfig:
         """Return the settings with those that are None derived from the run.
@@ -106,4 +109,5 @@ class SessionDefaults:
             hysteresis=self.hysteresis,
             seed=self.seed,
             reach=tree.window if self.reach is None and not bounded else self.reach,
+            drop_gists=self.drop_gists,
         )

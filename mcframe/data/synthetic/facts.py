@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcframe.bounds import Count, Size
+from mcframe.bounds import Count, PositiveFraction, Size
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import hash_combine, randint, random_keys
 from mcframe.data.sources import StandardLibrary
@@ -60,6 +60,7 @@ class Facts(SyntheticTask):
         answer: The answer. It ends with the value.
         names: Names. Those are used whose tokens can be exchanged for one another.
         values: Values; likewise.
+        within: Fraction of the prose, at its start, that facts stand in.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class Facts(SyntheticTask):
         answer: str = 'The code word of {name} is "{value}',
         names: Sequence[str] = NAMES,
         values: Sequence[str] = VALUES,
+        within: PositiveFraction = 1.0,
     ) -> None:
-        self.tree, self.facts = tree, facts
+        self.tree, self.facts, self.within = tree, facts, within
         source, self.tokenizer = (text or StandardLibrary)(), (tokenizer or Bytes)()
         self.vocab_size = self.tokenizer.vocab_size
         _check_slots(statement, question, answer)
@@ -99,7 +101,7 @@ class Facts(SyntheticTask):
     @property
     def identity(self) -> str:
         """A string that changes with everything that determines the sequences."""
-        parts = (self.before, self._statement, self._question, self.facts, self.names, self.values)
+        parts = (self.before, self._statement, self._question, self.facts, self.names, self.values, self.within)
         digest = blake2b(self.prose.numpy().tobytes() + repr(parts).encode(), digest_size=16).hexdigest()
         return f"facts-1 {self.tree} {self.tokenizer.identity} {digest}"
 
@@ -133,7 +135,8 @@ class Facts(SyntheticTask):
         """Return the first and the last token, exclusive, that facts may stand on."""
         blocks, size = collapsible(self.tree), self.tree.block_size
         last = min(blocks.stop * size, self.tree.cursor - self._question.length)
-        return max(blocks.start * size, len(self.before)), last
+        first = max(blocks.start * size, len(self.before))
+        return first, first + int((last - first) * self.within)
 
     def _check_sizes(self, facts: int) -> None:
         require(

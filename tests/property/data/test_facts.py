@@ -36,7 +36,10 @@ def tasks(draw) -> Facts:
     blocks, tail = draw(st.integers(4, 8)), draw(st.integers(1, 9))
     cursor = (sink + blocks) * size + draw(st.integers(0, size - 1))
     tree = ContextTree(cursor + tail, size, 1, 1, tail, sink)
-    return task_of(tree, facts=draw(st.integers(1, min(5, (blocks * size - 3) // 5))))
+    within = draw(st.sampled_from([0.4, 0.75, 1.0]))
+    return task_of(
+        tree, facts=draw(st.integers(1, max(1, min(5, int((blocks * size - 3) * within) // 5)))), within=within
+    )
 
 
 def reference(task: Facts, seed: int) -> tuple[str, int]:
@@ -49,7 +52,7 @@ def reference(task: Facts, seed: int) -> tuple[str, int]:
     values = [task.values[i] for i in many_below(mix(seed, 3), task.facts, len(task.values))]
     chosen = below(mix(seed, 4), task.facts)
     first, last = tree.sink * tree.block_size, min(cursor // tree.block_size * tree.block_size, cursor - 3)
-    part = (last - first) // task.facts
+    part = int((last - first) * task.within) // task.facts
     offsets = many_below(mix(seed, 5), task.facts, part - 5 + 1)
     begins = [first + number * part + offset for number, offset in enumerate(offsets)]
     for begin, name, value in zip(begins, names, values, strict=True):

@@ -87,6 +87,19 @@ def test_block_context_equals_build_context(drawn, more):
     torch.testing.assert_close(block_context(found.focus, found.tree).token, found.token)
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(windows(), st.integers(0, 7))
+def test_without_gists_its_raw_entries_are_left(drawn, more):
+    tree, (tokens, budget, levels) = drawn
+    window = recent_focus(tree, tokens, budget, levels)
+    complete, found = window.with_tail(more, more), window.with_tail(more, more, drop_gists=True)
+    pairs = zip(complete.token[0].tolist(), complete.lod[0].tolist(), strict=True)
+    assert found.token[0].tolist() == [token for token, lod in pairs if lod == 0]
+    assert not found.lod.any()
+    assert bool(found.valid.all())
+    assert found.tree == complete.tree
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(windows(), st.integers(1, 200))
 def test_no_more_than_the_reach_is_covered(drawn, reach):

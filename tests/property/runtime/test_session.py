@@ -52,12 +52,13 @@ class Events(RuleBasedStateMachine):
     @initialize(
         which=st.sampled_from(MODELS), every=st.sampled_from([1, 3, 8]), tail=st.sampled_from([1, 4]),
         sink=st.integers(0, 2), allocator=st.sampled_from([GreedyAllocator, HierarchicalAllocator]),
-        seed=st.integers(0, 5),
+        seed=st.integers(0, 5), drop_gists=st.booleans(),
     )  # fmt: skip
-    def begin(self, which, every, tail, sink, allocator, seed):
+    def begin(self, which, every, tail, sink, allocator, seed, drop_gists):
         self.model = small_model(seed, **which)
         self.shape = history_shape(self.model, VOCABULARY)
-        self.allocator, self.config = allocator, config_of(self.model, every, tail, sink)
+        self.allocator = allocator
+        self.config = config_of(self.model, every, tail, sink, drop_gists=drop_gists)
         self.session = self.open(History.create(self.shape, self.folder))
         self.saved, self.tokens = torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64)
         self.append(3, seed)
@@ -132,6 +133,7 @@ class Events(RuleBasedStateMachine):
         found = self.session.next_logits()
         torch.testing.assert_close(found, recomputed_logits(self.session), atol=1e-4, rtol=1e-4)
         assert self.session._decoder.cache.length <= self.config.budget
+        assert not (self.config.drop_gists and self.session._decoder.plan.context.lod.any())
         entries = self.session.report.entries
         assert sum(entries.values()) <= self.config.budget
 

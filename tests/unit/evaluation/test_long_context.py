@@ -50,18 +50,19 @@ def arms_of(model, config):
     return HistoryArms(model, GreedyAllocator, config, lambda: History.create(shape), words)
 
 
-def plain_nll(model, tokens, focus):
+def plain_nll(model, tokens, focus, condition):
     """Return the NLL after the cursor of tokens under a focus, by the path of training."""
     tree = replace(model.tree, window=len(tokens) - 1, tail=TAIL)
     complete = model.__class__(model.gpt, model.gistnet, model.lensnet, model.strategy, tree).eval()
     focus = torch.nn.functional.pad(focus, (0, tree.blocks - focus.shape[1]))
     assert build_context(focus, tree).valid.any()
-    return complete.evaluate_focus(tokens[None], focus)[0][0, -TAIL - 1 :]
+    return complete.evaluate_focus(tokens[None], focus, condition)[0][0, -TAIL - 1 :]
 
 
-def test_arms_with_gists_equal_the_path_of_training(model, tokens):
-    """Nothing is dropped from a history of this length."""
-    config = SessionDefaults(budget=100, sink=1, tail=6, refocus_every=6).config(model.tree)
+@pytest.mark.parametrize("drop_gists", [False, True])
+def test_arms_with_gists_equal_the_path_of_training(model, tokens, drop_gists):
+    """Nothing is dropped from a history of this length. The arm `gists` reads its gists in any case."""
+    config = SessionDefaults(budget=100, sink=1, tail=6, refocus_every=6, drop_gists=drop_gists).config(model.tree)
     arms = arms_of(model, config)
     found = arms.score(tokens, CURSOR, torch.tensor([40]), ["gists", "refocus", "oracle"])
     history = History.create(history_shape(model, VOCABULARY))
@@ -71,8 +72,11 @@ def test_arms_with_gists_equal_the_path_of_training(model, tokens):
     for arm, scores in found.items():
         window = arms._window(arm, CURSOR, EntryReader(model, history), torch.tensor([40]))
         assert window.dropped == 0
-        assert scores.entries == window.entries <= config.target
-        torch.testing.assert_close(scores.nll, plain_nll(model, tokens, window.focus), atol=1e-4, rtol=1e-4)
+        drops = drop_gists and arm != "gists"
+        gists = int((window.with_tail(0).lod > 0).sum())
+        assert scores.entries == window.entries - drops * gists <= config.target
+        expected = plain_nll(model, tokens, window.focus, "drop" if drops else "gist")
+        torch.testing.assert_close(scores.nll, expected, atol=1e-4, rtol=1e-4)
         focuses[arm] = window.focus[0].tolist()
     assert focuses["oracle"][40 // 3] == 0
     assert focuses["gists"][40 // 3] > 0
