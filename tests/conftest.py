@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Models in tests are too small for a second thread. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,6 +51,27 @@ def exempt_imports() -> None:
     """Exempt what earlier files have imported, too."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_entry_points_once() -> Iterator[None]:
+    """Read the entry points of all packages again only after a change of a folder that holds some.
+
+    Every load of gin files reads them, which takes a third of it.
+    """
+    from mcframe.registry import discovery  # the process that only distributes the tests needs no torch
+
+    read, found = discovery.entry_points, {}
+
+    def entry_points(**selected: str) -> Any:
+        folders = tuple((path, Path(path).stat().st_mtime_ns) for path in sys.path if Path(path).is_dir())
+        if folders not in found:
+            found[folders] = read()
+        return found[folders].select(**selected)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(discovery, "entry_points", entry_points)
+        yield
 
 
 @pytest.fixture(scope="session")

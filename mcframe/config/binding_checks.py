@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -244,19 +245,30 @@ def _errors(annotation: Any, value: Any) -> Sequence[Any]:
     if annotation is Any or annotation is inspect.Parameter.empty:
         return ()
     try:
-        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticSchemaGenerationError:
+        adapter = _adapter(annotation)
+    except TypeError:  # it cannot be hashed
+        adapter = _adapter.__wrapped__(annotation)
+    if adapter is None:
         return ()
-    except PydanticUserError:  # a pydantic model or a dataclass brings a config of its own
-        try:
-            adapter = TypeAdapter(annotation)
-        except PydanticUserError:
-            return ()
     try:
         adapter.validate_python(value, strict=True)
     except ValidationError as error:
         return error.errors(include_url=False)
     return ()
+
+
+@functools.lru_cache(maxsize=1024)
+def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
+    """Return pydantic's check of a type, or None if there is none. It takes longer to build than to use."""
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticSchemaGenerationError:
+        return None
+    except PydanticUserError:  # a pydantic model or a dataclass brings a config of its own
+        try:
+            return TypeAdapter(annotation)
+        except PydanticUserError:
+            return None
 
 
 def _detail(item: Any) -> str:

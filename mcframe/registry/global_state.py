@@ -76,9 +76,9 @@ def _set_gradient_mode(enabled: bool) -> None:
     torch.set_grad_enabled(enabled)
 
 
-def _numpy_state() -> tuple[int, ...]:
+def _numpy_state() -> tuple[bytes, int]:
     _, numbers, index, *_ = np.random.get_state()
-    return (*map(int, numbers), int(index))
+    return np.asarray(numbers).tobytes(), int(index)
 
 
 _OWN_NUMBERS = "Use a torch.Generator or mcframe.context.counter_rng; run.seed sets the seed of a run."

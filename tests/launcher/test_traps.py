@@ -318,7 +318,7 @@ def test_a_start_waits_for_a_build_in_another_process(launches, built, tmp_path)
         sender.close()
         try:
             assert receiver.recv() == "loading the op"
-            process.join(3)
+            process.join(1)
             assert process.is_alive()
             assert not begun.exists()
             lock.release()

@@ -49,7 +49,7 @@ def chat(*messages, **options):
 
 
 @given(st.lists(st.one_of(chats, texts), min_size=1, max_size=6), st.integers(1, 9))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_windows_are_those_of_the_slow_baseline(drawn, window):
     documents = [each if isinstance(each, str) else chat(*each) for each in drawn]
     stream, expected = np.concatenate(separated(Bytes(), documents, chats=True)), slow_stream(documents)

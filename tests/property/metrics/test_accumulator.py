@@ -106,7 +106,7 @@ def test_samples_equal_numpy(parts):
     assert accumulator.read().metrics == pytest.approx(expected, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(floats, floats), min_size=0, max_size=20), st.integers(1, 4))
 def test_moments_equal_numpy(pairs, chunk):
     accumulator = Accumulator()

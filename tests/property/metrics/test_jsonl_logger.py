@@ -62,7 +62,7 @@ def test_a_resumption_with_nothing_to_move_leaves_no_second_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [METRICS]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 300), st.sampled_from([0, 10, 20, 30]))  # a line has some 70 bytes
 def test_after_a_crash_at_any_byte_nothing_is_lost_and_every_line_can_be_read(tmp_path_factory, length, resume):
     run_dir = tmp_path_factory.mktemp("run")

@@ -35,7 +35,7 @@ def windows(draw):
     )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(windows())
 def test_it_is_valid_and_within_the_budget(drawn):
     tree, (tokens, budget, levels) = drawn
@@ -56,7 +56,7 @@ def test_it_is_valid_and_within_the_budget(drawn):
     assert all(a >= b for a, b in zip(focus[peak:], focus[peak + 1 :], strict=False))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(windows())
 def test_its_entries_cover_every_token_that_is_not_dropped(drawn):
     tree, (tokens, budget, levels) = drawn
@@ -73,7 +73,7 @@ def test_its_entries_cover_every_token_that_is_not_dropped(drawn):
     )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(windows(), st.integers(0, 7))
 def test_block_context_equals_build_context(drawn, more):
     tree, (tokens, budget, levels) = drawn
@@ -100,7 +100,7 @@ def test_without_gists_its_raw_entries_are_left(drawn, more):
     assert found.tree == complete.tree
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(windows(), st.integers(1, 200))
 def test_no_more_than_the_reach_is_covered(drawn, reach):
     tree, (tokens, budget, levels) = drawn

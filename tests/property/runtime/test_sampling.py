@@ -49,7 +49,7 @@ def slow_distribution(logits: list[float], recent: list[int], sampling: Sampling
 
 
 @given(LOGITS.filter(lambda logits: max(logits) > -math.inf), st.data(), SETTINGS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_distribution_is_that_of_the_slow_filters(logits, data, sampling):
     recent = data.draw(st.lists(st.integers(0, len(logits) - 1), max_size=4))
     expected = slow_distribution(logits, recent, sampling)

@@ -42,7 +42,7 @@ def cut_texts(draw):
 
 
 @given(st.one_of(cut_texts(), ARBITRARY, RUNS), st.lists(st.text("STOPa€", max_size=4), max_size=3))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_pieces_are_the_decoded_text_up_to_the_first_stop_string(chunks, stop):
     tokenizer = Chunks(chunks)
     stream, pieces, pushed = TextStream(tokenizer, stop), [], 0
@@ -59,7 +59,7 @@ def test_the_pieces_are_the_decoded_text_up_to_the_first_stop_string(chunks, sto
 
 
 @given(cut_texts())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_no_piece_holds_a_part_of_a_character(chunks):
     stream = TextStream(Chunks(chunks))
     text, arrived = "", b""

@@ -106,11 +106,13 @@ import os, sys
 import wandb
 from mcframe.metrics.wandb_logger import resolve_mode
 
-for key, home in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+logins = list(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+for number, (key, home) in enumerate(logins):
     if os.fork() == 0:  # wandb remembers a login for the life of a process
         os.environ.update({"HOME": home, "NETRC": f"{home}/netrc"} | ({"WANDB_API_KEY": key} if key else {}))
-        print(resolve_mode("auto"), flush=True)
+        print(number, resolve_mode("auto"), flush=True)
         os._exit(0)
+for _ in logins:
     os.wait()
 """
 
@@ -125,6 +127,6 @@ def test_auto_is_online_for_a_logged_in_user_without_a_prompt(tmp_path):
         env={**os.environ, "https_proxy": "http://127.0.0.1:9"},
         capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True,
     )  # fmt: skip
-    assert done.stdout.split() == ["online", "online", "offline", "offline"]
+    assert sorted(done.stdout.splitlines()) == ["0 online", "1 online", "2 offline", "3 offline"]
     (warning,) = done.stderr.splitlines()  # about the malformed key
     assert "the run is kept offline" in warning

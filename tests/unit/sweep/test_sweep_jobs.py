@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from mcframe.sweep import jobs as jobs_module
 from mcframe.sweep.jobs import Job, Jobs, Ports, last_lines
 
 # Saves on the first signal, as a run does.
@@ -19,6 +20,11 @@ signal.signal(signal.SIGTERM, stop)
 print("ready", flush=True)
 time.sleep(60)
 """
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch):
+    monkeypatch.setattr(jobs_module, "_POLL_S", 0.02)
 
 
 @pytest.fixture
@@ -103,12 +109,12 @@ def test_signal_lets_running_jobs_save_and_starts_no_others(job, number):
 
 
 def test_processes_of_an_ended_launcher_are_waited_for(job):
-    child = write(1.0)
+    child = write(0.5)
     launcher = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}, sys.argv[1]])"
     each = job("a", launcher)
     run([each])
     assert each.state == "done"
-    assert each.seconds >= 0.9
+    assert each.seconds >= 0.45
 
 
 def test_jobs_are_killed_after_an_error(job):
