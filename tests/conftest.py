@@ -28,10 +28,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would ignore
 
 
+LONG = ("test_compiled_step.py", "test_conformance.py", "test_planted_faults.py", "test_pretrained_weights.py")
+"""Files that take ten seconds or more, without runs of the fixture `launches`."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files that start runs first; short tests fill the time that is left."""
+    """Run long files and files that start runs first; short ones fill the time that is left."""
     slow = {item.path for item in items if "launches" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: item.path not in slow and item.path.name not in LONG)
 
 
 @pytest.hookimpl(wrapper=True)

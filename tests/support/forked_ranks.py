@@ -111,7 +111,7 @@ def _call(arguments: list[str], environment: dict[str, str], output: Connection)
 
 
 def _become(argv: list[str], environment: dict[str, str], output: Connection) -> None:
-    """Give this process a session, output, environment, folder and arguments of its own."""
+    """Set session, output, environment, folder and arguments of this process."""
     os.setsid()
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)

