@@ -1,4 +1,4 @@
-"""LensNet that finds the blocks that share rare words with the most recent entries, without training."""
+"""LensNet that finds the blocks with rare words of the most recent entries, without training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST = 1e-4
 class WhitenedLensNet(LensNet):
     """Compares blocks with the mean of the last entries, after whitening with the context's own covariance.
 
-    Directions that many entries share count little, those of rare words much, so that equal rare words make a block
+    Directions common to many entries count little, those of rare words much, so that equal rare words make a block
     similar, raw or as the mean of its embeddings (`@gistnet.mean`). Similarities are divided by the highest of those
     before the last entries; the score is a tanh of the quotient with a gain and a bias of each level. At first a block
     with more than half of the highest similarity has a score above 0.
@@ -29,8 +29,8 @@ class WhitenedLensNet(LensNet):
     Args:
         recent: Entries before the cursor that blocks are compared with.
         ridge: Variance added in every direction, in units of the mean variance of a direction.
-        spread: A block has at least this fraction of the similarity of the block before it: what a name is told about
-            follows the name.
+        spread: A block has at least this fraction of the similarity of the block before it: the statement about
+            a name follows it.
         recency: Similarity that the last block has in addition, in units of the highest, and the first has not.
     """
 
@@ -75,12 +75,12 @@ class WhitenedLensNet(LensNet):
             similarity: Of entries [R, L].
             last: The entries that they are compared with [R, L].
         """
-        tree, asking = context.tree, block_means(last.float(), context) > 0
-        own = block_means(similarity, context).clamp(min=0.0).masked_fill(asking, 0.0)
+        tree, recent = context.tree, block_means(last.float(), context) > 0
+        own = block_means(similarity, context).clamp(min=0.0).masked_fill(recent, 0.0)
         block = torch.arange(own.shape[1], device=own.device)
         highest = own.masked_fill(block < tree.sink, 0.0).amax(dim=1, keepdim=True)
         spread = torch.maximum(own, self.spread * nn.functional.pad(own[:, :-1], (1, 0)))
-        relative = (spread / highest.clamp(min=_LEAST)).clamp(max=1.0).masked_fill(asking, 1.0)
+        relative = (spread / highest.clamp(min=_LEAST)).clamp(max=1.0).masked_fill(recent, 1.0)
         return relative + self.recency * block / max(1, tree.cursor // tree.block_size)
 
     def _similarity(self, x: Tensor, tokens: Tensor, query: Tensor) -> Tensor:

@@ -40,10 +40,10 @@ def reference(lens: WhitenedLensNet, tree: ContextTree, nodes: list[tuple[int, i
         [i for i, ((start, _), span) in enumerate(zip(nodes, spans, strict=True)) if covers(block, size, start, span)]
         for block in range(tree.blocks)
     ]
-    asking = [any(i in last for i in own) for own in covering]
+    recent = [any(i in last for i in own) for own in covering]
     means = [
-        0.0 if asks or not own else max(0.0, sum(similar[i] for i in own) / len(own))
-        for own, asks in zip(covering, asking, strict=True)
+        0.0 if holds or not own else max(0.0, sum(similar[i] for i in own) / len(own))
+        for own, holds in zip(covering, recent, strict=True)
     ]
     spread = [max(own, lens.spread * before) for own, before in zip(means, [0.0, *means], strict=False)]
     highest = max([1e-4, *means[tree.sink :]])
@@ -51,7 +51,7 @@ def reference(lens: WhitenedLensNet, tree: ContextTree, nodes: list[tuple[int, i
     for start, lod in nodes:
         block, relative = start // size, 1.0
         if block < tree.blocks:
-            relative = 1.0 if asking[block] else min(1.0, spread[block] / highest)
+            relative = 1.0 if recent[block] else min(1.0, spread[block] / highest)
             relative += lens.recency * block / max(1, tree.cursor // size)
         scores.append(math.tanh(float(lens.gain_embed[lod]) * relative + float(lens.bias_embed[lod])))
     return scores
@@ -99,7 +99,7 @@ def test_the_sink_hides_no_other_block():
 
 @pytest.mark.parametrize("lod", [0, 1])
 def test_a_rare_word_of_the_question_finds_its_block_and_the_next(lod):
-    """Without training, raw or as means of blocks, although each block shares frequent words with the question."""
+    """Without training, raw or as means of blocks, although each block has frequent words of the question."""
     torch.manual_seed(0)
     tree = ContextTree(window=404, block_size=4, tail=4)
     words = torch.randn(108, 64) + 2.0  # as in pretrained models, all embeddings have a direction in common
