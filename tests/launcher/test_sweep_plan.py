@@ -210,7 +210,7 @@ def test_grids_of_docs_and_presets_can_be_built(page, tmp_path):
     (tmp_path / "grid.toml").write_text(found[1] if found else text, "utf-8")
     grid = read_grid(tmp_path / "grid.toml")
     runs = plan(grid, tmp_path / "out", list(grid.rows), [0])
-    assert len(runs) == len(grid.rows) >= 3
+    assert len(runs) == len(grid.rows) > 0
     for run in runs:
         run_config = load_run_config(grid.gin, run.bindings).run_config
         with torch.device("meta"):
