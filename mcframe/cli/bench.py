@@ -115,6 +115,7 @@ def _row(file: Path, settings: list[str], case: str, plugins: PluginOptions, rou
         "digest": _digest(loaded),
         "ranks": dist.get_world_size(),
         "clock": step.clock,
+        "floor": "networks",
         "rounds": rounds,
         "machine": machine(device),
         "revision": revision(),

@@ -14,7 +14,8 @@ from mcframe.metrics.timers import STEP
 RATIOS = ("step/baseline", "step/floor", "baseline/floor")
 """The ratios that are compared: both of their times are of one process, so that a busy machine matters little."""
 _NEWEST = 5
-_IDENTITY = ("file", "digest", "ranks", "clock", "machine")
+_IDENTITY = ("file", "digest", "ranks", "clock", "machine", "floor")
+"""What figures must have in common to be compared; lines of before have no `floor`, which was that of products."""
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
@@ -29,6 +30,7 @@ def read_history(file: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
+            row.setdefault("floor", "products")
             _ = [row[name] for name in (*_IDENTITY, "figures", "phases", "revision")]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(

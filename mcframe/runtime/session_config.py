@@ -77,7 +77,8 @@ class SessionDefaults:
         seed: Seed of allocators that draw.
         reach: The most tokens that the context covers. None = no limit if `run.positions` bounds distances, otherwise
             T: a model does worse at distances that it was not trained on.
-        drop_gists: The base model does not read gists: they only serve LensNet.
+        drop_gists: The base model does not read gists: they only serve LensNet. They count towards the budget, and in
+            reports.
     """
 
     budget: Count | None = None

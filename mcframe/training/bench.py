@@ -182,11 +182,10 @@ def measure(step: BenchedStep, baseline: BenchedStep, rounds: int) -> Measuremen
     for each in both:
         for _ in range(_WARM_UP):
             each.timed()
+    memory = _memory_gib(step)  # before floors have memory
     floors = {each: each.floor() for each in both}
     for floor in floors.values():
         floor.milliseconds()
-    if step.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(step.device)
     times: dict[BenchedStep, list[dict[str, float]]] = {each: [] for each in both}
     alone: dict[BenchedStep, list[float]] = {each: [] for each in both}
     for number in range(rounds):
@@ -194,10 +193,20 @@ def measure(step: BenchedStep, baseline: BenchedStep, rounds: int) -> Measuremen
             times[each].append(each.timed())
             alone[each].append(floors[each].milliseconds() * each.engine.accumulation)
     measured = _medians(step, baseline, times, alone)
+    measured = replace(measured, figures=measured.figures | memory)
     if step.ranks == 1:
         return measured
     formula = {"formula_bytes": step.exchanged().sent(step.ranks)}
     return replace(measured, figures=measured.figures | formula, communicated=step.communicated())
+
+
+def _memory_gib(step: BenchedStep) -> dict[str, float]:
+    """Return the peak memory of a step on a GPU."""
+    if step.device.type != "cuda":
+        return {}
+    torch.cuda.reset_peak_memory_stats(step.device)
+    step.timed()
+    return {"memory_gib": torch.cuda.max_memory_allocated(step.device) / 2**30}
 
 
 def _medians(
@@ -221,7 +230,6 @@ def _medians(
         "baseline_tokens_per_second": 1000 * baseline.tokens / median(plain),
     }
     if step.device.type == "cuda":
-        figures["memory_gib"] = torch.cuda.max_memory_allocated(step.device) / 2**30
         peak = device_peak(torch.cuda.get_device_name(step.device), step.dtype)
         if peak is not None:
             figures["mfu"] = step.flops / (figures["step_ms"] / 1000) / (peak * step.ranks)

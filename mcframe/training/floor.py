@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,22 +26,32 @@ class Call:
         function: What was called.
         args: Its positional arguments; tensors are cut from the graph that made them.
         kwargs: Its keyword arguments, likewise.
-        trains: True if gradients flow back through it.
+        with_graph: True if it builds a graph.
+        reached: Numbers of the tensors of its result that a gradient has reached in the step.
     """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    trains: bool
+    with_graph: bool
+    reached: set[int] = field(default_factory=set)
 
     def run(self) -> None:
-        """Run it forward, and backward from a gradient of ones if gradients flow back through it."""
+        """Run it forward, and backward from gradients of ones where the step has gradients."""
         args, kwargs = tree_map_only(Tensor, _leaf, (self.args, self.kwargs))
-        with torch.set_grad_enabled(self.trains):
-            outputs = [each for each in tree_leaves(self.function(*args, **kwargs)) if isinstance(each, Tensor)]
-        ends = [each for each in outputs if each.grad_fn is not None]
+        with torch.set_grad_enabled(self.with_graph):
+            outputs = _tensors(self.function(*args, **kwargs))
+        ends = [outputs[number] for number in sorted(self.reached)]
         if ends:
             torch.autograd.backward(ends, [torch.ones_like(each) for each in ends])
+
+
+def _note(reached: set[int], number: int, gradient: Tensor) -> None:
+    reached.add(number)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [each for each in tree_leaves(result) if isinstance(each, Tensor)]
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -52,7 +63,7 @@ class Floor:
 
     Args:
         step: A step of its own, which no engine holds: gradients stay in its parameters.
-        batch: A micro-batch. The step runs on it once, eagerly, and its calls of networks are recorded.
+        batch: A micro-batch. The step runs on it once, forward and backward, and its calls of networks are recorded.
         mark: Makes a mark at this moment; see `mcframe.metrics.timers.Timers`.
     """
 
@@ -60,16 +71,17 @@ class Floor:
         self._step, self._mark = step, mark
         step.begin_step(0.0)
         with recorded_calls(step) as self.calls:
-            step.compute(batch)
+            step.compute(batch)[0].backward()  # type: ignore[no-untyped-call]
+        step.zero_grad()
 
     def milliseconds(self) -> float:
         """Return the time of all calls."""
-        self._step.zero_grad()
         start = self._mark()
         for call in self.calls:
             call.run()
         end = self._mark()
         end.synchronize()
+        self._step.zero_grad()
         return float(start.elapsed_time(end))
 
 
@@ -87,20 +99,28 @@ def recorded_calls(step: TrainStep) -> Iterator[list[Call]]:
             inside = True
             try:
                 own_args, own_kwargs = tree_map_only(Tensor, _leaf, (args, kwargs))
-                calls.append(Call(function, own_args, own_kwargs, torch.is_grad_enabled()))
-                return function(*args, **kwargs)
+                recorded = Call(function, own_args, own_kwargs, torch.is_grad_enabled())
+                calls.append(recorded)
+                inputs, result = {id(each) for each in _tensors((args, kwargs))}, function(*args, **kwargs)
+                for number, tensor in enumerate(_tensors(result)):
+                    if tensor.grad_fn is not None and id(tensor) not in inputs:  # nothing is computed for an input
+                        tensor.register_hook(partial(_note, recorded.reached, number))  # type: ignore[no-untyped-call]
+                return result
             finally:
                 inside = False
 
         return call
 
-    replaced: list[tuple[nn.Module, str]] = []
+    replaced: list[tuple[nn.Module, str, Any]] = []
     try:
         for name, part in step.model.parts.items():
             for method in ("forward", *_METHODS.get(name, ())):
+                replaced.append((part, method, vars(part).get(method)))
                 setattr(part, method, recorder(getattr(part, method)))
-                replaced.append((part, method))
         yield calls
     finally:
-        for part, method in replaced:
-            delattr(part, method)
+        for part, method, before in replaced:
+            if before is None:
+                delattr(part, method)
+            else:
+                setattr(part, method, before)

@@ -20,7 +20,7 @@ class WhitenedLensNet(LensNet):
     Directions common to many entries count little, those of rare words much, so that equal rare words make a block
     similar, raw or as the mean of its embeddings (`@gistnet.mean`). Similarities are divided by the highest of those
     before the last entries; the score is a tanh of the quotient with a gain and a bias of each level. At first a block
-    with more than half of the highest similarity has a score above 0.
+    with more than half of the highest similarity has a score above 0; `recency` lets late ones pass with less.
 
     Source:
         Whitened sentence embeddings (Su et al., 2021; arXiv 2103.15316), and the weights of rare words of BM25

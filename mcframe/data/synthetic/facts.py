@@ -101,7 +101,8 @@ class Facts(SyntheticTask):
     @property
     def identity(self) -> str:
         """A string that changes with everything that determines the sequences."""
-        parts = (self.before, self._statement, self._question, self.facts, self.names, self.values, self.within)
+        parts: tuple[Any, ...] = (self.before, self._statement, self._question, self.facts, self.names, self.values)
+        parts += () if self.within == 1.0 else (self.within,)  # runs of before keep their data
         digest = blake2b(self.prose.numpy().tobytes() + repr(parts).encode(), digest_size=16).hexdigest()
         return f"facts-1 {self.tree} {self.tokenizer.identity} {digest}"
 
@@ -147,7 +148,7 @@ class Facts(SyntheticTask):
         require(value <= tail + 1, "context.tail", tail, f"{value - 1} or more, for a value of {value} tokens")
         first, last = self._room()
         most = max(0, last - first) // self._statement.length
-        require(facts <= most, "task.facts.facts", facts, f"at most {most}, which fit before the question")
+        require(facts <= most, "task.facts.facts", facts, f"at most {most}, which fit into `within` of the prose")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from mcframe.cli.bench_history import compare, read_history
 from mcframe.errors import UserError
 
 ROW = {
-    "file": "smoke.gin", "case": "as written", "digest": "1", "ranks": 1, "clock": "processor", "revision": "abc",
-    "machine": {"device": "x", "threads": 1},
+    "file": "smoke.gin", "case": "as written", "digest": "1", "ranks": 1, "clock": "processor", "floor": "networks",
+    "machine": {"device": "x", "threads": 1}, "revision": "abc",
     "figures": {"step/baseline": 3.0, "step/floor": 1.1, "baseline/floor": 1.05, "floor_ms": 10.0},
     "phases": {"train/step_ms": 11.0, "train/base_ms": 3.0, "train/backward_ms": 7.0},
 }  # fmt: skip

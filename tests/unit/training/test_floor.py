@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from mcframe.context.counter_rng import variant_seeds
+from mcframe.hookspecs import ModelShape
 from mcframe.metrics.timers import HostMark
 from mcframe.training.floor import Floor, recorded_calls
-from mcframe.training.train_step import StepBatch
+from mcframe.training.train_step import StepBatch, TrainStep
+from mcframe_plugins.loss.variants import VariantNLL
 from tests.support.modeling_builders import TREE, VOCABULARY
 from tests.support.real_step import LENGTH, real_step
 
@@ -24,12 +26,12 @@ def batch():
 
 def names(step, calls):
     parts = {id(part): name for name, part in step.model.parts.items()}
-    return [(parts[id(call.function.__self__)], call.function.__name__, call.trains) for call in calls]
+    return [(parts[id(call.function.__self__)], call.function.__name__, bool(call.reached)) for call in calls]
 
 
 def test_each_outermost_call_of_a_network_is_recorded(step, batch):
     with recorded_calls(step) as calls:
-        step.compute(batch)
+        step.compute(batch)[0].backward()
     assert names(step, calls) == [
         ("base", "embed", True),
         ("base", "states", True),
@@ -67,8 +69,27 @@ def test_gradients_reach_every_weight_that_the_step_trains(step, batch):
     step.compute(batch)[0].backward()
     trained = {name for name, weight in step.named_parameters() if weight.grad is not None}
     floor = Floor(step, batch, HostMark)
-    assert floor.milliseconds() > 0
+    for call in floor.calls:
+        call.run()
     assert {name for name, weight in step.named_parameters() if weight.grad is not None} == trained
+    assert floor.milliseconds() > 0
+    assert not [weight for weight in step.parameters() if weight.grad is not None], "memory of the next step"
+
+
+def test_no_gradient_is_computed_where_the_step_has_none(batch):
+    model = real_step(TREE).model
+    step = TrainStep(model, [VariantNLL(ModelShape(model.gpt.width, model.tree), weight=1.0)])
+    floor = Floor(step, batch, HostMark)
+    assert names(step, floor.calls) == [
+        ("base", "embed", True),
+        ("base", "states", False),
+        ("base", "nll", False),
+        ("gistnet", "forward", True),
+        ("gistnet", "forward", True),
+        ("base", "states", True),
+        ("base", "nll", True),
+        ("lensnet", "forward", False),
+    ]
 
 
 def test_what_runs_without_gradients_is_repeated_without(step, batch):
@@ -77,5 +98,5 @@ def test_what_runs_without_gradients_is_repeated_without(step, batch):
     step.zero_grad()
     for call in calls:
         call.run()
-    assert {call.trains for call in calls} == {False}
+    assert not any(call.with_graph or call.reached for call in calls)
     assert not [weight for weight in step.parameters() if weight.grad is not None]
