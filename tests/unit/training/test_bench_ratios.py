@@ -8,13 +8,16 @@ from mcframe.metrics.timers import STEP
 from mcframe.training.bench import _medians
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Steps:
     """What ratios are computed from, next to times."""
 
     flops: float
     tokens: int = 100
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
 
 def test_a_floor_is_compared_with_the_step_without_its_optimizer():
