@@ -7,7 +7,6 @@ import torch
 from mcframe.metrics.timers import STEP
 from mcframe.training.bench import _medians
 
-
 CPU = torch.device("cpu")
 
 
