@@ -23,6 +23,7 @@ from mcframe.cli.vocabulary import vocabulary
 from mcframe.config.baselines import BASELINES
 from mcframe.config.run_config import Loaded, load_run_config
 from mcframe.environment import free_port
+from mcframe.errors import require
 from mcframe.metrics.tables import FittedTable
 from mcframe.metrics.timers import STEP
 from mcframe.registry.discovery import PluginOptions
@@ -61,7 +62,12 @@ def bench(
     for name, values in (("--set", set_), ("--case", case)):
         prepare += [part for value in values for part in (name, value)]
     for name, path in (("--json", json_), ("--history", history)):
-        prepare += [] if path is None else [name, str(path)]
+        if path is not None:
+            require(path.parent.is_dir() and not path.is_dir(), name, str(path), "a file in a folder that exists")
+            prepare += [name, str(path)]
+    earlier = [] if history is None else read_history(history)
+    prepare += [f"--plugin={name}" for name in plugins.named] + [f"--no-plugin={name}" for name in plugins.without]
+    prepare += ["--strict-plugins"] * plugins.strict
     if ranks > 1 and "RANK" not in os.environ:
         return _launched(ranks, [str(file), *prepare])
     prepare_environment()
@@ -76,7 +82,7 @@ def bench(
             json_.write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
         if history is None:
             return 0
-        regressions = compare(rows, read_history(history), tolerance)
+        regressions = compare(rows, earlier, tolerance)
         for each in regressions:
             console.print(f"regression: {each}", style="red", markup=False, highlight=False, soft_wrap=True)
         with history.open("a", encoding="utf-8") as lines:
@@ -105,7 +111,7 @@ def _row(file: Path, settings: list[str], case: str, plugins: PluginOptions, rou
         size = vocabulary(loaded)
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         step = BenchedStep(loaded.run_config, size, device)
-        plain = load_run_config([file], [*settings, BASELINES["--baseline"]], plugins)
+        plain = load_run_config([file], [*settings, BASELINES["--baseline"], "run.trainable = ('base',)"], plugins)
         baseline = BenchedStep(plain.run_config, size, device)
         measured = measure(step, baseline, rounds)
     return {

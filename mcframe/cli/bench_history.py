@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -27,12 +28,14 @@ def read_history(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     rows = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
             row.setdefault("floor", "products")
             _ = [row[name] for name in (*_IDENTITY, "figures", "phases", "revision")]
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(0 < row["figures"][name] < math.inf for name in (*RATIOS, "floor_ms")):
+                raise ValueError("a figure that is no number above 0")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 "--history: expected lines that `mcframe bench --history` has written, got another one",
                 remedy="Remove the line, or name another file.",

@@ -148,7 +148,9 @@ class Facts(SyntheticTask):
         require(value <= tail + 1, "context.tail", tail, f"{value - 1} or more, for a value of {value} tokens")
         first, last = self._room()
         most = max(0, last - first) // self._statement.length
-        require(facts <= most, "task.facts.facts", facts, f"at most {most}, which fit into `within` of the prose")
+        remedy = "Lower task.facts.facts, or raise task.facts.within or context.window."
+        fitting = f"at most {most}, which fit into the first {self.within:g} of the prose"
+        require(facts <= most, "task.facts.facts", facts, fitting, remedy)
 
 
 @dataclass(frozen=True)

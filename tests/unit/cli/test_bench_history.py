@@ -48,10 +48,17 @@ def test_the_median_of_the_newest_lines_is_compared():
     assert compare([ROW], [ROW, ROW, *[odd] * 5], 0.05)
 
 
-def test_a_line_that_is_not_a_row_is_an_error_with_its_number(tmp_path):
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}", "no JSON", "[]", "\udcff", json.dumps(ROW | {"figures": {}}), json.dumps(changed({"step/floor": None})),
+        json.dumps(changed({"step/baseline": float("nan")})), json.dumps(changed({"floor_ms": 0.0})),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_not_a_row_is_an_error_with_its_number(tmp_path, line):
     file = tmp_path / "history.jsonl"
     assert read_history(file) == []
-    file.write_text(json.dumps(ROW) + "\n{}\n", "utf-8")
+    file.write_text(json.dumps(ROW) + "\n" + line + "\n", "utf-8", errors="surrogateescape")
     with pytest.raises(UserError) as raised:
         read_history(file)
     assert raised.value.location.line == 2
