@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Steps:
-    """What ratios are computed from, next to times."""
+    """The figures of a step that ratios need, next to its times."""
 
     flops: float
     tokens: int = 100
