@@ -63,7 +63,10 @@ def bench(
         prepare += [part for value in values for part in (name, value)]
     for name, path in (("--json", json_), ("--history", history)):
         if path is not None:
-            require(path.parent.is_dir() and not path.is_dir(), name, str(path), "a file in a folder that exists")
+            usable = path.parent.is_dir() and not path.is_dir()
+            require(
+                usable, name, str(path), "a file in a folder that exists", "Create the folder, or name another file."
+            )
             prepare += [name, str(path)]
     earlier = [] if history is None else read_history(history)
     prepare += [f"--plugin={name}" for name in plugins.named] + [f"--no-plugin={name}" for name in plugins.without]

@@ -16,7 +16,7 @@ RATIOS = ("step/baseline", "step/floor", "baseline/floor")
 """The ratios that are compared: both of their times are of one process, so that a busy machine matters little."""
 _NEWEST = 5
 _IDENTITY = ("file", "digest", "ranks", "clock", "machine", "floor")
-"""What figures must have in common to be compared; lines of before have no `floor`, which was that of products."""
+"""Fields in which compared rows are equal. Older lines have no `floor`: theirs was the time of matrix products."""
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:

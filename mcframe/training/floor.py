@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from mcframe.training.train_step import StepBatch, TrainStep
 
 _METHODS = {"base": ("embed", "states", "logits", "nll", "nll_and_kl", "nll_and_correct")}
-"""What is called of a part, next to `forward`."""
+"""The methods of a part that are recorded, next to `forward`."""
 
 
 @dataclass(frozen=True)
