@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
+from mcframe.config.batch_size import micro_batch_for
 from mcframe.config.run_config import load_run_config
-from mcframe.data.loader import micro_batch_for
-from mcframe.metrics.flops import PEAK
+from mcframe.metrics.mfu import PEAK
 from mcframe.training.build import build_optimizer, build_step
 from mcframe.training.communication import PERSISTENT, exchange
 from mcframe.training.flops import StepFlops

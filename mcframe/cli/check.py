@@ -13,6 +13,7 @@ from rich.text import Text
 from mcframe.cli.options import Set, command
 from mcframe.cli.vocabulary import vocabulary
 from mcframe.config.baselines import baseline_option
+from mcframe.config.batch_size import check_ranks, checked_micro_batch
 from mcframe.config.run_config import PLUGIN_FIELDS, Loaded, load_run_config
 from mcframe.config.schema import RunConfig
 from mcframe.errors import UserError
@@ -30,7 +31,6 @@ from mcframe.training.build import (
     parameter_counts,
 )
 from mcframe.training.checkpoint_folder import find
-from mcframe.training.engine_config import check_ranks, checked_micro_batch
 from mcframe.training.flops import StepFlops
 from mcframe.training.probe import probe_focuses
 from mcframe.training.startup_summary import describe_text, describe_variants, memory_estimate, omitted
@@ -78,7 +78,7 @@ def _rows(loaded: Loaded, ranks: int, console: Console) -> tuple[dict[str, str],
     )
     with torch.device("meta"):
         step = build_step(run_config, vocab_size)
-    checked_micro_batch(run_config, ranks, step)
+    checked_micro_batch(run_config, ranks, baseline_every=step.baseline_every, variants_every=step.variants_every)
     variants = step.model.strategy.count
     allocator = run_config.allocator(run_config.context.tree)
     text = run_config.text()

@@ -29,6 +29,7 @@ from mcframe.metrics.summary import SUMMARY, is_reported
 from mcframe.registry.attribution import explain
 from mcframe.registry.discovery import PluginOptions
 from mcframe.registry.plugins import Registry
+from mcframe.training.auto_micro_batch import AUTO, with_micro_batch
 from mcframe.training.build import Components, build_components
 from mcframe.training.callbacks.checkpoint import CHECKPOINT_MS, SaveCheckpoint
 from mcframe.training.callbacks.plugins import PluginCallbacks
@@ -38,7 +39,6 @@ from mcframe.training.checkpoint_writer import archive, remove_leftovers
 from mcframe.training.checkpoints import load
 from mcframe.training.device_settings import set_float32_products
 from mcframe.training.engine import Engine, barrier, prepare_environment, start_distributed
-from mcframe.training.micro_batch import AUTO, with_micro_batch
 from mcframe.training.provenance import added_plugins, changes, check_alike, fingerprint, write_record
 from mcframe.training.random_states import seed_random_states
 from mcframe.training.resume_rules import as_table, check_data, check_same_run, data_identity, differences

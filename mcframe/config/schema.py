@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mcframe.bounds import Count, Decay, NonNegativeInt, Positive, PositiveFraction, Seed
+from mcframe.config.batch_size import check_sequences
 from mcframe.config.training_schema import (
     AnomalyConfig,
     CheckpointConfig,
@@ -288,14 +289,7 @@ class RunConfig:
     logging: LoggingConfig
 
     def __post_init__(self) -> None:
-        if self.batch_tokens % self.context.window:
-            near = max(1, round(self.batch_tokens / self.context.window)) * self.context.window
-            raise UserError(
-                f"run.batch_tokens: expected a multiple of context.window = {self.context.window}, "
-                f"got {self.batch_tokens}",
-                remedy=f"Set run.batch_tokens = {near}.",
-                binding="run.batch_tokens",
-            )
+        check_sequences(self.batch_tokens, self.context.window)
         self._check_length()
 
     def _check_length(self) -> None:

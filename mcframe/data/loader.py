@@ -142,11 +142,6 @@ class Loader:
         return batch, {"position": end, "stream": self._stream.state()}
 
 
-def micro_batch_for(sequences_per_rank: int, limit: int) -> int:
-    """Return the largest micro-batch up to `limit` that divides `sequences_per_rank`; both at least 1."""
-    return max(size for size in range(1, min(sequences_per_rank, limit) + 1) if sequences_per_rank % size == 0)
-
-
 def open_training_stream(
     source: TextSource,
     tokenizer: Tokenizer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mcframe.metrics.flops import gpt_flops_per_token
+from mcframe.metrics.mfu import gpt_flops_per_token
 
 _BYTES_AND_SEPARATOR = 257
 _READ = ("run.seed", "run.text", "run.tokenizer", "run.task", "run.batch_tokens", "context.window")

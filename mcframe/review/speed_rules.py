@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from mcframe.metrics.flops import PEAK
+from mcframe.metrics.mfu import PEAK
 from mcframe.metrics.timers import OTHER, OTHER_PARTS, STEP
 from mcframe.metrics.timers import PARTS as CONTROLLER_PARTS
 from mcframe.review.change import Stretch, find_stretch, mean_bounds

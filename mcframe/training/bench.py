@@ -16,15 +16,15 @@ import torch.distributed as dist
 
 from mcframe.config.schema import RunConfig
 from mcframe.context.counter_rng import variant_seeds
-from mcframe.metrics.flops import device_peak
+from mcframe.metrics.mfu import device_peak
 from mcframe.metrics.timers import STEP, HostMark, Mark, Timers, device_mark
+from mcframe.training.auto_micro_batch import with_micro_batch
 from mcframe.training.build import Components, build_optimizer, build_schedule, build_step
 from mcframe.training.communication import PERSISTENT, Collectives, Exchange, exchange
 from mcframe.training.device_settings import set_float32_products
 from mcframe.training.engine import Engine
 from mcframe.training.floor import Floor
 from mcframe.training.flops import StepFlops
-from mcframe.training.micro_batch import with_micro_batch
 from mcframe.training.run_directory import processor
 from mcframe.training.train_step import StepBatch
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from filelock import FileLock
 from torch.optim.lr_scheduler import LambdaLR
 
+from mcframe.config.batch_size import check_ranks, checked_micro_batch
 from mcframe.context.step_metrics import StepMetrics
 from mcframe.environment import prepare_rank
 from mcframe.errors import UserError
@@ -30,7 +31,7 @@ from mcframe.training.clipping import PartClipping
 from mcframe.training.compiled_step import CompiledStep
 from mcframe.training.compiler import INSTALL, check_compiler, op_not_built
 from mcframe.training.device_settings import keep_freed_memory, prepare_allocator
-from mcframe.training.engine_config import check_ranks, checked_micro_batch, engine_config, gradient_clipping
+from mcframe.training.engine_config import engine_config, gradient_clipping
 from mcframe.training.external_weights import check_external, external_digests
 from mcframe.training.first_interval import GradientWatch
 from mcframe.training.param_groups import lr_factors, optimizer_groups, param_groups, with_starts
@@ -248,7 +249,9 @@ class Engine:
         step, run_config, optimizer = components.step, components.run_config, components.optimizer
         check_ranks(run_config, world_size)
         self.compiled = step.compiled = CompiledStep(run_config.compile) if run_config.compile else None
-        self.micro_batch = checked_micro_batch(run_config, world_size, step)
+        self.micro_batch = checked_micro_batch(
+            run_config, world_size, baseline_every=step.baseline_every, variants_every=step.variants_every
+        )
         self.accumulation = run_config.sequences // (self.micro_batch * world_size)
         self.config = engine_config(run_config, optimizer, self.micro_batch, self.accumulation)
         self.stage = run_config.deepspeed.zero_stage

@@ -7,11 +7,9 @@ from typing import Any
 
 from mcframe.config.schema import RunConfig
 from mcframe.config.training_schema import DeepSpeedConfig
-from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError, require
 from mcframe.hookspecs import Optimizer
 from mcframe.training.deepspeed_settings import check_settings
-from mcframe.training.train_step import TrainStep
 
 RESERVED_DEEPSPEED_KEYS = {
     "train_batch_size": "run.batch_tokens",
@@ -118,38 +116,3 @@ def _refuse_nvme(settings: Mapping[str, Any]) -> None:
                 binding="deepspeed.settings",
                 remedy="Set its device to 'cpu', or remove it; omit ratio.",
             )
-
-
-def check_ranks(run_config: RunConfig, world_size: int) -> None:
-    """Raise UserError unless the sequences of a step divide among the ranks."""
-    sequences, window = run_config.sequences, run_config.context.window
-    near = max(1, round(sequences / world_size)) * world_size * window
-    require(
-        sequences % world_size == 0,
-        "run.batch_tokens",
-        run_config.batch_tokens,
-        f"a multiple of {world_size} ranks times context.window = {window}",
-        f"Set run.batch_tokens = {near}, or start another number of ranks.",
-    )
-
-
-def checked_micro_batch(run_config: RunConfig, world_size: int, step: TrainStep) -> int:
-    """Return the sequences of a forward pass on a rank.
-
-    Raises:
-        UserError: They cannot be divided into those with and without the uncompressed pass or variants.
-    """
-    own = run_config.sequences // world_size
-    # 'auto' is a number before there is an engine; until then all of a rank's sequences are checked.
-    size = micro_batch_for(own, own if run_config.micro_batch == "auto" else run_config.micro_batch)
-    for name in ("baseline_every", "variants_every"):
-        every = getattr(step, name)
-        require(
-            size % every == 0,
-            f"context.{name}",
-            every,
-            f"a divisor of the micro-batch of {size} sequences",
-            f"Set run.micro_batch and run.batch_tokens so that a micro-batch has a multiple of {every} sequences, or "
-            f"context.{name} = 1.",
-        )
-    return size

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcframe.interfaces import base_model
-from mcframe.metrics.flops import gpt_flops_per_token
+from mcframe.metrics.mfu import gpt_flops_per_token
 from mcframe.training.train_step import StepBatch, TrainStep
 
 Network = TypeVar("Network", bound=nn.Module)

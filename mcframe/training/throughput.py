@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from mcframe.context.step_metrics import StepMetrics
-from mcframe.metrics.flops import device_peak, mfu
+from mcframe.metrics.mfu import device_peak, mfu
 from mcframe.training.build import Components
 from mcframe.training.flops import FlopCount
 from mcframe.training.train_state import TrainState

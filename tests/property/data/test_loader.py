@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcframe.config.batch_size import micro_batch_for
 from mcframe.context.context_tree import ContextTree
-from mcframe.data.loader import Loader, micro_batch_for, open_training_stream, open_validation
+from mcframe.data.loader import Loader, open_training_stream, open_validation
 from mcframe.data.synthetic.recall import Recall
 from mcframe.data.synthetic_stream import GeneratedWindows
 from mcframe.data.tokenizers import Bytes

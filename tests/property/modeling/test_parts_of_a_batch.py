@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcframe.config.batch_size import checked_micro_batch
 from mcframe.config.schema import ContextConfig
 from mcframe.errors import UserError
 from mcframe.hookspecs import Loss, LossTerm, ModelShape
-from mcframe.training.engine_config import checked_micro_batch
 from mcframe.training.flops import StepFlops
 from mcframe.training.train_step import StepBatch, TrainStep
 from mcframe_plugins.loss.bag_of_tokens import BagOfTokens
@@ -169,11 +169,11 @@ def test_a_step_with_variants_in_some_sequences_is_one_graph():
 
 def test_a_micro_batch_that_cannot_be_divided_is_refused():
     config = SimpleNamespace(sequences=12, micro_batch=6)
-    assert checked_micro_batch(config, 1, SimpleNamespace(baseline_every=3, variants_every=1)) == 6
+    assert checked_micro_batch(config, 1, baseline_every=3, variants_every=1) == 6
     for name in ("baseline_every", "variants_every"):
-        step = SimpleNamespace(**{"baseline_every": 1, "variants_every": 1, name: 4})
+        every = {"baseline_every": 1, "variants_every": 1, name: 4}
         with pytest.raises(UserError, match="expected a divisor of the micro-batch of 6 sequences, got 4") as caught:
-            checked_micro_batch(config, 1, step)
+            checked_micro_batch(config, 1, **every)
         assert caught.value.binding == f"context.{name}"
 
 

@@ -10,8 +10,8 @@ import torch
 
 from mcframe.config.run_config import load_run_config
 from mcframe.errors import UserError
+from mcframe.training.auto_micro_batch import candidates, largest_that_fits, with_micro_batch
 from mcframe.training.build import build_components
-from mcframe.training.micro_batch import candidates, largest_that_fits, with_micro_batch
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcframe.metrics.flops import PEAK, device_peak, gpt_flops_per_token, mfu
+from mcframe.metrics.mfu import PEAK, device_peak, gpt_flops_per_token, mfu
 
 # run10 (docs/concepts.md): depth 12, width 768, vocabulary 65,536, T = 2048, 185.6 M parameters
 RUN10 = {"non_embedding_parameters": 185_600_000 - 65_536 * 768, "depth": 12, "width": 768, "context_length": 2048}

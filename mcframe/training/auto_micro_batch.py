@@ -16,9 +16,9 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
+from mcframe.config.batch_size import micro_batch_for
 from mcframe.config.schema import RunConfig
 from mcframe.context.counter_rng import variant_seeds
-from mcframe.data.loader import micro_batch_for
 from mcframe.errors import UserError
 from mcframe.interfaces.base_model import parameter_count
 from mcframe.training.build import Components
