@@ -1,0 +1,180 @@
+"""Facts that are told long before the question, in chats with generated answers.
+
+    python benchmarks/chat_trials.py RUN [--gists RUN] [--trials 100] [--distance 4000] [--budget 512]
+                                     [--full 6144] [--out chat_trials.jsonl]
+
+A trial is one message to `mcframe chat`: prose of the run's text source that states a fact near its start, at least
+`--distance` tokens before the question at its end. The answer is generated, always by the most probable token; it is
+right if the value occurs in it. Each way to read the message is a process of `mcframe chat` with other options:
+
+    refocus   --budget B                          as the run's sessions are
+    recency   --budget B --no-refocus             of RUN: with `session.drop_gists` the recent tokens alone
+    gists     --budget B --no-refocus             of the run of `--gists`, which reads gists
+    bm25      --budget B                          the blocks that BM25 ranks highest are the message
+    full      --budget FULL --no-refocus          everything
+
+Trials that `--out` already holds are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+
+import torch
+from rich.progress import track
+
+import mcframe
+from mcframe.cli.load_run import TrainedRun
+from mcframe.data.synthetic.facts import NAMES, VALUES
+from mcframe.evaluation.document_means import DocumentMeans
+from mcframe.evaluation.history_arms import retrieved
+from mcframe.hookspecs import Message
+
+ANSWER_TOKENS = 24
+LATEST_FACT = 400
+"""Tokens of prose before the fact, at most."""
+EMPTIED = "the history is empty"
+"""What `/reset` prints: the end of a trial."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A fact in prose, and the question for it.
+
+    Attributes:
+        number: Determines all others.
+        message: Prose with the fact, on one line.
+        question: The question.
+        value: The answer.
+        distance: Tokens between fact and question.
+    """
+
+    number: int
+    message: str
+    question: str
+    value: str
+    distance: int
+
+
+def trials(run: TrainedRun, count: int, distance: int) -> Iterator[Trial]:
+    """Yield trials over the prose of a run."""
+    prose = " ".join(" ".join(run.run_config.text().documents()).split())
+    for number in range(count):
+        draw = Random(number)
+        name, value = draw.choice(NAMES), draw.choice(VALUES)
+        first = prose.index(" ", draw.randrange(len(prose) - 16 * (distance + LATEST_FACT)))
+        ids = run.tokenizer.encode_batch([prose[first + 1 :][: 16 * (distance + LATEST_FACT)]])[0]
+        before = draw.randrange(LATEST_FACT)
+        after = run.tokenizer.decode(ids[before : before + distance + 1])
+        fact = f' The code word of {name} is "{value}".'
+        question = f"What is the code word of {name}?"
+        yield Trial(number, run.tokenizer.decode(ids[:before]) + fact + after, question, value, distance)
+
+
+class Chat:
+    """A process of `mcframe chat`."""
+
+    def __init__(self, run: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "mcframe", "chat", str(run), "--temperature", "0", *options]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            [*command, "--tokens", str(ANSWER_TOKENS)], stdin=pipe, stdout=pipe, text=True, encoding="utf-8"
+        )
+
+    def answer(self, message: str) -> str:
+        """Return the answer to a message in a new session."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{message}\n/reset\n")
+        self._process.stdin.flush()
+        lines: list[str] = []
+        for line in self._process.stdout:
+            if line.rstrip().endswith(EMPTIED):
+                return "".join(lines).removeprefix("Assistant:").strip()
+            lines.append(line)
+        raise SystemExit(f"expected an answer, got the end of the chat: {''.join(lines)}")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in small letters."""
+    return re.findall(r"\w+", text.lower())
+
+
+def best_blocks(run: TrainedRun, trial: Trial, budget: int) -> str:
+    """Return the blocks that BM25 finds in the message of a trial, and the question, within the budget."""
+    config, encode = run.session(budget=budget).config, run.tokenizer.encode_batch
+    template = len(run.tokenizer.chat_prompt((), [Message("user", "")]) or ())
+    question = encode([f" {trial.question}"])[0]
+    tokens = torch.tensor(encode([trial.message])[0] + question)
+    own = replace(config, budget=budget - template, tail=len(question))
+    kept = retrieved(tokens, run.model.tree.block_size, own, lambda block: words(run.tokenizer.decode(block.tolist())))
+    return run.tokenizer.decode(tokens[kept].tolist())
+
+
+def main() -> None:
+    """Run the trials of every arm, and print the fraction of right answers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--gists", type=Path, help="a run whose sessions read gists; default: no such arm")
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--distance", type=int, default=4000)
+    parser.add_argument("--budget", type=int, default=512)
+    parser.add_argument("--full", type=int, default=6144, help="entries that hold everything; 0 = without this arm")
+    parser.add_argument("--out", type=Path, default=Path("chat_trials.jsonl"))
+    options = parser.parse_args()
+    run = mcframe.load_run(options.run, trust=True)
+    arms: dict[str, tuple[Path, tuple[str, ...]]] = {
+        "refocus": (options.run, ("--budget", str(options.budget))),
+        "recency": (options.run, ("--budget", str(options.budget), "--no-refocus")),
+        "bm25": (options.run, ("--budget", str(options.budget))),
+    }
+    if options.gists is not None:
+        arms["gists"] = (options.gists, ("--budget", str(options.budget), "--no-refocus"))
+    if options.full:
+        arms["full"] = (options.run, ("--budget", str(options.full), "--no-refocus"))
+    known = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    found = {(each["arm"], each["number"]): bool(each["right"]) for each in known}
+    everything = list(trials(run, options.trials, options.distance))
+    for arm, (path, settings) in arms.items():
+        left = [trial for trial in everything if (arm, trial.number) not in found]
+        if not left:
+            continue
+        chat = Chat(path, *settings)
+        with options.out.open("a") as out:
+            for trial in track(left, arm):
+                text = best_blocks(run, trial, options.budget) if arm == "bm25" else f"{trial.message} {trial.question}"
+                answer = chat.answer(text)
+                right = found[arm, trial.number] = trial.value in words(answer)
+                facts = asdict(trial) | {"arm": arm, "answer": answer, "right": right}
+                out.write(json.dumps({key: facts[key] for key in facts if key != "message"}) + "\n")
+                out.flush()
+        chat.close()
+    _print({arm: [found[arm, trial.number] for trial in everything] for arm in arms})
+
+
+def _print(right: Mapping[str, list[bool]]) -> None:
+    count = len(right["recency"])
+    means = DocumentMeans(
+        {arm: torch.tensor(each, dtype=torch.float32) for arm, each in right.items()}, torch.arange(count)
+    )
+    print(f"{count} trials, intervals of 95 %")
+    for arm in right:
+        own, gap = means.mean(arm), means.difference(arm, "recency")
+        more = "" if arm == "recency" else f"   minus recency {gap.value:+.2f} [{gap.low:.2f}, {gap.high:.2f}]"
+        print(f"{arm:8} {own.value:.2f} [{own.low:.2f}, {own.high:.2f}]{more}")
+
+
+if __name__ == "__main__":
+    main()
