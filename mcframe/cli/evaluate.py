@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Annotated
 
 import torch
@@ -27,6 +29,8 @@ from mcframe.training.evaluation import eval_model
 from mcframe.training.watchers import Watchers
 
 FOLDER = "evaluation"
+LINE_SECONDS = 30.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 @command
@@ -54,10 +58,6 @@ def evaluate(
         _check_baseline(name, baseline, trained)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = {name: _eval_model(each, trained, device, windows) for name, each in {**baselines, "run": trained}.items()}
-    with trained.loaded.explaining():
-        results = _results(_selected(trained, evaluation), models.pop("run"), models, trained, console)
-    for each in results.values():
-        show(each, console)
     facts = {
         "checkpoint": trained.checkpoint.path,
         "tokens": trained.checkpoint.tokens,
@@ -65,7 +65,13 @@ def evaluate(
         "windows": windows,
         "device": str(device),
     }
-    for path in write(results, facts, out or trained.directory / FOLDER):
+    folder, written, results = out or trained.directory / FOLDER, list[Path](), dict[str, EvalResult]()
+    with trained.loaded.explaining():
+        for name, result in _results(_selected(trained, evaluation), models.pop("run"), models, trained, console):
+            show(result, console)
+            results[name] = result
+            written = write(results, facts, folder)  # what is complete outlives an interruption of the next one
+    for path in written:
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
     return 0
 
@@ -100,29 +106,50 @@ def _results(
     baselines: Mapping[str, EngineEvalModel],
     trained: TrainedRun,
     console: Console,
-) -> dict[str, EvalResult]:
-    """Run the evaluations with a progress bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task, expected = bar.add_task("evaluating contexts", total=None), 0
-
-        def announced(contexts: int) -> None:
-            nonlocal expected
-            expected += contexts
-            bar.update(task, total=expected)
-
-        def contexts_done(contexts: int) -> None:
-            bar.advance(task, contexts)
-
-        watched = {name: replace(each, contexts_done=contexts_done) for name, each in baselines.items()}
-        model = replace(model, baselines=watched, announced=announced, contexts_done=contexts_done)
-        results: dict[str, EvalResult] = {}
+) -> Iterator[tuple[str, EvalResult]]:
+    """Yield each evaluation's name and result, with a progress bar."""
+    with ContextsBar(console) as bar:
+        watched = {name: replace(each, contexts_done=bar.done) for name, each in baselines.items()}
+        model = replace(model, baselines=watched, announced=bar.announced, contexts_done=bar.done)
         registry = trained.loaded.registry
         registry.hooks.guard = Watchers(lambda error: explain(error, registry)).call
         for name, result in run_evaluations(evaluations, model):
-            results[name] = result
             registry.hooks.evaluated(_run_info(trained), name, result)
-        return results
+            yield name, result
+
+
+class ContextsBar:
+    """Progress in working contexts: a bar on a terminal, elsewhere a line at most every `LINE_SECONDS`."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        lines = not console.is_terminal
+        self._console, self._lines, self._expected, self._computed = console, lines, 0, 0
+        self._bar = Progress(*columns, console=console, transient=True, disable=lines)
+        self._task = self._bar.add_task("evaluating contexts", total=None)
+        self._begin = self._printed = monotonic()
+
+    def __enter__(self) -> ContextsBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def announced(self, contexts: int) -> None:
+        """Add contexts that will be computed."""
+        self._expected += contexts
+        self._bar.update(self._task, total=self._expected)
+
+    def done(self, contexts: int) -> None:
+        """Add contexts that were computed."""
+        self._computed += contexts
+        self._bar.advance(self._task, contexts)
+        now = monotonic()
+        if self._lines and now - self._printed >= LINE_SECONDS:
+            self._printed, elapsed = now, timedelta(seconds=round(now - self._begin))
+            line = f"evaluating contexts: {self._computed:,} of {self._expected:,} after {elapsed}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def _run_info(trained: TrainedRun) -> RunInfo:

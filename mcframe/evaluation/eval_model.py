@@ -101,7 +101,6 @@ class EngineEvalModel:
         def compute(some: Tensor, focuses: Tensor) -> Tensor:
             swap = torch.arange(some.shape[0], device=self.device) ^ 1 if condition == "swap" else None
             both = torch.stack(self.model.evaluate_focus(some, focuses.flatten(0, 1), condition, swap), dim=-1)
-            self.contexts_done(both.shape[0])
             return both.view(some.shape[0], variants, *both.shape[1:])
 
         self.check_ranks(f"score of {list(focus.shape)} focuses under {condition!r}")
@@ -109,7 +108,7 @@ class EngineEvalModel:
         if condition == "swap":
             assert tokens.shape[0] % 2 == 0, "sequences exchange their gists in pairs"
             size = max(2, size // 2 * 2)
-        both = self._on_all_ranks(compute, size, tokens, each)
+        both = self._on_all_ranks(compute, size, variants, tokens, each)
         nll, right = (both if focus.dim() == 3 else both[:, 0]).unbind(dim=-1)
         return nll, right
 
@@ -122,11 +121,10 @@ class EngineEvalModel:
 
         def compute(some: Tensor, own: Tensor) -> Tensor:
             focus: Tensor = self.model.refocus(some[:, :-1], allocator, budget, own)[0]
-            self.contexts_done(some.shape[0])
             return focus
 
         self.check_ranks(f"refocus of {tokens.shape[0]} sequences")
-        return self._on_all_ranks(compute, self.batch, tokens, seeds)
+        return self._on_all_ranks(compute, self.batch, 1, tokens, seeds)
 
     @property
     def budget(self) -> int:
@@ -169,11 +167,11 @@ class EngineEvalModel:
         if len(set(calls)) > 1:
             raise RanksDisagree("; ".join(f"rank {rank}: {each}" for rank, each in enumerate(calls)))
 
-    def _on_all_ranks(self, compute: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
+    def _on_all_ranks(self, compute: Callable[..., Tensor], size: int, contexts: int, *inputs: Tensor) -> Tensor:
         """Return `compute` of the rows of `inputs` [n, ...] on the CPU, the same [n, ...] on every rank.
 
         Every rank runs equally many forward passes of `size` rows, because ZeRO 3 gathers weights in each. At the end
-        rows from the start are computed again, and dropped from the result.
+        rows from the start are computed again, and dropped from the result. A row has `contexts` contexts.
         """
         parallel = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         rank, world = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
@@ -190,4 +188,5 @@ class EngineEvalModel:
             if parallel:
                 dist.all_gather(all_parts, own.contiguous())
             parts += [part.cpu() for part in all_parts]
+            self.contexts_done(contexts * min(size * world, count - first))
         return torch.cat(parts)[:count]

@@ -45,8 +45,8 @@ class FocusQuality(Evaluation):
             return EvalResult({}, notes=[f"{self.name}: no target after the cursor, so no focus can be scored"])
         budgets = reachable(tree, self.budgets, notes, model.has_lens)
         conditions: tuple[Condition, ...] = ("drop", "gist") if model.has_gists else ("drop",)
-        each = (self.draws + 2 + model.has_lens) * len(conditions) + model.has_lens
-        contexts = 1 + tree.compressible_nodes(1) + len(budgets) * (each + len(conditions) - 1)
+        each = (self.draws + 3 + model.has_lens) * len(conditions) + model.has_lens
+        contexts = 1 + tree.compressible_nodes(1) + len(budgets) * each
         model.announce(data.tokens.shape[0] * contexts)
         strategies = Strategies(model, data, self.draws)
         found = []

@@ -213,14 +213,41 @@ def register_plugins(register):
 '''
 
 
-def test_a_third_party_evaluation(evaluate, evaluated, site, tmp_path, monkeypatch):
-    site.install("mcframe_plain", PLUGIN)
-    monkeypatch.syspath_prepend(site.folder)
-    importlib.invalidate_caches()
-    try:
-        result = evaluate("--evaluation", "plain", "--out", tmp_path / "out", "--set", "evaluation.plain.windows = 4")
-    finally:
-        sys.modules.pop("mcframe_plain", None)
+@pytest.fixture
+def third_party(site, monkeypatch):
+    """Install the evaluation `plain` from a text."""
+
+    def install(text):
+        site.install("mcframe_plain", text)
+        monkeypatch.syspath_prepend(site.folder)
+        importlib.invalidate_caches()
+
+    yield install
+    sys.modules.pop("mcframe_plain", None)
+
+
+def test_a_third_party_evaluation(evaluate, evaluated, third_party, tmp_path):
+    third_party(PLUGIN)
+    result = evaluate("--evaluation", "plain", "--out", tmp_path / "out", "--set", "evaluation.plain.windows = 4")
     assert result.exit_code == 0, result.output
     # Of the four windows that validation reads.
     assert metrics(tmp_path / "out")["eval/plain/nll"] == pytest.approx(evaluated.curve("val/loss")[-1], abs=1e-4)
+
+
+def test_an_evaluation_that_fails_leaves_what_was_found_before(evaluate, third_party, tmp_path):
+    third_party(PLUGIN.replace("        focus =", "        raise ValueError('no focus')\n        focus ="))
+    both = ("--evaluation", "focus_quality", "--evaluation", "plain")
+    result = evaluate(*both, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "no focus" in result.output
+    assert "focus_quality: 50 % of the window" in result.output
+    assert any(name.startswith("eval/focus_quality/at_50/") for name in metrics(tmp_path))
+
+
+def test_progress_without_a_terminal_is_lines(evaluate, tmp_path, monkeypatch):
+    arguments = ("--evaluation", "focus_quality", "--out", tmp_path, "--windows", 6)  # no multiple of the batch
+    assert "evaluating contexts" not in evaluate(*arguments).output  # too quick for a line
+    monkeypatch.setattr("mcframe.cli.evaluate.LINE_SECONDS", 0.0)
+    lines = re.findall(r"evaluating contexts: ([\d,]+) of ([\d,]+) after 0:", evaluate(*arguments).output)
+    assert len(lines) > 2
+    assert lines[-1][0] == lines[-1][1]
