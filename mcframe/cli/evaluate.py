@@ -30,7 +30,7 @@ from mcframe.training.watchers import Watchers
 
 FOLDER = "evaluation"
 LINE_SECONDS = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress without a terminal."""
 
 
 @command

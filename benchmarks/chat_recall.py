@@ -1,9 +1,9 @@
-"""Facts that are told long before the question, in chats with generated answers.
+"""Facts that are stated long before the question, in chats with generated answers.
 
-    python benchmarks/chat_trials.py RUN [--gists RUN] [--trials 100] [--distance 4000] [--budget 512]
-                                     [--full 6144] [--out chat_trials.jsonl]
+    python benchmarks/chat_recall.py RUN [--gists RUN] [--count 100] [--distance 4000] [--budget 512]
+                                     [--full 6144] [--out chat_recall.jsonl]
 
-A trial is one message to `mcframe chat`: prose of the run's text source that states a fact near its start, at least
+An example is one message to `mcframe chat`: prose of the run's text source that states a fact near its start, at least
 `--distance` tokens before the question at its end. The answer is generated, always by the most probable token; it is
 right if the value occurs in it. Each way to read the message is a process of `mcframe chat` with other options:
 
@@ -13,7 +13,7 @@ right if the value occurs in it. Each way to read the message is a process of `m
     bm25      --budget B                          the blocks that BM25 ranks highest are the message
     full      --budget FULL --no-refocus          everything
 
-Trials that `--out` already holds are not repeated.
+Examples that `--out` already holds are not repeated.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ ANSWER_TOKENS = 24
 LATEST_FACT = 400
 """Tokens of prose before the fact, at most."""
 EMPTIED = "the history is empty"
-"""What `/reset` prints: the end of a trial."""
+"""What `/reset` prints: the end of a chat."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class Example:
     """A fact in prose, and the question for it.
 
     Attributes:
@@ -64,8 +64,8 @@ class Trial:
     distance: int
 
 
-def trials(run: TrainedRun, count: int, distance: int) -> Iterator[Trial]:
-    """Yield trials over the prose of a run."""
+def examples(run: TrainedRun, count: int, distance: int) -> Iterator[Example]:
+    """Yield examples over the prose of a run."""
     prose = " ".join(" ".join(run.run_config.text().documents()).split())
     for number in range(count):
         draw = Random(number)
@@ -76,7 +76,8 @@ def trials(run: TrainedRun, count: int, distance: int) -> Iterator[Trial]:
         after = run.tokenizer.decode(ids[before : before + distance + 1])
         fact = f' The code word of {name} is "{value}".'
         question = f"What is the code word of {name}?"
-        yield Trial(number, run.tokenizer.decode(ids[:before]) + fact + after, question, value, distance)
+        actual = len(run.tokenizer.encode_batch([after])[0])
+        yield Example(number, run.tokenizer.decode(ids[:before]) + fact + after, question, value, actual)
 
 
 class Chat:
@@ -107,32 +108,34 @@ class Chat:
         self._process.communicate()
 
 
-def words(text: str) -> list[str]:
+def as_words(text: str) -> list[str]:
     """Return the words of a text in small letters."""
     return re.findall(r"\w+", text.lower())
 
 
-def best_blocks(run: TrainedRun, trial: Trial, budget: int) -> str:
-    """Return the blocks that BM25 finds in the message of a trial, and the question, within the budget."""
+def best_blocks(run: TrainedRun, example: Example, budget: int) -> str:
+    """Return the blocks that BM25 finds in the message of an example, and the question, within the budget."""
     config, encode = run.session(budget=budget).config, run.tokenizer.encode_batch
     template = len(run.tokenizer.chat_prompt((), [Message("user", "")]) or ())
-    question = encode([f" {trial.question}"])[0]
-    tokens = torch.tensor(encode([trial.message])[0] + question)
+    question = encode([f" {example.question}"])[0]
+    tokens = torch.tensor(encode([example.message])[0] + question)
     own = replace(config, budget=budget - template, tail=len(question))
-    kept = retrieved(tokens, run.model.tree.block_size, own, lambda block: words(run.tokenizer.decode(block.tolist())))
+    kept = retrieved(
+        tokens, run.model.tree.block_size, own, lambda block: as_words(run.tokenizer.decode(block.tolist()))
+    )
     return run.tokenizer.decode(tokens[kept].tolist())
 
 
 def main() -> None:
-    """Run the trials of every arm, and print the fraction of right answers."""
+    """Run every arm on all examples, and print the fraction of right answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--gists", type=Path, help="a run whose sessions read gists; default: no such arm")
-    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--distance", type=int, default=4000)
     parser.add_argument("--budget", type=int, default=512)
     parser.add_argument("--full", type=int, default=6144, help="entries that hold everything; 0 = without this arm")
-    parser.add_argument("--out", type=Path, default=Path("chat_trials.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("chat_recall.jsonl"))
     options = parser.parse_args()
     run = mcframe.load_run(options.run, trust=True)
     arms: dict[str, tuple[Path, tuple[str, ...]]] = {
@@ -146,22 +149,26 @@ def main() -> None:
         arms["full"] = (options.run, ("--budget", str(options.full), "--no-refocus"))
     known = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     found = {(each["arm"], each["number"]): bool(each["right"]) for each in known}
-    everything = list(trials(run, options.trials, options.distance))
+    everything = list(examples(run, options.count, options.distance))
     for arm, (path, settings) in arms.items():
-        left = [trial for trial in everything if (arm, trial.number) not in found]
+        left = [example for example in everything if (arm, example.number) not in found]
         if not left:
             continue
         chat = Chat(path, *settings)
         with options.out.open("a") as out:
-            for trial in track(left, arm):
-                text = best_blocks(run, trial, options.budget) if arm == "bm25" else f"{trial.message} {trial.question}"
+            for example in track(left, arm):
+                text = (
+                    best_blocks(run, example, options.budget)
+                    if arm == "bm25"
+                    else f"{example.message} {example.question}"
+                )
                 answer = chat.answer(text)
-                right = found[arm, trial.number] = trial.value in words(answer)
-                facts = asdict(trial) | {"arm": arm, "answer": answer, "right": right}
+                right = found[arm, example.number] = example.value in as_words(answer)
+                facts = asdict(example) | {"arm": arm, "answer": answer, "right": right}
                 out.write(json.dumps({key: facts[key] for key in facts if key != "message"}) + "\n")
                 out.flush()
         chat.close()
-    _print({arm: [found[arm, trial.number] for trial in everything] for arm in arms})
+    _print({arm: [found[arm, example.number] for example in everything] for arm in arms})
 
 
 def _print(right: Mapping[str, list[bool]]) -> None:
@@ -169,7 +176,7 @@ def _print(right: Mapping[str, list[bool]]) -> None:
     means = DocumentMeans(
         {arm: torch.tensor(each, dtype=torch.float32) for arm, each in right.items()}, torch.arange(count)
     )
-    print(f"{count} trials, intervals of 95 %")
+    print(f"{count} chats, intervals of 95 %")
     for arm in right:
         own, gap = means.mean(arm), means.difference(arm, "recency")
         more = "" if arm == "recency" else f"   minus recency {gap.value:+.2f} [{gap.low:.2f}, {gap.high:.2f}]"
