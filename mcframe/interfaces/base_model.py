@@ -151,6 +151,10 @@ class BaseModel(TrainableModule, ABC):
         """Return an embedding [D] that stands for no content: where gists of an adapter start. 0 by default."""
         return torch.zeros(self.width, dtype=self.dtype, device=self.device)
 
+    def states_after(self, embeddings: Tensor, context: WorkingContext, layer: int) -> Tensor:
+        """Return the second result of `states` alone. Override it to omit the layers that follow."""
+        return self.states(embeddings, context, layer)[1]
+
     def hidden(self, embeddings: Tensor, context: WorkingContext) -> Tensor:
         """Return the final hidden states [R, L, D] of working contexts whose embeddings are [R, L, D]."""
         return self.states(embeddings, context)[0]

@@ -236,6 +236,15 @@ class GPT(BaseModel):
 
     def states(self, embeddings: Tensor, context: WorkingContext, layer: int = 0) -> tuple[Tensor, Tensor]:
         """Final hidden states, and the states after `layer` blocks (0: the embeddings as they came). Both [R, L, D]."""
+        x, kept = self._through(embeddings, context, layer, self.depth)
+        return rms_norm(x), kept
+
+    def states_after(self, embeddings: Tensor, context: WorkingContext, layer: int) -> Tensor:
+        """States after `layer` blocks [R, L, D], without the blocks that follow."""
+        return self._through(embeddings, context, layer, layer)[1]
+
+    def _through(self, embeddings: Tensor, context: WorkingContext, layer: int, last: int) -> tuple[Tensor, Tensor]:
+        """States after `last` blocks, at least 1, before the norm, and those after `layer`."""
         kept = embeddings
         # Normalising the input throws a gist's norm away; the LOD embedding is added after it.
         x = rms_norm(embeddings) + self.lod_embed(context.lod)
@@ -248,7 +257,9 @@ class GPT(BaseModel):
                 x = block(x, cosine, sine, context.lod, mask)
             if number == layer:
                 kept = x
-        return rms_norm(x), kept
+            if number >= last:
+                break
+        return x, kept
 
     def extend(self, embeddings: Tensor, lod: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
         """Return the final hidden states [1, n, D] of entries that follow those in the cache, and store them there.

@@ -163,6 +163,15 @@ class HuggingFaceBase(BaseModel):
 
     def states(self, embeddings: Tensor, context: WorkingContext, layer: int = 0) -> tuple[Tensor, Tensor]:
         """Return the final states, normalised, and the states after `layer` layers, [R, L, D] each."""
+        x, kept = self._through(embeddings, context, layer, self.depth)
+        return self.norm(x), kept
+
+    def states_after(self, embeddings: Tensor, context: WorkingContext, layer: int) -> Tensor:
+        """Return the states after `layer` layers [R, L, D], without the layers that follow."""
+        return self._through(embeddings, context, layer, layer)[1]
+
+    def _through(self, embeddings: Tensor, context: WorkingContext, layer: int, last: int) -> tuple[Tensor, Tensor]:
+        """Return the states after `last` layers, at least 1, before the norm, and those after `layer`."""
         x = kept = embeddings
         factors = self._factors(self.positions(context), x)
         options: dict[str, Any] = {"attention_mask": document_mask(context.document), "position_embeddings": factors}
@@ -174,7 +183,9 @@ class HuggingFaceBase(BaseModel):
                 x = self._layer(block, acts, x, **options)
             if number == layer:
                 kept = x
-        return self.norm(x), kept
+            if number >= last:
+                break
+        return x, kept
 
     def extend(self, embeddings: Tensor, lod: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
         """Return the final states [1, n, D] of entries that follow those in the cache, and store them there."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcframe.context.working_context import raw_context
+from mcframe.context.working_context import WorkingContext, raw_context
 from mcframe.modeling.model import MegaContextModel
 from mcframe.runtime.history import History, HistoryShape
 
@@ -92,9 +92,9 @@ class GistEncoder:
     def nll(self, first: int, last: int) -> Tensor:
         """Return the NLL [last - first], in nats, of tokens of one segment; 0 for the first token of the history."""
         begin = max(0, first // self.segment * self.segment - self.segment)
-        tokens = self.history.read_tokens(begin, last).to(self.device)[None]
-        hidden = self._pass(tokens)[0]
-        nll = F.pad(self.model.gpt.nll(hidden[:, :-1], tokens[:, 1:]), (1, 0))
+        tokens = self.history.read_tokens(begin, last).to(self.device)
+        hidden = self.model.gpt.hidden(self.model.gpt.embed(tokens[None]), self._raw(tokens))
+        nll = F.pad(self.model.gpt.nll(hidden[:, :-1], tokens[None, 1:]), (1, 0))
         return nll[0, first - begin :]
 
     def _segment_of(self, node: int, lod: int) -> tuple[int, int]:
@@ -118,8 +118,8 @@ class GistEncoder:
             tokens = self.history.read_tokens(first * span if begin is None else begin, last * span).to(self.device)
             children = self.model.gpt.embed(tokens[None])
             if begin is not None and gistnet.reads_layer:
-                children = self._pass(tokens[None])[1][:, first * span - begin :]
-            elif begin is not None:
+                children = self.model.gpt.states_after(children, self._raw(tokens), gistnet.reads_layer)
+            if begin is not None:
                 children = children[:, first * span - begin :]
             children = children.reshape(1, nodes, span, -1)
         else:
@@ -130,11 +130,9 @@ class GistEncoder:
         gists: Tensor = gistnet(children.to(self.model.gpt.dtype), lod)
         return gists[0]
 
-    def _pass(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the final states, and the states that GistNet reads, of uncompressed tokens [1, n]."""
-        layer = 0 if self.model.gistnet is None else self.model.gistnet.reads_layer
-        context = raw_context(self.tree, 1, self.device, tokens.shape[1])
-        return self.model.gpt.states(self.model.gpt.embed(tokens), context, layer)
+    def _raw(self, tokens: Tensor) -> WorkingContext:
+        """Return the context of uncompressed tokens [n]."""
+        return raw_context(self.tree, 1, self.device, len(tokens))
 
     @torch.inference_mode()
     def _repair(self, name: str, first: int, last: int) -> None:

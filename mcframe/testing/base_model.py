@@ -35,6 +35,12 @@ def b1_form(call: PluginCall) -> None:
         for states in part.states(embeddings, call.context, layer):
             expect(states.shape == embeddings.shape, f"states: expected [R, L, D], got {list(states.shape)}")
     expect(torch.equal(part.states(embeddings, call.context)[1], embeddings), "states after 0 layers: not embeddings")
+    for layer in range(part.depth + 1):
+        kept, alone = (
+            part.states(embeddings, call.context, layer)[1],
+            part.states_after(embeddings, call.context, layer),
+        )
+        expect(same(alone, kept), f"states_after: expected the states after {layer} layers as `states` returns them")
     logits = part.logits(embeddings)
     expect(list(logits.shape) == [*embeddings.shape[:2], part.vocab_size], f"logits have shape {list(logits.shape)}")
     expect(logits.dtype == torch.float32, f"logits: expected float32, got {logits.dtype}")
