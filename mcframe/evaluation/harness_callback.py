@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class HarnessTasks(Callback):
         model = run.model
         assert isinstance(model, MegaContextModel)
         bounded = model.gpt.positions.bounded
-        config = None if self._budget is None else SessionDefaults(budget=self._budget).config(model.tree, bounded)
+        config = None if self._budget is None else self._session(run).config(model.tree, bounded)
         training = model.training
         model.eval()
         try:
@@ -96,6 +97,11 @@ class HarnessTasks(Callback):
         finally:
             model.train(training)
         return {name: torch.tensor(value, device=model.gpt.device) for name, value in found.items()}
+
+    def _session(self, run: CallbackRun) -> SessionDefaults:
+        """Return the settings of the run's sessions, with this budget."""
+        bound = {each.name: run.config.get(f"session.{each.name}", each.default) for each in fields(SessionDefaults)}
+        return SessionDefaults(**{**bound, "budget": self._budget})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of the last interval."""

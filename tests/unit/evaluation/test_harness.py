@@ -46,7 +46,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """A folder with two tasks as YAML and their data as JSON."""
+    """A folder with three tasks as YAML and their data as JSON."""
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "rows.json").write_text(json.dumps(ROWS))
     data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder}/rows.json}}}}\ntest_split: test\n"
@@ -57,6 +57,10 @@ def tasks(tmp_path_factory):
     (folder / "perplexity.yaml").write_text(
         f"task: local_perplexity\n{data}output_type: loglikelihood_rolling\ndoc_to_text: ''\n"
         "doc_to_target: '{{text}}'\nmetric_list: [{metric: bits_per_byte}]\n"
+    )
+    (folder / "nll.yaml").write_text(
+        f"task: local_choice_nll\n{data}output_type: loglikelihood\ndoc_to_text: '{{{{text}}}}'\n"
+        "doc_to_target: '{{choices[0]}}'\ntarget_delimiter: ''\nmetric_list: [{metric: perplexity}]\n"
     )
     return folder
 
@@ -212,6 +216,24 @@ def test_the_callback_reads_after_each_interval_and_leaves_the_model_as_it_was(r
     resumed.load_state_dict(callback.state_dict())
     resumed.on_start(CallbackRun(model, {}, {}, Path(), 0, 1, 4096, trained.tokenizer, trained.run_config.allocator))
     assert resumed.after_step(CallbackStep(5, 1900, {})) is None
+
+
+def test_the_callback_reads_as_sessions_of_the_run_do(run, tasks):
+    trained, found = load_run(run), {}
+    for drops in (False, True):
+        callback = HarnessTasks(tasks=["local_choice_nll"], include=str(tasks), budget=BUDGET)
+        config = {"session.drop_gists": drops, "session.sink": 0}
+        owner = CallbackRun(
+            trained.model, {}, config, Path(), 0, 1, 4096, trained.tokenizer, trained.run_config.allocator
+        )
+        callback.on_start(owner)
+        found[drops] = math.log(callback.after_step(CallbackStep(0, 4096, {}))["local_choice_nll/perplexity"])
+        bounded = trained.model.gpt.positions.bounded
+        session = SessionDefaults(budget=BUDGET, drop_gists=drops, sink=0).config(trained.model.tree, bounded)
+        harness = HarnessModel(trained.model, trained.tokenizer, trained.run_config.allocator, session)
+        expected = run_tasks(harness, ["local_choice_nll"], include=tasks)["local_choice_nll/perplexity"]
+        assert found[drops] == pytest.approx(math.log(expected), abs=1e-5)
+    assert abs(found[True] - found[False]) > 1e-4
 
 
 def test_unknown_tasks_and_a_missing_package_are_named(run, tasks, monkeypatch):
