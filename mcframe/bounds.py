@@ -20,6 +20,9 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(ge=1e-3)]
 """A divisor of logits. Below the bound the quotient overflows."""
 
+AnyNumber = Annotated[float, "any number"]
+"""States that a setting has no bounds, such as a threshold."""
+
 Count = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1, le=65_536)]
@@ -31,6 +34,6 @@ Repeats = Annotated[int, Field(ge=1, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0)]
 
 __all__ = [
-    "Count", "Decay", "Fraction", "NonNegative", "NonNegativeInt", "OpenFraction", "Positive", "PositiveFraction",
-    "Repeats", "Seed", "Size", "SizeOrZero", "Temperature",
+    "AnyNumber", "Count", "Decay", "Fraction", "NonNegative", "NonNegativeInt", "OpenFraction", "Positive",
+    "PositiveFraction", "Repeats", "Seed", "Size", "SizeOrZero", "Temperature",
 ]  # fmt: skip

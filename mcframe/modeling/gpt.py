@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mcframe.bounds import Count, Size
+from mcframe.bounds import AnyNumber, Count, Size
 from mcframe.context.working_context import WorkingContext
 from mcframe.errors import UserError
 from mcframe.hookspecs import (
@@ -163,7 +163,7 @@ class GPT(BaseModel):
         heads: Size,
         head_width: Size | None = None,
         vocab_size: Count | None = None,
-        gist_bias: float | None = None,
+        gist_bias: AnyNumber | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()

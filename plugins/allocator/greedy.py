@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mcframe.bounds import NonNegativeInt, Repeats
+from mcframe.bounds import AnyNumber, NonNegativeInt, Repeats
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.focus_ops import (
     block_means,
@@ -54,8 +54,8 @@ class GreedyAllocator(Allocator):
         self,
         tree: ContextTree,
         *,
-        expand_threshold: float = 0.0,
-        collapse_threshold: float = 1.0,
+        expand_threshold: AnyNumber = 0.0,
+        collapse_threshold: AnyNumber = 1.0,
         replacements: NonNegativeInt | None = None,
         iterations: Repeats = 2,
         cooldown: NonNegativeInt = 0,

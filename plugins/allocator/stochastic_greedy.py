@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mcframe.bounds import NonNegative, NonNegativeInt, Repeats
+from mcframe.bounds import AnyNumber, NonNegative, NonNegativeInt, Repeats
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.counter_rng import gumbel, hash_combine, random_keys
 from mcframe_plugins.allocator.greedy import GreedyAllocator
@@ -35,8 +35,8 @@ class StochasticGreedyAllocator(GreedyAllocator):
         tree: ContextTree,
         *,
         temperature: NonNegative = 0.25,
-        expand_threshold: float = 0.0,
-        collapse_threshold: float = 1.0,
+        expand_threshold: AnyNumber = 0.0,
+        collapse_threshold: AnyNumber = 1.0,
         replacements: NonNegativeInt | None = None,
         iterations: Repeats = 2,
         cooldown: NonNegativeInt = 0,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mcframe.bounds import AnyNumber
 from mcframe.config.binding_checks import broken_bound
 from mcframe.config.configurables import Configurable, configurable_of
 from mcframe.config.parameters import bounds_text, parts
@@ -11,10 +12,8 @@ from mcframe.errors import UserError
 from mcframe.hookspecs import ModelShape
 
 TREE = ContextTree(window=27, block_size=3, levels=2, tail=0)
-ANY_NUMBER = {"gpt.gist_bias", "deepspeed.zero_stage"} | {
-    f"allocator.{name}.{side}_threshold" for name in ("greedy", "stochastic_greedy") for side in ("expand", "collapse")
-}
-"""Numbers without a bound of their own; the stage has a check with its own message."""
+OWN_CHECK = {"deepspeed.zero_stage"}
+"""Numbers that have a check with its own message in place of bounds."""
 
 WITH_OTHERS = [
     *((f"gistnet.{name}.heads", 3) for name in ("transformer", "multihead", "contextual")),
@@ -76,14 +75,14 @@ def every_configurable():
         yield from (configurable_of(each) for each in offered.values() if each.distribution)
 
 
-def test_every_number_has_bounds():
+def test_every_number_has_bounds_or_is_any_number():
     without = []
     for entry in every_configurable():
         for option in entry.parameters:
             types = parts(entry.annotation(option))
-            if (int in types or float in types) and not any(map(bounds_text, types)):
+            if (int in types or float in types) and not any(each == AnyNumber or bounds_text(each) for each in types):
                 without.append(f"{entry.name}.{option}")
-    assert set(without) == ANY_NUMBER
+    assert set(without) == OWN_CHECK, "state bounds with mcframe.bounds; AnyNumber if every number is allowed"
 
 
 def test_every_default_is_in_range():
