@@ -8,6 +8,7 @@ from statistics import fmean
 
 import pytest
 
+from mcframe.config.run_config import all_plugins
 from mcframe.metrics.catalogue import CATALOGUE, describe
 from mcframe.metrics.timers import PARTS
 
@@ -30,6 +31,8 @@ ELSEWHERE = {
 
 @pytest.fixture(scope="module")
 def run(launches):
+    offered = all_plugins().implementations["loss"]
+    losses = [name for name, entry in offered.items() if entry.distribution == "mcframe"]
     return launches.run(
         "run.total_tokens = 12288",
         "logging.every = 4096",
@@ -40,8 +43,7 @@ def run(launches):
         "anomaly.on_spike = 'skip'",
         "deepspeed.zero_stage = 1",  # so that a gradient's norm is logged
         "gpt.width = 128",
-        "run.extra_losses = [@loss.reconstruction, @loss.distillation, @loss.ema_kl, @loss.attribution]",
-        *(f"loss.{name}.weight = 0.1" for name in ("reconstruction", "distillation", "ema_kl", "attribution")),
+        f"run.losses = [{', '.join(f'@loss.{name}' for name in losses)}]",
         options=["--plugin", str(WATCHER)],
     ).succeeded()
 
