@@ -6,28 +6,16 @@ from functools import partial
 import torch
 
 from mcframe.context.working_context import build_context
-from mcframe_plugins.allocator import (
-    GreedyAllocator,
-    HierarchicalAllocator,
-    RandomAllocator,
-    RecencyAllocator,
-    StochasticGreedyAllocator,
-    SwapAllocator,
-    TopKAllocator,
-)
+from mcframe_plugins import allocator as allocators
+from mcframe_plugins.folder import plugins_in
 from tests.support import oracle
 from tests.support.generators import focus_tensor, geometry_of
 
 KINDS = {
-    "greedy": GreedyAllocator,
-    "greedy, level by level": partial(GreedyAllocator, keep_expanded=False),
-    "hierarchical": HierarchicalAllocator,
-    "random": RandomAllocator,
-    "recency": RecencyAllocator,
-    "stochastic_greedy": StochasticGreedyAllocator,
-    "swap": SwapAllocator,
-    "topk": TopKAllocator,
+    **plugins_in(allocators.__name__, allocators.__path__),
+    "greedy, level by level": partial(allocators.GreedyAllocator, keep_expanded=False),
 }
+"""Every allocator of mcframe with its defaults, and greedy in another form."""
 
 
 def allocate(allocator, tree, focuses, scores, budget, age=None, seeds=None):

@@ -15,18 +15,16 @@ from tests.support import oracle
 from tests.support.allocations import KINDS, TREE, allocate, by_block, random_scores
 from tests.support.generators import SOME, focused_trees, geometry_of
 
-EXACT = ("hierarchical", "random", "recency")
-"""Allocators that reach the longest context over several levels and slots."""
-
 
 @pytest.mark.parametrize("kind", KINDS)
 @SOME
 @given(case=focused_trees(), seed=st.integers(0, 2**32), fraction=st.floats(0, 1))
 def test_focus_is_valid_and_within_the_budget(kind, case, seed, fraction):
     tree, focuses = case
-    if kind == "topk":  # it supports LOD1 only
-        tree = tree._replace(levels=1)
-        focuses = [[min(lod, 1) for lod in focus] for focus in focuses]
+    highest = KINDS[kind](geometry_of(tree)).highest_lod
+    if highest is not None:
+        tree = tree._replace(levels=min(highest, tree.levels))
+        focuses = [[min(lod, highest) for lod in focus] for focus in focuses]
     shortest = min(oracle.mixes(tree))
     budget = shortest + round(fraction * (tree.window - shortest))
     allocator = KINDS[kind](geometry_of(tree))
@@ -39,11 +37,11 @@ def test_focus_is_valid_and_within_the_budget(kind, case, seed, fraction):
 @SOME
 @given(case=focused_trees(max_rows=1), seed=st.integers(0, 2**32), fraction=st.floats(0, 1))
 def test_length_from_the_raw_context_is_the_largest_reachable(kind, case, seed, fraction):
-    """Exact at one level; with one slot, each step of greedy saves the same and several levels are exact too."""
+    """As `fills_budget` declares; with one level for those that do not declare it for several."""
     tree, _ = case
-    greedy = "greedy" in kind and tree.slots == 1
-    levels = tree.levels if greedy or kind in EXACT else 1
-    tree = tree._replace(levels=levels)
+    allocator = KINDS[kind](geometry_of(tree))
+    levels = tree.levels if allocator.fills_budget else 1
+    tree = tree._replace(levels=min(levels, allocator.highest_lod or levels))
     known = oracle.mixes(tree)
     budget = min(known) + round(fraction * (tree.window - min(known)))
     raw = [[0] * tree.blocks]
