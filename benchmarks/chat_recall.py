@@ -13,6 +13,13 @@ right if the value occurs in it. Each way to read the message is a process of `m
     bm25      --budget B                          the blocks that BM25 ranks highest are the message
     full      --budget FULL --no-refocus          everything
 
+The gists of docs/pretrained.md are those of SmolLM2 at 16:1, the run `k16`:
+
+    mcframe run --gin smollm2_focus.gin --run-dir runs/gists --set 'run.evaluations = []' \\
+        --set 'run.gistnet = @gistnet.adapter' --set 'gistnet.adapter.layer = 8' --set 'session.drop_gists = False' \\
+        --set "base.huggingface.trained = 'lora'" --set "base.huggingface.lora_from = 'gist'" \\
+        --set "run.start_from = 'runs/k16'"
+
 Examples that `--out` already holds are not repeated.
 """
 

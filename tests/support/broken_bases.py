@@ -56,7 +56,7 @@ class RoundsLogits(OneLayer):
 
 @breaks("B1", "base")
 class StopsTooEarly(OneLayer):
-    """Returns embeddings in place of the states after a layer, where these alone are asked for."""
+    """Returns embeddings in place of the states after a layer, where these alone are needed."""
 
     def states_after(self, embeddings, context, layer):
         return embeddings
