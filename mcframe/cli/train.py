@@ -108,7 +108,8 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console, *, profile: bool = 
     with Watched(run_config.stall_seconds) as watched:
         device = start_distributed(watched.start_limit, watched.begin)
         set_float32_products(device, run_config.deepspeed.tf32)
-        with _take_directory(run_plan) as lock:
+        with RunLock(run_plan.directory) as lock:
+            _take_directory(lock, run_plan)
             _check_shared(run_plan, loaded.registry)
             if run_config.micro_batch == AUTO:
                 with console.status("Looking for the largest micro-batch that fits"):
@@ -137,9 +138,8 @@ def run(loaded: Loaded, run_plan: RunPlan, console: Console, *, profile: bool = 
     return _print_end(loaded, trainer, summary, console)
 
 
-def _take_directory(run_plan: RunPlan) -> RunLock:
+def _take_directory(lock: RunLock, run_plan: RunPlan) -> None:
     """Take the run directory on rank 0, for all ranks. Raises UserError on every rank if another run has it."""
-    lock = RunLock(run_plan.directory)
     refused: list[UserError | None] = [None]
     if dist.get_rank() == 0:
         try:
@@ -151,7 +151,6 @@ def _take_directory(run_plan: RunPlan) -> RunLock:
     dist.broadcast_object_list(refused)
     if refused[0] is not None:
         raise refused[0]
-    return lock
 
 
 def _record_start(
@@ -252,16 +251,16 @@ def _print_start(
 def _check_shared(run_plan: RunPlan, registry: Registry) -> None:
     """Raise UserError on every rank if the nodes do not have the run directory and the plug-ins in common."""
     mark = run_plan.directory / f".shared-by-port-{os.environ['MASTER_PORT']}"
-    if dist.get_rank() == 0:
-        mark.touch()
     world_size = dist.get_world_size()
     seen: list[tuple[bool, int | None] | None] = [None] * world_size
     try:
+        if dist.get_rank() == 0:
+            mark.touch()
         dist.barrier()
         dist.all_gather_object(seen, (mark.exists(), run_plan.checkpoint.tokens if run_plan.checkpoint else None))
     finally:
         if dist.get_rank() == 0:
-            mark.unlink()
+            mark.unlink(missing_ok=True)
     if len(set(seen)) > 1:
         raise UserError(
             f"the ranks do not find the same run in {run_plan.directory}",
