@@ -1,17 +1,24 @@
 """Signals to a rank or the command before the first step: one line, no traceback, the exit code of the signal."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mcframe.ending_signals import ending_signals
-from tests.support.launches import SMOKE, handles
+from tests.chaos.runs import arguments
+from tests.support.launches import SMOKE, Result, handles
 
 pytestmark = pytest.mark.launcher
+
+LONG = 1024 * 2000
+"""Tokens that take minutes: a run that trains when the signal arrives has not finished."""
 
 IN_A_DESTRUCTOR = """
 import signal, sys, time
@@ -40,45 +47,147 @@ def blocked():
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ended(command, environment, number, seconds, handled=False):
-    """Send a signal some seconds after the start, or after there are handlers. Return exit code and output."""
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **pipe) as process:
-        while handled and process.poll() is None and not handles(process.pid, signal.SIGTERM):
-            time.sleep(0.01)
-        time.sleep(seconds)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
-    return process.returncode, output
+PHASES_PRINTED = """
+from mcframe.data.tokenizers import Bytes
+from mcframe.hookspecs import Tokenizer, hookimpl
+
+def announced() -> Tokenizer:
+    print("phase: model", flush=True)
+    return Bytes()
+
+@hookimpl
+def register_plugins(register):
+    print("phase: config", flush=True)
+    register("announced", announced)
+
+@hookimpl
+def run_started(run):
+    print("phase: training", flush=True)
+"""
+"""A plug-in. Signals are handled as in training from just before its last line on."""
 
 
-LATER = (("HUP", 2.0), ("QUIT", 3.5))
-"""Moments that long imports of the default tests reach, too, in a part of their own below."""
+def mapped(library):
+    return lambda start: library in Path(f"/proc/{start.process.pid}/maps").read_text("utf-8")
+
+
+def printed(text):
+    return lambda start: text in start.output.read_text("utf-8")
+
+
+def written(pattern):
+    return lambda start: any(start.folder.glob(pattern))
+
+
+def below(argument, library=""):
+    """Return a phase of a command: a process below it has this argument, and has loaded this library."""
+
+    def reached(start):
+        children = psutil.Process(start.process.pid).children(recursive=True)
+        found = [each.pid for each in children if argument in arguments(each)]
+        with suppress(OSError):  # it has ended
+            return any(library in Path(f"/proc/{pid}/maps").read_text("utf-8") for pid in found)
+        return False
+
+    return reached
+
+
+PHASES = {
+    "start": lambda start: True,
+    "handlers": lambda start: handles(start.process.pid, signal.SIGTERM),
+    "psutil": mapped("_psutil_linux"),
+    "torch": mapped("libtorch_python"),
+    "numpy": mapped("_multiarray_umath"),  # which torch imports
+    "pydantic": mapped("_pydantic_core"),  # which mcframe imports after torch
+    "config": printed("phase: config"),
+    "model": printed("phase: model"),
+    "deepspeed": mapped("_cmsgpack"),  # which DeepSpeed imports
+    "directory": written("run/running.json"),
+    "text": written("cache/tokens/*.partial"),
+    "summary": printed("run directory"),
+    "overlap": printed("held-out text"),
+    "training": printed("phase: training"),
+    "runner": below("deepspeed.launcher.runner"),
+    "torch of the runner": below("deepspeed.launcher.runner", "libtorch_python"),
+    "launch": below("deepspeed.launcher.launch"),
+}
+"""Phase of a start -> whether it has been reached, by what can be seen from outside."""
+
+
+class Start:
+    """A process in start-up. Its output goes to a file in its folder, which phases look into."""
+
+    def __init__(self, command, environment, folder):
+        self.folder, self.output = folder, folder / "output"
+        with self.output.open("w") as output:
+            pipes = {"stdout": output, "stderr": subprocess.STDOUT}
+            self.process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+    def ended(self, number, phase, fraction=0.0):
+        """Send a signal in a phase, after a fraction of the time until then. Return the exit code and the output."""
+        began = time.monotonic()
+        try:
+            while not PHASES[phase](self):
+                assert self.process.poll() is None, f"{phase} was not reached: {self.output.read_text('utf-8')}"
+                time.sleep(0.005)
+            time.sleep(fraction * (time.monotonic() - began))
+            self.process.send_signal(number)
+            return self.process.wait(60), self.output.read_text("utf-8")
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+MOMENTS = (
+    "start", "handlers", "torch", "numpy", "pydantic", "config", "model", "deepspeed", ("deepspeed", 0.2), "directory",
+    "text", "summary", "overlap", "training",
+)  # fmt: skip
+FEW = (("INT", "start"), ("TERM", "torch"))
+MORE = [(name, moment) for moment in MOMENTS for name in ("INT", "TERM", "HUP", "QUIT") if (name, moment) not in FEW]
 
 
 @pytest.mark.parametrize(
-    ("name", "seconds"),
-    [("INT", 0.0), ("TERM", 0.7), *(pytest.param(*each, marks=pytest.mark.matrix) for each in LATER),
-     *(pytest.param(name, moment / 4, marks=pytest.mark.matrix)
-       for name in ("INT", "TERM", "HUP", "QUIT") for moment in range(1, 16, 2))],
+    ("name", "moment"), [*FEW, *(pytest.param(*each, marks=pytest.mark.matrix) for each in MORE)],
+    ids=lambda each: each if isinstance(each, str) else "-".join(map(str, each)),
 )  # fmt: skip
-def test_a_rank_in_start_up_ends_with_one_line(launches, blocked, tmp_path, name, seconds):
-    number = getattr(signal, f"SIG{name}")
-    command = [sys.executable, launches.script, "--gin", str(SMOKE), "--run-dir", str(tmp_path / "run")]
-    code, output = ended(command, launches.environment, number, seconds)
+def test_a_rank_in_start_up_ends_with_one_line(launches, blocked, tmp_path, name, moment):
+    """One that trains by the time the signal arrives saves, and prints how to resume."""
+    number, phase = getattr(signal, f"SIG{name}"), (moment,) if isinstance(moment, str) else moment
+    plugin, run_dir, environment = tmp_path / "phases.py", tmp_path / "run", launches.environment
+    plugin.write_text(PHASES_PRINTED)
+    command = [sys.executable, launches.script, "--gin", str(SMOKE), "--run-dir", str(run_dir)]
+    command += ["--plugin", str(plugin), "--set", "run.tokenizer = @tokenizer.announced"]
+    command += ["--set", f"run.total_tokens = {LONG}"]
+    if moment == "text":
+        environment = {**environment, "MCFRAME_CACHE": str(tmp_path / "cache")}
+    code, output = Start(command, environment, tmp_path).ended(number, *phase)
     assert "Traceback" not in output
     assert code == 128 + number, output
-    assert output.splitlines().count("interrupted") == 1
-    assert not list(tmp_path.glob("run/checkpoints/.*"))
+    lines = output.splitlines()
+    if "phase: training" in lines:
+        result = Result(code, output, run_dir)
+        assert result.summary["status"] == "interrupted"
+        assert 0 < result.summary["tokens"] < LONG
+        assert result.checkpoints[-1] == result.summary["tokens"]
+        assert lines[-1].startswith(f"To resume: the same gin files and plug-ins with --run-dir {run_dir}")
+        assert "interrupted" not in lines
+        assert not list(run_dir.glob("checkpoints/.*"))
+    else:
+        assert phase[0] != "training"
+        assert lines.count("interrupted") == 1
+        assert lines[-1] == "interrupted"
+        assert not run_dir.exists()
 
 
-@pytest.mark.parametrize(("name", "seconds"), [
-    ("INT", 0.0), ("HUP", 0.1), ("QUIT", 0.3), ("INT", 0.7), pytest.param("TERM", 2.5, marks=pytest.mark.matrix),
+@pytest.mark.parametrize(("name", "phase"), [
+    ("INT", "handlers"), ("HUP", "psutil"), ("QUIT", "runner"), ("INT", "torch of the runner"),
+    pytest.param("TERM", "launch", marks=pytest.mark.matrix),
 ])  # fmt: skip
-def test_a_command_without_ranks_ends_with_one_line(launches, tmp_path, name, seconds):
+def test_a_command_without_ranks_ends_with_one_line(launches, tmp_path, name, phase):
     number = getattr(signal, f"SIG{name}")
     command = [sys.executable, "-m", "mcframe", "run", "--gin", str(SMOKE), "--run-dir", str(tmp_path / "run")]
-    code, output = ended(command, launches.environment, number, seconds, handled=True)
+    code, output = Start(command, launches.environment, tmp_path).ended(number, phase)
     assert code == 128 + number, output
     assert [line for line in output.splitlines() if "Setting accelerator" not in line] == ["interrupted"]
 
