@@ -17,20 +17,36 @@ from tests.chaos.surroundings import Row, row, trained
 from tests.support.launches import Process, handles
 
 CODES = {"INT": 130, "TERM": 143, "HUP": 129, "QUIT": 131}
-EARLIEST_S, LATEST_S = 0.2, 4.0
+LATEST = 0.5
+"""The latest moment, as a fraction of the time from the start of the command to the summary of its run."""
 
 
 def interrupted_starts(runs: Runs, folder: Path, draw: random.Random, starts: int) -> Iterator[Row]:
     """Interrupt starts in one run directory, and train there at last. Return a row of the report for each."""
     configuration, run_dir = Configuration(), folder / "starts"
+    latest = LATEST * start_up(runs, configuration, folder / "undisturbed") if starts else 0.0
     for _ in range(starts):
         name, target = draw.choice(sorted(CODES)), draw.choice(("command", "group"))
-        seconds = draw.uniform(EARLIEST_S, LATEST_S)
+        seconds = draw.uniform(0.0, latest)
         problems = interrupted_start(runs, configuration, run_dir, getattr(signal, f"SIG{name}"), target, seconds)
         yield row(f"{name} to {target} {seconds:.2f} s after the start", configuration, problems)
     if starts:
         finished = trained(runs, configuration, run_dir)
         yield row("start after these", configuration, list(runs.differences(configuration, finished)))
+
+
+def start_up(runs: Runs, configuration: Configuration, run_dir: Path) -> float:
+    """Start `mcframe run`, end it once it prints its summary, and return the seconds until then."""
+    began, printed = time.monotonic(), list[float]()
+
+    def watch(line: str, process: Process) -> None:
+        if "run directory" in line and not printed:
+            printed.append(time.monotonic())
+            os.killpg(process.pid, signal.SIGTERM)
+
+    result = ended(runs.start(configuration, run_dir, launched=True), run_dir, watch)
+    assert printed, result.output
+    return printed[0] - began
 
 
 def interrupted_start(

@@ -21,7 +21,7 @@ from mcframe.review.rules import read_rules
 
 pytestmark = pytest.mark.launcher
 
-EVERY = 5  # reads of the folder between two copies without a new line
+EVERY = 50  # reads of the folder between two copies without a new line
 
 
 class Moments:
@@ -53,7 +53,7 @@ class Moments:
                 self.kept.append(kept)
                 os.killpg(process.pid, signal.SIGKILL if saved else signal.SIGCONT)
             seen = size
-            time.sleep(0.1)
+            time.sleep(0.01)  # far shorter than a step, so that most lines are the last one of a copy
 
 
 @pytest.fixture(scope="module")

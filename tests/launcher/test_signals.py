@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from mcframe.training.run_lock import LOCK
 from tests.chaos.runs import arguments
 from tests.support.launches import SMOKE, handles
 
@@ -18,31 +19,34 @@ pytestmark = [pytest.mark.launcher, pytest.mark.matrix]
 
 STEP = 1024
 SETTINGS = (
-    f"run.total_tokens = {400 * STEP}", f"run.batch_tokens = {STEP}", f"logging.every = {2 * STEP}",
+    f"run.total_tokens = {4000 * STEP}", f"run.batch_tokens = {STEP}", f"logging.every = {2 * STEP}",
     "validation.windows = 64", f"validation.every = {3 * STEP}", f"checkpoint.every = {4 * STEP}",
     "logging.wandb = 'offline'",
 )  # fmt: skip
 CODES = {"INT": 130, "TERM": 143, "HUP": 129, "QUIT": 131}
 LAUNCHERS = {"runner": "deepspeed.launcher.runner", "launch": "deepspeed.launcher.launch"}
-# Seconds after the command handles signals and its target runs, or after the first logged step: imports, the group of
-# ranks, steps, validation, a checkpoint.
-MOMENTS = (("start", 1.0), ("start", 8.0), ("step", 0.0), ("step", 1.5), ("step", 3.0))
+MOMENTS = (("start", 1.0), ("directory", 0.0), ("step", 0.0), ("step", 1.5), ("step", 3.0))
+"""Seconds after a phase: the command handles signals and its target runs (imports), all ranks have met, or the first
+logged step (steps, validation, a checkpoint). The run lasts minutes."""
 
 
 class Sender:
     """Sends a signal at a moment, and records what the command had started by then."""
 
-    def __init__(self, target, name, moment):
+    def __init__(self, target, name, moment, run_dir):
+        self.run_dir = run_dir
         self.target, self.number, self.moment = target, getattr(signal, f"SIG{name}"), moment
         self.below, self.thread = [], None
 
     def watch(self, line, process):
-        if self.thread is None and (self.moment[0] == "start" or re.search(r"loss.*ETA", line)):
+        if self.thread is None and (self.moment[0] != "step" or re.search(r"loss.*ETA", line)):
             self.thread = threading.Thread(target=self.send, args=(process.pid,))
             self.thread.start()
 
     def send(self, pid):
         while not (handles(pid, signal.SIGTERM) and self.found(pid)):
+            time.sleep(0.02)
+        while self.moment[0] == "directory" and not (self.run_dir / LOCK).exists():
             time.sleep(0.02)
         time.sleep(self.moment[1])
         self.below = psutil.Process(pid).children(recursive=True)
@@ -75,21 +79,22 @@ def test_a_signal_saves_and_leaves_no_process(launches, tmp_path, ranks, moment,
     command += ["--ranks", str(ranks)]
     for setting in SETTINGS:
         command += ["--set", setting]
-    sender = Sender(target, name, moment)
-    if moment[0] == "start":
+    sender = Sender(target, name, moment, tmp_path / "run")
+    if moment[0] != "step":
         command = ["bash", "-c", f"echo started; exec {shlex.join(command)}"]
     result = launches.execute(command, run_dir=tmp_path / "run", watch=sender.watch)
     ended = time.monotonic()
     assert psutil.wait_procs(sender.below, timeout=40)[1] == []
     assert time.monotonic() - ended < 40
     assert "Traceback" not in result.output
+    assert moment[0] != "step" or re.search(r"loss.*ETA", result.output)
     if name == "KILL":
         assert result.code == -signal.SIGKILL if target == "command" else result.code > 128
     elif target in ("command", "group"):
         assert result.code == CODES[name]
     else:
         assert result.code in CODES.values()
-    if moment[0] == "step" and (target, name) != ("rank", "KILL"):
+    if re.search(r"loss.*ETA", result.output) and (target, name) != ("rank", "KILL"):
         assert result.summary["status"] == "interrupted"
         assert result.checkpoints[-1] == result.summary["tokens"]
     assert list(tmp_path.glob("run/checkpoints/.writing-*")) == []

@@ -29,7 +29,7 @@ broken = ["run.optimizer = @optimizer.adamw", "optimizer.lr = 1e30"]
 mean = ["run.gistnet = @gistnet.mean"]
 """
 
-# Interrupts the sweep while one of its runs is at step 2, as Ctrl-C would, and waits until the sweep has reacted.
+# Interrupts the sweep while one of its runs is at step 2, as Ctrl-C would, and waits until the sweep passes that on.
 STOPPER = """
     import os
     import signal
@@ -47,8 +47,16 @@ STOPPER = """
     @hookimpl
     def step_finished(run):
         if run.step == 2 and os.environ.get("STOP_PARENT"):
+            received, until, handler = [], time.monotonic() + 60, signal.getsignal(signal.SIGTERM)
+
+            def noted(number, frame):
+                received.append(number)
+                handler(number, frame)
+
+            signal.signal(signal.SIGTERM, noted)
             os.kill(os.getppid(), signal.SIGINT)
-            time.sleep(2.0)
+            while not received and time.monotonic() < until:
+                time.sleep(0.01)
 """
 
 

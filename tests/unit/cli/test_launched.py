@@ -5,9 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+
+from mcframe.errors import ONE_REQUEST_S
 
 COMMAND = """
 import os, signal, sys
@@ -19,14 +22,17 @@ signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
 sys.exit(Launched(sys.argv[2:], as_parent(os.environ), sys.argv[1], remote=False).wait())
 """
 # As DeepSpeed's: the runner starts the launcher of this machine, which starts the rank, and is silent about a signal.
+# A slow launcher starts the rank once its runner has ended.
 LAUNCHER = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 kind, *rest = sys.argv[1:]
 runs = kind == "deepspeed.launcher.runner"
 if "early" in rest[-1] or ("rankless" in rest[-1] and not runs):
     time.sleep(30)
-time.sleep("slow" in rest[-1] and not runs)
-code = subprocess.call([sys.executable, *([sys.argv[0], "deepspeed.launcher.launch", *rest] if runs else rest)])
+while "slow" in rest[-1] and not runs and os.getppid() == int(os.environ["RUNNER"]):
+    time.sleep(0.02)
+command = [sys.executable, *([sys.argv[0], "deepspeed.launcher.launch", *rest] if runs else rest)]
+code = subprocess.call(command, env={**os.environ, "RUNNER": str(os.getpid())})
 sys.exit(max(code, 0) if runs else code)
 """
 RANK = """
@@ -86,6 +92,12 @@ class Run:
             targets = [self.process, *self.below]
             targets[("command", "runner", "launch", "rank").index(target)].send_signal(number)
 
+    def ignores(self, number):
+        """Return whether the rank ignores a signal, as it does once it has received one."""
+        lines = Path(f"/proc/{self.below[-1].pid}/status").read_text("utf-8").splitlines()
+        ignored = next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn"))
+        return bool(ignored >> (number - 1) & 1)
+
     def end(self):
         """Return the exit code and what the rank wrote by then. No process may be left a few seconds later."""
         code, written = self.process.wait(20), self.mark.read_text() if self.mark.exists() else ""
@@ -132,7 +144,11 @@ def test_a_rank_whose_runner_was_killed_before_it_started_saves_and_ends(tmp_pat
 def test_a_second_ctrl_c_ends_a_rank_that_does_not(tmp_path):
     run = Run(tmp_path, "stubborn")
     run.send("command", signal.SIGINT)
-    time.sleep(0.7)
+    until = time.monotonic() + 20
+    while not run.ignores(signal.SIGTERM):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    time.sleep(ONE_REQUEST_S + 0.1)
     began = time.monotonic()
     run.send("command", signal.SIGINT)
     assert run.end() == (130, "ready")

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import signal
-import threading
 import time
 
 import pytest
@@ -79,7 +78,7 @@ def test_a_forked_child_does_not_hold_the_lock_of_a_killed_owner(tmp_path):
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_the_owner_on_another_machine_is_alive_while_it_refreshes_its_lock(tmp_path, alive, caplog):
+def test_the_owner_on_another_machine_is_alive_while_it_refreshes_its_lock(tmp_path, monkeypatch, alive, caplog):
     write(tmp_path, host="node-7", boot="of another machine", pid=4711)
     if not alive:
         lock = taken(tmp_path)
@@ -87,11 +86,14 @@ def test_the_owner_on_another_machine_is_alive_while_it_refreshes_its_lock(tmp_p
         assert "node-7" in caplog.text
         lock.release()
         return
-    timer = threading.Timer(0.2, os.utime, (tmp_path / LOCK,))
-    timer.start()
+
+    def refreshed(record):
+        assert "waiting up to" in record.getMessage()
+        os.utime(tmp_path / LOCK, (1, 1))
+
+    monkeypatch.setattr(run_lock._log, "filters", [refreshed])
     with pytest.raises(UserError, match="process 4711 on node-7") as caught:
         taken(tmp_path)
-    timer.join()
     assert "If no such process runs on node-7" in caught.value.remedy
 
 

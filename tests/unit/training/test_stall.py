@@ -42,10 +42,12 @@ def wait_in_a_group(rank, stopped, port, sender):
         os._exit(3)
 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    StallWatch(dist.distributed_c10d._get_default_store(), rank, 2, stalled, 3.0).start()
+    store = dist.distributed_c10d._get_default_store()
+    StallWatch(store, rank, 2, stalled, 3.0).start()
     dist.barrier()
     if rank == stopped:
-        time.sleep(1)
+        while not store.check(stall.sign_keys(2)):  # nothing is concluded before
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGSTOP)
     dist.all_reduce(torch.ones(1))
 
@@ -124,8 +126,10 @@ def test_the_wait_for_a_checkpoint_is_seen(tmp_path):
     writer.start(WriteJob(tmp_path, 1, lambda folder: [str(done.wait(60))][1:], {}, 1))
     waiting = threading.Thread(target=writer.wait)
     waiting.start()
-    time.sleep(0.2)
-    assert stall._checkpoint_wait(sys._current_frames()[waiting.ident]) is not None
+    until = time.monotonic() + 20
+    while stall._checkpoint_wait(sys._current_frames()[waiting.ident]) is None:
+        assert time.monotonic() < until
+        time.sleep(0.01)
     assert stall._checkpoint_wait(sys._getframe()) is None
     done.set()
     waiting.join()
