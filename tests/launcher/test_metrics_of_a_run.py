@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, quantiles
 
 import pytest
 
 from mcframe.config.run_config import all_plugins
 from mcframe.metrics.catalogue import CATALOGUE, describe
-from mcframe.metrics.timers import PARTS
+from mcframe.metrics.timers import PARTS, PHASES, STEP
 
 pytestmark = pytest.mark.launcher
 
 WATCHER = Path(__file__).resolve().parents[1] / "support" / "outside_watcher.py"
 NAMED = ("data", "base", "losses", "metrics", "backward", "optimizer")
 """Parts of `mc/other_ms` with timers of their own."""
+MISSED = 0.008
+"""The largest fraction of a step outside all phases, and outside `train/step_ms`. Both are 0.2 % and less."""
 
 
 ELSEWHERE = {
@@ -64,17 +66,28 @@ def watched(run, lines):
 
 
 def test_phases_timed_on_their_own_sum_to_the_step(watched):
-    """The first interval is skipped: its first step contains the start of the run.
+    """Steps are compared one by one, but the first, which contains the start of the run.
 
-    One of the others may be disturbed: a process that waits for a core between two phases belongs to neither.
+    A busy machine adds to some differences: a wait for a core between two phases, or steps, belongs to neither. The
+    lower quartile of steps is free of that, and a phase that is timed in part is missing in every step.
     """
-    missed = []
-    for metrics, seen in watched[1:]:
-        step = fmean(seen["steps"])
-        summed = sum(metrics[name] for name in PARTS) + sum(metrics[f"train/{name}_ms"] for name in NAMED)
-        missed.append(max(abs(summed - step), abs(metrics["train/step_ms"] - step)) / step)
-        assert all(metrics[name] > 0 for name in (*PARTS, "mc/overhead_ms"))
-    assert min(missed) < 0.03
+    steps = [each for _, seen in watched for each in zip(seen["steps"], seen["phases"], strict=True)][1:]
+    assert len(steps) == 11
+    outside_phases = [1 - sum(phases[name] for name in PHASES if name in phases) / phases[STEP] for _, phases in steps]
+    outside_timer = [1 - phases[STEP] / step for step, phases in steps]
+    assert min(outside_phases) >= 0
+    assert quantiles(outside_phases)[0] < MISSED, sorted(outside_phases)
+    assert min(outside_timer) >= 0
+    assert quantiles(outside_timer)[0] < MISSED, sorted(outside_timer)
+
+
+def test_logged_timers_are_the_means_of_the_steps(watched):
+    for metrics, seen in watched:
+        for name in (*PARTS, *(f"train/{part}_ms" for part in NAMED), "mc/overhead_ms"):
+            added = [sum(phases.get(each, 0.0) for each in PHASES if name in PHASES[each]) for phases in seen["phases"]]
+            assert metrics[name] > 0
+            assert metrics[name] == pytest.approx(fmean(added), rel=1e-6)
+        assert metrics[STEP] == pytest.approx(fmean(phases[STEP] for phases in seen["phases"]), rel=1e-6)
 
 
 OF_A_CHECKPOINT = ("checkpoint.py", "checkpoints.py", "update_ratio.py", "state_files.py", "engine_state.py")

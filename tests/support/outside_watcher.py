@@ -1,7 +1,7 @@
 """A plug-in that times the steps of a run by its own clock, and records every read of a tensor's value by mcframe.
 
-It writes a line of `watched.jsonl` for each logging interval: the tokens, the milliseconds of the steps, and the file
-and line of every read.
+It writes a line of `watched.jsonl` for each logging interval: the tokens, the milliseconds of each step and of each of
+its phases by the run's own timers, and the file and line of every read.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ PACKAGE = str(Path(mcframe.__file__).parent)
 
 reads: list[str] = []
 steps: list[float] = []
+phases: list[dict[str, float]] = []
 since = [0.0]
 on_host: set[int] = set()
 
@@ -47,10 +48,12 @@ def watch_steps() -> None:
     original = Trainer.step
 
     def timed(trainer):
+        before = dict(trainer.timers._ms)
         original(trainer)
         now = time.perf_counter()
         steps.append(1000 * (now - since[0]))
         since[0] = now
+        phases.append({name: ms - before.get(name, 0.0) for name, ms in trainer.timers._ms.items()})
 
     Trainer.step = timed
 
@@ -65,7 +68,7 @@ def run_started() -> None:
 @hookimpl
 def metrics_logged(run, metrics) -> None:
     with (run.directory / "watched.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"tokens": run.tokens, "steps": steps, "reads": reads}) + "\n")
-    for noted in (reads, steps, on_host):
+        file.write(json.dumps({"tokens": run.tokens, "steps": steps, "phases": phases, "reads": reads}) + "\n")
+    for noted in (reads, steps, phases, on_host):
         noted.clear()
     since[0] = time.perf_counter()
