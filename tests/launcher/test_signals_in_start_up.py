@@ -48,23 +48,25 @@ def blocked():
 
 
 PHASES_PRINTED = """
+import os
+
 from mcframe.data.tokenizers import Bytes
 from mcframe.hookspecs import Tokenizer, hookimpl
 
 def announced() -> Tokenizer:
-    print("phase: model", flush=True)
+    os.write(1, b"phase: model\\n")
     return Bytes()
 
 @hookimpl
 def register_plugins(register):
-    print("phase: config", flush=True)
+    os.write(1, b"phase: config\\n")
     register("announced", announced)
 
 @hookimpl
 def run_started(run):
-    print("phase: training", flush=True)
+    os.write(1, b"phase: training\\n")
 """
-"""A plug-in. Signals are handled as in training from just before its last line on."""
+"""A plug-in. Signals are handled as in training from just before its last line on. No signal can divide a line."""
 
 
 def mapped(library):
