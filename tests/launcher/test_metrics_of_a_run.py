@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import fmean, quantiles
+from statistics import fmean, median
 
 import pytest
 
@@ -17,8 +17,11 @@ pytestmark = pytest.mark.launcher
 WATCHER = Path(__file__).resolve().parents[1] / "support" / "outside_watcher.py"
 NAMED = ("data", "base", "losses", "metrics", "backward", "optimizer")
 """Parts of `mc/other_ms` with timers of their own."""
-MISSED = 0.008
-"""The largest fraction of a step outside all phases, and outside `train/step_ms`. Both are 0.2 % and less."""
+MISSED = 0.015
+"""The largest fraction of a step outside all phases, and outside `train/step_ms`.
+
+Honest are 0.8 % and 0.4 %. Half of the shortest phase but `data`, `metrics`, `sampling` and `pack` adds 2 %.
+"""
 
 
 ELSEWHERE = {
@@ -66,19 +69,15 @@ def watched(run, lines):
 
 
 def test_phases_timed_on_their_own_sum_to_the_step(watched):
-    """Steps are compared one by one, but the first, which contains the start of the run.
-
-    A busy machine adds to some differences: a wait for a core between two phases, or steps, belongs to neither. The
-    lower quartile of steps is free of that, and a phase that is timed in part is missing in every step.
-    """
+    """Steps are compared one by one, but the first, which contains the start of the run."""
     steps = [each for _, seen in watched for each in zip(seen["steps"], seen["phases"], strict=True)][1:]
     assert len(steps) == 11
     outside_phases = [1 - sum(phases[name] for name in PHASES if name in phases) / phases[STEP] for _, phases in steps]
     outside_timer = [1 - phases[STEP] / step for step, phases in steps]
     assert min(outside_phases) >= 0
-    assert quantiles(outside_phases)[0] < MISSED, sorted(outside_phases)
+    assert median(outside_phases) < MISSED, sorted(outside_phases)
     assert min(outside_timer) >= 0
-    assert quantiles(outside_timer)[0] < MISSED, sorted(outside_timer)
+    assert median(outside_timer) < MISSED, sorted(outside_timer)
 
 
 def test_logged_timers_are_the_means_of_the_steps(watched):

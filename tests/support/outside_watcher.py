@@ -1,7 +1,8 @@
 """A plug-in that times the steps of a run by its own clock, and records every read of a tensor's value by mcframe.
 
 It writes a line of `watched.jsonl` for each logging interval: the tokens, the milliseconds of each step and of each of
-its phases by the run's own timers, and the file and line of every read.
+its phases by the run's own timers, and the file and line of every read. All milliseconds are of processor time of the
+run's thread: on a busy machine, a wait for a core between two phases would belong to neither.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 import mcframe
 from mcframe.hookspecs import hookimpl
+from mcframe.metrics.timers import HostMark
 from mcframe.training.trainer import Trainer
 
 READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
@@ -50,7 +52,7 @@ def watch_steps() -> None:
     def timed(trainer):
         before = dict(trainer.timers._ms)
         original(trainer)
-        now = time.perf_counter()
+        now = time.thread_time()
         steps.append(1000 * (now - since[0]))
         since[0] = now
         phases.append({name: ms - before.get(name, 0.0) for name, ms in trainer.timers._ms.items()})
@@ -58,8 +60,14 @@ def watch_steps() -> None:
     Trainer.step = timed
 
 
+def processor_time(mark: HostMark) -> None:
+    """Replacement of `HostMark.__init__`."""
+    mark.seconds = time.thread_time()
+
+
 @hookimpl
 def run_started() -> None:
+    HostMark.__init__ = processor_time
     watch_steps()
     for name in READS:
         watch(name)
@@ -71,4 +79,4 @@ def metrics_logged(run, metrics) -> None:
         file.write(json.dumps({"tokens": run.tokens, "steps": steps, "phases": phases, "reads": reads}) + "\n")
     for noted in (reads, steps, phases, on_host):
         noted.clear()
-    since[0] = time.perf_counter()
+    since[0] = time.thread_time()

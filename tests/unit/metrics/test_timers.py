@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from mcframe.metrics.accumulator import Accumulator
 from mcframe.metrics.catalogue import describe
-from mcframe.metrics.timers import OTHER, PARTS, PHASES, STEP, Timers
+from mcframe.metrics.timers import OTHER, PARTS, PHASES, STEP, HostMark, Timers
 
 
 class Stream:
@@ -143,3 +144,11 @@ def test_an_unknown_phase_is_an_error():
 def test_every_timer_is_in_the_catalogue_in_milliseconds():
     for name in {OTHER, STEP, *PARTS, *(timer for timers in PHASES.values() for timer in timers)}:
         assert describe(name).unit == "ms", name
+
+
+def test_marks_of_a_cpu_include_waits():
+    began = time.perf_counter()
+    start = HostMark()
+    time.sleep(0.02)
+    milliseconds = start.elapsed_time(HostMark())
+    assert 20 <= milliseconds <= 1000 * (time.perf_counter() - began)
