@@ -13,14 +13,14 @@ right if the value occurs in it. Each way to read the message is a process of `m
     bm25      --budget B                          the blocks that BM25 ranks highest are the message
     full      --budget FULL --no-refocus          everything
 
-The gists of docs/pretrained.md are those of SmolLM2 at 16:1, the run `k16`:
+The gists of docs/pretrained.md are those of SmolLM2 at 16:1, in `runs/k16`:
 
     mcframe run --gin smollm2_focus.gin --run-dir runs/gists --set 'run.evaluations = []' \\
         --set 'run.gistnet = @gistnet.adapter' --set 'gistnet.adapter.layer = 8' --set 'session.drop_gists = False' \\
         --set "base.huggingface.trained = 'lora'" --set "base.huggingface.lora_from = 'gist'" \\
         --set "run.start_from = 'runs/k16'"
 
-Examples that `--out` already holds are not repeated.
+What `--out` already holds of the same run and options is not repeated.
 """
 
 from __future__ import annotations
@@ -155,27 +155,26 @@ def main() -> None:
     if options.full:
         arms["full"] = (options.run, ("--budget", str(options.full), "--no-refocus"))
     known = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    found = {(each["arm"], each["number"]): bool(each["right"]) for each in known}
+    found = {(each["arm"], each["number"], tuple(each["of"])): bool(each["right"]) for each in known}
     everything = list(examples(run, options.count, options.distance))
+    right = dict[str, list[bool]]()
     for arm, (path, settings) in arms.items():
-        left = [example for example in everything if (arm, example.number) not in found]
-        if not left:
-            continue
-        chat = Chat(path, *settings)
-        with options.out.open("a") as out:
-            for example in track(left, arm):
-                text = (
-                    best_blocks(run, example, options.budget)
-                    if arm == "bm25"
-                    else f"{example.message} {example.question}"
-                )
-                answer = chat.answer(text)
-                right = found[arm, example.number] = example.value in as_words(answer)
-                facts = asdict(example) | {"arm": arm, "answer": answer, "right": right}
-                out.write(json.dumps({key: facts[key] for key in facts if key != "message"}) + "\n")
-                out.flush()
-        chat.close()
-    _print({arm: [found[arm, example.number] for example in everything] for arm in arms})
+        of = (str(path.resolve()), *settings, f"distance {options.distance}")
+        left = [example for example in everything if (arm, example.number, of) not in found]
+        if left:
+            chat = Chat(path, *settings)
+            with options.out.open("a") as out:
+                for example in track(left, arm):
+                    message = f"{example.message} {example.question}"
+                    answer = chat.answer(best_blocks(run, example, options.budget) if arm == "bm25" else message)
+                    found[arm, example.number, of] = example.value in as_words(answer)
+                    facts = asdict(example) | {"arm": arm, "of": of, "answer": answer}
+                    facts["right"] = found[arm, example.number, of]
+                    out.write(json.dumps({key: facts[key] for key in facts if key != "message"}) + "\n")
+                    out.flush()
+            chat.close()
+        right[arm] = [found[arm, example.number, of] for example in everything]
+    _print(right)
 
 
 def _print(right: Mapping[str, list[bool]]) -> None:

@@ -65,9 +65,15 @@ def evaluate(
         "windows": windows,
         "device": str(device),
     }
+    selected = _selected(trained, evaluation)
+    if not selected:
+        raise UserError(
+            "expected an evaluation, got none: run.evaluations is empty",
+            remedy="Pass --evaluation NAME, such as gist_quality.",
+        )
     folder, written, results = out or trained.directory / FOLDER, list[Path](), dict[str, EvalResult]()
     with trained.loaded.explaining():
-        for name, result in _results(_selected(trained, evaluation), models.pop("run"), models, trained, console):
+        for name, result in _results(selected, models.pop("run"), models, trained, console):
             show(result, console)
             results[name] = result
             written = write(results, facts, folder)  # what is complete outlives an interruption of the next one

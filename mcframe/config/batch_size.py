@@ -1,4 +1,4 @@
-"""Whether `run.batch_tokens` and `run.micro_batch` divide into sequences, ranks and forward passes."""
+"""Checks that `run.batch_tokens` and `run.micro_batch` divide into sequences, ranks and forward passes."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def checked_micro_batch(run_config: RunConfig, world_size: int, *, baseline_ever
     Args:
         run_config: The run.
         world_size: Ranks.
-        baseline_every: One of so many sequences has the uncompressed pass.
-        variants_every: One of so many sequences has variants.
+        baseline_every: One in `baseline_every` sequences has the uncompressed pass.
+        variants_every: One in `variants_every` sequences has variants.
 
     Raises:
         UserError: They cannot be divided into those with and without the uncompressed pass or variants.

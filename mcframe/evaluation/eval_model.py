@@ -151,7 +151,7 @@ class EngineEvalModel:
             ),
         )
         found = arms.score(tokens, cursor, evidence, arms.available(cursor, evidence is not None))
-        self.contexts_done(len(found))
+        self.contexts_done(1)
         return found
 
     def announce(self, contexts: int) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from mcframe.bounds import Count, Repeats
 from mcframe.context.context_tree import ContextTree
 from mcframe.evaluation.document_means import DocumentMeans
-from mcframe.hookspecs import Chart, EvalModel, EvalResult, Evaluation, Interval, SyntheticTask, Table
-from mcframe.interfaces.evaluation import ARMS, Arm, ArmScores
+from mcframe.hookspecs import Chart, EvalData, EvalModel, EvalResult, Evaluation, Interval, SyntheticTask, Table
+from mcframe.interfaces.evaluation import Arm, ArmScores
 
 COSTS = ("first_ms", "token_ms", "cache_bytes", "disk_bytes")
 """Attributes of `ArmScores`."""
@@ -75,18 +75,14 @@ class LongContext(Evaluation):
         """Score every arm after every history."""
         tree, size = model.tree, model.tree.block_size
         budget = self.budget or model.budget
-        model.announce(len(self.multiples) * self.windows * len(ARMS))
-        found = []
-        for multiple in self.multiples:
-            length = max(1, round((multiple * budget + tree.tail) / size)) * size
-            found.append(_score(model, self.windows, self.task, length, budget))
+        lengths = [max(1, round((multiple * budget + tree.tail) / size)) * size for multiple in self.multiples]
+        histories = [model.held_out(self.windows, self.task, length) for length in lengths]
+        model.announce(sum(len(data.tokens) for data in histories))
+        found = [_score(model, data, length, budget) for data, length in zip(histories, lengths, strict=True)]
         return _report(self.name, budget, found)
 
 
-def _score(
-    model: EvalModel, windows: int, task: Callable[[ContextTree], SyntheticTask] | None, length: int, budget: int
-) -> Scored:
-    data = model.held_out(windows, task, length)
+def _score(model: EvalModel, data: EvalData, length: int, budget: int) -> Scored:
     cursor = length - model.tree.tail
     parts: list[tuple[int, Tensor, Tensor, Mapping[Arm, ArmScores]]] = []
     for number, tokens in enumerate(data.tokens):

@@ -17,6 +17,7 @@ from rich.text import Text
 from mcframe.errors import UserError
 from mcframe.evaluation.document_means import FEWEST_DOCUMENTS
 from mcframe.evaluation.plots import draw
+from mcframe.files import replaced
 from mcframe.hookspecs import EvalResult, Interval, Table
 from mcframe.metrics.tables import FittedTable
 
@@ -138,7 +139,8 @@ def write(results: Mapping[str, EvalResult], facts: Mapping[str, Any], out: Path
     text = json.dumps(plain({"metrics": metrics, "run": facts, "evaluations": each}), indent=2, ensure_ascii=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / JSON).write_text(text + "\n", "utf-8")
+        with replaced(out / JSON) as file:
+            file.write_text(text + "\n", "utf-8")
         pictures = [draw(chart, out / f"{chart.name}.png") for f in results.values() for chart in f.charts]
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error}", remedy="Pass another folder to --out.") from error

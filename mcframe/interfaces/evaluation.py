@@ -135,7 +135,7 @@ class EvalModel(Protocol):
         """
 
     def announce(self, contexts: int) -> None:
-        """Add a number of working contexts to the total of the progress bar."""
+        """Add a number of working contexts, or of histories, to the total of the progress bar."""
 
 
 class Evaluation(ABC):

@@ -241,7 +241,7 @@ class GPT(BaseModel):
 
     def states_after(self, embeddings: Tensor, context: WorkingContext, layer: int) -> Tensor:
         """States after `layer` blocks [R, L, D], without the blocks that follow."""
-        return self._through(embeddings, context, layer, layer)[1]
+        return self._through(embeddings, context, layer, layer)[1] if layer else embeddings
 
     def _through(self, embeddings: Tensor, context: WorkingContext, layer: int, last: int) -> tuple[Tensor, Tensor]:
         """States after `last` blocks, at least 1, before the norm, and those after `layer`."""

@@ -168,7 +168,7 @@ class HuggingFaceBase(BaseModel):
 
     def states_after(self, embeddings: Tensor, context: WorkingContext, layer: int) -> Tensor:
         """Return the states after `layer` layers [R, L, D], without the layers that follow."""
-        return self._through(embeddings, context, layer, layer)[1]
+        return self._through(embeddings, context, layer, layer)[1] if layer else embeddings
 
     def _through(self, embeddings: Tensor, context: WorkingContext, layer: int, last: int) -> tuple[Tensor, Tensor]:
         """Return the states after `last` layers, at least 1, before the norm, and those after `layer`."""

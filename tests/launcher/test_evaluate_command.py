@@ -171,6 +171,13 @@ def test_overrides_that_change_the_model_are_refused(evaluate):
     assert "Traceback" not in refused.output
 
 
+def test_nothing_to_evaluate_is_a_mistake(evaluate, tmp_path):
+    result = evaluate("--out", tmp_path / "out", "--set", "run.evaluations = []")
+    assert result.exit_code == 2
+    assert "expected an evaluation, got none" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_mistakes_are_reported_in_one_message(evaluate, tmp_path):
     unknown = evaluate("--evaluation", "gist_qualty")
     assert unknown.exit_code == 2
@@ -251,3 +258,7 @@ def test_progress_without_a_terminal_is_lines(evaluate, tmp_path, monkeypatch):
     lines = re.findall(r"evaluating contexts: ([\d,]+) of ([\d,]+) after 0:", evaluate(*arguments).output)
     assert len(lines) > 2
     assert lines[-1][0] == lines[-1][1]
+    arms = ("--evaluation", "long_context", "--out", tmp_path, "--windows", 3)
+    lengths = ("--set", "evaluation.long_context.multiples = (1, 2)")
+    lines = re.findall(r"evaluating contexts: (\d+) of (\d+) after 0:", evaluate(*arms, *lengths).output)
+    assert lines == [(str(done), "6") for done in range(1, 7)]

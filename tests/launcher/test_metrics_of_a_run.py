@@ -20,7 +20,8 @@ NAMED = ("data", "base", "losses", "metrics", "backward", "optimizer")
 MISSED = 0.015
 """The largest fraction of a step outside all phases, and outside `train/step_ms`.
 
-Honest are 0.8 % and 0.4 %. Half of the shortest phase but `data`, `metrics`, `sampling` and `pack` adds 2 %.
+Without a fault they are 0.8 % and 0.4 %. Half of the shortest phase but `data`, `metrics`, `sampling` and `pack` adds
+2 %.
 """
 
 

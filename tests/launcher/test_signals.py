@@ -47,6 +47,7 @@ class Sender:
         while not (handles(pid, signal.SIGTERM) and self.found(pid)):
             time.sleep(0.02)
         while self.moment[0] == "directory" and not (self.run_dir / LOCK).exists():
+            assert psutil.pid_exists(pid), "the run has ended before it had its directory"
             time.sleep(0.02)
         time.sleep(self.moment[1])
         self.below = psutil.Process(pid).children(recursive=True)

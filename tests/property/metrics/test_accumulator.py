@@ -149,7 +149,7 @@ def test_rows_without_a_point_are_dropped():
     assert found == pytest.approx(np.array([[0.1, 0.2, 1.0], [0.3, 0.4, 2.0]]))
 
 
-def test_auto_micro_batches_may_hold_different_names():
+def test_micro_batches_may_hold_different_names():
     accumulator = Accumulator()
     accumulator.add(micro_batch(0))
     accumulator.add(micro_batch(1, gists=False))

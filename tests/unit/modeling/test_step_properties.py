@@ -117,7 +117,7 @@ def test_the_number_of_operations_depends_on_no_size(name):
 
 # ---- cutting a batch -----------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "gistnet"), [*((name, "transformer") for name in STEPS), ("every pass", None)])
-def test_auto_micro_batches_of_any_size_have_the_same_loss_and_gradient(name, gistnet):
+def test_micro_batches_of_any_size_have_the_same_loss_and_gradient(name, gistnet):
     """Three optimizer steps where LensNet's targets have a state, which every step moves."""
     arguments, results = batch(6), []
     for size in (6, 2, 1):
