@@ -86,7 +86,6 @@ RENAMED_OPTIONS = {"--drop-twin": "--drop-baseline", "--mean-twin": "--mean-base
 """Old option of `mcframe eval` -> new option."""
 
 RENAMED_EXPORTS = {
-    "AfterVariant": "VariantPass",
     "Baseline": "UncompressedPass",
     "Findings": "EvalResult",
     "HeldOut": "EvalData",
@@ -97,6 +96,7 @@ RENAMED_EXPORTS = {
     "TelemetrySink": "MetricLogger",
     "Term": "LossTerm",
     "TextSourceContract": "TextSuite",
+    "Variants": "VariantPass",
     "every_clause": "all_requirements",
 }
 """Old name in `mcframe.hookspecs` or `mcframe.testing` -> new name."""
