@@ -10,7 +10,7 @@ right if the value occurs in it. Each way to read the message is a process of `m
     refocus   --budget B                          as the run's sessions are
     recency   --budget B --no-refocus             of RUN: with `session.drop_gists` the recent tokens alone
     gists     --budget B --no-refocus             of the run of `--gists`, which reads gists
-    bm25      --budget B                          the blocks that BM25 ranks highest are the message
+    bm25      --budget B+64 --no-refocus          the blocks that BM25 ranks highest are the message: B tokens
     full      --budget FULL --no-refocus          everything
 
 The gists of docs/pretrained.md are those of SmolLM2 at 16:1, in `runs/k16`:
@@ -46,6 +46,8 @@ from mcframe.evaluation.history_arms import retrieved
 from mcframe.hookspecs import Message
 
 ANSWER_TOKENS = 24
+ROOM = 64
+"""Entries for the answer to a message of BM25, and for what divided words add to its tokens."""
 LATEST_FACT = 400
 """Tokens of prose before the fact, at most."""
 EMPTIED = "the history is empty"
@@ -148,7 +150,7 @@ def main() -> None:
     arms: dict[str, tuple[Path, tuple[str, ...]]] = {
         "refocus": (options.run, ("--budget", str(options.budget))),
         "recency": (options.run, ("--budget", str(options.budget), "--no-refocus")),
-        "bm25": (options.run, ("--budget", str(options.budget))),
+        "bm25": (options.run, ("--budget", str(options.budget + ROOM), "--no-refocus")),
     }
     if options.gists is not None:
         arms["gists"] = (options.gists, ("--budget", str(options.budget), "--no-refocus"))
