@@ -10,6 +10,7 @@ from mcframe.context.context_tree import ContextTree
 from mcframe.context.delta_nll import delta_metrics, pair_nll, span_delta, tail_delta
 from mcframe.context.step_metrics import masked_mean, masked_sum, moments, pearson
 from mcframe.context.working_context import build_context
+from mcframe.errors import UserError
 from tests.support import oracle
 from tests.support.generators import MANY, SOME, focused_trees, geometry_of, random_pairs, several
 from tests.support.step_checks import check_means
@@ -136,3 +137,9 @@ def test_the_horizon_is_not_part_of_the_tree():
     assert (far.delta_horizon, near.delta_horizon) == (40, 8)
     assert near == far
     assert str(near) == str(far)
+
+
+def test_a_negative_horizon_is_refused():
+    with pytest.raises(UserError, match="cannot be negative") as caught:
+        ContextTree(40, 8, tail=7, horizon=-1)
+    assert caught.value.binding == "context.horizon"

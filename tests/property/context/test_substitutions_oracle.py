@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcframe.context.context_tree import ContextTree
 from mcframe.context.delta_nll import pair_nll
 from mcframe.context.substitutions import (
     distance_after,
@@ -85,6 +86,20 @@ def test_the_mean_table_holds_means_of_token_embeddings(case, seed):
             mine = [t for t in range(e.start, e.end) if (t - e.start) * e.slots // e.span == e.slot]
             expected = sum(tokens[row, t] for t in mine) / len(mine)
             torch.testing.assert_close(read[row, column], expected, atol=1e-5, rtol=1e-5)
+
+
+@MANY
+@given(st.integers(2, 5), st.integers(2, 6), st.integers(0, 2**32))
+def test_means_omit_tokens_of_documents_before_the_last_of_a_block(size, blocks, seed):
+    tree, generator = ContextTree(size * blocks, size, tail=1), torch.Generator().manual_seed(seed)
+    tokens = torch.randn(2, tree.window, 3, generator=generator)
+    documents = torch.randint(2, (2, tree.window), generator=generator).cumsum(dim=1)
+    table = mean_table(tokens, tree, documents)
+    for row in range(2):
+        for block in range(tree.nodes(1)):
+            inside = range(block * size, (block + 1) * size)
+            own = [tokens[row, t] for t in inside if documents[row, t] == documents[row, inside[-1]]]
+            torch.testing.assert_close(table[row, tree.window + block], sum(own) / size, atol=1e-6, rtol=1e-5)
 
 
 @MANY

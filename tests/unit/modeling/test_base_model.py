@@ -132,7 +132,7 @@ def test_an_untrained_model_is_near_uniform():
     assert gpt.nll(hidden, tokens[:, 1:]).mean().item() == pytest.approx(5.545, abs=0.1)
 
 
-@pytest.mark.parametrize("settings", [{"heads": 3}, {"heads": 16}, {"vocab_size": 5}])
+@pytest.mark.parametrize("settings", [{"heads": 3}, {"heads": 16}, {"head_width": 3}, {"vocab_size": 5}])
 def test_settings_out_of_range(settings):
     with pytest.raises(UserError, match=r"gpt\."):
         GPT(BaseShape(geometry_of(TREE), 10, GaussianRope), **{"depth": 1, "width": 16, "heads": 2} | settings)

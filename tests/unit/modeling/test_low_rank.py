@@ -59,11 +59,12 @@ def test_the_model_is_the_pretrained_one_before_the_first_gist(llama, read):
         assert torch.equal(*(each[other.valid] for each in states))
 
 
+@pytest.mark.parametrize("lora_from", ["gist", "start"])
 @pytest.mark.parametrize("first", [8, FIRST_GIST, FIRST_GIST + 1, 30])
 @torch.no_grad()
-def test_entries_that_follow_a_cache_are_read_alike(first, llama, read):
+def test_entries_that_follow_a_cache_are_read_alike(first, lora_from, llama, read):
     context, embeddings = read
-    base = base_of(llama, trained="lora", lora_from="gist")
+    base = base_of(llama, trained="lora", lora_from=lora_from)
     expected = base.states(embeddings, context)[0]
     cache = KVCache(base.depth, base.kv_heads, base.head_width, 64, embeddings)
     found = []
