@@ -7,6 +7,7 @@ Pre-norm without learned gains, QK-norm before positions rotate, squared ReLU, n
 from __future__ import annotations
 
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -250,15 +251,13 @@ class GPT(BaseModel):
         x = rms_norm(embeddings) + self.lod_embed(context.lod)
         cosine, sine = self.positions(context)
         mask = document_mask(context.document)
-        for number, block in enumerate(self.blocks, start=1):
+        for number, block in enumerate(islice(self.blocks, last), start=1):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, cosine, sine, context.lod, mask, use_reentrant=False)
             else:
                 x = block(x, cosine, sine, context.lod, mask)
             if number == layer:
                 kept = x
-            if number >= last:
-                break
         return x, kept
 
     def extend(self, embeddings: Tensor, lod: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:

@@ -60,8 +60,7 @@ class LowRankChanges:
         return _from_first_gist(torch.cat((before, lod), dim=1))[:, before.shape[1] :]
 
     def _gate(self, module: nn.Module, inputs: tuple[Tensor, ...], change: Tensor) -> Tensor:
-        if self.acts is None:
-            return change
+        assert self.acts is not None, "a layer runs before `acts` is set"
         if self.acts.numel() == 0:
             return torch.zeros_like(change)
         return change * self.acts.to(change.dtype)

@@ -7,6 +7,7 @@ for packed sequences where it builds the mask itself, and would cut attention at
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,15 +177,13 @@ class HuggingFaceBase(BaseModel):
         factors = self._factors(self.positions(context), x)
         options: dict[str, Any] = {"attention_mask": document_mask(context.document), "position_embeddings": factors}
         acts = None if self._lora is None else self._lora.acts_on(context)
-        for number, block in enumerate(self.layers, start=1):
+        for number, block in enumerate(islice(self.layers, last), start=1):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self._layer, block, acts, x, **options, use_reentrant=False)
             else:
                 x = self._layer(block, acts, x, **options)
             if number == layer:
                 kept = x
-            if number >= last:
-                break
         return x, kept
 
     def extend(self, embeddings: Tensor, lod: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from mcframe.context.context_tree import ContextTree
 from mcframe.context.substitutions import drop_gists
-from mcframe.context.working_context import build_context, raw_context
+from mcframe.context.working_context import build_context, raw_context, with_documents
 from mcframe.hookspecs import BaseShape
 from mcframe.interfaces.kv_cache import KVCache
 from mcframe.modeling.pretrained_base import HuggingFaceBase
@@ -57,6 +57,21 @@ def test_the_model_is_the_pretrained_one_before_the_first_gist(llama, read):
     for other in (raw, dropped, build_context(torch.zeros_like(context.focus), TREE)):
         states = [each.states(inputs[:, : other.length], other)[0] for each in (base, frozen)]
         assert torch.equal(*(each[other.valid] for each in states))
+
+
+@torch.no_grad()
+def test_a_gist_of_another_document_changes_nothing(llama, read):
+    context, embeddings = read
+    documents = torch.arange(TREE.window)[None] // 27  # borders in the block after the first gist, and in the tail
+    context = with_documents(context, documents)
+    bases = (base_of(llama, trained="lora", lora_from="gist"), base_of(llama))
+    found, expected = (each.states(embeddings, context)[0][0] for each in bases)
+    own, lod = context.document[0].tolist(), context.lod[0].tolist()
+    for entry in range(context.length):
+        after = any(lod[j] > 0 and own[j] == own[entry] for j in range(entry + 1))
+        changed = float((found[entry] - expected[entry]).abs().max())
+        assert changed > 1e-2 if after else changed == 0
+    assert len(set(own)) == 3
 
 
 @pytest.mark.parametrize("lora_from", ["gist", "start"])
