@@ -79,7 +79,9 @@ def test_every_slow_requirement_rejects_a_fault():
 def test_training_that_dies_or_hangs_does_not_affect_the_others(monkeypatch):
     monkeypatch.setattr(trainings, "TIMEOUT_S", 90.0)
     names = ("dying", "sound", "stuck", "idle")
-    requested = [Training((f"run.gistnet = @gistnet.broken_{name}",), (FILE,), steps=1, ranks=2) for name in names]
+    late = "run.stall_seconds = 1000"  # so that the limit of the training ends it, not the watch of the other rank
+    settings = [(f"run.gistnet = @gistnet.broken_{name}", late) for name in names]
+    requested = [Training(each, (FILE,), steps=1, ranks=2) for each in settings]
     dying, sound, stuck, idle = trained(*requested)
     assert (dying.code, sound.code, stuck.code, idle.code) == (3, 0, None, 0)
     assert "it is not done after 90 s" in stuck.failure
