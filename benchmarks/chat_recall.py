@@ -10,7 +10,8 @@ right if the value occurs in it. Each way to read the message is a process of `m
     refocus   --budget B                          as the run's sessions are
     recency   --budget B --no-refocus             of RUN: with `session.drop_gists` the recent tokens alone
     gists     --budget B --no-refocus             of the run of `--gists`, which reads gists
-    bm25      --budget B+64 --no-refocus          the blocks that BM25 ranks highest are the message: B tokens
+    bm25      --budget B+64 --no-refocus          the message is the blocks that BM25 ranks highest, and the question,
+                                                  of as many tokens as a context has entries after a refocus
     full      --budget FULL --no-refocus          everything
 
 The gists of docs/pretrained.md are those of SmolLM2 at 16:1, in `runs/k16`:
@@ -51,7 +52,7 @@ ROOM = 64
 LATEST_FACT = 400
 """Tokens of prose before the fact, at most."""
 EMPTIED = "the history is empty"
-"""What `/reset` prints: the end of a chat."""
+"""Printed by `/reset`: the end of a chat."""
 
 
 @dataclass(frozen=True)
